@@ -1,0 +1,182 @@
+"""The records that travel between modules: prompts, completions, groups, metrics, events. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+
+class RunStatus(StrEnum):
+    QUEUED = "queued"
+    LOADING = "loading"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody must be working on the run: if its process is gone, it was interrupted."""
+        return self in (RunStatus.QUEUED, RunStatus.LOADING, RunStatus.RUNNING, RunStatus.PAUSED)
+
+
+class Phase(StrEnum):
+    LOADING = "loading"
+    SAMPLING = "sampling"
+    SCORING = "scoring"
+    UPDATING = "updating"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question with the answer that graders compare with. `text` is what the model reads, before any chat template."""
+
+    id: str
+    text: str
+    answer: str
+    task: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the policy wrote. `num_tokens` counts the end token; `finish_reason` is "stop" or "length"."""
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A scored completion. A score or reward of None could not be scored; its advantage is 0."""
+
+    completion: Completion
+    scores: Mapping[str, float | None]
+    reward: float | None
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G siblings of one prompt at one step. `verdict` is one of rubric.verdict.VERDICTS."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+    reward_mean: float | None
+    reward_std: float | None
+    verdict: str
+
+
+def metric(title: str, unit: str, help: str, reading: str) -> Any:
+    """A field of StepMetrics with what docs/metrics.md and the page say about it. Missing or not finite is None."""
+    return field(default=None, metadata={"title": title, "unit": unit, "help": help, "reading": reading})
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Everything recorded about one optimiser step. Means over rows are over scored rows; None = not measurable."""
+
+    reward_mean: float | None = metric("Reward", "reward", "Mean total reward of the step's scored completions.",
+        "The one curve to watch. It jumps with the prompts drawn; trust the trend.")
+    reward_std: float | None = metric("Reward spread", "reward", "Sample standard deviation over all scored rows of the step.",
+        "Over the whole step, not within groups. At 0 nothing can be learned.")
+    advantage_std: float | None = metric("Advantage spread", "1", "Standard deviation of the advantages over all rows.",
+        "Just under 1 when most groups are informative; falls as groups tie.")
+    tied_group_frac: float | None = metric("Tied groups", "share", "Share of groups in which all rewards are equal.",
+        "A tied group has no gradient. High at both ends of learning: all wrong, later all right.")
+    tied_best_frac: float | None = metric("Tied, all right", "share",
+        "Share of groups that are tied with every completion right.", "Prompts that the policy has solved.")
+    tied_worst_frac: float | None = metric("Tied, all wrong", "share",
+        "Share of groups that are tied with every completion wrong.", "Prompts that are too hard for now.")
+    loss: float | None = metric("Loss", "1", "The minimised objective, policy term plus kl_coef times KL.",
+        "Near 0 is expected on-policy: ratios are 1 and advantages sum to 0. Watch reward and gradient norm.")
+    policy_loss: float | None = metric("Policy loss", "1", "The clipped policy term alone.",
+        "Its value says little, its gradient everything.")
+    kl: float | None = metric("KL to reference", "nats/token", "Mean over completion tokens of the k3 estimator of KL(policy, reference).",
+        "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.")
+    kl_coef: float | None = metric("KL coefficient", "1", "Weight of the KL term in this step's loss.", "0: measured, not trained on.")
+    entropy: float | None = metric("Entropy", "nats/token", "Mean entropy of the policy's next-token distribution on completion tokens.",
+        "Falls as the policy commits. Near 0 all siblings look alike and groups tie.")
+    ratio_mean: float | None = metric("Ratio, mean", "1", "Mean of the importance ratio new/old over completion tokens.",
+        "Exactly 1 in the first update of a batch.")
+    ratio_max: float | None = metric("Ratio, max", "1", "Largest importance ratio over completion tokens.", "Exactly 1 in the first update of a batch.")
+    clip_frac: float | None = metric("Clipped", "share", "Share of completion tokens whose ratio was clipped.",
+        "0 with one update per batch: that is normal.")
+    clip_low_frac: float | None = metric("Clipped low", "share", "Share with ratio < 1 - clip_eps_low and A < 0.", "Tokens already pushed down enough.")
+    clip_high_frac: float | None = metric("Clipped high", "share", "Share with ratio > 1 + clip_eps_high and A > 0.", "Tokens already pushed up enough.")
+    grad_norm: float | None = metric("Gradient norm", "1", "Global L2 norm of the gradient before clipping.",
+        "0 when all groups tie. Repeated spikes: lower the learning rate.")
+    learning_rate: float | None = metric("Learning rate", "1", "Learning rate of this step, after warm-up.", "Rises over the warm-up steps, then constant.")
+    completion_tokens_mean: float | None = metric("Completion length", "tokens", "Mean number of completion tokens, end token counted.",
+        "Rises when thinking pays; rises without reward when length is being gamed.")
+    completion_tokens_max: float | None = metric("Longest completion", "tokens", "Largest number of completion tokens.",
+        "At max_new_tokens some completions were cut.")
+    truncated_frac: float | None = metric("Truncated", "share", "Share of completions that hit max_new_tokens before ending.",
+        "Above 0.3: raise max_new_tokens, or the reward never sees the answer.")
+    unique_frac: float | None = metric("Unique completions", "share", "Distinct texts among the siblings, over group size, mean over groups.",
+        "Towards 1/G siblings are copies and groups tie.")
+    unscored_frac: float | None = metric("Unscored", "share", "Share of completions whose reward is null.", "Not 0: look at which criterion fails.")
+    tokens: int | None = metric("Tokens", "tokens", "Completion tokens sampled in this step.", "The compute axis when comparing runs.")
+    sampling_seconds: float | None = metric("Sampling time", "s", "Seconds spent sampling completions.", "Usually the largest part.")
+    scoring_seconds: float | None = metric("Scoring time", "s", "Seconds spent in the rubric.", "Large: a slow criterion.")
+    update_seconds: float | None = metric("Update time", "s", "Seconds for reference, forward, backward and optimiser.", "Grows with completion length.")
+    step_seconds: float | None = metric("Step time", "s", "Seconds for the whole step, evaluation not counted.", "Steps left times this is the time left.")
+    peak_memory_mib: float | None = metric("Peak memory", "MiB", "Peak memory: of the device on CUDA, else resident memory of the process.",
+        "Near the limit: lower micro_batch_tokens or group size.")
+
+
+STEP_METRICS: tuple[str, ...] = tuple(f.name for f in fields(StepMetrics))
+
+
+# ---- events: all that train() says, in the order in which it happens -------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The policy is in memory. `env`: versions, device, dtype, parameters; stored whole with the run."""
+
+    env: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """What the trainer does from now on, in step `step` (0 = before the first) of `num_steps`."""
+
+    phase: Phase
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsScored:
+    """The groups of a step, complete with rewards and advantages, before the update that uses them."""
+
+    step: int
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCompleted:
+    """An optimiser step is done. `extra`: named numbers of an open set, e.g. "score/accuracy"."""
+
+    step: int
+    metrics: StepMetrics
+    extra: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Held-out results after `step` optimiser steps (0 = baseline), e.g. "heldout/accuracy"."""
+
+    step: int
+    metrics: Mapping[str, float | None]
+
+
+Event = ModelLoaded | PhaseStarted | GroupsScored | StepCompleted | Evaluated
