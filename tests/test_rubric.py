@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_core.config import Criterion, RubricConfig
+from grpo_core.errors import InvalidConfig
+from grpo_core.rubric import CHECKS, PRESETS, VERDICTS, build_rubric, explain, verdict
+from grpo_core.types import Completion, Prompt
+
+PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")
+
+
+def score(check: str, text: str, num_tokens: int = 5, **params: object) -> float | None:
+    row = CHECKS[check]
+    return row.score(Completion(text, "stop", num_tokens), PROMPT, row.params.model_validate(params))
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("<answer>86</answer>", 1.0), ("<answer> 86\n</answer>", 1.0), ("<answer>87</answer>", 0.0), ("86", 0.0), ("", 0.0),
+    ("<think>12+30=42,42+44=86</think><answer>86</answer>", 1.0),
+    ("<answer>85</answer><answer>86</answer>", 1.0),  # the last word counts
+])
+def test_accuracy_is_one_only_for_the_right_text_in_the_answer_tag(text, expected):
+    assert score("accuracy", text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("<answer>86</answer>", 1.0),                            # 1/2 for the tag + 1/2 for nothing outside
+    ("<think>x</think><answer>86</answer>", 1.0),            # thinking is allowed, not needed
+    ("so <answer>86</answer>", 0.5),                         # the tag stands, but text is outside
+    ("<answer>86</answer><think>x</think>", 0.5),            # wrong order: the block counts as outside
+    ("<answer>1</answer><answer>86</answer>", 0.0),          # twice is not once
+    ("<answer></answer>", 0.0), ("<answer>86", 0.0), ("</answer>86<answer>", 0.0), ("86", 0.0),
+])
+def test_format_gives_half_for_the_tag_and_half_for_nothing_outside(text, expected):
+    assert score("format", text) == expected
+
+
+def test_format_gives_partial_credit_for_each_required_tag():
+    # one of two required tags stands: 1/2 · 1/2
+    assert score("format", "<answer>86</answer>", required=["think", "answer"], optional=[]) == 0.25
+    assert score("format", "<think>a</think> <answer>86</answer>", required=["think", "answer"], optional=[]) == 1.0
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("12+30=42", 1.0), ("abcд", 0.75), ("\x07\x07ab", 0.5), ("", 0.0), ("10000", 1.0),
+    ("ok" + "ab" * 4, 0.2),  # 8 of 10 characters are a loop
+])
+def test_language_takes_off_foreign_script_control_characters_and_loops(text, expected):
+    assert score("language", text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 0.5), (2, 1.0), (8, 1.0), (12, 0.5), (16, 0.0), (99, 0.0)])
+def test_length_is_full_in_the_range_and_fades_outside(n, expected):
+    assert score("length", "x", n, min_tokens=2, max_tokens=8) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [("<think>a</think>", 1.0), ("<think> </think>", 0.0), ("<think>a", 0.0), ("a", 0.0)])
+def test_reasoning_sees_a_closed_think_block_that_is_not_blank(text, expected):
+    assert score("reasoning", text) == expected
+
+
+def test_the_reward_is_the_weighted_sum_and_a_weight_of_zero_only_watches():
+    rubric = build_rubric(RubricConfig(name="answer"))
+    scores, reward = rubric.score(Completion("so <answer>86</answer>", "stop", 9), PROMPT)
+    assert scores == {"accuracy": 1.0, "format": 0.5, "language": 1.0, "reasoning": 0.0}
+    assert reward == pytest.approx(1.2)  # 1·1 + .2·.5 + .1·1 + 0·0
+    assert rubric.outcome == "accuracy"
+
+
+def test_what_cannot_be_scored_is_null_and_never_zero():
+    nowhere = Prompt("p", "?", "", "unknown")
+    rubric = build_rubric(RubricConfig(name="accuracy only"))
+    scores, reward = rubric.score(Completion("<answer>1</answer>", "stop", 3), nowhere)
+    assert scores["accuracy"] is None
+    assert reward is None  # the watched criterion was scored, but it has no weight
+    both = build_rubric(RubricConfig(name="answer"))
+    assert both.score(Completion("<answer>1</answer>", "stop", 3), nowhere)[1] == pytest.approx(0.3)  # .2 format + .1 language
+
+
+def test_the_default_rubric_pays_nothing_for_thinking_as_such():
+    rubric = build_rubric(RubricConfig())
+    direct = rubric.score(Completion("<answer>86</answer>", "stop", 4), PROMPT)[1]
+    reasoned = rubric.score(Completion("<think>12+30=42</think><answer>86</answer>", "stop", 14), PROMPT)[1]
+    assert direct == reasoned == pytest.approx(1.3)
+
+
+def test_wrong_criteria_are_refused_with_what_is_known():
+    with pytest.raises(InvalidConfig, match=r"rubric\.criteria\.0\.check = 'nope'.*accuracy"):
+        build_rubric(RubricConfig(criteria=(Criterion(name="a", check="nope", weight=1),)))
+    with pytest.raises(InvalidConfig, match=r"rubric\.criteria\.0\.params\.script.*Parameters of language: script"):
+        build_rubric(RubricConfig(criteria=(Criterion(name="a", check="language", weight=1, params={"script": "klingon"}),)))
+    with pytest.raises(InvalidConfig, match=r"rubric\.name = 'nope'.*answer"):
+        build_rubric(RubricConfig(name="nope"))
+
+
+@given(st.text(max_size=300), st.integers(0, 10_000), st.sampled_from(sorted(CHECKS)))
+def test_no_text_makes_a_criterion_raise_or_leave_its_range(text, num_tokens, check):
+    value = score(check, text, num_tokens)
+    assert value is None or 0.0 <= value <= 1.0
+
+
+@pytest.mark.parametrize("text", ["<answer>" * 3000, "<think>" * 3000 + "</think>" * 3000, "a" * 200_000, "ab" * 10_000 + "c", "<answer>9" + "9" * 100_000,
+                                  "<answer>" + "(" * 20_000 + "</answer>", ("abcdefghijklmnop" * 3 + "!") * 400])
+def test_hostile_text_is_scored_in_bounded_time(text):
+    for name in PRESETS:
+        start = time.perf_counter()
+        build_rubric(RubricConfig(name=name)).score(Completion(text, "length", 10), PROMPT)
+        assert time.perf_counter() - start < 2  # a backtracking pattern would take minutes
+
+
+@pytest.mark.parametrize(("code", "rewards", "outcomes", "finish"), [
+    ("healthy", [1.1, 0.1], [1, 0], "ss"), ("all_right", [1.1, 1.1], [1, 1], "ss"), ("all_wrong", [0.1, 0.1], [0, 0], "ss"),
+    ("tied", [0.5, 0.5], [], "ss"), ("phantom", [0.1, 0.2], [0, 0], "ss"), ("polish", [1.1, 1.2], [1, 1], "ss"),
+    ("graded", [0.1, 0.2], [], "ss"), ("truncated", [1.1, 0.1], [1, 0], "sl"), ("unscored", [None, 1.0], [None, 1], "ss"),
+    ("all_wrong", [0.1, 0.1], [0, 0], "ll"),  # tied wins: there is nothing to learn, cut or not
+])
+def test_each_situation_of_a_group_has_its_verdict(code, rewards, outcomes, finish):
+    reasons = ["stop" if f == "s" else "length" for f in finish]
+    assert verdict(rewards, outcomes, reasons) == code
+    assert "{" not in explain(code, rewards, outcomes, reasons)
+    assert code in VERDICTS
