@@ -1,0 +1,121 @@
+"""From a name to a Policy. Safetensors only, no code from the model's folder; what cannot work is said in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from grpo_core.config import ModelConfig
+from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.policy.policy import Policy, pick_device
+
+BUNDLED = Path(__file__).parent / "bundled"
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+_WAY_OUT = "Write bundled, a folder with config.json, a tokenizer and *.safetensors, or a Hub id such as Qwen/Qwen3-0.6B."
+# Ends of a turn in common chat templates: a model that learned to stop at one must be allowed to.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<turn|>", "<|return|>")
+
+
+def check_model(config: ModelConfig) -> None:
+    """Find out, before a run is created, what can be found out without reading weights. Raises InvalidConfig on `model.name`."""
+    source = _source(config)
+    model_config = _model_config(source, config)
+    if getattr(model_config, "is_encoder_decoder", False):
+        _refuse(config, f"{model_config.model_type} is an encoder-decoder; GRPO here needs a decoder-only language model")
+
+
+def load_policy(config: ModelConfig, seed: int, device: torch.device | None = None) -> Policy:
+    """Load model and tokenizer onto the device. bfloat16 on CUDA and float32 elsewhere unless the configuration says otherwise.
+
+    init "random": the architecture with fresh weights drawn from `seed`. Raises InvalidConfig on `model.name`.
+    """
+    check_model(config)
+    device = device or pick_device()
+    source, options = _source(config), {"trust_remote_code": False, "revision": config.revision}
+    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
+             "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if config.init == "random":
+            model = _random_weights(source, options, dtype, seed)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+        _refuse(config, f"it cannot be loaded: {_one_line(error)}")
+    model.to(device).eval()  # eval: dropout would make the policy differ from itself, and KL at step 0 differ from 0
+    pad = tokenizer.pad_token_id
+    end_ids = _end_ids(model, tokenizer)
+    if not end_ids:
+        _refuse(config, "neither its generation config nor its tokenizer names an end token, so no completion would ever end")
+    return Policy(model, tokenizer, end_ids, pad if pad is not None else min(end_ids), getattr(model.config, "max_position_embeddings", None))
+
+
+def _random_weights(source: str, options: dict[str, Any], dtype: torch.dtype, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):  # initialisation has no generator argument; leave the process's own alone
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **options), dtype=dtype)
+
+
+def _source(config: ModelConfig) -> str:
+    """The folder or Hub id behind a name; refuses folders that could not be loaded safely."""
+    name = config.name.strip()
+    if name == "bundled":
+        return str(BUNDLED)
+    folder = Path(name).expanduser()
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, ValueError):  # names too long for the file system, NUL bytes
+        is_folder = exists = False
+    if is_folder:
+        _check_folder(folder, config)
+        return str(folder)
+    if exists:
+        _refuse(config, "this is a file, not a model folder")
+    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name) or ".." in name:
+        _refuse(config, "there is no such folder, and it is no Hub id")
+    return name
+
+
+def _check_folder(folder: Path, config: ModelConfig) -> None:
+    if not (folder / "config.json").is_file():
+        _refuse(config, "the folder has no config.json")
+    if config.init == "weights" and not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+        if pickles:
+            _refuse(config, f"it has pickled weights only ({', '.join(pickles[:3])}), and loading a pickle runs whatever code is in it",
+                    "Convert it with save_pretrained(…, safe_serialization=True) where you trust it.")
+        _refuse(config, "the folder has no *.safetensors file", "Add the weights, or choose random initial weights.")
+
+
+def _model_config(source: str, config: ModelConfig) -> Any:
+    try:
+        raw = Path(source) / "config.json"
+        if raw.is_file() and "auto_map" in (data := json.loads(raw.read_text("utf-8"))):
+            _refuse(config, f"it needs code from its own folder ({', '.join(data['auto_map'])}), which is never run here")
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, revision=config.revision)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _refuse(config, f"its configuration cannot be loaded: {_one_line(error)}")
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    generation: GenerationConfig | None = getattr(model, "generation_config", None)
+    named = getattr(generation, "eos_token_id", None)
+    ids = set(named if isinstance(named, (list, tuple)) else [named]) | {tokenizer.eos_token_id}
+    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    ids |= {tokenizer.convert_tokens_to_ids(t) for t in _TURN_ENDS if t in special}
+    return frozenset(i for i in ids if i is not None)
+
+
+def _one_line(error: BaseException) -> str:
+    """The first sentence of a library's error; the rest is advice for programmers."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first[:200]
+
+
+def _refuse(config: ModelConfig, problem: str, way_out: str = _WAY_OUT) -> NoReturn:
+    raise InvalidConfig([FieldProblem("model.name", config.name, problem, way_out)]) from None

@@ -1,0 +1,60 @@
+"""Policy: model, tokenizer, and the ids that end a completion."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from grpo_core.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A loaded causal language model. `end_ids`: every id that ends a turn, of generation config, tokenizer and chat template."""
+
+    model: Any
+    tokenizer: Any
+    end_ids: frozenset[int]
+    pad_id: int
+    context: int | None  # tokens, prompt and completion together
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def encode(self, prompt: Prompt, instruction: str) -> list[int]:
+        """Token ids as the model reads the prompt: through its chat template if it has one, else the bare text."""
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": f"{instruction}\n\n{prompt.text}"}]
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        return self.tokenizer(prompt.text)["input_ids"]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Completion ids -> text, end tokens left out, everything else as it is."""
+        return self.tokenizer.decode([t for t in token_ids if t not in self.end_ids], skip_special_tokens=True)
+
+    def frozen_copy(self) -> Any:
+        """The reference: the same weights, never to move."""
+        return copy.deepcopy(self.model).requires_grad_(False).eval()
+
+
+def pick_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """For people: "CPU, 2 threads" or "NVIDIA H200, 139 GB"."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
+    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"

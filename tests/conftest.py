@@ -1,0 +1,39 @@
+"""Shared by all tests: no network, small thread count, and a random-weight model made on the spot."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the Hub is a broken test
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random-weight 2-layer, 32-wide Llama and the bundled tokenizer: real loading code, no download."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from grpo_core.policy import BUNDLED
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_settings(tiny_model: Path) -> dict[str, object]:
+    """Dotted settings of a run that takes a second: 3 steps of 2 prompts x 4 completions of at most 8 tokens."""
+    return {"model.name": str(tiny_model), "task.heldout_size": 8, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 4,
+            "train.max_new_tokens": 8, "train.eval_every": 0}

@@ -1,0 +1,223 @@
+"""Numbers against hand values and naive float64 loops."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from grpo_core.config import AlgorithmConfig, TrainConfig
+from grpo_core.learner import ADVANTAGES, AGGREGATIONS, KL_ESTIMATORS, OBJECTIVES, Batch, Learner, NonFinite, collate, token_logprobs
+from grpo_core.learner.objectives import StepSize
+
+NAN = math.nan
+VOCABULARY = 11
+
+
+class TinyLM(nn.Module):
+    """A causal model small enough for float64 loops: a token's logits depend on it and on the mean of those before it."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64):
+        super().__init__()
+        g = torch.Generator().manual_seed(seed)
+        self.embed = nn.Parameter(torch.randn(VOCABULARY, 6, generator=g, dtype=dtype))
+        self.head = nn.Linear(6, VOCABULARY, bias=False, dtype=dtype)
+        self.head.weight.data = torch.randn(VOCABULARY, 6, generator=g, dtype=dtype)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.head
+
+    def forward(self, input_ids, attention_mask, logits_to_keep=0):
+        x = self.embed[input_ids] * attention_mask[..., None]
+        context = x.cumsum(1) / attention_mask.cumsum(1).clamp(min=1)[..., None]
+        return SimpleNamespace(logits=self.head(torch.tanh(x + context))[:, -logits_to_keep:])
+
+
+def make_batch(prompts=((1, 2), (1, 2), (3,), (3,)), completions=((4, 5, 6), (7,), (8, 9), (4, 4, 4, 4)), trains=None) -> Batch:
+    return collate(prompts, completions, trains or [True] * len(prompts), pad_id=0, device=torch.device("cpu"))
+
+
+def make_learner(model=None, reference=None, train=None, **algorithm) -> Learner:
+    settings = TrainConfig(**{"warmup_steps": 0, "max_grad_norm": 1e6, "max_new_tokens": 6, **(train or {})})
+    return Learner(model or TinyLM(), (reference or TinyLM(seed=1)).requires_grad_(False), AlgorithmConfig(**algorithm), settings, learning_rate=1e-3)
+
+
+# ---- advantages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "expected"), [("group_mean", 0.875), ("group_std", 2.474), ("leave_one_out", 1.0)])
+def test_one_winner_in_a_group_of_eight_has_the_textbook_advantage(name, expected):
+    # mean 1/8; sample std sqrt(7·(1/8)² + (7/8)²)/7) = .35355; .875/(.35355 + 1e-4) = 2.4742
+    rewards = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    assert ADVANTAGES[name](rewards)[0, 0].item() == pytest.approx(expected, abs=5e-4)
+
+
+def test_group_std_gives_the_golden_values_with_unscored_and_tied_rows():
+    rewards = torch.tensor([[1, 0.25, 1.25, 0], [0.1] * 4, [1, NAN, 0.15, 1.05]], dtype=torch.float64)
+    golden = torch.tensor([[0.63002, -0.63002, 1.05003, -1.05003], [0, 0, 0, 0], [0.52711, 0, -1.15306, 0.62595]], dtype=torch.float64)
+    torch.testing.assert_close(ADVANTAGES["group_std"](rewards), golden, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(ADVANTAGES))
+def test_advantages_sum_to_zero_ignore_a_shift_and_are_zero_where_nothing_can_be_compared(name):
+    rewards = torch.rand(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    advantages = ADVANTAGES[name](rewards)
+    assert advantages.sum(1).abs().max() < 1e-12
+    torch.testing.assert_close(ADVANTAGES[name](rewards + 3), advantages)
+    alone = torch.tensor([[NAN, 2.0, NAN], [NAN] * 3, [0.1 + 0.2, 0.3, 0.3]], dtype=torch.float64)  # .1 + .2 is not .3: a tie by rounding
+    assert torch.equal(ADVANTAGES[name](alone), torch.zeros(3, 3, dtype=torch.float64))
+
+
+# ---- objectives ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "loss", "gradient"), [
+    (1.0, 2.0, -2.0, -2.0),    # inside: -wA
+    (1.5, 2.0, -2.4, 0.0),     # good and already up: clipped at 1.2
+    (0.5, 2.0, -1.0, -2.0),    # good but down: never clipped
+    (0.5, -1.0, 0.8, 0.0),     # bad and already down: clipped at .8
+    (1.5, -1.0, 1.5, 1.0),     # bad but up: never clipped
+])
+def test_clip_stops_the_gradient_exactly_where_ppo_does(ratio, advantage, loss, gradient):
+    w = torch.tensor([[ratio]], dtype=torch.float64, requires_grad=True)
+    value = OBJECTIVES["clip"](w.log(), w, torch.tensor([[advantage]], dtype=torch.float64), 0.2, 0.2)
+    value.sum().backward()
+    assert value.item() == pytest.approx(loss)
+    assert w.grad.item() == pytest.approx(gradient)
+
+
+def test_kl_estimators_have_their_closed_forms_and_k3_averages_to_the_true_kl():
+    d = torch.tensor([0.5, -0.5], dtype=torch.float64)
+    assert KL_ESTIMATORS["k1"](d).tolist() == [-0.5, 0.5]
+    assert KL_ESTIMATORS["k2"](d).tolist() == [0.125, 0.125]
+    assert KL_ESTIMATORS["k3"](d).tolist() == pytest.approx([math.exp(0.5) - 1.5, math.exp(-0.5) - 0.5])
+    new, ref = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.4, 0.4, 0.2]).double()
+    true = (new * (new / ref).log()).sum()
+    for name in ("k1", "k3"):  # E over the policy's own samples: both are unbiased
+        assert (new * KL_ESTIMATORS[name]((ref / new).log())).sum() == pytest.approx(true)
+
+
+def test_aggregations_weigh_completions_or_tokens_as_they_say():
+    values = torch.tensor([[1.0, 1, 1, 1], [4, 0, 0, 0]]).double()
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    size = StepSize(num_rows=2, num_tokens=5, max_new_tokens=8)
+    assert AGGREGATIONS["sequence_mean"](values, mask, size).item() == pytest.approx((1 + 4) / 2)
+    assert AGGREGATIONS["token_mean"](values, mask, size).item() == pytest.approx((4 + 4) / 5)
+    assert AGGREGATIONS["constant"](values, mask, size).item() == pytest.approx((4 + 4) / (2 * 8))
+
+
+# ---- the step ------------------------------------------------------------------------------------------------------
+
+
+def test_token_logprobs_equal_a_loop_over_single_tokens():
+    model, batch = TinyLM(), make_batch()
+    logprobs, entropy = token_logprobs(model, batch, temperature=0.7)
+    for row, (prompt, completion) in enumerate(zip(((1, 2), (1, 2), (3,), (3,)), ((4, 5, 6), (7,), (8, 9), (4, 4, 4, 4)), strict=True)):
+        for t, token in enumerate(completion):
+            seen = torch.tensor([[*prompt, *completion[:t]]])
+            logits = model(seen, torch.ones_like(seen), logits_to_keep=1).logits[0, -1].float() / 0.7
+            p = logits.softmax(-1)
+            assert logprobs[row, t].item() == pytest.approx(p[token].log().item(), abs=1e-5)
+            assert entropy[row, t].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", sorted(AGGREGATIONS))
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_loss_and_gradient_equal_a_naive_loop(aggregation, kl_coef):
+    model, reference, advantages = TinyLM(), TinyLM(seed=1), torch.tensor([1.0, -0.5, 0.25, -0.75])
+    batch = make_batch()
+    learner = make_learner(model, reference, aggregation=aggregation, kl_coef=kl_coef)
+    twin = TinyLM()
+    learner.optimizer.step = lambda: None  # keep the gradient, not the step
+    update = learner.update(batch, advantages)
+
+    rows = [((1, 2), (4, 5, 6)), ((1, 2), (7,)), ((3,), (8, 9)), ((3,), (4, 4, 4, 4))]
+    total = torch.zeros((), dtype=torch.float64)
+    for (prompt, completion), a in zip(rows, advantages.tolist(), strict=True):
+        row = torch.zeros((), dtype=torch.float64)
+        for t, token in enumerate(completion):
+            seen = torch.tensor([[*prompt, *completion[:t]]])
+            new = twin(seen, torch.ones_like(seen), 1).logits[0, -1].log_softmax(-1)[token]
+            ref = reference(seen, torch.ones_like(seen), 1).logits[0, -1].log_softmax(-1)[token].detach()
+            row = row - (new - new.detach()).exp() * a + kl_coef * ((ref - new).exp() - (ref - new) - 1)
+        total = total + row / {"sequence_mean": len(completion) * 4, "token_mean": 10, "constant": 4 * 6}[aggregation]
+    total.backward()
+    assert update.loss == pytest.approx(total.item(), abs=1e-5)
+    for ours, naive in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, naive.grad, atol=1e-5, rtol=1e-4)
+
+
+def gradient(batch: Batch, advantages: torch.Tensor, **train: object) -> torch.Tensor:
+    learner = make_learner(train=train, kl_coef=0.1)
+    learner.optimizer.step = lambda: None
+    learner.update(batch, advantages)
+    return torch.cat([p.grad.flatten() for p in learner.model.parameters()])
+
+
+def test_micro_batch_size_padding_and_row_order_change_nothing():
+    advantages = torch.tensor([1.0, -0.5, 0.25, -0.75])
+    whole = gradient(make_batch(), advantages)
+    for budget in (1, 7, 12, 19):  # 1: every row alone, its padding cut off
+        torch.testing.assert_close(gradient(make_batch(), advantages, micro_batch_tokens=budget), whole, atol=1e-6, rtol=0)
+    shuffled = make_batch(prompts=((3,), (1, 2), (3,), (1, 2)), completions=((4, 4, 4, 4), (7,), (8, 9), (4, 5, 6)))
+    torch.testing.assert_close(gradient(shuffled, advantages[[3, 1, 2, 0]]), whole, atol=1e-6, rtol=0)
+
+
+def test_a_masked_row_trains_nothing_and_leaves_the_token_count():
+    advantages = torch.tensor([1.0, -0.5, 0.25, -0.75])
+    masked = gradient(make_batch(trains=[True, True, True, False]), advantages)
+    without = gradient(make_batch(prompts=((1, 2), (1, 2), (3,)), completions=((4, 5, 6), (7,), (8, 9))), advantages[:3])
+    torch.testing.assert_close(masked, without, atol=1e-6, rtol=0)
+
+
+def test_the_first_update_has_ratio_one_no_clipping_and_kl_zero_against_its_own_copy():
+    update = make_learner(TinyLM(), TinyLM()).update(make_batch(), torch.tensor([1.0, -1, 1, -1]))
+    assert (update.ratio_mean, update.ratio_max, update.clip_low_frac, update.clip_high_frac) == (1.0, 1.0, 0.0, 0.0)
+    assert update.kl == pytest.approx(0, abs=1e-7)
+
+
+def test_kl_is_measured_even_where_it_is_not_trained_on():
+    measured = make_learner(kl_coef=0.0).update(make_batch(), torch.zeros(4))
+    trained = make_learner(kl_coef=0.5).update(make_batch(), torch.zeros(4))
+    assert measured.kl > 0
+    assert measured.loss == 0
+    assert measured.grad_norm == 0
+    assert trained.loss == pytest.approx(0.5 * trained.kl)  # advantages are 0: only the KL term is left
+
+
+def test_kl_of_the_whole_batch_is_the_mean_over_its_tokens():
+    batch, learner = make_batch(), make_learner(kl_coef=0.5)
+    new, _ = token_logprobs(TinyLM(), batch, 1.0)
+    ref, _ = token_logprobs(learner.reference, batch, 1.0)
+    expected = (((ref - new).exp() - (ref - new) - 1) * batch.completion_mask).sum() / 10
+    assert learner.update(batch, torch.zeros(4)).kl == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_refused_and_the_weights_stay():
+    model = TinyLM()
+    learner = make_learner(model)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(NonFinite, match="nan"):
+        learner.update(make_batch(), torch.tensor([NAN, 0, 0, 0]))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_the_learning_rate_warms_up_linearly_and_is_recorded():
+    learner = make_learner(train={"warmup_steps": 4})
+    for expected in (0.00025, 0.0005, 0.00075, 0.001, 0.001):
+        assert learner.update(make_batch(), torch.ones(4)).learning_rate == pytest.approx(expected)
+
+
+def test_training_raises_the_probability_of_what_did_better():
+    model, batch = TinyLM(), make_batch()
+    learner = make_learner(model, kl_coef=0.0)
+    before, _ = token_logprobs(model, batch, 1.0)
+    for _ in range(5):
+        learner.update(batch, torch.tensor([1.0, -1, 1, -1]))
+    after, _ = token_logprobs(model, batch, 1.0)
+    gain = ((after - before) * batch.completion_mask).sum(1)
+    assert (gain[[0, 2]] > 0).all()
+    assert (gain[[1, 3]] < 0).all()

@@ -1,0 +1,93 @@
+"""Sampling against the plainest possible loop, and against the model's own distribution."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from grpo_core.config import ModelConfig
+from grpo_core.policy import Policy, load_policy
+from grpo_core.rollout import sample_groups
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model) -> Policy:
+    return load_policy(ModelConfig(name=str(tiny_model)), seed=0, device=CPU)
+
+
+def ends_at(policy: Policy, *ids: int) -> Policy:
+    return dataclasses.replace(policy, end_ids=frozenset(ids))
+
+
+def naive_greedy(policy: Policy, prompt: list[int], max_new_tokens: int) -> list[int]:
+    """One row, no cache, no padding: the likeliest token again and again."""
+    out: list[int] = []
+    while len(out) < max_new_tokens:
+        logits = policy.model(torch.tensor([prompt + out])).logits[0, -1]
+        out.append(int(logits.argmax()))
+        if out[-1] in policy.end_ids:
+            break
+    return out
+
+
+def test_near_temperature_zero_every_row_is_what_a_loop_without_cache_or_padding_writes(policy):
+    prompts = [policy.tokenizer(text)["input_ids"] for text in ("Q: 1+2+3=?", "Q: 7", "a much longer prompt than these")]
+    greedy = [naive_greedy(ends_at(policy, -1), prompt, 12) for prompt in prompts]
+    # End where row 0 writes its fourth token: rows end at different times, so compaction and padding are both exercised.
+    stopping = ends_at(policy, greedy[0][3])
+    sampled = sample_groups(stopping, prompts, 2, 12, 1e-6, torch.Generator().manual_seed(0))
+    expected = [naive_greedy(stopping, prompt, 12) for prompt in prompts for _ in range(2)]
+    assert [s.token_ids for s in sampled] == expected
+    assert [s.finish_reason for s in sampled] == ["stop" if e[-1] == greedy[0][3] else "length" for e in expected]
+    assert len({len(e) for e in expected}) > 1, "the case must have rows of different lengths"
+
+
+def test_tokens_follow_the_models_distribution(policy):
+    prompt, temperature, draws = policy.tokenizer("Q: ")["input_ids"], 0.3, 20_000
+    sampled = sample_groups(policy, [prompt], draws, 1, temperature, torch.Generator().manual_seed(0))
+    counts = torch.bincount(torch.tensor([s.token_ids[0] for s in sampled]), minlength=len(policy.tokenizer)).double()
+    p = (policy.model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
+    sure = p * draws >= 5
+    chi2 = ((counts - p * draws).square() / (p * draws))[sure].sum().item()
+    freedom = int(sure.sum()) - 1
+    assert freedom > 20
+    assert chi2 < freedom + 5 * (2 * freedom) ** 0.5  # five standard deviations of chi-square
+
+
+def test_the_same_generator_draws_the_same_and_the_process_random_state_is_untouched(policy):
+    prompts = [policy.tokenizer("Q: 1")["input_ids"]] * 2
+    before = torch.get_rng_state()
+    first, again, other = (sample_groups(policy, prompts, 3, 6, 1.0, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_siblings_differ_and_come_in_the_order_of_their_prompts(policy):
+    texts = ("Q: 1", "something else")
+    sampled = sample_groups(policy, [policy.tokenizer(t)["input_ids"] for t in texts], 4, 8, 1.0, torch.Generator().manual_seed(0))
+    assert len(sampled) == 8
+    assert len({tuple(s.token_ids) for s in sampled}) == 8  # eight random 8-token texts: equal ones would mean shared noise
+
+
+def test_any_of_several_end_tokens_ends_a_completion_and_counts_as_its_last_token(policy):
+    everything = frozenset(range(len(policy.tokenizer)))
+    sampled = sample_groups(dataclasses.replace(policy, end_ids=everything), [[1]], 5, 9, 1.0, torch.Generator().manual_seed(0))
+    assert [(len(s.token_ids), s.finish_reason) for s in sampled] == [(1, "stop")] * 5
+
+
+def test_a_stop_is_noticed_before_the_next_token(policy):
+    calls = []
+
+    def breathe() -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        sample_groups(policy, [[1]], 2, 100, 1.0, torch.Generator().manual_seed(0), breathe)
+    assert len(calls) == 4
