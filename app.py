@@ -1,0 +1,93 @@
+"""GRPO Studio: the composition root. Flags -> Store, RunManager, page -> launch. The only place that wires."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
+
+from grpo_core.errors import StudioError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve the page until interrupted; returns the exit code."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        auth = _credentials(options.auth)
+        _check_port(options.host, options.port)
+        return _serve(options, auth)
+    except StudioError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
+    from grpo_core.store import Store
+
+    store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
+    from ui.page import build_app, launch_options
+
+    from grpo_core.policy import check_model, describe_device, pick_device
+    from grpo_core.runs import RunManager
+    from grpo_core.trainer import train
+
+    runs = RunManager(store, train, check=lambda config: check_model(config.model), device=describe_device(pick_device()))
+    page = build_app(store, runs)
+    page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
+                quiet=True, **launch_options(host=options.host, share=options.share))
+    print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
+    if page.share_url:
+        print(f"public: {page.share_url}", flush=True)
+
+    # Gradio handles Ctrl-C only: a terminated server must still end its run's record cleanly.
+    asked = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.set())
+    asked.wait()
+    runs.close()
+    page.close(verbose=False)
+    return 0
+
+
+def _credentials(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise StudioError("--auth needs both parts. Write --auth USER:PASSWORD.")
+    return user, password
+
+
+def _check_port(host: str, port: int) -> None:
+    if not 0 < port < 65536:
+        raise StudioError(f"--port {port} is no port. Use a number from 1 to 65535; 7860 is usual.")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StudioError(f"--port {port} on {host} cannot be used: {error.strerror}. Stop what uses it, or choose another, "
+                              f"e.g. --port {port % 65535 + 1}.") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    spaces = bool(os.environ.get("SPACE_ID"))
+    parser = argparse.ArgumentParser(description="Train language models with GRPO in the browser and watch every group learn.")
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if spaces else "127.0.0.1"),
+                        help="address to listen on (default 127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), help="default 7860")
+    parser.add_argument("--db", default="runs/grpo.sqlite", help="the SQLite file with all runs (default runs/grpo.sqlite)")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for these before showing anything")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Writes docs/metrics.md from the definitions in the code: python docs/make_metrics.py"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from grpo_core.rubric import CHECKS, VERDICTS
+from grpo_core.types import StepMetrics
+
+HEAD = """# Every metric
+
+Made by `python docs/make_metrics.py` from the definitions in the code; a test keeps it complete. A value that cannot be measured
+or is not finite is stored as NULL, never as 0. P prompts, G completions each, B = P·G rows.
+
+## Steps
+
+One value per optimiser step, a column of the table `steps` and of the CSV export.
+
+| name | title | unit | definition | how to read it |
+|---|---|---|---|---|
+"""
+OPEN = """
+## Scores
+
+`score/NAME`, table `metrics`: mean over the step's completions of the score of criterion NAME, each in [0, 1] before its weight.
+Completions that could not be scored are left out. The built-in checks:
+
+| check | full score when |
+|---|---|
+"""
+HELDOUT = """
+## Held-out evaluation
+
+Before step 1, every `train.eval_every` steps and after the last: one completion of each held-out prompt, sampled at the training
+temperature from the same random numbers each time. No held-out prompt is ever trained on.
+
+| name | unit | definition | how to read it |
+|---|---|---|---|
+| `heldout/accuracy` | share | Share of completions that reach the rubric's outcome criterion (score 1). | The result. Compare it with its interval, not with the last digit. |
+| `heldout/accuracy_low`, `heldout/accuracy_high` | share | 95 % Wilson interval of that share. | Two runs whose intervals overlap widely may be equal. |
+| `heldout/reward` | reward | Mean total reward. | Training reward rising while this does not: the prompts are being memorised. |
+| `heldout/NAME` | share | Mean score of criterion NAME. | `heldout/reasoning`: the share that reasons, watched and not paid for. |
+| `heldout/completion_tokens` | tokens | Mean completion length, end token counted. | Longer and better is thinking; longer alone is not. |
+
+## Verdicts of groups
+
+| code | label | sentence |
+|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    steps = "".join(f"| `{f.name}` | {f.metadata['title']} | {f.metadata['unit']} | {f.metadata['help']} | {f.metadata['reading']} |\n" for f in fields(StepMetrics))
+    checks = "".join(f"| `{name}` | {check.help} |\n" for name, check in CHECKS.items())
+    verdicts = "".join(f"| `{code}` | {label} | {sentence} |\n" for code, (label, sentence) in VERDICTS.items())
+    return HEAD + steps + OPEN + checks + HELDOUT + verdicts
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "metrics.md").write_text(metrics_page(), "utf-8")

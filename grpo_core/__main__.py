@@ -1,0 +1,256 @@
+"""The same without a browser: python -m grpo_core train | runs | show | export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, parse, read_json, with_preset
+from grpo_core.control import RunControl
+from grpo_core.errors import FieldProblem, InvalidConfig, NotFound, StudioError
+from grpo_core.store import RunRow, Store, export
+from grpo_core.types import Evaluated, Event, Phase, PhaseStarted, RunStatus, StepCompleted
+
+DEFAULT_DB = "runs/grpo.sqlite"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 the run did not finish, 2 the request cannot be carried out."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except InvalidConfig as error:
+        return _refuse(arguments, [str(p) for p in error.problems])
+    except StudioError as error:
+        return _refuse(arguments, [str(error)])
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _refuse(arguments: argparse.Namespace, lines: list[str]) -> int:
+    for line in lines:
+        print(f"error: {printable(line)}", file=sys.stderr)
+    if getattr(arguments, "json", False):
+        print(json.dumps({"error": lines}))
+    return 2
+
+
+# ---- commands ------------------------------------------------------------------------------------------------------
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    config = build_config(arguments.config, arguments.preset, arguments.set)
+    # Imported here: torch takes seconds, and the other commands and wrong input need none of it.
+    from grpo_core.policy import check_model
+    from grpo_core.runs import default_name, execute, prepare
+    from grpo_core.trainer import train
+
+    config = prepare(config, lambda c: check_model(c.model))
+    store = Store(arguments.db)
+    control = RunControl()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: control.stop())
+    with store.writing():
+        store.recover()
+        run_id = store.create_run(config, arguments.name or default_name(config))
+        print(f"run {run_id} in {store.path}", file=sys.stderr)
+        started = time.monotonic()
+        with tqdm(total=config.train.steps, unit="step", dynamic_ncols=True) as bar:
+            execute(store, run_id, config, train, control, lambda event: _show_progress(bar, event))
+        seconds = time.monotonic() - started
+    row = store.run(run_id)
+    if row.error:
+        print(f"error: {printable(row.error)}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"run_id": run_id, "status": row.status, "steps": row.steps_done, "reward_first": row.reward_first,
+                          "reward_last": row.reward_last, "heldout_before": row.heldout_before, "heldout_after": row.heldout_after,
+                          "seconds": round(seconds, 3)}))
+    else:
+        print(_run_line(row))
+    return 0 if row.status == RunStatus.FINISHED else 1
+
+
+def _show_progress(bar: tqdm, event: Event) -> None:
+    match event:
+        case PhaseStarted(phase=Phase.LOADING | Phase.EVALUATING as phase):
+            bar.set_description(phase)
+        case StepCompleted(metrics=m):
+            bar.set_description("training")
+            shown = {"reward": m.reward_mean, "kl": m.kl, "tokens": m.completion_tokens_mean}
+            bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False)
+            bar.update()
+        case Evaluated(step=step, metrics={"heldout/accuracy": accuracy, "heldout/accuracy_low": low, "heldout/accuracy_high": high}):
+            bar.write(f"step {step}: held-out accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%})", file=sys.stderr)
+
+
+def runs_command(arguments: argparse.Namespace) -> int:
+    rows = Store(arguments.db).runs()
+    if arguments.json:
+        print(json.dumps([_plain(row) for row in rows]))
+    elif not rows:
+        print("No runs yet. Start one with: python -m grpo_core train")
+    for row in [] if arguments.json else rows:
+        print(_run_line(row))
+    return 0
+
+
+def show_command(arguments: argparse.Namespace) -> int:
+    store = Store(arguments.db)
+    row = _find(store, arguments.run_id)
+    steps, metrics = store.steps(row.id), store.metrics(row.id)
+    if arguments.json:
+        print(json.dumps({**_plain(row), "steps": steps, "metrics": metrics}))
+        return 0
+    print(_run_line(row))
+    for name, value in flatten(parse(row.config)).items():
+        print(f"  {name} = {printable(json.dumps(value, ensure_ascii=False))}")
+    if row.error:
+        print(printable(row.error))
+    print(f"{'step':>6} {'reward':>8} {'kl':>8} {'loss':>9} {'tokens':>7}")
+    stride = max(1, len(steps) // 20)
+    for s in steps[::stride]:
+        print(f"{s['step']:>6} {_number(s['reward_mean']):>8} {_number(s['kl']):>8} {_number(s['loss']):>9} {_number(s['completion_tokens_mean']):>7}")
+    for step, value in metrics.get("heldout/accuracy", []):
+        print(f"held-out accuracy at step {step}: {_number(value)}")
+    return 0
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    store = Store(arguments.db)
+    row = _find(store, arguments.run_id)
+    out = arguments.out or (f"{row.id}.parquet" if arguments.format == "parquet" else "-")
+    try:
+        if arguments.format == "parquet":
+            export.export_rollouts_parquet(store, row.id, out)
+        else:
+            write = {"csv": export.export_metrics_csv, "jsonl": export.export_rollouts_jsonl, "config": export.export_config_json}[arguments.format]
+            if out == "-":
+                write(store, row.id, sys.stdout)
+                return 0
+            with open(out, "w", encoding="utf-8", newline="") as file:
+                write(store, row.id, file)
+    except OSError as error:
+        raise StudioError(f"--out {out!r} cannot be written: {error.strerror}. Choose another file.") from None
+    size = Path(out).stat().st_size
+    print(json.dumps({"run_id": row.id, "format": arguments.format, "path": out, "bytes": size}) if arguments.json else f"{out}: {size:,} bytes")
+    return 0
+
+
+# ---- reading the request -------------------------------------------------------------------------------------------
+
+
+def build_config(file: str | None, preset: str | None, assignments: Sequence[str]) -> RunConfig:
+    """File, then preset, then `--set`: what is said later and more precisely wins. Raises InvalidConfig."""
+    flat: dict[str, Any] = {}
+    if file:
+        data = read_json(file)
+        if not isinstance(data, dict) or not all(isinstance(section, dict) for section in data.values()):
+            raise StudioError(f"config file {file!r} is not an object of sections. Export one with: python -m grpo_core export RUN --format config")
+        flat = {f"{section}.{name}": value for section, values in data.items() for name, value in values.items()}
+    if preset:
+        flat |= with_preset({}, preset)
+    given = dict(map(_assignment, assignments))
+    if "algorithm.preset" in given:
+        flat |= with_preset({}, given["algorithm.preset"])
+    flat |= given
+    if "rubric.path" in flat:
+        flat |= _rubric_file(flat.pop("rubric.path"))
+    return parse(nest(flat))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidConfig([FieldProblem("--set", text, "there is no = in it", "Write section.field=value, e.g. train.steps=60.")])
+    known = fields_by_name().get(name)
+    if name == "rubric.path" or (known is not None and known.annotation is str):
+        return name, value
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _rubric_file(path: str) -> dict[str, Any]:
+    """A rubric as exported by the page: {"name": …, "criteria": […]}, or the bare list of criteria."""
+    data = read_json(path, "rubric")
+    if isinstance(data, list):
+        data = {"criteria": data}
+    if not isinstance(data, dict):
+        raise StudioError(f"rubric file {path!r} holds no rubric. Write {{\"name\": …, \"criteria\": [{{\"name\": …, \"check\": …, \"weight\": …}}]}}.")
+    return {f"rubric.{k}": v for k, v in {"name": "custom", **data}.items()}
+
+
+def _find(store: Store, run: str) -> RunRow:
+    """The run of that id, of the only id that begins so, or the latest for "last"."""
+    rows = store.runs()
+    found = rows[:1] if run == "last" else [r for r in rows if r.id == run] or [r for r in rows if r.id.startswith(run)]
+    if len(found) != 1:
+        problem = f"{len(found)} runs begin with {run!r}" if found else f"there is no run {run!r}"
+        raise NotFound(f"{problem} in {store.path}. List them with: python -m grpo_core runs --db {store.path}")
+    return found[0]
+
+
+# ---- showing -------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """Text from models, files and people without the control characters that a terminal would obey."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "�", text)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _run_line(row: RunRow) -> str:
+    heldout = f"held-out {_number(row.heldout_before)} → {_number(row.heldout_after)}"
+    seconds = "" if row.duration_seconds is None else f"  {row.duration_seconds:.0f} s"
+    return (f"{row.id}  {row.status:<11}  {printable(row.name)}  {row.steps_done} steps  "
+            f"reward {_number(row.reward_first)} → {_number(row.reward_last)}  {heldout}{seconds}")
+
+
+def _plain(row: RunRow) -> Mapping[str, Any]:
+    return {**asdict(row), "duration_seconds": row.duration_seconds}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m grpo_core", description="GRPO Studio without a browser.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, **options: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        sub.add_argument("--db", default=DEFAULT_DB, help=f"the SQLite file (default {DEFAULT_DB})")
+        sub.add_argument("--json", action="store_true", help="machine-readable output; the last line is one JSON value")
+        sub.set_defaults(run=run)
+        return sub
+
+    lines = [f"  {name:<30} {info.title}. {info.description}" for name, info in fields_by_name().items()]
+    train = command("train", train_command, "Train, with a progress bar.", epilog="fields for --set, with what they do:\n" + "\n".join(lines))
+    train.add_argument("--preset", help=f"an algorithm: {', '.join(PRESETS)}")
+    train.add_argument("--config", metavar="FILE", help="a configuration as exported")
+    train.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field; may be repeated")
+    train.add_argument("--name", help="a name for the run")
+    command("runs", runs_command, "List the runs, newest first.")
+    show = command("show", show_command, "Show one run: settings, steps, held-out results.")
+    write = command("export", export_command, "Write a run to a file: metrics (csv), rollouts (jsonl, parquet) or config (config).")
+    for sub in (show, write):
+        sub.add_argument("run_id", metavar="RUN", help="id, the beginning of one, or `last`")
+    write.add_argument("--format", choices=["csv", "jsonl", "parquet", "config"], required=True)
+    write.add_argument("--out", metavar="FILE", help="default: standard output; RUN.parquet for parquet")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from grpo_core.config import PRESETS, fields_by_name, flatten, nest, parse, with_preset
+from grpo_core.errors import InvalidConfig
+
+
+def problems(settings: dict[str, object]) -> dict[str, str]:
+    with pytest.raises(InvalidConfig) as caught:
+        parse(nest(settings))
+    return {p.field: str(p) for p in caught.value.problems}
+
+
+@pytest.mark.parametrize(("field", "value", "says"), [
+    ("train.group_size", 1, "at least 2"),
+    ("train.steps", 0, "at least 1"),
+    ("train.learning_rate", float("nan"), "finite"),
+    ("train.temperature", 0, "greater than 0"),
+    ("algorithm.kl_coef", -0.1, "at least 0"),
+    ("train.seed", 1.5, "integer"),
+    ("model.dtype", "int3", "'auto', 'float32' or 'bfloat16'"),
+])
+def test_a_wrong_value_is_answered_with_its_field_the_value_and_the_bound(field, value, says):
+    message = problems({field: value})[field]
+    assert field in message
+    assert repr(value) in message
+    assert says in message
+
+
+def test_every_wrong_field_is_reported_at_once():
+    assert set(problems({"train.steps": 0, "train.group_size": 1})) == {"train.steps", "train.group_size"}
+
+
+def test_an_unknown_field_is_refused_and_the_known_ones_are_named():
+    assert "train.steps" in problems({"train.stepz": 3})["train.stepz"]
+
+
+@pytest.mark.parametrize(("weights", "says"), [((0, 0), "all weights are 0"), ((1, -1), "at least 0")])
+def test_weights_that_cannot_make_a_reward_are_refused(weights, says):
+    criteria = [{"name": f"c{i}", "check": "language", "weight": w} for i, w in enumerate(weights)]
+    assert any(says in m for m in problems({"rubric.criteria": criteria}).values())
+
+
+def test_two_criteria_of_one_name_are_refused_because_one_would_hide_the_other():
+    criteria = [{"name": "a", "check": "language", "weight": 1}] * 2
+    assert "share a name" in problems({"rubric.criteria": criteria})["rubric.criteria"]
+
+
+def test_a_configuration_survives_flattening_and_nesting():
+    config = parse({"train": {"steps": 7}, "rubric": {"criteria": [{"name": "a", "check": "length", "weight": 1, "params": {"max_tokens": 3}}]}})
+    assert parse(nest(flatten(config))) == config
+
+
+def test_presets_set_only_fields_that_exist_and_what_a_person_sets_wins():
+    for name, values in PRESETS.items():
+        assert {f"algorithm.{k}" for k in values} <= set(fields_by_name())
+        assert parse(nest(with_preset({}, name))).algorithm.preset == name
+    assert parse(nest(with_preset({"algorithm.kl_coef": 0.5}, "Dr. GRPO"))).algorithm.kl_coef == 0.5
+
+
+def test_every_field_has_a_title_and_one_line_of_help():
+    for name, info in fields_by_name().items():
+        assert info.title, name
+        assert info.description, name
+        assert "\n" not in info.description, name
