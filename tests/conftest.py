@@ -16,12 +16,12 @@ import pytest
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random-weight 2-layer, 32-wide Llama and the bundled tokenizer: real loading code, no download."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from grpo_core.policy import BUNDLED
+    from grpo_core.policy.bundled.make import make_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(

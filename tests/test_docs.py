@@ -6,11 +6,12 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from make_metrics import metrics_page
+
 from grpo_core.types import StepMetrics
 
 ROOT = Path(__file__).parent.parent
 
-from make_metrics import metrics_page
 
 
 def test_every_metric_has_its_line_in_the_metrics_page():

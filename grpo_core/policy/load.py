@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo_core.config import ModelConfig
@@ -45,7 +46,7 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
             model = _random_weights(source, options, dtype, seed)
         else:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
         _refuse(config, f"it cannot be loaded: {_one_line(error)}")
     model.to(device).eval()  # eval: dropout would make the policy differ from itself, and KL at step 0 differ from 0
     pad = tokenizer.pad_token_id
