@@ -10,7 +10,7 @@ import torch
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.learner import Learner, collate
+from grpo_core.learner import Batch, Learner
 from grpo_core.policy import Policy, load_policy
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.rollout import sample_groups
@@ -55,10 +55,9 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
 
         emit(PhaseStarted(Phase.UPDATING, step, t.steps))
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        batch = collate(
-            prompts=[ids for ids in prompt_ids for _ in range(t.group_size)], completions=[s.token_ids for s in sampled],
-            trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in sampled],
-            pad_id=policy.pad_id, device=policy.device)
+        batch = Batch(prompt_ids, completions=[s.token_ids for s in sampled],
+                      trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in sampled],
+                      pad_id=policy.pad_id, device=policy.device)
         advantages = torch.tensor([rollout.advantage for rollout in rollouts], device=policy.device)  # (B,)
         update = learner.update(batch, advantages, control.breathe)
 

@@ -10,7 +10,19 @@ import torch
 from torch import nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
-from grpo_core.learner import ADVANTAGES, AGGREGATIONS, KL_ESTIMATORS, OBJECTIVES, Batch, Learner, NonFinite, collate, token_logprobs
+from grpo_core.learner import (
+    ADVANTAGES,
+    AGGREGATIONS,
+    KL_ESTIMATORS,
+    OBJECTIVES,
+    Batch,
+    Learner,
+    NonFinite,
+    packed,
+    packing_is_exact,
+    separate,
+    token_logprobs,
+)
 from grpo_core.learner.objectives import StepSize
 
 NAN = math.nan
@@ -30,14 +42,29 @@ class TinyLM(nn.Module):
     def get_output_embeddings(self) -> nn.Linear:
         return self.head
 
-    def forward(self, input_ids, attention_mask, logits_to_keep=0):
-        x = self.embed[input_ids] * attention_mask[..., None]
-        context = x.cumsum(1) / attention_mask.cumsum(1).clamp(min=1)[..., None]
-        return SimpleNamespace(logits=self.head(torch.tanh(x + context))[:, -logits_to_keep:])
+    def forward(self, input_ids, attention_mask):
+        x = self.embed[input_ids]
+        if attention_mask.dim() == 2:  # every token sees itself and what stands before it
+            weights = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril() * attention_mask[:, None, :]
+        else:  # additive, as the packed layout hands it in
+            weights = attention_mask[:, 0].softmax(-1)
+        context = (weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)) @ x
+        return SimpleNamespace(logits=self.head(torch.tanh(x + context)))
 
 
-def make_batch(prompts=((1, 2), (1, 2), (3,), (3,)), completions=((4, 5, 6), (7,), (8, 9), (4, 4, 4, 4)), trains=None) -> Batch:
-    return collate(prompts, completions, trains or [True] * len(prompts), pad_id=0, device=torch.device("cpu"))
+class NoMaskLM(TinyLM):
+    """An architecture that ignores masks of its caller, as state-space models do."""
+
+    def forward(self, input_ids, attention_mask):
+        return super().forward(input_ids, torch.ones_like(input_ids))
+
+
+ROWS = [((1, 2), (4, 5, 6)), ((1, 2), (7,)), ((3,), (8, 9)), ((3,), (4, 4, 4, 4))]  # two groups of two
+
+
+def make_batch(rows=tuple(ROWS), group_size=2, trains=None) -> Batch:
+    prompts, completions = [r[0] for r in rows][::group_size], [r[1] for r in rows]
+    return Batch(prompts, completions, trains or [True] * len(rows), pad_id=0, device=torch.device("cpu"))
 
 
 def make_learner(model=None, reference=None, train=None, **algorithm) -> Learner:
@@ -112,13 +139,14 @@ def test_aggregations_weigh_completions_or_tokens_as_they_say():
 # ---- the step ------------------------------------------------------------------------------------------------------
 
 
-def test_token_logprobs_equal_a_loop_over_single_tokens():
+@pytest.mark.parametrize("layout", [separate, packed])
+def test_token_logprobs_equal_a_loop_over_single_tokens(layout):
     model, batch = TinyLM(), make_batch()
-    logprobs, entropy = token_logprobs(model, batch, temperature=0.7)
-    for row, (prompt, completion) in enumerate(zip(((1, 2), (1, 2), (3,), (3,)), ((4, 5, 6), (7,), (8, 9), (4, 4, 4, 4)), strict=True)):
+    logprobs, entropy = token_logprobs(model, batch, temperature=0.7, layout=layout)
+    for row, (prompt, completion) in enumerate(ROWS):
         for t, token in enumerate(completion):
             seen = torch.tensor([[*prompt, *completion[:t]]])
-            logits = model(seen, torch.ones_like(seen), logits_to_keep=1).logits[0, -1].float() / 0.7
+            logits = model(seen, torch.ones_like(seen)).logits[0, -1].float() / 0.7
             p = logits.softmax(-1)
             assert logprobs[row, t].item() == pytest.approx(p[token].log().item(), abs=1e-5)
             assert entropy[row, t].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-5)
@@ -134,14 +162,13 @@ def test_loss_and_gradient_equal_a_naive_loop(aggregation, kl_coef):
     learner.optimizer.step = lambda: None  # keep the gradient, not the step
     update = learner.update(batch, advantages)
 
-    rows = [((1, 2), (4, 5, 6)), ((1, 2), (7,)), ((3,), (8, 9)), ((3,), (4, 4, 4, 4))]
     total = torch.zeros((), dtype=torch.float64)
-    for (prompt, completion), a in zip(rows, advantages.tolist(), strict=True):
+    for (prompt, completion), a in zip(ROWS, advantages.tolist(), strict=True):
         row = torch.zeros((), dtype=torch.float64)
         for t, token in enumerate(completion):
             seen = torch.tensor([[*prompt, *completion[:t]]])
-            new = twin(seen, torch.ones_like(seen), 1).logits[0, -1].log_softmax(-1)[token]
-            ref = reference(seen, torch.ones_like(seen), 1).logits[0, -1].log_softmax(-1)[token].detach()
+            new = twin(seen, torch.ones_like(seen)).logits[0, -1].log_softmax(-1)[token]
+            ref = reference(seen, torch.ones_like(seen)).logits[0, -1].log_softmax(-1)[token].detach()
             row = row - (new - new.detach()).exp() * a + kl_coef * ((ref - new).exp() - (ref - new) - 1)
         total = total + row / {"sequence_mean": len(completion) * 4, "token_mean": 10, "constant": 4 * 6}[aggregation]
     total.backward()
@@ -150,27 +177,72 @@ def test_loss_and_gradient_equal_a_naive_loop(aggregation, kl_coef):
         torch.testing.assert_close(ours.grad, naive.grad, atol=1e-5, rtol=1e-4)
 
 
-def gradient(batch: Batch, advantages: torch.Tensor, **train: object) -> torch.Tensor:
-    learner = make_learner(train=train, kl_coef=0.1)
+def gradient(batch: Batch, advantages: torch.Tensor, model=None, **train: object) -> torch.Tensor:
+    learner = make_learner(model, train=train, kl_coef=0.1)
     learner.optimizer.step = lambda: None
     learner.update(batch, advantages)
     return torch.cat([p.grad.flatten() for p in learner.model.parameters()])
 
 
-def test_micro_batch_size_padding_and_row_order_change_nothing():
-    advantages = torch.tensor([1.0, -0.5, 0.25, -0.75])
-    whole = gradient(make_batch(), advantages)
-    for budget in (1, 7, 12, 19):  # 1: every row alone, its padding cut off
-        torch.testing.assert_close(gradient(make_batch(), advantages, micro_batch_tokens=budget), whole, atol=1e-6, rtol=0)
-    shuffled = make_batch(prompts=((3,), (1, 2), (3,), (1, 2)), completions=((4, 4, 4, 4), (7,), (8, 9), (4, 5, 6)))
-    torch.testing.assert_close(gradient(shuffled, advantages[[3, 1, 2, 0]]), whole, atol=1e-6, rtol=0)
+A = torch.tensor([1.0, -0.5, 0.25, -0.75])
+
+
+def test_micro_batch_size_padding_and_order_change_nothing():
+    whole = gradient(make_batch(), A)
+    for budget in (1, 7, 12, 19):  # 1: every group alone, its padding cut off
+        torch.testing.assert_close(gradient(make_batch(), A, micro_batch_tokens=budget), whole, atol=1e-6, rtol=0)
+    siblings_swapped = make_batch([ROWS[i] for i in (3, 2, 0, 1)])
+    torch.testing.assert_close(gradient(siblings_swapped, A[[3, 2, 0, 1]]), whole, atol=1e-6, rtol=0)
+
+
+def test_sharing_a_prompt_in_one_row_changes_neither_loss_nor_gradient():
+    packing, alone = make_learner(kl_coef=0.1), make_learner(kl_coef=0.1)
+    alone._packs = False
+    for learner in (packing, alone):
+        learner.optimizer.step = lambda: None
+    a, b = packing.update(make_batch(), A), alone.update(make_batch(), A)
+    assert packing._packs
+    assert a.loss == pytest.approx(b.loss, abs=1e-6)
+    assert a.kl == pytest.approx(b.kl, abs=1e-6)
+    assert a.entropy == pytest.approx(b.entropy, abs=1e-6)
+    for p, q in zip(packing.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=0)
+
+
+def test_an_architecture_that_cannot_pack_is_found_out_and_computed_row_by_row():
+    assert packing_is_exact(TinyLM(), make_batch())
+    assert not packing_is_exact(NoMaskLM(), make_batch())
+    torch.testing.assert_close(gradient(make_batch(), A, NoMaskLM()), gradient(make_batch(), A), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "Gemma3Text", "GPTNeoX"])
+def test_real_architectures_pack_exactly_or_fall_back(name):
+    """Whatever packing_is_exact says, the log-probabilities that training uses are those of separate rows."""
+    import transformers
+
+    config = getattr(transformers, "Gemma3TextConfig" if name == "Gemma3Text" else f"{name}Config")(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, max_position_embeddings=64, sliding_window=4, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    rows = [((5, 6, 7, 8, 9, 10, 11), tuple(range(12, 12 + n))) for n in (1, 9, 4)] + [((5, 6), (7, 8, 9))] * 3
+    batch = make_batch(rows, group_size=3)
+    exact = packing_is_exact(model, batch.groups(0, 1))
+    with torch.no_grad():
+        used = token_logprobs(model, batch if exact else batch.ungrouped(), 1.0)[0]
+        for row, (prompt, completion) in enumerate(rows):
+            full = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+            expected = full[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None])[:, 0]
+            torch.testing.assert_close(used[row, : len(completion)], expected, atol=1e-4, rtol=0)
+    if name in ("Llama", "Qwen3", "GPT2"):
+        assert exact, "the speed of the common architectures rests on this"
 
 
 def test_a_masked_row_trains_nothing_and_leaves_the_token_count():
-    advantages = torch.tensor([1.0, -0.5, 0.25, -0.75])
-    masked = gradient(make_batch(trains=[True, True, True, False]), advantages)
-    without = gradient(make_batch(prompts=((1, 2), (1, 2), (3,)), completions=((4, 5, 6), (7,), (8, 9))), advantages[:3])
-    torch.testing.assert_close(masked, without, atol=1e-6, rtol=0)
+    masked = gradient(make_batch(trains=[True, True, True, False]), A)
+    separate_rows = make_batch().ungrouped()
+    without = Batch(separate_rows.prompts[:3], separate_rows.completions[:3], [True] * 3, 0, torch.device("cpu"))
+    torch.testing.assert_close(masked, gradient(without, A[:3]), atol=1e-6, rtol=0)
 
 
 def test_the_first_update_has_ratio_one_no_clipping_and_kl_zero_against_its_own_copy():

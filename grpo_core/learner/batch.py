@@ -1,49 +1,127 @@
-"""Token ids of prompts and completions as padded tensors."""
+"""Token ids of a step's rollouts, and the two ways to lay them out for a forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
-    """B rows, prompts padded on the left to L and completions on the right to T, so that completions share their columns."""
+    """B = P·G rollouts; the G siblings of a prompt stand together."""
 
-    input_ids: Tensor  # (B, L + T) int64
-    attention_mask: Tensor  # (B, L + T) 0/1
-    completion_mask: Tensor  # (B, T) 0/1, up to and including the first end token
-    loss_mask: Tensor  # (B, T) 0/1, what of it trains
+    prompts: Sequence[Sequence[int]]  # P lists of token ids
+    completions: Sequence[Sequence[int]]  # B lists, row p·G + g is completion g of prompt p
+    trains: Sequence[bool]  # B: False keeps a row out of the loss
+    pad_id: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.completions)
 
     @property
+    def group_size(self) -> int:
+        return len(self.completions) // len(self.prompts)
+
+    def groups(self, start: int, stop: int) -> Batch:
+        """The groups [start, stop)."""
+        size = self.group_size
+        return replace(self, prompts=self.prompts[start:stop], completions=self.completions[start * size : stop * size],
+                       trains=self.trains[start * size : stop * size])
+
+    def ungrouped(self) -> Batch:
+        """The same rows, each a group of its own."""
+        return replace(self, prompts=[p for p in self.prompts for _ in range(self.group_size)])
+
+    def ordered(self, order: Sequence[int]) -> Batch:
+        """The groups in another order."""
+        size = self.group_size
+        rows = [p * size + g for p in order for g in range(size)]
+        return replace(self, prompts=[self.prompts[p] for p in order], completions=[self.completions[i] for i in rows],
+                       trains=[self.trains[i] for i in rows])
+
+    def packed_tokens(self, group: int) -> int:
+        """Tokens of a group when its prompt stands only once."""
+        size = self.group_size
+        return len(self.prompts[group]) + sum(map(len, self.completions[group * size : (group + 1) * size]))
+
+    @cached_property
     def completion_ids(self) -> Tensor:
-        return self.input_ids[:, -self.completion_mask.shape[1] :]
+        """(B, T), padded on the right."""
+        return _padded(self.completions, self.pad_id, self.device)
 
-    def rows(self, start: int, stop: int) -> Batch:
-        """Rows [start, stop) without the columns that are padding in all of them."""
-        attention, completion = self.attention_mask[start:stop], self.completion_mask[start:stop]
-        width = completion.shape[1]
-        left = int(attention[:, :-width].any(0).to(torch.int8).argmax()) if attention.shape[1] > width else 0
-        used = int(completion.any(0).sum())
-        right = attention.shape[1] - width + used
-        return Batch(self.input_ids[start:stop, left:right], attention[:, left:right], completion[:, :used], self.loss_mask[start:stop, :used])
+    @cached_property
+    def completion_mask(self) -> Tensor:
+        """(B, T) bool: up to and including the first end token."""
+        lengths = torch.tensor([len(c) for c in self.completions], device=self.device)
+        return torch.arange(self.completion_ids.shape[1], device=self.device) < lengths[:, None]
+
+    @cached_property
+    def loss_mask(self) -> Tensor:
+        """(B, T) bool: what of it trains."""
+        return self.completion_mask & torch.tensor(self.trains, device=self.device)[:, None]
 
 
-def collate(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], trains: Sequence[bool], pad_id: int,
-            device: torch.device) -> Batch:
-    """Pad B prompts and completions into a Batch; `trains[i]` False keeps a row out of the loss."""
-    longest_prompt, longest = max(map(len, prompts)), max(map(len, completions))
-    ids, attends, completes = [], [], []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        left, right = longest_prompt - len(prompt), longest - len(completion)
-        ids.append([pad_id] * left + [*prompt, *completion] + [pad_id] * right)
-        attends.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
-        completes.append([1] * len(completion) + [0] * right)
-    completion_mask = torch.tensor(completes, device=device)
-    return Batch(
-        torch.tensor(ids, device=device), torch.tensor(attends, device=device), completion_mask,
-        completion_mask * torch.tensor(trains, device=device, dtype=completion_mask.dtype)[:, None],
-    )
+@dataclass(frozen=True)
+class Layout:
+    """Arguments of one forward pass over R rows of W tokens, and where in it each completion token is predicted."""
+
+    input_ids: Tensor  # (R, W)
+    attention_mask: Tensor  # (R, W) 0/1, or (R, 1, W, W) additive
+    position_ids: Tensor  # (R, W)
+    predicted_at: tuple[Tensor, Tensor]  # rows and columns, (B, T) each
+
+
+def separate(batch: Batch, dtype: torch.dtype) -> Layout:
+    """Every rollout in a row of its own, prompt and completion, padded on the right: any causal model understands it."""
+    size = batch.group_size
+    rows = [[*batch.prompts[i // size], *completion] for i, completion in enumerate(batch.completions)]
+    ids = _padded(rows, batch.pad_id, batch.device)
+    lengths = torch.tensor([len(r) for r in rows], device=batch.device)
+    columns = torch.arange(ids.shape[1], device=batch.device).expand_as(ids)
+    starts = torch.tensor([len(batch.prompts[i // size]) for i in range(len(batch))], device=batch.device)
+    width = batch.completion_ids.shape[1]
+    at = starts[:, None] - 1 + torch.arange(width, device=batch.device)  # token t is predicted one place before its own
+    return Layout(ids, (columns < lengths[:, None]).long(), columns, _clipped(at, ids.shape[1]))
+
+
+def packed(batch: Batch, dtype: torch.dtype) -> Layout:
+    """Every group in one row, prompt + completion 1 + … + completion G, so that the prompt is computed once instead of G times.
+
+    A token attends to the prompt and to what stands before it in its own completion; positions count as if that were all there is.
+    """
+    size = batch.group_size
+    rows, segments, positions, at = [], [], [], []
+    for p, prompt in enumerate(batch.prompts):
+        siblings = batch.completions[p * size : (p + 1) * size]
+        rows.append([*prompt, *(t for c in siblings for t in c)])
+        segments.append([0] * len(prompt) + [g + 1 for g, c in enumerate(siblings) for _ in c])
+        positions.append([*range(len(prompt)), *(len(prompt) + t for c in siblings for t in range(len(c)))])
+        starts = [len(prompt)]
+        for c in siblings:
+            starts.append(starts[-1] + len(c))
+        # The first token of each completion is predicted by the prompt's last, the others by the one before.
+        at += [[len(prompt) - 1, *range(start, stop - 1)] for start, stop in pairwise(starts)]
+    ids, segment = _padded(rows, batch.pad_id, batch.device), _padded(segments, -1, batch.device)
+    width = ids.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=batch.device).tril()
+    sees = causal & ((segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0))  # (R, W, W); padding sees padding
+    mask = torch.zeros(sees.shape, dtype=dtype, device=batch.device).masked_fill(~sees, torch.finfo(dtype).min)
+    columns = _padded(at, 0, batch.device)
+    return Layout(ids, mask[:, None], _padded(positions, 0, batch.device), (
+        torch.arange(len(batch.prompts), device=batch.device).repeat_interleave(size)[:, None].expand_as(columns), columns))
+
+
+def _clipped(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(len(columns), device=columns.device)[:, None].expand_as(columns)
+    return rows, columns.clamp(max=width - 1)  # columns of padding, masked later, must only exist
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], device=device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpo_core.learner.update import forward, positions
+from grpo_core.learner.logprobs import forward, positions
 from grpo_core.policy import Policy
 
 
