@@ -14,6 +14,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves 
 
 from grpo_core.errors import StudioError
 
+RECOVER_SECONDS = 5.0
+
 
 def main(argv: list[str] | None = None) -> int:
     """Serve the page until interrupted; returns the exit code."""
@@ -32,11 +34,10 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     from grpo_core.store import Store
 
     store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
-    from ui.page import build_app, launch_options
-
     from grpo_core.policy import check_model, describe_device, pick_device
     from grpo_core.runs import RunManager
     from grpo_core.trainer import train
+    from ui.page import build_app, launch_options
 
     runs = RunManager(store, train, check=lambda config: check_model(config.model), device=describe_device(pick_device()))
     page = build_app(store, runs)
@@ -50,7 +51,8 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
-    asked.wait()
+    while not asked.wait(RECOVER_SECONDS):
+        runs.recover()  # a run of another process, killed while this one only watched, must not look alive for ever
     runs.close()
     page.close(verbose=False)
     return 0

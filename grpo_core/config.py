@@ -73,7 +73,7 @@ class AlgorithmConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int = knob(120, "Steps", "Optimiser steps.", unit="steps", ge=1, le=1_000_000, way_out="Use 120 for the bundled model.")
+    steps: int = knob(80, "Steps", "Optimiser steps.", unit="steps", ge=1, le=1_000_000, way_out="Use 80 for the bundled model.")
     prompts_per_step: int = knob(8, "Prompts per step", "Different prompts, and so groups, in each step.", unit="prompts", ge=1, le=4096)
     group_size: int = knob(8, "Group size", "Completions of each prompt. A completion is compared with its siblings, so it needs at least one.",
         unit="completions", ge=2, le=1024, way_out="Use 8; 2 is the least that can be compared.")

@@ -96,7 +96,7 @@ class StepMetrics:
     tied_worst_frac: float | None = metric("Tied, all wrong", "share",
         "Share of groups that are tied with every completion wrong.", "Prompts that are too hard for now.")
     loss: float | None = metric("Loss", "1", "The minimised objective, policy term plus kl_coef times KL.",
-        "Near 0 is expected on-policy: ratios are 1 and advantages sum to 0. Watch reward and gradient norm.")
+        "Says little: on-policy it is minus the mean advantage, near 0 unless length and advantage go together. Watch reward and gradient norm.")
     policy_loss: float | None = metric("Policy loss", "1", "The clipped policy term alone.",
         "Its value says little, its gradient everything.")
     kl: float | None = metric("KL to reference", "nats/token", "Mean over completion tokens of the k3 estimator of KL(policy, reference).",

@@ -34,6 +34,15 @@ def test_the_answer_that_comes_with_a_prompt_is_graded_right(task):
     assert all(p.task == task.name for p in prompts)
 
 
+def test_the_answers_are_what_the_prompts_ask_for():
+    for name in ("sums", "arithmetic"):
+        assert all(eval(p.text.removeprefix("Q: ").removesuffix("=?")) == int(p.answer) for p in heldout_prompts(TASKS[name], 200))
+    assert all("".join(sorted(p.text.removeprefix("Q: sort "))) == p.answer for p in heldout_prompts(TASKS["sort"], 200))
+    for p in heldout_prompts(TASKS["countdown"], 200):  # "Q: 25 from 3 7 4"
+        assert eval(p.answer) == int(p.text.split()[1])
+        assert sorted(re.findall("[0-9]", p.answer)) == sorted(p.text.split()[3:])
+
+
 @each_task
 def test_no_training_step_of_any_seed_draws_a_heldout_prompt(task):
     heldout = {p.text for p in heldout_prompts(task, 500)}
@@ -73,6 +82,11 @@ def test_prompts_are_the_same_in_another_process():
     code = "from grpo_core.tasks import *; print([p.id for p in train_prompts(TASKS['sums'], 1, 2, 3) + heldout_prompts(TASKS['sort'], 3)])"
     here = [p.id for p in train_prompts(TASKS["sums"], 1, 2, 3) + heldout_prompts(TASKS["sort"], 3)]
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == str(here)
+
+
+def test_half_a_character_in_a_prompt_still_gets_an_id():
+    # A lone surrogate has no UTF-8; a file or a form can still hand one over.
+    assert len(prompt_id("sums", "\ud800")) == 16
 
 
 def test_asking_for_more_heldout_prompts_than_exist_names_the_field_and_the_most():
@@ -137,6 +151,7 @@ def test_a_sorted_word_is_right_only_letter_by_letter(text, score):
     ("3*7+4", 1), (" 4 + 7*3 ", 1), ("(3*7)+4", 1), ("3×7+4", 1),
     ("7*4-3", 1),  # 28 - 3 = 25: another way
     ("3*7+5", 0),  # 26, and 5 was not given
+    ("3+7+4", 0), ("3*4+7", 0),  # 14 and 19, from the right numbers
     ("25", 0), ("3*7+4+0", 0),  # right value, other numbers
     ("3*8+1", 0),  # right value, other numbers
     ("3*7", 0), ("3*7+4=25", 0), ("37+4", 0), ("3**7", 0), ("3*7+4)", 0), ("(3*7+4", 0), ("-3*7+4", 0), ("3*7+", 0), ("3 7 4", 0),
@@ -155,6 +170,7 @@ def test_the_given_numbers_count_with_their_repetitions():
     assert grade("2+3+0", prompt("countdown", "2+3")) == 0
     assert grade("2*2+3", prompt("countdown", "4+3")) == 0
     assert grade("4+3", prompt("countdown", "2*2+3")) == 0
+    assert grade("3*3-2", prompt("countdown", "2*2+3")) == 0  # 7 from 2 3 3
 
 
 ways = st.recursive(st.integers(0, 99).map(str),
@@ -190,6 +206,12 @@ def test_hostile_text_is_graded_wrong_and_in_no_time(task):
         assert task.grade(text, p) == 0.0
         assert task.grade(extract_answer(text) or "", p) == 0.0
     assert time.perf_counter() - start < 0.5  # some milliseconds; a quadratic reader takes seconds
+
+
+@each_task
+def test_a_prompt_without_a_usable_answer_is_graded_wrong(task):
+    for answer in ("", "x?", "1" * 100):
+        assert task.grade("7", prompt(task.name, answer)) == 0.0
 
 
 @each_task

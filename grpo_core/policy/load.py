@@ -10,10 +10,13 @@ from typing import Any, NoReturn
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.policy.policy import Policy, pick_device
+
+transformers_logging.disable_progress_bar()  # its bar over weights would run through the command line's own
 
 BUNDLED = Path(__file__).parent / "bundled"
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")

@@ -1,0 +1,120 @@
+"""Real servers in processes of their own, real pages in Debian's Chromium. Every request that leaves the machine fails the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            if CHROMIUM is None and not os.environ.get("REQUIRE_BROWSER"):
+                item.add_marker(pytest.mark.skip(reason="no chromium on this machine; CI sets REQUIRE_BROWSER=1"))
+
+
+class Server:
+    """app.py on a free port."""
+
+    def __init__(self, db: Path):
+        self.db = db
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "app.py", "--port", str(self.port), "--db", str(self.db)], cwd=ROOT,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(self.url + "/config", timeout=2).close()
+                return
+            except OSError:
+                assert self.process.poll() is None, self.process.stderr.read()
+                time.sleep(0.2)
+        raise AssertionError("the server did not answer within a minute")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=15)
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[Server]:
+    server = Server(tmp_path / "runs.sqlite")
+    yield server
+    if server.process.poll() is None:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "REQUIRE_BROWSER is set, but there is no chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Watch:
+    """What must not happen on a page: a dialog, an error, a request to anywhere but this machine."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def follow(self, page) -> None:
+        page.on("dialog", lambda d: (self.problems.append(f"dialog: {d.message}"), d.dismiss()))
+        page.on("pageerror", lambda e: self.problems.append(f"error: {e}"))
+        page.on("request", lambda r: self._request(r.url))
+
+    def _request(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in ("127.0.0.1", "localhost"):
+            self.problems.append(f"request to {url}")
+
+
+@pytest.fixture
+def context(browser):
+    watch = Watch()
+    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(20_000)
+    context.on("page", watch.follow)
+    yield context
+    context.close()
+    assert watch.problems == []
+
+
+@pytest.fixture
+def open_page(context) -> Callable:
+    def open_page(server: Server, query: str = ""):
+        page = context.new_page()
+        page.goto(server.url + "/" + query)
+        page.get_by_role("button", name="Start training").wait_for()
+        return page
+
+    return open_page

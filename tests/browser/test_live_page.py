@@ -1,0 +1,167 @@
+"""The page stays true and alive: zoom, many tabs, reloads, killed servers, hostile text."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from grpo_core.config import RunConfig
+from grpo_core.rubric import resolve_rubric
+from grpo_core.store import Recorder, Store
+from grpo_core.types import (
+    Completion,
+    Evaluated,
+    Group,
+    GroupsScored,
+    ModelLoaded,
+    Prompt,
+    Rollout,
+    RunStatus,
+    StepCompleted,
+    StepMetrics,
+)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_main_job import start, step_shown, stop, wait_until
+
+PAYLOADS = [
+    "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "$\\frac{1}{2}$ \\(x\\)", "![](http://203.0.113.7/beacon)",
+    "[click](javascript:alert(3))", "${alert(4)}", "{{constructor.constructor('alert(5)')()}}", "</pre><iframe src='http://203.0.113.7'>",
+    "<svg onload=alert(6)>", "\u202eabc", "\x1b[31mred", "=cmd|'/c calc'!A1",
+]
+
+
+def test_config_asks_for_no_heartbeat_connection(server):
+    with urllib.request.urlopen(server.url + "/config") as answer:
+        assert json.load(answer)["connect_heartbeat"] is False
+
+
+def test_zoom_survives_ten_refreshes_and_the_node_is_the_same(server, open_page):
+    page = open_page(server)
+    store = Store(server.db)
+    start(page)
+    plot = "#curve-reward .js-plotly-plot"
+    page.locator(f"{plot} .scatterlayer .trace").first.wait_for()
+    page.evaluate("s => { const p = document.querySelector(s); p.dataset.mine = 'yes'; return window.Plotly.relayout(p, {'xaxis.range': [1, 3]}); }", plot)
+    before = store.runs()[0].revision
+    wait_until(lambda: store.runs()[0].revision >= before + 30)  # several writes a step: ten polls see ten different revisions
+    time.sleep(10)
+    state = page.evaluate("s => { const p = document.querySelector(s); return [p.dataset.mine, p.layout.xaxis.range, p.data[0].x.length]; }", plot)
+    assert state[0] == "yes"
+    assert state[1] == [1, 3]
+    assert state[2] > 3
+    stop(page, store, store.runs()[0].id)
+
+
+def test_scroll_and_an_open_panel_survive_refreshes(server, open_page):
+    page = open_page(server)
+    store = Store(server.db)
+    page.get_by_role("button", name="More fields").click()
+    page.get_by_label("Warm-up").wait_for()
+    start(page)
+    page.locator("#group pre").first.wait_for()
+    page.evaluate("window.scrollTo(0, 300)")
+    first = step_shown(page)
+    wait_until(lambda: step_shown(page) >= first + 3)
+    time.sleep(3)
+    assert page.evaluate("window.scrollY") == 300
+    assert page.get_by_label("Warm-up").is_visible()
+    stop(page, store, store.runs()[0].id)
+
+
+def test_eight_tabs_of_one_browser_all_load_and_follow_the_run(server, open_page):
+    page = open_page(server)
+    store = Store(server.db)
+    start(page)
+    wait_until(lambda: store.runs() and store.runs()[0].steps_done >= 1)
+    tabs = [page] + [open_page(server, f"?run={store.runs()[0].id}") for _ in range(7)]
+    for tab in tabs:
+        tab.bring_to_front()
+        tab.locator("#group pre").first.wait_for()
+        first = step_shown(tab)
+        wait_until(lambda tab=tab, first=first: step_shown(tab) > first or store.runs()[0].status != RunStatus.RUNNING)
+    stop(page, store, store.runs()[0].id) if store.runs()[0].status == RunStatus.RUNNING else None
+
+
+def test_after_a_killed_server_the_run_is_interrupted_with_all_its_rows(server, open_page):
+    page = open_page(server)
+    store = Store(server.db)
+    start(page)
+    wait_until(lambda: store.runs() and store.runs()[0].steps_done >= 3)
+    server.kill()
+    kept = store.runs()[0].steps_done
+    server.start()
+    page = open_page(server)
+    page.get_by_text("interrupted").first.wait_for()
+    run = store.runs()[0]
+    assert (run.status, run.steps_done) == (RunStatus.INTERRUPTED, kept)
+    assert [s["step"] for s in store.steps(run.id)] == list(range(1, kept + 1))
+    for step in range(1, kept + 1):
+        assert [len(store.group(g).rollouts) for g in store.group_ids(run.id, step)] == [8] * 8
+
+
+def record_hostile_run(db: Path) -> str:
+    """A run whose every foreign text is a payload: name, prompts, answers, completions, criterion scores, error."""
+    store = Store(db)
+    config = RunConfig()
+    config = config.model_copy(update={"rubric": resolve_rubric(config.rubric)})
+    run_id = store.create_run(config, "<img src=x onerror=alert('name')>")
+    with Recorder(store, run_id) as record:
+        record(ModelLoaded({"device": "<svg onload=alert(7)>", "dtype": "float32"}))
+        for step in (1, 2):
+            groups = tuple(
+                Group(Prompt(f"p{i}", payload, payload, "sums"),
+                      tuple(Rollout(Completion(text, "stop", 3), {"accuracy": float(j % 2), "format": None}, float(j % 2), 1.0 - 2 * (j % 2))
+                            for j, text in enumerate([payload, *PAYLOADS])), 0.5, 0.5, "healthy")
+                for i, payload in enumerate(PAYLOADS))
+            record(GroupsScored(step, groups))
+            record(StepCompleted(step, StepMetrics(reward_mean=0.5, loss=0.0, kl=0.0), {"score/<img src=x onerror=alert(8)>": 1.0}))
+            record(Evaluated(step, {"heldout/accuracy": 0.5, "heldout/accuracy_low": 0.4, "heldout/accuracy_high": 0.6}))
+    store.set_status(run_id, RunStatus.FAILED, "<img src=x onerror=alert('error')> " + PAYLOADS[1])
+    store.close()
+    return run_id
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    from conftest import Server
+
+    run_id = record_hostile_run(tmp_path / "hostile.sqlite")
+    server = Server(tmp_path / "hostile.sqlite")
+    yield server, run_id
+    server.close()
+
+
+def test_hostile_text_is_shown_as_that_very_text_in_every_view(hostile, open_page):
+    server, run_id = hostile
+    page = open_page(server, f"?run={run_id}")
+    page.locator("#group pre").first.wait_for()
+    shown = "\n".join(page.locator("#group pre").all_inner_texts())
+    for payload in PAYLOADS[:10]:
+        assert payload.replace("\u202e", "").strip() in shown.replace("\u202e", ""), payload
+    assert page.locator("#group img, #group svg[onload], #group iframe, #group script").count() == 0
+    page.get_by_role("tab", name="Inspect").click()
+    page.locator("#group-table tbody tr").first.wait_for()
+    for i in range(0, 12, 4):
+        page.locator("#group-table [data-do=open]").nth(i).click()
+        page.locator("#opened-group pre").first.wait_for()
+        time.sleep(0.3)
+    page.get_by_placeholder("Text in any prompt").fill('<img src="x" AND OR (* %_')
+    time.sleep(1)
+    page.get_by_role("tab", name="Runs").click()
+    page.locator("#run-table [role=checkbox]").first.click()
+    page.get_by_text("<img src=x onerror=alert('name')>").first.wait_for()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("button", name="Keep").click()
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#curve-reward .js-plotly-plot").hover()
+    page.locator("#curve-criteria .js-plotly-plot").hover()
+    time.sleep(1)
+    assert page.evaluate("[...document.images].filter(i => i.src.endsWith('/x')).length") == 0
+    assert page.evaluate("document.querySelectorAll('iframe').length") == 0

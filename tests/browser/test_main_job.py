@@ -1,0 +1,151 @@
+"""The main job in a real browser: start, watch, stop, reload, inspect, overlay, export, delete."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from grpo_core.store import Store
+from grpo_core.types import RunStatus
+
+
+def wait_until(ask, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not (found := ask()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found, "it did not happen in time"
+    return found
+
+
+def step_shown(page) -> int:
+    """The step that the group panel shows."""
+    return int(re.search(r"step ([\d,]+)", page.locator("#group").inner_text().lower())[1].replace(",", ""))
+
+
+def start(page) -> None:
+    page.get_by_role("button", name="Start training").click()
+
+
+def stop(page, store, run_id) -> None:
+    page.get_by_role("button", name="Stop", exact=True).click()
+    wait_until(lambda: store.run(run_id).status == RunStatus.STOPPED, 5)
+
+
+def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_deletes(server, open_page, context, tmp_path):
+    page = open_page(server)
+    store = Store(server.db)
+    clicked = time.monotonic()
+    start(page)
+    page.locator("#group pre").first.wait_for(timeout=20_000)
+    assert time.monotonic() - clicked < 20, "the first group takes seconds, not minutes"
+
+    # live groups: eight siblings, each with a signed advantage; the panel follows the newest step
+    assert page.locator("#group pre").count() == 8
+    first = step_shown(page)
+    wait_until(lambda: step_shown(page) > first)
+    run = store.runs()[0]
+    for curve in ("reward", "kl", "loss"):
+        page.locator(f"#curve-{curve} .js-plotly-plot .scatterlayer .trace").first.wait_for()
+
+    # what is shown is what is stored
+    shown = step_shown(page)
+    group = store.group(store.group_ids(run.id, shown)[0])
+    if step_shown(page) == shown:  # it may have moved on meanwhile
+        assert sorted(page.locator("#group pre").all_inner_texts()) == sorted(r.text for r in group.rollouts)
+
+    # a second tab of the same browser shows the same run; closing it changes nothing
+    second = open_page(server, f"?run={run.id}")
+    wait_until(lambda: abs(step_shown(second) - step_shown(page)) <= 6)
+    second.close()
+
+    stop(page, store, run.id)
+    kept = store.run(run.id).steps_done
+    assert kept >= 2
+    assert len(store.steps(run.id)) == kept
+
+    # reload: the same run at the same step
+    at = wait_until(lambda: step_shown(page) == store.last_step_with_groups(run.id) and step_shown(page))
+    page.reload()
+    page.locator("#group pre").first.wait_for()
+    assert step_shown(page) == at
+    page.get_by_text("stopped").first.wait_for()
+
+    # a second, shorter run with another seed, to the end
+    page.get_by_label("Steps", exact=True).fill("3")
+    page.get_by_label("Seed", exact=True).fill("1")
+    page.get_by_label("Seed", exact=True).blur()
+    time.sleep(1)
+    start(page)
+    wait_until(lambda: store.runs()[0].id != run.id and store.runs()[0].status == RunStatus.FINISHED, 60)
+    other = store.runs()[0]
+    assert (other.steps_done, other.config["train"]["seed"]) == (3, 1)
+
+    # inspect a group of it
+    page.get_by_role("tab", name="Inspect").click()
+    rows = page.locator("#group-table tbody tr")
+    rows.first.wait_for()
+    assert rows.count() == 24  # 3 steps of 8 prompts
+    page.locator("#group-table tbody tr [data-do=open]").nth(5).click()
+    page.locator("#opened-group pre").first.wait_for()
+    prompt = page.locator("#group-table tbody tr [data-do=open]").nth(5).inner_text()
+    wait_until(lambda: prompt in page.locator("#opened-group").inner_text())
+    wait_until(lambda: "group=" in page.url and f"run={other.id}" in page.url)
+    shared = context.new_page()
+    shared.goto(page.url)
+    wait_until(lambda: prompt in shared.locator("#opened-group").inner_text())
+    shared.close()
+
+    # overlay two runs; only the differing settings are listed
+    page.get_by_role("tab", name="Runs").click()
+    boxes = page.locator("#run-table [role=checkbox]")
+    boxes.first.wait_for()
+    for i in range(2):
+        boxes.nth(i).click()
+        wait_until(lambda i=i: page.locator("#run-table [role=checkbox][aria-checked=true]").count() == i + 1)
+    page.locator("#compare-reward .js-plotly-plot .scatterlayer .trace").nth(1).wait_for()
+    differing = page.locator("#differences").inner_text()
+    assert "train.steps" in differing
+    assert "train.seed" in differing
+    assert "kl_coef" not in differing
+
+    # export one
+    boxes.nth(1).click()
+    wait_until(lambda: page.locator("#run-table [role=checkbox][aria-checked=true]").count() == 1)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export JSONL").click()
+    download.value.save_as(tmp_path / "out.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * 8 * 8
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export CSV").click()
+    download.value.save_as(tmp_path / "out.csv")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) >= 4
+
+    # rename and delete it: it asks first
+    page.get_by_label("New name").fill("to be deleted")
+    page.get_by_role("button", name="Rename", exact=True).click()
+    page.get_by_text("to be deleted").first.wait_for()
+    assert store.run(other.id).name == "to be deleted"
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("button", name="Delete for good").click()
+    wait_until(lambda: [r.id for r in store.runs()] == [run.id])
+
+
+@pytest.mark.parametrize(("label", "value", "says"), [
+    ("Steps", "0", "at least 1"), ("Group size", "1", "at least 2"), ("Model", "/no/such/folder", "no such folder"),
+])
+def test_wrong_input_is_answered_beside_the_field_and_keeps_what_was_typed(server, open_page, label, value, says):
+    page = open_page(server)
+    field = page.get_by_label(label, exact=True).first
+    field.fill(value)
+    if label == "Model":
+        field.press("Enter")
+    field.blur()
+    time.sleep(0.7)
+    start(page)
+    page.get_by_text(says).first.wait_for()
+    assert field.input_value() == value
+    assert Store(server.db).runs() == []
