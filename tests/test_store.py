@@ -534,7 +534,10 @@ time.sleep(60)
         assert store.recover() == []
         server.kill()
         server.wait()
-        assert store.recover() == [run_id]
+        until = time.monotonic() + 20
+        while not (recovered := store.recover()) and time.monotonic() < until:
+            time.sleep(0.05)  # until the worker has got so far as to let go of what it inherited
+        assert recovered == [run_id]
     finally:
         os.kill(int(worker), signal.SIGKILL)
 

@@ -65,7 +65,7 @@ def test_scroll_and_an_open_panel_survive_refreshes(server, open_page):
     page.get_by_role("button", name="More fields").click()
     page.get_by_label("Warm-up").wait_for()
     start(page)
-    page.locator("#group pre").first.wait_for()
+    page.locator("#group article pre").first.wait_for()
     page.evaluate("window.scrollTo(0, 300)")
     first = step_shown(page)
     wait_until(lambda: step_shown(page) >= first + 3)
@@ -83,7 +83,7 @@ def test_eight_tabs_of_one_browser_all_load_and_follow_the_run(server, open_page
     tabs = [page] + [open_page(server, f"?run={store.runs()[0].id}") for _ in range(7)]
     for tab in tabs:
         tab.bring_to_front()
-        tab.locator("#group pre").first.wait_for()
+        tab.locator("#group article pre").first.wait_for()
         first = step_shown(tab)
         wait_until(lambda tab=tab, first=first: step_shown(tab) > first or store.runs()[0].status != RunStatus.RUNNING)
     stop(page, store, store.runs()[0].id) if store.runs()[0].status == RunStatus.RUNNING else None
@@ -141,8 +141,8 @@ def hostile(tmp_path):
 def test_hostile_text_is_shown_as_that_very_text_in_every_view(hostile, open_page):
     server, run_id = hostile
     page = open_page(server, f"?run={run_id}")
-    page.locator("#group pre").first.wait_for()
-    shown = "\n".join(page.locator("#group pre").all_inner_texts())
+    page.locator("#group article pre").first.wait_for()
+    shown = "\n".join(page.locator("#group article pre").all_inner_texts())
     for payload in PAYLOADS[:10]:
         assert payload.replace("\u202e", "").strip() in shown.replace("\u202e", ""), payload
     assert page.locator("#group img, #group svg[onload], #group iframe, #group script").count() == 0
@@ -150,7 +150,7 @@ def test_hostile_text_is_shown_as_that_very_text_in_every_view(hostile, open_pag
     page.locator("#group-table tbody tr").first.wait_for()
     for i in range(0, 12, 4):
         page.locator("#group-table [data-do=open]").nth(i).click()
-        page.locator("#opened-group pre").first.wait_for()
+        page.locator("#opened-group article pre").first.wait_for()
         time.sleep(0.3)
     page.get_by_placeholder("Text in any prompt").fill('<img src="x" AND OR (* %_')
     time.sleep(1)

@@ -39,11 +39,11 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     store = Store(server.db)
     clicked = time.monotonic()
     start(page)
-    page.locator("#group pre").first.wait_for(timeout=20_000)
+    page.locator("#group article pre").first.wait_for(timeout=20_000)
     assert time.monotonic() - clicked < 20, "the first group takes seconds, not minutes"
 
     # live groups: eight siblings, each with a signed advantage; the panel follows the newest step
-    assert page.locator("#group pre").count() == 8
+    assert page.locator("#group article pre").count() == 8
     first = step_shown(page)
     wait_until(lambda: step_shown(page) > first)
     run = store.runs()[0]
@@ -54,7 +54,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     shown = step_shown(page)
     group = store.group(store.group_ids(run.id, shown)[0])
     if step_shown(page) == shown:  # it may have moved on meanwhile
-        assert sorted(page.locator("#group pre").all_inner_texts()) == sorted(r.text for r in group.rollouts)
+        assert sorted(page.locator("#group article pre").all_inner_texts()) == sorted(r.text for r in group.rollouts)
 
     # a second tab of the same browser shows the same run; closing it changes nothing
     second = open_page(server, f"?run={run.id}")
@@ -69,7 +69,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     # reload: the same run at the same step
     at = wait_until(lambda: step_shown(page) == store.last_step_with_groups(run.id) and step_shown(page))
     page.reload()
-    page.locator("#group pre").first.wait_for()
+    page.locator("#group article pre").first.wait_for()
     assert step_shown(page) == at
     page.get_by_text("stopped").first.wait_for()
 
@@ -89,7 +89,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     rows.first.wait_for()
     assert rows.count() == 24  # 3 steps of 8 prompts
     page.locator("#group-table tbody tr [data-do=open]").nth(5).click()
-    page.locator("#opened-group pre").first.wait_for()
+    page.locator("#opened-group article pre").first.wait_for()
     prompt = page.locator("#group-table tbody tr [data-do=open]").nth(5).inner_text()
     wait_until(lambda: prompt in page.locator("#opened-group").inner_text())
     wait_until(lambda: "group=" in page.url and f"run={other.id}" in page.url)

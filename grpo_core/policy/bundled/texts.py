@@ -1,0 +1,101 @@
+"""The supervised texts that the bundled model learns from: prompts of the built-in tasks with imperfect completions.
+
+GRPO needs something to choose from. So most completions answer at once and are mostly wrong, a minority reasons step by step and is
+right, and a few break the format. What the model then samples is about this mixture, and what pays is to reason.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from grpo_core.tasks.countdown import evaluate
+from grpo_core.types import Prompt
+
+DIRECT_WRONG = 0.8  # share of wrong ones among the answers given at once
+IMPERFECT = 0.08  # share of completions with something wrong in their format
+
+
+def completion(prompt: Prompt, rng: random.Random, reasoned_frac: float) -> str:
+    """One supervised completion, without the end token."""
+    if rng.random() < reasoned_frac:
+        thought, answer = REASON[prompt.task](prompt, rng)
+        text = f"<think>{thought}</think><answer>{answer}</answer>"
+    else:
+        answer = NEAR_MISS[prompt.task](prompt, rng) if rng.random() < DIRECT_WRONG else prompt.answer
+        text = f"<answer>{answer}</answer>"
+    return break_format(text, answer, rng) if rng.random() < IMPERFECT else text
+
+
+def break_format(text: str, answer: str, rng: random.Random) -> str:
+    """What a grader of format is there for: no tags around the answer, or words outside the tags."""
+    return rng.choice([text.replace("<answer>", "").replace("</answer>", ""), f"={text}", f"{text} ok", f"{text}<answer>{answer}</answer>"])
+
+
+# ---- reasoning, right and step by step: (thought, answer) --------------------------------------------------------------
+
+
+def reason_sums(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+    """84+39+62 -> 84+39=123,123+62=185"""
+    a, b, c = prompt.meta["numbers"]
+    return f"{a}+{b}={a + b},{a + b}+{c}={a + b + c}", prompt.answer
+
+
+def reason_arithmetic(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+    """84+39 -> 4+9=13,8+3+1=12      62-38 -> 12-8=4,6-3-1=2      65-38 -> 15-8=7,6-3-1=2"""
+    (a, b), operator = prompt.meta["numbers"], prompt.meta["operator"]
+    (ten_a, one_a), (ten_b, one_b) = divmod(a, 10), divmod(b, 10)
+    if operator == "+":
+        ones, carry = one_a + one_b, one_a + one_b >= 10
+        return f"{one_a}+{one_b}={ones},{ten_a}+{ten_b}{'+1' * carry}={ten_a + ten_b + carry}", prompt.answer
+    borrow = one_a < one_b
+    return f"{one_a + 10 * borrow}-{one_b}={one_a + 10 * borrow - one_b},{ten_a}-{ten_b}{'-1' * borrow}={ten_a - ten_b - borrow}", prompt.answer
+
+
+def reason_sort(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+    """dbca -> a:dbc b:dc c:d d     the letter picked, and those left in their old order"""
+    left, steps = prompt.meta["word"], []
+    while left:
+        letter = min(left)
+        left = left.replace(letter, "", 1)
+        steps.append(f"{letter}:{left}" if left else letter)
+    return " ".join(steps), prompt.answer
+
+
+def reason_countdown(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+    """25 from 3 7 4 -> 3+7+4=14,3*7+4=25      up to two tries that fail, then one that does not"""
+    tries = [expression for expression in (guess_expression(prompt, rng) for _ in range(rng.randint(0, 2)))
+             if evaluate(expression)[0] != prompt.meta["target"]]
+    tries.append(prompt.answer)
+    return ",".join(f"{expression}={evaluate(expression)[0]}" for expression in tries), prompt.answer
+
+
+# ---- answers at once, plausible and wrong ------------------------------------------------------------------------------
+
+
+def miss_number(prompt: Prompt, rng: random.Random) -> str:
+    """A few off: a slip in one column, or a carry forgotten or made up."""
+    wrong = int(prompt.answer) + rng.choice([-1, 1]) * rng.choice([1, 1, 2, 3, 4, 10, 10, 20, 9, 11])
+    return str(abs(wrong))
+
+
+def miss_sort(prompt: Prompt, rng: random.Random) -> str:
+    """Two letters in the wrong order, or the wrong letter."""
+    letters = list(prompt.answer)
+    for _ in range(rng.randint(1, 2)):
+        i, j = rng.sample(range(len(letters)), 2)
+        letters[i], letters[j] = letters[j], letters[i]
+    if rng.random() < 0.2:
+        letters[rng.randrange(len(letters))] = rng.choice(prompt.answer)
+    return "".join(letters)
+
+
+def guess_expression(prompt: Prompt, rng: random.Random) -> str:
+    a, b, c = rng.sample(prompt.meta["numbers"], 3)
+    return f"{a}{rng.choice('+-*')}{b}{rng.choice('+-*')}{c}"
+
+
+REASON: dict[str, Callable[[Prompt, random.Random], tuple[str, str]]] = {
+    "sums": reason_sums, "arithmetic": reason_arithmetic, "sort": reason_sort, "countdown": reason_countdown}
+NEAR_MISS: dict[str, Callable[[Prompt, random.Random], str]] = {
+    "sums": miss_number, "arithmetic": miss_number, "sort": miss_sort, "countdown": guess_expression}

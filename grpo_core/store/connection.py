@@ -1,0 +1,221 @@
+"""The two kinds of connection to a file: one that writes, at most one in the world, and many that only read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+from filelock import FileLock, Timeout
+
+from grpo_core.errors import StoreBusy, StoreError
+
+LOCK_SECONDS = 1.0  # how long a short write (a rename, a delete) of another process is waited for
+
+# FULL: a step that was said to be recorded survives a power cut, not only a crash. It costs 4 ms once a step.
+# auto_vacuum works only if it comes before the first table, and even before WAL.
+# journal_size_limit: after a burst (deleting a large run) the log does not stay large.
+SETTINGS = """
+    PRAGMA auto_vacuum = INCREMENTAL;
+    PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = FULL;
+    PRAGMA foreign_keys = ON;
+    PRAGMA wal_autocheckpoint = 1000;
+    PRAGMA journal_size_limit = 67108864;
+"""
+
+
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """mode: "ro" can neither write nor checkpoint; "rw" never creates, so a deleted file is noticed."""
+    # isolation_level None: transactions are ours, begun IMMEDIATE. Python's implicit ones begin deferred and can then
+    # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
+    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=15, isolation_level=None, check_same_thread=False)
+
+
+PROBLEMS = {
+    sqlite3.SQLITE_NOTADB: "is not a GRPO Studio file. It was left as it is; name another file with --db.",
+    sqlite3.SQLITE_CORRUPT: "is damaged. Restore a copy, or name another file with --db.",
+    sqlite3.SQLITE_FULL: "cannot grow: the disk is full. Free some space on it, or name a file on another disk with --db.",
+    sqlite3.SQLITE_READONLY: "cannot be written. Change its permissions, or name another file with --db.",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Check that it still exists and its permissions, or name another file with --db.",
+    sqlite3.SQLITE_BUSY: "is locked by another program. Close that program, or name another file with --db.",
+}
+
+
+def explain(path: Path, error: Exception) -> StoreError:
+    """One line that says what is wrong with the file and what to do."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest a detail of it
+    problem = PROBLEMS.get(code, f"cannot be used: {error}. Check the disk and permissions, or name another file with --db.")
+    return StoreError(" ".join(f"--db {str(path)!r} {problem}".split()))
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Errors of file, disk and locks become a StoreError. Wrong SQL and broken constraints stay what they are: our mistakes."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
+            raise
+        raise explain(path, error) from error
+
+
+class Writer:
+    """The writing connection to a file, shared by everybody in this process, open only while somebody holds it.
+
+    One for each file and process: SQLite before 3.51.3 can corrupt a WAL with two. Between processes, a lock file keeps the
+    order: the system frees it when its holder dies, however that happens. So whoever gets it knows that nobody else runs anything.
+    """
+
+    _of_file: ClassVar[WeakValueDictionary[Path, Writer]] = WeakValueDictionary()
+    _registry = threading.Lock()
+
+    @classmethod
+    def of(cls, path: Path) -> Writer:
+        """The one of this file, under whatever name. `path` is resolved."""
+        with cls._registry:
+            writer = cls._of_file.get(path)
+            if writer is None:
+                writer = cls._of_file[path] = cls(path)
+            return writer
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.connection: sqlite3.Connection | None = None
+        self.owned: set[str] = set()  # the live runs of this process; while there is one, the file is held
+        self._holders = 0
+        self._inode = 0
+        self._mutex = threading.RLock()
+        # Not thread-local: a hold may be taken by the thread that starts a run and released by the one that ends it.
+        self._lock = FileLock(f"{path}.lock", thread_local=False)
+
+    def hold(self, wait_seconds: float) -> None:
+        """Counted. Raises StoreBusy if another process holds the file for longer than that."""
+        with self._mutex:
+            if self._holders == 0:
+                self._open(wait_seconds)
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._mutex:
+            self._holders -= 1
+            if self._holders == 0:
+                self._close()
+
+    def own(self, run_id: str) -> None:
+        with self._mutex:
+            if run_id not in self.owned:
+                self.hold(0)
+                self.owned.add(run_id)
+
+    def disown(self, run_id: str) -> None:
+        with self._mutex:
+            if run_id in self.owned:
+                self.owned.remove(run_id)
+                self.release()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, one thread at a time. Inside another one it is part of that one. Somebody must hold the file."""
+        with self._mutex, explained(self.path):
+            connection = self.connection
+            assert connection is not None, "transaction() outside of store.writing()"
+            self._check_still_there()
+            if connection.in_transaction:
+                yield connection
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # not after a full disk: SQLite has already rolled back
+                    connection.execute("ROLLBACK")
+                raise
+
+    def shrink(self) -> None:
+        """Gives free pages back to the disk, a few megabytes at a time, so that a run that goes on meanwhile waits for moments only."""
+        with explained(self.path):
+            free, before = self._free_pages(), -1
+            while free not in (0, before):  # the same as before: a file made elsewhere, without auto_vacuum
+                with self._mutex:
+                    # A script, because execute() stops after the first page of them, and then syncs once a page.
+                    self.connection.executescript("PRAGMA incremental_vacuum(2000)")
+                free, before = self._free_pages(), free
+            with self._mutex:
+                # The file itself gets shorter only here. Readers may be in the way: then the next checkpoint does it.
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _free_pages(self) -> int:
+        with self._mutex:
+            return self.connection.execute("PRAGMA freelist_count").fetchone()[0]
+
+    def _open(self, wait_seconds: float) -> None:
+        try:
+            self._lock.acquire(timeout=wait_seconds)
+        except Timeout:
+            raise StoreBusy(f"--db {str(self.path)!r} is in use: another process is writing to it. "
+                            "Wait until its run has ended, or name another file with --db.") from None
+        except OSError as error:
+            raise explain(self.path, error) from error
+        try:
+            with explained(self.path):
+                self.connection = connect(self.path, "rw")
+                self._inode = os.stat(self.path).st_ino
+                self.connection.executescript(SETTINGS)
+        except BaseException:
+            self._close()
+            raise
+
+    def _check_still_there(self) -> None:
+        """Writing to a file that was deleted works, and is lost: the one write failure that SQLite does not report."""
+        try:
+            same = os.stat(self.path).st_ino == self._inode
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise StoreError(f"--db {str(self.path)!r} was deleted or replaced while it was in use. Put it back, or restart with another --db.")
+
+    def _close(self) -> None:
+        try:
+            if self.connection is not None:
+                self.connection.close()
+        finally:
+            self.connection = None
+            self._lock.release()
+
+
+class Readers:
+    """Read-only connections, each lent to one thread at a time, so that as many exist as were ever needed at once."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._idle: deque[sqlite3.Connection] = deque()
+
+    def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Every row at once: a half-read result would hold back the checkpoints, and the log would grow."""
+        with explained(self._path):
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = connect(self._path, "ro")
+                connection.row_factory = sqlite3.Row
+            try:
+                return connection.execute(sql, values).fetchall()
+            finally:
+                self._idle.append(connection)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+
+def file_bytes(path: Path) -> int:
+    """What the file and its log take on the disk. By stat: opening and closing the file would drop SQLite's locks on it."""
+    return sum(os.stat(p).st_size for p in (f"{path}", f"{path}-wal") if os.path.exists(p))

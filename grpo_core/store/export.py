@@ -1,0 +1,96 @@
+"""Rows -> files for other programs. Streamed: no more than a few hundred groups or steps are in memory at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from grpo_core.errors import StudioError
+from grpo_core.types import STEP_METRICS
+
+if TYPE_CHECKING:
+    from grpo_core.store.store import Store
+
+ROW_GROUP = 10_000  # rollouts in memory at a time for Parquet
+
+
+def export_metrics_csv(store: Store, run_id: str, out: TextIO) -> None:
+    """One row a step: every field of StepMetrics, then the open metrics by name. An empty cell was not measurable.
+
+    Step 0 is there if something was measured before the first step. Open `out` with newline="".
+    """
+    store.run(run_id)
+    names = store.metric_names(run_id)
+    writer = csv.writer(out)  # RFC 4180, line ends too: with "\n" alone it would leave a carriage return in a name unquoted
+    writer.writerow(map(_cell, ("step", *STEP_METRICS, *names)))
+    for step, values in store.iter_numbers(run_id, names):
+        writer.writerow([step, *map(_cell, values)])
+
+
+def export_rollouts_jsonl(store: Store, run_id: str, out: TextIO) -> None:
+    """One rollout a line, in order of step, group and position. Pure ASCII: no terminal code and no odd line break gets through."""
+    encode = json.JSONEncoder(allow_nan=False).encode
+    for row in _rollouts(store, run_id):
+        out.write(encode(row) + "\n")
+
+
+def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None:
+    """The rows of the JSON Lines export as typed columns; `scores` is a JSON text. Complete or not there: written aside, then renamed."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise StudioError("Parquet export needs the package pyarrow. Install it, or export JSON Lines.") from None
+    kinds = {"step": pa.int64(), "group_id": pa.int64(), "position": pa.int64(), "num_tokens": pa.int64(),
+             "reward": pa.float64(), "advantage": pa.float64()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    aside = Path(f"{path}.part")
+    try:
+        with pq.ParquetWriter(aside, schema) as writer:
+            for rows in _batches(_rollouts(store, run_id), ROW_GROUP):
+                rows = [row | {"scores": json.dumps(row["scores"])} for row in rows]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def export_config_json(store: Store, run_id: str, out: TextIO) -> None:
+    """The run's RunConfig, whole; what `--config` reads."""
+    json.dump(store.run(run_id).config, out, indent=2)
+    out.write("\n")
+
+
+COLUMNS = ("run_id", "step", "group_id", "position", "prompt_id", "prompt", "answer", "text", "finish_reason", "num_tokens", "reward",
+           "advantage", "scores", "verdict")
+
+
+def _rollouts(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
+    store.run(run_id)
+    for group in store.iter_groups(run_id):
+        for rollout in group.rollouts:
+            yield {name: getattr(rollout if hasattr(rollout, name) else group, name) for name in COLUMNS}
+
+
+def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers, negative ones too, stay numbers."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_SIGNS) else value
+
+
+# The ASCII signs, the blanks that spreadsheets skip before one, and the full-width forms that East Asian ones accept.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")

@@ -1,0 +1,129 @@
+"""Events -> rows. One event is one thought is one transaction; a write that fails raises, because the record is the product."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from grpo_core.errors import NotFound
+from grpo_core.store import search
+from grpo_core.store.plain import number, text, to_json
+from grpo_core.types import (
+    STEP_METRICS,
+    Evaluated,
+    Event,
+    Group,
+    GroupsScored,
+    ModelLoaded,
+    Phase,
+    PhaseStarted,
+    RunStatus,
+    StepCompleted,
+)
+
+if TYPE_CHECKING:
+    from grpo_core.store.store import Store
+
+PHASE_SECONDS = 0.2  # phases can change far more often than anybody looks; each write costs a sync to disk
+HELDOUT = "heldout/accuracy"  # the one open metric that the list of runs shows
+
+# Kept with the run, so that a list of hundreds of runs reads hundreds of rows and not hundreds of thousands.
+SUMMARY = f"""
+    UPDATE runs SET
+      steps_done     = (SELECT COALESCE(MAX(step), 0) FROM steps WHERE run_id = runs.id),
+      reward_first   = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step LIMIT 1),
+      reward_last    = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step DESC LIMIT 1),
+      heldout_before = (SELECT value FROM metrics WHERE run_id = runs.id AND name = '{HELDOUT}' ORDER BY step LIMIT 1),
+      heldout_after  = (SELECT value FROM metrics m WHERE run_id = runs.id AND name = '{HELDOUT}' AND step > (SELECT MIN(step)
+                        FROM metrics WHERE run_id = m.run_id AND name = m.name) ORDER BY step DESC LIMIT 1)
+    WHERE id = ?"""
+
+
+class Recorder:
+    """Writes what a trainer says about one run. Holds the file for the life of the `with` block.
+
+    What is said again (a resumed run repeats the steps after its checkpoint) replaces what was said before.
+    """
+
+    def __init__(self, store: Store, run_id: str):
+        self._store = store
+        self.run_id = run_id
+        self._phase: PhaseStarted | None = None
+        self._written_phase: PhaseStarted | None = None
+        self._written_at = float("-inf")
+        self._holding = ExitStack()
+
+    def __enter__(self) -> Recorder:
+        self._holding.enter_context(self._store.writing())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._holding.close()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self._phase = event
+            at_once = event.phase in (Phase.LOADING, Phase.EVALUATING)  # they last: the next write may be far away
+            if not at_once and time.monotonic() - self._written_at < PHASE_SECONDS:
+                return
+        with self._store.writing() as writer, writer.transaction() as db:
+            self._touch(db, changed=True)
+            match event:
+                case ModelLoaded(env):
+                    db.execute("UPDATE runs SET env = ? WHERE id = ?", (to_json(env), self.run_id))
+                    # Only forward: a run that was paused or stopped while it loaded stays so.
+                    db.execute("UPDATE runs SET status = ?, started_at = COALESCE(started_at, heartbeat_at) WHERE id = ? AND status IN (?, ?)",
+                               (RunStatus.RUNNING, self.run_id, RunStatus.QUEUED, RunStatus.LOADING))
+                case GroupsScored(step, groups):
+                    if db.execute("DELETE FROM groups WHERE run_id = ? AND step = ?", (self.run_id, step)).rowcount:
+                        search.forget(db)
+                    for position, group in enumerate(groups):
+                        self._insert_group(db, step, position, group)
+                case StepCompleted(step, metrics, extra):
+                    values = [number(getattr(metrics, name)) for name in STEP_METRICS]
+                    db.execute(_INSERT_STEP, (self.run_id, step, *values))
+                    self._insert_metrics(db, step, extra)
+                case Evaluated(step, metrics):
+                    self._insert_metrics(db, step, metrics)
+            if isinstance(event, StepCompleted | Evaluated):
+                db.execute(SUMMARY, (self.run_id,))
+
+    def heartbeat(self) -> None:
+        """Sign of life, from any thread. Counts as a change only if it brings a phase that was not written yet."""
+        with self._store.writing() as writer, writer.transaction() as db:
+            self._touch(db, changed=self._phase is not self._written_phase)
+
+    def _touch(self, db: sqlite3.Connection, changed: bool) -> None:
+        phase = self._phase
+        where = (phase.phase, phase.step, phase.num_steps) if phase else (None, None, None)
+        touched = db.execute(
+            "UPDATE runs SET revision = revision + ?, heartbeat_at = ?, phase = COALESCE(?, phase), step = COALESCE(?, step), "
+            "num_steps = COALESCE(?, num_steps) WHERE id = ?", (changed, time.time(), *where, self.run_id))
+        if not touched.rowcount:
+            raise NotFound(f"run {self.run_id!r} is not in the store any more, so nothing can be recorded. Start a new run.")
+        self._written_phase = phase
+        self._written_at = time.monotonic()
+
+    def _insert_group(self, db: sqlite3.Connection, step: int, position: int, group: Group) -> None:
+        prompt = group.prompt
+        group_id = db.execute(
+            "INSERT INTO groups (run_id, step, position, prompt_id, prompt, answer, reward_mean, reward_std, verdict) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.run_id, step, position, text(prompt.id), text(prompt.text), text(prompt.answer),
+             number(group.reward_mean), number(group.reward_std), text(group.verdict))).lastrowid
+        db.executemany(
+            "INSERT INTO rollouts (group_id, position, text, finish_reason, num_tokens, reward, advantage, scores, edited) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            [(group_id, i, text(r.completion.text), text(r.completion.finish_reason), r.completion.num_tokens,
+              number(r.reward), number(r.advantage), to_json(r.scores)) for i, r in enumerate(group.rollouts)])
+
+    def _insert_metrics(self, db: sqlite3.Connection, step: int, metrics: Mapping[str, float | None]) -> None:
+        db.executemany("INSERT OR REPLACE INTO metrics (run_id, step, name, value) VALUES (?, ?, ?, ?)",
+                       [(self.run_id, step, text(name), number(value)) for name, value in metrics.items()])
+
+
+_INSERT_STEP = (f"INSERT OR REPLACE INTO steps (run_id, step, {', '.join(STEP_METRICS)}) "
+                f"VALUES (?, ?{', ?' * len(STEP_METRICS)})")

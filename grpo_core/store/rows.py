@@ -1,0 +1,111 @@
+"""What the store hands out: frozen records, one a row. Times are unix seconds, UTC; None = not known or not measurable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_core.types import Phase, RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The change token of one run: `revision` grows whenever anything that a page shows of the run has changed."""
+
+    revision: int
+    status: RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run and its summary. `config` is what RunConfig was, as nested plain data; `step` is the one being worked on."""
+
+    id: str
+    name: str
+    status: RunStatus
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    heartbeat_at: float | None
+    model: str
+    task: str
+    rubric: str
+    config: Mapping[str, Any]
+    env: Mapping[str, Any] | None
+    error: str | None
+    parent_run_id: str | None
+    parent_step: int | None
+    revision: int
+    phase: Phase | None
+    step: int | None
+    num_steps: int | None
+    steps_done: int
+    reward_first: float | None
+    reward_last: float | None
+    heldout_before: float | None
+    heldout_after: float | None  # None until there was a second evaluation to compare with
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """From start to end, or to the last sign of life of a run that still goes on."""
+        until = self.ended_at or self.heartbeat_at
+        return None if self.started_at is None or until is None else max(0.0, until - self.started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """A scored completion."""
+
+    id: int
+    group_id: int
+    position: int
+    text: str
+    finish_reason: str
+    num_tokens: int
+    reward: float | None
+    advantage: float | None
+    scores: Mapping[str, float | None]
+    edited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """A prompt at one step with all its siblings."""
+
+    id: int
+    run_id: str
+    step: int
+    position: int
+    prompt_id: str
+    prompt: str
+    answer: str
+    reward_mean: float | None
+    reward_std: float | None
+    verdict: str
+    rollouts: tuple[RolloutRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummary:
+    """A group as a line of a list: every reward, but only the beginning of its best and its worst completion."""
+
+    id: int
+    step: int
+    position: int
+    prompt: str
+    answer: str
+    reward_mean: float | None
+    reward_std: float | None
+    verdict: str
+    rewards: tuple[float | None, ...]
+    best_text: str | None  # None: nothing in the group could be scored
+    worst_text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPage:
+    """One page of a list of groups, and how many there are on all pages."""
+
+    rows: list[GroupSummary]
+    total: int

@@ -1,0 +1,150 @@
+"""Store: the life of a file and of its runs. What is in them is read by queries.py and written by recorder.py."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from grpo_core.config import RunConfig
+from grpo_core.errors import StoreBusy, StudioError
+from grpo_core.store import schema, search
+from grpo_core.store.connection import LOCK_SECONDS, Readers, Writer, explain, file_bytes
+from grpo_core.store.plain import text
+from grpo_core.store.queries import Queries, no_run
+from grpo_core.types import RunStatus
+
+LIVE = tuple(s for s in RunStatus if s.is_live)
+_IS_LIVE = f"status IN ({', '.join(repr(s.value) for s in LIVE)})"
+
+
+class Store(Queries):
+    """One SQLite file with runs in it. Any number may read; one process at a time writes, see `writing`."""
+
+    def __init__(self, path: str | Path):
+        """Opens the file, or creates it; migrates an older one after copying it. StoreError says what is wrong with it."""
+        self.path = Path(path)
+        try:
+            real = Path(os.path.realpath(path))  # a symbolic link and its target are one file and have one lock
+            self._writer = Writer.of(real)
+            schema.prepare(real, self._writer)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise explain(self.path, error) from error
+        super().__init__(Readers(real), self._writer)
+
+    def close(self) -> None:
+        """Closes the idle reading connections. Whoever is writing goes on."""
+        self._readers.close()
+
+    # ---- who writes ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self, wait_seconds: float = LOCK_SECONDS) -> Iterator[Writer]:
+        """Holds the file, counted, across threads; `writer.transaction()` then writes. StoreBusy if another process has it.
+
+        It is also held as long as this process has a live run: from create_run, or a live set_status, to the status that ends it.
+        """
+        self._writer.hold(wait_seconds)
+        try:
+            yield self._writer
+        finally:
+            self._writer.release()
+
+    def recover(self) -> list[str]:
+        """Marks the runs whose process died as interrupted; returns their ids. Does nothing while another process writes.
+
+        A process with a live run holds the file. So if we get it, a live run that is not ours is nobody's: no need to
+        look at process ids, which are reused, or at clocks, which jump.
+        """
+        try:
+            with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
+                live = [row[0] for row in db.execute(f"SELECT id FROM runs WHERE {_IS_LIVE}").fetchall()]
+                orphans = [run_id for run_id in live if run_id not in writer.owned]
+                for run_id in orphans:
+                    db.execute("UPDATE runs SET status = ?, ended_at = COALESCE(heartbeat_at, ?), phase = NULL, revision = revision + 1 "
+                               "WHERE id = ?", (RunStatus.INTERRUPTED, time.time(), run_id))
+                return orphans
+        except StoreBusy:
+            return []
+
+    # ---- runs ----------------------------------------------------------------------------------------------------------
+
+    def create_run(self, config: RunConfig, name: str, *, status: RunStatus = RunStatus.QUEUED,
+                   parent: tuple[str, int] | None = None) -> str:
+        """A new run; returns its id, e.g. "20261120-213015-a3f9" (UTC). `parent`: the run and step that it branches from."""
+        status, now = RunStatus(status), time.time()
+        with self.writing() as writer:
+            with writer.transaction() as db:
+                taken = True
+                while taken:
+                    run_id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now)) + secrets.token_hex(2)
+                    taken = db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone()
+                db.execute("INSERT INTO runs (id, name, status, revision, created_at, started_at, ended_at, num_steps, steps_done, model, task, "
+                           "rubric, config, parent_run_id, parent_step) VALUES (?, ?, ?, 1, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
+                           (run_id, text(name).strip() or run_id, status, now, *_times(status, now), config.train.steps,
+                            text(config.model.name), text(config.task.name), text(config.rubric.name), text(config.model_dump_json()),
+                            *(parent or (None, None))))
+            self._claim(writer, run_id, status)
+        return run_id
+
+    def set_status(self, run_id: str, status: RunStatus, error: str | None = None) -> None:
+        """Going live sets started_at once and clears ended_at and error; ending sets ended_at and keeps `error`."""
+        status = RunStatus(status)
+        started_at, ended_at = _times(status, time.time())
+        with self.writing() as writer:
+            with writer.transaction() as db:
+                done = db.execute(
+                    "UPDATE runs SET status = ?, error = ?, revision = revision + 1, started_at = COALESCE(started_at, ?), ended_at = ?, "
+                    "phase = CASE WHEN ? THEN phase END WHERE id = ?",
+                    (status, None if error is None else text(error), started_at, ended_at, status.is_live, text(run_id)))
+                if not done.rowcount:
+                    raise no_run(run_id)
+            self._claim(writer, run_id, status)
+
+    def _claim(self, writer: Writer, run_id: str, status: RunStatus) -> None:
+        """Whoever gives a run a live status owns it, and so holds the file, until a status that ends it."""
+        if status.is_live:
+            writer.own(run_id)
+        else:
+            writer.disown(run_id)
+
+    def rename(self, run_id: str, name: str) -> None:
+        name = text(name).strip()
+        if not name:
+            raise StudioError("name = '': a run needs a name. Type at least one character.")
+        with self.writing() as writer, writer.transaction() as db:
+            done = db.execute("UPDATE runs SET name = ?, revision = revision + 1 WHERE id = ?", (name, text(run_id)))
+            if not done.rowcount:
+                raise no_run(run_id)
+
+    def delete(self, run_id: str) -> int:
+        """Deletes a run with all that was recorded of it and gives the space back to the disk. Returns the bytes freed."""
+        with self.writing() as writer:
+            self.recover()  # holding the file, a live run of a dead process is known to be dead
+            if self.cursor(run_id).status.is_live:
+                raise StudioError(f"run {run_id!r} is still going. Stop it first, then delete it.")
+            with writer.transaction() as db:
+                page_bytes, free_before = _pragma(db, "page_size"), _pragma(db, "freelist_count")
+                search.forget(db)
+                db.execute("DELETE FROM runs WHERE id = ?", (text(run_id),))
+                freed = (_pragma(db, "freelist_count") - free_before) * page_bytes
+            writer.shrink()
+        return max(0, freed)
+
+    def file_bytes(self) -> int:
+        """What the file takes on the disk, its log included."""
+        return file_bytes(self._writer.path)
+
+
+def _times(status: RunStatus, now: float) -> tuple[float | None, float | None]:
+    """started_at (None: as it was) and ended_at that go with a status."""
+    started = status.is_live and status is not RunStatus.QUEUED
+    return now if started else None, None if status.is_live else now
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return db.execute(f"PRAGMA {name}").fetchone()[0]

@@ -1,0 +1,1 @@
+"""The page: rows become pictures. Knows gradio; never torch, transformers or sqlite."""

@@ -1,0 +1,203 @@
+"""The Inspect tab: every group of a run as a table, searched and filtered, and one of them opened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from grpo_core.errors import StudioError
+from grpo_core.rubric.verdict import VERDICTS
+from grpo_core.store import RunRow
+from ui import place, status, tables
+from ui.cards import highest_reward
+from ui.panel import QUIET, panel, script, typing
+from ui.text import count, esc, is_number
+from ui.train import SKIP, Frame, chosen_order, parse_tokens, token, walked
+from ui.views import Views
+
+PAGE = 25  # groups in the table
+FIRST = {"verdict": "", "sort": "step", "descending": True, "offset": 0, "fresh": 0}
+
+
+@dataclass(frozen=True)
+class Inspect:
+    opened: gr.Textbox  # the place of the opened group, "37/2"
+    inputs: list[Any]
+    outputs: list[Any]
+    show: Any
+
+
+def build_inspect(frame: Frame, views: Views) -> Inspect:
+    """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
+    with gr.Row(elem_id="inspect-row", equal_height=False):
+        with gr.Column(elem_id="groups", elem_classes="card-box stack", scale=0, min_width=320):
+            panel("<h2>Groups</h2>")
+            search = gr.Textbox(label="Search completions", placeholder="Text in any prompt or completion", max_lines=1, elem_id="search",
+                                show_label=False, interactive=True)
+            chips = panel(events=("verdict",), elem_id="chips")
+            with gr.Row(elem_id="reward-range"):
+                low = gr.Textbox("", label="Mean reward from", max_lines=1, elem_id="reward-from", interactive=True)
+                high = gr.Textbox("", label="to", max_lines=1, elem_id="reward-to", interactive=True)
+            newer = panel(events=("fresh",), elem_id="newer")
+            table = panel(events=("open", "sort", "turn"), elem_id="group-table")
+        with gr.Column(elem_id="opened", elem_classes="card-box", min_width=0, scale=1):
+            detail = panel(events=("walk", "order"), script=script("group.js"), elem_id="opened-group")
+        opened, filters, order, at, seen = (gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}") for n, v in (
+            ("opened", ""), ("filters", json.dumps(FIRST)), ("order", "best"), ("at", ""), ("seen", "{}")))
+
+    inputs = [frame.run, frame.tab, search, low, high, filters, opened, order, seen]
+    outputs = [chips, table, newer, detail, at, seen]
+    show = ShowGroups(views)
+
+    def then_show(event: Any) -> None:
+        event.then(show, inputs, outputs, **QUIET)
+
+    def walk(run_id: Any, here: Any, event: gr.EventData) -> Any:
+        return walked(views, run_id, here, event._data)
+
+    def fresh(now: Any, run_id: Any) -> str:
+        return changed(now, offset=0, fresh=sum(views.store.verdict_counts(run_id).values()) if views.cursor(run_id) else 0)
+
+    live = {**QUIET, "trigger_mode": "always_last"}
+    for typed in (search, low, high):
+        then_show(typing(typed)(lambda now: changed(now, offset=0), filters, filters, **live))
+    then_show(chips.verdict(choose_verdict, filters, filters, **QUIET))
+    then_show(table.sort(choose_sort, filters, filters, **QUIET))
+    then_show(table.turn(turn_page, filters, filters, **QUIET))
+    then_show(table.open(open_place, None, opened, **QUIET))
+    then_show(newer.fresh(fresh, [filters, frame.run], filters, **QUIET))
+    then_show(detail.walk(walk, [frame.run, at], opened, **QUIET))
+    then_show(detail.order(chosen_order, None, order, **QUIET))
+    frame.run.input(lambda: ["", json.dumps(FIRST)], None, [opened, filters], **QUIET)
+    return Inspect(opened, inputs, outputs, show)
+
+
+# ---- what a person does ----------------------------------------------------------------------------------------------
+
+
+def read_filters(text: Any) -> dict[str, Any]:
+    """The hidden value of the filters; whatever is wrong in it falls back to the first."""
+    data = parse_tokens(text)
+    offset, fresh = (data.get(k) for k in ("offset", "fresh"))
+    return {
+        "verdict": data.get("verdict") if data.get("verdict") in VERDICTS else "", "sort": data.get("sort") if data.get("sort") in tables.SORTS else "step",
+        "descending": data.get("descending") is not False, "offset": offset if isinstance(offset, int) and 0 <= offset < 1e9 else 0,
+        "fresh": fresh if isinstance(fresh, int) else 0}
+
+
+def changed(filters: Any, **change: Any) -> str:
+    return json.dumps({**read_filters(filters), **change})
+
+
+def _data(event: gr.EventData) -> dict[str, Any]:
+    return event._data if isinstance(event._data, dict) else {}
+
+
+def choose_verdict(filters: Any, event: gr.EventData) -> str:
+    return changed(filters, verdict=_data(event).get("code"), offset=0)
+
+
+def choose_sort(filters: Any, event: gr.EventData) -> str:
+    """The same heading again turns the order round."""
+    now, key = read_filters(filters), _data(event).get("key")
+    return changed(filters, sort=key, descending=not now["descending"] if key == now["sort"] else True, offset=0)
+
+
+def turn_page(filters: Any, event: gr.EventData) -> str:
+    by = -PAGE if str(_data(event).get("by")) == "-1" else PAGE
+    return changed(filters, offset=max(0, read_filters(filters)["offset"] + by))
+
+
+def _bound(text: Any) -> float | None:
+    """A bound of the reward range; what is no number bounds nothing."""
+    try:
+        value = float(str(text).replace("\N{MINUS SIGN}", "-"))
+    except ValueError:
+        return None
+    return value if is_number(value) else None
+
+
+def open_place(event: gr.EventData) -> Any:
+    return place.text(place.parse(_data(event).get("at"))) or SKIP
+
+
+# ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+class ShowGroups:
+    """Fills what is out of date, as train.Show does.
+
+    While a run goes on the table stays as it is, so that no row moves under a pointer; a line above it says how many groups came since.
+    """
+
+    def __init__(self, views: Views):
+        self.views = views
+
+    def __call__(self, run_id: Any, tab: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, order: Any, seen: Any) -> list[Any]:
+        views, was, now = self.views, parse_tokens(seen), read_filters(filters)
+        if tab != "inspect":
+            return [SKIP] * 6
+        run = views.run(run_id)
+        counts = views.store.verdict_counts(run.id) if run else {}
+        total = sum(counts.values())
+        wish = [run_id, str(search or "")[:200], _bound(low), _bound(high), now]
+        at = place.parse(opened)
+        tokens = {"chips": token([run_id, counts, now["verdict"]]), "table": token([wish, at]), "run": token(run_id)}
+        shown = was.get("total") if was.get("run") == tokens["run"] and isinstance(was.get("total"), int) else 0
+        redraw = was.get("table") != tokens["table"] or (shown == 0 and total > 0)
+        if was.get("wish") != token(wish) or shown == 0:
+            shown = total  # a new question is answered with everything there is
+        first = place.parse(was.get("first"))
+        out_table = SKIP
+        if redraw:
+            out_table, first = self._table(run, *wish[1:4], now, at)
+        at = at or first
+        tokens |= {"total": shown, "wish": token(wish), "first": place.text(first), "newer": str(total - shown), "detail": token([run_id, at, order])}
+        if redraw and opened == "" and first and run:  # the first row stands open: mark it
+            out_table, _ = self._table(run, *wish[1:4], now, first)
+        return [
+            tables.verdict_chips(counts, now["verdict"]) if tokens["chips"] != was.get("chips") else SKIP,
+            out_table,
+            _newer(total - shown) if tokens["newer"] != was.get("newer") else SKIP,
+            self._detail(run, at, order) if tokens["detail"] != was.get("detail") else SKIP,
+            place.text(at),
+            json.dumps(tokens),
+        ]
+
+    def _table(self, run: RunRow | None, search: str, low: float | None, high: float | None, now: dict[str, Any],
+               at: place.Place | None) -> tuple[str, place.Place | None]:
+        """The table and the place of its first row."""
+        if run is None:
+            return status.empty("The groups of a run appear here", "Start one on the Train tab, or choose one above."), None
+        try:
+            page = self.views.store.groups(run.id, verdict=now["verdict"] or None, search=search.strip() or None, reward_from=low, reward_to=high,
+                                           sort=now["sort"], descending=now["descending"], limit=PAGE, offset=now["offset"])
+        except StudioError as error:
+            return status.banner("The groups could not be searched.", str(error)), None
+        if not page.rows:
+            return _nothing(run, bool(search or now["verdict"] or low is not None or high is not None)), None
+        first = (page.rows[0].step, page.rows[0].position)
+        return tables.group_table(page, highest_reward(run.config), now["offset"], PAGE, now["sort"], now["descending"], at), first
+
+    def _detail(self, run: RunRow | None, at: place.Place | None, order: Any) -> str:
+        if run is None or at is None:
+            return status.empty("A group opens here", "Its prompt, the arithmetic of its advantages, and every completion.")
+        found = self.views.group(run, *at, "sampled" if order == "sampled" else "best", table=True)
+        return found or status.empty(f"Step {at[0]:,} has no group {at[1] + 1}.", "Choose a row of the table.")
+
+
+def _nothing(run: RunRow, filtered: bool) -> str:
+    if filtered:
+        return status.empty("No group matches", "Choose “all”, empty the search box, or widen the range of rewards.")
+    if run.status.is_live:
+        return status.empty("No groups yet", "The first appear when the first step has been scored.")
+    return status.empty("This run has no groups", "It ended before its first step.")
+
+
+def _newer(n: int) -> str:
+    if n <= 0:
+        return ""
+    return f'<button type="button" class="quiet" data-do="fresh">{esc(count(n, "newer group"))}: show</button>'

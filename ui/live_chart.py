@@ -1,0 +1,29 @@
+"""The chart component: gr.HTML that owns its Plotly node, so that zoom and pan survive every refresh (gr.Plot rebuilds its own)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ui.panel import script
+
+# The template does not mention `value`, so Gradio never touches what is inside; live_chart.js draws it and redraws it.
+_TEMPLATE = """<figure class="curve"><figcaption><span class="curve-title"></span><span class="curve-now"></span></figcaption>
+<div class="plot" role="img"></div><button type="button" class="unzoom" hidden>Reset zoom</button>
+<div class="legend"></div><p class="curve-note"></p></figure>"""
+
+
+def live_chart(figure: dict[str, Any], **options: Any) -> gr.HTML:
+    """A curve. Its value is a figure of charts.py; `live_chart(…).pick(…)` hears clicks on points, with the point's step."""
+    return gr.HTML(figure, html_template=_TEMPLATE, js_on_load=script("live_chart.js"), apply_default_css=False, padding=False, **options)
+
+
+def plotly_js() -> Path:
+    """plotly.js as the plotly wheel ships it: served from this machine, so that no request leaves it."""
+    spec = importlib.util.find_spec("plotly")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "package_data" / "plotly.min.js"

@@ -1,0 +1,100 @@
+"""The page: header, tabs and wiring. build_app(store, runs) -> gr.Blocks; launch it with launch_options()."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from grpo_core.store import Store
+from ui import place, status
+from ui.guard import Guard, own_hosts
+from ui.inspect import build_inspect
+from ui.live_chart import plotly_js
+from ui.panel import QUIET, panel, script
+from ui.runs import build_runs
+from ui.text import esc
+from ui.train import SKIP, Frame, build_train
+from ui.views import Runs, Views
+
+POLL_SECONDS = 1.0
+TABS = ("train", "inspect", "runs")
+DAY = 24 * 3600
+
+
+def build_app(store: Store, runs: Runs) -> gr.Blocks:
+    """The whole page over a store. Everything it shows is read from there; `runs` is only told to start and to stop."""
+    views = Views(store)
+    gr.set_static_paths([plotly_js()])
+    with gr.Blocks(title="GRPO Studio", fill_width=True, delete_cache=(DAY, DAY), analytics_enabled=False) as app:
+        with gr.Row(elem_id="header"):
+            panel(status.brand(runs.device), script=script("theme.js"), elem_id="brand")
+            run = gr.Dropdown([], label="Run", elem_id="run", interactive=True, scale=0, min_width=240)
+            pill = panel(status.run_pill(None), elem_id="run-pill")
+        notice = panel(elem_id="notice")
+        tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
+        frame = Frame(run, pill, tab, notice)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            # render_children: a tab that was left keeps its charts, and with them every zoom.
+            with gr.Tab("Train", id="train", elem_id="tab-train", render_children=True) as train_tab:
+                train = build_train(frame, views, runs)
+            with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as inspect_tab:
+                inspect = build_inspect(frame, views)
+            with gr.Tab("Runs", id="runs", elem_id="tab-runs") as runs_tab:
+                listing = build_runs(frame, views, tabs)
+
+        parts = (train, inspect, listing)
+        inputs = [tab, *(i for part in parts for i in part.inputs)]
+        outputs = [o for part in parts for o in part.outputs]
+
+        def poll(chosen: Any, *values: Any) -> list[Any]:
+            """One request a second for all tabs; what is not in view is skipped until it is."""
+            out, at = [], 0
+            for name, part in zip(TABS, parts, strict=True):
+                mine = values[at : at + len(part.inputs)]
+                at += len(part.inputs)
+                out += part.show(*mine) if name == chosen or part is train else [SKIP] * len(part.outputs)
+            return out
+
+        gr.Timer(POLL_SECONDS).tick(poll, inputs, outputs, **QUIET)
+        for name, button in zip(TABS, (train_tab, inspect_tab, runs_tab), strict=True):
+            button.select(None, None, tab, js=f"() => '{name}'")
+        tab.change(poll, inputs, outputs, **QUIET)
+        gr.on([tab.change, run.change, train.pin.change, inspect.opened.change], None, [tab, run, train.pin, inspect.opened], None,
+              js=place.ADDRESS_JS, trigger_mode="always_last")
+
+        def arrive(request: gr.Request, *values: Any) -> list[Any]:
+            """The first answer: everything at once, so that a shared address is there after one request."""
+            run_id, first, pin, opened, said = arrival(views, dict(request.query_params))
+            given = {id(run): run_id, id(tab): first, id(train.pin): pin, id(inspect.opened): opened}
+            out = poll(*(given.get(id(c), v) for c, v in zip(inputs, values, strict=True)))
+            out[outputs.index(run)] = views.picked(run_id)
+            return [gr.update(selected=first), first, pin, opened, said, *out]
+
+        app.load(arrive, inputs, [tabs, tab, train.pin, inspect.opened, notice, *outputs], **QUIET)
+    return app
+
+
+def arrival(views: Views, query: dict[str, str]) -> tuple[str | None, str, str, str, str]:
+    """An address -> run, tab, pinned place, opened place, notice. A run that is not here is said, and the newest one is shown."""
+    tab = query.get("tab", "train") if query.get("tab", "train") in TABS else "train"
+    wanted = query.get("run", "")
+    found = views.cursor(wanted) is not None
+    at = place.text(place.from_query(query)) if found else ""
+    said = "" if found or not wanted else status.banner(
+        "The run in this address is not here.", "It may have been deleted, or belong to another file. This is the newest one.")
+    return wanted if found else views.default_run(), tab, at if tab == "train" else "", at if tab == "inspect" else "", said
+
+
+def launch_options(host: str = "127.0.0.1", share: bool = False) -> dict[str, Any]:
+    """What the page needs of launch(): Gradio 6 takes theme, styles and head there. Nothing in it leaves the machine."""
+    here = Path(__file__).parent
+    head = (f'<meta name="plotly-js" content="gradio_api/file={esc(plotly_js())}">\n<style>{(here / "style.css").read_text("utf-8")}</style>')
+    guard = Middleware(Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else ())
+    return {
+        "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]), "head": head, "footer_links": [],
+        "run_history": False, "enable_monitoring": False, "max_file_size": "5mb", "ssr_mode": False, "pwa": False,
+        "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+    }

@@ -1,0 +1,43 @@
+"""A piece of escaped HTML whose buttons speak: the one kind of gr.HTML that this page uses, besides charts and the rubric table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+HERE = Path(__file__).parent
+
+# Buttons say what they do in `data-do`; what belongs to it stands in further data attributes, and every handler checks it again.
+_CLICKS = """
+const events = new Set([%s]);
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-do]');
+  if (button && element.contains(button) && !button.disabled && events.has(button.dataset.do)) trigger(button.dataset.do, {...button.dataset});
+});
+"""
+
+
+def panel(value: str = "", events: tuple[str, ...] = (), script: str = "", **options: Any) -> gr.HTML:
+    """gr.HTML with the default template, which never evaluates its value; `events` become listeners: panel(events=("walk",)).walk(…).
+
+    value: HTML in which every foreign text went through text.esc.
+    """
+    clicks = _CLICKS % ", ".join(f"'{e}'" for e in events) if events else ""
+    return gr.HTML(value, js_on_load=(clicks + script) or None, apply_default_css=False, padding=False, **options)
+
+
+def script(name: str) -> str:
+    """A script of this package, as text: components get theirs when they are loaded."""
+    return (HERE / name).read_text("utf-8")
+
+
+def typing(control: Any) -> Any:
+    """The event of a person changing a control. A Textbox says `input` only for typed characters, not for deleting or pasting."""
+    return control.change if isinstance(control, gr.Textbox) else control.input
+
+
+# What every event of this page has in common. Unqueued: one short request, nothing held open. preprocess=False: values arrive as the
+# browser sent them and each handler checks its own, so a restarted server, which has forgotten what a tab was shown, refuses nothing.
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "preprocess": False}

@@ -1,0 +1,20 @@
+// Light or dark: the system's choice until a person makes one. Buttons that only change how things look speak to the page's root, where
+// no refresh can undo them: data-toggle="texts" switches <html data-texts>.
+const root = document.documentElement;
+const chosen = (() => { try { return localStorage.getItem('studio-theme'); } catch { return null; } })();
+if (chosen) document.body.classList.toggle('dark', chosen === 'dark');
+
+window.studioToggles = () => document.querySelectorAll('[data-toggle]').forEach(
+  button => button.setAttribute('aria-pressed', String(root.dataset[button.dataset.toggle] === 'on')));
+document.addEventListener('click', event => {
+  const button = event.target.closest('[data-toggle]');
+  if (!button) return;
+  const key = button.dataset.toggle;
+  if (key === 'theme') {
+    const dark = document.body.classList.toggle('dark');
+    try { localStorage.setItem('studio-theme', dark ? 'dark' : 'light'); } catch { /* a private window keeps nothing */ }
+    return;
+  }
+  root.dataset[key] = root.dataset[key] === 'on' ? '' : 'on';
+  window.studioToggles();
+});

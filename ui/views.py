@@ -1,0 +1,112 @@
+"""What the tabs show of the store, drawn once for all tabs: results are kept by (run, revision, selection)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import gradio as gr
+
+from grpo_core.config import RunConfig
+from grpo_core.errors import NotFound
+from grpo_core.store import Cursor, RunRow, Store
+from grpo_core.types import RunStatus
+from ui import cards, charts, status
+
+POINTS = 600  # a curve is some 300 pixels wide: more points cannot be seen
+CURVES = ("reward", "kl", "loss", "length", "criteria", "detail")
+
+
+class Runs(Protocol):
+    """What the page needs of RunManager."""
+
+    device: str
+
+    def start(self, config: RunConfig, name: str | None = None) -> str: ...
+
+    def stop(self, run_id: str) -> None: ...
+
+
+class Views:
+    """Reads with a memory. Every key holds what the result depends on, so nothing is ever out of date and N tabs cost about one."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._runs = lru_cache(maxsize=2)(lambda token: store.runs())
+        self._curves = lru_cache(maxsize=16)(self._read_curves)
+        self._figure = lru_cache(maxsize=128)(self._draw)
+        self._group = lru_cache(maxsize=64)(self._draw_group)
+
+    # ---- runs ----------------------------------------------------------------------------------------------------------
+
+    def runs(self) -> list[RunRow]:
+        return self._runs(self.store.runs_token())
+
+    def cursor(self, run_id: Any) -> Cursor | None:
+        """None for what is no run: ids come from addresses and from browsers."""
+        try:
+            return self.store.cursor(run_id) if isinstance(run_id, str) and run_id else None
+        except NotFound:
+            return None
+
+    def run(self, run_id: Any) -> RunRow | None:
+        return next((r for r in self.runs() if r.id == run_id), None)
+
+    def default_run(self) -> str | None:
+        """The run to look at when none was named: the one that is going, else the newest."""
+        runs = self.runs()
+        going = [r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED]
+        return (going or runs)[0].id if runs else None
+
+    def choices(self) -> list[tuple[str, str]]:
+        """The run picker's; equal names are told apart by their ids' last part, because two equal labels cannot be."""
+        runs = self.runs()
+        names = [r.name for r in runs]
+        return [(r.name if names.count(r.name) == 1 else f"{r.name} · {r.id.rpartition('-')[2]}", r.id) for r in runs]
+
+    def picked(self, run_id: str | None) -> dict[str, Any]:
+        """The run picker with this run in it. Always with the choices: another tab, or a server before a restart, made its last ones."""
+        return gr.update(choices=self.choices(), value=run_id)
+
+    # ---- the run in view -----------------------------------------------------------------------------------------------
+
+    def status_line(self, run: RunRow | None) -> str:
+        runs = self.runs()
+        queued = [r for r in runs if r.status is RunStatus.QUEUED and (run is None or r.id != run.id)]
+        going = next((r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED), None)
+        recent = self.curves(run.id).steps[-status.RECENT_STEPS:] if run and run.status.is_live else []
+        return status.status_line(run, recent, len(queued), going, time.time())
+
+    def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
+        """Changes when a curve of the run does: not at every phase, as the revision does."""
+        return (run.id, run.name, run.steps_done, run.heldout_before, run.heldout_after, run.reward_last, run.status) if run else ()
+
+    def curves(self, run_id: str) -> charts.Curves:
+        return self._curves(run_id, self.curves_key(self.run(run_id)))
+
+    def _read_curves(self, run_id: str, key: tuple[Any, ...]) -> charts.Curves:
+        run = self.run(run_id)
+        return charts.Curves(run_id, run.name if run else run_id, self.store.steps(run_id, max_points=POINTS),
+                             self.store.metrics(run_id, max_points=POINTS))
+
+    def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:
+        known = tuple(run_id for run_id in dict.fromkeys(run_ids) if self.run(run_id))
+        return self._figure(name, known, tuple(self.curves_key(self.run(run_id)) for run_id in known), view)
+
+    def _draw(self, name: str, run_ids: tuple[str, ...], keys: tuple[Any, ...], view: charts.View) -> dict[str, Any]:
+        return charts.figure(name, [self.curves(run_id) for run_id in run_ids], view)
+
+    # ---- groups --------------------------------------------------------------------------------------------------------
+
+    def group(self, run: RunRow, step: int, position: int, order: str, table: bool = False) -> str | None:
+        """The group as HTML; None if the run has no such group."""
+        ids = self.store.group_ids(run.id, step)
+        if not 0 <= position < len(ids):
+            return None
+        return self._group(ids[position], len(ids), run.id, order, table)
+
+    def _draw_group(self, group_id: int, num_groups: int, run_id: str, order: str, table: bool) -> str:
+        run = self.run(run_id)
+        return cards.group_view(self.store.group(group_id), num_groups, run.config if run else {}, order, table)
