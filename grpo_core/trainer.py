@@ -11,7 +11,7 @@ from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.learner import Batch, Learner
-from grpo_core.policy import Policy, load_policy
+from grpo_core.policy import Policy, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import Rubric, build_rubric
@@ -33,6 +33,7 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
     task, rubric = load_task(config.task.name), build_rubric(config.rubric)
     heldout = heldout_prompts(task, config.task.heldout_size)
     policy = load_policy(config.model, t.seed)
+    share_cores(policy.num_parameters)
     learning_rate = t.learning_rate or default_learning_rate(policy)
     learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate)
     emit(ModelLoaded(environment(policy, learning_rate)))

@@ -88,8 +88,8 @@ def test_rollouts_come_back_from_json_lines_as_they_were(store: Store, monkeypat
     recorded(store, groups(1))  # of another run
     out = io.StringIO()
     export_rollouts_jsonl(store, run_id, out)
-    assert out.getvalue().isascii()
-    assert all(line.isprintable() for line in out.getvalue().split("\n"))
+    lines = out.getvalue().split("\n")
+    assert not [line for line in lines if not (line.isascii() and line.isprintable())][:1]  # [:1]: a failure should not print megabytes
     rows = [json.loads(line, parse_constant=pytest.fail) for line in out.getvalue().splitlines()]
     assert len(rows) == 119 * 2 * len(ODD_TEXTS)
     assert list(rows[0]) == list(export.COLUMNS)

@@ -21,6 +21,7 @@ FORMULAS: dict[str, tuple[str, str]] = {
 # Which verdicts are good news, and which ask for a look. The rest is neutral. Tone is only a second signal: the label says it.
 TONES = {"healthy": "good", "graded": "good", "polish": "good", "phantom": "warn", "truncated": "warn", "unscored": "warn"}
 
+LONG_CHARS = 300  # where most completions are longer, cards get more lines: all the same number, so that nothing moves from group to group
 LONG = re.compile(r"(?s).{240}|(?:[^\n]*\n){5}")  # a text that scrolls in its card, so the keyboard must reach it
 
 
@@ -80,7 +81,8 @@ def group_view(group: GroupRow, num_groups: int, config: Mapping[str, Any], orde
     scale = advantage_scale(config, len(rollouts))
     cards = "".join(completion_card(r, config, scale, _digits(group)) for r in rollouts)
     why = why_table(group, rollouts, config) if table else arithmetic(group, rollouts, config)
-    return f"{group_head(group, num_groups, order)}{why}<div class=\"cards\">{cards}</div>"
+    long = " long" if sum(len(r.text) > LONG_CHARS for r in rollouts) * 2 > len(rollouts) else ""
+    return f'{group_head(group, num_groups, order)}{why}<div class="cards{long}">{cards}</div>'
 
 
 def group_head(group: GroupRow, num_groups: int, order: str) -> str:

@@ -205,7 +205,7 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
 
 
 def departures(flat: Mapping[str, Any]) -> list[str]:
-    preset = flat["algorithm.preset"]
+    preset = str(flat["algorithm.preset"])
     if preset not in PRESETS:
         return []
     wanted = preset_values(preset)
@@ -221,7 +221,7 @@ def preset_values(preset: str) -> dict[str, Any]:
 def formula(values: Sequence[Any]) -> str:
     """The objective with the chosen values in it, as text."""
     flat = dict(zip(NAMES, values, strict=True))
-    g = {n.removeprefix("algorithm."): flat[n] for n in ALGORITHM}
+    g = {n.removeprefix("algorithm."): flat[n] if isinstance(flat[n], (str, bool, int, float)) else "?" for n in ALGORITHM}
     advantage = {"group_std": "(r − mean)/(std + 1e-4)", "group_mean": "r − mean", "leave_one_out": "r − mean of the siblings"}.get(g["advantage"], "?")
     low, high, coef = _number(g["clip_eps_low"]), _number(g["clip_eps_high"]), _number(g["kl_coef"])
     clip = f"clip(w, {plain(round(1 - low, 6))}, {plain(round(1 + high, 6))})" if low is not None and high is not None else "clip(w, ?, ?)"
@@ -241,7 +241,7 @@ def formula(values: Sequence[Any]) -> str:
 def _number(value: Any) -> float | None:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

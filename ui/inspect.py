@@ -13,7 +13,7 @@ from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import RunRow
 from ui import place, status, tables
 from ui.cards import highest_reward
-from ui.panel import QUIET, panel, script, typing
+from ui.panel import QUIET, one_of, panel, script, typing
 from ui.text import count, esc, is_number
 from ui.train import SKIP, Frame, chosen_order, parse_tokens, token, walked
 from ui.views import Views
@@ -83,7 +83,7 @@ def read_filters(text: Any) -> dict[str, Any]:
     data = parse_tokens(text)
     offset, fresh = (data.get(k) for k in ("offset", "fresh"))
     return {
-        "verdict": data.get("verdict") if data.get("verdict") in VERDICTS else "", "sort": data.get("sort") if data.get("sort") in tables.SORTS else "step",
+        "verdict": one_of(data.get("verdict"), VERDICTS, ""), "sort": one_of(data.get("sort"), tables.SORTS, "step"),
         "descending": data.get("descending") is not False, "offset": offset if isinstance(offset, int) and 0 <= offset < 1e9 else 0,
         "fresh": fresh if isinstance(fresh, int) else 0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def script(name: str) -> str:
 def typing(control: Any) -> Any:
     """The event of a person changing a control. A Textbox says `input` only for typed characters, not for deleting or pasting."""
     return control.change if isinstance(control, gr.Textbox) else control.input
+
+
+def one_of(value: Any, known: Container[str], otherwise: str) -> str:
+    """`value` if it is one of the known words; browsers can send anything, lists and objects too."""
+    return value if isinstance(value, str) and value in known else otherwise
 
 
 # What every event of this page has in common. Unqueued: one short request, nothing held open. preprocess=False: values arrive as the

@@ -20,7 +20,7 @@ from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import RunRow, Store, export
 from ui import charts, status, tables
 from ui.live_chart import live_chart
-from ui.panel import QUIET, panel, typing
+from ui.panel import QUIET, one_of, panel, typing
 from ui.text import count, esc, size, visible
 from ui.train import SKIP, Frame, parse_tokens, token
 from ui.views import Views
@@ -125,15 +125,15 @@ def toggle(views: Views, selected: Any, run_id: Any) -> str:
 
 
 def choose_sort(now: Any, event: gr.EventData) -> str:
-    sort, key = read_sort(now), _data(event).get("key")
-    if key not in tables.RUN_COLUMNS:
+    sort, key = read_sort(now), one_of(_data(event).get("key"), tables.RUN_COLUMNS, "")
+    if not key:
         return json.dumps(sort)
     return json.dumps({"key": key, "descending": not sort["descending"] if key == sort["key"] else key not in ("name", "status", "model", "task")})
 
 
 def read_sort(text: Any) -> dict[str, Any]:
     data = parse_tokens(text)
-    return {"key": data.get("key") if data.get("key") in tables.RUN_COLUMNS else "created", "descending": data.get("descending") is not False}
+    return {"key": one_of(data.get("key"), tables.RUN_COLUMNS, "created"), "descending": data.get("descending") is not False}
 
 
 def rename_run(views: Views, selected: Any, name: Any) -> list[Any]:
@@ -235,7 +235,7 @@ class ShowRuns:
     def __call__(self, run_id: Any, tab: Any, search: Any, selected: Any, sort: Any, seen: Any) -> list[Any]:
         views, was = self.views, parse_tokens(seen)
         if tab != "runs":
-            return [SKIP] * (4 + 3 + len(EXPORTS) + len(COMPARED) - 1)
+            return [SKIP] * (7 + len(EXPORTS) + len(COMPARED))  # table, three buttons, compare, differences, seen; exports; curves
         runs, chosen, order = views.runs(), read_selected(views, selected), read_sort(sort)
         picked = [r for i in chosen if (r := views.run(i))]
         tokens = {

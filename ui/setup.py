@@ -151,7 +151,7 @@ def complain(fields: Sequence[Any], problems: Sequence[FieldProblem]) -> list[st
 
 
 def choose_preset(preset: Any) -> list[Any]:
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         return [gr.skip()] * len(form.ALGORITHM)
     return list(form.preset_values(preset).values())
 

@@ -14,7 +14,7 @@ from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import RunRow
 from ui import charts, form, place, setup, status
 from ui.live_chart import live_chart
-from ui.panel import QUIET, panel, script
+from ui.panel import QUIET, one_of, panel, script
 from ui.setup import Setup, build_setup
 from ui.views import CURVES, Runs, Views
 
@@ -228,7 +228,7 @@ def _no_group(run: RunRow | None) -> str:
 
 def _view(x: Any, smoothing: Any, log: Any, detail: Any) -> charts.View:
     weight = float(smoothing) if isinstance(smoothing, (int, float)) else 0.0
-    return charts.View(x if x in charts.AXES else "step", round(min(0.95, max(0.0, weight)), 2), log is True, detail if detail in charts.DETAILS else "entropy")
+    return charts.View(one_of(x, charts.AXES, "step"), round(min(0.95, max(0.0, weight)), 2), log is True, one_of(detail, charts.DETAILS, "entropy"))
 
 
 def parse_tokens(seen: Any) -> dict[str, str]:

@@ -76,27 +76,25 @@ class Views:
         runs = self.runs()
         queued = [r for r in runs if r.status is RunStatus.QUEUED and (run is None or r.id != run.id)]
         going = next((r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED), None)
-        recent = self.curves(run.id).steps[-status.RECENT_STEPS:] if run and run.status.is_live else []
+        recent = self.curves(run).steps[-status.RECENT_STEPS:] if run and run.status.is_live else []
         return status.status_line(run, recent, len(queued), going, time.time())
 
     def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
         """Changes when a curve of the run does: not at every phase, as the revision does."""
         return (run.id, run.name, run.steps_done, run.heldout_before, run.heldout_after, run.reward_last, run.status) if run else ()
 
-    def curves(self, run_id: str) -> charts.Curves:
-        return self._curves(run_id, self.curves_key(self.run(run_id)))
+    def curves(self, run: RunRow) -> charts.Curves:
+        return self._curves(run.id, self.curves_key(run))
 
     def _read_curves(self, run_id: str, key: tuple[Any, ...]) -> charts.Curves:
-        run = self.run(run_id)
-        return charts.Curves(run_id, run.name if run else run_id, self.store.steps(run_id, max_points=POINTS),
-                             self.store.metrics(run_id, max_points=POINTS))
+        return charts.Curves(run_id, key[1], self.store.steps(run_id, max_points=POINTS), self.store.metrics(run_id, max_points=POINTS))
 
     def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:
-        known = tuple(run_id for run_id in dict.fromkeys(run_ids) if self.run(run_id))
-        return self._figure(name, known, tuple(self.curves_key(self.run(run_id)) for run_id in known), view)
+        """One curve of one run, or of several over one another."""
+        return self._figure(name, tuple(self.curves_key(run) for run_id in dict.fromkeys(run_ids) if (run := self.run(run_id))), view)
 
-    def _draw(self, name: str, run_ids: tuple[str, ...], keys: tuple[Any, ...], view: charts.View) -> dict[str, Any]:
-        return charts.figure(name, [self.curves(run_id) for run_id in run_ids], view)
+    def _draw(self, name: str, keys: tuple[tuple[Any, ...], ...], view: charts.View) -> dict[str, Any]:
+        return charts.figure(name, [self._curves(key[0], key) for key in keys], view)
 
     # ---- groups --------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +53,19 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def share_cores(num_parameters: int) -> None:
+    """Let torch use as many CPU threads as the model can keep busy: one for every two million parameters, at most all cores.
+
+    A tiny model gains a third from a second thread on an idle machine, and loses more than half to it beside a browser
+    (docs/runs.md), because every one of its small operations then waits for both. Process-wide, like torch's own setting.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(cores, num_parameters // 2_000_000)))
+
+
 def describe_device(device: torch.device) -> str:
     """For people: "CPU, 2 threads" or "NVIDIA H200, 139 GB"."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
-    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {os.cpu_count()} cores"

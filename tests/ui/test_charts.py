@@ -1,0 +1,134 @@
+"""Rows -> figures: the numbers drawn are the numbers recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from conftest import HOSTILE
+
+from grpo_core.types import STEP_METRICS
+from ui import charts
+from ui.charts import Axis, Curves, View, figure, smoothed
+
+STEPS = [{**dict.fromkeys(STEP_METRICS), "step": s, "reward_mean": r, "reward_std": 0.5, "kl": 0.01 * s, "kl_coef": 0.02, "loss": -0.1 * s, "tokens": 100,
+          "step_seconds": 2.0, "completion_tokens_mean": 10.0, "entropy": 0.5, "clip_low_frac": 0.1, "clip_high_frac": 0.2, "grad_norm": 1.0}
+         for s, r in ((1, 1.0), (2, 2.0), (3, 3.0))]
+METRICS = {"score/accuracy": [(1, 0.1), (2, None), (3, 0.3)], "heldout/accuracy": [(0, 0.4), (3, 0.5)], "heldout/accuracy_low": [(0, 0.3), (3, 0.45)],
+           "heldout/accuracy_high": [(0, 0.55), (3, 0.6)]}
+RUN = Curves("run-1", "first", STEPS, METRICS)
+OTHER = Curves("run-2", "second", STEPS[:2], {})
+
+
+def lines(drawn):
+    return [t for t in drawn["traces"] if t.get("hoverinfo") != "skip" and t.get("yaxis") != "y2"]
+
+
+@pytest.mark.parametrize("name", charts.FIGURES)
+@pytest.mark.parametrize("runs", [[], [Curves("r", "n", [], {})], [RUN], [RUN, OTHER]], ids=["nothing", "empty run", "one run", "two runs"])
+@pytest.mark.parametrize("view", [View(), View("time", 0.9, True, "clip"), View("tokens", 0.5, False, "gradient")])
+def test_every_curve_can_be_drawn_of_nothing_of_an_empty_run_and_of_several(name, runs, view):
+    drawn = figure(name, runs, view)
+    json.dumps(drawn, allow_nan=False)  # what a browser cannot parse never leaves the server
+    assert drawn["title"]
+    assert bool(drawn["traces"]) == any(r.steps or r.metrics for r in runs)
+
+
+@pytest.mark.parametrize("name", charts.FIGURES)
+def test_no_figure_has_a_colour_of_its_own(name):
+    drawn = json.dumps(figure(name, [RUN, OTHER], View(smoothing=0.5)))
+    assert not re.search(r"#[0-9a-f]{3,8}\b|rgba?\(|hsl", drawn)
+
+
+def test_the_band_is_the_mean_plus_and_minus_the_spread():
+    low, high = (t for t in figure("reward", [RUN], View())["traces"] if t.get("hoverinfo") == "skip")
+    assert low["y"] == [0.5, 1.5, 2.5]  # 1, 2, 3 minus 0.5
+    assert high["y"] == [1.5, 2.5, 3.5]
+
+
+def test_held_out_accuracy_has_its_interval_as_error_bars():
+    held = next(t for t in figure("reward", [RUN], View())["traces"] if t.get("yaxis") == "y2")
+    assert held["y"] == [0.4, 0.5]
+    assert held["error_y"]["array"] == pytest.approx([0.15, 0.1])  # .55 - .4, .6 - .5
+    assert held["error_y"]["arrayminus"] == pytest.approx([0.1, 0.05])  # .4 - .3, .5 - .45
+    assert "40 % → 50 %" in figure("reward", [RUN], View())["note"]
+
+
+def test_time_and_token_axes_add_up_and_start_at_zero():
+    # 2 s and 100 tokens a step; the evaluation at step 0 stands at 0
+    assert [Axis(STEPS, "time").at(s) for s in (0, 1, 2, 3)] == [0, 2, 4, 6]
+    assert [Axis(STEPS, "tokens").at(s) for s in (0, 1, 2, 3)] == [0, 100, 200, 300]
+
+
+def test_a_thinned_row_stands_for_the_steps_since_the_row_before_it():
+    # rows 1, 5, 9 of 2 s each: 1·2, + 4·2, + 4·2
+    rows = [{"step": s, "step_seconds": 2.0} for s in (1, 5, 9)]
+    assert [Axis(rows, "time").at(s) for s in (1, 5, 9)] == [2, 10, 18]
+
+
+def test_smoothing_corrects_for_its_start_and_steps_over_gaps():
+    # w = .5 on 1, gap, 3: s1 = .5·1/(1-.5) = 1; s3 = (.5·.5 + .5·3)/(1-.25) = 1.75/.75 = 2.3333
+    assert smoothed([1.0, None, 3.0], 0.5) == [1.0, None, pytest.approx(7 / 3)]
+    assert smoothed([2.0, 2.0, 2.0], 0.99) == pytest.approx([2.0, 2.0, 2.0])
+    assert smoothed([1.0, 5.0], 0.0) == [1.0, 5.0]
+
+
+def test_a_smoothed_line_keeps_the_raw_one_behind_it():
+    raw, line = lines(figure("kl", [RUN], View(smoothing=0.5)))
+    assert raw["y"] == [0.01, 0.02, 0.03]
+    assert raw["opacity"] < 1
+    assert line["y"] != raw["y"]
+
+
+def test_a_point_knows_its_step_whatever_the_axis():
+    assert lines(figure("kl", [RUN], View(x="tokens")))[0]["customdata"] == [1, 2, 3]
+
+
+def test_points_of_overlaid_runs_open_nothing_because_the_groups_shown_are_of_the_run_in_view():
+    assert [t["customdata"] for t in lines(figure("kl", [RUN, OTHER], View()))] == [[1, 2, 3], None]
+
+
+def test_overlaid_runs_differ_in_colour_and_in_dash_and_stand_in_the_legend():
+    drawn = figure("kl", [RUN, OTHER], View())
+    first, second = lines(drawn)
+    assert first["line"]["color"] != second["line"]["color"]
+    assert first["line"]["dash"] != second["line"]["dash"]
+    assert [entry["name"] for entry in drawn["legend"]] == ["first", "second"]
+
+
+def test_a_logarithmic_axis_is_refused_with_a_word_where_a_value_is_not_positive():
+    assert figure("kl", [RUN], View(log=True))["layout"]["yaxis"]["type"] == "log"
+    loss = figure("loss", [RUN], View(log=True))  # -0.1, -0.2, -0.3
+    assert "type" not in loss["layout"]["yaxis"]
+    assert loss["note"].startswith("Not logarithmic")
+
+
+def test_a_gap_stays_a_gap():
+    drawn = figure("criteria", [RUN], View())
+    assert drawn["traces"][0]["y"] == [0.1, None, 0.3]
+
+
+def test_kl_without_a_coefficient_says_that_it_is_measured_and_not_trained_on():
+    free = Curves("r", "n", [{**row, "kl_coef": 0.0} for row in STEPS], {})
+    assert "measured, not trained on" in figure("kl", [free], View())["note"]
+    assert figure("kl", [RUN], View())["note"].startswith("Coefficient 0.02.")
+
+
+def test_zoom_belongs_to_a_run_and_an_axis_and_outlives_new_points():
+    key = figure("kl", [RUN], View())["key"]
+    assert figure("kl", [Curves("run-1", "first", STEPS[:1], {})], View())["key"] == key
+    assert figure("kl", [RUN], View(x="time"))["key"] != key
+    assert figure("kl", [OTHER], View())["key"] != key
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_a_name_reaches_plotly_escaped_because_it_reads_tags_and_the_legend_as_text(payload):
+    drawn = figure("kl", [RUN, Curves("r", payload, STEPS, {})], View())
+    assert "<" not in lines(drawn)[1]["name"]
+    assert drawn["legend"][1]["name"] == payload
+
+
+@pytest.mark.parametrize("name", ["reward", "kl", "loss", "length", "detail"])
+def test_every_curve_says_how_not_to_misread_it(name):
+    assert len(figure(name, [RUN], View())["note"]) > 20

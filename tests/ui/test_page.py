@@ -1,0 +1,385 @@
+"""The page over a store, without a browser: what is shown, skipped, refused, and what an outsider can reach."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from conftest import record_run, record_step
+from fastapi.testclient import TestClient
+from gradio.routes import App
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from grpo_core.errors import StudioError
+from grpo_core.store import Recorder
+from grpo_core.types import RunStatus
+from ui import form, place, runs, setup
+from ui.guard import Guard, own_hosts
+from ui.inspect import FIRST, ShowGroups
+from ui.page import arrival, build_app, launch_options
+from ui.runs import ShowRuns
+from ui.train import Show, pinned_step, start_run, stop_run, walked
+from ui.views import CURVES, Views
+
+SKIP = gr.skip()
+PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, AT, SEEN = 0, 1, 3, 4, 5, 12, 13, 14, 15, 16  # the outputs of train.Show
+
+
+@pytest.fixture
+def views(store):
+    return Views(store)
+
+
+@pytest.fixture
+def page(store, runs):
+    return build_app(store, runs)
+
+
+def show(views, run_id, pin="", order="best", x="step", smoothing=0, log=False, overlay=(), detail="entropy", seen="{}"):
+    return Show(views)(run_id, pin, order, x, smoothing, log, list(overlay), detail, seen)
+
+
+# ---- nothing is held open, nothing leaves the machine ---------------------------------------------------------------------
+
+
+def test_a_tab_holds_no_connection_open(page):
+    assert page.get_config_file()["connect_heartbeat"] is False
+
+
+def test_no_event_is_queued_or_shows_progress_or_is_listed_in_the_api(page):
+    for event in page.fns.values():
+        if event.fn is not None:
+            assert event.queue is False
+            assert event.show_progress == "hidden"
+            assert event.api_visibility == "private"
+
+
+def test_the_page_makes_no_request_to_another_machine():
+    options = launch_options()
+    assert options["run_history"] is False
+    assert options["enable_monitoring"] is False
+    assert "http://" not in options["head"]
+    assert "https://" not in options["head"]
+    assert options["theme"]._stylesheets == []
+
+
+def test_colours_and_sizes_stand_in_one_file():
+    ui = Path(runs.__file__).parent
+    for source in [*ui.glob("*.py"), *ui.glob("*.js")]:
+        assert not [line for line in source.read_text("utf-8").splitlines() if "rgb(" in line or "#fff" in line.lower() or "px;" in line], source.name
+
+
+# ---- what anybody can send --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("junk", [None, "", -1, 1e308, True, [[]], {"a": 1}, "9" * 500, '{"offset": -5, "sort": "; DROP TABLE runs"}'])
+def test_every_handler_answers_whatever_is_sent_to_it_by_number(page, store, junk):
+    record_run(store)
+    client = TestClient(App.create_app(page))
+    for number, event in page.fns.items():
+        if event.fn is None or any(isinstance(c, gr.UploadButton) for c in event.inputs):
+            continue
+        for data in (junk, {"step": junk, "by": junk, "run": junk, "at": junk, "code": junk, "key": junk, "order": junk}):
+            answer = client.post("/gradio_api/run/predict", json={
+                "fn_index": number, "data": [junk] * len(event.inputs), "event_data": data, "session_hash": "s", "trigger_id": None})
+            assert answer.status_code == 200, f"{event.name} of {event.targets}: {answer.text}"
+    assert len(store.runs()) == 1
+
+
+def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
+    (tmp_path / "secret.json").write_text('{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}')
+    client = TestClient(App.create_app(page))
+    [number] = [n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)]
+    answer = client.post("/gradio_api/run/predict", json={"fn_index": number, "data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "session_hash": "s"})
+    assert "root:" not in answer.text
+
+
+async def _ok(request):
+    return PlainTextResponse("ok")
+
+
+@pytest.mark.parametrize(("method", "headers", "status"), [
+    ("GET", {"host": "127.0.0.1:7860"}, 200), ("GET", {"host": "[::1]:7860"}, 200), ("GET", {"host": "localhost:7860"}, 200),
+    ("GET", {"host": "evil.example"}, 400), ("GET", {"host": "127.0.0.1.evil.example"}, 400), ("GET", {"host": ""}, 400),
+    ("POST", {"host": "localhost:7860", "origin": "http://localhost:7860"}, 200), ("POST", {"host": "localhost:7860"}, 200),  # no browser
+    ("POST", {"host": "localhost:7860", "origin": "https://evil.example"}, 403), ("POST", {"host": "localhost:7860", "origin": "null"}, 403),
+    ("POST", {"host": "localhost:7860", "origin": "http://localhost:9999"}, 403), ("POST", {"host": "localhost:7860", "sec-fetch-site": "cross-site"}, 403),
+])
+def test_other_hosts_and_other_websites_are_refused(method, headers, status):
+    client = TestClient(Guard(Starlette(routes=[Route("/", _ok, methods=["GET", "POST"])]), hosts=own_hosts("127.0.0.1")))
+    assert client.request(method, "/", headers=headers).status_code == status
+
+
+# ---- the Train tab ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_store_shows_what_will_appear_and_how_to_make_it(views):
+    out = show(views, None)
+    assert "no run yet" in out[PILL]
+    assert "Start training" in out[LINE]
+    assert "The groups of each step appear here" in out[GROUP]
+    assert out[STOP]["interactive"] is False
+
+
+def test_nothing_is_sent_when_nothing_changed(views, store):
+    run_id = record_run(store)
+    first = show(views, run_id)
+    assert SKIP not in first
+    assert show(views, run_id, seen=first[SEEN]) == [SKIP] * len(first)
+
+
+def test_a_new_step_moves_the_line_the_curves_and_the_followed_group_and_nothing_else(views, store):
+    run_id = record_run(store, status=RunStatus.RUNNING)
+    first = show(views, run_id)
+    with Recorder(store, run_id) as record:
+        record_step(record, 4)
+    out = show(views, run_id, seen=first[SEEN])
+    changed = {i for i, value in enumerate(out) if value != SKIP}
+    assert changed == {PILL, LINE, BANNER, STOP, *range(6, 6 + len(CURVES)), SLIDER, GROUP, AT, SEEN}
+    assert "step <b>4</b>" in out[GROUP]
+
+
+def test_a_pinned_group_stays_while_the_run_goes_on(views, store):
+    run_id = record_run(store, status=RunStatus.RUNNING)
+    first = show(views, run_id, pin="2/1")
+    assert (first[AT], first[FOLLOW]) == ("2/1", False)
+    with Recorder(store, run_id) as record:
+        record_step(record, 4)
+    out = show(views, run_id, pin="2/1", seen=first[SEEN])
+    assert out[GROUP] == SKIP
+    assert out[SLIDER]["value"] == 2
+    assert out[SLIDER]["maximum"] == 4
+
+
+def test_an_answer_that_was_overtaken_is_put_right_by_the_next_poll(views, store):
+    run_id = record_run(store)
+    overtaken = show(views, run_id)  # a poll that left before the person chose step 1, and arrives after it
+    put_right = show(views, run_id, pin="1/0", seen=overtaken[SEEN])
+    assert "step <b>1</b>" in put_right[GROUP]
+
+
+def test_a_phase_is_shown_without_sending_the_curves_again(views, store):
+    from grpo_core.types import Phase, PhaseStarted
+
+    run_id = record_run(store, status=RunStatus.RUNNING)
+    first = show(views, run_id)
+    with Recorder(store, run_id) as record:
+        record(PhaseStarted(Phase.EVALUATING, 3, 3))
+    out = show(views, run_id, seen=first[SEEN])
+    assert "Evaluating" in out[LINE]
+    assert out[6 : 6 + len(CURVES)] == [SKIP] * len(CURVES)
+
+
+def test_only_the_curve_that_was_switched_is_drawn_again(views, store):
+    run_id = record_run(store)
+    first = show(views, run_id)
+    out = show(views, run_id, detail="gradient", seen=first[SEEN])
+    assert [i for i, v in enumerate(out) if v != SKIP] == [5 + len(CURVES), AT, SEEN]
+
+
+def test_a_second_tab_costs_no_second_drawing(views, store):
+    run_id = record_run(store)
+    assert show(views, run_id)[6] is show(views, run_id)[6]
+
+
+def test_a_deleted_run_in_view_gives_way_to_another(views, store):
+    kept, gone = record_run(store, "kept"), record_run(store, "gone")
+    first = show(views, gone)
+    store.delete(gone)
+    out = show(views, gone, seen=first[SEEN])
+    assert out[PICKER]["value"] == kept
+    assert "finished" in out[PILL]
+
+
+def test_the_run_that_is_going_is_looked_at_first(views, store):
+    going = record_run(store, status=RunStatus.RUNNING)
+    record_run(store)
+    assert views.default_run() == going
+
+
+def test_starting_hands_over_the_form_and_looks_at_the_new_run(views, runs, store):
+    values = setup._defaults()
+    values[form.NAMES.index("train.steps")] = 7
+    picked, pin, notice, *complaints = start_run(runs, views, values, "  mine ")
+    [(config, name)] = runs.started
+    assert (config.train.steps, name) == (7, "mine")
+    assert picked["value"] == store.runs()[0].id
+    assert (pin, notice, complaints[-1]) == ("", "", "")
+
+
+def test_a_wrong_field_starts_nothing_and_touches_nothing_that_was_typed(views, runs):
+    values = setup._defaults()
+    values[form.NAMES.index("train.group_size")] = 1
+    picked, _, _, *complaints = start_run(runs, views, values, "")
+    assert runs.started == []
+    assert picked == SKIP
+    assert "at least 2" in complaints[form.NAMES.index("train.group_size")]
+    assert len(complaints) == len(form.NAMES) + 1  # only the lines beside the fields are written, never a field
+
+
+def test_what_only_the_run_manager_knows_is_said_beside_the_field_too(views, runs, no_such_model):
+    runs.refuse = no_such_model
+    _, _, notice, *complaints = start_run(runs, views, setup._defaults(), "")
+    assert "there is no folder &lt;b&gt;/nowhere&lt;/b&gt;" in complaints[form.NAMES.index("model.name")].lower()
+    assert notice == ""
+
+
+def test_an_error_of_no_field_becomes_a_banner(views, runs):
+    runs.refuse = StudioError("the disk is full <b>")
+    _, _, notice, *_ = start_run(runs, views, setup._defaults(), "")
+    assert "the disk is full &lt;b&gt;" in notice
+
+
+def test_only_a_run_that_exists_is_stopped(views, runs, store):
+    run_id = record_run(store, status=RunStatus.RUNNING)
+    stop_run(runs, views, run_id)
+    stop_run(runs, views, "nosuch")
+    assert runs.stopped == [run_id]
+
+
+def test_arrows_walk_round_the_groups_of_the_step(views, store):
+    run_id = record_run(store)  # two groups a step
+    assert walked(views, run_id, "3/0", {"by": "1"}) == "3/1"
+    assert walked(views, run_id, "3/1", {"by": "1"}) == "3/0"
+    assert walked(views, run_id, "3/0", {"by": "-1"}) == "3/1"
+    assert walked(views, run_id, "9/0", {"by": "1"}) == SKIP
+
+
+@pytest.mark.parametrize("step", [0, -1, 1e300, float("nan"), "x", None, True])
+def test_a_step_that_is_none_pins_nothing(step):
+    assert pinned_step(step) in (SKIP, "1/0")  # True is 1
+
+
+# ---- addresses ------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_address_leads_back_to_its_tab_run_and_group(views, store):
+    run_id = record_run(store)
+    record_run(store, "newer")
+    assert arrival(views, {"tab": "inspect", "run": run_id, "step": "2", "group": "2"}) == (run_id, "inspect", "", "2/1", "")
+    assert arrival(views, {"run": run_id, "step": "2"}) == (run_id, "train", "2/0", "", "")
+
+
+def test_an_address_of_a_run_that_is_gone_says_so_and_shows_the_newest(views, store):
+    newest = record_run(store)
+    run_id, tab, pin, _, said = arrival(views, {"run": "<script>", "step": "3", "tab": "nosuch"})
+    assert (run_id, tab, pin) == (newest, "train", "")
+    assert "not here" in said
+    assert "<script>" not in said
+
+
+@pytest.mark.parametrize("query", [{"step": "x"}, {"step": "-1"}, {"step": "٣"}, {"step": "9" * 30}, {}])
+def test_a_place_that_is_none_is_ignored(query):
+    assert place.from_query(query) is None
+
+
+# ---- the Inspect tab --------------------------------------------------------------------------------------------------------------
+
+
+def inspect(views, run_id, search="", low="", high="", filters=None, opened="", order="best", seen="{}", tab="inspect"):
+    return ShowGroups(views)(run_id, tab, search, low, high, json.dumps({**FIRST, **(filters or {})}), opened, order, seen)
+
+
+def test_the_table_lists_the_newest_groups_and_opens_the_first(views, store):
+    chips, table, newer, detail, at, _ = inspect(views, record_run(store))
+    assert "all <b>6</b>" in chips  # 3 steps of 2 groups
+    assert "healthy <b>3</b>" in chips
+    assert "1–6 of 6 groups" in table
+    assert at == "3/0"
+    assert "step <b>3</b> · group <b>1</b>" in detail
+    assert newer == ""
+
+
+@pytest.mark.parametrize(("question", "groups"), [
+    ({"filters": {"verdict": "healthy"}}, 3), ({"low": "0.4"}, 3), ({"high": "0,4"}, 6), ({"high": "0.4"}, 3), ({"search": "<answer>2</answer>"}, 1),
+    ({"search": "2+9"}, 1), ({"search": "NO IDEA"}, 6), ({"search": "' OR 1=1 --"}, 0), ({"search": "%"}, 0),
+])
+def test_groups_are_found_by_verdict_reward_and_text(views, store, question, groups):
+    table = inspect(views, record_run(store), **question)[1]
+    assert (f"of {groups} group" in table) if groups else ("No group matches" in table)
+
+
+def test_the_table_of_a_live_run_stands_still_and_says_how_many_groups_came_since(views, store):
+    run_id = record_run(store, status=RunStatus.RUNNING)
+    first = inspect(views, run_id)
+    with Recorder(store, run_id) as record:
+        record_step(record, 4)
+    chips, table, newer, detail, _, _ = inspect(views, run_id, seen=first[-1])
+    assert "all <b>8</b>" in chips
+    assert (table, detail) == (SKIP, SKIP)
+    assert "2 newer groups" in newer
+    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[-1])[1]
+
+
+def test_a_tab_that_is_not_in_view_reads_nothing(views, store):
+    assert inspect(views, record_run(store), tab="train") == [SKIP] * 6
+
+
+# ---- the Runs tab -------------------------------------------------------------------------------------------------------------------
+
+
+def listing(views, selected=(), search="", sort=None, seen="{}"):
+    return ShowRuns(views)(None, "runs", search, json.dumps(list(selected)), json.dumps(sort or {"key": "created", "descending": True}), seen)
+
+
+def test_two_selected_runs_are_overlaid_and_only_their_differences_listed(views, store):
+    a, b = record_run(store, "a"), record_run(store, "b", **{"train.seed": 5})
+    out = listing(views, [a, b])
+    compare, figures, differ = out[8], out[9:12], out[12]
+    assert compare["visible"] is True
+    assert [entry["name"] for entry in figures[0]["legend"]] == ["a", "b"]
+    assert "train.seed" in differ
+    assert "train.steps" not in differ
+
+
+def test_buttons_work_on_what_is_selected(views, store):
+    a, b, live = record_run(store), record_run(store), record_run(store, status=RunStatus.RUNNING)
+    enabled = [[u["interactive"] for u in listing(views, chosen)[1:8]] for chosen in ([], [a], [a, b], [live])]
+    # Open, Rename, Delete, then four exports
+    assert enabled == [[False] * 7, [True] * 7, [False, False, True, *[False] * 4], [True, True, False, *[True] * 4]]
+
+
+def test_runs_are_searched_and_sorted_with_unknown_values_last(views, store):
+    low, none, high = record_run(store, "low", 1), record_run(store, "none", 1), record_run(store, "high", 3)
+    with store.writing() as writer, writer.transaction() as db:
+        db.execute("UPDATE runs SET reward_last = NULL WHERE id = ?", (none,))
+    for descending, order in ((True, [high, low, none]), (False, [low, high, none])):
+        table = listing(views, sort={"key": "reward", "descending": descending})[0]
+        assert sorted(order, key=lambda i: table.index(f'data-run="{i}"')) == order
+    assert "No run matches" in listing(views, search="nosuch")[0]
+
+
+def test_deleting_asks_first_refuses_live_runs_and_says_how_much_was_freed(views, store):
+    gone, live = record_run(store, "<b>gone</b>", 50), record_run(store, status=RunStatus.RUNNING)
+    question, confirm, said = runs.ask(views, json.dumps([gone]))
+    assert "Delete “&lt;b&gt;gone&lt;/b&gt;”?" in question
+    assert "50 steps" in question
+    assert confirm["visible"] is True
+    assert store.run(gone)
+    assert "still going" in runs.ask(views, json.dumps([live]))[2]
+    said, confirm, selected = runs.delete_runs(views, json.dumps([gone, live]))
+    assert "Deleted 1 run" in said
+    assert "freed" in said
+    assert "Stop it first" in said  # the live one was refused by the store as well
+    assert (confirm["visible"], selected) == (False, json.dumps([live]))
+
+
+@pytest.mark.parametrize(("name", "ending"), [(n, e) for n, (e, _) in runs.EXPORTS.items()])
+def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending):
+    run_id = record_run(store, "../../etc/<passwd> ${x} 名")
+    path, said = runs.export_run(views, store, name, json.dumps([run_id]))
+    assert said == ""
+    assert Path(path).name == f"etc-passwd-x-{run_id}-{ending}"
+    assert Path(path).stat().st_size > 0
+
+
+def test_renaming_needs_one_run_and_a_name(views, store):
+    run_id = record_run(store)
+    assert runs.rename_run(views, json.dumps([run_id]), " new ") == ["", ""]
+    assert store.run(run_id).name == "new"
+    assert "needs a name" in runs.rename_run(views, json.dumps([run_id]), "  ")[0]
+    assert "Select one run" in runs.rename_run(views, "[]", "x")[0]
