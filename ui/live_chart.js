@@ -10,7 +10,7 @@ function plotly() {
     const tag = document.createElement('script');
     tag.src = document.querySelector('meta[name="plotly-js"]').content;
     tag.onload = () => resolve(window.Plotly);
-    tag.onerror = reject;
+    tag.onerror = () => { window.studioPlotly = undefined; tag.remove(); reject(new Error('plotly.js did not arrive')); };
     document.head.append(tag);
   }, {timeout: 400}));
   return window.studioPlotly;
@@ -71,7 +71,8 @@ async function draw() {
     return;
   }
   if (!plot.clientWidth) return; // in a tab that is not shown: the observer below draws it when it is
-  const Plotly = await plotly();
+  let Plotly;
+  try { Plotly = await plotly(); } catch { return; } // the server is gone for now; the next value tries again
   const css = style();
   legend(figure, css);
   await Plotly.react(plot, themed(figure.traces, css), layout(figure, css), {displayModeBar: false, responsive: false, doubleClick: 'reset', showTips: false});

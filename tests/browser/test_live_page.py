@@ -28,6 +28,7 @@ from grpo_core.types import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from live_server import Server
 from test_main_job import start, step_shown, stop, wait_until
 
 PAYLOADS = [
@@ -85,8 +86,7 @@ def test_eight_tabs_of_one_browser_all_load_and_follow_the_run(server, open_page
         tab.bring_to_front()
         tab.locator("#group article pre").first.wait_for()
         first = step_shown(tab)
-        wait_until(lambda tab=tab, first=first: step_shown(tab) > first or store.runs()[0].status != RunStatus.RUNNING)
-    stop(page, store, store.runs()[0].id) if store.runs()[0].status == RunStatus.RUNNING else None
+        wait_until(lambda tab=tab, first=first: step_shown(tab) > first or store.runs()[0].status != RunStatus.RUNNING, 60)
 
 
 def test_after_a_killed_server_the_run_is_interrupted_with_all_its_rows(server, open_page):
@@ -130,8 +130,6 @@ def record_hostile_run(db: Path) -> str:
 
 @pytest.fixture
 def hostile(tmp_path):
-    from conftest import Server
-
     run_id = record_hostile_run(tmp_path / "hostile.sqlite")
     server = Server(tmp_path / "hostile.sqlite")
     yield server, run_id

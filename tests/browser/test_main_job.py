@@ -21,8 +21,9 @@ def wait_until(ask, seconds=30.0):
 
 
 def step_shown(page) -> int:
-    """The step that the group panel shows."""
-    return int(re.search(r"step ([\d,]+)", page.locator("#group").inner_text().lower())[1].replace(",", ""))
+    """The step that the group panel shows, as soon as it shows one."""
+    found = wait_until(lambda: re.search(r"step ([\d,]+)", page.locator("#group").inner_text().lower()))
+    return int(found[1].replace(",", ""))
 
 
 def start(page) -> None:
