@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from grpo_core.store import RunRow, Store, export
 from ui import charts, status, tables
 from ui.live_chart import live_chart
 from ui.panel import QUIET, one_of, panel, typing
-from ui.text import count, esc, size, visible
+from ui.text import count, esc, size
 from ui.train import SKIP, Frame, parse_tokens, token
 from ui.views import Views
 
 COMPARED = ("compared reward", "heldout", "kl")
-EXPORTS_ROOT = Path(tempfile.gettempdir()) / "grpo-studio-exports"
 KEEP_SECONDS = 3600  # Gradio copies what it hands out; ours is only a stop on the way
 
 
@@ -214,13 +213,20 @@ def export_run(views: Views, store: Store, name: str, selected: Any) -> list[Any
     return [str(path), ""]
 
 
+@lru_cache(maxsize=1)
+def _exports_root() -> Path:
+    """A folder of this process alone: a fixed name in a shared temporary folder could be somebody else's."""
+    return Path(tempfile.mkdtemp(prefix="grpo-studio-exports-"))
+
+
 def _export_folder() -> Path:
     """A folder of its own for every export, so that two tabs never write one file; old ones are swept."""
-    EXPORTS_ROOT.mkdir(mode=0o700, exist_ok=True)
-    for old in EXPORTS_ROOT.iterdir():
+    root = _exports_root()
+    root.mkdir(mode=0o700, exist_ok=True)  # something may sweep the temporary folder while the server runs
+    for old in root.iterdir():
         if old.stat().st_mtime < time.time() - KEEP_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(dir=EXPORTS_ROOT))
+    return Path(tempfile.mkdtemp(dir=root))
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
@@ -251,7 +257,7 @@ class ShowRuns:
             *(gr.update(interactive=on) if tools else SKIP for on in enabled),
             gr.update(visible=several) if compare else SKIP,
             *(views.figure(n, chosen, charts.View(smoothing=0.6 if n == "compared reward" else 0)) if compare and several else SKIP for n in COMPARED),
-            tables.differences(settings(picked)) if compare and several else SKIP,
+            tables.differences(settings(views, picked)) if compare and several else SKIP,
             json.dumps(tokens),
         ]
 
@@ -268,16 +274,12 @@ def run_list(runs: Sequence[RunRow], search: str, chosen: Sequence[str], in_view
     return tables.run_table([*known, *(r for r in found if values[r.id] is None)], chosen, in_view, order["key"], order["descending"])
 
 
-def settings(runs: Sequence[RunRow]) -> dict[str, dict[str, Any]]:
-    """Run name -> dotted settings. A configuration of an older version may lack fields: it is completed where it can be."""
+def settings(views: Views, runs: Sequence[RunRow]) -> dict[str, dict[str, Any]]:
+    """Label of a run -> its dotted settings. A configuration of another version is shown as it was recorded."""
     out: dict[str, dict[str, Any]] = {}
     for run in runs:
         try:
-            flat = flatten(parse(run.config))
+            out[views.label(run)] = flatten(parse(run.config))
         except InvalidConfig:
-            flat = {f"{s}.{k}": v for s, values in run.config.items() if isinstance(values, dict) for k, v in values.items()}
-        name = visible(run.name)
-        out[name if name not in out else f"{name} · {run.id.rpartition('-')[2]}"] = flat
+            out[views.label(run)] = {f"{s}.{k}": v for s, values in run.config.items() if isinstance(values, dict) for k, v in values.items()}
     return out
-
-

@@ -122,16 +122,16 @@ def _wire(setup: Setup, text: gr.Textbox, scores: gr.HTML, save: gr.Button, load
     values, f = [*setup.values, text], setup.fields
     answers = [*setup.complaints, setup.formula, scores]
     live = {**QUIET, "trigger_mode": "always_last"}
-    # Presets have handlers of their own, which set other fields and answer for the whole form at once.
-    typed = [f[n].edit if n == form.CRITERIA else typing(f[n]) for n in form.NAMES if n not in ("algorithm.preset", "rubric.name")]
+    # Presets set other fields first. The table says `change` for a person's edit, a preset and a loaded file alike.
+    typed = [f[n].change if n == form.CRITERIA else typing(f[n]) for n in form.NAMES if n not in ("algorithm.preset", "rubric.name")]
     gr.on([*typed, text.change], check, values, answers, **live)
-    f["algorithm.preset"].input(choose_preset, values, [*(f[n] for n in form.ALGORITHM), *answers], **live)
-    f["rubric.name"].input(choose_rubric, values, [f[form.CRITERIA], *answers], **live)
+    f["rubric.name"].input(choose_rubric, f["rubric.name"], f[form.CRITERIA], **live)
+    # Then once more: a text field that changes asks at once, when the fields after it still have their old values.
+    f["algorithm.preset"].input(choose_preset, f["algorithm.preset"], [f[n] for n in form.ALGORITHM], **live).then(check, values, answers, **live)
     f[form.CRITERIA].edit(name_rubric, f[form.CRITERIA], f["rubric.name"], **live)
     save.click(None, f[form.CRITERIA], None, js=SAVE_JS)
     # The one handler with preprocessing: it is what keeps the path of an upload inside the upload folder.
-    load.upload(load_rubric, load, [f[form.CRITERIA], f["rubric.name"], setup.errors[form.CRITERIA]], **(QUIET | {"preprocess": True})).success(
-        check, values, answers, **live)
+    load.upload(load_rubric, load, [f[form.CRITERIA], f["rubric.name"], setup.errors[form.CRITERIA]], **(QUIET | {"preprocess": True}))
 
 
 # ---- handlers: read, call, show ------------------------------------------------------------------------------------------
@@ -150,19 +150,15 @@ def complain(fields: Sequence[Any], problems: Sequence[FieldProblem]) -> list[st
     return [*(said.get(n, "") for n in form.NAMES), form.summary(problems)]
 
 
-def choose_preset(*values: Any) -> list[Any]:
-    """The fields that a preset sets, and what check says of the form with them in it."""
-    flat = dict(zip(form.NAMES, values, strict=False))
-    preset = flat["algorithm.preset"]
-    chosen = form.preset_values(preset) if isinstance(preset, str) and preset in PRESETS else {}
-    return [*(chosen.get(n, gr.skip()) for n in form.ALGORITHM), *check(*{**flat, **chosen}.values(), values[-1])]
+def choose_preset(preset: Any) -> list[Any]:
+    if not isinstance(preset, str) or preset not in PRESETS:
+        return [gr.skip()] * len(form.ALGORITHM)
+    return list(form.preset_values(preset).values())
 
 
-def choose_rubric(*values: Any) -> list[Any]:
-    """The rows of a rubric preset, and what check says of the form with them in it. Custom changes nothing."""
-    flat = dict(zip(form.NAMES, values, strict=False))
-    rows = form.preset_rows(flat["rubric.name"]) if isinstance(flat["rubric.name"], str) else None
-    return [gr.skip() if rows is None else rows, *check(*{**flat, **({} if rows is None else {form.CRITERIA: rows})}.values(), values[-1])]
+def choose_rubric(name: Any) -> Any:
+    rows = form.preset_rows(name) if isinstance(name, str) else None
+    return gr.skip() if rows is None else rows
 
 
 def name_rubric(rows: Any) -> str:

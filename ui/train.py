@@ -22,6 +22,12 @@ SKIP = gr.skip()
 AXES = [("step", "step"), ("time", "time"), ("tokens", "tokens")]
 DETAILS = [("entropy", "entropy"), ("clip", "clip"), ("gradient", "gradient")]
 
+# On a phone the run stands above the form: look at it once it has started.
+TO_THE_RUN_JS = """() => {
+  const row = document.querySelector('#train-row');
+  if (getComputedStyle(row).flexDirection === 'column' && !document.querySelector('#start-problems .problem')) window.scrollTo({top: 0});
+}"""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -105,7 +111,8 @@ def build_train(frame: Frame, views: Views, runs: Runs) -> Train:
         *fields, name = values
         return start_run(runs, views, fields, name)
 
-    form_panel.start.click(start, [*form_panel.values, form_panel.name], [frame.run, pin, frame.notice, *form_panel.complaints], **QUIET)
+    form_panel.start.click(start, [*form_panel.values, form_panel.name], [frame.run, pin, frame.notice, *form_panel.complaints], **QUIET).then(
+        None, None, None, js=TO_THE_RUN_JS)
     then_show(stop.click(lambda run_id: stop_run(runs, views, run_id), frame.run, frame.notice, **QUIET))
     return tab
 

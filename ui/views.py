@@ -60,11 +60,13 @@ class Views:
         going = [r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED]
         return (going or runs)[0].id if runs else None
 
+    def label(self, run: RunRow) -> str:
+        """Its name; with the last part of its id where another run is called the same, because two equal labels tell nothing."""
+        return run.name if [r.name for r in self.runs()].count(run.name) < 2 else f"{run.name} · {run.id.rpartition('-')[2]}"
+
     def choices(self) -> list[tuple[str, str]]:
-        """The run picker's; equal names are told apart by their ids' last part, because two equal labels cannot be."""
-        runs = self.runs()
-        names = [r.name for r in runs]
-        return [(r.name if names.count(r.name) == 1 else f"{r.name} · {r.id.rpartition('-')[2]}", r.id) for r in runs]
+        """The run picker's."""
+        return [(self.label(run), run.id) for run in self.runs()]
 
     def picked(self, run_id: str | None) -> dict[str, Any]:
         """The run picker with this run in it. Always with the choices: another tab, or a server before a restart, made its last ones."""
@@ -81,7 +83,7 @@ class Views:
 
     def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
         """Changes when a curve of the run does: not at every phase, as the revision does."""
-        return (run.id, run.name, run.steps_done, run.heldout_before, run.heldout_after, run.reward_last, run.status) if run else ()
+        return (run.id, self.label(run), run.steps_done, run.heldout_before, run.heldout_after, run.reward_last, run.status) if run else ()
 
     def curves(self, run: RunRow) -> charts.Curves:
         return self._curves(run.id, self.curves_key(run))

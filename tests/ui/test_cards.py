@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from conftest import CONFIG, HOSTILE, group, record_run, rollout
+from recorded import CONFIG, HOSTILE, group, record_run, rollout
 
 from grpo_core.store import GroupPage, GroupSummary
 from grpo_core.types import RunStatus

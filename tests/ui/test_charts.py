@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from conftest import HOSTILE
+from recorded import HOSTILE
 
 from grpo_core.types import STEP_METRICS
 from ui import charts

@@ -25,7 +25,7 @@ class Sampled:
 
     @property
     def reasoned(self) -> bool:
-        return self.text.startswith("<think>")
+        return "<think>" in self.text
 
 
 def sample_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], num_samples: int) -> list[tuple[str, int]]:

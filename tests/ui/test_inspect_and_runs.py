@@ -1,0 +1,135 @@
+"""The Inspect and Runs tabs without a browser: what is found, compared, exported and deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from recorded import record_run, record_step
+
+from grpo_core.store import Recorder
+from grpo_core.types import RunStatus
+from ui import runs
+from ui.inspect import FIRST, ShowGroups
+from ui.runs import ShowRuns
+
+SKIP = gr.skip()
+
+
+# ---- the Inspect tab --------------------------------------------------------------------------------------------------------------
+
+
+def inspect(views, run_id, search="", low="", high="", filters=None, opened="", order="best", seen="{}", tab="inspect"):
+    return ShowGroups(views)(run_id, tab, search, low, high, json.dumps({**FIRST, **(filters or {})}), opened, order, seen)
+
+
+def test_the_table_lists_the_newest_groups_and_opens_the_first(views, store):
+    chips, table, newer, detail, at, _ = inspect(views, record_run(store))
+    assert "all <b>6</b>" in chips  # 3 steps of 2 groups
+    assert "healthy <b>3</b>" in chips
+    assert "1–6 of 6 groups" in table
+    assert at == "3/0"
+    assert "step <b>3</b> · group <b>1</b>" in detail
+    assert newer == ""
+
+
+@pytest.mark.parametrize(("question", "groups"), [
+    ({"filters": {"verdict": "healthy"}}, 3), ({"low": "0.4"}, 3), ({"high": "0,4"}, 6), ({"high": "0.4"}, 3), ({"search": "<answer>2</answer>"}, 1),
+    ({"search": "2+9"}, 1), ({"search": "NO IDEA"}, 6), ({"search": "' OR 1=1 --"}, 0), ({"search": "%"}, 0),
+])
+def test_groups_are_found_by_verdict_reward_and_text(views, store, question, groups):
+    table = inspect(views, record_run(store), **question)[1]
+    assert (f"of {groups} group" in table) if groups else ("No group matches" in table)
+
+
+def test_the_table_of_a_live_run_stands_still_and_says_how_many_groups_came_since(views, store):
+    run_id = record_run(store, status=RunStatus.RUNNING)
+    first = inspect(views, run_id)
+    with Recorder(store, run_id) as record:
+        record_step(record, 4)
+    chips, table, newer, detail, _, _ = inspect(views, run_id, seen=first[-1])
+    assert "all <b>8</b>" in chips
+    assert (table, detail) == (SKIP, SKIP)
+    assert "2 newer groups" in newer
+    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[-1])[1]
+
+
+def test_a_tab_that_is_not_in_view_reads_nothing(views, store):
+    assert inspect(views, record_run(store), tab="train") == [SKIP] * 6
+
+
+# ---- the Runs tab -------------------------------------------------------------------------------------------------------------------
+
+
+def listing(views, selected=(), search="", sort=None, seen="{}"):
+    return ShowRuns(views)(None, "runs", search, json.dumps(list(selected)), json.dumps(sort or {"key": "created", "descending": True}), seen)
+
+
+def test_two_selected_runs_are_overlaid_and_only_their_differences_listed(views, store):
+    a, b = record_run(store, "a"), record_run(store, "b", **{"train.seed": 5})
+    out = listing(views, [a, b])
+    compare, figures, differ = out[8], out[9:12], out[12]
+    assert compare["visible"] is True
+    assert [entry["name"] for entry in figures[0]["legend"]] == ["a", "b"]
+    assert "train.seed" in differ
+    assert "train.steps" not in differ
+
+
+def test_buttons_work_on_what_is_selected(views, store):
+    a, b, live = record_run(store), record_run(store), record_run(store, status=RunStatus.RUNNING)
+    enabled = [[u["interactive"] for u in listing(views, chosen)[1:8]] for chosen in ([], [a], [a, b], [live])]
+    # Open, Rename, Delete, then four exports
+    assert enabled == [[False] * 7, [True] * 7, [False, False, True, *[False] * 4], [True, True, False, *[True] * 4]]
+
+
+def test_runs_are_searched_and_sorted_with_unknown_values_last(views, store):
+    low, none, high = record_run(store, "low", 1), record_run(store, "none", 1), record_run(store, "high", 3)
+    with store.writing() as writer, writer.transaction() as db:
+        db.execute("UPDATE runs SET reward_last = NULL WHERE id = ?", (none,))
+    for descending, order in ((True, [high, low, none]), (False, [low, high, none])):
+        table = listing(views, sort={"key": "reward", "descending": descending})[0]
+        assert sorted(order, key=lambda i: table.index(f'data-run="{i}"')) == order
+    assert "No run matches" in listing(views, search="nosuch")[0]
+
+
+def test_deleting_asks_first_refuses_live_runs_and_says_how_much_was_freed(views, store):
+    gone, live = record_run(store, "<b>gone</b>", 50), record_run(store, status=RunStatus.RUNNING)
+    question, confirm, said = runs.ask(views, json.dumps([gone]))
+    assert "Delete “&lt;b&gt;gone&lt;/b&gt;”?" in question
+    assert "50 steps" in question
+    assert confirm["visible"] is True
+    assert store.run(gone)
+    assert "still going" in runs.ask(views, json.dumps([live]))[2]
+    said, confirm, selected = runs.delete_runs(views, json.dumps([gone, live]))
+    assert "Deleted 1 run" in said
+    assert "freed" in said
+    assert "Stop it first" in said  # the live one was refused by the store as well
+    assert (confirm["visible"], selected) == (False, json.dumps([live]))
+
+
+@pytest.mark.parametrize(("name", "ending"), [(n, e) for n, (e, _) in runs.EXPORTS.items()])
+def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending):
+    run_id = record_run(store, "../../etc/<passwd> ${x} 名")
+    path, said = runs.export_run(views, store, name, json.dumps([run_id]))
+    assert said == ""
+    assert Path(path).name == f"etc-passwd-x-{run_id}-{ending}"
+    assert Path(path).stat().st_size > 0
+
+
+def test_renaming_needs_one_run_and_a_name(views, store):
+    run_id = record_run(store)
+    assert runs.rename_run(views, json.dumps([run_id]), " new ") == ["", ""]
+    assert store.run(run_id).name == "new"
+    assert "needs a name" in runs.rename_run(views, json.dumps([run_id]), "  ")[0]
+    assert "Select one run" in runs.rename_run(views, "[]", "x")[0]
+
+
+def test_runs_of_one_name_are_told_apart_wherever_they_stand_together(views, store):
+    a, b = record_run(store, "same"), record_run(store, "same", 2)
+    labels = [f"same · {run_id.rpartition('-')[2]}" for run_id in (a, b)]
+    assert sorted(label for label, _ in views.choices()) == sorted(labels)
+    out = listing(views, [a, b])
+    assert [entry["name"] for entry in out[9]["legend"]] == labels
+    assert all(label in out[12] for label in labels)
