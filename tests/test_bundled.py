@@ -15,6 +15,7 @@ import grpo_core.policy.bundled as bundled
 from grpo_core.policy.bundled.measure import Sampled, accuracy_interval, sample_heldout
 from grpo_core.policy.bundled.texts import REASON, completion
 from grpo_core.tasks import TASKS, extract_answer, train_prompts
+from grpo_core.types import Prompt
 
 FOLDER = Path(bundled.__file__).parent
 
@@ -103,6 +104,11 @@ def test_the_steps_of_a_reasoned_text_are_the_arithmetic_they_look_like():
             for step in REASON[name](prompt, rng)[0].split(","):
                 left, _, right = step.partition("=")
                 assert eval(left) == int(right)
+
+
+def test_the_letters_picked_one_by_one_spell_the_sorted_word_repeated_ones_too():
+    prompt = Prompt("id", "Q: sort banab", "aabbn", "sort", {"word": "banab"})
+    assert REASON["sort"](prompt, random.Random(0)) == ("a:bnab a:bnb b:nb b:n n", "aabbn")
 
 
 def test_answers_given_at_once_are_mostly_wrong_and_reasoned_ones_right():

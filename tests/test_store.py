@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from sqlite_utils import Database
 
 from grpo_core.config import RunConfig, parse
-from grpo_core.errors import NotFound, StoreError, StudioError
+from grpo_core.errors import NotFound, StoreBusy, StoreError, StudioError
 from grpo_core.store import Recorder, Store, schema, search
 from grpo_core.store.connection import Writer
 from grpo_core.store.queries import stride
@@ -81,8 +81,11 @@ def raw(store: Store, sql: str) -> list[tuple]:
 # ---- round trip ---------------------------------------------------------------------------------------------------------
 
 
+COUNTS = ("tokens", "replaced_groups", "num_updates")
+
+
 def test_every_event_comes_back_as_it_was_said(store: Store) -> None:
-    metrics = StepMetrics(**{name: (12 if name == "tokens" else i / 8) for i, name in enumerate(STEP_METRICS)})
+    metrics = StepMetrics(**{name: (12 + i if name in COUNTS else i / 8) for i, name in enumerate(STEP_METRICS)})
     said = group(Rollout(Completion("<b>4</b>", "stop", 3), {"accuracy": 1.0, "format": None}, 0.75, 0.875),
                  Rollout(Completion("four…", "length", 48), {"accuracy": 0.0, "format": 0.5}, None, 0.0))
     run_id = recorded(store, PhaseStarted(Phase.LOADING, 0, 9), ModelLoaded({"torch": "2.13", "parameters": 5}), Evaluated(0, {"heldout/accuracy": 0.25}),
@@ -694,7 +697,7 @@ def test_another_programs_database_is_refused(tmp_path: Path) -> None:
 
 def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
     assert f"is a directory. Name a file in it, for example --db '{tmp_path}/studio.db'" in refused(tmp_path)
-    assert "does not exist. Create it" in refused(tmp_path / "absent" / "studio.db")
+    assert "does not exist. Create it" in refused(tmp_path / "absent" / "deeper" / "studio.db")
     os.mkfifo(tmp_path / "pipe")
     assert "is not a regular file" in refused(tmp_path / "pipe")
     assert "cannot be used" in refused(str(tmp_path / "a\0b"))
@@ -841,3 +844,20 @@ def test_deleting_a_run_deletes_all_of_it_and_gives_the_space_back(store: Store)
     assert [run.id for run in store.runs()] == [kept]
     with pytest.raises(NotFound):
         store.run(run_id)
+
+
+def test_the_folder_of_a_new_file_is_made_because_a_fresh_clone_has_no_runs_folder(tmp_path):
+    assert Store(tmp_path / "runs" / "grpo.sqlite").runs() == []
+
+
+def test_a_file_that_another_process_prepared_meanwhile_is_opened_while_that_process_writes(tmp_path, monkeypatch):
+    path = tmp_path / "runs.sqlite"
+    Store(path)
+    answers = iter([False, True])  # not yet prepared when first looked at, prepared when the lock turned out to be taken
+    monkeypatch.setattr("grpo_core.store.schema._is_current", lambda *_: next(answers))
+
+    def busy(self, wait_seconds):
+        raise StoreBusy("in use")
+
+    monkeypatch.setattr("grpo_core.store.connection.Writer.hold", busy)
+    assert Store(path).runs() == []

@@ -12,7 +12,7 @@ from typing import get_type_hints
 from sqlite_utils import Database, Migrations
 from sqlite_utils.db import ForeignKey
 
-from grpo_core.errors import StoreError
+from grpo_core.errors import StoreBusy, StoreError
 from grpo_core.store.connection import LOCK_SECONDS, PROBLEMS, Writer, connect, explained
 from grpo_core.types import STEP_METRICS, StepMetrics
 
@@ -85,14 +85,17 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
     """
     newest = len(migrations._migrations)
     _check_place(path)
-    if path.exists() and path.stat().st_size:
-        # Looked at through a connection that cannot write, before any that can: journal_mode alone would change a foreign file.
-        with explained(path), closing(connect(path, "ro")) as conn:
-            if _examine(conn, path, newest) == newest and not _missing_metrics(conn):
-                return
+    if _is_current(path, newest):
+        return
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)  # runs/ of a fresh clone; a folder's folder that is missing is more likely a slip of the pen
         path.touch()
-    writer.hold(LOCK_SECONDS)
+    try:
+        writer.hold(LOCK_SECONDS)
+    except StoreBusy:
+        if _is_current(path, newest):  # whoever is writing has prepared it meanwhile: it can be read
+            return
+        raise
     try:
         with explained(path):
             conn = writer.connection
@@ -107,6 +110,15 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
                 db.execute(f"PRAGMA user_version = {newest}")
     finally:
         writer.release()
+
+
+def _is_current(path: Path, newest: int) -> bool:
+    """Whether nothing is left to prepare. Refuses what cannot be prepared."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    # Looked at through a connection that cannot write, before any that can: journal_mode alone would change a foreign file.
+    with explained(path), closing(connect(path, "ro")) as conn:
+        return _examine(conn, path, newest) == newest and not _missing_metrics(conn)
 
 
 def _examine(conn: sqlite3.Connection, path: Path, newest: int) -> int:
@@ -138,7 +150,7 @@ def _check_place(path: Path) -> None:
     shown = f"--db {str(path)!r}"
     if path.is_dir():
         raise StoreError(f"{shown} is a directory. Name a file in it, for example --db {str(path / 'studio.db')!r}.")
-    if not path.parent.is_dir():
+    if not path.parent.is_dir() and not (path.parent.parent.is_dir() and os.access(path.parent.parent, os.W_OK) and not path.parent.exists()):
         raise StoreError(f"{shown}: the folder {str(path.parent)!r} does not exist. Create it, or name another file with --db.")
     if path.exists() and not path.is_file():
         raise StoreError(f"{shown} is not a regular file. Name another file with --db.")

@@ -161,5 +161,5 @@ def test_the_objective_is_printed_with_the_chosen_values_in_it():
     assert "L = −min(w·A, clip(w, 0.8, 1.28)·A) + 0.04·KL" in said
     assert "KL" not in form.formula(values(algorithm__kl_coef="0"))
     assert "−A·log p" in form.formula(values(algorithm__objective="reinforce"))
-    assert "clip(w, ?, ?)" in form.formula(values(algorithm__clip_eps_low="x"))
+    assert "clip(w, ?, 1.2)" in form.formula(values(algorithm__clip_eps_low="x"))
     assert "(completions · 48)" in form.formula(values(algorithm__aggregation="constant", train__max_new_tokens=48))
