@@ -90,6 +90,16 @@ def test_micro_batches_add_up_to_the_whole(a, seed):
     torch.testing.assert_close(torch.cat(gradients[1::2]), entropy, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("ratio_level", ["token", "sequence"])
+def test_in_the_first_update_of_a_batch_all_objectives_have_the_gradient_of_reinforce(objective, ratio_level):
+    x = tokens(3)
+    x = replace(x, old=x.new.detach())
+    gradients = [run([x], a, size_of(x, a))[1][0] for a in (
+        AlgorithmConfig(objective=name, ratio_level=ratio_level, aggregation="sequence_mean", kl_coef=0.0) for name in (objective, "reinforce"))]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-9)
+
+
 @given(algorithms, st.integers(0, 1000))
 @settings(max_examples=100, deadline=None)
 def test_a_row_with_advantage_zero_has_no_policy_gradient_so_a_tied_group_can_be_skipped(a, seed):

@@ -82,7 +82,7 @@ def raw(store: Store, sql: str) -> list[tuple]:
 
 
 def test_every_event_comes_back_as_it_was_said(store: Store) -> None:
-    metrics = StepMetrics(**{name: (12 if name == "tokens" else i / 8) for i, name in enumerate(STEP_METRICS)})
+    metrics = StepMetrics(**{name: (12 if name in ("tokens", "replaced_groups", "num_updates") else i / 8) for i, name in enumerate(STEP_METRICS)})
     said = group(Rollout(Completion("<b>4</b>", "stop", 3), {"accuracy": 1.0, "format": None}, 0.75, 0.875),
                  Rollout(Completion("four…", "length", 48), {"accuracy": 0.0, "format": 0.5}, None, 0.0))
     run_id = recorded(store, PhaseStarted(Phase.LOADING, 0, 9), ModelLoaded({"torch": "2.13", "parameters": 5}), Evaluated(0, {"heldout/accuracy": 0.25}),
