@@ -58,8 +58,10 @@ class AlgorithmConfig(Section):
     preset: str = knob("GRPO", "Preset", "A named set of the values below.", max_length=64)
     advantage: Literal["group_std", "group_mean", "leave_one_out"] = knob("group_std", "Advantage",
         "How a completion is compared with its siblings: standardised, centred, or against the mean of the others.")
-    objective: Literal["clip", "reinforce"] = knob("clip", "Objective",
-        "`clip` stops pushing a token once its probability moved by the clip range; `reinforce` never stops.")
+    objective: Literal["clip", "reinforce", "trust_region"] = knob("clip", "Objective",
+        "`clip` stops pushing a token once its probability moved by the clip range; `reinforce` never stops; `trust_region` lets no step move the policy by more than a set KL.")
+    trust_region_delta: float = knob(0.01, "Trust region", "`trust_region` only, in place of the learning rate: mean KL(old, new policy) that a step may reach.",
+        unit="nats/token", gt=0, le=1, way_out="0.01 is usual.")
     clip_eps_low: float = knob(0.2, "Clip range, low", "How far below 1 the ratio may fall before a bad token is left alone.",
         gt=0, lt=1, way_out="0.2 is usual.")
     clip_eps_high: float = knob(0.2, "Clip range, high", "How far above 1 the ratio may rise before a good token is left alone.",
@@ -119,6 +121,7 @@ def _problem(field: str, value: Any, problem: str, way_out: str) -> PydanticCust
 PRESETS: dict[str, dict[str, Any]] = {
     "GRPO": {"advantage": "group_std", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.02, "aggregation": "token_mean"},
     "Dr. GRPO": {"advantage": "group_mean", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.0, "aggregation": "constant"},
+    "Trust-region GRPO": {"advantage": "group_std", "objective": "trust_region", "trust_region_delta": 0.01, "kl_coef": 0.0, "aggregation": "token_mean"},
 }
 
 

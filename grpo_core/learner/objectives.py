@@ -31,7 +31,16 @@ def reinforce(logprobs: Tensor, ratio: Tensor, advantages: Tensor, eps_low: floa
     return -advantages * logprobs
 
 
-OBJECTIVES = {"clip": clip, "reinforce": reinforce}
+def trust_region(logprobs: Tensor, ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float) -> Tensor:
+    """Push by the advantage, unclipped; the step itself is held within KL(π_old ‖ π) ≤ δ, see trust_region.py.
+
+        ℓ = -w·A      TRPO, arXiv:1502.05477 eq. 14
+    """
+    return -ratio * advantages
+
+
+OBJECTIVES = {"clip": clip, "reinforce": reinforce, "trust_region": trust_region}
+CONSTRAINED = frozenset({"trust_region"})  # their steps are bounded by KL, not by a learning rate
 
 # ---- KL(policy ‖ reference) per token from sampled tokens, d = ref - new (B, T); Schulman, "Approximating KL divergence" ---
 

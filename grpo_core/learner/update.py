@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.learner.batch import Batch
 from grpo_core.learner.logprobs import packing_is_exact, token_logprobs
-from grpo_core.learner.objectives import AGGREGATIONS, KL_ESTIMATORS, OBJECTIVES, StepSize
+from grpo_core.learner.objectives import AGGREGATIONS, CONSTRAINED, KL_ESTIMATORS, OBJECTIVES, StepSize
+from grpo_core.learner.trust_region import Part, TrustRegionStep, trust_region_step
 
 log = logging.getLogger("grpo_studio")
 
@@ -37,7 +38,12 @@ class Update:
     clip_low_frac: float
     clip_high_frac: float
     grad_norm: float
-    learning_rate: float
+    learning_rate: float | None  # None: the step's length was set by a trust region
+    trust_kl: float | None = None  # the trust region's readings, see TrustRegionStep
+    trust_delta: float | None = None
+    trust_step_frac: float | None = None
+    trust_residual: float | None = None
+    trust_gain: float | None = None
 
 
 class Learner:
@@ -63,17 +69,21 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(9, dtype=torch.float64, device=advantages.device)
         ratio_max = torch.zeros((), device=advantages.device)
-        for part, weights in self._micro_batches(batch, advantages):
+        parts = list(self._micro_batches(batch, advantages))
+        for part, weights in parts:
             breathe()
             loss, numbers, largest = self._loss(part, weights, size)
             loss.backward()
             sums += numbers
             ratio_max = torch.maximum(ratio_max, largest)
         loss, policy_loss, kl, kl_tokens, entropy, ratio, low, high, tokens = sums.tolist()
+        norm = self._grad_norm(loss)
+        trust = self._constrained_step(parts, size, breathe) if self.algorithm.objective in CONSTRAINED else None
+        learning_rate = self._step() if trust is None else None
         return Update(
             loss=loss, policy_loss=policy_loss, kl=kl / max(kl_tokens, 1), entropy=entropy / tokens,
             ratio_mean=ratio / tokens, ratio_max=float(ratio_max), clip_low_frac=low / tokens, clip_high_frac=high / tokens,
-            grad_norm=self._step(loss), learning_rate=self.optimizer.param_groups[0]["lr"],
+            grad_norm=norm, learning_rate=learning_rate, **(asdict(trust) if trust else {}),
         )
 
     def _loss(self, batch: Batch, advantages: Tensor, size: StepSize) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,18 +114,38 @@ class Learner:
         ])
         return loss, numbers.double(), ratio.max()
 
-    def _step(self, loss: float) -> float:
-        """Clip the gradient and move the weights; returns the norm before clipping."""
+    def _grad_norm(self, loss: float) -> float:
+        """Clip the gradient; returns the norm before clipping. Raises NonFinite."""
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
         if not (torch.tensor([loss, norm]).isfinite().all()):
             culprit = next((n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "the loss")
             raise NonFinite(f"loss {loss}, gradient norm {norm}: first not finite in {culprit}")
+        return norm
+
+    def _step(self) -> float:
+        """Move the weights by the optimiser; returns the learning rate."""
         self.num_steps += 1
         warm = min(1.0, self.num_steps / self.train.warmup_steps) if self.train.warmup_steps else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * warm
         self.optimizer.step()
-        return norm
+        return self.learning_rate * warm
+
+    def _constrained_step(self, parts: list[Part], size: StepSize, breathe: Callable[[], None]) -> TrustRegionStep:
+        """Move the weights within the trust region; no learning rate, no warm-up, no optimiser state."""
+        algorithm = self.algorithm
+
+        def loss(batch: Batch, advantages: Tensor, new: Tensor, old: Tensor) -> Tensor:
+            aggregate = AGGREGATIONS[algorithm.aggregation]
+            policy = OBJECTIVES[algorithm.objective](new, (new - old).exp(), advantages[:, None], algorithm.clip_eps_low, algorithm.clip_eps_high)
+            total = aggregate(policy, batch.loss_mask, size)
+            if algorithm.kl_coef > 0:
+                ref, _ = token_logprobs(self.reference, batch, self.train.temperature)
+                total = total + algorithm.kl_coef * aggregate(KL_ESTIMATORS[algorithm.kl_estimator](ref - new), batch.loss_mask, size)
+            return total
+
+        self.num_steps += 1
+        return trust_region_step(self.model, parts, loss, algorithm.trust_region_delta, self.train.temperature, breathe)
 
     def _can_pack(self, batch: Batch) -> bool:
         """Found out once, on the longest group of the first batch that can show it."""
