@@ -225,7 +225,7 @@ def formula(values: Sequence[Any]) -> str:
     advantage = {"group_std": "(r − mean)/(std + 1e-4)", "group_mean": "r − mean", "leave_one_out": "r − mean of the siblings"}.get(g["advantage"], "?")
     low, high, coef = _number(g["clip_eps_low"]), _number(g["clip_eps_high"]), _number(g["kl_coef"])
     clip = f"clip(w, {plain(round(1 - low, 6))}, {plain(round(1 + high, 6))})" if low is not None and high is not None else "clip(w, ?, ?)"
-    policy = {"clip": f"−min(w·A, {clip}·A)", "reinforce": "−A·log p"}.get(g["objective"], "?")
+    policy = {"clip": f"−min(w·A, {clip}·A)", "reinforce": "−A·log p", "trust_region": "−w·A"}.get(g["objective"], "?")
     kl = {"k1": "log p/ref", "k2": "d²/2", "k3": "e^d − d − 1"}.get(g["kl_estimator"], "?")
     term = "" if coef == 0 else f" + {plain(coef) if coef is not None else '?'}·KL"
     mean = {"token_mean": "mean over the step's tokens", "sequence_mean": "mean over tokens, then over completions",
@@ -233,6 +233,9 @@ def formula(values: Sequence[Any]) -> str:
     lines = [f"A = {advantage}", f"L = {policy}{term}", mean]
     if term:
         lines.append(f"KL = {kl}" + (", d = log ref/p" if g["kl_estimator"] != "k1" else ""))
+    if g["objective"] == "trust_region":
+        delta = _number(g["trust_region_delta"])
+        lines.append(f"each step: mean KL(old ‖ new) ≤ {plain(delta) if delta is not None else '?'}")
     if g["mask_truncated"] is True:
         lines.append("truncated completions: masked")
     return f'<pre class="formula" aria-label="Objective">\n{esc(chr(10).join(lines))}</pre>'

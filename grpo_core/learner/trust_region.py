@@ -106,6 +106,7 @@ def fisher(model: nn.Module, parts: Sequence[Part], temperature: float, breathe:
     """
     weights = trainable(model)
     num_tokens = sum(int(batch.completion_mask.sum()) for batch, _ in parts)
+    breathe()
     # One part: its graph serves all iterations. Several: each anew, so that memory stays that of one.
     held = Jacobian(model, weights, parts[0][0], temperature) if len(parts) == 1 else None
 
