@@ -73,6 +73,8 @@ class AlgorithmConfig(Section):
         gt=0, le=1, way_out="0.5 is a start; 1 means equal texts.")
     advantage: Literal[*options.ADVANTAGES] = choice("group_std", "Advantage", "How a completion is compared with its siblings.", options.ADVANTAGES)
     objective: Literal[*options.OBJECTIVES] = choice("clip", "Objective", "How an advantage becomes a push on tokens.", options.OBJECTIVES)
+    trust_region_delta: float = knob(0.01, "Trust region", "`trust_region` only, in place of the learning rate: mean KL(old, new policy) that a step may reach.",
+        unit="nats/token", gt=0, le=1, way_out="0.01 is usual.")
     ratio_level: Literal[*options.RATIO_LEVELS] = choice("token", "Ratio level", "What the ratio new/old is taken of.", options.RATIO_LEVELS)
     clip_eps_low: float = knob(0.2, "Clip range, low", "How far below 1 the ratio may fall before a bad token is left alone.",
         gt=0, lt=1, way_out="0.2 is usual.")
@@ -168,6 +170,7 @@ PRESETS: dict[str, dict[str, Any]] = {
              "aggregation": "sequence_mean"},
     "CISPO": {"advantage": "group_std", "objective": "cispo", "cispo_cap": 5.0, "kl_coef": 0.0, "aggregation": "token_mean"},
     "RLOO": {"advantage": "leave_one_out", "objective": "reinforce", "kl_coef": 0.02, "kl_estimator": "k2", "aggregation": "constant"},
+    "Trust-region GRPO": {"advantage": "group_std", "objective": "trust_region", "trust_region_delta": 0.01, "kl_coef": 0.0, "aggregation": "token_mean"},
 }
 
 

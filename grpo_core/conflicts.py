@@ -11,7 +11,7 @@ from grpo_core.errors import FieldProblem
 if TYPE_CHECKING:
     from grpo_core.config import RunConfig
 
-OWN_RATIO = ("vespo", "gmpo", "reinforce")  # objectives that make their own sequence ratio, or have none
+OWN_RATIO = ("vespo", "gmpo", "reinforce", "trust_region")  # objectives that make their own sequence ratio, or have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,15 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict("algorithm.off_policy_threshold", lambda c: c.algorithm.off_policy_threshold is not None and c.algorithm.updates_per_batch == 1,
              "with one update per batch every completion comes from the present policy, so none would ever be dropped",
              "Use several updates per batch, or leave it empty."),
+    *(Conflict(field, lambda c, fits=fits: c.algorithm.objective == "trust_region" and not fits(c.algorithm), problem, way_out)
+      for field, fits, problem, way_out in (
+        ("algorithm.updates_per_batch", lambda a: a.updates_per_batch == 1,
+         "a trust region takes one step a batch, as far as its KL allows; a second would leave the region around the sampling policy", "Use 1."),
+        ("algorithm.entropy_coef", lambda a: a.entropy_coef == 0 and a.entropy_target is None,
+         "the trust region's line search knows the policy and KL terms only", "Use 0 and no entropy target, or another objective."),
+        ("algorithm.entropy_quantile", lambda a: a.entropy_quantile == 1, "the trust region is measured over all tokens", "Use 1, or another objective."),
+        ("algorithm.kl_estimator", lambda a: a.kl_estimator != "exact" or a.kl_coef == 0,
+         "the trust region's line search looks at sampled tokens only", "Use k3, or a KL coefficient of 0."))),
     Conflict("algorithm.dynamic_sampling", lambda c: c.algorithm.dynamic_sampling > 0 and c.algorithm.grouping != "prompt",
              "a tied prompt still teaches where completions are compared across prompts", "Use 0, or the grouping prompt."),
 )

@@ -49,6 +49,8 @@ OBJECTIVES = {
     "gmpo": Option("pushes a completion by the geometric mean of its clipped ratios, so a single odd token has no say",
                    "−A·exp(mean over tokens of log w, clipped at ±{gmpo_eps})"),
     "reinforce": Option("pushes by the advantage, without limit", "−A·log p"),
+    "trust_region": Option("lets no step move the policy by more than a set KL, instead of clipping tokens or choosing a learning rate",
+                           "−w·A; KL(old ‖ new) ≤ {trust_region_delta}"),
 }
 
 KL_ESTIMATORS = {

@@ -129,7 +129,17 @@ class StepMetrics:
         "Fewer than asked for: KL stood above its hard limit. The means above are over these updates.")
     grad_norm: float | None = metric("Gradient norm", "1", "Global L2 norm of the gradient before clipping.",
         "0 when all groups tie. Repeated spikes: lower the learning rate.")
-    learning_rate: float | None = metric("Learning rate", "1", "Learning rate of this step, after warm-up.", "Rises over the warm-up steps, then constant.")
+    learning_rate: float | None = metric("Learning rate", "1", "Learning rate of this step, after warm-up.",
+        "Rises over the warm-up steps, then constant. Empty with a trust region, which has none.")
+    trust_kl: float | None = metric("Trust region, KL", "nats/token",
+        "Measured mean KL(policy before, policy after this step) over completion tokens, exact over the vocabulary.", "Just under delta. Far under: many halvings.")
+    trust_delta: float | None = metric("Trust region, delta", "nats/token", "The KL that this step was allowed.", "algorithm.trust_region_delta.")
+    trust_step_frac: float | None = metric("Trust region, step", "share", "Accepted share of the step that conjugate gradient proposed: 1, 1/2, 1/4 ...",
+        "1 or 1/2 is usual. 0: no share was both better and within delta, or all groups tie; the weights were left as they are.")
+    trust_residual: float | None = metric("Trust region, CG residual", "1", "What conjugate gradient left unsolved, |g - (F + 0.1 I)x| / |g|.",
+        "Below 0.1 the direction is the natural gradient's; near 1 it is hardly better than the plain gradient.")
+    trust_gain: float | None = metric("Trust region, gain", "1", "By how much the surrogate, mean ratio times advantage, rose in this step.",
+        "Above 0 in every accepted step.")
     completion_tokens_mean: float | None = metric("Completion length", "tokens", "Mean number of completion tokens, end token counted.",
         "Rises when thinking pays; rises without reward when length is being gamed.")
     completion_tokens_max: float | None = metric("Longest completion", "tokens", "Largest number of completion tokens.",

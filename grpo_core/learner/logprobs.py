@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
 
@@ -74,9 +75,12 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-def forward(model: nn.Module, **arguments: Any) -> Any:
-    """model(**arguments), less the arguments that this architecture does not know (e.g. position_ids for ALiBi models)."""
+def forward(model: nn.Module, weights: Mapping[str, Tensor] | None = None, /, **arguments: Any) -> Any:
+    """model(**arguments), less the arguments that this architecture does not know (e.g. position_ids for ALiBi models).
+
+    weights: by name, in place of the model's own.
+    """
     parameters = inspect.signature(model.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return model(**arguments)
-    return model(**{k: v for k, v in arguments.items() if k in parameters})
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        arguments = {k: v for k, v in arguments.items() if k in parameters}
+    return model(**arguments) if weights is None else functional_call(model, dict(weights), (), arguments)

@@ -105,6 +105,14 @@ def gmpo(t: Terms, a: AlgorithmConfig) -> Tensor:
     return -t.advantages * masked_mean(c, t.carries).exp() * spread
 
 
+def trust_region(t: Terms, a: AlgorithmConfig) -> Tensor:
+    """Push by the advantage, unclipped; the step itself is held within KL(π_old ‖ π) ≤ δ, see trust_region.py.
+
+        ℓ = -w·A      TRPO, arXiv:1502.05477 eq. 14
+    """
+    return -t.ratio * t.advantages
+
+
 def reinforce(t: Terms, a: AlgorithmConfig) -> Tensor:
     """Push by the advantage, without limit.
 
@@ -113,7 +121,9 @@ def reinforce(t: Terms, a: AlgorithmConfig) -> Tensor:
     return -t.advantages * t.logprobs
 
 
-OBJECTIVES: dict[str, Objective] = {"clip": clip, "cispo": cispo, "sapo": sapo, "vespo": vespo, "gmpo": gmpo, "reinforce": reinforce}
+OBJECTIVES: dict[str, Objective] = {"clip": clip, "cispo": cispo, "sapo": sapo, "vespo": vespo, "gmpo": gmpo, "reinforce": reinforce,
+                                    "trust_region": trust_region}
+CONSTRAINED = frozenset({"trust_region"})  # their steps are bounded by KL, not by a learning rate
 
 # Beyond which ratios an objective stops pushing, for the clip metrics. One without a row never stops.
 CLIP_RANGES: dict[str, Callable[[AlgorithmConfig], tuple[float, float]]] = {

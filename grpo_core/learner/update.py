@@ -17,7 +17,8 @@ from grpo_core.learner.controls import KL_CONTROLS, Steering
 from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
 from grpo_core.learner.logprobs import Scored, packing_is_exact, score_tokens
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
-from grpo_core.learner.objectives import clip_range
+from grpo_core.learner.objectives import CONSTRAINED, clip_range
+from grpo_core.learner.trust_region import TrustRegionStep, trust_region_step
 
 log = logging.getLogger("grpo_studio")
 
@@ -51,7 +52,12 @@ class Update:
     off_policy_frac: float
     num_updates: int
     grad_norm: float | None  # None: no update was made
-    learning_rate: float
+    learning_rate: float | None  # None: the step's length was set by a trust region
+    trust_kl: float | None = None  # the trust region's readings, see TrustRegionStep
+    trust_delta: float | None = None
+    trust_step_frac: float | None = None
+    trust_residual: float | None = None
+    trust_gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +108,14 @@ class Learner:
         self.num_steps += 1
         passes: list[Pass] = []
         norms: list[float] = []
+        trust: TrustRegionStep | None = None
         for _ in range(a.updates_per_batch):
-            passes.append(done := self._backward(parts, old, self._cut(parts, size, breathe), breathe))
+            cut = self._cut(parts, size, breathe)
+            passes.append(done := self._backward(parts, old, cut, breathe))
             if done.kl is not None and done.kl > control.limit(a):
                 break
-            norms.append(self._step(done.loss))
+            norms.append(self._grad_norm(done.loss))
+            trust = self._constrained_step(parts, cut, breathe) if a.objective in CONSTRAINED else self._step()
             self.steering = self.steering.after_update(done.high_entropy, a)
         kl_coef, (sampled_kl, sampled_entropy) = self.steering.kl_coef, measured or (None, None)
         self.steering = self.steering.after_batch(_last([sampled_kl, *(p.kl for p in passes)]), len(batch), a)
@@ -115,7 +124,7 @@ class Learner:
         return Update(
             kl=_mean([p.kl for p in passes], sampled_kl), entropy=_mean([p.entropy for p in passes], sampled_entropy), kl_coef=kl_coef,
             ratio_max=max(p.ratio_max for p in passes), num_updates=len(norms), grad_norm=_mean(norms, None),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=None if a.objective in CONSTRAINED else self.optimizer.param_groups[0]["lr"], **(asdict(trust) if trust else {}),
             **{name: _mean([getattr(p, name) for p in passes], None) for name in (
                 "loss", "policy_loss", "kl_loss", "entropy_loss", "entropy_coef", "ratio_mean", "clip_low_frac", "clip_high_frac", "off_policy_frac")})
 
@@ -165,17 +174,31 @@ class Learner:
         return score_tokens(model, batch, self.train.temperature, entropy_gradient=entropy_gradient,
                             distribution=self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS)
 
-    def _step(self, loss: float) -> float:
-        """Clip the gradient and move the weights; returns the norm before clipping."""
+    def _grad_norm(self, loss: float) -> float:
+        """Clip the gradient; returns the norm before clipping. Raises NonFinite."""
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
         if not (torch.tensor([loss, norm]).isfinite().all()):
             culprit = next((n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "the loss")
             raise NonFinite(f"loss {loss}, gradient norm {norm}: first not finite in {culprit}")
+        return norm
+
+    def _step(self) -> None:
+        """Move the weights by the optimiser."""
         warm = min(1.0, self.num_steps / self.train.warmup_steps) if self.train.warmup_steps else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * warm
         self.optimizer.step()
-        return norm
+
+    def _constrained_step(self, parts: Sequence[Part], size: StepSize, breathe: Breathe) -> TrustRegionStep:
+        """Move the weights within the trust region; no learning rate, no warm-up, no optimiser state."""
+        a = self.algorithm
+
+        def loss(batch: Batch, advantages: Tensor, new: Tensor, old: Tensor) -> Tensor:
+            ref = self._score(self.reference, batch).logprobs if self.steering.kl_coef else None
+            x = Tokens(new, old, torch.zeros_like(new), batch.completion_mask, batch.loss_mask, advantages[:, None], ref=ref)
+            return loss_of(x, a, Coefficients(self.steering.kl_coef, entropy=0.0), size).total
+
+        return trust_region_step(self.model, parts, loss, a.trust_region_delta, self.train.temperature, breathe)
 
     @torch.no_grad()
     def _cut(self, parts: Sequence[Part], size: StepSize, breathe: Breathe) -> StepSize:
