@@ -62,7 +62,7 @@ def test_padding_side_padding_amount_and_order_of_rows_change_neither_loss_nor_g
     loss, (new, entropy) = run([x], a, size)
 
     def wider(name, v):
-        filling = {"exists": False, "mask": False}.get(name, 1e3)  # garbage that would overflow if it were looked at
+        filling = {"exists": False, "mask": False, "old": -1e3, "ref": 1e4}.get(name, 1e3)  # garbage that would overflow if it were looked at
         return v if name == "advantages" else torch.cat([v, torch.full_like(v[:, :3], filling)], 1)
 
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
