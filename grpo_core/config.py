@@ -56,8 +56,19 @@ class RubricConfig(Section):
 
 class AlgorithmConfig(Section):
     preset: str = knob("GRPO", "Preset", "A named set of the values below.", max_length=64)
-    advantage: Literal["group_std", "group_mean", "leave_one_out"] = knob("group_std", "Advantage",
-        "How a completion is compared with its siblings: standardised, centred, or against the mean of the others.")
+    advantage: Literal["group_std", "group_mean", "leave_one_out", "value"] = knob("group_std", "Advantage",
+        "How a completion is compared with its siblings: standardised, centred, against the mean of the others; or, with `value`, each token with "
+        "what a critic foresaw (PPO).")
+    gae_gamma: float = knob(1.0, "Discount γ", "With a critic: how much less a reward counts for each token that it comes later.",
+        gt=0, le=1, way_out="1 is usual for text: the reward comes at the end.")
+    gae_lambda: float = knob(0.95, "GAE λ", "With a critic: 1 trusts the reward that came, 0 the critic's next guess.",
+        ge=0, le=1, way_out="0.95 is usual.")
+    value_coef: float = knob(0.5, "Value coefficient", "With a critic: weight of its squared error in the loss.",
+        ge=0, le=100, way_out="0.5 is usual.")
+    entropy_coef: float = knob(0.0, "Entropy bonus", "How strongly the policy is kept undecided. 0: entropy is measured, not trained on.",
+        ge=0, le=10, way_out="0 is usual, or try 0.001.")
+    updates_per_batch: int = knob(1, "Updates per batch", "Optimiser steps on each batch of completions; the clip range bounds what more than one can do.",
+        unit="updates", ge=1, le=64, way_out="1 is usual; PPO takes up to 4.")
     objective: Literal["clip", "reinforce"] = knob("clip", "Objective",
         "`clip` stops pushing a token once its probability moved by the clip range; `reinforce` never stops.")
     clip_eps_low: float = knob(0.2, "Clip range, low", "How far below 1 the ratio may fall before a bad token is left alone.",
@@ -100,6 +111,18 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
+    def _algorithm_makes_sense(self) -> RunConfig:
+        a = self.algorithm
+        if a.advantage == "value" and a.value_coef == 0:
+            raise _problem("algorithm.value_coef", a.value_coef, "a critic that is not trained values every state at 0, and `value` compares with nothing else",
+                           "0.5 is usual; to compare siblings without a critic set algorithm.advantage to group_std.")
+        if a.updates_per_batch > 1 and a.objective == "reinforce":
+            raise _problem("algorithm.updates_per_batch", a.updates_per_batch,
+                           "`reinforce` has no ratio, so every update after the first would learn from a policy that no longer exists",
+                           "Use 1, or set algorithm.objective to clip.")
+        return self
+
+    @model_validator(mode="after")
     def _rubric_makes_sense(self) -> RunConfig:
         criteria = self.rubric.criteria
         if criteria and not any(c.weight > 0 for c in criteria):
@@ -118,6 +141,8 @@ def _problem(field: str, value: Any, problem: str, way_out: str) -> PydanticCust
 # Each preset is only a set of values; what it does not name keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
     "GRPO": {"advantage": "group_std", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.02, "aggregation": "token_mean"},
+    "PPO (critic)": {"advantage": "value", "gae_gamma": 1.0, "gae_lambda": 0.95, "value_coef": 0.5, "entropy_coef": 0.0, "objective": "clip",
+                     "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.02, "aggregation": "token_mean"},
     "Dr. GRPO": {"advantage": "group_mean", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.0, "aggregation": "constant"},
 }
 

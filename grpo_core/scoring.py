@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -23,10 +24,17 @@ def score_groups(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: 
     completions = [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled]
     scored = [rubric.score(c, prompts[i // size]) for i, c in enumerate(completions)]
     rewards = torch.tensor([math.nan if r is None else r for _, r in scored], dtype=torch.float64).view(-1, size)  # (P, G)
-    # float64: the record must equal what anyone recomputes from the stored rewards.
-    advantages = ADVANTAGES[config.algorithm.advantage](rewards).flatten().tolist()
+    # float64: the record must equal what anyone recomputes from the stored rewards. A critic's advantages come later, see with_advantages.
+    estimate = ADVANTAGES.get(config.algorithm.advantage, torch.zeros_like)
+    advantages = estimate(rewards).flatten().tolist()
     rollouts = [Rollout(c, scores, reward, a) for c, (scores, reward), a in zip(completions, scored, advantages, strict=True)]
     return tuple(group(prompt, tuple(rollouts[p * size : (p + 1) * size]), rubric.outcome) for p, prompt in enumerate(prompts))
+
+
+def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:
+    """The same groups with other advantages, one a rollout in their order."""
+    values = iter(advantages)
+    return tuple(replace(g, rollouts=tuple(replace(r, advantage=next(values)) for r in g.rollouts)) for g in groups)
 
 
 def group(prompt: Prompt, rollouts: tuple[Rollout, ...], outcome: str | None) -> Group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 from time import perf_counter
 
 import torch
@@ -15,7 +16,7 @@ from grpo_core.policy import Policy, load_policy
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import Rubric, build_rubric
-from grpo_core.scoring import group_metrics, heldout_metrics, mean, score_groups
+from grpo_core.scoring import group_metrics, heldout_metrics, mean, score_groups, with_advantages
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
 from grpo_core.types import Evaluated, Event, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics
 
@@ -49,17 +50,22 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
 
         emit(PhaseStarted(Phase.SCORING, step, t.steps))
         groups = score_groups(prompts, sampled, policy, rubric, config)
-        emit(GroupsScored(step, groups))
-        control.breathe()
-        scored_at = perf_counter()
-
-        emit(PhaseStarted(Phase.UPDATING, step, t.steps))
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
         batch = Batch(prompt_ids, completions=[s.token_ids for s in sampled],
                       trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in sampled],
                       pad_id=policy.pad_id, device=policy.device)
+        scored_at = perf_counter()
+
+        rewards = torch.tensor([nan if r.reward is None else r.reward for group in groups for r in group.rollouts], dtype=torch.float64)  # (B,)
+        judged = learner.judge(batch, rewards, control.breathe)  # with a critic: it must look before the policy moves
+        if judged is not None:
+            groups = with_advantages(groups, judged.row_advantages.tolist())
+        emit(GroupsScored(step, groups))
+        control.breathe()
+
+        emit(PhaseStarted(Phase.UPDATING, step, t.steps))
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         advantages = torch.tensor([rollout.advantage for rollout in rollouts], device=policy.device)  # (B,)
-        update = learner.update(batch, advantages, control.breathe)
+        update = learner.update(batch, judged or advantages, control.breathe)
 
         now = perf_counter()
         metrics = StepMetrics(

@@ -55,7 +55,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A scored completion. A score or reward of None could not be scored; its advantage is 0."""
+    """A scored completion. A score or reward of None could not be scored; its advantage is 0.
+
+    With a critic every token has its own advantage; the one here is their mean over the completion.
+    """
 
     completion: Completion
     scores: Mapping[str, float | None]
@@ -99,6 +102,10 @@ class StepMetrics:
         "Says little: on-policy it is minus the mean advantage, near 0 unless length and advantage go together. Watch reward and gradient norm.")
     policy_loss: float | None = metric("Policy loss", "1", "The clipped policy term alone.",
         "Its value says little, its gradient everything.")
+    value_loss: float | None = metric("Value loss", "reward²", "Mean squared distance of the critic's values from the λ-returns, over trained tokens.",
+        "Only with a critic. Falls as it learns to foresee rewards; jumps when the policy changes faster than it can follow.")
+    explained_variance: float | None = metric("Critic, explained", "share", "1 - Var(reward - value)/Var(reward) over completion tokens, before the update.",
+        "Only with a critic. 0: no better than a constant; 1: it foresees every reward; below 0: it misleads.")
     kl: float | None = metric("KL to reference", "nats/token", "Mean over completion tokens of the k3 estimator of KL(policy, reference).",
         "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.")
     kl_coef: float | None = metric("KL coefficient", "1", "Weight of the KL term in this step's loss.", "0: measured, not trained on.")

@@ -15,12 +15,13 @@ PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half pre
 HALF_TOLERANCE = 0.25
 
 
-def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None) -> tuple[Tensor, Tensor]:
+def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None,
+                   entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
     """Log-probability of each completion token, and the entropy of the distribution it came from, in nats.
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
 
-    Returns two (B, T) float32; entropy carries no gradient. Padding columns hold finite nonsense: mask them. A batch with groups
+    Returns two (B, T) float32; entropy carries a gradient only if asked to. Padding columns hold finite nonsense: mask them. A batch with groups
     is packed, one without is not, unless `layout` says so.
     """
     layout = layout or (packed if batch.group_size > 1 else separate)
@@ -30,7 +31,7 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: C
     logits = logits[arranged.predicted_at].float() / temperature  # (B, T, V)
     normaliser = logits.logsumexp(-1)  # (B, T)
     chosen = logits.gather(-1, batch.completion_ids[..., None]).squeeze(-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = normaliser - ((logits - normaliser[..., None]).exp() * logits).sum(-1)
     return chosen - normaliser, entropy
 

@@ -1,0 +1,167 @@
+"""PPO's critic: how much reward is still to come, asked before every token. GRPO asks the siblings instead and needs none of this.
+
+Shapes: B rows, T completion tokens. State t is the prompt and the completion up to token t, so a value is read where token t is
+predicted. The reward arrives with the last completion token and ends the episode, cut completions included: the rubric has judged
+the cut text, so nothing is still to come. The KL to the reference is a term of the loss, as everywhere here, and no part of the reward:
+then V predicts what the cards show, and one kl_coef means the same with and without a critic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grpo_core.config import AlgorithmConfig
+from grpo_core.learner.batch import Batch, Layout, packed, separate
+from grpo_core.learner.logprobs import token_logprobs
+
+EPS = 1e-8
+HEAD_SPEED = 10.0  # the head starts at zero and has few steps to find the reward's scale; the policy's rate would take most of a run
+
+# ---- the estimator ------------------------------------------------------------------------------------------------------
+
+
+def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Was the reward after this token better than foreseen before it?
+
+        A_t = Σ_k (γλ)^k δ_{t+k},   δ_t = r_t + γ V_{t+1} - V_t      GAE, arXiv:1506.02438 eq. 16; V after the last token is 0
+
+    values, mask (B, T), the mask's tokens to the left; rewards (B,), nan = could not be scored. Returns (B, T); 0 where masked or unscored.
+    """
+    counts = mask & ~rewards.isnan()[:, None]
+    beyond = values.new_zeros(len(values), 1)
+    values = torch.where(counts, values, 0.0)
+    ahead = torch.cat([values[:, 1:], beyond], 1)
+    delta = torch.where(counts, torch.where(_is_last(mask), rewards[:, None], 0.0) + gamma * ahead - values, 0.0)
+    advantages, running = torch.zeros_like(values), beyond.squeeze(1)
+    for t in reversed(range(values.shape[1])):
+        running = delta[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return advantages
+
+
+def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """What came in the end, seen from token t of a completion of n tokens: γ^(n-1-t) · r. (B, T); nan where unscored."""
+    left = mask.flip(1).cumsum(1).flip(1) - 1  # tokens after this one
+    return rewards[:, None] * gamma ** left.clamp(min=0).to(rewards.dtype)
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """To mean 0 and sample standard deviation 1 over the tokens of the mask, 0 elsewhere. Fewer than two tokens, or all equal: 0."""
+    chosen = values[mask]
+    if len(chosen) < 2:
+        return torch.zeros_like(values)
+    return torch.where(mask, (values - chosen.mean()) / (chosen.std() + EPS), 0.0)
+
+
+def value_loss(values: Tensor, returns: Tensor, mask: Tensor, num_tokens: int) -> Tensor:
+    """How wrong was the critic? Σ (V - R)²·m / N, N of the whole step whatever the policy's aggregation: a value's error has no length."""
+    return torch.where(mask, (values - returns).square(), 0.0).sum() / max(num_tokens, 1)
+
+
+def explained_variance(values: Tensor, outcomes: Tensor, mask: Tensor) -> float | None:
+    """1 - Var(outcome - V) / Var(outcome) over the tokens of the mask; None where outcomes do not vary.
+
+    Against what came in the end, not against the λ-return that the critic is trained on: that one is made of V and flatters it.
+    """
+    outcome, error = outcomes[mask].double(), (outcomes - values)[mask].double()
+    if len(outcome) < 2 or float(outcome.max() - outcome.min()) <= EPS:
+        return None
+    return float(1 - error.var() / outcome.var())
+
+
+def _is_last(mask: Tensor) -> Tensor:
+    return mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+
+
+# ---- the head -----------------------------------------------------------------------------------------------------------
+
+
+class Critic(nn.Module):
+    """A linear value head on the policy's last hidden state: V = w·h + b, at first 0 everywhere.
+
+    With V = 0 the first advantages are the discounted rewards themselves. The value loss reaches the policy's trunk too, as in PPO.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        output = model.get_output_embeddings()
+        precision = torch.promote_types(output.weight.dtype, torch.float32)  # a value in bfloat16 has three digits
+        self.weight = nn.Parameter(torch.zeros(output.weight.shape[1], dtype=precision, device=output.weight.device))
+        self.bias = nn.Parameter(torch.zeros((), dtype=precision, device=output.weight.device))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, H) -> (…)"""
+        return hidden.to(self.weight.dtype) @ self.weight + self.bias
+
+    def read(self, model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None,
+             **options: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """token_logprobs, and from the same forward pass the value of the state before each token: three times (B, T)."""
+        layout = layout or (packed if batch.group_size > 1 else separate)
+        arranged: list[Layout] = []
+
+        def remembered(batch: Batch, dtype: torch.dtype) -> Layout:
+            arranged.append(layout(batch, dtype))
+            return arranged[-1]
+
+        with _hidden_states(model) as heard:
+            logprobs, entropy = token_logprobs(model, batch, temperature, remembered, **options)
+        [hidden], [where] = heard, arranged
+        assert hidden.shape[:2] == where.input_ids.shape, "the output layer must see every token's state"
+        return logprobs, entropy, self(hidden[where.predicted_at])
+
+    def judge(self, model: nn.Module, parts: Iterable[tuple[Batch, Tensor]], batch: Batch, rewards: Tensor, algorithm: AlgorithmConfig,
+              temperature: float) -> Judged:
+        """Values of a step's rollouts before the policy moves, and what follows from them.
+
+        rewards (B,), nan = could not be scored. parts: the batch in micro-batches, each with the places of its rows in it.
+        """
+        mask = batch.completion_mask
+        values = torch.zeros(mask.shape, dtype=self.weight.dtype, device=mask.device)
+        with torch.no_grad():
+            for part, rows in parts:
+                found = self.read(model, part, temperature)[2]
+                values[rows, : found.shape[1]] = found
+        return judge(values, rewards.to(mask.device, values.dtype), mask, algorithm)
+
+
+@contextmanager
+def _hidden_states(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the output layer is given meanwhile. Keeping one state a token, where output_hidden_states keeps every layer's."""
+    heard: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: heard.append(arguments[0]))
+    try:
+        yield heard
+    finally:
+        hook.remove()
+
+
+# ---- a step's rollouts in the critic's eyes --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a critic makes of a step's rollouts. (B, T) over completion tokens, 0 outside of them and where unscored."""
+
+    advantages: Tensor  # whitened over the batch
+    returns: Tensor  # λ-returns A + V before whitening: what the values are drawn to
+    values: Tensor
+    scored: Tensor  # (B,) bool; the others have no part in anything
+    row_advantages: Tensor  # (B,) mean over a completion's tokens: the one figure that is recorded of a rollout
+    explained_variance: float | None
+
+
+def judge(values: Tensor, rewards: Tensor, mask: Tensor, algorithm: AlgorithmConfig) -> Judged:
+    """GAE, whitened over the completion tokens of all scored rollouts, siblings or not. Shapes as in `gae`."""
+    scored = ~rewards.isnan()
+    counts = mask & scored[:, None]
+    raw = gae(values, rewards, mask, algorithm.gae_gamma, algorithm.gae_lambda)
+    advantages = whiten(raw, counts)
+    outcomes = reward_to_go(rewards, mask, algorithm.gae_gamma)
+    return Judged(
+        advantages, torch.where(counts, raw + values, 0.0), torch.where(counts, values, 0.0), scored,
+        advantages.sum(1) / counts.sum(1).clamp(min=1), explained_variance(values, outcomes, counts))
