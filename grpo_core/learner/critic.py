@@ -19,7 +19,8 @@ from grpo_core.config import AlgorithmConfig
 from grpo_core.learner.batch import Batch, Layout, packed, separate
 from grpo_core.learner.logprobs import token_logprobs
 
-EPS = 1e-8
+EPS = 1e-4  # as for groups: keeps a batch finite in which nothing but rounding differs
+TIE_TOLERANCE = 1e-8
 HEAD_SPEED = 10.0  # the head starts at zero and has few steps to find the reward's scale; the policy's rate would take most of a run
 
 # ---- the estimator ------------------------------------------------------------------------------------------------------
@@ -51,7 +52,10 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """To mean 0 and sample standard deviation 1 over the tokens of the mask, 0 elsewhere. Fewer than two tokens, or all equal: 0."""
+    """To mean 0 and standard deviation 1 over the tokens of the mask, 0 elsewhere. Fewer than two tokens, or all equal: 0.
+
+        A <- (A - mean) / (std + 1e-4)      sample std (ddof 1)
+    """
     chosen = values[mask]
     if len(chosen) < 2:
         return torch.zeros_like(values)
@@ -69,7 +73,7 @@ def explained_variance(values: Tensor, outcomes: Tensor, mask: Tensor) -> float 
     Against what came in the end, not against the λ-return that the critic is trained on: that one is made of V and flatters it.
     """
     outcome, error = outcomes[mask].double(), (outcomes - values)[mask].double()
-    if len(outcome) < 2 or float(outcome.max() - outcome.min()) <= EPS:
+    if len(outcome) < 2 or float(outcome.max() - outcome.min()) <= TIE_TOLERANCE:
         return None
     return float(1 - error.var() / outcome.var())
 
