@@ -15,7 +15,7 @@ from test_learner import NAN, ROWS, NoMaskLM, TinyLM, make_batch, make_learner
 from grpo_core.config import AlgorithmConfig, nest, parse, with_preset
 from grpo_core.control import RunControl
 from grpo_core.errors import InvalidConfig
-from grpo_core.learner import Batch, packed, separate
+from grpo_core.learner import Batch, packed, separate, token_logprobs
 from grpo_core.learner.critic import Critic, explained_variance, gae, judge, reward_to_go, value_loss, whiten
 from grpo_core.trainer import train
 from grpo_core.types import GroupsScored, StepCompleted
@@ -109,6 +109,10 @@ def a_critic(model: TinyLM) -> Critic:
     return critic
 
 
+def values_of(critic: Critic, model, batch: Batch, layout) -> torch.Tensor:
+    return critic.beside(model, batch, lambda layout: token_logprobs(model, batch, 1.0, layout), layout)[1]
+
+
 def naive_value(model: TinyLM, critic: Critic, prompt, completion, t: int) -> torch.Tensor:
     """The state before token t in a row of its own; this model's last hidden state is what its logits come from."""
     seen, states = torch.tensor([[*prompt, *completion[:t]]]), []
@@ -122,7 +126,7 @@ def naive_value(model: TinyLM, critic: Critic, prompt, completion, t: int) -> to
 def test_token_values_equal_a_loop_over_single_states(layout):
     model = TinyLM()
     critic = a_critic(model)
-    values = critic.read(model, make_batch(), 1.0, layout)[2]
+    values = values_of(critic, model, make_batch(), layout)
     for row, (prompt, completion) in enumerate(ROWS):
         for t in range(len(completion)):
             assert values[row, t].item() == pytest.approx(naive_value(model, critic, prompt, completion, t).item(), abs=1e-12)
@@ -141,7 +145,7 @@ def test_real_architectures_hand_the_critic_their_last_hidden_state():
     batch = make_batch([((5, 6, 7), (8, 9)), ((5, 6, 7), (10, 11, 12, 13))])
     with torch.no_grad():
         for layout in (packed, separate):
-            values = critic.read(model, batch, 1.0, layout)[2]
+            values = values_of(critic, model, batch, layout)
             for row in range(2):
                 ids = torch.tensor([[*batch.prompts[0], *batch.completions[row]]])
                 states = model(ids, output_hidden_states=True).hidden_states[-1][0, 2:-1]

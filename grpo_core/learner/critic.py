@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,9 +104,9 @@ class Critic(nn.Module):
         """(…, H) -> (…)"""
         return hidden.to(self.weight.dtype) @ self.weight + self.bias
 
-    def read(self, model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None,
-             **options: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """token_logprobs, and from the same forward pass the value of the state before each token: three times (B, T)."""
+    def beside(self, model: nn.Module, batch: Batch, score: Callable[[Callable[..., Layout]], Any],
+               layout: Callable[..., Layout] | None = None) -> tuple[Any, Tensor]:
+        """score(layout), which runs the model over the batch once, and from the same pass the value before each token, (B, T)."""
         layout = layout or (packed if batch.group_size > 1 else separate)
         arranged: list[Layout] = []
 
@@ -112,11 +114,11 @@ class Critic(nn.Module):
             arranged.append(layout(batch, dtype))
             return arranged[-1]
 
-        with _hidden_states(model) as heard:
-            logprobs, entropy = token_logprobs(model, batch, temperature, remembered, **options)
-        [hidden], [where] = heard, arranged
-        assert hidden.shape[:2] == where.input_ids.shape, "the output layer must see every token's state"
-        return logprobs, entropy, self(hidden[where.predicted_at])
+        with _states_given_to(model.get_output_embeddings()) as states:
+            result = score(remembered)
+        [hidden], [where] = states, arranged
+        assert hidden.shape[:2] == where.input_ids.shape, "the output layer must be given every token's state"
+        return result, self(hidden[where.predicted_at])
 
     def judge(self, model: nn.Module, parts: Iterable[tuple[Batch, Tensor]], batch: Batch, rewards: Tensor, algorithm: AlgorithmConfig,
               temperature: float) -> Judged:
@@ -128,18 +130,18 @@ class Critic(nn.Module):
         values = torch.zeros(mask.shape, dtype=self.weight.dtype, device=mask.device)
         with torch.no_grad():
             for part, rows in parts:
-                found = self.read(model, part, temperature)[2]
+                found = self.beside(model, part, partial(token_logprobs, model, part, temperature))[1]
                 values[rows, : found.shape[1]] = found
         return judge(values, rewards.to(mask.device, values.dtype), mask, algorithm)
 
 
 @contextmanager
-def _hidden_states(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What the output layer is given meanwhile. Keeping one state a token, where output_hidden_states keeps every layer's."""
-    heard: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: heard.append(arguments[0]))
+def _states_given_to(output: nn.Module) -> Iterator[list[Tensor]]:
+    """What the output layer reads meanwhile: one state a token, where output_hidden_states would keep every layer's."""
+    states: list[Tensor] = []
+    hook = output.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0]))
     try:
-        yield heard
+        yield states
     finally:
         hook.remove()
 

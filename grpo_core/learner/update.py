@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -116,11 +117,11 @@ class Learner:
         weight (B, 1) or (B, T); returns (B, T) with a critic; old (B, T) from the second update on.
         """
         algorithm, mask, loss_mask, temperature = self.algorithm, batch.completion_mask, batch.loss_mask, self.train.temperature
-        options = {"entropy_gradient": algorithm.entropy_coef > 0}
+        score = partial(token_logprobs, self.model, batch, temperature, entropy_gradient=algorithm.entropy_coef > 0)
         if self.critic is None or returns is None:
-            new, entropy = token_logprobs(self.model, batch, temperature, **options)  # (B, T) each
+            new, entropy = score()  # (B, T) each
         else:
-            new, entropy, values = self.critic.read(self.model, batch, temperature, **options)
+            (new, entropy), values = self.critic.beside(self.model, batch, score)
         # In the first update the sampling policy is the present one, so the ratio is 1 and only its gradient counts.
         ratio = torch.where(mask, new - (new.detach() if old is None else old), 0.0).exp()
         policy = OBJECTIVES[algorithm.objective](new, ratio, weight, algorithm.clip_eps_low, algorithm.clip_eps_high)
