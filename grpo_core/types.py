@@ -105,7 +105,7 @@ class StepMetrics:
     value_loss: float | None = metric("Value loss", "reward²", "Mean squared distance of the critic's values from the λ-returns, over trained tokens.",
         "Only with a critic. Falls as it learns to foresee rewards; jumps when the policy changes faster than it can follow.")
     explained_variance: float | None = metric("Critic, explained", "share", "1 - Var(reward - value)/Var(reward) over completion tokens, before the update.",
-        "Only with a critic. 0: no better than a constant; 1: it foresees every reward; below 0: it misleads.")
+        "Only with a critic. 0: no better than a constant; 1: it foresees every reward; below 0: it misleads. Means little once nearly all rewards are equal.")
     kl: float | None = metric("KL to reference", "nats/token", "Mean over completion tokens of the k3 estimator of KL(policy, reference).",
         "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.")
     kl_coef: float | None = metric("KL coefficient", "1", "Weight of the KL term in this step's loss.", "0: measured, not trained on.")

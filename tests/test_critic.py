@@ -106,6 +106,7 @@ def a_critic(model: TinyLM) -> Critic:
     critic = Critic(model)
     critic.weight.data = torch.randn(6, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     critic.bias.data.fill_(0.3)
+    critic.begun.fill_(True)
     return critic
 
 
@@ -152,15 +153,24 @@ def test_real_architectures_hand_the_critic_their_last_hidden_state():
                 torch.testing.assert_close(values[row, : len(states)], states @ critic.weight, atol=1e-4, rtol=0)
 
 
-def test_a_new_critic_values_everything_at_zero_so_the_first_advantages_are_the_discounted_rewards():
+def test_a_new_critic_foresees_the_mean_reward_of_its_first_step_everywhere():
     learner = make_learner(**VALUE, gae_lambda=0.5)
-    judged = learner.judge(make_batch(), REWARDS)
-    raw = [[r * 0.5 ** (len(c) - 1 - t) for t in range(len(c))] for (_, c), r in zip(ROWS, REWARDS.tolist(), strict=True)]
+    assert not learner.judge(make_batch(), torch.full((4,), NAN)).values.any()  # nothing could be scored: it has not begun
+    judged = learner.judge(make_batch(), torch.tensor([1.0, NAN, 0.0, 0.5]))
+    assert judged.values[0].tolist() == [0.5, 0.5, 0.5, 0]  # mean of 1, 0, .5; three tokens
+    assert learner.judge(make_batch(), REWARDS).values[0, 0] == 0.5  # once begun it learns by gradient alone
+
+
+def test_the_first_advantages_are_the_discounted_surprises():
+    learner = make_learner(**VALUE, gae_lambda=0.5)
+    judged, mean_reward = learner.judge(make_batch(), REWARDS), REWARDS.mean().item()
+    # V is the same everywhere, so δ is 0 but at the end, where it is r - V
+    raw = [[(r - mean_reward) * 0.5 ** (len(c) - 1 - t) for t in range(len(c))] for (_, c), r in zip(ROWS, REWARDS.tolist(), strict=True)]
     flat = [a for row in raw for a in row]
     mean, std = statistics.mean(flat), statistics.stdev(flat)
     for i, row in enumerate(raw):
         assert judged.advantages[i, : len(row)].tolist() == pytest.approx([(a - mean) / (std + 1e-4) for a in row], abs=1e-6)
-        assert judged.returns[i, : len(row)].tolist() == pytest.approx(row, abs=1e-6)
+        assert judged.returns[i, : len(row)].tolist() == pytest.approx([mean_reward + a for a in row], abs=1e-6)
 
 
 # ---- the step ------------------------------------------------------------------------------------------------------------
@@ -282,12 +292,12 @@ def test_the_second_update_uses_the_stored_log_probabilities():
 def test_the_critic_learns_to_foresee_the_rewards():
     learner = make_learner(advantage="value", kl_coef=0.0, gae_lambda=1.0)
     batch, seen = make_batch(), []
-    for _ in range(150):
+    for _ in range(60):
         judged = learner.judge(batch, REWARDS)
         seen.append(learner.update(batch, judged))
-    assert seen[0].explained_variance == pytest.approx(0, abs=1e-6)  # all zero
+    assert seen[0].explained_variance == pytest.approx(0, abs=1e-6)  # a constant
     assert seen[-1].explained_variance > 0.3  # siblings begin in the same state: there is a limit
-    assert seen[-1].value_loss < 0.25 * seen[0].value_loss
+    assert seen[-1].value_loss < 0.6 * seen[0].value_loss
 
 
 def test_without_a_critic_nothing_is_judged_and_nothing_recorded():

@@ -222,7 +222,8 @@ def formula(values: Sequence[Any]) -> str:
     """The objective with the chosen values in it, as text."""
     flat = dict(zip(NAMES, values, strict=True))
     g = {n.removeprefix("algorithm."): flat[n] for n in ALGORITHM}
-    advantage = {"group_std": "(r − mean)/(std + 1e-4)", "group_mean": "r − mean", "leave_one_out": "r − mean of the siblings"}.get(g["advantage"], "?")
+    advantage = {"group_std": "(r − mean)/(std + 1e-4)", "group_mean": "r − mean", "leave_one_out": "r − mean of the siblings",
+                 "value": "GAE(γ, λ) of a critic, token by token, whitened over the step"}.get(g["advantage"], "?")
     low, high, coef = _number(g["clip_eps_low"]), _number(g["clip_eps_high"]), _number(g["kl_coef"])
     clip = f"clip(w, {plain(round(1 - low, 6))}, {plain(round(1 + high, 6))})" if low is not None and high is not None else "clip(w, ?, ?)"
     policy = {"clip": f"−min(w·A, {clip}·A)", "reinforce": "−A·log p"}.get(g["objective"], "?")

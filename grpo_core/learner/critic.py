@@ -23,7 +23,9 @@ from grpo_core.learner.logprobs import token_logprobs
 
 EPS = 1e-4  # as for groups: keeps a batch finite in which nothing but rounding differs
 TIE_TOLERANCE = 1e-8
-HEAD_SPEED = 10.0  # the head starts at zero and has few steps to find the reward's scale; the policy's rate would take most of a run
+# The head's learning rate over the policy's. It starts from nothing and must follow a policy that moves. Bundled model, 80 steps, one
+# seed: at 10 and begun at 0 the critic explained none of the rewards and accuracy rose .335 -> .925; at 100 .945; begun at the mean too, .965.
+HEAD_SPEED = 100.0
 
 # ---- the estimator ------------------------------------------------------------------------------------------------------
 
@@ -88,9 +90,10 @@ def _is_last(mask: Tensor) -> Tensor:
 
 
 class Critic(nn.Module):
-    """A linear value head on the policy's last hidden state: V = w·h + b, at first 0 everywhere.
+    """A linear value head on the policy's last hidden state: V = w·h + b, at first the mean reward of the first step, everywhere.
 
-    With V = 0 the first advantages are the discounted rewards themselves. The value loss reaches the policy's trunk too, as in PPO.
+    Begun at 0 instead, it would first learn from its own λ-returns that states near the end are worth more, and unlearn it for the
+    rest of the run. The value loss reaches the policy's trunk too, as in PPO.
     """
 
     def __init__(self, model: nn.Module):
@@ -99,6 +102,7 @@ class Critic(nn.Module):
         precision = torch.promote_types(output.weight.dtype, torch.float32)  # a value in bfloat16 has three digits
         self.weight = nn.Parameter(torch.zeros(output.weight.shape[1], dtype=precision, device=output.weight.device))
         self.bias = nn.Parameter(torch.zeros((), dtype=precision, device=output.weight.device))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool, device=output.weight.device))  # in the checkpoint, with the weights
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, H) -> (…)"""
@@ -126,13 +130,20 @@ class Critic(nn.Module):
 
         rewards (B,), nan = could not be scored. parts: the batch in micro-batches, each with the places of its rows in it.
         """
-        mask = batch.completion_mask
+        mask, rewards = batch.completion_mask, rewards.to(self.weight)
+        self._begin(rewards)
         values = torch.zeros(mask.shape, dtype=self.weight.dtype, device=mask.device)
         with torch.no_grad():
             for part, rows in parts:
                 found = self.beside(model, part, partial(token_logprobs, model, part, temperature))[1]
                 values[rows, : found.shape[1]] = found
-        return judge(values, rewards.to(mask.device, values.dtype), mask, algorithm)
+        return judge(values, rewards, mask, algorithm)
+
+    @torch.no_grad()
+    def _begin(self, rewards: Tensor) -> None:
+        if not self.begun and not rewards.isnan().all():
+            self.bias.fill_(rewards.nanmean())
+            self.begun.fill_(True)
 
 
 @contextmanager
