@@ -273,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    lines = [f"  {name:<30} {info.title}. {info.description}" for name, info in fields_by_name().items()]
+    lines = [f"  {name:<34} {info.title}. {info.description}{_choices(info)}" for name, info in fields_by_name().items()]
     train = command("train", train_command, "Train, with a progress bar.", epilog="fields for --set, with what they do:\n" + "\n".join(lines))
     train.add_argument("--preset", help=f"an algorithm: {', '.join(PRESETS)}")
     train.add_argument("--config", metavar="FILE", help="a configuration as exported")
@@ -293,6 +293,11 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--format", choices=["csv", "jsonl", "parquet", "config"], required=True)
     write.add_argument("--out", metavar="FILE", help="default: standard output; RUN.parquet for parquet")
     return parser
+
+
+def _choices(info: Any) -> str:
+    """A field's options, each with its sentence, on lines of their own."""
+    return "".join(f"\n      {name}: {text}" for name, text in (info.json_schema_extra or {}).get("options", {}).items())
 
 
 if __name__ == "__main__":

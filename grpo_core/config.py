@@ -10,12 +10,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from grpo_core import options
+from grpo_core.conflicts import conflicts
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 
 
 def knob(default: Any, title: str, help: str, *, unit: str = "", way_out: str = "", **bounds: Any) -> Any:
     """A field with what the form, `--help` and error messages need to know about it."""
     return Field(default, title=title, description=help, json_schema_extra={"unit": unit, "way_out": way_out}, **bounds)
+
+
+def choice(default: str, title: str, help: str, table: Mapping[str, options.Option]) -> Any:
+    """A field that is one of a table's keys; each key brings its own sentence."""
+    return Field(default, title=title, description=help,
+                 json_schema_extra={"unit": "", "way_out": "", "options": {name: option.help for name, option in table.items()}})
 
 
 class Section(BaseModel):
@@ -52,35 +60,74 @@ class Criterion(Section):
 class RubricConfig(Section):
     name: str = knob("answer", "Rubric", "A preset, or `custom` for the criteria below.", min_length=1, max_length=64)
     criteria: tuple[Criterion, ...] = knob((), "Criteria", "name, check, weight, params, outcome. Empty: those of the preset.", max_length=32)
+    scale: bool = knob(False, "Scale rewards", "Divide rewards by the standard deviation of all rewards so far in the run.")
+    clip_low: float | None = knob(None, "Lowest reward", "Rewards below this count as this. Empty: no limit.", ge=-1e6, le=1e6, way_out="Leave it empty.")
+    clip_high: float | None = knob(None, "Highest reward", "Rewards above this count as this. Empty: no limit.", ge=-1e6, le=1e6, way_out="Leave it empty.")
+    gate: bool = knob(False, "Outcome gate", "Criteria other than the outcome count only in a group where somebody reached the outcome.")
 
 
 class AlgorithmConfig(Section):
     preset: str = knob("GRPO", "Preset", "A named set of the values below.", max_length=64)
-    advantage: Literal["group_std", "group_mean", "leave_one_out", "value"] = knob("group_std", "Advantage",
-        "How a completion is compared with its siblings: standardised, centred, against the mean of the others; or, with `value`, each token with "
-        "what a critic foresaw (PPO).")
-    gae_gamma: float = knob(1.0, "Discount γ", "With a critic: how much less a reward counts for each token that it comes later.",
+    grouping: Literal[*options.GROUPINGS] = choice("prompt", "Grouping", "Which completions are siblings.", options.GROUPINGS)
+    similarity_threshold: float = knob(0.5, "Similarity", "Grouping `similarity`: prompts whose TF-IDF cosine is at least this are alike.",
+        gt=0, le=1, way_out="0.5 is a start; 1 means equal texts.")
+    advantage: Literal[*options.ADVANTAGES] = choice("group_std", "Advantage", "How a completion is compared with its siblings.", options.ADVANTAGES)
+    gae_gamma: float = knob(1.0, "Discount γ", "Advantage `value`: how much less a reward counts for each token that it comes later.",
         gt=0, le=1, way_out="1 is usual for text: the reward comes at the end.")
-    gae_lambda: float = knob(0.95, "GAE λ", "With a critic: 1 trusts the reward that came, 0 the critic's next guess.",
+    gae_lambda: float = knob(0.95, "GAE λ", "Advantage `value`: 1 trusts the reward that came, 0 the critic's next guess.",
         ge=0, le=1, way_out="0.95 is usual.")
-    value_coef: float = knob(0.5, "Value coefficient", "With a critic: weight of its squared error in the loss.",
+    value_coef: float = knob(0.5, "Value coefficient", "Advantage `value`: weight of the critic's squared error in the loss.",
         ge=0, le=100, way_out="0.5 is usual.")
-    entropy_coef: float = knob(0.0, "Entropy bonus", "How strongly the policy is kept undecided. 0: entropy is measured, not trained on.",
-        ge=0, le=10, way_out="0 is usual, or try 0.001.")
-    updates_per_batch: int = knob(1, "Updates per batch", "Optimiser steps on each batch of completions; the clip range bounds what more than one can do.",
-        unit="updates", ge=1, le=64, way_out="1 is usual; PPO takes up to 4.")
-    objective: Literal["clip", "reinforce"] = knob("clip", "Objective",
-        "`clip` stops pushing a token once its probability moved by the clip range; `reinforce` never stops.")
+    objective: Literal[*options.OBJECTIVES] = choice("clip", "Objective", "How an advantage becomes a push on tokens.", options.OBJECTIVES)
+    ratio_level: Literal[*options.RATIO_LEVELS] = choice("token", "Ratio level", "What the ratio new/old is taken of.", options.RATIO_LEVELS)
     clip_eps_low: float = knob(0.2, "Clip range, low", "How far below 1 the ratio may fall before a bad token is left alone.",
         gt=0, lt=1, way_out="0.2 is usual.")
     clip_eps_high: float = knob(0.2, "Clip range, high", "How far above 1 the ratio may rise before a good token is left alone.",
         gt=0, le=10, way_out="0.2 is usual, DAPO uses 0.28.")
+    clip_delta: float | None = knob(None, "Clip, second side", "Largest ratio with which a bad token is pushed down. Empty: no limit.",
+        gt=1, le=1000, way_out="Leave it empty, or try 4; it must lie above 1 + the high clip range.")
+    cispo_cap: float = knob(5.0, "CISPO cap", "`cispo`: largest ratio used as a weight.", gt=0, le=1000, way_out="5 is usual.")
+    sapo_tau_pos: float = knob(1.0, "SAPO τ, good", "`sapo`: how fast the push on good tokens fades.", gt=0, le=100, way_out="1 is usual.")
+    sapo_tau_neg: float = knob(1.05, "SAPO τ, bad", "`sapo`: how fast the push on bad tokens fades.", gt=0, le=100, way_out="1.05 is usual.")
+    vespo_k_pos: float = knob(2.0, "VESPO k, good", "`vespo`: power of the sequence ratio for good completions.", ge=0, le=100, way_out="2 is usual.")
+    vespo_lambda_pos: float = knob(3.0, "VESPO λ, good", "`vespo`: decay with the sequence ratio for good completions.",
+        ge=1e-4, le=100, way_out="3 is usual.")
+    vespo_k_neg: float = knob(3.0, "VESPO k, bad", "`vespo`: power of the sequence ratio for bad completions.", ge=0, le=100, way_out="3 is usual.")
+    vespo_lambda_neg: float = knob(2.0, "VESPO λ, bad", "`vespo`: decay with the sequence ratio for bad completions.",
+        ge=1e-4, le=100, way_out="2 is usual.")
+    gmpo_eps: float = knob(0.4, "GMPO range", "`gmpo`: how far a token's log ratio counts in its completion's geometric mean.",
+        gt=0, le=10, way_out="0.4 is usual.")
     kl_coef: float = knob(0.02, "KL coefficient", "How strongly the policy is held near its reference. 0: KL is measured, not trained on.",
         ge=0, le=100, way_out="0.02 is usual, 0 switches it off.")
-    kl_estimator: Literal["k1", "k2", "k3"] = knob("k3", "KL estimator", "How KL is estimated from sampled tokens. k3 is never negative.")
-    aggregation: Literal["sequence_mean", "token_mean", "constant"] = knob("token_mean", "Aggregation",
-        "Whether each completion, each token, or each token over a fixed length weighs the same.")
+    kl_estimator: Literal[*options.KL_ESTIMATORS] = choice("k3", "KL estimator", "How KL is estimated.", options.KL_ESTIMATORS)
+    kl_ratio_corrected: bool = knob(False, "KL times ratio", "Multiply k3 by the ratio: trained on, it then has the gradient of the true KL, from the first update on. TRL does this by default.")
+    kl_control: Literal[*options.KL_CONTROLS] = choice("fixed", "KL control", "What holds KL at its target.", options.KL_CONTROLS)
+    kl_target: float = knob(0.05, "KL target", "Control `adaptive` and `hard`: KL to the reference to aim at, or not to exceed.",
+        unit="nats/token", gt=0, le=100, way_out="Look at the KL curve of a run with fixed control first.")
+    kl_horizon: int = knob(1000, "KL horizon", "Control `adaptive`: the coefficient changes by at most 20 % in this many completions.",
+        unit="completions", ge=1, le=100_000_000, way_out="About the completions of 15 steps.")
+    ref_every: int = knob(0, "Move reference every", "Steps between moves of the reference towards the policy; 0: it never moves.",
+        unit="steps", ge=0, le=1_000_000, way_out="0 is usual.")
+    ref_alpha: float = knob(0.6, "Move reference by", "Share of the policy in the moved reference: α·policy + (1 − α)·reference.",
+        gt=0, le=1, way_out="0.6 is usual; 1 copies the policy.")
+    aggregation: Literal[*options.AGGREGATIONS] = choice("token_mean", "Aggregation", "What weighs the same.", options.AGGREGATIONS)
     mask_truncated: bool = knob(False, "Mask truncated", "Completions cut at the token limit train nothing, but still count in their group.")
+    entropy_quantile: float = knob(1.0, "Entropy share", "Share of tokens, those of highest entropy, that carry the policy term. 1: all. Below 1 costs a forward pass.",
+        gt=0, le=1, way_out="1 is usual, 0.2 in the paper.")
+    entropy_coef: float = knob(0.0, "Entropy bonus", "How strongly high entropy is rewarded; with an entropy target, where that starts.",
+        ge=0, le=10, way_out="0 is usual; try 0.001.")
+    entropy_target: float | None = knob(None, "Entropy target", "The bonus grows while entropy is below this and applies only there. Empty: the bonus is fixed.",
+        unit="nats/token", ge=0, le=20, way_out="Leave it empty, or try 0.2.")
+    entropy_coef_delta: float = knob(0.005, "Entropy bonus, change", "With an entropy target: how much the bonus grows or shrinks in each update.",
+        gt=0, le=1, way_out="0.005 is usual.")
+    entropy_coef_max: float = knob(1.0, "Entropy bonus, most", "With an entropy target: the bonus never exceeds this.", gt=0, le=10, way_out="1 is usual.")
+    updates_per_batch: int = knob(1, "Updates per batch", "Optimiser steps on each batch of completions. From the second on the ratio leaves 1 and clipping matters.",
+        unit="updates", ge=1, le=64, way_out="1 is usual, 2 to 4 save sampling time.")
+    off_policy_threshold: float | None = knob(None, "Off-policy drop",
+        "A completion with a negative advantage trains nothing once its tokens lost more than this on average since sampling. Empty: off.",
+        unit="nats/token", gt=0, le=100, way_out="Leave it empty, or try 0.1.")
+    dynamic_sampling: int = knob(0, "Dynamic sampling", "Rounds in which tied groups are replaced by freshly sampled prompts.",
+        unit="rounds", ge=0, le=20, way_out="0 switches it off; each round costs at most one more sampling.")
 
 
 class TrainConfig(Section):
@@ -111,31 +158,10 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
-    def _algorithm_makes_sense(self) -> RunConfig:
-        a = self.algorithm
-        if a.advantage == "value" and a.value_coef == 0:
-            raise _problem("algorithm.value_coef", a.value_coef, "a critic that is not trained values every state at 0, and `value` compares with nothing else",
-                           "0.5 is usual; to compare siblings without a critic set algorithm.advantage to group_std.")
-        if a.updates_per_batch > 1 and a.objective == "reinforce":
-            raise _problem("algorithm.updates_per_batch", a.updates_per_batch,
-                           "`reinforce` has no ratio, so every update after the first would learn from a policy that no longer exists",
-                           "Use 1, or set algorithm.objective to clip.")
+    def _makes_sense(self) -> RunConfig:
+        if problems := conflicts(self):
+            raise PydanticCustomError("studio", "{text}", {"text": "; ".join(map(str, problems)), "problems": problems})
         return self
-
-    @model_validator(mode="after")
-    def _rubric_makes_sense(self) -> RunConfig:
-        criteria = self.rubric.criteria
-        if criteria and not any(c.weight > 0 for c in criteria):
-            raise _problem("rubric.criteria", {c.name: c.weight for c in criteria}, "all weights are 0, so every reward would be 0",
-                           "Give at least one criterion a weight above 0.")
-        names = [c.name for c in criteria]
-        if len(set(names)) < len(names):
-            raise _problem("rubric.criteria", names, "two criteria share a name", "Give each its own name.")
-        return self
-
-
-def _problem(field: str, value: Any, problem: str, way_out: str) -> PydanticCustomError:
-    return PydanticCustomError("studio", "{problem}", {"field": field, "value": value, "problem": problem, "way_out": way_out})
 
 
 # Each preset is only a set of values; what it does not name keeps its default.
@@ -144,6 +170,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "PPO (critic)": {"advantage": "value", "gae_gamma": 1.0, "gae_lambda": 0.95, "value_coef": 0.5, "entropy_coef": 0.0, "objective": "clip",
                      "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.02, "aggregation": "token_mean"},
     "Dr. GRPO": {"advantage": "group_mean", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.0, "aggregation": "constant"},
+    "DAPO": {"advantage": "group_std", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.28, "kl_coef": 0.0, "aggregation": "token_mean",
+             "dynamic_sampling": 2},
+    "GSPO": {"advantage": "group_std", "objective": "clip", "ratio_level": "sequence", "clip_eps_low": 3e-4, "clip_eps_high": 4e-4, "kl_coef": 0.0,
+             "aggregation": "sequence_mean"},
+    "CISPO": {"advantage": "group_std", "objective": "cispo", "cispo_cap": 5.0, "kl_coef": 0.0, "aggregation": "token_mean"},
+    "RLOO": {"advantage": "leave_one_out", "objective": "reinforce", "kl_coef": 0.02, "kl_estimator": "k2", "aggregation": "constant"},
 }
 
 
@@ -152,13 +184,11 @@ def parse(data: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise InvalidConfig([_explain(e) for e in error.errors(include_url=False)]) from None
+        found = error.errors(include_url=False)
+        raise InvalidConfig([p for e in found for p in (e["ctx"]["problems"] if e["type"] == "studio" else [_explain(e)])]) from None
 
 
 def _explain(error: Mapping[str, Any]) -> FieldProblem:
-    if error["type"] == "studio":
-        c = error["ctx"]
-        return FieldProblem(c["field"], c["value"], c["problem"], c["way_out"])
     dotted = ".".join(map(str, error["loc"])) or "config"
     way_out = ""
     known = fields_by_name()

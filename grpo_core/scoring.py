@@ -10,25 +10,40 @@ from dataclasses import replace
 import torch
 
 from grpo_core.config import RunConfig
-from grpo_core.learner import ADVANTAGES
+from grpo_core.learner import ADVANTAGES, GROUPINGS
+from grpo_core.learner.advantages import compare
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled
-from grpo_core.rubric import Rubric, verdict
+from grpo_core.rubric import Rubric, Spread, gated, shaped, total, verdict
 from grpo_core.rubric.verdict import TIE_TOLERANCE
 from grpo_core.types import Completion, Group, Prompt, Rollout
 
 
-def score_groups(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric, config: RunConfig) -> tuple[Group, ...]:
-    """Text, scores, reward and advantage of every completion; each group compared with itself alone."""
-    size = config.train.group_size
+def score(prompt: Prompt, sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> tuple[Rollout, ...]:
+    """Text, scores and reward of one prompt's completions; advantages come when all groups of the step are there to be compared."""
     completions = [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled]
-    scored = [rubric.score(c, prompts[i // size]) for i, c in enumerate(completions)]
-    rewards = torch.tensor([math.nan if r is None else r for _, r in scored], dtype=torch.float64).view(-1, size)  # (P, G)
-    # float64: the record must equal what anyone recomputes from the stored rewards. A critic's advantages come later, see with_advantages.
-    estimate = ADVANTAGES.get(config.algorithm.advantage, torch.zeros_like)
-    advantages = estimate(rewards).flatten().tolist()
-    rollouts = [Rollout(c, scores, reward, a) for c, (scores, reward), a in zip(completions, scored, advantages, strict=True)]
-    return tuple(group(prompt, tuple(rollouts[p * size : (p + 1) * size]), rubric.outcome) for p, prompt in enumerate(prompts))
+    return tuple(Rollout(c, scores, reward, 0.0) for c in completions for scores, reward in [rubric.score(c, prompt)])
+
+
+def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig, spread: Spread) -> tuple[tuple[Group, ...], torch.Tensor, Spread]:
+    """Rewards shaped, then every completion against its siblings. Returns the groups, the rewards (B,) that were compared, nan = unscored, and the
+    spread with these in it.
+
+    A rollout keeps its plain reward Σ w·s: gate, scale and clip decide what is compared, not what was achieved.
+    """
+    a, prompts, rollouts = config.algorithm, [p for p, _ in groups], [r for _, siblings in groups for r in siblings]
+    keys = [key for key, (_, siblings) in zip(GROUPINGS[a.grouping](prompts, a.similarity_threshold), groups, strict=True) for _ in siblings]
+    scores = [r.scores for r in rollouts]
+    if config.rubric.gate and rubric.outcome:
+        scores = gated(scores, keys, rubric.outcome)
+    plain = [total(s, rubric.weights) for s in scores]
+    spread = spread.including(plain)
+    # float64: the record must equal what anyone recomputes from the stored rewards.
+    rewards = torch.tensor([_nan(r) for r in shaped(plain, config.rubric, spread)], dtype=torch.float64)  # (B,)
+    by_criterion = torch.tensor([[_nan(s[name]) for name in rubric.weights] for s in scores], dtype=torch.float64)  # (B, K)
+    advantages = compare(ADVANTAGES[a.advantage], rewards, by_criterion, torch.tensor(list(rubric.weights.values())), keys).tolist()
+    told = iter(replace(r, advantage=advantage) for r, advantage in zip(rollouts, advantages, strict=True))
+    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric.outcome, config.rubric.gate) for prompt, siblings in groups), rewards, spread
 
 
 def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:
@@ -37,11 +52,25 @@ def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tup
     return tuple(replace(g, rollouts=tuple(replace(r, advantage=next(values)) for r in g.rollouts)) for g in groups)
 
 
-def group(prompt: Prompt, rollouts: tuple[Rollout, ...], outcome: str | None) -> Group:
+def teaches(rollouts: Sequence[Rollout], rubric: Rubric, gate: bool) -> bool:
+    """Whether siblings alone, compared with each other, would have advantages that are not 0."""
+    scores = [r.scores for r in rollouts]
+    if gate and rubric.outcome:
+        scores = gated(scores, [0] * len(scores), rubric.outcome)
+    known = [r for r in (total(s, rubric.weights) for s in scores) if r is not None]
+    return bool(known) and max(known) - min(known) > TIE_TOLERANCE
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def group(prompt: Prompt, rollouts: tuple[Rollout, ...], outcome: str | None, gate: bool = False) -> Group:
     """The siblings of one prompt with their mean, sample standard deviation and verdict."""
     rewards = [r.reward for r in rollouts]
     scored = [r for r in rewards if r is not None]
     code = verdict(rewards, [r.scores[outcome] for r in rollouts] if outcome else [], [r.completion.finish_reason for r in rollouts])
+    code = "gated" if gate and code == "phantom" else code
     return Group(prompt, rollouts, mean(scored), statistics.stdev(scored) if len(scored) > 1 else None, code)
 
 
@@ -57,7 +86,8 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
         "tied_group_frac": mean(bool(s) and max(s) - min(s) <= TIE_TOLERANCE for s in spans),
         "tied_best_frac": mean(g.verdict == "all_right" for g in groups) if rubric.outcome else None,
         "tied_worst_frac": mean(g.verdict == "all_wrong" for g in groups) if rubric.outcome else None,
-        "completion_tokens_mean": mean(lengths), "completion_tokens_max": max(lengths), "tokens": sum(lengths),
+        "tied_middle_frac": mean(g.verdict == "tied" for g in groups) if rubric.outcome else None,
+        "completion_tokens_mean": mean(lengths), "completion_tokens_max": max(lengths),
         "truncated_frac": mean(r.completion.finish_reason == "length" for r in rollouts),
         "unique_frac": mean(len({r.completion.text for r in g.rollouts}) / len(g.rollouts) for g in groups),
         "unscored_frac": 1 - len(rewards) / len(rollouts),

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import nan
+from collections.abc import Sequence
 from time import perf_counter
 
 import torch
 
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
-from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.draw import Emit, draw_groups, encode, generator
 from grpo_core.learner import Batch, Learner
 from grpo_core.policy import Policy, load_policy
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.rollout import sample_groups
-from grpo_core.rubric import Rubric, build_rubric
-from grpo_core.scoring import group_metrics, heldout_metrics, mean, score_groups, with_advantages
-from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
-from grpo_core.types import Evaluated, Event, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics
-
-Emit = Callable[[Event], None]
+from grpo_core.rubric import Rubric, Spread, build_rubric
+from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, with_advantages
+from grpo_core.tasks import Task, heldout_prompts, load_task
+from grpo_core.types import Evaluated, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics
 
 
 def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
@@ -39,41 +36,34 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
     emit(ModelLoaded(environment(policy, learning_rate)))
 
     evaluate(0, heldout, policy, task, rubric, config, emit, control)
+    spread = Spread()  # of all rewards so far
     for step in range(1, t.steps + 1):
         started = perf_counter()
-        prompts = train_prompts(task, t.seed, step, t.prompts_per_step)
-
-        emit(PhaseStarted(Phase.SAMPLING, step, t.steps))
-        prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
-        sampled = sample_groups(policy, prompt_ids, t.group_size, t.max_new_tokens, t.temperature, generator(policy, t.seed, step), control.breathe)
-        sampled_at = perf_counter()
-
-        emit(PhaseStarted(Phase.SCORING, step, t.steps))
-        groups = score_groups(prompts, sampled, policy, rubric, config)
-        batch = Batch(prompt_ids, completions=[s.token_ids for s in sampled],
-                      trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in sampled],
-                      pad_id=policy.pad_id, device=policy.device)
-        scored_at = perf_counter()
-
-        rewards = torch.tensor([nan if r.reward is None else r.reward for group in groups for r in group.rollouts], dtype=torch.float64)  # (B,)
+        drawn = draw_groups(step, policy, task, rubric, config, emit, control)
+        groups, rewards, spread = compare_groups([(g.prompt, g.rollouts) for g in drawn.groups], rubric, config, spread)
+        compared_at = perf_counter()
+        batch = Batch(prompts=[g.prompt_ids for g in drawn.groups], completions=[s.token_ids for s in drawn.sampled],
+                      trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in drawn.sampled],
+                      pad_id=policy.pad_id, device=policy.device, sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None)
         judged = learner.judge(batch, rewards, control.breathe)  # with a critic: it must look before the policy moves
         if judged is not None:
             groups = with_advantages(groups, judged.row_advantages.tolist())
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         emit(GroupsScored(step, groups))
         control.breathe()
 
         emit(PhaseStarted(Phase.UPDATING, step, t.steps))
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
         advantages = torch.tensor([rollout.advantage for rollout in rollouts], device=policy.device)  # (B,)
         update = learner.update(batch, judged or advantages, control.breathe)
 
         now = perf_counter()
         metrics = StepMetrics(
-            **group_metrics(groups, rubric), kl_coef=config.algorithm.kl_coef, clip_frac=update.clip_low_frac + update.clip_high_frac,
-            **{name: getattr(update, name) for name in update.__slots__},
-            sampling_seconds=sampled_at - started, scoring_seconds=scored_at - sampled_at, update_seconds=now - scored_at,
+            **group_metrics(groups, rubric), replaced_groups=drawn.replaced_groups, tokens=drawn.tokens,
+            clip_frac=update.clip_low_frac + update.clip_high_frac, **{name: getattr(update, name) for name in update.__slots__},
+            sampling_seconds=drawn.sampling_seconds, scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at,
             step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
-        emit(StepCompleted(step, metrics, {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rollouts[0].scores}))
+        extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
+        emit(StepCompleted(step, metrics, extra | ({"reward_scale": spread.std} if config.rubric.scale else {})))
         if step == t.steps or (t.eval_every and step % t.eval_every == 0):
             evaluate(step, heldout, policy, task, rubric, config, emit, control)
 
@@ -88,21 +78,6 @@ def evaluate(step: int, prompts: Sequence[Prompt], policy: Policy, task: Task, r
     prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
     sampled = sample_groups(policy, prompt_ids, 1, t.max_new_tokens, t.temperature, generator(policy, t.seed, -1), control.breathe)
     emit(Evaluated(step, heldout_metrics(prompts, sampled, policy, rubric)))
-
-
-def encode(policy: Policy, prompt: Prompt, task: Task, config: RunConfig) -> list[int]:
-    """Prompt ids; refuses a prompt that leaves no room for the completion in the model's context."""
-    ids = policy.encode(prompt, task.instruction)
-    if policy.context is not None and len(ids) + config.train.max_new_tokens > policy.context:
-        raise InvalidConfig([FieldProblem(
-            "train.max_new_tokens", config.train.max_new_tokens, f"a prompt of {len(ids)} tokens and this many do not fit the model's context of {policy.context}",
-            f"Use {max(1, policy.context - len(ids))} or fewer.")])
-    return ids
-
-
-def generator(policy: Policy, seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step. A step of -1 is evaluation's."""
-    return torch.Generator(policy.device).manual_seed((seed * 1_000_003 + step + 1) % 2**63)
 
 
 def default_learning_rate(policy: Policy) -> float:

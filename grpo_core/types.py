@@ -98,26 +98,42 @@ class StepMetrics:
         "Share of groups that are tied with every completion right.", "Prompts that the policy has solved.")
     tied_worst_frac: float | None = metric("Tied, all wrong", "share",
         "Share of groups that are tied with every completion wrong.", "Prompts that are too hard for now.")
-    loss: float | None = metric("Loss", "1", "The minimised objective, policy term plus kl_coef times KL.",
+    tied_middle_frac: float | None = metric("Tied, between", "share",
+        "Share of groups that are tied with neither all right nor all wrong.", "The rubric cannot tell these completions apart.")
+    replaced_groups: int | None = metric("Replaced groups", "groups", "Tied groups that dynamic sampling replaced by fresh prompts.",
+        "Each cost a sampling that trains nothing; it is counted in tokens. Always 0 without dynamic sampling.")
+    loss: float | None = metric("Loss", "1", "The minimised objective: policy term, plus kl_coef times KL, minus entropy_coef times entropy.",
         "Says little: on-policy it is minus the mean advantage, near 0 unless length and advantage go together. Watch reward and gradient norm.")
-    policy_loss: float | None = metric("Policy loss", "1", "The clipped policy term alone.",
+    policy_loss: float | None = metric("Policy loss", "1", "The policy term alone.",
         "Its value says little, its gradient everything.")
+    kl_loss: float | None = metric("KL loss", "1", "The KL term of the loss: kl_coef times KL, corrected and aggregated as chosen.",
+        "Beside the policy term it says how hard the reference pulls.")
+    entropy_loss: float | None = metric("Entropy loss", "1", "The entropy term of the loss: minus entropy_coef times the mean entropy of the tokens that carry it.",
+        "0 without an entropy bonus.")
     value_loss: float | None = metric("Value loss", "reward²", "Mean squared distance of the critic's values from the λ-returns, over trained tokens.",
         "Only with a critic. Falls as it learns to foresee rewards; jumps when the policy changes faster than it can follow.")
     explained_variance: float | None = metric("Critic, explained", "share", "1 - Var(reward - value)/Var(reward) over completion tokens, before the update.",
         "Only with a critic. 0: no better than a constant; 1: it foresees every reward; below 0: it misleads. Means little once nearly all rewards are equal.")
-    kl: float | None = metric("KL to reference", "nats/token", "Mean over completion tokens of the k3 estimator of KL(policy, reference).",
+    kl: float | None = metric("KL to reference", "nats/token",
+        "Mean over completion tokens of the chosen estimator of KL(policy, reference), before coefficient and ratio correction.",
         "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.")
-    kl_coef: float | None = metric("KL coefficient", "1", "Weight of the KL term in this step's loss.", "0: measured, not trained on.")
-    entropy: float | None = metric("Entropy", "nats/token", "Mean entropy of the policy's next-token distribution on completion tokens.",
+    kl_coef: float | None = metric("KL coefficient", "1", "Weight of the KL term in this step's loss.",
+        "0: KL is measured on every eighth group and not trained on.")
+    entropy: float | None = metric("Entropy", "nats/token", "Mean entropy of the policy's next-token distribution on completion tokens; of the groups that were computed, where tied ones are skipped.",
         "Falls as the policy commits. Near 0 all siblings look alike and groups tie.")
+    entropy_coef: float | None = metric("Entropy bonus", "1", "Weight of the entropy bonus in this step's loss.",
+        "With an entropy target it is 0 while entropy is above it.")
     ratio_mean: float | None = metric("Ratio, mean", "1", "Mean of the importance ratio new/old over completion tokens.",
         "Exactly 1 in the first update of a batch.")
     ratio_max: float | None = metric("Ratio, max", "1", "Largest importance ratio over completion tokens.", "Exactly 1 in the first update of a batch.")
-    clip_frac: float | None = metric("Clipped", "share", "Share of completion tokens whose ratio was clipped.",
+    clip_frac: float | None = metric("Clipped", "share", "Share of completion tokens whose ratio was clipped; objectives without a clip range have none.",
         "0 with one update per batch: that is normal.")
-    clip_low_frac: float | None = metric("Clipped low", "share", "Share with ratio < 1 - clip_eps_low and A < 0.", "Tokens already pushed down enough.")
-    clip_high_frac: float | None = metric("Clipped high", "share", "Share with ratio > 1 + clip_eps_high and A > 0.", "Tokens already pushed up enough.")
+    clip_low_frac: float | None = metric("Clipped low", "share", "Share with A < 0 and a ratio below the objective's clip range (clip: 1 - clip_eps_low).", "Tokens already pushed down enough.")
+    clip_high_frac: float | None = metric("Clipped high", "share", "Share with A > 0 and a ratio above the objective's clip range (clip: 1 + clip_eps_high).", "Tokens already pushed up enough.")
+    off_policy_frac: float | None = metric("Off-policy dropped", "share", "Share of completions that train nothing because they drifted too far.",
+        "Always 0 without an off-policy threshold.")
+    num_updates: int | None = metric("Updates", "updates", "Optimiser steps made on the step's batch.",
+        "Fewer than asked for: KL stood above its hard limit. The means above are over these updates.")
     grad_norm: float | None = metric("Gradient norm", "1", "Global L2 norm of the gradient before clipping.",
         "0 when all groups tie. Repeated spikes: lower the learning rate.")
     learning_rate: float | None = metric("Learning rate", "1", "Learning rate of this step, after warm-up.", "Rises over the warm-up steps, then constant.")

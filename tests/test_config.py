@@ -64,3 +64,41 @@ def test_every_field_has_a_title_and_one_line_of_help():
         assert info.title, name
         assert info.description, name
         assert "\n" not in info.description, name
+
+
+@pytest.mark.parametrize(("settings", "field", "says"), [
+    ({"algorithm.ratio_level": "sequence", "algorithm.objective": "vespo"}, "algorithm.ratio_level", "its own over the sequence"),
+    ({"algorithm.clip_delta": 1.1}, "algorithm.clip_delta", "inside the clip range"),
+    ({"algorithm.clip_delta": 3, "algorithm.objective": "cispo"}, "algorithm.clip_delta", "only the objective clip"),
+    ({"algorithm.kl_control": "adaptive", "algorithm.kl_coef": 0}, "algorithm.kl_control", "stays 0"),
+    ({"algorithm.kl_ratio_corrected": True, "algorithm.kl_estimator": "k1"}, "algorithm.kl_ratio_corrected", "k3 alone"),
+    ({"algorithm.kl_ratio_corrected": True, "algorithm.kl_coef": 0}, "algorithm.kl_ratio_corrected", "no KL term"),
+    ({"algorithm.off_policy_threshold": 0.1}, "algorithm.off_policy_threshold", "none would ever be dropped"),
+    ({"algorithm.dynamic_sampling": 1, "algorithm.grouping": "batch"}, "algorithm.dynamic_sampling", "still teaches"),
+    ({"algorithm.entropy_target": 0.2, "algorithm.entropy_coef": 2}, "algorithm.entropy_coef", "above its own largest"),
+    ({"rubric.clip_low": 1, "rubric.clip_high": 1}, "rubric.clip_low", "all rewards would be equal"),
+    ({"rubric.scale": True, "algorithm.advantage": "rank"}, "rubric.scale", "do not depend on the scale"),
+    ({"rubric.clip_high": 1, "algorithm.advantage": "per_criterion"}, "rubric.clip_high", "never looks at the total"),
+])
+def test_combinations_that_make_no_sense_are_refused_with_field_value_reason_and_way_out(settings, field, says):
+    message = problems(settings)[field]
+    assert says in message
+    assert message.startswith(f"{field} = ")
+    assert message.endswith(".")
+
+
+def test_several_combinations_that_make_no_sense_are_reported_at_once():
+    assert {"algorithm.clip_delta", "algorithm.off_policy_threshold"} <= set(problems({"algorithm.clip_delta": 1.1, "algorithm.off_policy_threshold": 0.1}))
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("DAPO", {"clip_eps_high": 0.28, "kl_coef": 0.0, "dynamic_sampling": 2}), ("GSPO", {"ratio_level": "sequence", "aggregation": "sequence_mean"}),
+    ("CISPO", {"objective": "cispo", "cispo_cap": 5.0}), ("RLOO", {"advantage": "leave_one_out", "objective": "reinforce"}),
+    ("Dr. GRPO", {"advantage": "group_mean", "aggregation": "constant"}), ("GRPO", {})])
+def test_a_preset_is_what_its_paper_changes(name, values):
+    algorithm = parse(nest(with_preset({}, name))).algorithm
+    assert {k: getattr(algorithm, k) for k in values} == values
+
+
+def test_the_defaults_are_the_grpo_preset():
+    assert parse(nest(with_preset({}, "GRPO"))) == parse({})

@@ -275,7 +275,7 @@ def test_one_update_has_ratio_one_and_several_clip_against_the_policy_that_sampl
         group["speed"] = 300.0  # far enough to leave the clip range
     judged = learner.judge(make_batch(), REWARDS)
     several = learner.update(make_batch(), judged)
-    assert learner.num_steps == 3
+    assert several.num_updates == 3
     assert several.ratio_max > 1.2
     assert several.clip_low_frac + several.clip_high_frac > 0
 
@@ -300,6 +300,14 @@ def test_the_critic_learns_to_foresee_the_rewards():
     assert seen[-1].value_loss < 0.6 * seen[0].value_loss
 
 
+def test_a_checkpoint_brings_the_critic_back():
+    learner, other = a_learner(), make_learner(**VALUE)
+    learner.update(make_batch(), learner.judge(make_batch(), REWARDS))
+    other.model.load_state_dict(learner.model.state_dict())
+    other.load_state(learner.state())
+    assert torch.equal(other.judge(make_batch(), REWARDS).values, learner.judge(make_batch(), REWARDS).values)
+
+
 def test_without_a_critic_nothing_is_judged_and_nothing_recorded():
     learner = make_learner()
     assert learner.judge(make_batch(), REWARDS) is None
@@ -313,6 +321,11 @@ def test_without_a_critic_nothing_is_judged_and_nothing_recorded():
 @pytest.mark.parametrize(("given", "field", "says"), [
     ({"algorithm.advantage": "value", "algorithm.value_coef": 0}, "algorithm.value_coef", "group_std"),
     ({"algorithm.objective": "reinforce", "algorithm.updates_per_batch": 2}, "algorithm.updates_per_batch", "set algorithm.objective to clip"),
+    ({"algorithm.advantage": "value", "algorithm.ratio_level": "sequence"}, "algorithm.ratio_level", "Use token"),
+    ({"algorithm.advantage": "value", "algorithm.objective": "gmpo"}, "algorithm.objective", "Use clip"),
+    ({"algorithm.advantage": "value", "algorithm.off_policy_threshold": 0.1, "algorithm.updates_per_batch": 2}, "algorithm.off_policy_threshold", "Leave it empty"),
+    ({"algorithm.advantage": "value", "algorithm.grouping": "task"}, "algorithm.grouping", "Use prompt"),
+    ({"algorithm.advantage": "value", "algorithm.dynamic_sampling": 1}, "algorithm.dynamic_sampling", "Use 0"),
     ({"algorithm.gae_lambda": 1.1}, "algorithm.gae_lambda", "0.95 is usual"),
     ({"algorithm.gae_gamma": 0}, "algorithm.gae_gamma", "1 is usual"),
 ])

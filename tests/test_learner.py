@@ -18,12 +18,15 @@ from grpo_core.learner import (
     Batch,
     Learner,
     NonFinite,
+    Siblings,
     packed,
     packing_is_exact,
     separate,
     token_logprobs,
 )
-from grpo_core.learner.objectives import StepSize
+from grpo_core.learner.aggregation import StepSize
+from grpo_core.learner.kl import Divergence
+from grpo_core.learner.objectives import Terms
 
 NAN = math.nan
 VOCABULARY = 11
@@ -79,23 +82,13 @@ def make_learner(model=None, reference=None, train=None, **algorithm) -> Learner
 def test_one_winner_in_a_group_of_eight_has_the_textbook_advantage(name, expected):
     # mean 1/8; sample std sqrt(7·(1/8)² + (7/8)²)/7) = .35355; .875/(.35355 + 1e-4) = 2.4742
     rewards = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.float64)
-    assert ADVANTAGES[name](rewards)[0, 0].item() == pytest.approx(expected, abs=5e-4)
+    assert ADVANTAGES[name](Siblings(rewards))[0, 0].item() == pytest.approx(expected, abs=5e-4)
 
 
 def test_group_std_gives_the_golden_values_with_unscored_and_tied_rows():
     rewards = torch.tensor([[1, 0.25, 1.25, 0], [0.1] * 4, [1, NAN, 0.15, 1.05]], dtype=torch.float64)
     golden = torch.tensor([[0.63002, -0.63002, 1.05003, -1.05003], [0, 0, 0, 0], [0.52711, 0, -1.15306, 0.62595]], dtype=torch.float64)
-    torch.testing.assert_close(ADVANTAGES["group_std"](rewards), golden, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", sorted(ADVANTAGES))
-def test_advantages_sum_to_zero_ignore_a_shift_and_are_zero_where_nothing_can_be_compared(name):
-    rewards = torch.rand(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    advantages = ADVANTAGES[name](rewards)
-    assert advantages.sum(1).abs().max() < 1e-12
-    torch.testing.assert_close(ADVANTAGES[name](rewards + 3), advantages)
-    alone = torch.tensor([[NAN, 2.0, NAN], [NAN] * 3, [0.1 + 0.2, 0.3, 0.3]], dtype=torch.float64)  # .1 + .2 is not .3: a tie by rounding
-    assert torch.equal(ADVANTAGES[name](alone), torch.zeros(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(ADVANTAGES["group_std"](Siblings(rewards)), golden, atol=1e-5, rtol=0)
 
 
 # ---- objectives ----------------------------------------------------------------------------------------------------
@@ -110,7 +103,8 @@ def test_advantages_sum_to_zero_ignore_a_shift_and_are_zero_where_nothing_can_be
 ])
 def test_clip_stops_the_gradient_exactly_where_ppo_does(ratio, advantage, loss, gradient):
     w = torch.tensor([[ratio]], dtype=torch.float64, requires_grad=True)
-    value = OBJECTIVES["clip"](w.log(), w, torch.tensor([[advantage]], dtype=torch.float64), 0.2, 0.2)
+    some = torch.ones(1, 1, dtype=torch.bool)
+    value = OBJECTIVES["clip"](Terms(w.log(), w.log(), w, torch.tensor([[advantage]], dtype=torch.float64), some, some), AlgorithmConfig())
     value.sum().backward()
     assert value.item() == pytest.approx(loss)
     assert w.grad.item() == pytest.approx(gradient)
@@ -118,18 +112,18 @@ def test_clip_stops_the_gradient_exactly_where_ppo_does(ratio, advantage, loss, 
 
 def test_kl_estimators_have_their_closed_forms_and_k3_averages_to_the_true_kl():
     d = torch.tensor([0.5, -0.5], dtype=torch.float64)
-    assert KL_ESTIMATORS["k1"](d).tolist() == [-0.5, 0.5]
-    assert KL_ESTIMATORS["k2"](d).tolist() == [0.125, 0.125]
-    assert KL_ESTIMATORS["k3"](d).tolist() == pytest.approx([math.exp(0.5) - 1.5, math.exp(-0.5) - 0.5])
+    assert KL_ESTIMATORS["k1"](Divergence(d)).tolist() == [-0.5, 0.5]
+    assert KL_ESTIMATORS["k2"](Divergence(d)).tolist() == [0.125, 0.125]
+    assert KL_ESTIMATORS["k3"](Divergence(d)).tolist() == pytest.approx([math.exp(0.5) - 1.5, math.exp(-0.5) - 0.5])
     new, ref = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.4, 0.4, 0.2]).double()
     true = (new * (new / ref).log()).sum()
     for name in ("k1", "k3"):  # E over the policy's own samples: both are unbiased
-        assert (new * KL_ESTIMATORS[name]((ref / new).log())).sum() == pytest.approx(true)
+        assert (new * KL_ESTIMATORS[name](Divergence((ref / new).log()))).sum() == pytest.approx(true)
 
 
 def test_aggregations_weigh_completions_or_tokens_as_they_say():
     values = torch.tensor([[1.0, 1, 1, 1], [4, 0, 0, 0]]).double()
-    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]).bool()
     size = StepSize(num_rows=2, num_tokens=5, max_new_tokens=8)
     assert AGGREGATIONS["sequence_mean"](values, mask, size).item() == pytest.approx((1 + 4) / 2)
     assert AGGREGATIONS["token_mean"](values, mask, size).item() == pytest.approx((4 + 4) / 5)

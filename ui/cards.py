@@ -7,15 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_core.options import ADVANTAGES, GROUPINGS
 from grpo_core.rubric.verdict import VERDICTS, explain
 from grpo_core.store import GroupRow, RolloutRow
 from ui.text import digits_apart, esc, is_number, number, plain, signed
 
-# estimator -> (formula, the same with one completion's numbers in it). The 1e-4 is grpo_core.learner's.
-FORMULAS: dict[str, tuple[str, str]] = {
-    "group_std": ("A = (r − mean)/(std + 1e-4)", "({r} − {mean})/({std} + 1e-4) = {a}"),
-    "group_mean": ("A = r − mean", "{r} − {mean} = {a}"),
-    "leave_one_out": ("A = r − mean of the siblings", "{r} − {siblings} = {a}"),
+# estimator -> its formula with one completion's numbers in it, where the group's own rewards are all it takes.
+WORKED: dict[str, str] = {
+    "group_std": "({r} − {mean})/({std} + 1e-4) = {a}", "group_mean": "{r} − {mean} = {a}", "leave_one_out": "{r} − {siblings} = {a}",
 }
 
 # Which verdicts are good news, and which ask for a look. The rest is neutral. Tone is only a second signal: the label says it.
@@ -33,6 +32,14 @@ def estimator_of(config: Mapping[str, Any]) -> str:
     return str((config.get("algorithm") or {}).get("advantage", "group_std"))
 
 
+def compared_otherwise(config: Mapping[str, Any]) -> str:
+    """What stands between a group's rewards and its advantages beside the estimator; empty if nothing does."""
+    rubric, grouping = config.get("rubric") or {}, str((config.get("algorithm") or {}).get("grouping", "prompt"))
+    over = "" if grouping == "prompt" or grouping not in GROUPINGS else f", {GROUPINGS[grouping].formula}"
+    parts = [word for name, word in (("gate", "gate"), ("scale", "scale"), ("clip_low", "clip"), ("clip_high", "clip")) if rubric.get(name) not in (None, False)]
+    return over + (f", r after {' and '.join(dict.fromkeys(parts))}" if parts else "")
+
+
 def highest_reward(config: Mapping[str, Any]) -> float:
     """The reward of a completion with every score at 1: the full length of a reward bar."""
     return sum(float(c.get("weight") or 0) for c in criteria_of(config)) or 1.0
@@ -44,7 +51,7 @@ def advantage_scale(config: Mapping[str, Any], group_size: int) -> float:
     Fixed for a run, so that bars of different groups can be compared: the largest value the estimator can give, but at most 3.
     In a group of G the largest (r − mean)/std is (G − 1)/√G, when one completion stands against all others.
     """
-    if estimator_of(config) == "group_std":
+    if estimator_of(config) in ("group_std", "batch_std", "rank", "per_criterion"):
         return min(3.0, max(1.0, (group_size - 1) / math.sqrt(max(1, group_size))))
     return min(3.0, highest_reward(config))
 
@@ -112,9 +119,11 @@ def arithmetic(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[
 def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[str, Any]) -> str:
     """The estimator's formula and, for the best completion, the same with numbers: A = (1.60 − 0.850)/(0.598 + 1e-4) = +1.25."""
     name = estimator_of(config)
-    if name not in FORMULAS:
+    if name not in ADVANTAGES:
         return ""
-    formula, worked = FORMULAS[name]
+    formula, worked = f"A = {ADVANTAGES[name].formula}", WORKED.get(name)
+    if worked is None or compared_otherwise(config):
+        return formula + compared_otherwise(config)
     best = next((r for r in rollouts if is_number(r.reward) and is_number(r.advantage)), None)
     scored = [r.reward for r in rollouts if is_number(r.reward)]
     if best is None or len(scored) < 2:

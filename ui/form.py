@@ -15,15 +15,18 @@ from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric import CHECKS, build_rubric
 from grpo_core.rubric import PRESETS as RUBRICS
 from grpo_core.tasks import TASKS, load_task
+from ui.formula import objective_lines
 from ui.text import esc, plain
 
 CRITERIA = "rubric.criteria"
+EMPTY = {"train.learning_rate": "by model size"}  # what an empty field means; for others: off
 LABELS = {"algorithm.preset": "Algorithm"}  # where the page's fixed name is not the field's title
 FIELDS = fields_by_name()
 NAMES: tuple[str, ...] = tuple(FIELDS)  # the order in which handlers receive and return values
 DEFAULTS: dict[str, Any] = flatten(RunConfig())
 NUMBERS = ("train.steps", "train.seed", "train.prompts_per_step", "train.group_size", "train.max_new_tokens", "train.learning_rate")
 ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
+OPTIONS: dict[str, dict[str, str]] = {n: x["options"] for n, i in FIELDS.items() if "options" in (x := i.json_schema_extra or {})}
 MORE = tuple(n for n in NAMES if n not in (*NUMBERS, *ALGORITHM, "model.name", "task.name", "rubric.name", CRITERIA, "algorithm.preset"))
 
 
@@ -44,7 +47,7 @@ def component(name: str) -> gr.components.Component:
     if kind is int:
         return gr.Number(**common)
     # Text, for fractions too: 1e-4 stays as it was typed, and what is no number can be shown as such.
-    return gr.Textbox(max_lines=1, placeholder="by model size" if name == "train.learning_rate" else None, **common)
+    return gr.Textbox(max_lines=1, placeholder=EMPTY.get(name, "off" if default == "" else None), **common)
 
 
 def help_line(name: str, text: str | None = None) -> str:
@@ -197,6 +200,9 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
     """Field -> the quiet line under it while nothing is wrong there: its help, or something about the chosen value that says more."""
     flat = dict(zip(NAMES, values, strict=True))
     out = {name: help_line(name) for name in NAMES if name != CRITERIA}
+    for name, said in OPTIONS.items():
+        if isinstance(flat[name], str) and flat[name] in said:
+            out[name] = help_line(name, f"{FIELDS[name].description} `{flat[name]}`: {said[flat[name]]}.")
     if isinstance(flat["task.name"], str) and flat["task.name"] in TASKS:
         out["task.name"] = help_line("task.name", TASKS[flat["task.name"]].help)
     if changed := departures(flat):
@@ -219,31 +225,11 @@ def preset_values(preset: str) -> dict[str, Any]:
 
 
 def formula(values: Sequence[Any]) -> str:
-    """The objective with the chosen values in it, as text."""
+    """The objective with the chosen values in it."""
     flat = dict(zip(NAMES, values, strict=True))
-    g = {n.removeprefix("algorithm."): flat[n] for n in ALGORITHM}
-    advantage = {"group_std": "(r − mean)/(std + 1e-4)", "group_mean": "r − mean", "leave_one_out": "r − mean of the siblings",
-                 "value": "GAE(γ, λ) of a critic, token by token, whitened over the step"}.get(g["advantage"], "?")
-    low, high, coef = _number(g["clip_eps_low"]), _number(g["clip_eps_high"]), _number(g["kl_coef"])
-    clip = f"clip(w, {plain(round(1 - low, 6))}, {plain(round(1 + high, 6))})" if low is not None and high is not None else "clip(w, ?, ?)"
-    policy = {"clip": f"−min(w·A, {clip}·A)", "reinforce": "−A·log p"}.get(g["objective"], "?")
-    kl = {"k1": "log p/ref", "k2": "d²/2", "k3": "e^d − d − 1"}.get(g["kl_estimator"], "?")
-    term = "" if coef == 0 else f" + {plain(coef) if coef is not None else '?'}·KL"
-    mean = {"token_mean": "mean over the step's tokens", "sequence_mean": "mean over tokens, then over completions",
-            "constant": f"sum over tokens / (completions · {flat['train.max_new_tokens']})"}.get(g["aggregation"], "?")
-    lines = [f"A = {advantage}", f"L = {policy}{term}", mean]
-    if term:
-        lines.append(f"KL = {kl}" + (", d = log ref/p" if g["kl_estimator"] != "k1" else ""))
-    if g["mask_truncated"] is True:
-        lines.append("truncated completions: masked")
+    lines = objective_lines({n.removeprefix("algorithm."): flat[n] for n in ALGORITHM}, flat["train.max_new_tokens"],
+                            flat["rubric.gate"] is True, flat["rubric.scale"] is True)
     return f'<pre class="formula" aria-label="Objective">\n{esc(chr(10).join(lines))}</pre>'
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 CHECK_HELP = {name: check.help for name, check in CHECKS.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -20,6 +20,7 @@ class Batch:
     trains: Sequence[bool]  # B: False keeps a row out of the loss
     pad_id: int
     device: torch.device
+    sampling_logprobs: Sequence[Sequence[float]] | None = None  # B lists, of each token when it was drawn
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -30,20 +31,18 @@ class Batch:
 
     def groups(self, start: int, stop: int) -> Batch:
         """The groups [start, stop)."""
-        size = self.group_size
-        return replace(self, prompts=self.prompts[start:stop], completions=self.completions[start * size : stop * size],
-                       trains=self.trains[start * size : stop * size])
+        return self.ordered(range(start, stop))
 
     def ungrouped(self) -> Batch:
         """The same rows, each a group of its own."""
         return replace(self, prompts=[p for p in self.prompts for _ in range(self.group_size)])
 
     def ordered(self, order: Sequence[int]) -> Batch:
-        """The groups in another order."""
-        size = self.group_size
-        rows = [p * size + g for p in order for g in range(size)]
+        """These groups, in this order."""
+        rows = [p * self.group_size + g for p in order for g in range(self.group_size)]
         return replace(self, prompts=[self.prompts[p] for p in order], completions=[self.completions[i] for i in rows],
-                       trains=[self.trains[i] for i in rows])
+                       trains=[self.trains[i] for i in rows],
+                       sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows])
 
     def packed_tokens(self, group: int) -> int:
         """Tokens of a group when its prompt stands only once."""
@@ -56,6 +55,11 @@ class Batch:
         return _padded(self.completions, self.pad_id, self.device)
 
     @cached_property
+    def sampled(self) -> Tensor | None:
+        """(B, T) log-probabilities when the tokens were drawn, 0 on padding; None if they were not kept."""
+        return None if self.sampling_logprobs is None else _padded(self.sampling_logprobs, 0.0, self.device)
+
+    @cached_property
     def completion_mask(self) -> Tensor:
         """(B, T) bool: up to and including the first end token."""
         lengths = torch.tensor([len(c) for c in self.completions], device=self.device)
@@ -65,6 +69,22 @@ class Batch:
     def loss_mask(self) -> Tensor:
         """(B, T) bool: what of it trains."""
         return self.completion_mask & torch.tensor(self.trains, device=self.device)[:, None]
+
+
+def micro_batches(batch: Batch, advantages: Tensor, max_tokens: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Groups of similar length together, so that little is padding, as many as fit `max_tokens`; at least one.
+
+    advantages (B, …); each part comes with its rows of them.
+    """
+    lengths = [batch.packed_tokens(p) for p in range(len(batch.prompts))]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    advantages = advantages.unflatten(0, (len(order), batch.group_size))
+    start = 0
+    for stop in range(1, len(order) + 1):
+        # Sorted, so the next group is the longest, and all would be padded to it.
+        if stop == len(order) or (stop + 1 - start) * lengths[order[stop]] > max_tokens:
+            yield batch.ordered(order[start:stop]), advantages[order[start:stop]].flatten(0, 1)
+            start = stop
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,6 @@ def _clipped(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return rows, columns.clamp(max=width - 1)  # columns of padding, masked later, must only exist
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+def _padded(rows: Sequence[Sequence[float]], value: float, device: torch.device) -> Tensor:
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], device=device)

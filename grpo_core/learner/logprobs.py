@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +16,23 @@ PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half pre
 HALF_TOLERANCE = 0.25
 
 
-def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None,
-                   entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-    """Log-probability of each completion token, and the entropy of the distribution it came from, in nats.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a model says about completion tokens, in nats, float32. Padding columns hold finite nonsense: mask them."""
+
+    logprobs: Tensor  # (B, T) of the tokens themselves
+    entropy: Tensor  # (B, T) of the distributions they came from
+    distribution: Tensor | None = None  # (B, T, V) log-probabilities of all tokens, when asked for
+
+
+def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None, *,
+                 entropy_gradient: bool = False, distribution: bool = False) -> Scored:
+    """Log-probability of each completion token, and the entropy of the distribution it came from.
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
 
-    Returns two (B, T) float32; entropy carries a gradient only if asked to. Padding columns hold finite nonsense: mask them. A batch with groups
-    is packed, one without is not, unless `layout` says so.
+    Entropy carries a gradient only when asked to: it would keep a second (B, T, V) alive. A batch with groups is packed, one
+    without is not, unless `layout` says so.
     """
     layout = layout or (packed if batch.group_size > 1 else separate)
     arranged = layout(batch, next(model.parameters()).dtype)
@@ -33,7 +43,13 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: C
     chosen = logits.gather(-1, batch.completion_ids[..., None]).squeeze(-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = normaliser - ((logits - normaliser[..., None]).exp() * logits).sum(-1)
-    return chosen - normaliser, entropy
+    return Scored(chosen - normaliser, entropy, logits - normaliser[..., None] if distribution else None)
+
+
+def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None) -> tuple[Tensor, Tensor]:
+    """The two (B, T) of `score_tokens`: log-probabilities with gradient, entropy without."""
+    scored = score_tokens(model, batch, temperature, layout)
+    return scored.logprobs, scored.entropy
 
 
 @torch.no_grad()

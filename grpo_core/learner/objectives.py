@@ -1,84 +1,128 @@
-"""Objectives, KL estimators and aggregations: tables of small pure functions, chosen by name in the configuration.
+"""Objectives: a table of small pure functions, chosen by name in the configuration.
 
-Shapes: B rows, T completion tokens. Adding one is adding a function, its row of help text and its test.
+Each takes the terms of a micro-batch and the algorithm's parameters and returns the loss ℓ to be minimised, (B, T), or (B, 1) where
+all tokens of a row share it. Adding one is adding a function, its row here and in options.py, and its test.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# ---- objectives: per-token loss ℓ (B, T), to be minimised ------------------------------------------------------------
+from grpo_core.config import AlgorithmConfig
 
 
-def clip(logprobs: Tensor, ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an objective may look at. B rows, T completion tokens; 0 on padding."""
+
+    logprobs: Tensor  # (B, T) of the policy, with gradient
+    log_ratio: Tensor  # (B, T) new - old, with gradient
+    ratio: Tensor  # (B, T), or (B, 1) when ratio_level is sequence
+    advantages: Tensor  # (B, 1), or (B, T) from a critic
+    mask: Tensor  # (B, T) bool: tokens that train
+    carries: Tensor  # (B, T) bool: those of them that carry the policy term
+
+
+Objective = Callable[[Terms, AlgorithmConfig], Tensor]
+
+# ---- ratio levels: log(new/old) -> w -------------------------------------------------------------------------------------
+
+
+def token_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """Each token by itself: w = e^(new - old), (B, T)."""
+    return log_ratio.exp()
+
+
+def sequence_ratio(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """Geometric mean over the completion: w = exp(Σ m·log_ratio / max(Σ m, 1)), (B, 1)      GSPO, arXiv:2507.18071 eq. 7"""
+    return masked_mean(log_ratio, mask).exp()
+
+
+RATIO_LEVELS = {"token": token_ratio, "sequence": sequence_ratio}
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over each row's masked tokens, (B, 1); 0 for a row that has none."""
+    return torch.where(mask, values, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+# ---- objectives ----------------------------------------------------------------------------------------------------------
+
+
+def clip(t: Terms, a: AlgorithmConfig) -> Tensor:
     """Stop pushing a token once its probability has moved by the clip range.
 
-        ℓ = -min(w·A, clip(w, 1 - ε_low, 1 + ε_high)·A)      arXiv:2402.03300 eq. 3; separate ranges: DAPO, 2503.14476 eq. 8
-
-    logprobs, ratio (B, T); advantages (B, 1).
+        ℓ = -min(min(w, δ)·A, clip(w, 1 - ε_low, 1 + ε_high)·A)      arXiv:2402.03300 eq. 3; two ranges: DAPO, 2503.14476 eq. 8;
+                                                                     δ bounds bad tokens that grew: INTELLECT-2, 2505.07291
     """
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - eps_low, 1 + eps_high) * advantages)
+    bounded = t.ratio if a.clip_delta is None else t.ratio.clamp(max=a.clip_delta)
+    return -torch.minimum(bounded * t.advantages, t.ratio.clamp(1 - a.clip_eps_low, 1 + a.clip_eps_high) * t.advantages)
 
 
-def reinforce(logprobs: Tensor, ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float) -> Tensor:
+def cispo(t: Terms, a: AlgorithmConfig) -> Tensor:
+    """Clip the weight of a token's gradient, never the gradient itself.
+
+        ℓ = -sg(min(w, cap))·A·new      MiniMax-M1, arXiv:2506.13585 eq. 4
+    """
+    return -t.ratio.clamp(max=a.cispo_cap).detach() * t.advantages * t.logprobs
+
+
+def sapo(t: Terms, a: AlgorithmConfig) -> Tensor:
+    """A soft gate in place of the clip: full push at w = 1, fading on both sides, faster for bad tokens.
+
+        ℓ = -A·σ(τ(w - 1))·4/τ      τ by the sign of A; arXiv:2511.20347
+    """
+    tau = torch.where(t.advantages > 0, a.sapo_tau_pos, a.sapo_tau_neg)
+    return -torch.sigmoid(tau * (t.ratio - 1)) * 4 / tau * t.advantages
+
+
+def vespo(t: Terms, a: AlgorithmConfig) -> Tensor:
+    """Weigh a completion by a gamma density of its sequence ratio W: 1 at W = 1, falling on both sides.
+
+        ℓ = -sg(φ)·A·new,  log φ = λ + k·log W - λ·W,  log W = Σ m·clamp(log_ratio, ±20), in [ln 1e-8, 20]      arXiv:2602.10693
+    """
+    log_w = torch.where(t.mask, t.log_ratio.detach().clamp(-20, 20), 0.0).sum(1, keepdim=True).clamp(math.log(1e-8), 20)  # (B, 1)
+    good = t.advantages >= 0
+    k, decay = torch.where(good, a.vespo_k_pos, a.vespo_k_neg), torch.where(good, a.vespo_lambda_pos, a.vespo_lambda_neg)
+    return -(decay + k * log_w - decay * log_w.exp()).exp() * t.advantages * t.logprobs
+
+
+def gmpo(t: Terms, a: AlgorithmConfig) -> Tensor:
+    """Push a completion by the geometric mean of its clipped token ratios.
+
+        ℓ = -A·exp(Σ m·c / Σ m),  c = min(log_ratio, clamp(log_ratio, ±ε)) if A > 0, else max(…)      arXiv:2507.20673 eq. 4
+
+    With few tokens carrying the term the mean is over those; ℓ is spread over them so that `sequence_mean` gives it back whole.
+    """
+    clamped = t.log_ratio.clamp(-a.gmpo_eps, a.gmpo_eps)
+    c = torch.where(t.advantages > 0, torch.minimum(t.log_ratio, clamped), torch.maximum(t.log_ratio, clamped))
+    spread = t.mask.sum(1, keepdim=True) / t.carries.sum(1, keepdim=True).clamp(min=1)  # (B, 1); 1 unless entropy_quantile < 1
+    return -t.advantages * masked_mean(c, t.carries).exp() * spread
+
+
+def reinforce(t: Terms, a: AlgorithmConfig) -> Tensor:
     """Push by the advantage, without limit.
 
         ℓ = -A · log π      Williams 1992
     """
-    return -advantages * logprobs
+    return -t.advantages * t.logprobs
 
 
-OBJECTIVES = {"clip": clip, "reinforce": reinforce}
+OBJECTIVES: dict[str, Objective] = {"clip": clip, "cispo": cispo, "sapo": sapo, "vespo": vespo, "gmpo": gmpo, "reinforce": reinforce}
 
-# ---- KL(policy ‖ reference) per token from sampled tokens, d = ref - new (B, T); Schulman, "Approximating KL divergence" ---
-
-
-def k1(d: Tensor) -> Tensor:
-    """-d: unbiased, negative on half the tokens."""
-    return -d
-
-
-def k2(d: Tensor) -> Tensor:
-    """d²/2: biased, small variance."""
-    return d.square() / 2
+# Beyond which ratios an objective stops pushing, for the clip metrics. One without a row never stops.
+CLIP_RANGES: dict[str, Callable[[AlgorithmConfig], tuple[float, float]]] = {
+    "clip": lambda a: (1 - a.clip_eps_low, 1 + a.clip_eps_high),
+    "cispo": lambda a: (0.0, a.cispo_cap),
+    "gmpo": lambda a: (math.exp(-a.gmpo_eps), math.exp(a.gmpo_eps)),
+}
 
 
-def k3(d: Tensor) -> Tensor:
-    """e^d - d - 1: unbiased and never negative; explodes where the reference finds a token far likelier than the policy."""
-    return torch.expm1(d) - d
-
-
-KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
-
-# ---- aggregation: per-token values of a micro-batch -> its share of the step's scalar ------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StepSize:
-    """What a step's sums are divided by. Of the whole step, never of a micro-batch: otherwise a completion's weight would
-    depend on which neighbours it was packed with."""
-
-    num_rows: int
-    num_tokens: int
-    max_new_tokens: int
-
-
-def sequence_mean(values: Tensor, mask: Tensor, size: StepSize) -> Tensor:
-    """Each completion weighs the same: Σ_i (Σ_t v·m / max(Σ_t m, 1)) / B      GRPO, arXiv:2402.03300"""
-    return ((values * mask).sum(1) / mask.sum(1).clamp(min=1)).sum() / size.num_rows
-
-
-def token_mean(values: Tensor, mask: Tensor, size: StepSize) -> Tensor:
-    """Each token weighs the same: Σ v·m / N      DAPO, arXiv:2503.14476"""
-    return (values * mask).sum() / max(size.num_tokens, 1)
-
-
-def constant(values: Tensor, mask: Tensor, size: StepSize) -> Tensor:
-    """Each token weighs the same in every step: Σ v·m / (B · max_new_tokens)      Dr. GRPO, arXiv:2503.20783"""
-    return (values * mask).sum() / (size.num_rows * size.max_new_tokens)
-
-
-AGGREGATIONS = {"sequence_mean": sequence_mean, "token_mean": token_mean, "constant": constant}
+def clip_range(a: AlgorithmConfig) -> tuple[float, float]:
+    """Ratios between which the chosen objective pushes without limit."""
+    return CLIP_RANGES[a.objective](a) if a.objective in CLIP_RANGES else (0.0, math.inf)

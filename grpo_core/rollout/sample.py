@@ -18,11 +18,12 @@ class Sampled:
 
     token_ids: list[int]
     finish_reason: str
+    logprobs: list[float] | None = None  # of each token as it was drawn, in nats, when asked for
 
 
 @torch.inference_mode()
 def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int, temperature: float,
-                  generator: torch.Generator, breathe: Callable[[], None] = lambda: None) -> list[Sampled]:
+                  generator: torch.Generator, breathe: Callable[[], None] = lambda: None, keep_logprobs: bool = False) -> list[Sampled]:
     """Draw `group_size` completions of each of P prompts; row p·G + g is completion g of prompt p.
 
     Tokens are drawn by the Gumbel-max trick, argmax(logits/T - log(-log u)), from `generator` alone: the process's own random
@@ -42,6 +43,7 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
 
     num_rows = len(prompts) * group_size
     tokens = torch.full((num_rows, max_new_tokens), policy.pad_id, device=device)
+    logprobs = torch.zeros((num_rows, max_new_tokens) if keep_logprobs else (num_rows, 0), device=device)
     lengths = torch.full((num_rows,), max_new_tokens, device=device)
     ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
     alive = torch.arange(num_rows, device=device)  # which row of the whole each row of the batch is
@@ -50,6 +52,8 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
         breathe()
         token = _draw(logits, temperature, generator)  # (b,)
         tokens[alive, t] = token
+        if keep_logprobs:
+            logprobs[alive, t] = (logits.float() / temperature).log_softmax(-1).gather(1, token[:, None]).squeeze(1)
         stops = torch.isin(token, end_ids)
         done = alive[stops & ~ended[alive]]
         lengths[done] = t + 1
@@ -65,8 +69,8 @@ def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: 
         logits = forward(model, input_ids=token[:, None], attention_mask=mask, position_ids=place, past_key_values=cache,
                          use_cache=True, logits_to_keep=1).logits[:, -1]
         place = place + 1
-    return [Sampled(row[:n], "stop" if e else "length")
-            for row, n, e in zip(tokens.tolist(), lengths.tolist(), ended.tolist(), strict=True)]
+    return [Sampled(row[:n], "stop" if e else "length", kept[:n] if keep_logprobs else None)
+            for row, n, e, kept in zip(tokens.tolist(), lengths.tolist(), ended.tolist(), logprobs.tolist(), strict=True)]
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,9 @@
 """The rubric: criteria turn a completion into scores, weights turn scores into one reward. No torch here."""
 
 from grpo_core.rubric.criteria import CHECKS, Check
-from grpo_core.rubric.rubric import PRESETS, Rubric, build_rubric, resolve_rubric
+from grpo_core.rubric.rubric import PRESETS, Rubric, build_rubric, resolve_rubric, total
+from grpo_core.rubric.shaping import Spread, gated, shaped
 from grpo_core.rubric.verdict import VERDICTS, explain, verdict
 
-__all__ = ["CHECKS", "PRESETS", "VERDICTS", "Check", "Rubric", "build_rubric", "explain", "resolve_rubric", "verdict"]
+__all__ = ["CHECKS", "PRESETS", "VERDICTS", "Check", "Rubric", "Spread", "build_rubric", "explain", "gated", "resolve_rubric", "shaped", "total",
+           "verdict"]

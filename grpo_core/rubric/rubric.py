@@ -47,10 +47,14 @@ class Rubric:
         """Name of the criterion that says whether a completion reached its goal, if one is flagged."""
         return next((c.name for c in self.criteria if c.outcome), None)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        return {c.name: c.weight for c in self.criteria}
+
     def score(self, completion: Completion, prompt: Prompt) -> tuple[dict[str, float | None], float | None]:
         """Scores by criterion, and the reward Σ w·s over the scored ones; None where no criterion with a weight was scored."""
         scores = {c.name: check.score(completion, prompt, params) for c, check, params in self.rows}
-        return scores, total(scores, {c.name: c.weight for c in self.criteria})
+        return scores, total(scores, self.weights)
 
 
 def total(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
@@ -85,6 +89,9 @@ def build_rubric(config: RubricConfig) -> Rubric:
             for e in error.errors(include_url=False):
                 where = ".".join([f"{at}.params", *map(str, e["loc"])])
                 problems.append(FieldProblem(where, e["input"], e["msg"].removeprefix("Value error, "), f"Parameters of {criterion.check}: {known}."))
+    if config.gate and not any(c.outcome for c, _, _ in rows):
+        problems.append(FieldProblem("rubric.gate", True, "no criterion of this rubric is flagged as the outcome, so the gate would never open",
+                                     "Flag one criterion, or switch the gate off."))
     if problems:
         raise InvalidConfig(problems)
     return Rubric(tuple(rows))

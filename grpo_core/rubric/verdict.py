@@ -15,6 +15,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
     "all_wrong": ("tied: all wrong", "All {n} are wrong and equal: every advantage is 0, no gradient."),
     "tied": ("tied", "All {n} rewards are equal: every advantage is 0, no gradient."),
     "phantom": ("phantom", "Nobody was right, yet advantages are not 0: differences of {spread:.3g} in the smaller criteria, scaled to full size."),
+    "gated": ("gated", "Nobody was right, so the smaller criteria (spread {spread:.3g}) did not count: every advantage is 0, no gradient."),
     "truncated": ("truncated", "{cut} of {n} were cut at the token limit, so their end was never judged."),
     "unscored": ("unscored", "{null} of {n} could not be scored: too few to compare."),
 }

@@ -1,0 +1,94 @@
+"""From a step's prompts to its scored groups: sample, score, and put fresh prompts in the place of those that teach nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from grpo_core.config import RunConfig
+from grpo_core.control import RunControl
+from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.policy import Policy
+from grpo_core.rollout import Sampled, sample_groups
+from grpo_core.rubric import Rubric
+from grpo_core.scoring import score, teaches
+from grpo_core.tasks import Task, train_prompts
+from grpo_core.types import Event, Phase, PhaseStarted, Prompt, Rollout
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnGroup:
+    """One prompt with its G completions, as ids and as scored rollouts."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    sampled: list[Sampled]
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The P groups of a step, and what it took to get them."""
+
+    groups: list[DrawnGroup]
+    replaced_groups: int
+    tokens: int  # completion tokens sampled, those of replaced groups included
+    sampling_seconds: float
+    scoring_seconds: float
+
+    @property
+    def sampled(self) -> list[Sampled]:
+        """All B completions, siblings together."""
+        return [s for g in self.groups for s in g.sampled]
+
+
+def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: RunConfig, emit: Emit, control: RunControl) -> Drawn:
+    """P prompts with G scored completions each.
+
+    With `dynamic_sampling` n, tied groups are replaced by the step's next prompts in up to n rounds (DAPO, arXiv:2503.14476 §3.2); what
+    is tied after the last one stays, so that every step has P groups.
+    """
+    t, rng = config.train, generator(policy, config.train.seed, step)
+    groups: list[DrawnGroup] = []
+    num_prompts, tokens, sampling, scoring = 0, 0, 0.0, 0.0
+    for _ in range(1 + config.algorithm.dynamic_sampling):
+        dull = [i for i, g in enumerate(groups) if not teaches(g.rollouts, rubric, config.rubric.gate)] if groups else list(range(t.prompts_per_step))
+        if not dull:
+            break
+        emit(PhaseStarted(Phase.SAMPLING, step, t.steps))
+        started = perf_counter()
+        prompts = train_prompts(task, t.seed, step, num_prompts + len(dull))[num_prompts:]
+        num_prompts += len(dull)
+        ids = [encode(policy, prompt, task, config) for prompt in prompts]
+        sampled = sample_groups(policy, ids, t.group_size, t.max_new_tokens, t.temperature, rng, control.breathe,
+                                keep_logprobs=config.algorithm.off_policy_threshold is not None)
+        tokens += sum(len(s.token_ids) for s in sampled)
+        sampled_at = perf_counter()
+
+        emit(PhaseStarted(Phase.SCORING, step, t.steps))
+        by_prompt = [sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))]
+        fresh = [DrawnGroup(prompt, i, s, score(prompt, s, policy, rubric)) for prompt, i, s in zip(prompts, ids, by_prompt, strict=True)]
+        new_at = dict(zip(dull, fresh, strict=True))
+        groups = [new_at.get(i) or groups[i] for i in range(t.prompts_per_step)]
+        sampling, scoring = sampling + sampled_at - started, scoring + perf_counter() - sampled_at
+    return Drawn(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring)
+
+
+def encode(policy: Policy, prompt: Prompt, task: Task, config: RunConfig) -> list[int]:
+    """Prompt ids; refuses a prompt that leaves no room for the completion in the model's context."""
+    ids = policy.encode(prompt, task.instruction)
+    if policy.context is not None and len(ids) + config.train.max_new_tokens > policy.context:
+        raise InvalidConfig([FieldProblem(
+            "train.max_new_tokens", config.train.max_new_tokens, f"a prompt of {len(ids)} tokens and this many do not fit the model's context of {policy.context}",
+            f"Use {max(1, policy.context - len(ids))} or fewer.")])
+    return ids
+
+
+def generator(policy: Policy, seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step. A step of -1 is evaluation's."""
+    return torch.Generator(policy.device).manual_seed((seed * 1_000_003 + step + 1) % 2**63)

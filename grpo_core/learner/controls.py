@@ -1,0 +1,66 @@
+"""What moves the coefficients of KL and entropy during a run: a state, and pure functions from one state to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from grpo_core.config import AlgorithmConfig
+
+# ---- KL controls: (coef, kl measured on a batch, rows of the batch) -> coef for the next ---------------------------------
+
+
+def fixed(coef: float, kl: float, num_rows: int, a: AlgorithmConfig) -> float:
+    """The coefficient stays."""
+    return coef
+
+
+def adaptive(coef: float, kl: float, num_rows: int, a: AlgorithmConfig) -> float:
+    """A proportional controller: coef·(1 + clip(kl/target - 1, ±0.2)·n/horizon)      Ziegler 2019, arXiv:1909.08593 §2.2"""
+    return coef * (1 + max(-0.2, min(0.2, kl / a.kl_target - 1)) * num_rows / a.kl_horizon)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """How the next coefficient is found, and above which KL no update is made."""
+
+    coef: Callable[[float, float, int, AlgorithmConfig], float]
+    limit: Callable[[AlgorithmConfig], float] = lambda a: math.inf
+    watches: bool = True  # reads the KL, so it must be measured on every rollout
+
+
+KL_CONTROLS: dict[str, Control] = {
+    "fixed": Control(fixed, watches=False),
+    "adaptive": Control(adaptive),
+    "hard": Control(fixed, limit=lambda a: a.kl_target),
+}
+
+# ---- the state -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """The coefficients as they stand. All numbers, so a checkpoint saves it with `dataclasses.asdict`."""
+
+    kl_coef: float
+    entropy_coef: float
+    last_entropy: float = math.inf  # of the update before, nats per carrying token
+
+    @classmethod
+    def start(cls, a: AlgorithmConfig) -> Steering:
+        return cls(a.kl_coef, a.entropy_coef)
+
+    def entropy_weight(self, a: AlgorithmConfig) -> float:
+        """The bonus of the next update: with a target it waits until entropy has fallen to it."""
+        return self.entropy_coef if a.entropy_target is None or self.last_entropy <= a.entropy_target else 0.0
+
+    def after_update(self, entropy: float, a: AlgorithmConfig) -> Steering:
+        """coef ± delta, by whether entropy was at or below its target, within [0, max]      Skywork-OR1, arXiv:2505.22312; TRL's steps"""
+        if a.entropy_target is None:
+            return self
+        step = a.entropy_coef_delta if entropy <= a.entropy_target else -a.entropy_coef_delta
+        return replace(self, entropy_coef=min(max(self.entropy_coef + step, 0.0), a.entropy_coef_max), last_entropy=entropy)
+
+    def after_batch(self, kl: float, num_rows: int, a: AlgorithmConfig) -> Steering:
+        return replace(self, kl_coef=KL_CONTROLS[a.kl_control].coef(self.kl_coef, kl, num_rows, a))
