@@ -1,4 +1,4 @@
-"""The same without a browser: python -m grpo_core train | runs | show | export."""
+"""The same without a browser: python -m grpo_core train | compare | runs | show | export."""
 
 from __future__ import annotations
 
@@ -92,6 +92,43 @@ def _show_progress(bar: tqdm, event: Event) -> None:
             bar.update()
         case Evaluated(step=step, metrics={"heldout/accuracy": accuracy, "heldout/accuracy_low": low, "heldout/accuracy_high": high}):
             bar.write(f"step {step}: held-out accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%})", file=sys.stderr)
+
+
+def compare_command(arguments: argparse.Namespace) -> int:
+    from grpo_core.compare import Comparison, Refused, find_presets, measure, summarise, table
+    from grpo_core.runs import prepare
+
+    assignments = list(arguments.set)
+    for name, value in map(_assignment, assignments):
+        if name == "algorithm.preset":
+            raise InvalidConfig([FieldProblem(name, value, "the presets are what is compared", "Name them before the options: compare grpo ppo.")])
+    if arguments.task is not None:
+        assignments.append(f"task.name={arguments.task}")
+    if arguments.steps is not None:
+        assignments.append(f"train.steps={arguments.steps}")
+    # Refused here, in a moment, rather than by the first run's process.
+    configs = {preset: prepare(build_config(None, preset, assignments)) for preset in find_presets(arguments.presets)}
+    seed = next(iter(configs.values())).train.seed
+    store = Store(arguments.db)
+    comparison = Comparison(arguments.db, configs, assignments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: comparison.stop())
+    try:
+        ids = comparison.run(range(seed, seed + arguments.seeds), lambda line: print(line, file=sys.stderr))
+    except Refused as refused:
+        if arguments.json:
+            print(json.dumps({"error": refused.lines}))
+        return 2
+    runs = [measure(store, run_id) for run_id in ids]
+    summary = summarise(runs)
+    print(json.dumps({"presets": summary, "runs": [asdict(r) for r in runs]}) if arguments.json else table(summary))
+    return 0 if len(runs) == len(configs) * arguments.seeds and all(r.status == RunStatus.FINISHED for r in runs) else 1
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
 
 
 def runs_command(arguments: argparse.Namespace) -> int:
@@ -242,6 +279,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE", help="a configuration as exported")
     train.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field; may be repeated")
     train.add_argument("--name", help="a name for the run")
+    compare = command("compare", compare_command, "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.")
+    compare.add_argument("presets", nargs="+", metavar="PRESET", help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough")
+    compare.add_argument("--task", help="a task (default: the configuration's)")
+    compare.add_argument("--seeds", type=_count, default=3, metavar="N", help="runs of each preset, from train.seed up (default 3)")
+    compare.add_argument("--steps", metavar="N", help="optimiser steps of each run")
+    compare.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field of every run; may be repeated")
     command("runs", runs_command, "List the runs, newest first.")
     show = command("show", show_command, "Show one run: settings, steps, held-out results.")
     write = command("export", export_command, "Write a run to a file: metrics (csv), rollouts (jsonl, parquet) or config (config).")

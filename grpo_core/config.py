@@ -72,6 +72,12 @@ class AlgorithmConfig(Section):
     similarity_threshold: float = knob(0.5, "Similarity", "Grouping `similarity`: prompts whose TF-IDF cosine is at least this are alike.",
         gt=0, le=1, way_out="0.5 is a start; 1 means equal texts.")
     advantage: Literal[*options.ADVANTAGES] = choice("group_std", "Advantage", "How a completion is compared with its siblings.", options.ADVANTAGES)
+    gae_gamma: float = knob(1.0, "Discount γ", "Advantage `value`: how much less a reward counts for each token that it comes later.",
+        gt=0, le=1, way_out="1 is usual for text: the reward comes at the end.")
+    gae_lambda: float = knob(0.95, "GAE λ", "Advantage `value`: 1 trusts the reward that came, 0 the critic's next guess.",
+        ge=0, le=1, way_out="0.95 is usual.")
+    value_coef: float = knob(0.5, "Value coefficient", "Advantage `value`: weight of the critic's squared error in the loss.",
+        ge=0, le=100, way_out="0.5 is usual.")
     objective: Literal[*options.OBJECTIVES] = choice("clip", "Objective", "How an advantage becomes a push on tokens.", options.OBJECTIVES)
     trust_region_delta: float = knob(0.01, "Trust region", "`trust_region` only, in place of the learning rate: mean KL(old, new policy) that a step may reach.",
         unit="nats/token", gt=0, le=1, way_out="0.01 is usual.")
@@ -163,6 +169,8 @@ class RunConfig(Section):
 # Each preset is only a set of values; what it does not name keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
     "GRPO": {"advantage": "group_std", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.02, "aggregation": "token_mean"},
+    "PPO (critic)": {"advantage": "value", "gae_gamma": 1.0, "gae_lambda": 0.95, "value_coef": 0.5, "entropy_coef": 0.0, "objective": "clip",
+                     "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.02, "aggregation": "token_mean"},
     "Dr. GRPO": {"advantage": "group_mean", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.2, "kl_coef": 0.0, "aggregation": "constant"},
     "DAPO": {"advantage": "group_std", "objective": "clip", "clip_eps_low": 0.2, "clip_eps_high": 0.28, "kl_coef": 0.0, "aggregation": "token_mean",
              "dynamic_sampling": 2},

@@ -24,6 +24,11 @@ class Conflict:
     way_out: str
 
 
+
+def _critic(c: RunConfig) -> bool:
+    return c.algorithm.advantage == "value"
+
+
 CONFLICTS: tuple[Conflict, ...] = (
     Conflict("rubric.criteria", lambda c: bool(c.rubric.criteria) and not any(k.weight > 0 for k in c.rubric.criteria),
              "all weights are 0, so every reward would be 0", "Give at least one criterion a weight above 0."),
@@ -60,9 +65,26 @@ CONFLICTS: tuple[Conflict, ...] = (
          "the trust region's line search knows the policy and KL terms only", "Use 0 and no entropy target, or another objective."),
         ("algorithm.entropy_quantile", lambda a: a.entropy_quantile == 1, "the trust region is measured over all tokens", "Use 1, or another objective."),
         ("algorithm.kl_estimator", lambda a: a.kl_estimator != "exact" or a.kl_coef == 0,
-         "the trust region's line search looks at sampled tokens only", "Use k3, or a KL coefficient of 0."))),
+         "the trust region's line search looks at sampled tokens only", "Use k3, or a KL coefficient of 0."),
+        ("algorithm.advantage", lambda a: a.advantage != "value", "the trust region's step has no part for a critic's own loss", "Use group_std, or the objective clip."))),
     Conflict("algorithm.dynamic_sampling", lambda c: c.algorithm.dynamic_sampling > 0 and c.algorithm.grouping != "prompt",
              "a tied prompt still teaches where completions are compared across prompts", "Use 0, or the grouping prompt."),
+    Conflict("algorithm.updates_per_batch", lambda c: c.algorithm.updates_per_batch > 1 and c.algorithm.objective == "reinforce",
+             "`reinforce` has no ratio, so every update after the first would learn from a policy that no longer exists",
+             "Use 1, or set algorithm.objective to clip."),
+    Conflict("algorithm.value_coef", lambda c: _critic(c) and c.algorithm.value_coef == 0,
+             "a critic that is not trained foresees the same everywhere, and the advantage value compares with nothing else",
+             "0.5 is usual; to compare siblings without a critic set algorithm.advantage to group_std."),
+    Conflict("algorithm.ratio_level", lambda c: _critic(c) and c.algorithm.ratio_level == "sequence",
+             "a critic judges every token, and a sequence has one ratio for all of them", "Use token, or an advantage by siblings."),
+    Conflict("algorithm.objective", lambda c: _critic(c) and c.algorithm.objective in ("vespo", "gmpo"),
+             "it pushes a completion as a whole, and a critic judges every token", "Use clip, or an advantage by siblings."),
+    Conflict("algorithm.off_policy_threshold", lambda c: _critic(c) and c.algorithm.off_policy_threshold is not None,
+             "it drops completions with a negative advantage, and with a critic each token has its own", "Leave it empty, or use an advantage by siblings."),
+    Conflict("algorithm.grouping", lambda c: _critic(c) and c.algorithm.grouping != "prompt",
+             "a critic compares with no siblings, so it does not matter who they are", "Use prompt, or an advantage by siblings."),
+    Conflict("algorithm.dynamic_sampling", lambda c: _critic(c) and c.algorithm.dynamic_sampling > 0,
+             "a tied group still teaches where a critic judges", "Use 0, or an advantage by siblings."),
 )
 
 

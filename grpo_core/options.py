@@ -32,6 +32,8 @@ ADVANTAGES = {
     "rank": Option("by place in the group alone: how far apart the rewards are does not matter", "(rank − mean rank)/(std of ranks)"),
     "per_criterion": Option("each criterion is standardised in the group before the weights add them up, so none drowns another",
                             "Σ w·(s − mean)/(std + 1e-4), over its std in the step"),
+    "value": Option("not with siblings: each token against what a critic foresaw before it (PPO)",
+                    "GAE(γ = {gae_gamma}, λ = {gae_lambda}) of a critic, whitened over the step's tokens"),
 }
 
 RATIO_LEVELS = {

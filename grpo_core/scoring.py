@@ -25,8 +25,9 @@ def score(prompt: Prompt, sampled: Sequence[Sampled], policy: Policy, rubric: Ru
     return tuple(Rollout(c, scores, reward, 0.0) for c in completions for scores, reward in [rubric.score(c, prompt)])
 
 
-def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig, spread: Spread) -> tuple[tuple[Group, ...], Spread]:
-    """Rewards shaped, then every completion against its siblings. Returns the groups, and the spread with these rewards in it.
+def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig, spread: Spread) -> tuple[tuple[Group, ...], torch.Tensor, Spread]:
+    """Rewards shaped, then every completion against its siblings. Returns the groups, the rewards (B,) that were compared, nan = unscored, and the
+    spread with these in it.
 
     A rollout keeps its plain reward Σ w·s: gate, scale and clip decide what is compared, not what was achieved.
     """
@@ -42,7 +43,13 @@ def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric:
     by_criterion = torch.tensor([[_nan(s[name]) for name in rubric.weights] for s in scores], dtype=torch.float64)  # (B, K)
     advantages = compare(ADVANTAGES[a.advantage], rewards, by_criterion, torch.tensor(list(rubric.weights.values())), keys).tolist()
     told = iter(replace(r, advantage=advantage) for r, advantage in zip(rollouts, advantages, strict=True))
-    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric.outcome, config.rubric.gate) for prompt, siblings in groups), spread
+    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric.outcome, config.rubric.gate) for prompt, siblings in groups), rewards, spread
+
+
+def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:
+    """The same groups with other advantages, one a rollout in their order."""
+    values = iter(advantages)
+    return tuple(replace(g, rollouts=tuple(replace(r, advantage=next(values)) for r in g.rollouts)) for g in groups)
 
 
 def teaches(rollouts: Sequence[Rollout], rubric: Rubric, gate: bool) -> bool:

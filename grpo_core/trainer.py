@@ -15,7 +15,7 @@ from grpo_core.policy import Policy, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import Rubric, Spread, build_rubric
-from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean
+from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, with_advantages
 from grpo_core.tasks import Task, heldout_prompts, load_task
 from grpo_core.types import Evaluated, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics
 
@@ -41,18 +41,21 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
     for step in range(1, t.steps + 1):
         started = perf_counter()
         drawn = draw_groups(step, policy, task, rubric, config, emit, control)
-        groups, spread = compare_groups([(g.prompt, g.rollouts) for g in drawn.groups], rubric, config, spread)
+        groups, rewards, spread = compare_groups([(g.prompt, g.rollouts) for g in drawn.groups], rubric, config, spread)
+        compared_at = perf_counter()
+        batch = Batch(prompts=[g.prompt_ids for g in drawn.groups], completions=[s.token_ids for s in drawn.sampled],
+                      trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in drawn.sampled],
+                      pad_id=policy.pad_id, device=policy.device, sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None)
+        judged = learner.judge(batch, rewards, control.breathe)  # with a critic: it must look before the policy moves
+        if judged is not None:
+            groups = with_advantages(groups, judged.row_advantages.tolist())
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         emit(GroupsScored(step, groups))
         control.breathe()
 
         emit(PhaseStarted(Phase.UPDATING, step, t.steps))
-        compared_at = perf_counter()
-        batch = Batch(prompts=[g.prompt_ids for g in drawn.groups], completions=[s.token_ids for s in drawn.sampled],
-                      trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in drawn.sampled],
-                      pad_id=policy.pad_id, device=policy.device, sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None)
         advantages = torch.tensor([rollout.advantage for rollout in rollouts], device=policy.device)  # (B,)
-        update = learner.update(batch, advantages, control.breathe)
+        update = learner.update(batch, judged or advantages, control.breathe)
 
         now = perf_counter()
         metrics = StepMetrics(

@@ -55,7 +55,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A scored completion. A score or reward of None could not be scored; its advantage is 0."""
+    """A scored completion. A score or reward of None could not be scored; its advantage is 0.
+
+    With a critic every token has its own advantage; the one here is their mean over the completion.
+    """
 
     completion: Completion
     scores: Mapping[str, float | None]
@@ -107,6 +110,10 @@ class StepMetrics:
         "Beside the policy term it says how hard the reference pulls.")
     entropy_loss: float | None = metric("Entropy loss", "1", "The entropy term of the loss: minus entropy_coef times the mean entropy of the tokens that carry it.",
         "0 without an entropy bonus.")
+    value_loss: float | None = metric("Value loss", "reward²", "Mean squared distance of the critic's values from the λ-returns, over trained tokens.",
+        "Only with a critic. Falls as it learns to foresee rewards; jumps when the policy changes faster than it can follow.")
+    explained_variance: float | None = metric("Critic, explained", "share", "1 - Var(reward - value)/Var(reward) over completion tokens, before the update.",
+        "Only with a critic. 0: no better than a constant; 1: it foresees every reward; below 0: it misleads. Means little once nearly all rewards are equal.")
     kl: float | None = metric("KL to reference", "nats/token",
         "Mean over completion tokens of the chosen estimator of KL(policy, reference), before coefficient and ratio correction.",
         "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.")

@@ -52,7 +52,7 @@ def test_behind_the_gate_a_group_in_which_nobody_was_right_teaches_nothing_and_s
     for gate, verdict in ((False, "phantom"), (True, "gated")):
         config = parse(CONFIG | {"rubric": CONFIG["rubric"] | {"gate": gate}})
         rubric = build_rubric(config.rubric)
-        [group], _ = compare_groups(phantom, rubric, config, Spread())
+        [group], _, _ = compare_groups(phantom, rubric, config, Spread())
         assert group.verdict == verdict
         assert any(r.advantage for r in group.rollouts) != gate
         assert teaches(phantom[0][1], rubric, gate) != gate
@@ -61,7 +61,7 @@ def test_behind_the_gate_a_group_in_which_nobody_was_right_teaches_nothing_and_s
 
 def test_scaled_rewards_decide_the_advantage_and_the_plain_ones_are_kept():
     config = parse(CONFIG | {"rubric": CONFIG["rubric"] | {"scale": True}, "algorithm": {"advantage": "group_mean"}})
-    [group], spread = compare_groups(groups((1, 0), (0, 0)), build_rubric(config.rubric), config, Spread())
+    [group], _, spread = compare_groups(groups((1, 0), (0, 0)), build_rubric(config.rubric), config, Spread())
     assert [r.reward for r in group.rollouts] == [1.0, 0.0]
     assert spread.std == pytest.approx(0.70711, abs=1e-5)  # of 1 and 0
     assert [r.advantage for r in group.rollouts] == pytest.approx([0.70711, -0.70711], abs=1e-5)  # ±.5/.70711

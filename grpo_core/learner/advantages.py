@@ -91,9 +91,14 @@ def per_criterion(s: Siblings) -> Tensor:
     return u / (_std(u, torch.where(s.scores.isnan().all(-1), torch.nan, u), (0, 1)) + EPS)
 
 
+def value(s: Siblings) -> Tensor:
+    """None by siblings: a critic judges every token, see critic.py. 0 until it has looked."""
+    return torch.zeros_like(s.rewards)
+
+
 ADVANTAGES: dict[str, Callable[[Siblings], Tensor]] = {
     "group_std": group_std, "group_mean": group_mean, "batch_std": batch_std, "leave_one_out": leave_one_out, "rank": rank,
-    "per_criterion": per_criterion,
+    "per_criterion": per_criterion, "value": value,
 }
 
 

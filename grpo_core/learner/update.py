@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.learner.aggregation import StepSize, entropy_threshold
-from grpo_core.learner.batch import Batch, micro_batches
+from grpo_core.learner.batch import Batch, Layout, micro_batches
 from grpo_core.learner.controls import KL_CONTROLS, Steering
+from grpo_core.learner.critic import HEAD_SPEED, Critic, Judged, value_loss
 from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
 from grpo_core.learner.logprobs import Scored, packing_is_exact, score_tokens
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
@@ -25,7 +27,7 @@ log = logging.getLogger("grpo_studio")
 MAX_LOGITS = 2**28  # logits held at once, 1 GiB in float32: a vocabulary of 150,000 would need 10 GB for 16,384 tokens
 MEASURED_SHARE = 8  # where KL is not trained on it is measured on every eighth group only: the curve is always drawn, but cheap
 
-Part = tuple[Batch, Tensor]  # a micro-batch and its advantages
+Part = tuple[Batch, Tensor]  # a micro-batch and its advantages (B,), or a critic's advantages and returns (B, T, 2)
 Breathe = Callable[[], None]
 
 
@@ -41,6 +43,8 @@ class Update:
     policy_loss: float
     kl_loss: float
     entropy_loss: float
+    value_loss: float | None  # None: no critic
+    explained_variance: float | None
     kl: float
     kl_coef: float
     entropy: float
@@ -68,6 +72,7 @@ class Pass:
     policy_loss: float
     kl_loss: float
     entropy_loss: float
+    value_loss: float | None
     kl: float | None
     entropy: float | None
     high_entropy: float
@@ -86,18 +91,39 @@ class Learner:
         self.model, self.reference = model, reference
         self.algorithm, self.train = algorithm, train
         self.learning_rate = learning_rate
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.critic = Critic(model) if algorithm.advantage == "value" else None
+        parameters = [{"params": list(model.parameters()), "speed": 1.0}]
+        if self.critic is not None:
+            parameters.append({"params": list(self.critic.parameters()), "speed": HEAD_SPEED})
+        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.steering = Steering.start(algorithm)
         self.num_steps = 0  # batches
         self._packs: bool | None = None  # known after the first batch
 
-    def update(self, batch: Batch, advantages: Tensor, breathe: Breathe = lambda: None) -> Update:
+    def judge(self, batch: Batch, rewards: Tensor, breathe: Breathe = lambda: None) -> Judged | None:
+        """Token advantages of a batch sampled from the present policy, if there is a critic to ask. rewards (B,), nan = unscored."""
+        if self.critic is None:
+            return None
+        batch = batch if self._can_pack(batch) else batch.ungrouped()
+
+        def parts() -> Iterator[Part]:
+            for part in micro_batches(batch, torch.arange(len(batch), device=batch.device), self._max_tokens):
+                breathe()
+                yield part
+
+        return self.critic.judge(self.model, parts(), batch, rewards, self.algorithm, self.train.temperature)
+
+    def update(self, batch: Batch, advantages: Tensor | Judged, breathe: Breathe = lambda: None) -> Update:
         """Take `updates_per_batch` optimiser steps on a batch sampled from the present policy.
 
-        advantages (B,). `breathe` is called before each micro-batch and may raise to abandon the step; the weights are then as before it.
+        advantages (B,), or the critic's. `breathe` is called before each micro-batch and may raise to abandon the step; the weights are then as before it.
         Raises NonFinite, and leaves the weights alone, when the loss or the gradient is not finite.
         """
         a, control = self.algorithm, KL_CONTROLS[self.algorithm.kl_control]
+        judged = advantages if isinstance(advantages, Judged) else None
+        if judged is not None:
+            batch = replace(batch, trains=[t and s for t, s in zip(batch.trains, judged.scored.tolist(), strict=True)])
+            advantages = torch.stack([judged.advantages, judged.returns], -1)
         if not self._can_pack(batch):
             batch = batch.ungrouped()
         num_tokens = int(batch.loss_mask.sum())
@@ -125,8 +151,9 @@ class Learner:
             kl=_mean([p.kl for p in passes], sampled_kl), entropy=_mean([p.entropy for p in passes], sampled_entropy), kl_coef=kl_coef,
             ratio_max=max(p.ratio_max for p in passes), num_updates=len(norms), grad_norm=_mean(norms, None),
             learning_rate=None if a.objective in CONSTRAINED else self.optimizer.param_groups[0]["lr"], **(asdict(trust) if trust else {}),
+            explained_variance=judged and judged.explained_variance,
             **{name: _mean([getattr(p, name) for p in passes], None) for name in (
-                "loss", "policy_loss", "kl_loss", "entropy_loss", "entropy_coef", "ratio_mean", "clip_low_frac", "clip_high_frac", "off_policy_frac")})
+                "loss", "policy_loss", "kl_loss", "entropy_loss", "value_loss", "entropy_coef", "ratio_mean", "clip_low_frac", "clip_high_frac", "off_policy_frac")})
 
     # ---- one pass ------------------------------------------------------------------------------------------------------
 
@@ -135,48 +162,57 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         coef = Coefficients(self.steering.kl_coef, self.steering.entropy_weight(self.algorithm))
         device = next(self.model.parameters()).device
-        sums, ratio_max = torch.zeros(13, dtype=torch.float64, device=device), torch.zeros((), device=device)
+        sums, ratio_max = torch.zeros(14, dtype=torch.float64, device=device), torch.zeros((), device=device)
         for i, (part, advantages) in enumerate(parts):
             breathe()
-            loss, numbers, largest, old[i] = self._loss(part, advantages[:, None], old[i], coef, size)
+            loss, numbers, largest, old[i] = self._loss(part, advantages, old[i], coef, size)
             loss.backward()
             sums += numbers
             ratio_max = torch.maximum(ratio_max, largest)
-        total, policy, kl_loss, entropy_loss, high, kl, kl_tokens, entropy, ratio, low, up, dropped, tokens = sums.tolist()
+        total, policy, kl_loss, entropy_loss, value, high, kl, kl_tokens, entropy, ratio, low, up, dropped, tokens = sums.tolist()
         if not parts:  # every group tied: a gradient of zero, and not none, so that the optimiser's momentum goes on as it would
             for p in self.model.parameters():
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
         n = max(tokens, 1)
-        return Pass(total, policy, kl_loss, entropy_loss, kl / kl_tokens if kl_tokens else None, entropy / n if tokens else None, high, coef.entropy,
+        return Pass(total, policy, kl_loss, entropy_loss, None if self.critic is None else value, kl / kl_tokens if kl_tokens else None, entropy / n if tokens else None, high, coef.entropy,
                     ratio / n if tokens else 1.0, float(ratio_max) if tokens else 1.0, low / n, up / n, dropped / size.num_rows)
 
     def _loss(self, batch: Batch, advantages: Tensor, old: Tensor | None, coef: Coefficients, size: StepSize) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A micro-batch's share of the loss, its sums for the record (float64), its largest ratio and its old log-probabilities."""
         a, exists = self.algorithm, batch.completion_mask
-        policy = self._score(self.model, batch, entropy_gradient=coef.entropy > 0)
+        score = partial(self._score, self.model, batch, entropy_gradient=coef.entropy > 0)
+        if self.critic is None or advantages.dim() == 1:
+            policy, advantages, value = score(), advantages[:, None], torch.zeros((), device=batch.device)
+        else:
+            advantages, returns = advantages[:, : exists.shape[1]].unbind(-1)  # (B, T) each
+            policy, values = self.critic.beside(self.model, batch, score)
+            value = value_loss(values, returns, batch.loss_mask, size.num_tokens)
         old = policy.logprobs.detach() if old is None else old
         with torch.no_grad():
             ref = self._score(self.reference, batch) if self._watches_kl else None
         x = Tokens(policy.logprobs, old, policy.entropy, exists, batch.loss_mask, advantages, batch.sampled, ref and ref.logprobs,
                    policy.distribution, ref and ref.distribution)
         loss = loss_of(x, a, coef, size)
+        total = loss.total + a.value_coef * value
 
         ratio, (lowest, highest) = torch.where(exists, loss.ratio, 1.0), clip_range(a)
         kl, kl_tokens = (torch.where(exists, loss.kl.detach(), 0.0).sum(), exists.sum()) if loss.kl is not None else (ratio.new_zeros(()),) * 2
         numbers = torch.stack([
-            loss.total.detach(), loss.policy.detach(), loss.kl_loss.detach(), loss.entropy_loss.detach(), loss.high_entropy.detach(), kl, kl_tokens,
+            total.detach(), loss.policy.detach(), loss.kl_loss.detach(), loss.entropy_loss.detach(), value.detach(), loss.high_entropy.detach(), kl, kl_tokens,
             torch.where(exists, policy.entropy.detach(), 0.0).sum(), torch.where(exists, ratio, 0.0).sum(),
             ((ratio < lowest) & (advantages < 0) & exists).sum(), ((ratio > highest) & (advantages > 0) & exists).sum(), loss.dropped, exists.sum(),
         ])
-        return loss.total, numbers.double(), ratio.max(), old
+        return total, numbers.double(), ratio.max(), old
 
-    def _score(self, model: nn.Module, batch: Batch, entropy_gradient: bool = False) -> Scored:
-        return score_tokens(model, batch, self.train.temperature, entropy_gradient=entropy_gradient,
+    def _score(self, model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None, entropy_gradient: bool = False) -> Scored:
+        return score_tokens(model, batch, self.train.temperature, layout, entropy_gradient=entropy_gradient,
                             distribution=self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS)
 
     def _grad_norm(self, loss: float) -> float:
         """Clip the gradient; returns the norm before clipping. Raises NonFinite."""
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
+        if self.critic is not None:  # apart, so that its first large errors do not shrink the policy's step
+            nn.utils.clip_grad_norm_(self.critic.parameters(), self.train.max_grad_norm)
         if not (torch.tensor([loss, norm]).isfinite().all()):
             culprit = next((n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "the loss")
             raise NonFinite(f"loss {loss}, gradient norm {norm}: first not finite in {culprit}")
@@ -186,7 +222,7 @@ class Learner:
         """Move the weights by the optimiser."""
         warm = min(1.0, self.num_steps / self.train.warmup_steps) if self.train.warmup_steps else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * warm
+            group["lr"] = self.learning_rate * warm * group["speed"]
         self.optimizer.step()
 
     def _constrained_step(self, parts: Sequence[Part], size: StepSize, breathe: Breathe) -> TrustRegionStep:
@@ -243,20 +279,23 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """All that a checkpoint must keep beside the policy's weights."""
         moved = self.reference.state_dict() if self.algorithm.ref_every else None
-        return {"optimizer": self.optimizer.state_dict(), "steering": asdict(self.steering), "num_steps": self.num_steps, "reference": moved}
+        return {"optimizer": self.optimizer.state_dict(), "steering": asdict(self.steering), "num_steps": self.num_steps, "reference": moved,
+                "critic": self.critic and self.critic.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.steering, self.num_steps = Steering(**state["steering"]), state["num_steps"]
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
         if state["reference"] is not None:
             self.reference.load_state_dict(state["reference"])
 
     # ---- micro-batches -------------------------------------------------------------------------------------------------
 
     def _parts(self, batch: Batch, advantages: Tensor) -> list[Part]:
-        """Micro-batches of what has a gradient: with neither KL nor entropy in the loss, a group whose advantages are all 0 has none."""
+        """Micro-batches of what has a gradient: with neither KL, entropy nor values in the loss, a group whose advantages are all 0 has none."""
         a = self.algorithm
-        if not (self._watches_kl or a.entropy_coef or a.entropy_target is not None or a.entropy_quantile < 1):
+        if not (self.critic is not None or self._watches_kl or a.entropy_coef or a.entropy_target is not None or a.entropy_quantile < 1):
             moves = (advantages != 0) & torch.tensor(batch.trains, device=advantages.device)  # nan != 0: it must be seen, and refused
             teaches = moves.unflatten(0, (-1, batch.group_size)).any(1).nonzero().flatten().tolist()
             rows = [p * batch.group_size + g for p in teaches for g in range(batch.group_size)]
