@@ -123,7 +123,9 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[st
     name = estimator_of(config)
     if name not in ADVANTAGES:
         return ""
-    formula, worked = f"A = {ADVANTAGES[name].formula}", WORKED.get(name)
+    chosen = config.get("algorithm") or {}
+    formula = "A = " + re.sub(r"\{(\w+)\}", lambda field: str(chosen.get(field[1], "?")), ADVANTAGES[name].formula)
+    worked = WORKED.get(name)
     if worked is None or compared_otherwise(config):
         return formula + compared_otherwise(config)
     best = next((r for r in rollouts if is_number(r.reward) and is_number(r.advantage)), None)

@@ -110,6 +110,12 @@ def test_the_formula_is_the_one_of_the_estimator_that_the_run_used(advantage, fo
     assert formula in Shown(cards.group_view(g, 1, {**CONFIG, "algorithm": {"advantage": advantage}})).text
 
 
+def test_a_critics_formula_has_the_runs_own_numbers_in_it():
+    g = group([rollout(0, 1.0, 0.2), rollout(1, 0.0, -0.4)])
+    algorithm = {"advantage": "value", "gae_gamma": 1.0, "gae_lambda": 0.95}
+    assert "GAE(γ = 1.0, λ = 0.95)" in Shown(cards.group_view(g, 1, {**CONFIG, "algorithm": algorithm})).text
+
+
 def test_rewards_that_differ_never_look_equal():
     # .500 and .501 need three digits; with two both would read 0.50
     g = group([rollout(0, 0.501, 0.707), rollout(1, 0.5, -0.707)], 0.5005, 0.000707)
