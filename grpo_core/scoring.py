@@ -14,7 +14,7 @@ from grpo_core.learner import ADVANTAGES, GROUPINGS
 from grpo_core.learner.advantages import compare
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled
-from grpo_core.rubric import Rubric, Spread, gated, shaped, total, verdict
+from grpo_core.rubric import Rubric, Spread, gated, shaped, total, variance_shares, verdict
 from grpo_core.rubric.verdict import TIE_TOLERANCE
 from grpo_core.types import Completion, Group, Prompt, Rollout
 
@@ -43,7 +43,7 @@ def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric:
     by_criterion = torch.tensor([[_nan(s[name]) for name in rubric.weights] for s in scores], dtype=torch.float64)  # (B, K)
     advantages = compare(ADVANTAGES[a.advantage], rewards, by_criterion, torch.tensor(list(rubric.weights.values())), keys).tolist()
     told = iter(replace(r, advantage=advantage) for r, advantage in zip(rollouts, advantages, strict=True))
-    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric.outcome, config.rubric.gate) for prompt, siblings in groups), rewards, spread
+    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric, config.rubric.gate) for prompt, siblings in groups), rewards, spread
 
 
 def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:
@@ -65,11 +65,12 @@ def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def group(prompt: Prompt, rollouts: tuple[Rollout, ...], outcome: str | None, gate: bool = False) -> Group:
+def group(prompt: Prompt, rollouts: tuple[Rollout, ...], rubric: Rubric, gate: bool = False) -> Group:
     """The siblings of one prompt with their mean, sample standard deviation and verdict."""
-    rewards = [r.reward for r in rollouts]
+    rewards, outcome = [r.reward for r in rollouts], rubric.outcome
     scored = [r for r in rewards if r is not None]
-    code = verdict(rewards, [r.scores[outcome] for r in rollouts] if outcome else [], [r.completion.finish_reason for r in rollouts])
+    code = verdict(rewards, [r.scores[outcome] for r in rollouts] if outcome else [], [r.completion.finish_reason for r in rollouts],
+                   variance_shares([r.scores for r in rollouts], rubric.weights), outcome)
     code = "gated" if gate and code == "phantom" else code
     return Group(prompt, rollouts, mean(scored), statistics.stdev(scored) if len(scored) > 1 else None, code)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig
-from grpo_core.rubric import CHECKS, PRESETS, VERDICTS, build_rubric, explain, verdict
+from grpo_core.rubric import CHECKS, PRESETS, VERDICTS, build_rubric, explain, variance_shares, verdict
 from grpo_core.types import Completion, Prompt
 
 PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")
@@ -124,3 +124,30 @@ def test_each_situation_of_a_group_has_its_verdict(code, rewards, outcomes, fini
     assert verdict(rewards, outcomes, reasons) == code
     assert "{" not in explain(code, rewards, outcomes, reasons)
     assert code in VERDICTS
+
+
+def test_a_quarter_of_the_group_cut_at_the_limit_makes_it_partly_truncated():
+    rewards, outcomes = [1.0] * 4 + [0.0] * 4, [1.0] * 4 + [0.0] * 4
+    assert verdict(rewards, outcomes, ["stop"] * 7 + ["length"]) == "healthy"
+    assert verdict(rewards, outcomes, ["stop"] * 6 + ["length"] * 2) == "truncated"  # 2 of 8
+
+
+def test_shares_of_variance_are_what_cov_and_var_say_and_add_up_to_one():
+    # r = 1·a + .5·b = 1.5, 1, .5, 0: mean .75, deviations .75 .25 −.25 −.75, Σd² = 1.25
+    # a = 1 1 0 0: Σ a·d = 1 -> .8;  .5·b = .5 0 .5 0: Σ = .375 − .125 = .25 -> .2;  c has weight 0: no share
+    scores = [{"a": 1.0, "b": 1.0, "c": 0.0}, {"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 1.0, "c": 0.0}, {"a": 0.0, "b": 0.0, "c": 1.0}]
+    shares = variance_shares(scores, {"a": 1.0, "b": 0.5, "c": 0.0})
+    assert shares == pytest.approx({"a": 0.8, "b": 0.2})
+    assert variance_shares(scores[:1], {"a": 1.0}) == {}
+    assert variance_shares([{"a": None}, {"a": 1.0}, {"a": 1.0}], {"a": 1.0}) == {}  # what could not be scored is no sibling
+
+
+def test_a_group_that_one_minor_criterion_decides_is_called_so_but_never_for_the_outcome():
+    finish, rewards, right = ["stop"] * 4, [3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0]
+    assert verdict(rewards, right, finish, {"accuracy": 0.2, "style": 0.8}, "accuracy") == "dominated"
+    assert verdict(rewards, right, finish, {"accuracy": 0.21, "style": 0.79}, "accuracy") == "healthy"
+    assert verdict(rewards, right, finish, {"accuracy": 0.9, "style": 0.1}, "accuracy") == "healthy"
+    assert verdict(rewards, right, finish, {"style": 1.0, "accuracy": 0.0}, "accuracy") == "healthy"  # nothing else differs: nothing is drowned
+    assert verdict(rewards, [0.0] * 4, finish, {"accuracy": 0.0, "style": 0.9, "form": 0.1}, "accuracy") == "phantom"
+    assert explain("dominated", rewards, right, finish, {"accuracy": 0.2, "style": 0.8}) == (
+        "80% of what tells these completions apart is style alone; 2 of 4 are right.")

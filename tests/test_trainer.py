@@ -7,9 +7,10 @@ import statistics
 import pytest
 import torch
 
-from grpo_core.config import nest, parse
+from grpo_core.config import RubricConfig, nest, parse
 from grpo_core.control import RunControl
 from grpo_core.errors import InvalidConfig, StopRequested
+from grpo_core.rubric import build_rubric
 from grpo_core.scoring import group, mean, wilson_interval
 from grpo_core.trainer import train
 from grpo_core.types import Completion, Evaluated, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, Rollout, StepCompleted
@@ -133,9 +134,9 @@ def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused_with_the_roo
 
 def test_an_unscored_rollout_has_no_reward_and_no_part_in_its_groups_statistics():
     def rollout(reward):
-        return Rollout(Completion("x", "stop", 1), {}, reward, 0.0)
+        return Rollout(Completion("x", "stop", 1), {"accuracy": reward}, reward, 0.0)
 
-    g = group(Prompt("p", "?", "", "t"), tuple(map(rollout, (1.0, None, 0.0, 0.5))), outcome=None)
+    g = group(Prompt("p", "?", "", "t"), tuple(map(rollout, (1.0, None, 0.0, 0.5))), build_rubric(RubricConfig(name="accuracy only")))
     assert g.reward_mean == 0.5
     assert g.reward_std == pytest.approx(0.5)  # of 1, 0, .5 alone
     assert mean([None, None]) is None

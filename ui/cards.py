@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_core.options import ADVANTAGES, GROUPINGS
-from grpo_core.rubric.verdict import VERDICTS, explain
+from grpo_core.rubric.verdict import VERDICTS, explain, variance_shares
 from grpo_core.store import GroupRow, RolloutRow
 from ui.text import digits_apart, esc, is_number, number, plain, signed
 
@@ -18,7 +18,7 @@ WORKED: dict[str, str] = {
 }
 
 # Which verdicts are good news, and which ask for a look. The rest is neutral. Tone is only a second signal: the label says it.
-TONES = {"healthy": "good", "graded": "good", "polish": "good", "phantom": "warn", "truncated": "warn", "unscored": "warn"}
+TONES = {"healthy": "good", "graded": "good", "polish": "good", "phantom": "warn", "truncated": "warn", "unscored": "warn", "dominated": "warn"}
 
 LONG_CHARS = 300  # where most completions are longer, cards get more lines: all the same number, so that nothing moves from group to group
 LONG = re.compile(r"(?s).{240}|(?:[^\n]*\n){5}")  # a text that scrolls in its card, so the keyboard must reach it
@@ -68,7 +68,13 @@ def verdict_sentence(group: GroupRow, config: Mapping[str, Any]) -> str:
         return ""
     outcome = next((c["name"] for c in criteria_of(config) if c.get("outcome")), None)
     outcomes = [r.scores.get(outcome) for r in group.rollouts] if outcome else []
-    return explain(group.verdict, [r.reward for r in group.rollouts], outcomes, [r.finish_reason for r in group.rollouts])
+    return explain(group.verdict, [r.reward for r in group.rollouts], outcomes, [r.finish_reason for r in group.rollouts], shares_of(group, config))
+
+
+def shares_of(group: GroupRow, config: Mapping[str, Any]) -> dict[str, float]:
+    """Each criterion's share of what tells the siblings apart."""
+    weights = {str(c["name"]): float(c.get("weight") or 0) for c in criteria_of(config)}
+    return variance_shares([r.scores for r in group.rollouts], weights)
 
 
 def in_order(rollouts: Sequence[RolloutRow], order: str) -> list[RolloutRow]:

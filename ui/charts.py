@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from html import escape
 from typing import Any
 
+from grpo_core.rubric.verdict import VERDICTS
+from grpo_core.store import VerdictCounts
 from grpo_core.types import StepMetrics
 from ui.text import is_number, percent, plain, short, visible
 
@@ -16,6 +18,10 @@ AXES = {"step": "step", "time": "seconds", "tokens": "tokens"}
 DETAILS = {"entropy": ("entropy",), "clip": ("clip_low_frac", "clip_high_frac"), "gradient": ("grad_norm",)}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # with the colour, so that no run is told by colour alone
 COLOURS = ("--accent", "--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
+# What teaches first, from the bottom up; then what teaches the wrong thing; then what teaches nothing.
+VERDICT_COLOURS = {
+    "healthy": "--v-healthy", "graded": "--v-healthy", "polish": "--v-polish", "dominated": "--v-dominated", "phantom": "--v-phantom",
+    "truncated": "--v-truncated", "unscored": "--v-unscored", "gated": "--v-gated", "tied": "--v-tied", "all_wrong": "--v-all-wrong", "all_right": "--v-all-right"}
 SOFTER = 0.35  # opacity of what lies behind a smoothed line
 
 Figure = dict[str, Any]
@@ -151,6 +157,27 @@ def heldout(runs: Sequence[Curves], view: View) -> Figure:
     out.update(traces=traces, legend=_run_legend(runs), note="Same prompts in every evaluation of a task. Intervals that overlap widely: no difference shown.")
     out["layout"]["yaxis"] = {"tickformat": ".0%", "rangemode": "tozero"}
     return _finished(out, view)
+
+
+def verdicts(series: Sequence[VerdictCounts], key: str) -> Figure:
+    """Groups of each verdict over the steps, stacked, as shares: what the sampling was spent on. A click opens the steps of the point."""
+    found = [code for code in VERDICT_COLOURS if any(s.counts.get(code) for s in series)]
+    out = _empty_figure("Verdicts", (), View())
+    out |= {"key": f"{key}|verdicts", "empty": "Appears when the first step has been scored"}
+    if not series:
+        return out
+    totals = [sum(s.counts.values()) for s in series]
+    out["traces"] = [{
+        "type": "scatter", "mode": "lines", "stackgroup": "all", "name": _safe(VERDICTS[code][0]), "x": [s.first for s in series],
+        "y": [_rounded(s.counts.get(code, 0) / n) for s, n in zip(series, totals, strict=True)], "customdata": [s.first for s in series],
+        "text": [f"{s.counts.get(code, 0)} of {n}" for s, n in zip(series, totals, strict=True)], "hovertemplate": "%{text}",
+        "line": {"width": 0.5, "color": VERDICT_COLOURS[code]}, "fillcolor": VERDICT_COLOURS[code]} for code in found]
+    out["legend"] = [{"name": VERDICTS[code][0], "colour": VERDICT_COLOURS[code], "dash": "area"} for code in found]
+    out["layout"]["yaxis"] = {"range": [0, 1], "tickformat": ".0%", "tickvals": [0, 0.5, 1]}
+    every = series[0].last - series[0].first + 1
+    out["note"] = ("Share of each step's groups" if every == 1 else f"Share of the groups of {every} steps") + ". Click to see the groups of a point."
+    out["spoken"] = "Verdicts over the steps: " + ", ".join(f"{VERDICTS[code][0]} {sum(s.counts.get(code, 0) for s in series):,}" for code in found)
+    return out
 
 
 def heldout_trace(run: Curves, view: View, place: int, yaxis: str) -> list[Figure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -11,15 +12,16 @@ import gradio as gr
 from grpo_core.errors import StudioError
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import RunRow
-from ui import place, status, tables
+from ui import charts, place, status, tables
 from ui.cards import highest_reward
+from ui.live_chart import live_chart
 from ui.panel import QUIET, one_of, panel, script, typing
 from ui.text import count, esc, is_number
 from ui.train import SKIP, Frame, chosen_order, parse_tokens, token, walked
 from ui.views import Views
 
 PAGE = 25  # groups in the table
-FIRST = {"verdict": "", "sort": "step", "descending": True, "offset": 0, "fresh": 0}
+FIRST = {"verdict": "", "sort": "step", "descending": True, "offset": 0, "fresh": 0, "steps": None}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def build_inspect(frame: Frame, views: Views) -> Inspect:
             panel("<h2>Groups</h2>")
             search = gr.Textbox(label="Search completions", placeholder="Text in any prompt or completion", max_lines=1, elem_id="search",
                                 show_label=False, interactive=True)
-            chips = panel(events=("verdict",), elem_id="chips")
+            chips = panel(events=("verdict", "allsteps"), elem_id="chips")
+            over_time = live_chart(charts.verdicts([], ""), elem_id="verdicts-over-time")
             with gr.Row(elem_id="reward-range"):
                 low = gr.Textbox("", label="Mean reward from", max_lines=1, elem_id="reward-from", interactive=True)
                 high = gr.Textbox("", label="to", max_lines=1, elem_id="reward-to", interactive=True)
@@ -49,7 +52,7 @@ def build_inspect(frame: Frame, views: Views) -> Inspect:
             ("opened", ""), ("filters", json.dumps(FIRST)), ("order", "best"), ("at", ""), ("seen", "{}")))
 
     inputs = [frame.run, frame.tab, search, low, high, filters, opened, order, seen]
-    outputs = [chips, table, newer, detail, at, seen]
+    outputs = [chips, over_time, table, newer, detail, at, seen]
     show = ShowGroups(views)
 
     def then_show(event: Any) -> None:
@@ -65,6 +68,8 @@ def build_inspect(frame: Frame, views: Views) -> Inspect:
     for typed in (search, low, high):
         then_show(typing(typed)(lambda now: changed(now, offset=0), filters, filters, **live))
     then_show(chips.verdict(choose_verdict, filters, filters, **QUIET))
+    then_show(chips.allsteps(lambda now: changed(now, steps=None, offset=0), filters, filters, **QUIET))
+    then_show(over_time.pick(partial(choose_steps, views), [filters, frame.run], filters, **QUIET))
     then_show(table.sort(choose_sort, filters, filters, **QUIET))
     then_show(table.turn(turn_page, filters, filters, **QUIET))
     then_show(table.open(open_place, None, opened, **QUIET))
@@ -85,7 +90,14 @@ def read_filters(text: Any) -> dict[str, Any]:
     return {
         "verdict": one_of(data.get("verdict"), VERDICTS, ""), "sort": one_of(data.get("sort"), tables.SORTS, "step"),
         "descending": data.get("descending") is not False, "offset": offset if isinstance(offset, int) and 0 <= offset < 1e9 else 0,
-        "fresh": fresh if isinstance(fresh, int) else 0}
+        "fresh": fresh if isinstance(fresh, int) else 0, "steps": _span(data.get("steps"))}
+
+
+def _span(value: Any) -> list[int] | None:
+    """First and last step, bounds included."""
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1e9 for v in value):
+        return value
+    return None
 
 
 def changed(filters: Any, **change: Any) -> str:
@@ -98,6 +110,13 @@ def _data(event: gr.EventData) -> dict[str, Any]:
 
 def choose_verdict(filters: Any, event: gr.EventData) -> str:
     return changed(filters, verdict=_data(event).get("code"), offset=0)
+
+
+def choose_steps(views: Views, filters: Any, run_id: Any, event: gr.EventData) -> str:
+    """The steps that the clicked point of the curve stands for."""
+    step = _data(event).get("step")
+    spans = [s for s in (views.verdict_series(run_id) if views.cursor(run_id) else []) if s.first == step]
+    return changed(filters, steps=[spans[0].first, spans[0].last], offset=0) if spans else changed(filters)
 
 
 def choose_sort(filters: Any, event: gr.EventData) -> str:
@@ -139,13 +158,13 @@ class ShowGroups:
     def __call__(self, run_id: Any, tab: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, order: Any, seen: Any) -> list[Any]:
         views, was, now = self.views, parse_tokens(seen), read_filters(filters)
         if tab != "inspect":
-            return [SKIP] * 6
+            return [SKIP] * 7
         run = views.run(run_id)
         counts = views.store.verdict_counts(run.id) if run else {}
         total = sum(counts.values())
         wish = [run_id, str(search or "")[:200], _bound(low), _bound(high), now]
         at = place.parse(opened)
-        tokens = {"chips": token([run_id, counts, now["verdict"]]), "table": token([wish, at]), "run": token(run_id)}
+        tokens = {"chips": token([run_id, counts, now["verdict"], now["steps"]]), "series": token([run_id, counts]), "table": token([wish, at]), "run": token(run_id)}
         shown = was.get("total") if was.get("run") == tokens["run"] and isinstance(was.get("total"), int) else 0
         redraw = was.get("table") != tokens["table"] or (shown == 0 and total > 0)
         if was.get("wish") != token(wish) or shown == 0:
@@ -159,7 +178,8 @@ class ShowGroups:
         if redraw and opened == "" and first and run:  # the first row stands open: mark it
             out_table, _ = self._table(run, *wish[1:4], now, first)
         return [
-            tables.verdict_chips(counts, now["verdict"]) if tokens["chips"] != was.get("chips") else SKIP,
+            tables.verdict_chips(counts, now["verdict"], now["steps"]) if tokens["chips"] != was.get("chips") else SKIP,
+            charts.verdicts(views.verdict_series(run.id) if run else [], str(run_id)) if tokens["series"] != was.get("series") else SKIP,
             out_table,
             _newer(total - shown) if tokens["newer"] != was.get("newer") else SKIP,
             self._detail(run, at, order) if tokens["detail"] != was.get("detail") else SKIP,
@@ -172,13 +192,15 @@ class ShowGroups:
         """The table and the place of its first row."""
         if run is None:
             return status.empty("The groups of a run appear here", "Start one on the Train tab, or choose one above."), None
+        steps = now["steps"] or [None, None]
         try:
             page = self.views.store.groups(run.id, verdict=now["verdict"] or None, search=search.strip() or None, reward_from=low, reward_to=high,
+                                           step_from=steps[0], step_to=steps[1],
                                            sort=now["sort"], descending=now["descending"], limit=PAGE, offset=now["offset"])
         except StudioError as error:
             return status.banner("The groups could not be searched.", str(error)), None
         if not page.rows:
-            return _nothing(run, bool(search or now["verdict"] or low is not None or high is not None)), None
+            return _nothing(run, bool(search or now["verdict"] or now["steps"] or low is not None or high is not None)), None
         first = (page.rows[0].step, page.rows[0].position)
         return tables.group_table(page, highest_reward(run.config), now["offset"], PAGE, now["sort"], now["descending"], at), first
 
@@ -191,7 +213,7 @@ class ShowGroups:
 
 def _nothing(run: RunRow, filtered: bool) -> str:
     if filtered:
-        return status.empty("No group matches", "Choose “all”, empty the search box, or widen the range of rewards.")
+        return status.empty("No group matches", "Choose “all”, all steps, empty the search box, or widen the range of rewards.")
     if run.status.is_live:
         return status.empty("No groups yet", "The first appear when the first step has been scored.")
     return status.empty("This run has no groups", "It ended before its first step.")

@@ -21,12 +21,15 @@ RUN_COLUMNS: dict[str, str] = {
     "reward": "Reward", "heldout": "Held-out", "duration": "Duration", "created": "When"}
 
 
-def verdict_chips(counts: Mapping[str, int], chosen: str | None) -> str:
-    """One button for all groups and one for each verdict that occurs, with how often."""
+def verdict_chips(counts: Mapping[str, int], chosen: str | None, steps: Sequence[int] | None = None) -> str:
+    """One button for all groups and one for each verdict that occurs, with how often; and one that lifts a choice of steps."""
     chips = [("", "all", sum(counts.values()))] + [(code, VERDICTS[code][0], counts[code]) for code in VERDICTS if counts.get(code)]
     buttons = "".join(
         f'<button type="button" class="chip" data-do="verdict" data-code="{esc(code)}" aria-pressed="{str(code == (chosen or "")).lower()}">'
         f"{esc(label)} <b>{n:,}</b></button>" for code, label, n in chips)
+    if steps:
+        span = f"step {steps[0]:,}" if steps[0] == steps[1] else f"steps {steps[0]:,}–{steps[1]:,}"
+        buttons += f'<button type="button" class="chip" data-do="allsteps" aria-pressed="true" aria-label="Only {span}. Show all steps">only {span} ✕</button>'
     return f'<div class="chips" role="group" aria-label="Filter by verdict">{buttons}</div>'
 
 

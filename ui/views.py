@@ -11,7 +11,7 @@ import gradio as gr
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import NotFound
-from grpo_core.store import Cursor, RunRow, Store
+from grpo_core.store import Cursor, RunRow, Store, VerdictCounts
 from grpo_core.types import RunStatus
 from ui import cards, charts, status
 
@@ -37,6 +37,7 @@ class Views:
         self._runs = lru_cache(maxsize=2)(lambda token: store.runs())
         self._curves = lru_cache(maxsize=16)(self._read_curves)
         self._figure = lru_cache(maxsize=128)(self._draw)
+        self._verdicts = lru_cache(maxsize=8)(lambda run_id, groups: store.verdict_series(run_id))
         self._group = lru_cache(maxsize=64)(self._draw_group)
 
     # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -97,6 +98,9 @@ class Views:
 
     def _draw(self, name: str, keys: tuple[tuple[Any, ...], ...], view: charts.View) -> dict[str, Any]:
         return charts.figure(name, [self._curves(key[0], key) for key in keys], view)
+
+    def verdict_series(self, run_id: str) -> list[VerdictCounts]:
+        return self._verdicts(run_id, tuple(self.store.verdict_counts(run_id).items()))
 
     # ---- groups --------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from grpo_core.rubric.criteria import CHECKS, Check
 from grpo_core.rubric.rubric import PRESETS, Rubric, build_rubric, resolve_rubric, total
 from grpo_core.rubric.shaping import Spread, gated, shaped
-from grpo_core.rubric.verdict import VERDICTS, explain, verdict
+from grpo_core.rubric.verdict import VERDICTS, dominant, explain, variance_shares, verdict
 
-__all__ = ["CHECKS", "PRESETS", "VERDICTS", "Check", "Rubric", "Spread", "build_rubric", "explain", "gated", "resolve_rubric", "shaped", "total",
-           "verdict"]
+__all__ = ["CHECKS", "PRESETS", "VERDICTS", "Check", "Rubric", "Spread", "build_rubric", "dominant", "explain", "gated", "resolve_rubric", "shaped", "total",
+           "variance_shares", "verdict"]

@@ -11,7 +11,7 @@ from grpo_core.errors import NotFound, StudioError
 from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
-from grpo_core.store.rows import Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow
+from grpo_core.store.rows import Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow, VerdictCounts
 from grpo_core.types import STEP_METRICS, Phase, RunStatus
 
 EXCERPT = 200  # characters of a completion in a list of groups
@@ -112,6 +112,19 @@ class Queries:
     def verdict_counts(self, run_id: str) -> dict[str, int]:
         rows = self._readers.all("SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER BY verdict", (text(run_id),))
         return {row["verdict"]: row["n"] for row in rows}
+
+    def verdict_series(self, run_id: str, max_points: int = 300) -> list[VerdictCounts]:
+        """How many groups of each verdict, for spans of steps of equal length, in order; a span is one step while the run is short."""
+        run_id = text(run_id)
+        first, last = self._readers.all("SELECT MIN(step), MAX(step) FROM groups WHERE run_id = ?", (run_id,))[0]
+        if first is None:
+            return []
+        every = stride(first, last, max_points)
+        spans: dict[int, dict[str, int]] = {}
+        for at, verdict, n in self._readers.all("SELECT (step - ?) / ? AS at, verdict, COUNT(*) FROM groups WHERE run_id = ? GROUP BY at, verdict "
+                                                "ORDER BY at", (first, every, run_id)):
+            spans.setdefault(first + at * every, {})[verdict] = n
+        return [VerdictCounts(start, min(last, start + every - 1), counts) for start, counts in spans.items()]
 
     def groups(self, run_id: str, *, verdict: str | None = None, search: str | None = None, step_from: int | None = None,
                step_to: int | None = None, reward_from: float | None = None, reward_to: float | None = None, sort: str = "step",

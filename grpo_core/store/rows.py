@@ -109,3 +109,12 @@ class GroupPage:
 
     rows: list[GroupSummary]
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictCounts:
+    """How many groups of the steps `first` to `last`, bounds included, have each verdict."""
+
+    first: int
+    last: int
+    counts: Mapping[str, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -12,7 +13,7 @@ from recorded import record_run, record_step
 from grpo_core.store import Recorder
 from grpo_core.types import RunStatus
 from ui import runs
-from ui.inspect import FIRST, ShowGroups
+from ui.inspect import FIRST, ShowGroups, choose_steps
 from ui.runs import ShowRuns
 
 SKIP = gr.skip()
@@ -26,7 +27,7 @@ def inspect(views, run_id, search="", low="", high="", filters=None, opened="", 
 
 
 def test_the_table_lists_the_newest_groups_and_opens_the_first(views, store):
-    chips, table, newer, detail, at, _ = inspect(views, record_run(store))
+    chips, _, table, newer, detail, at, _ = inspect(views, record_run(store))
     assert "all <b>6</b>" in chips  # 3 steps of 2 groups
     assert "healthy <b>3</b>" in chips
     assert "1–6 of 6 groups" in table
@@ -40,7 +41,7 @@ def test_the_table_lists_the_newest_groups_and_opens_the_first(views, store):
     ({"search": "2+9"}, 1), ({"search": "NO IDEA"}, 6), ({"search": "' OR 1=1 --"}, 0), ({"search": "%"}, 0),
 ])
 def test_groups_are_found_by_verdict_reward_and_text(views, store, question, groups):
-    table = inspect(views, record_run(store), **question)[1]
+    table = inspect(views, record_run(store), **question)[2]
     assert (f"of {groups} group" in table) if groups else ("No group matches" in table)
 
 
@@ -49,15 +50,28 @@ def test_the_table_of_a_live_run_stands_still_and_says_how_many_groups_came_sinc
     first = inspect(views, run_id)
     with Recorder(store, run_id) as record:
         record_step(record, 4)
-    chips, table, newer, detail, _, _ = inspect(views, run_id, seen=first[-1])
+    chips, _, table, newer, detail, _, _ = inspect(views, run_id, seen=first[-1])
     assert "all <b>8</b>" in chips
     assert (table, detail) == (SKIP, SKIP)
     assert "2 newer groups" in newer
-    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[-1])[1]
+    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[-1])[2]
 
 
 def test_a_tab_that_is_not_in_view_reads_nothing(views, store):
-    assert inspect(views, record_run(store), tab="train") == [SKIP] * 6
+    assert inspect(views, record_run(store), tab="train") == [SKIP] * 7
+
+
+def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_that_step(views, store):
+    run_id = record_run(store)
+    figure = inspect(views, run_id)[1]
+    assert {t["name"]: t["y"] for t in figure["traces"]} == {"healthy": [0.5] * 3, "tied: all wrong": [0.5] * 3}  # two groups a step, one of each
+    assert {t["stackgroup"] for t in figure["traces"]} == {"all"}
+    filters = json.loads(choose_steps(views, "{}", run_id, SimpleNamespace(_data={"step": 2})))
+    assert filters["steps"] == [2, 2]
+    chips, _, table, *_ = inspect(views, run_id, filters=filters)
+    assert "1–2 of 2 groups" in table
+    assert "only step 2" in chips
+    assert json.loads(choose_steps(views, "{}", run_id, SimpleNamespace(_data={"step": "<b>"})))["steps"] is None
 
 
 # ---- the Runs tab -------------------------------------------------------------------------------------------------------------------
