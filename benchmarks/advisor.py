@@ -67,9 +67,9 @@ RUNS: dict[str, Ill] = {
     "all right": Ill(("dead_groups",), {"task.name": "easy", "rubric.name": "accuracy only"}, 20),
     "group size 2": Ill(("dead_groups",), {"task.name": "countdown", "rubric.name": "accuracy only", "train.group_size": 2, "train.prompts_per_step": 16}, 20),
     "cut short": Ill(("truncation",), {"train.max_new_tokens": 7}, 20),
-    "learning rate x 100": Ill(("lr_too_high",), {"train.learning_rate": 1e-2}, 30),
+    "learning rate x 100": Ill(("lr_too_high",), {"train.learning_rate": 1e-2}, 15),
     "learning rate / 100": Ill(("lr_too_low",), {"train.learning_rate": 1e-6}, 40),
-    "format only": Ill(("hacking",), rubric({"name": "format", "check": "format", "weight": 1.0}, WATCHED), 60),
+    "format only": Ill(("hacking",), rubric({"name": "format", "check": "format", "weight": 1.0}, WATCHED), 40),
     "nobody right": Ill(("phantom",), {"task.name": "impossible"}, 20),
     "nobody right, gated": Ill(("flat_reward", "dead_groups"), {"task.name": "impossible", "rubric.gate": True}, 20),
 }
