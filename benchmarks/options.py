@@ -1,0 +1,152 @@
+"""What does each option of the algorithm do to the default task? Trains every one over several seeds and keeps the curves.
+
+    python benchmarks/options.py train [--seeds 0 1 2] [--only NAME …] [--through "nice -n 15"]
+    python benchmarks/options.py table          the table of docs/algorithms.md, on standard output
+    python benchmarks/options.py picture        docs/screenshots/options.png, through Chromium
+
+Every run is 60 steps in a process of its own and adds one line to benchmarks/options.jsonl when it is done; a run whose line is there is not
+made again, so the command may be stopped and repeated. `--through` is put before the command of each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+LINES = Path(__file__).parent / "options.jsonl"
+STEPS, EVAL_EVERY = 60, 20
+CURVES = ("reward_mean", "kl", "kl_coef", "entropy", "completion_tokens_mean", "num_updates", "tied_group_frac", "tokens")
+TWO = {"updates_per_batch": 2}  # from the second update on the ratio leaves 1: only there objectives differ
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One run's settings, by what they change in a default run; names without a section are algorithm fields."""
+
+    family: str
+    name: str
+    settings: dict[str, Any]
+    preset: str = ""
+
+    def flat(self) -> dict[str, Any]:
+        own = {name if "." in name else f"algorithm.{name}": value for name, value in self.settings.items()}
+        return own | {"train.steps": STEPS, "train.eval_every": EVAL_EVERY}
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("defaults", "defaults", {}),
+    *(Option("siblings", f"grouping {name}", {"grouping": name}) for name in ("task", "similarity", "batch")),
+    Option("advantage", "group_mean", {"advantage": "group_mean"}),
+    Option("advantage", "batch_std", {"advantage": "batch_std"}),
+    Option("advantage", "leave_one_out", {"advantage": "leave_one_out"}),
+    Option("advantage", "rank", {"advantage": "rank"}),
+    Option("advantage", "per_criterion", {"advantage": "per_criterion"}),
+    Option("advantage", "value (PPO)", {}, "PPO (critic)"),
+    Option("rewards", "scale, group_mean", {"rubric.scale": True, "advantage": "group_mean"}),
+    Option("rewards", "clip at 1", {"rubric.clip_high": 1.0}),
+    Option("rewards", "outcome gate", {"rubric.gate": True}),
+    Option("several updates", "clip ×2", TWO),
+    Option("several updates", "clip ×4", {"updates_per_batch": 4}),
+    Option("several updates", "clip, δ 4, ×2", {"clip_delta": 4.0, **TWO}),
+    Option("several updates", "clip, sequence ratio ×2", {"ratio_level": "sequence", "clip_eps_low": 3e-4, "clip_eps_high": 4e-4, **TWO}),
+    Option("several updates", "off-policy drop .1 ×4", {"off_policy_threshold": 0.1, "updates_per_batch": 4}),
+    *(Option("objective", f"{name} ×2", {"objective": name, **TWO}) for name in ("cispo", "sapo", "vespo", "gmpo")),
+    Option("objective", "reinforce", {"objective": "reinforce"}),
+    Option("KL in the loss", "kl_coef 0", {"kl_coef": 0.0}),
+    *(Option("KL in the loss", f"{name}, kl_coef .1", {"kl_estimator": name, "kl_coef": 0.1}) for name in ("k1", "k2", "k3", "exact")),
+    Option("KL in the loss", "k3 · ratio, kl_coef .1", {"kl_ratio_corrected": True, "kl_coef": 0.1}),
+    Option("KL control", "reference moves every 10", {"ref_every": 10}),
+    Option("KL control", "adaptive", {"kl_control": "adaptive"}),
+    Option("KL control", "hard", {"kl_control": "hard"}),
+    Option("tokens", "sequence_mean", {"aggregation": "sequence_mean"}),
+    Option("tokens", "constant", {"aggregation": "constant"}),
+    Option("tokens", "mask_truncated", {"mask_truncated": True}),
+    Option("tokens", "entropy_quantile .2", {"entropy_quantile": 0.2}),
+    Option("tokens", "entropy_coef .01", {"entropy_coef": 0.01}),
+    Option("tokens", "entropy_target .2", {"entropy_target": 0.2}),
+    Option("tokens", "dynamic_sampling 2", {"dynamic_sampling": 2}),
+    *(Option("presets", name, {}, name) for name in ("Dr. GRPO", "DAPO", "GSPO", "CISPO", "RLOO", "Trust-region GRPO")),
+    Option("mixed", "vespo ×2, grouping batch", {"objective": "vespo", "grouping": "batch", **TWO}),
+    Option("mixed", "exact KL, per_criterion, gate", {"kl_estimator": "exact", "advantage": "per_criterion", "rubric.gate": True}),
+    Option("mixed", "dynamic sampling, scale, off-policy drop ×2",
+           {"dynamic_sampling": 2, "rubric.scale": True, "advantage": "group_mean", "off_policy_threshold": 0.1, **TWO}),
+)
+
+
+def train_one(option: Option, seed: int) -> dict[str, Any]:
+    """One run in this process; what is kept of it."""
+    from grpo_core.config import nest, parse, with_preset
+    from grpo_core.control import RunControl
+    from grpo_core.trainer import train
+    from grpo_core.types import Evaluated, StepCompleted
+
+    flat = option.flat() | {"train.seed": seed}
+    config = parse(nest(with_preset(flat, option.preset) if option.preset else flat))
+    events: list[Any] = []
+    started = perf_counter()
+    train(config, events.append, RunControl())
+    steps = [e.metrics for e in events if isinstance(e, StepCompleted)]
+    held = {e.step: round(e.metrics["heldout/accuracy"], 4) for e in events if isinstance(e, Evaluated)}
+    # The tree that runs may be a copy without a repository; then the commit is what the caller says.
+    return {"option": option.name, "family": option.family, "seed": seed, "commit": commit(), "settings": option.settings, "preset": option.preset,
+            "seconds": round(perf_counter() - started, 1), "heldout": held,
+            **{name: [_short(getattr(s, name)) for s in steps] for name in CURVES}}
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return asked.stdout.strip()
+
+
+def lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in LINES.read_text("utf-8").splitlines()] if LINES.exists() else []
+
+
+def train_all(seeds: list[int], only: list[str], without: list[str], through: str) -> None:
+    """Seed by seed, so that what is there after an interruption is whole over fewer seeds."""
+    for seed in seeds:
+        for option in OPTIONS:
+            if (only and option.name not in only) or option.name in without or any((r["option"], r["seed"]) == (option.name, seed) for r in lines()):
+                continue
+            command = [*shlex.split(through), sys.executable, __file__, "one", option.name, str(seed)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            print(done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"{option.name}, seed {seed} FAILED: {done.stderr[-2000:]}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    every = commands.add_parser("train")
+    every.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    every.add_argument("--only", nargs="+", default=[])
+    every.add_argument("--without", nargs="+", default=[])
+    every.add_argument("--through", default="")
+    one = commands.add_parser("one")
+    one.add_argument("name")
+    one.add_argument("seed", type=int)
+    asked = parser.parse_args()
+    if asked.command == "train":
+        train_all(asked.seeds, asked.only, asked.without, asked.through)
+    else:
+        result = train_one(next(o for o in OPTIONS if o.name == asked.name), asked.seed)
+        with LINES.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result, separators=(",", ":")) + "\n")
+        print(f"{asked.name}, seed {asked.seed}: {result['seconds']} s, held-out {list(result['heldout'].values())}")
+
+
+if __name__ == "__main__":
+    main()
