@@ -52,6 +52,8 @@ def advantage_scale(config: Mapping[str, Any], group_size: int) -> float:
     Fixed for a run, so that bars of different groups can be compared: the largest value the estimator can give, but at most 3.
     In a group of G the largest (r − mean)/std is (G − 1)/√G, when one completion stands against all others.
     """
+    if estimator_of(config) == "value":
+        return 3.0  # whitened over the step's tokens: nothing bounds it, and a mean over tokens beyond 3 deviations is rare
     if estimator_of(config) in ("group_std", "batch_std", "rank", "per_criterion"):
         return min(3.0, max(1.0, (group_size - 1) / math.sqrt(max(1, group_size))))
     return min(3.0, highest_reward(config))
@@ -68,7 +70,16 @@ def verdict_sentence(group: GroupRow, config: Mapping[str, Any]) -> str:
         return ""
     outcome = next((c["name"] for c in criteria_of(config) if c.get("outcome")), None)
     outcomes = [r.scores.get(outcome) for r in group.rollouts] if outcome else []
-    return explain(group.verdict, [r.reward for r in group.rollouts], outcomes, [r.finish_reason for r in group.rollouts], shares_of(group, config))
+    return explain(group.verdict, [r.reward for r in group.rollouts], outcomes, [r.finish_reason for r in group.rollouts], shares_of(group, config),
+                   compared_beyond_the_prompt(config))
+
+
+def compared_beyond_the_prompt(config: Mapping[str, Any]) -> str:
+    """What completions are compared with, where that is not the siblings of their prompt alone: then a tied group may teach. Empty where it cannot."""
+    if estimator_of(config) == "value":
+        return "what a critic foresaw"
+    grouping = str((config.get("algorithm") or {}).get("grouping", "prompt"))
+    return "" if grouping == "prompt" or grouping not in GROUPINGS else GROUPINGS[grouping].formula.removeprefix("over ")
 
 
 def shares_of(group: GroupRow, config: Mapping[str, Any]) -> dict[str, float]:

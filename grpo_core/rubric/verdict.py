@@ -10,17 +10,19 @@ DOMINANT_SHARE = 0.8  # of a group's variance: what is left to all other criteri
 
 Scores = Mapping[str, float | None]
 
+NO_GRADIENT = "every advantage is 0, no gradient."  # true where a completion is compared with the siblings of its prompt alone
+
 # code -> (label, sentence). {n} rollouts, {right} reached the outcome, {cut} were truncated, {null} could not be scored; {criterion} carries
 # {share} of the variance. A word that was ever stored stays here: older files show it.
 VERDICTS: dict[str, tuple[str, str]] = {
     "healthy": ("healthy", "{right} of {n} right: the group tells good from bad."),
     "graded": ("graded", "Rewards differ by {spread:.3g}: the group tells better from worse."),
     "polish": ("all right, graded", "All {n} are right; only the smaller criteria tell them apart."),
-    "all_right": ("tied: all right", "All {n} are right and equal: every advantage is 0, no gradient."),
-    "all_wrong": ("tied: all wrong", "All {n} are wrong and equal: every advantage is 0, no gradient."),
-    "tied": ("tied", "All {n} rewards are equal: every advantage is 0, no gradient."),
+    "all_right": ("tied: all right", f"All {{n}} are right and equal: {NO_GRADIENT}"),
+    "all_wrong": ("tied: all wrong", f"All {{n}} are wrong and equal: {NO_GRADIENT}"),
+    "tied": ("tied", f"All {{n}} rewards are equal: {NO_GRADIENT}"),
     "phantom": ("phantom", "Nobody was right, yet advantages are not 0: differences of {spread:.3g} in the smaller criteria, scaled to full size."),
-    "gated": ("gated", "Nobody was right, so the smaller criteria (spread {spread:.3g}) did not count: every advantage is 0, no gradient."),
+    "gated": ("gated", f"Nobody was right, so the smaller criteria (spread {{spread:.3g}}) did not count: {NO_GRADIENT}"),
     "truncated": ("partly truncated", "{cut} of {n} were cut at the token limit, so their end was never judged."),
     "dominated": ("one criterion", "{share:.0%} of what tells these completions apart is {criterion} alone; {right} of {n} are right."),
     "unscored": ("unscored", "{null} of {n} could not be scored: too few to compare."),
@@ -80,11 +82,17 @@ def dominant(shares: Mapping[str, float], outcome: str | None = None) -> str | N
 
 
 def explain(code: str, rewards: Sequence[float | None], outcomes: Sequence[float | None], finish_reasons: Sequence[str],
-            shares: Mapping[str, float] | None = None) -> str:
-    """The sentence for a verdict, with the group's own numbers in it."""
+            shares: Mapping[str, float] | None = None, compared_with: str = "") -> str:
+    """The sentence for a verdict, with the group's own numbers in it.
+
+    compared_with: what advantages look at other than the completions of this prompt alone; a tied group may teach then.
+    """
     scored = [r for r in rewards if r is not None]
     top = max(shares or {}, key=(shares or {}).__getitem__, default="")
-    return VERDICTS[code][1].format(
+    sentence = VERDICTS[code][1]
+    if compared_with:
+        sentence = sentence.replace(NO_GRADIENT, "they are compared with {compared_with}, so they may still be pushed.")
+    return sentence.format(
         n=len(rewards), right=sum(o is not None and o >= 1 for o in outcomes), cut=sum(f == "length" for f in finish_reasons),
-        null=len(rewards) - len(scored), spread=max(scored) - min(scored) if scored else 0.0, criterion=top, share=(shares or {}).get(top, 0.0),
+        null=len(rewards) - len(scored), spread=max(scored) - min(scored) if scored else 0.0, criterion=top, share=(shares or {}).get(top, 0.0), compared_with=compared_with,
     )

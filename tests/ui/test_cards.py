@@ -140,6 +140,8 @@ def test_the_bar_is_full_at_the_largest_advantage_a_group_can_have():
     # one winner among 8: (7/8)/(std = sqrt(1/8)) = 2.4749 = 7/sqrt(8)
     assert cards.advantage_scale(CONFIG, 8) == pytest.approx(2.4749, abs=1e-4)
     assert cards.advantage_scale(CONFIG, 1024) == 3.0
+    # a critic's advantages have a deviation of 1 over the step's tokens, whatever rewards and group size are
+    assert cards.advantage_scale({**CONFIG, "algorithm": {**CONFIG["algorithm"], "advantage": "value"}}, 2) == 3.0
 
 
 def test_what_could_not_be_scored_says_so_and_is_no_zero():
@@ -169,6 +171,17 @@ def test_the_verdict_is_a_label_and_a_sentence_with_the_groups_numbers():
     view = Shown(cards.group_view(tied, 8, CONFIG)).text
     assert "tied: all right" in view
     assert "All 8 are right and equal: every advantage is 0, no gradient." in view
+
+
+@pytest.mark.parametrize(("algorithm", "says"), [
+    ({"advantage": "value"}, "All 8 are right and equal: they are compared with what a critic foresaw, so they may still be pushed."),
+    ({"grouping": "batch"}, "All 8 are right and equal: they are compared with the step's completions, so they may still be pushed."),
+    ({"grouping": "prompt"}, "All 8 are right and equal: every advantage is 0, no gradient.")])
+@pytest.mark.parametrize("table", [False, True])
+def test_a_tied_group_is_not_said_to_teach_nothing_where_more_than_its_siblings_is_compared(algorithm, says, table):
+    tied = group([rollout(i, 1.0, 0.3) for i in range(8)], 1.0, 0.0, "all_right")
+    config = {**CONFIG, "algorithm": {**CONFIG["algorithm"], **algorithm}}
+    assert says in Shown(cards.group_view(tied, 8, config, table=table)).text
 
 
 def test_a_long_text_can_be_scrolled_with_the_keyboard_and_a_short_one_is_no_tab_stop():
