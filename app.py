@@ -34,13 +34,14 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     from grpo_core.store import Store
 
     store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
+    from grpo_core.desk import Desk
     from grpo_core.policy import check_model, describe_device, pick_device
     from grpo_core.runs import RunManager
     from grpo_core.trainer import train
     from ui.page import build_app, launch_options
 
     runs = RunManager(store, train, check=lambda config: check_model(config.model), device=describe_device(pick_device()))
-    page = build_app(store, runs)
+    page = build_app(store, runs, Desk())
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
                 quiet=True, **launch_options(host=options.host, share=options.share))
     print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)

@@ -1,4 +1,4 @@
-"""The same without a browser: python -m grpo_core train | compare | runs | show | export."""
+"""The same without a browser: python -m grpo_core train | prompts | compare | runs | show | export."""
 
 from __future__ import annotations
 
@@ -92,6 +92,21 @@ def _show_progress(bar: tqdm, event: Event) -> None:
             bar.update()
         case Evaluated(step=step, metrics={"heldout/accuracy": accuracy, "heldout/accuracy_low": low, "heldout/accuracy_high": high}):
             bar.write(f"step {step}: held-out accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%})", file=sys.stderr)
+
+
+def prompts_command(arguments: argparse.Namespace) -> int:
+    config = build_config(arguments.config, None, arguments.set)
+    from grpo_core.desk import Desk  # tokenizers and transformers take seconds
+
+    found = Desk().preview(config, arguments.count)
+    if arguments.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    for name, value in found.counts.items():
+        print(f"{name} = {printable(str(value))}")
+    for p in found.prompts:
+        print(f"\n--- {p.prompt_id}, {p.num_tokens} tokens, {'held out' if p.heldout else 'training'}, answer {printable(p.answer)!r}\n{printable(p.text)}")
+    return 0
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
@@ -279,6 +294,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE", help="a configuration as exported")
     train.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field; may be repeated")
     train.add_argument("--name", help="a name for the run")
+    prompts = command("prompts", prompts_command, "Show prompts exactly as the model will read them, and what was counted in their file.")
+    prompts.add_argument("--config", metavar="FILE", help="a configuration as exported")
+    prompts.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field, e.g. task.path=my.csv; may be repeated")
+    prompts.add_argument("--count", type=_count, default=5, metavar="N", help="training prompts to show (default 5)")
     compare = command("compare", compare_command, "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.")
     compare.add_argument("presets", nargs="+", metavar="PRESET", help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough")
     compare.add_argument("--task", help="a task (default: the configuration's)")

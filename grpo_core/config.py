@@ -26,6 +26,9 @@ def choice(default: str, title: str, help: str, table: Mapping[str, options.Opti
                  json_schema_extra={"unit": "", "way_out": "", "options": {name: option.help for name, option in table.items()}})
 
 
+FILE_INSTRUCTION = "Answer the question. You may think first inside <think></think>. Write only the final answer inside <answer></answer>."
+
+
 class Section(BaseModel):
     # allow_inf_nan: a learning rate of nan passes every bound check otherwise.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -43,8 +46,31 @@ class ModelConfig(Section):
 
 class TaskConfig(Section):
     name: str = knob("sums", "Task", "Where prompts come from, and how an answer is judged right.", min_length=1, max_length=64)
+    path: str = knob("", "Prompts from", "A CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k.", max_length=1024,
+        way_out="Name a file that is there, or owner/name.")
+    subset: str = knob("", "Subset", "Hub datasets: the configuration, such as main. Empty: the only one.", max_length=200)
+    split: str = knob("train", "Split", "Hub datasets: the split to train on.", min_length=1, max_length=200)
+    heldout_source: str = knob("", "Held-out from", "Another file, or another split of the dataset, to evaluate on; what is in it leaves training. Empty: one prompt in ten.",
+        max_length=1024)
+    prompt_column: str = knob("", "Prompt column", "The column with the prompt, text or chat messages. Empty: guessed by its name.", max_length=200)
+    answer_column: str = knob("", "Answer column", "The column with the right answer; with dots inside a column. Empty: guessed by its name.", max_length=200)
+    answers: Literal["recognised", "as they are"] = knob("recognised", "Answers",
+        "`recognised` takes the final answer out of worked solutions: after the last #### (GSM8K), in the last \\boxed (MATH).")
+    template: str = knob("{prompt}", "Template", "What the model is asked: {prompt}, and any other {column}.", min_length=1, max_length=20_000)
+    instruction: str = knob(FILE_INSTRUCTION, "Instruction", "Written before each prompt for a chat model; a model without a chat template reads the bare prompt.", max_length=20_000)
+    system: str = knob("", "System prompt", "First message of the chat. Empty: none.", max_length=20_000)
+    max_rows: int = knob(1_000_000, "Rows at most", "No more rows than these are read.", unit="rows", ge=1, le=100_000_000)
+    too_long: Literal["refuse", "drop"] = knob("refuse", "Too long prompts",
+        "What to do when prompts leave no room for a completion in the model's context: `refuse` the run, or `drop` them; both say how many.")
     heldout_size: int = knob(200, "Held-out prompts", "Prompts kept out of training and used to measure accuracy.",
         unit="prompts", ge=0, le=5000, way_out="Use 200 or more for a narrow interval, 0 for no evaluation.")
+
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_path_is_a_file(cls, data: Any) -> Any:
+        """`--set task.path=…` alone is enough."""
+        return {**data, "name": "file"} if isinstance(data, Mapping) and data.get("path") and "name" not in data else data
 
 
 class Criterion(Section):

@@ -25,7 +25,7 @@ HEARTBEAT_SECONDS = 5.0
 
 def prepare(config: RunConfig, check: Callable[[RunConfig], None] | None = None) -> RunConfig:
     """The configuration with its rubric written out. Raises InvalidConfig for all that can be known to fail before anything is loaded."""
-    task = load_task(config.task.name)
+    task = load_task(config.task)
     heldout_prompts(task, config.task.heldout_size)
     build_rubric(config.rubric)
     if check is not None:

@@ -10,6 +10,7 @@ import torch
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
 from grpo_core.draw import Emit, draw_groups, encode, generator
+from grpo_core.fit import fitting
 from grpo_core.learner import Batch, Learner
 from grpo_core.policy import Policy, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
@@ -28,9 +29,10 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
     """
     t = config.train
     emit(PhaseStarted(Phase.LOADING, 0, t.steps))
-    task, rubric = load_task(config.task.name), build_rubric(config.rubric)
-    heldout = heldout_prompts(task, config.task.heldout_size)
+    task, rubric = load_task(config.task), build_rubric(config.rubric)
     policy = load_policy(config.model, t.seed)
+    task = fitting(task, policy, config)
+    heldout = heldout_prompts(task, config.task.heldout_size)
     share_cores(policy.num_parameters)
     learning_rate = t.learning_rate or default_learning_rate(policy)
     learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate)

@@ -53,7 +53,7 @@ def test_the_core_never_imports_the_page_and_the_page_never_the_trainer(path):
     if path.is_relative_to(ROOT / "grpo_core"):
         assert not any(n == "ui" or n.startswith("ui.") for n in names)
     else:
-        forbidden = ("grpo_core.trainer", "grpo_core.learner", "grpo_core.policy", "grpo_core.rollout", "grpo_core.scoring")
+        forbidden = ("grpo_core.trainer", "grpo_core.learner", "grpo_core.policy", "grpo_core.rollout", "grpo_core.scoring", "grpo_core.desk", "grpo_core.fit")
         assert not any(n.startswith(forbidden) for n in names)
 
 

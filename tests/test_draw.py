@@ -11,7 +11,7 @@ from grpo_core.policy import load_policy
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import build_rubric
 from grpo_core.scoring import teaches
-from grpo_core.tasks import load_task, train_prompts
+from grpo_core.tasks import TASKS, load_task, train_prompts
 from grpo_core.types import PhaseStarted
 
 
@@ -23,12 +23,12 @@ def policy(tiny_model):
 def drawn(policy, tiny_settings, **more):
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 3, **more}))
     rubric, events = build_rubric(config.rubric), []
-    return draw_groups(1, policy, load_task(config.task.name), rubric, config, events.append, RunControl()), rubric, events
+    return draw_groups(1, policy, load_task(config.task), rubric, config, events.append, RunControl()), rubric, events
 
 
 def test_without_it_groups_are_those_of_the_steps_first_prompts(policy, tiny_settings):
     result, _, events = drawn(policy, tiny_settings, **{"rubric.name": "accuracy only"})
-    assert [g.prompt for g in result.groups] == train_prompts(load_task("sums"), 0, 1, 3)
+    assert [g.prompt for g in result.groups] == train_prompts(TASKS["sums"], 0, 1, 3)
     assert (result.replaced_groups, [e.phase for e in events if isinstance(e, PhaseStarted)]) == (0, ["sampling", "scoring"])
     assert result.tokens == sum(len(s.token_ids) for s in result.sampled)
 
@@ -37,7 +37,7 @@ def test_tied_groups_are_replaced_by_the_next_prompts_for_as_many_rounds_as_aske
     # a random-weight model is never right: every group ties, in every round
     result, _, events = drawn(policy, tiny_settings, **{"rubric.name": "accuracy only", "algorithm.dynamic_sampling": 2})
     assert result.replaced_groups == 6
-    assert [g.prompt for g in result.groups] == train_prompts(load_task("sums"), 0, 1, 9)[6:]
+    assert [g.prompt for g in result.groups] == train_prompts(TASKS["sums"], 0, 1, 9)[6:]
     assert len(events) == 6
     assert result.tokens > sum(len(s.token_ids) for s in result.sampled)  # what was thrown away was sampled too
 
@@ -54,7 +54,7 @@ def test_groups_that_teach_stay_where_they_are(policy, tiny_settings):
 def test_logprobs_kept_from_sampling_are_those_of_the_policy_that_sampled(policy, tiny_settings):
     from grpo_core.learner import Batch, token_logprobs
 
-    prompts = [policy.encode(p, "") for p in train_prompts(load_task("sums"), 0, 1, 2)]
+    prompts = [policy.encode(p, "") for p in train_prompts(TASKS["sums"], 0, 1, 2)]
     sampled = sample_groups(policy, prompts, 3, 8, 0.7, generator(policy, 0, 1), keep_logprobs=True)
     assert [s.token_ids for s in sampled] == [s.token_ids for s in sample_groups(policy, prompts, 3, 8, 0.7, generator(policy, 0, 1))]
     batch = Batch(prompts, [s.token_ids for s in sampled], [True] * 6, policy.pad_id, policy.device, [s.logprobs for s in sampled])

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo_core.config import TaskConfig
 from grpo_core.errors import InvalidConfig
 from grpo_core.tasks import TASKS, Task, extract_answer, heldout_prompts, is_heldout, load_task, prompt_id, train_prompts
 from grpo_core.tasks.countdown import NotAnExpression, evaluate
@@ -109,9 +110,9 @@ def test_a_task_with_fewer_prompts_than_a_step_repeats_them_in_turn():
 
 
 def test_an_unknown_task_is_refused_with_the_names_that_exist():
-    with pytest.raises(InvalidConfig, match=r"task\.name = 'sudoku'.*sums, arithmetic, sort, countdown"):
-        load_task("sudoku")
-    assert load_task("sums") is TASKS["sums"]
+    with pytest.raises(InvalidConfig, match=r"task\.name = 'sudoku'.*sums, arithmetic, sort, countdown, file"):
+        load_task(TaskConfig(name="sudoku"))
+    assert load_task(TaskConfig()) is TASKS["sums"]
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, 
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric import CHECKS, build_rubric
 from grpo_core.rubric import PRESETS as RUBRICS
-from grpo_core.tasks import TASKS, load_task
+from grpo_core.tasks import CHOICES as TASKS
+from grpo_core.tasks import FILE, check_task
 from ui.formula import objective_lines
 from ui.text import esc, plain
 
 CRITERIA = "rubric.criteria"
 EMPTY = {"train.learning_rate": "by model size"}  # what an empty field means; for others: off
+LONG = ("task.template", "task.instruction", "task.system")  # written in lines
 LABELS = {"algorithm.preset": "Algorithm"}  # where the page's fixed name is not the field's title
 FIELDS = fields_by_name()
 NAMES: tuple[str, ...] = tuple(FIELDS)  # the order in which handlers receive and return values
@@ -27,7 +29,8 @@ DEFAULTS: dict[str, Any] = flatten(RunConfig())
 NUMBERS = ("train.steps", "train.seed", "train.prompts_per_step", "train.group_size", "train.max_new_tokens", "train.learning_rate")
 ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
 OPTIONS: dict[str, dict[str, str]] = {n: x["options"] for n, i in FIELDS.items() if "options" in (x := i.json_schema_extra or {})}
-MORE = tuple(n for n in NAMES if n not in (*NUMBERS, *ALGORITHM, "model.name", "task.name", "rubric.name", CRITERIA, "algorithm.preset"))
+PROMPTS = tuple(n for n in NAMES if n.startswith("task.") and n not in ("task.name", "task.heldout_size"))  # of a file or dataset
+MORE = tuple(n for n in NAMES if n not in (*NUMBERS, *ALGORITHM, *PROMPTS, "model.name", "task.name", "rubric.name", CRITERIA, "algorithm.preset"))
 
 
 def label(name: str) -> str:
@@ -46,6 +49,8 @@ def component(name: str) -> gr.components.Component:
         return gr.Checkbox(**common)
     if kind is int:
         return gr.Number(**common)
+    if name in LONG:
+        return gr.Textbox(lines=2, max_lines=8, **common)
     # Text, for fractions too: 1e-4 stays as it was typed, and what is no number can be shown as such.
     return gr.Textbox(max_lines=1, placeholder=EMPTY.get(name, "off" if default == "" else None), **common)
 
@@ -119,12 +124,14 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
             flat[name] = flat[name].strip()
         if flat[name] == "" and NoneType in get_args(FIELDS[name].annotation):
             flat[name] = None
+    if flat["task.name"] != FILE.name:  # hidden then, so what stands there can be neither seen nor mended
+        flat |= {n: DEFAULTS[n] for n in PROMPTS}
     try:
         config = parse(nest(flat))
     except InvalidConfig as error:
         return None, bad_rows + [_readable(p) for p in error.problems]
     try:
-        load_task(config.task.name)
+        check_task(config.task)
     except InvalidConfig as error:
         problems += error.problems
     try:

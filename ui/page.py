@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 
 from grpo_core.store import Store
 from ui import place, status
+from ui.desk import Desk
 from ui.guard import Guard, own_hosts
 from ui.inspect import build_inspect
 from ui.live_chart import plotly_js
@@ -24,8 +25,8 @@ TABS = ("train", "inspect", "runs")
 DAY = 24 * 3600
 
 
-def build_app(store: Store, runs: Runs) -> gr.Blocks:
-    """The whole page over a store. Everything it shows is read from there; `runs` is only told to start and to stop."""
+def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
+    """The whole page over a store. Everything it shows is read from there; `runs` is only told to start and to stop, `desk` only asked."""
     views = Views(store)
     gr.set_static_paths([plotly_js()])
     with gr.Blocks(title="GRPO Studio", fill_width=True, delete_cache=(DAY, DAY), analytics_enabled=False) as app:
@@ -39,7 +40,7 @@ def build_app(store: Store, runs: Runs) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             # render_children: a tab that was left keeps its charts, and with them every zoom.
             with gr.Tab("Train", id="train", elem_id="tab-train", render_children=True) as train_tab:
-                train = build_train(frame, views, runs)
+                train = build_train(frame, views, runs, desk)
             with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as inspect_tab:
                 inspect = build_inspect(frame, views)
             with gr.Tab("Runs", id="runs", elem_id="tab-runs") as runs_tab:
@@ -95,6 +96,6 @@ def launch_options(host: str = "127.0.0.1", share: bool = False) -> dict[str, An
     guard = Middleware(Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else ())
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]), "head": head, "footer_links": [],
-        "run_history": False, "enable_monitoring": False, "max_file_size": "5mb", "ssr_mode": False, "pwa": False,
+        "run_history": False, "enable_monitoring": False, "max_file_size": "200mb", "ssr_mode": False, "pwa": False,
         "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
     }

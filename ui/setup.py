@@ -14,10 +14,13 @@ import gradio as gr
 from grpo_core.config import PRESETS, RubricConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric import build_rubric
-from grpo_core.tasks import TASKS, train_prompts
+from grpo_core.tasks import FILE, TASKS, Task, load_task, train_prompts
+from grpo_core.tasks.source import SUFFIXES
 from grpo_core.types import Completion
 from ui import form
+from ui.desk import Desk
 from ui.panel import QUIET, panel, script, typing
+from ui.prompts import wire_prompts
 from ui.status import banner
 from ui.text import esc, is_number, number, plain
 
@@ -63,7 +66,7 @@ class Setup:
         return [*(self.errors[n] for n in form.NAMES), self.summary]
 
 
-def build_setup() -> Setup:
+def build_setup(desk: Desk) -> Setup:
     """Lay the form out and make it answer. Must be called inside gr.Blocks."""
     fields: dict[str, Any] = {}
     errors: dict[str, gr.HTML] = {}
@@ -76,7 +79,18 @@ def build_setup() -> Setup:
     with gr.Column(elem_id="setup", elem_classes="card-box", scale=0, min_width=300):
         panel('<div class="setup-head"><h2>Set-up</h2><button type="button" class="fold" data-toggle="setup" aria-pressed="false">Show</button></div>')
         with gr.Column(elem_id="setup-body", elem_classes="stack", min_width=0):
-            for name in ("model.name", "task.name", "rubric.name", form.CRITERIA):
+            for name in ("model.name", "task.name"):
+                field(name)
+            with gr.Column(visible=False, elem_id="own-prompts", elem_classes="stack", min_width=0) as own:
+                for name in form.PROMPTS[:1]:
+                    field(name)
+                upload = gr.UploadButton("Upload prompts", size="sm", file_types=list(SUFFIXES), elem_id="upload-prompts")
+                with gr.Accordion("Columns, template, limits", open=False, elem_classes="fold-box"):
+                    for name in form.PROMPTS[1:]:
+                        field(name)
+                look = gr.Button("Preview prompts", size="sm")
+                preview = panel(elem_id="prompt-preview")
+            for name in ("rubric.name", form.CRITERIA):
                 field(name)
             text = gr.Textbox(label="Score this text", placeholder="Paste or type a completion", lines=2, max_lines=6, elem_id="score-text")
             scores = panel(elem_id="score-result")
@@ -101,6 +115,7 @@ def build_setup() -> Setup:
 
     setup = Setup(fields, errors, formula, summary, name, start)
     _wire(setup, text, scores, save, load)
+    wire_prompts(setup.fields, setup.errors, own, upload, look, preview, desk)
     return setup
 
 
@@ -193,7 +208,7 @@ def score_text(text: Any, fields: Sequence[Any]) -> str:
     if not isinstance(text, str) or not text:
         return ""
     flat = dict(zip(form.NAMES, fields, strict=True))
-    task = TASKS.get(flat["task.name"]) if isinstance(flat["task.name"], str) else None
+    task = _task_of(fields)
     if task is None:
         return '<p class="help">Choose a task first: answers are judged by it.</p>'
     criteria, problems = form.read_rows(flat[form.CRITERIA])
@@ -212,6 +227,18 @@ def score_text(text: Any, fields: Sequence[Any]) -> str:
     total = number(reward, 3) if is_number(reward) else "could not be scored"
     return (f'<table class="scored"><tbody>{rows}<tr class="total"><th scope="row">reward</th><td colspan="2"><b>{total}</b></td></tr></tbody></table>'
             f'<p class="help">As a completion of “{esc(prompt.text)}”, whose answer is {esc(prompt.answer)}.{guess}</p>')
+
+
+def _task_of(fields: Sequence[Any]) -> Task | None:
+    """The chosen task, if its prompts can be had."""
+    config, _ = form.read(fields)
+    flat = dict(zip(form.NAMES, fields, strict=True))
+    if config is None or config.task.name != FILE.name:  # a built-in task answers while other fields are still wrong
+        return TASKS.get(flat["task.name"]) if isinstance(flat["task.name"], str) else None
+    try:
+        return load_task(config.task)
+    except InvalidConfig:
+        return None
 
 
 def _score(value: float | None) -> str:

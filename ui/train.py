@@ -13,6 +13,7 @@ import gradio as gr
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import RunRow
 from ui import charts, form, place, setup, status
+from ui.desk import Desk
 from ui.live_chart import live_chart
 from ui.panel import QUIET, one_of, panel, script
 from ui.setup import Setup, build_setup
@@ -50,10 +51,10 @@ class Train:
     show: Show
 
 
-def build_train(frame: Frame, views: Views, runs: Runs) -> Train:
+def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     with gr.Row(elem_id="train-row", equal_height=False):
-        form_panel = build_setup()
+        form_panel = build_setup(desk)
         with gr.Column(elem_id="live", elem_classes="stack", min_width=0, scale=1):
             with gr.Row(elem_id="line", elem_classes="card-box"):
                 line = panel(status.status_line(None, [], 0, None, 0), script=script("status.js"), elem_id="status")

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.policy.policy import Policy, pick_device
+from grpo_core.policy.policy import Policy, Reader, pick_device
 
 transformers_logging.disable_progress_bar()  # its bar over weights would run through the command line's own
 
@@ -57,6 +57,16 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
     if not end_ids:
         _refuse(config, "neither its generation config nor its tokenizer names an end token, so no completion would ever end")
     return Policy(model, tokenizer, end_ids, pad if pad is not None else min(end_ids), getattr(model.config, "max_position_embeddings", None))
+
+
+def load_reader(config: ModelConfig) -> Reader:
+    """The tokenizer and context alone: enough to show and count prompts, in a moment."""
+    source = _source(config)
+    context = getattr(_model_config(source, config), "max_position_embeddings", None)
+    try:
+        return Reader(AutoTokenizer.from_pretrained(source, trust_remote_code=False, revision=config.revision), context)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+        _refuse(config, f"its tokenizer cannot be loaded: {_one_line(error)}")
 
 
 def _random_weights(source: str, options: dict[str, Any], dtype: torch.dtype, seed: int) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from grpo_core.tasks import TASKS, extract_answer
+from grpo_core.tasks import CHOICES, FILE, extract_answer, given_answer
 from grpo_core.types import Completion, Prompt
 
 MAX_CHARS = 20_000  # only so much of a completion is looked at, so that a check's time is bounded
@@ -64,11 +64,14 @@ class ReasoningParams(Params):
 
 
 def accuracy(completion: Completion, prompt: Prompt, params: AccuracyParams) -> float | None:
-    """Is the text in the answer tag right, by the task's own exact grader? 0 without an answer tag, None without a key."""
-    task = TASKS.get(prompt.task)
+    r"""Is the text in the answer tag right, by the task's own exact grader? 0 without an answer tag, None without a key.
+
+    For prompts of a file a \boxed answer and one after #### count as well: models bring their own habits.
+    """
+    task = CHOICES.get(prompt.task)
     if task is None or prompt.answer == "":
         return None
-    answer = extract_answer(completion.text[:MAX_CHARS])
+    answer = (given_answer if task is FILE else extract_answer)(completion.text[:MAX_CHARS])
     return 0.0 if answer is None else float(task.grade(answer, prompt))
 
 

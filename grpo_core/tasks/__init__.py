@@ -1,21 +1,43 @@
-"""Where prompts come from and how an answer is judged right. Standard library and pydantic only."""
+"""Where prompts come from and how an answer is judged right: built-in generators, files, Hub datasets."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.tasks.answers import FILE, given_answer, grade_answer
 from grpo_core.tasks.countdown import COUNTDOWN
 from grpo_core.tasks.numbers import ARITHMETIC, SUMS
 from grpo_core.tasks.sort import SORT
+from grpo_core.tasks.source import check_source, is_file
 from grpo_core.tasks.task import Task, extract_answer, heldout_prompts, is_heldout, prompt_id, train_prompts
 
+if TYPE_CHECKING:
+    from grpo_core.config import TaskConfig
+
 TASKS: dict[str, Task] = {task.name: task for task in (SUMS, ARITHMETIC, SORT, COUNTDOWN)}
+CHOICES: dict[str, Task] = {**TASKS, FILE.name: FILE}  # what a person can choose
 
 
-def load_task(name: str) -> Task:
-    """The task of that name, or InvalidConfig naming those that exist."""
-    if name not in TASKS:
-        raise InvalidConfig([FieldProblem("task.name", name, "there is no such task", f"Known: {', '.join(TASKS)}.")])
-    return TASKS[name]
+def check_task(config: TaskConfig) -> None:
+    """What can be found out about a task without reading a row. Raises InvalidConfig."""
+    if config.name not in CHOICES:
+        raise InvalidConfig([FieldProblem("task.name", config.name, "there is no such task", f"Known: {', '.join(CHOICES)}.")])
+    if config.name == FILE.name:
+        check_source(config.path)
+        if is_file(config.path) and config.heldout_source:
+            check_source(config.heldout_source, "task.heldout_source")
 
 
-__all__ = ["TASKS", "Task", "extract_answer", "heldout_prompts", "is_heldout", "load_task", "prompt_id", "train_prompts"]
+def load_task(config: TaskConfig) -> Task:
+    """The task that a configuration names. A file is read the first time that it is asked for. Raises InvalidConfig naming the field."""
+    if config.name == FILE.name:
+        from grpo_core.tasks.table import open_table  # numpy and pyarrow, only for files
+
+        return FILE.over(open_table(config), config.instruction)
+    check_task(config)
+    return TASKS[config.name]
+
+
+__all__ = ["CHOICES", "FILE", "TASKS", "Task", "check_task", "extract_answer", "given_answer", "grade_answer", "heldout_prompts", "is_heldout", "load_task",
+           "prompt_id", "train_prompts"]

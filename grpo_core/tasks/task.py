@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.types import Prompt
+
+if TYPE_CHECKING:
+    from grpo_core.tasks.table import PromptTable
 
 HELDOUT_ONE_IN = 10  # one prompt in ten is held out
 PATIENCE = 20_000  # draws without anything new after which a task counts as exhausted; about 0.1 s
@@ -27,8 +30,13 @@ class Task:
     title: str
     help: str
     instruction: str
-    make: Callable[[random.Random], tuple[str, str, Mapping[str, Any]]]
+    make: Callable[[random.Random], tuple[str, str, Mapping[str, Any]]] | None
     grade: Callable[[str, Prompt], float]
+    table: PromptTable | None = None  # prompts of a file or dataset; then there is nothing to make
+
+    def over(self, table: PromptTable, instruction: str | None = None) -> Task:
+        """The same task with other rows."""
+        return replace(self, table=table, instruction=self.instruction if instruction is None else instruction)
 
 
 def instruction(what: str) -> str:
@@ -82,6 +90,9 @@ def train_prompts(task: Task, seed: int, step: int, count: int) -> list[Prompt]:
 
 def _draw(task: Task, key: str, *, heldout: bool, count: int) -> list[Prompt]:
     """Up to `count` different prompts of one side of the split; fewer when the task seems to have no more."""
+    if task.table is not None:
+        rows = task.table.heldout[:count] if heldout else drawn(len(task.table.train), count, random.Random(key), task.table.train)
+        return [task.table.prompt(row) for row in rows]
     found: dict[str, Prompt] = {}
     idle = 0
     stream = _prompts(task, random.Random(key))  # a string seed is hashed with sha512: the same in every process
@@ -92,6 +103,17 @@ def _draw(task: Task, key: str, *, heldout: bool, count: int) -> list[Prompt]:
             found[prompt.id] = prompt
             idle = 0
     return list(found.values())
+
+
+def drawn(size: int, count: int, rng: random.Random, of: Sequence[int]) -> list[int]:
+    """`count` different ones of `of`, or all; the first of them do not depend on how many are asked for      Fisher-Yates, kept sparse"""
+    moved: dict[int, int] = {}
+    out = []
+    for i in range(min(count, size)):
+        j = rng.randrange(i, size)
+        out.append(of[moved.get(j, j)])
+        moved[j] = moved.get(i, i)
+    return out
 
 
 def _prompts(task: Task, rng: random.Random) -> Iterator[Prompt]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grpo_core.config import RunConfig, nest, parse
+from grpo_core.errors import StudioError
 from grpo_core.rubric import resolve_rubric
 from grpo_core.store import GroupRow, Recorder, RolloutRow, Store
 from grpo_core.types import Completion, Evaluated, Group, GroupsScored, ModelLoaded, Prompt, Rollout, RunStatus, StepCompleted, StepMetrics
@@ -29,6 +30,21 @@ class FakeRuns:
 
     def stop(self, run_id: str) -> None:
         self.stopped.append(run_id)
+
+
+class FakeDesk:
+    """What the page needs of grpo_core.desk. `answer` is what any question gets; an exception is raised."""
+
+    def __init__(self, answer=None):
+        self.answer, self.asked = answer or StudioError("this desk knows nothing"), []
+
+    def __getattr__(self, question):
+        def ask(*arguments, **options):
+            self.asked.append((question, arguments, options))
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+        return ask
 
 
 def rollout(position: int, reward: float | None, advantage: float, text: str = "<answer>1</answer>", **more) -> RolloutRow:

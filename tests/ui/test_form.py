@@ -29,7 +29,7 @@ def test_the_untouched_form_is_the_default_run_with_its_rubric_written_out():
 
 def test_every_field_of_the_configuration_has_a_control_a_label_and_a_line_of_help():
     assert set(form.NAMES) == set(flatten(RunConfig()))
-    placed = {"model.name", "task.name", "rubric.name", form.CRITERIA, "algorithm.preset", *form.ALGORITHM, *form.NUMBERS, *form.MORE}
+    placed = {"model.name", "task.name", "rubric.name", form.CRITERIA, "algorithm.preset", *form.ALGORITHM, *form.NUMBERS, *form.PROMPTS, *form.MORE}
     assert placed == set(form.NAMES)
     notes = form.notes(values())
     assert all(len(notes[n]) > 25 and form.label(n) for n in form.NAMES if n != form.CRITERIA)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
 from gradio.routes import App
-from recorded import record_run, record_step
+from recorded import FakeDesk, record_run, record_step
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -28,7 +29,7 @@ PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, AT, SEEN = 0, 1, 3, 4, 
 
 @pytest.fixture
 def page(store, runs):
-    return build_app(store, runs)
+    return build_app(store, runs, FakeDesk())
 
 
 def show(views, run_id, pin="", order="best", x="step", smoothing=0, log=False, overlay=(), detail="entropy", seen="{}"):
@@ -85,9 +86,12 @@ def test_every_handler_answers_whatever_is_sent_to_it_by_number(page, store, jun
 def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
     (tmp_path / "secret.json").write_text('{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}')
     client = TestClient(App.create_app(page))
-    [number] = [n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)]
-    answer = client.post("/gradio_api/run/predict", json={"fn_index": number, "data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "session_hash": "s"})
-    assert "root:" not in answer.text
+    numbers = [n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)]
+    assert len(numbers) == 2  # a rubric, prompts
+    for number, name in itertools.product(numbers, ("/etc/passwd", str(tmp_path / "secret.json"))):
+        answer = client.post("/gradio_api/run/predict", json={"fn_index": number, "data": [{"path": name, "meta": {"_type": "gradio.FileData"}}], "session_hash": "s"})
+        assert "root:" not in answer.text
+        assert "secret" not in answer.text
 
 
 async def _ok(request):
