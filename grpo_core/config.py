@@ -174,6 +174,8 @@ class TrainConfig(Section):
     micro_batch_tokens: int = knob(16_384, "Micro-batch", "Padded tokens a forward pass may hold. Memory only: the result never depends on it.",
         unit="tokens", ge=1, le=100_000_000)
     eval_every: int = knob(20, "Evaluate every", "Steps between held-out evaluations; 0: only before and after.", unit="steps", ge=0, le=1_000_000)
+    token_records: int = knob(1, "Token records every", "Steps between records of every token's log-probabilities and entropy, at most 20 bytes a token; 0: none are kept.",
+        unit="steps", ge=0, le=1_000_000, way_out="1 keeps all, 0 none.")
 
 
 class RunConfig(Section):

@@ -66,7 +66,7 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
         num_prompts += len(dull)
         ids = [encode(policy, prompt, task, config) for prompt in prompts]
         sampled = sample_groups(policy, ids, t.group_size, t.max_new_tokens, t.temperature, rng, control.breathe,
-                                keep_logprobs=config.algorithm.off_policy_threshold is not None)
+                                keep_logprobs=config.algorithm.off_policy_threshold is not None or t.token_records > 0)
         tokens += sum(len(s.token_ids) for s in sampled)
         sampled_at = perf_counter()
 

@@ -45,5 +45,9 @@ class NotFound(StudioError):
     """A run, group or step that is not in the store."""
 
 
+class OutOfMemory(StudioError):
+    """Not even one completion fits the memory that there is."""
+
+
 class StopRequested(Exception):
     """Raised inside the trainer at the named point where it noticed that somebody asked it to stop."""

@@ -15,8 +15,7 @@ from grpo_core.learner.advantages import compare
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled
 from grpo_core.rubric import Rubric, Spread, gated, shaped, total, variance_shares, verdict
-from grpo_core.rubric.verdict import TIE_TOLERANCE
-from grpo_core.types import Completion, Group, Prompt, Rollout
+from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
 
 
 def score(prompt: Prompt, sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> tuple[Rollout, ...]:

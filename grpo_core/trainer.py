@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from time import perf_counter
 
 import torch
@@ -12,13 +13,13 @@ from grpo_core.control import RunControl
 from grpo_core.draw import Emit, draw_groups, encode, generator
 from grpo_core.fit import fitting
 from grpo_core.learner import Batch, Learner
-from grpo_core.policy import Policy, load_policy, share_cores
+from grpo_core.policy import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import Rubric, Spread, build_rubric
 from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, with_advantages
 from grpo_core.tasks import Task, heldout_prompts, load_task
-from grpo_core.types import Evaluated, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics
+from grpo_core.types import Evaluated, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics, StepTokens
 
 
 def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
@@ -39,7 +40,7 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
     emit(ModelLoaded(environment(policy, learning_rate)))
 
     evaluate(0, heldout, policy, task, rubric, config, emit, control)
-    spread = Spread()  # of all rewards so far
+    spread, vocabulary = Spread(), Vocabulary(policy.tokenizer)  # of all rewards so far, and of the tokens met
     for step in range(1, t.steps + 1):
         started = perf_counter()
         drawn = draw_groups(step, policy, task, rubric, config, emit, control)
@@ -62,11 +63,13 @@ def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
         now = perf_counter()
         metrics = StepMetrics(
             **group_metrics(groups, rubric), replaced_groups=drawn.replaced_groups, tokens=drawn.tokens,
-            clip_frac=update.clip_low_frac + update.clip_high_frac, **{name: getattr(update, name) for name in update.__slots__},
+            clip_frac=update.clip_low_frac + update.clip_high_frac, **{f.name: getattr(update, f.name) for f in fields(update)},
             sampling_seconds=drawn.sampling_seconds, scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at,
             step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
         extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
-        emit(StepCompleted(step, metrics, extra | ({"reward_scale": spread.std} if config.rubric.scale else {})))
+        recorded = t.token_records and step % t.token_records == 0
+        emit(StepCompleted(step, metrics, extra | ({"reward_scale": spread.std} if config.rubric.scale else {}),
+                           StepTokens(learner.log.records(), vocabulary.news(batch.completions)) if recorded else None))
         if step == t.steps or (t.eval_every and step % t.eval_every == 0):
             evaluate(step, heldout, policy, task, rubric, config, emit, control)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -31,6 +32,9 @@ class Phase(StrEnum):
     UPDATING = "updating"
     EVALUATING = "evaluating"
     SAVING = "saving"
+
+
+TIE_TOLERANCE = 1e-8  # rewards closer than this are equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,32 @@ class Group:
     reward_mean: float | None
     reward_std: float | None
     verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """The n tokens of a rollout as numbers: arrays "i" (int32) and "f" (float32), log-probabilities and entropy in nats.
+
+    With U updates on the batch `logprobs` and `entropy` hold U·n values, those of the policy before the first update first, and so on.
+    None: not computed, because nothing needed it (a tied group, no KL).
+    """
+
+    token_ids: array[int]
+    sampling_logprobs: array[float] | None = None  # when drawn
+    logprobs: array[float] | None = None
+    ref_logprobs: array[float] | None = None
+    entropy: array[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """The token records of a step, one a rollout in the order of its groups, and what the ids that the run had not met before say.
+
+    pieces: id -> the token's own bytes, which need not be whole characters.
+    """
+
+    records: tuple[TokenRecord, ...]
+    pieces: Mapping[int, bytes]
 
 
 def metric(title: str, unit: str, help: str, reading: str) -> Any:
@@ -132,6 +162,8 @@ class StepMetrics:
     clip_high_frac: float | None = metric("Clipped high", "share", "Share with A > 0 and a ratio above the objective's clip range (clip: 1 + clip_eps_high).", "Tokens already pushed up enough.")
     off_policy_frac: float | None = metric("Off-policy dropped", "share", "Share of completions that train nothing because they drifted too far.",
         "Always 0 without an off-policy threshold.")
+    micro_batch_tokens: int | None = metric("Micro-batch", "tokens", "The most padded tokens that a forward pass of the update held.",
+        "train.micro_batch_tokens; halves whenever memory ran out.")
     num_updates: int | None = metric("Updates", "updates", "Optimiser steps made on the step's batch.",
         "Fewer than asked for: KL stood above its hard limit. The means above are over these updates.")
     grad_norm: float | None = metric("Gradient norm", "1", "Global L2 norm of the gradient before clipping.",
@@ -197,11 +229,12 @@ class GroupsScored:
 
 @dataclass(frozen=True, slots=True)
 class StepCompleted:
-    """An optimiser step is done. `extra`: named numbers of an open set, e.g. "score/accuracy"."""
+    """An optimiser step is done. `extra`: named numbers of an open set, e.g. "score/accuracy". `tokens`: None where not asked for."""
 
     step: int
     metrics: StepMetrics
     extra: Mapping[str, float | None]
+    tokens: StepTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)

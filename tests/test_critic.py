@@ -15,8 +15,9 @@ from test_learner import NAN, ROWS, NoMaskLM, TinyLM, make_batch, make_learner
 from grpo_core.config import AlgorithmConfig, nest, parse, with_preset
 from grpo_core.control import RunControl
 from grpo_core.errors import InvalidConfig
-from grpo_core.learner import Batch, packed, separate, token_logprobs
+from grpo_core.learner import Batch, packed, separate
 from grpo_core.learner.critic import Critic, explained_variance, gae, judge, reward_to_go, value_loss, whiten
+from grpo_core.learner.logprobs import score_tokens
 from grpo_core.trainer import train
 from grpo_core.types import GroupsScored, StepCompleted
 
@@ -111,7 +112,7 @@ def a_critic(model: TinyLM) -> Critic:
 
 
 def values_of(critic: Critic, model, batch: Batch, layout) -> torch.Tensor:
-    return critic.beside(model, batch, lambda layout: token_logprobs(model, batch, 1.0, layout), layout)[1]
+    return critic(score_tokens(model, batch, 1.0, layout, states=True).states)
 
 
 def naive_value(model: TinyLM, critic: Critic, prompt, completion, t: int) -> torch.Tensor:

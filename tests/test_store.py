@@ -81,7 +81,7 @@ def raw(store: Store, sql: str) -> list[tuple]:
 # ---- round trip ---------------------------------------------------------------------------------------------------------
 
 
-COUNTS = ("tokens", "replaced_groups", "num_updates")
+COUNTS = ("tokens", "replaced_groups", "num_updates", "micro_batch_tokens")
 
 
 def test_every_event_comes_back_as_it_was_said(store: Store) -> None:
@@ -759,12 +759,12 @@ def newer_migrations(fail: bool = False) -> schema.Migrations:
     for migration in schema.MIGRATIONS._migrations:
         future(name=migration.name)(migration.fn)
 
-    @future(name="2 colours")
+    @future(name="a later version: colours")
     def _colours(db: Database) -> None:
         db.execute("ALTER TABLE runs ADD COLUMN colour TEXT")
 
     if fail:
-        @future(name="3 never")
+        @future(name="a later version: never")
         def _never(db: Database) -> None:
             raise RuntimeError("power cut")
     return future
@@ -773,25 +773,26 @@ def newer_migrations(fail: bool = False) -> schema.Migrations:
 def test_an_older_version_is_copied_then_migrated_and_a_newer_one_is_refused(store: Store) -> None:
     run_id = recorded(store, StepCompleted(1, StepMetrics(loss=2.0), {}))
     old = raw(store, "SELECT * FROM steps")
-    copy = Path(f"{store.path}.v1.bak")
+    now = raw(store, "PRAGMA user_version")[0][0]
+    copy = Path(f"{store.path}.v{now}.bak")
     copy.write_text("an earlier copy")
     with pytest.raises(RuntimeError):
         schema.prepare(store.path, store._writer, newer_migrations(fail=True))
-    # Nothing of it is left, not even of the migration before the one that failed: the file is still of version 1.
-    assert raw(store, "PRAGMA user_version") == [(1,)]
+    # Nothing of it is left, not even of the migration before the one that failed.
+    assert raw(store, "PRAGMA user_version") == [(now,)]
     assert raw(store, "SELECT name FROM pragma_table_info('runs') WHERE name = 'colour'") == []
 
     schema.prepare(store.path, store._writer, newer_migrations())
     assert raw(store, "SELECT id, colour FROM runs") == [(run_id, None)]
     assert raw(store, "SELECT * FROM steps") == old
     assert copy.read_text() == "an earlier copy"
-    second = Path(f"{store.path}.v1.2.bak")  # .v1.1 was made before the migration that failed
+    second = Path(f"{store.path}.v{now}.2.bak")  # .1 was made before the migration that failed
     assert Store(second).run(run_id).steps_done == 1
     schema.prepare(store.path, store._writer, newer_migrations())  # again: nothing to do, no copy
-    assert not Path(f"{store.path}.v1.3.bak").exists()
+    assert not Path(f"{store.path}.v{now}.3.bak").exists()
 
     store.close()
-    assert "has version 2, this GRPO Studio reads up to 1. Update GRPO Studio" in refused(store.path)
+    assert f"has version {now + 1}, this GRPO Studio reads up to {now}. Update GRPO Studio" in refused(store.path)
 
 
 def test_a_metric_that_is_new_in_the_code_gets_its_column_in_an_old_file(store: Store) -> None:
@@ -806,7 +807,7 @@ def test_a_metric_that_is_new_in_the_code_gets_its_column_in_an_old_file(store: 
 
 
 def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) -> None:
-    ours = {"runs", "steps", "metrics", "groups", "rollouts", "token_records", "alerts", "checkpoints"}
+    ours = {"runs", "steps", "metrics", "groups", "rollouts", "token_records", "token_pieces", "alerts", "checkpoints"}
     strict = dict(raw(store, "SELECT name, strict FROM pragma_table_list WHERE schema = 'main'"))
     assert {name for name, is_strict in strict.items() if is_strict} == ours
     for table in ours:

@@ -59,7 +59,7 @@ def naive_logits(model, weights, batch) -> torch.Tensor:
     """(N, V) at TEMPERATURE, every token alone."""
     out = []
     for i, completion in enumerate(batch.completions):
-        prompt = batch.prompts[i // batch.group_size]
+        prompt = next(p for p, rows in zip(batch.prompts, batch.siblings, strict=True) if i in rows)
         for t in range(len(completion)):
             ids = torch.tensor([[*prompt, *completion[:t]]])
             out.append(functional_call(model, weights, (ids, torch.ones_like(ids))).logits[0, -1] / TEMPERATURE)

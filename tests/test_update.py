@@ -102,16 +102,16 @@ def test_rows_that_drifted_since_they_were_sampled_are_dropped_when_they_were_ba
 def test_skipping_tied_groups_leaves_the_gradient_identical(objective):
     advantages = torch.tensor([1.0, -1.0, 0.0, 0.0])
     skipping, whole = make_learner(objective=objective, **NO_KL), make_learner(objective=objective, **NO_KL)
-    whole._parts = lambda batch, advantages: [(batch, advantages)]
+    whole._teaching = lambda batch, advantages: batch
     for learner in (skipping, whole):
         learner.update(make_batch(), advantages)
     assert torch.equal(flat_gradient(skipping), flat_gradient(whole)) or torch.allclose(flat_gradient(skipping), flat_gradient(whole), atol=1e-9, rtol=0)
-    assert len(skipping._parts(make_batch(), advantages)[0][0]) == 2
+    assert len(skipping._teaching(make_batch(), advantages)) == 2
 
 
 def test_a_step_of_tied_groups_alone_costs_no_backward_still_moves_by_momentum_and_still_shows_kl_and_entropy():
     skipping, whole = make_learner(Counting(), **NO_KL), make_learner(Counting(), **NO_KL)
-    whole._parts = lambda batch, advantages: [(batch, advantages)]
+    whole._teaching = lambda batch, advantages: batch
     for learner in (skipping, whole):
         learner.update(make_batch(), A)
         learner.model.with_gradient = 0
@@ -125,7 +125,7 @@ def test_a_step_of_tied_groups_alone_costs_no_backward_still_moves_by_momentum_a
 
 @pytest.mark.parametrize("options", [{"kl_coef": 0.1}, {"entropy_coef": 0.1, **NO_KL}, {"entropy_target": 1.0, **NO_KL}, {"kl_control": "hard", **NO_KL}])
 def test_nothing_is_skipped_where_kl_or_entropy_need_every_row(options):
-    assert sum(len(part) for part, _ in make_learner(**options)._parts(make_batch(), torch.zeros(4))) == 4
+    assert len(make_learner(**options)._teaching(make_batch(), torch.zeros(4))) == 4
 
 
 # ---- steering -------------------------------------------------------------------------------------------------------

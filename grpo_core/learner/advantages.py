@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo_core.types import TIE_TOLERANCE
+
 EPS = 1e-4  # keeps a nearly tied group finite; TRL's value
-TIE_TOLERANCE = 1e-8  # the verdict's tolerance: rewards closer than this are equal
 
 
 @dataclass(frozen=True, slots=True)

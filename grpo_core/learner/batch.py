@@ -1,53 +1,65 @@
-"""Token ids of a step's rollouts, and the two ways to lay them out for a forward pass."""
+"""Token ids of a step's rollouts, how they are cut into micro-batches, and the two ways to lay them out for a forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
+Strip = tuple[int, Sequence[int]]  # a prompt and those of its completions that share a row with it
+
 
 @dataclass(frozen=True)
 class Batch:
-    """B = P·G rollouts; the G siblings of a prompt stand together."""
+    """B rollouts of P prompts; the siblings of a prompt stand together."""
 
     prompts: Sequence[Sequence[int]]  # P lists of token ids
-    completions: Sequence[Sequence[int]]  # B lists, row p·G + g is completion g of prompt p
+    completions: Sequence[Sequence[int]]  # B lists
     trains: Sequence[bool]  # B: False keeps a row out of the loss
     pad_id: int
     device: torch.device
     sampling_logprobs: Sequence[Sequence[float]] | None = None  # B lists, of each token when it was drawn
+    sizes: Sequence[int] | None = None  # P: completions of each prompt; None: all prompts have equally many
+    places: Sequence[int] | None = None  # B: where each row stands in the step; None: these are the step
 
     def __len__(self) -> int:
         return len(self.completions)
 
+    @cached_property
+    def siblings(self) -> list[range]:
+        """P: the rows of each prompt."""
+        sizes = self.sizes or [len(self) // len(self.prompts)] * len(self.prompts)
+        return [range(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
+
     @property
-    def group_size(self) -> int:
-        return len(self.completions) // len(self.prompts)
+    def is_shared(self) -> bool:
+        """Whether any prompt has more than one completion."""
+        return len(self) > len(self.prompts)
 
     def groups(self, start: int, stop: int) -> Batch:
         """The groups [start, stop)."""
-        return self.ordered(range(start, stop))
+        return self.select([(p, self.siblings[p]) for p in range(start, stop)])
 
     def ungrouped(self) -> Batch:
         """The same rows, each a group of its own."""
-        return replace(self, prompts=[p for p in self.prompts for _ in range(self.group_size)])
+        return self.select([(p, [i]) for p, rows in enumerate(self.siblings) for i in rows])
 
-    def ordered(self, order: Sequence[int]) -> Batch:
-        """These groups, in this order."""
-        rows = [p * self.group_size + g for p in order for g in range(self.group_size)]
-        return replace(self, prompts=[self.prompts[p] for p in order], completions=[self.completions[i] for i in rows],
-                       trains=[self.trains[i] for i in rows],
-                       sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows])
+    def select(self, strips: Sequence[Strip]) -> Batch:
+        """These rows, in this order; those of a strip are siblings in the new batch."""
+        rows = [i for _, strip in strips for i in strip]
+        return replace(self, prompts=[self.prompts[p] for p, _ in strips], sizes=[len(strip) for _, strip in strips],
+                       completions=[self.completions[i] for i in rows], trains=[self.trains[i] for i in rows],
+                       sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows],
+                       places=[self.places[i] for i in rows] if self.places is not None else rows)
 
-    def packed_tokens(self, group: int) -> int:
-        """Tokens of a group when its prompt stands only once."""
-        size = self.group_size
-        return len(self.prompts[group]) + sum(map(len, self.completions[group * size : (group + 1) * size]))
+    def strip_tokens(self, strip: Strip) -> int:
+        """Tokens of a row that holds the prompt once."""
+        return len(self.prompts[strip[0]]) + sum(len(self.completions[i]) for i in strip[1])
 
     @cached_property
     def completion_ids(self) -> Tensor:
@@ -70,44 +82,72 @@ class Batch:
         """(B, T) bool: what of it trains."""
         return self.completion_mask & torch.tensor(self.trains, device=self.device)[:, None]
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """(B,) where each row stands in the step."""
+        return torch.tensor(range(len(self)) if self.places is None else self.places, device=self.device)
 
-def micro_batches(batch: Batch, advantages: Tensor, max_tokens: int) -> Iterator[tuple[Batch, Tensor]]:
-    """Groups of similar length together, so that little is padding, as many as fit `max_tokens`; at least one.
 
-    advantages (B, …); each part comes with its rows of them.
+def micro_batches(batch: Batch, max_tokens: int, hidden_size: int) -> list[Batch]:
+    """The batch in parts of at most `max_tokens` padded tokens, or of one completion where that has more.
+
+    Rows of similar width stand together, so that little is padding.
     """
-    lengths = [batch.packed_tokens(p) for p in range(len(batch.prompts))]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    advantages = advantages.unflatten(0, (len(order), batch.group_size))
-    start = 0
-    for stop in range(1, len(order) + 1):
-        # Sorted, so the next group is the longest, and all would be padded to it.
-        if stop == len(order) or (stop + 1 - start) * lengths[order[stop]] > max_tokens:
-            yield batch.ordered(order[start:stop]), advantages[order[start:stop]].flatten(0, 1)
+    strips = sorted(_strips(batch, max_tokens, hidden_size), key=batch.strip_tokens)
+    widths = [batch.strip_tokens(s) for s in strips]
+    parts, start = [], 0
+    for stop in range(1, len(strips) + 1):
+        # Sorted, so the next strip is the widest, and all would be padded to it.
+        if stop == len(strips) or (stop + 1 - start) * widths[stop] > max_tokens:
+            parts.append(batch.select(strips[start:stop]))
             start = stop
+    return parts
+
+
+def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Strip]:
+    """Each group cut into rows of a width at which computing the prompt once more costs what siblings' needless attention does.
+
+    A token of a row of width W costs 12h² in the layers and 2hW in attention, so with a prompt of L tokens the cost per completion
+    token, (L + S)·(6h + L + S)/S for S completion tokens in the row, is least at S = √(L·(L + 6h)).
+    """
+    strips = []
+    for p, rows in enumerate(batch.siblings):
+        prompt = len(batch.prompts[p])
+        room = min(math.sqrt(prompt * (prompt + 6 * hidden_size)), max_tokens - prompt)
+        lengths = [len(batch.completions[i]) for i in rows]
+        # Equal shares: a last row with one completion would still pay for the whole prompt.
+        num_strips = min(len(rows), math.ceil(sum(lengths) / max(room, 1)))
+        share, start, filled = sum(lengths) / num_strips, 0, 0
+        for k, n in enumerate(lengths):
+            over = filled + n > max_tokens - prompt or filled + n / 2 > share
+            if k > start and over:
+                strips.append((p, rows[start:k]))
+                start, filled = k, 0
+            filled += n
+        strips.append((p, rows[start:]))
+    return strips
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Arguments of one forward pass over R rows of W tokens, and where in it each completion token is predicted."""
+    """Arguments of one forward pass over R rows of W tokens, and where in it each of the N completion tokens is predicted."""
 
     input_ids: Tensor  # (R, W)
     attention_mask: Tensor  # (R, W) 0/1, or (R, 1, W, W) additive
     position_ids: Tensor  # (R, W)
-    predicted_at: tuple[Tensor, Tensor]  # rows and columns, (B, T) each
+    predicted_at: tuple[Tensor, Tensor]  # rows and columns, (N,) each, in the order of completion_ids[completion_mask]
 
 
 def separate(batch: Batch, dtype: torch.dtype) -> Layout:
     """Every rollout in a row of its own, prompt and completion, padded on the right: any causal model understands it."""
-    size = batch.group_size
-    rows = [[*batch.prompts[i // size], *completion] for i, completion in enumerate(batch.completions)]
+    prompts = [batch.prompts[p] for p, rows in enumerate(batch.siblings) for _ in rows]
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, batch.completions, strict=True)]
     ids = _padded(rows, batch.pad_id, batch.device)
     lengths = torch.tensor([len(r) for r in rows], device=batch.device)
     columns = torch.arange(ids.shape[1], device=batch.device).expand_as(ids)
-    starts = torch.tensor([len(batch.prompts[i // size]) for i in range(len(batch))], device=batch.device)
-    width = batch.completion_ids.shape[1]
-    at = starts[:, None] - 1 + torch.arange(width, device=batch.device)  # token t is predicted one place before its own
-    return Layout(ids, (columns < lengths[:, None]).long(), columns, _clipped(at, ids.shape[1]))
+    # A token is predicted one place before its own.
+    at = [(i, len(prompt) - 1 + t) for i, (prompt, c) in enumerate(zip(prompts, batch.completions, strict=True)) for t in range(len(c))]
+    return Layout(ids, (columns < lengths[:, None]).long(), columns, _index(at, batch.device))
 
 
 def packed(batch: Batch, dtype: torch.dtype) -> Layout:
@@ -115,31 +155,26 @@ def packed(batch: Batch, dtype: torch.dtype) -> Layout:
 
     A token attends to the prompt and to what stands before it in its own completion; positions count as if that were all there is.
     """
-    size = batch.group_size
     rows, segments, positions, at = [], [], [], []
-    for p, prompt in enumerate(batch.prompts):
-        siblings = batch.completions[p * size : (p + 1) * size]
-        rows.append([*prompt, *(t for c in siblings for t in c)])
-        segments.append([0] * len(prompt) + [g + 1 for g, c in enumerate(siblings) for _ in c])
-        positions.append([*range(len(prompt)), *(len(prompt) + t for c in siblings for t in range(len(c)))])
-        starts = [len(prompt)]
-        for c in siblings:
-            starts.append(starts[-1] + len(c))
+    for p, (prompt, siblings) in enumerate(zip(batch.prompts, batch.siblings, strict=True)):
+        completions = batch.completions[siblings.start : siblings.stop]
+        rows.append([*prompt, *(t for c in completions for t in c)])
+        segments.append([0] * len(prompt) + [g + 1 for g, c in enumerate(completions) for _ in c])
+        positions.append([*range(len(prompt)), *(len(prompt) + t for c in completions for t in range(len(c)))])
+        starts = [*accumulate(map(len, completions), initial=len(prompt))]
         # The first token of each completion is predicted by the prompt's last, the others by the one before.
-        at += [[len(prompt) - 1, *range(start, stop - 1)] for start, stop in pairwise(starts)]
+        at += [(p, place) for start, stop in pairwise(starts) for place in [len(prompt) - 1, *range(start, stop - 1)][: stop - start]]
     ids, segment = _padded(rows, batch.pad_id, batch.device), _padded(segments, -1, batch.device)
     width = ids.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=batch.device).tril()
     sees = causal & ((segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0))  # (R, W, W); padding sees padding
     mask = torch.zeros(sees.shape, dtype=dtype, device=batch.device).masked_fill(~sees, torch.finfo(dtype).min)
-    columns = _padded(at, 0, batch.device)
-    return Layout(ids, mask[:, None], _padded(positions, 0, batch.device), (
-        torch.arange(len(batch.prompts), device=batch.device).repeat_interleave(size)[:, None].expand_as(columns), columns))
+    return Layout(ids, mask[:, None], _padded(positions, 0, batch.device), _index(at, batch.device))
 
 
-def _clipped(columns: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    rows = torch.arange(len(columns), device=columns.device)[:, None].expand_as(columns)
-    return rows, columns.clamp(max=width - 1)  # columns of padding, masked later, must only exist
+def _index(at: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.tensor(at, device=device).reshape(-1, 2).unbind(1)
+    return rows, columns
 
 
 def _padded(rows: Sequence[Sequence[float]], value: float, device: torch.device) -> Tensor:

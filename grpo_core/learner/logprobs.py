@@ -10,47 +10,158 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
 
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
+MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks, twice
+BLOCK = 2**20  # logits worked on at once: what fits a core's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a model says about completion tokens, in nats, float32. Padding columns hold finite nonsense: mask them."""
+    """What a model says about completion tokens, in nats, float32, 0 on padding."""
 
     logprobs: Tensor  # (B, T) of the tokens themselves
     entropy: Tensor  # (B, T) of the distributions they came from
     distribution: Tensor | None = None  # (B, T, V) log-probabilities of all tokens, when asked for
+    states: Tensor | None = None  # (B, T, H) last hidden states that the tokens were predicted from, when asked for
 
 
 def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None, *,
-                 entropy_gradient: bool = False, distribution: bool = False) -> Scored:
+                 entropy_gradient: bool = False, distribution: bool = False, states: bool = False) -> Scored:
     """Log-probability of each completion token, and the entropy of the distribution it came from.
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
 
-    Entropy carries a gradient only when asked to: it would keep a second (B, T, V) alive. A batch with groups is packed, one
-    without is not, unless `layout` says so.
+    Only completion tokens reach the output layer. Entropy carries a gradient only when asked to: it would keep more of (N, V) alive.
+    A batch with siblings is packed, one without is not, unless `layout` says so.
     """
-    layout = layout or (packed if batch.group_size > 1 else separate)
-    arranged = layout(batch, next(model.parameters()).dtype)
-    logits = forward(model, input_ids=arranged.input_ids, attention_mask=arranged.attention_mask, position_ids=arranged.position_ids,
-                     use_cache=False).logits  # (R, W, V)
-    logits = logits[arranged.predicted_at].float() / temperature  # (B, T, V)
-    normaliser = logits.logsumexp(-1)  # (B, T)
-    chosen = logits.gather(-1, batch.completion_ids[..., None]).squeeze(-1)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = normaliser - ((logits - normaliser[..., None]).exp() * logits).sum(-1)
-    return Scored(chosen - normaliser, entropy, logits - normaliser[..., None] if distribution else None)
+    found, mask = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS), batch.completion_mask
+    chosen = batch.completion_ids[mask]  # (N,)
+
+    def score(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        if entropy_gradient and torch.is_grad_enabled():
+            logprobs = (logits.float() / temperature).log_softmax(-1)
+            return logprobs.gather(-1, chosen[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+        return _Chosen.apply(logits, chosen, temperature)
+
+    if found.logits is not None:
+        logprobs, entropy = score(found.logits, chosen)
+    else:  # N·V logits would be too many to hold: chunk by chunk, and again for the gradient
+        def through_head(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+            return score(model.get_output_embeddings()(states), chosen)
+
+        size = max(1, MAX_LOGITS // 2 // output_size(model))
+        parts = [checkpoint(through_head, s, c, use_reentrant=False, preserve_rng_state=False)
+                 for s, c in zip(found.states.split(size), chosen.split(size), strict=True)]
+        logprobs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    def spread(values: Tensor) -> Tensor:
+        """(N, …) -> (B, T, …)"""
+        return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(mask.view(*mask.shape, *[1] * (values.dim() - 1)), values)
+
+    return Scored(spread(logprobs), spread(entropy), spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
+                  spread(found.states) if states else None)
 
 
 def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None) -> tuple[Tensor, Tensor]:
     """The two (B, T) of `score_tokens`: log-probabilities with gradient, entropy without."""
     scored = score_tokens(model, batch, temperature, layout)
     return scored.logprobs, scored.entropy
+
+
+class _Chosen(torch.autograd.Function):
+    """(N, V) logits -> log π(chosen) with gradient and entropy without, (N,) each, a cache-sized block of rows at a time.
+
+        ∂ log π(c)/∂ logits = (e_c - softmax(logits/T))/T
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, chosen: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        picked, entropy = (torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device) for _ in range(2))
+        rows = _block(logits)
+        for start in range(0, len(logits), rows):
+            at = slice(start, start + rows)
+            logprobs = (logits[at].to(picked.dtype) / temperature).log_softmax(-1)
+            picked[at] = logprobs.gather(-1, chosen[at, None])[:, 0]
+            entropy[at] = -(logprobs * logprobs.exp()).sum(-1)
+        ctx.save_for_backward(logits, chosen)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy)
+        return picked, entropy
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        logits, chosen = ctx.saved_tensors
+        out, scaled = torch.empty_like(logits), gradient / ctx.temperature
+        rows = _block(logits)
+        for start in range(0, len(logits), rows):
+            at = slice(start, start + rows)
+            pulled = (logits[at].to(gradient.dtype) / ctx.temperature).softmax(-1).mul_(-scaled[at, None])
+            out[at] = pulled.scatter_add_(-1, chosen[at, None], scaled[at, None])
+        return out, None, None
+
+
+def _block(logits: Tensor) -> int:
+    return max(1, BLOCK // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
+
+
+# ---- the forward pass --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Of the N completion tokens of a batch: the logits they were predicted by, or the states from which these can be made."""
+
+    logits: Tensor | None  # (N, V)
+    states: Tensor | None  # (N, H)
+
+
+def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None, weights: Mapping[str, Tensor] | None = None, *,
+            keep_states: bool = False, max_logits: int | None = None) -> Predicted:
+    """One forward pass in which the output layer is given nothing but the states that predict completion tokens.
+
+    With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
+    then only the states are returned.
+    """
+    arranged = (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
+    kept: list[Tensor] = []
+    holds_back = max_logits is not None and len(arranged.predicted_at[0]) * output_size(model) > max_logits
+
+    def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        states = arguments[0][arranged.predicted_at]  # (N, H)
+        kept.append(states)
+        return (states[None, :1] if holds_back else states[None],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        logits = forward(model, weights, input_ids=arranged.input_ids, attention_mask=arranged.attention_mask,
+                         position_ids=arranged.position_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    if not kept:
+        raise TypeError(f"{type(model).__name__} does not call its own output layer")
+    [states] = kept
+    if holds_back:
+        with torch.no_grad():
+            alone = model.get_output_embeddings()(states[None, :1])
+        if not torch.equal(alone, logits.detach()):  # scaled or capped afterwards, as in Gemma 2: what else is done is not known here
+            return predict(model, batch, layout, weights, keep_states=keep_states)
+        return Predicted(None, states)
+    return Predicted(logits[0], states if keep_states else None)
+
+
+def output_size(model: nn.Module) -> int:
+    """V"""
+    return model.get_output_embeddings().weight.shape[0]
+
+
+def hidden_size(model: nn.Module) -> int:
+    """H"""
+    return model.get_output_embeddings().weight.shape[1]
 
 
 @torch.no_grad()
@@ -60,14 +171,15 @@ def packing_is_exact(model: nn.Module, batch: Batch) -> bool:
     Asked of the model itself and not of a list of names: sliding windows, state-space layers and flash kernels that ignore the mask
     all show here.
     """
-    if batch.group_size == 1:
+    if not batch.is_shared:
         return False
     try:
         together, apart = (token_logprobs(model, batch, 1.0, layout)[0] for layout in (packed, separate))
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # what architectures raise that know no such mask
         return False
-    gap = torch.where(batch.completion_mask, (together - apart).abs(), 0.0).max()
-    return bool(gap <= PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE))
+    return bool((together - apart).abs().max() <= PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE))
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from grpo_core.learner.batch import Batch, packed, separate
-from grpo_core.learner.logprobs import forward
+from grpo_core.learner.batch import Batch
+from grpo_core.learner.logprobs import predict
 
 log = logging.getLogger("grpo_studio")
 
@@ -177,11 +177,7 @@ def compare(model: nn.Module, candidate: Weights, parts: Sequence[Part], loss: L
 
 def completion_logits(model: nn.Module, weights: Weights, batch: Batch, temperature: float) -> Tensor:
     """The logits that each completion token was drawn from, under other weights than the model's own. (N, V), padding left out."""
-    arranged = (packed if batch.group_size > 1 else separate)(batch, next(model.parameters()).dtype)
-    logits = forward(model, weights, input_ids=arranged.input_ids, attention_mask=arranged.attention_mask,
-                     position_ids=arranged.position_ids, use_cache=False).logits  # (R, W, V)
-    rows, columns = (index[batch.completion_mask] for index in arranged.predicted_at)
-    logits = logits[rows, columns]
+    logits = predict(model, batch, weights=weights).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
 
 

@@ -1,87 +1,52 @@
-"""The optimiser steps on one batch: for each, loss over micro-batches, one backward each, clip, step."""
+"""The optimiser steps on one batch: for each, one pass over its micro-batches, clip, step; and what moves from step to step."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
-from grpo_core.learner.aggregation import StepSize, entropy_threshold
-from grpo_core.learner.batch import Batch, Layout, micro_batches
+from grpo_core.learner.aggregation import StepSize
+from grpo_core.learner.batch import Batch
 from grpo_core.learner.controls import KL_CONTROLS, Steering
-from grpo_core.learner.critic import HEAD_SPEED, Critic, Judged, value_loss
-from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
-from grpo_core.learner.logprobs import Scored, packing_is_exact, score_tokens
+from grpo_core.learner.critic import HEAD_SPEED, Critic, Judged
+from grpo_core.learner.logprobs import packing_is_exact
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
-from grpo_core.learner.objectives import CONSTRAINED, clip_range
+from grpo_core.learner.memory import Fitting
+from grpo_core.learner.objectives import CONSTRAINED
+from grpo_core.learner.passes import Breathe, Means, Pass, Passes
+from grpo_core.learner.tokens import TokenLog
 from grpo_core.learner.trust_region import TrustRegionStep, trust_region_step
 
 log = logging.getLogger("grpo_studio")
 
-MAX_LOGITS = 2**28  # logits held at once, 1 GiB in float32: a vocabulary of 150,000 would need 10 GB for 16,384 tokens
 MEASURED_SHARE = 8  # where KL is not trained on it is measured on every eighth group only: the curve is always drawn, but cheap
-
-Part = tuple[Batch, Tensor]  # a micro-batch and its advantages (B,), or a critic's advantages and returns (B, T, 2)
-Breathe = Callable[[], None]
 
 
 class NonFinite(ArithmeticError):
     """The loss or the gradient is nan or inf; the weights were left as they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What the updates on one batch measured, averaged over them; means are over completion tokens unless they say otherwise."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update(Means):
+    """What the updates on one batch measured."""
 
-    loss: float
-    policy_loss: float
-    kl_loss: float
-    entropy_loss: float
-    value_loss: float | None  # None: no critic
     explained_variance: float | None
-    kl: float
     kl_coef: float
-    entropy: float
-    entropy_coef: float
-    ratio_mean: float
-    ratio_max: float
-    clip_low_frac: float
-    clip_high_frac: float
-    off_policy_frac: float
     num_updates: int
     grad_norm: float | None  # None: no update was made
     learning_rate: float | None  # None: the step's length was set by a trust region
+    micro_batch_tokens: int  # the most that a forward pass held
     trust_kl: float | None = None  # the trust region's readings, see TrustRegionStep
     trust_delta: float | None = None
     trust_step_frac: float | None = None
     trust_residual: float | None = None
     trust_gain: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One forward and backward over the whole batch."""
-
-    loss: float
-    policy_loss: float
-    kl_loss: float
-    entropy_loss: float
-    value_loss: float | None
-    kl: float | None
-    entropy: float | None
-    high_entropy: float
-    entropy_coef: float
-    ratio_mean: float
-    ratio_max: float
-    clip_low_frac: float
-    clip_high_frac: float
-    off_policy_frac: float
 
 
 class Learner:
@@ -92,121 +57,75 @@ class Learner:
         self.algorithm, self.train = algorithm, train
         self.learning_rate = learning_rate
         self.critic = Critic(model) if algorithm.advantage == "value" else None
+        self.passes = Passes(model, reference, self.critic, algorithm, train.temperature)
+        self.fitting = Fitting(model, train.micro_batch_tokens)
         parameters = [{"params": list(model.parameters()), "speed": 1.0}]
         if self.critic is not None:
             parameters.append({"params": list(self.critic.parameters()), "speed": HEAD_SPEED})
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.steering = Steering.start(algorithm)
         self.num_steps = 0  # batches
+        self.log: TokenLog | None = None  # of the last batch
         self._packs: bool | None = None  # known after the first batch
 
     def judge(self, batch: Batch, rewards: Tensor, breathe: Breathe = lambda: None) -> Judged | None:
         """Token advantages of a batch sampled from the present policy, if there is a critic to ask. rewards (B,), nan = unscored."""
         if self.critic is None:
             return None
-        batch = batch if self._can_pack(batch) else batch.ungrouped()
-
-        def parts() -> Iterator[Part]:
-            for part in micro_batches(batch, torch.arange(len(batch), device=batch.device), self._max_tokens):
-                breathe()
-                yield part
-
-        return self.critic.judge(self.model, parts(), batch, rewards, self.algorithm, self.train.temperature)
+        return self.fitting.attempt(self._shared(batch), lambda parts: self.critic.judge(
+            self.model, _each(parts, breathe), batch, rewards, self.algorithm, self.train.temperature))
 
     def update(self, batch: Batch, advantages: Tensor | Judged, breathe: Breathe = lambda: None) -> Update:
         """Take `updates_per_batch` optimiser steps on a batch sampled from the present policy.
 
-        advantages (B,), or the critic's. `breathe` is called before each micro-batch and may raise to abandon the step; the weights are then as before it.
-        Raises NonFinite, and leaves the weights alone, when the loss or the gradient is not finite.
+        advantages (B,), or the critic's. `breathe` is called before each micro-batch and may raise to abandon the step; the weights
+        are then as before it. Raises NonFinite, and leaves the weights alone, when the loss or the gradient is not finite.
         """
         a, control = self.algorithm, KL_CONTROLS[self.algorithm.kl_control]
         judged = advantages if isinstance(advantages, Judged) else None
         if judged is not None:
             batch = replace(batch, trains=[t and s for t, s in zip(batch.trains, judged.scored.tolist(), strict=True)])
             advantages = torch.stack([judged.advantages, judged.returns], -1)
-        if not self._can_pack(batch):
-            batch = batch.ungrouped()
         num_tokens = int(batch.loss_mask.sum())
         size = StepSize(len(batch), num_tokens, self.train.max_new_tokens, num_carrying=num_tokens)
-        parts = self._parts(batch, advantages)
-        old: list[Tensor | None] = [None] * len(parts)  # filled by the first pass: then the ratio is 1 and only its gradient counts
-        measured = None if self._watches_kl else self._measure(batch, breathe)
+        self.log = tokens = TokenLog(batch, a.updates_per_batch, torch.promote_types(self.model.get_output_embeddings().weight.dtype, torch.float32))
+        batch = self._shared(batch)
+        teaching = self._teaching(batch, advantages)
+        watches, measured = self._watches_kl, None
         self.num_steps += 1
         passes: list[Pass] = []
         norms: list[float] = []
         trust: TrustRegionStep | None = None
+
+        def one_pass(parts: list[Batch]) -> tuple[Pass, list[Batch], StepSize]:
+            self.optimizer.zero_grad(set_to_none=True)
+            cut = self.passes.cut(parts, size, breathe)
+            coef = Coefficients(self.steering.kl_coef, self.steering.entropy_weight(a))
+            return self.passes.backward(parts, advantages, len(passes), coef, cut, watches, tokens, breathe), parts, cut
+
         for _ in range(a.updates_per_batch):
-            cut = self._cut(parts, size, breathe)
-            passes.append(done := self._backward(parts, old, cut, breathe))
+            done, parts, cut = self.fitting.attempt(teaching, one_pass)
+            if not passes and not watches:
+                share = batch.select(list(enumerate(batch.siblings))[::MEASURED_SHARE])
+                measured = self.fitting.attempt(share, lambda parts: self.passes.measure(parts, tokens, breathe))
+            passes.append(done)
             if done.kl is not None and done.kl > control.limit(a):
                 break
             norms.append(self._grad_norm(done.loss))
-            trust = self._constrained_step(parts, cut, breathe) if a.objective in CONSTRAINED else self._step()
+            trust = self._constrained_step(parts, advantages, cut, breathe) if a.objective in CONSTRAINED else self._step()
             self.steering = self.steering.after_update(done.high_entropy, a)
         kl_coef, (sampled_kl, sampled_entropy) = self.steering.kl_coef, measured or (None, None)
         self.steering = self.steering.after_batch(_last([sampled_kl, *(p.kl for p in passes)]), len(batch), a)
         if a.ref_every and self.num_steps % a.ref_every == 0:
             self._move_reference()
-        return Update(
-            kl=_mean([p.kl for p in passes], sampled_kl), entropy=_mean([p.entropy for p in passes], sampled_entropy), kl_coef=kl_coef,
-            ratio_max=max(p.ratio_max for p in passes), num_updates=len(norms), grad_norm=_mean(norms, None),
-            learning_rate=None if a.objective in CONSTRAINED else self.optimizer.param_groups[0]["lr"], **(asdict(trust) if trust else {}),
-            explained_variance=judged and judged.explained_variance,
-            **{name: _mean([getattr(p, name) for p in passes], None) for name in (
-                "loss", "policy_loss", "kl_loss", "entropy_loss", "value_loss", "entropy_coef", "ratio_mean", "clip_low_frac", "clip_high_frac", "off_policy_frac")})
+        means = {f.name: _mean([getattr(p, f.name) for p in passes]) for f in fields(Means)}
+        return Update(**means | {"kl": _first(means["kl"], sampled_kl), "entropy": _first(means["entropy"], sampled_entropy),
+                                 "ratio_max": max(p.ratio_max for p in passes)},
+                      kl_coef=kl_coef, num_updates=len(norms), grad_norm=_mean(norms), micro_batch_tokens=self.fitting.max_tokens,
+                      learning_rate=None if a.objective in CONSTRAINED else self.optimizer.param_groups[0]["lr"],
+                      explained_variance=judged and judged.explained_variance, **(asdict(trust) if trust else {}))
 
-    # ---- one pass ------------------------------------------------------------------------------------------------------
-
-    def _backward(self, parts: Sequence[Part], old: list[Tensor | None], size: StepSize, breathe: Breathe) -> Pass:
-        """Leave the gradient of the whole step in the parameters."""
-        self.optimizer.zero_grad(set_to_none=True)
-        coef = Coefficients(self.steering.kl_coef, self.steering.entropy_weight(self.algorithm))
-        device = next(self.model.parameters()).device
-        sums, ratio_max = torch.zeros(14, dtype=torch.float64, device=device), torch.zeros((), device=device)
-        for i, (part, advantages) in enumerate(parts):
-            breathe()
-            loss, numbers, largest, old[i] = self._loss(part, advantages, old[i], coef, size)
-            loss.backward()
-            sums += numbers
-            ratio_max = torch.maximum(ratio_max, largest)
-        total, policy, kl_loss, entropy_loss, value, high, kl, kl_tokens, entropy, ratio, low, up, dropped, tokens = sums.tolist()
-        if not parts:  # every group tied: a gradient of zero, and not none, so that the optimiser's momentum goes on as it would
-            for p in self.model.parameters():
-                p.grad = torch.zeros_like(p) if p.requires_grad else None
-        n = max(tokens, 1)
-        return Pass(total, policy, kl_loss, entropy_loss, None if self.critic is None else value, kl / kl_tokens if kl_tokens else None, entropy / n if tokens else None, high, coef.entropy,
-                    ratio / n if tokens else 1.0, float(ratio_max) if tokens else 1.0, low / n, up / n, dropped / size.num_rows)
-
-    def _loss(self, batch: Batch, advantages: Tensor, old: Tensor | None, coef: Coefficients, size: StepSize) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A micro-batch's share of the loss, its sums for the record (float64), its largest ratio and its old log-probabilities."""
-        a, exists = self.algorithm, batch.completion_mask
-        score = partial(self._score, self.model, batch, entropy_gradient=coef.entropy > 0)
-        if self.critic is None or advantages.dim() == 1:
-            policy, advantages, value = score(), advantages[:, None], torch.zeros((), device=batch.device)
-        else:
-            advantages, returns = advantages[:, : exists.shape[1]].unbind(-1)  # (B, T) each
-            policy, values = self.critic.beside(self.model, batch, score)
-            value = value_loss(values, returns, batch.loss_mask, size.num_tokens)
-        old = policy.logprobs.detach() if old is None else old
-        with torch.no_grad():
-            ref = self._score(self.reference, batch) if self._watches_kl else None
-        x = Tokens(policy.logprobs, old, policy.entropy, exists, batch.loss_mask, advantages, batch.sampled, ref and ref.logprobs,
-                   policy.distribution, ref and ref.distribution)
-        loss = loss_of(x, a, coef, size)
-        total = loss.total + a.value_coef * value
-
-        ratio, (lowest, highest) = torch.where(exists, loss.ratio, 1.0), clip_range(a)
-        kl, kl_tokens = (torch.where(exists, loss.kl.detach(), 0.0).sum(), exists.sum()) if loss.kl is not None else (ratio.new_zeros(()),) * 2
-        numbers = torch.stack([
-            total.detach(), loss.policy.detach(), loss.kl_loss.detach(), loss.entropy_loss.detach(), value.detach(), loss.high_entropy.detach(), kl, kl_tokens,
-            torch.where(exists, policy.entropy.detach(), 0.0).sum(), torch.where(exists, ratio, 0.0).sum(),
-            ((ratio < lowest) & (advantages < 0) & exists).sum(), ((ratio > highest) & (advantages > 0) & exists).sum(), loss.dropped, exists.sum(),
-        ])
-        return total, numbers.double(), ratio.max(), old
-
-    def _score(self, model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None, entropy_gradient: bool = False) -> Scored:
-        return score_tokens(model, batch, self.train.temperature, layout, entropy_gradient=entropy_gradient,
-                            distribution=self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS)
+    # ---- one step ------------------------------------------------------------------------------------------------------
 
     def _grad_norm(self, loss: float) -> float:
         """Clip the gradient; returns the norm before clipping. Raises NonFinite."""
@@ -225,50 +144,22 @@ class Learner:
             group["lr"] = self.learning_rate * warm * group["speed"]
         self.optimizer.step()
 
-    def _constrained_step(self, parts: Sequence[Part], size: StepSize, breathe: Breathe) -> TrustRegionStep:
+    def _constrained_step(self, parts: Sequence[Batch], advantages: Tensor, size: StepSize, breathe: Breathe) -> TrustRegionStep:
         """Move the weights within the trust region; no learning rate, no warm-up, no optimiser state."""
         a = self.algorithm
 
         def loss(batch: Batch, advantages: Tensor, new: Tensor, old: Tensor) -> Tensor:
-            ref = self._score(self.reference, batch).logprobs if self.steering.kl_coef else None
+            ref = self.passes.score(self.reference, batch).logprobs if self.steering.kl_coef else None
             x = Tokens(new, old, torch.zeros_like(new), batch.completion_mask, batch.loss_mask, advantages[:, None], ref=ref)
             return loss_of(x, a, Coefficients(self.steering.kl_coef, entropy=0.0), size).total
 
-        return trust_region_step(self.model, parts, loss, a.trust_region_delta, self.train.temperature, breathe)
-
-    @torch.no_grad()
-    def _cut(self, parts: Sequence[Part], size: StepSize, breathe: Breathe) -> StepSize:
-        """`size` with the entropy below which tokens do not carry the policy term: of the whole step, so it takes a pass of its own."""
-        if self.algorithm.entropy_quantile == 1:
-            return size
-        found = []
-        for part, _ in parts:
-            breathe()
-            found.append(self._score(self.model, part).entropy[part.loss_mask])
-        entropy = torch.cat(found)
-        threshold = entropy_threshold(entropy, self.algorithm.entropy_quantile)
-        return replace(size, entropy_threshold=threshold, num_carrying=int((entropy >= threshold).sum()))
-
-    # ---- KL and reference ----------------------------------------------------------------------------------------------
+        with_theirs = [(part, advantages[part.rows]) for part in parts]
+        return trust_region_step(self.model, with_theirs, loss, a.trust_region_delta, self.train.temperature, breathe)
 
     @property
     def _watches_kl(self) -> bool:
         """Whether KL is needed on every rollout: because it is trained on, or because something steers by it."""
         return self.steering.kl_coef > 0 or KL_CONTROLS[self.algorithm.kl_control].watches
-
-    @torch.no_grad()
-    def _measure(self, batch: Batch, breathe: Breathe) -> tuple[float, float]:
-        """KL and entropy on every eighth group, whatever it teaches."""
-        share = batch.ordered(range(0, len(batch.prompts), MEASURED_SHARE))
-        kl = entropy = tokens = 0.0
-        for part, _ in micro_batches(share, torch.zeros(len(share)), self._max_tokens):
-            breathe()
-            policy, ref, exists = self._score(self.model, part), self._score(self.reference, part), part.completion_mask
-            x = Divergence(torch.where(exists, ref.logprobs - policy.logprobs, 0.0), policy.distribution, ref.distribution)
-            kl += float(KL_ESTIMATORS[self.algorithm.kl_estimator](x)[exists].double().sum())
-            entropy += float(policy.entropy[exists].double().sum())
-            tokens += int(exists.sum())
-        return kl / max(tokens, 1), entropy / max(tokens, 1)
 
     @torch.no_grad()
     def _move_reference(self) -> None:
@@ -290,40 +181,48 @@ class Learner:
         if state["reference"] is not None:
             self.reference.load_state_dict(state["reference"])
 
-    # ---- micro-batches -------------------------------------------------------------------------------------------------
+    # ---- what is computed together ---------------------------------------------------------------------------------------
 
-    def _parts(self, batch: Batch, advantages: Tensor) -> list[Part]:
-        """Micro-batches of what has a gradient: with neither KL, entropy nor values in the loss, a group whose advantages are all 0 has none."""
+    def _teaching(self, batch: Batch, advantages: Tensor) -> Batch:
+        """What of it has a gradient: with neither KL, entropy nor values in the loss, a group whose advantages are all 0 has none."""
         a = self.algorithm
-        if not (self.critic is not None or self._watches_kl or a.entropy_coef or a.entropy_target is not None or a.entropy_quantile < 1):
-            moves = (advantages != 0) & torch.tensor(batch.trains, device=advantages.device)  # nan != 0: it must be seen, and refused
-            teaches = moves.unflatten(0, (-1, batch.group_size)).any(1).nonzero().flatten().tolist()
-            rows = [p * batch.group_size + g for p in teaches for g in range(batch.group_size)]
-            batch, advantages = batch.ordered(teaches), advantages[rows]
-        return list(micro_batches(batch, advantages, self._max_tokens)) if len(batch) else []
+        if self.critic is not None or self._watches_kl or a.entropy_coef or a.entropy_target is not None or a.entropy_quantile < 1:
+            return batch
+        moves = ((advantages != 0) & torch.tensor(batch.trains, device=advantages.device)).tolist()  # nan != 0: it must be seen, and refused
+        return batch.select([(p, rows) for p, rows in enumerate(batch.siblings) if any(moves[i] for i in rows)])
 
-    @property
-    def _max_tokens(self) -> int:
-        return min(self.train.micro_batch_tokens, MAX_LOGITS // self.model.get_output_embeddings().weight.shape[0])
+    def _shared(self, batch: Batch) -> Batch:
+        """The batch as this model can compute it."""
+        return batch if self._can_pack(batch) else batch.ungrouped()
 
     def _can_pack(self, batch: Batch) -> bool:
         """Found out once, on the longest group of the first batch that can show it."""
         if self._packs is None:
             # Later siblings of one token are predicted by the prompt alone, and would look right whatever the mask does.
-            telling = [p for p in range(len(batch.prompts)) if any(len(c) > 1 for c in batch.groups(p, p + 1).completions[1:])]
+            telling = [(p, rows) for p, rows in enumerate(batch.siblings) if any(len(batch.completions[i]) > 1 for i in rows[1:])]
             if not telling:
                 return False
-            longest = max(telling, key=batch.packed_tokens)
+            longest, _ = max(telling, key=batch.strip_tokens)
             self._packs = packing_is_exact(self.model, batch.groups(longest, longest + 1))
             if not self._packs:
                 log.warning("This architecture cannot share a prompt between completions in one row; each is computed in its own row.")
         return self._packs
 
 
-def _mean(values: Sequence[float | None], otherwise: float | None) -> float | None:
+def _each(parts: Iterable[Batch], breathe: Breathe) -> Iterator[Batch]:
+    for part in parts:
+        breathe()
+        yield part
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
     """Mean of those that were measured."""
     known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else otherwise
+    return sum(known) / len(known) if known else None
+
+
+def _first(*values: float | None) -> float | None:
+    return next((v for v in values if v is not None), None)
 
 
 def _last(values: Sequence[float | None]) -> float:

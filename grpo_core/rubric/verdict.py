@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-TIE_TOLERANCE = 1e-8  # rewards closer than this are equal: their difference is rounding
+from grpo_core.types import TIE_TOLERANCE
+
 CUT_SHARE = 0.25  # from this share of cut completions on, rewards say who came to an end rather than who was good
 DOMINANT_SHARE = 0.8  # of a group's variance: what is left to all other criteria together is noise beside it
 

@@ -22,6 +22,7 @@ from grpo_core.types import (
     PhaseStarted,
     RunStatus,
     StepCompleted,
+    StepTokens,
 )
 
 if TYPE_CHECKING:
@@ -82,10 +83,12 @@ class Recorder:
                         search.forget(db)
                     for position, group in enumerate(groups):
                         self._insert_group(db, step, position, group)
-                case StepCompleted(step, metrics, extra):
+                case StepCompleted(step, metrics, extra, tokens):
                     values = [number(getattr(metrics, name)) for name in STEP_METRICS]
                     db.execute(_INSERT_STEP, (self.run_id, step, *values))
                     self._insert_metrics(db, step, extra)
+                    if tokens:
+                        self._insert_tokens(db, step, tokens)
                 case Evaluated(step, metrics):
                     self._insert_metrics(db, step, metrics)
             if isinstance(event, StepCompleted | Evaluated):
@@ -119,6 +122,17 @@ class Recorder:
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
             [(group_id, i, text(r.completion.text), text(r.completion.finish_reason), r.completion.num_tokens,
               number(r.reward), number(r.advantage), to_json(r.scores)) for i, r in enumerate(group.rollouts)])
+
+    def _insert_tokens(self, db: sqlite3.Connection, step: int, tokens: StepTokens) -> None:
+        ids = [row[0] for row in db.execute(
+            "SELECT rollouts.id FROM groups JOIN rollouts ON group_id = groups.id WHERE run_id = ? AND step = ? ORDER BY groups.position, rollouts.position",
+            (self.run_id, step)).fetchall()]
+        db.executemany(
+            "INSERT OR REPLACE INTO token_records (rollout_id, token_ids, sampling_logprobs, logprobs, ref_logprobs, entropy) VALUES (?, ?, ?, ?, ?, ?)",
+            [(id, *(None if values is None else values.tobytes() for values in (r.token_ids, r.sampling_logprobs, r.logprobs, r.ref_logprobs, r.entropy)))
+             for id, r in zip(ids, tokens.records, strict=True)])
+        db.executemany("INSERT OR REPLACE INTO token_pieces (run_id, token_id, piece) VALUES (?, ?, ?)",
+                       [(self.run_id, *piece) for piece in tokens.pieces.items()])
 
     def _insert_metrics(self, db: sqlite3.Connection, step: int, metrics: Mapping[str, float | None]) -> None:
         db.executemany("INSERT OR REPLACE INTO metrics (run_id, step, name, value) VALUES (?, ?, ?, ?)",

@@ -52,6 +52,12 @@ def _tables(db: Database) -> None:
                "fts5(text, content='rollouts', content_rowid='id', tokenize='trigram', detail=none)")
 
 
+@MIGRATIONS(name="2 token pieces")
+def _token_pieces(db: Database) -> None:
+    # What a run's token ids say, once for each: tokens are drawn from ids, and the model may be gone when they are looked at.
+    _create(db, "token_pieces", "run_id str, token_id int, piece bytes", pk=("run_id", "token_id"), run_id="runs CASCADE")
+
+
 def _create(db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str) -> None:
     """columns: "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of that table."""
     kinds = dict(column.split() for column in columns.split(","))

@@ -1,0 +1,142 @@
+"""Memory: parts that fit, halved when they do not, and logits that are never all there at once. None of it changes a number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from grpo_core.errors import OutOfMemory
+from grpo_core.learner import Batch, logprobs, token_logprobs
+from grpo_core.learner import batch as batches
+from grpo_core.learner.batch import micro_batches
+from tests.test_learner import A, TinyLM, make_batch, make_learner
+
+
+class SmallMachine(TinyLM):
+    """Runs out of memory above `room` tokens, in the forward pass, as torch does."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.refused = room, 0
+
+    def forward(self, input_ids, attention_mask):
+        if input_ids.numel() > self.room:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(input_ids, attention_mask)
+
+
+def gradient(learner) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in learner.model.parameters()])
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "updates_per_batch": 2}, {"entropy_quantile": 0.5}, {"advantage": "value"}, {"objective": "trust_region"}])
+def test_out_of_memory_halves_the_micro_batch_and_the_same_step_is_made(options):
+    options = {"kl_coef": 0.0} | options
+    small, large = (make_learner(model, train={"micro_batch_tokens": 64}, **options) for model in (SmallMachine(9), TinyLM()))
+    for learner in (small, large):
+        learner._packs = True
+        rewards = torch.tensor([1.0, 0.0, 0.5, 0.25])
+        update = learner.update(make_batch(), learner.judge(make_batch(), rewards) if learner.critic else A)
+    assert small.model.refused
+    assert small.fitting.max_tokens <= 9 < large.fitting.max_tokens == 64
+    torch.testing.assert_close(gradient(small), gradient(large), atol=1e-6, rtol=0)
+    assert update.micro_batch_tokens == 64
+    refused = small.model.refused
+    small.update(make_batch(), small.judge(make_batch(), rewards) if small.critic else A)
+    assert small.model.refused == refused  # found out once
+
+
+def test_a_completion_that_does_not_fit_alone_says_how_long_it_is_and_what_to_lower():
+    learner = make_learner(SmallMachine(3), kl_coef=0.0)
+    learner._packs = True
+    with pytest.raises(OutOfMemory, match=r"max_new_tokens.*one completion of 5 tokens"):  # (1, 2) + (4, 5, 6), and (3,) + four 4s
+        learner.update(make_batch(), A)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    class Broken(TinyLM):
+        def forward(self, input_ids, attention_mask):
+            raise RuntimeError("expected scalar type Float but found Half")
+
+    learner = make_learner(Broken(), kl_coef=0.0)
+    learner._packs = True
+    with pytest.raises(RuntimeError, match="scalar type"):
+        learner.update(make_batch(), A)
+
+
+@pytest.mark.parametrize("budget", [1, 5, 12, 40, 1000])
+@pytest.mark.parametrize("hidden_size", [1, 64])
+def test_micro_batches_hold_every_row_once_and_no_more_tokens_than_asked_for(budget, hidden_size):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 30, (24,), generator=generator).tolist()
+    prompts = [tuple(range(1, 2 + p)) for p in (3, 9, 1)]
+    batch = Batch(prompts, [(5,) * n for n in lengths], [True] * 24, 0, torch.device("cpu"))
+    parts = micro_batches(batch, budget, hidden_size)
+    assert sorted(i for part in parts for i in part.places) == list(range(24))
+    for part in parts:
+        widths = [part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)]
+        assert len(part) == 1 or len(widths) * max(widths) <= budget
+        for prompt, rows in zip(part.prompts, part.siblings, strict=True):
+            for i in rows:
+                assert prompt == prompts[part.places[i] // 8]
+                assert len(part.completions[i]) == lengths[part.places[i]]
+
+
+def test_wide_groups_are_cut_into_rows_where_a_longer_prompt_costs_less_than_attention():
+    # √(4·(4 + 6·16)) = 20 completion tokens a row: eight completions of ten tokens make four rows of two.
+    batch = Batch([(1, 2, 3, 4)], [(5,) * 10] * 8, [True] * 8, 0, torch.device("cpu"))
+    assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=16)] == [2, 2, 2, 2]
+    assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=4096)] == [8]
+    assert [len(s) for _, s in batches._strips(batch, 14, hidden_size=4096)] == [1] * 8
+
+
+# ---- logits in chunks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"entropy_gradient": True}, {"states": True}])
+def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(options, monkeypatch):
+    def found():
+        model = TinyLM()
+        scored = logprobs.score_tokens(model, make_batch(), 0.7, **options)
+        (scored.logprobs.sum() + (0.3 * scored.entropy.sum() if "entropy_gradient" in options else 0)).backward()
+        return scored, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole, expected = found()
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 4 * 11)  # two tokens at a time
+    seen = []
+    monkeypatch.setattr(TinyLM, "get_output_embeddings", lambda self: _watched(self, seen))
+    chunked, gradient = found()
+    assert max(seen) <= 2
+    torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-9, rtol=0)
+    torch.testing.assert_close(chunked.entropy, whole.entropy, atol=1e-9, rtol=0)
+    torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=0)
+
+
+def _watched(model, seen):
+    if not model.head._forward_hooks:
+        model.head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // output.shape[-1]))
+    return model.head
+
+
+def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
+    class Capped(TinyLM):
+        def forward(self, input_ids, attention_mask):
+            out = super().forward(input_ids, attention_mask)
+            out.logits = 3 * torch.tanh(out.logits / 3)
+            return out
+
+    expected, _ = token_logprobs(Capped(), make_batch(), 1.0)
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 4 * 11)
+    torch.testing.assert_close(token_logprobs(Capped(), make_batch(), 1.0)[0], expected, atol=0, rtol=0)
+
+
+def test_the_gradient_of_chosen_logprobs_is_that_of_log_softmax():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 13, dtype=torch.float64, generator=generator).requires_grad_()
+    chosen = torch.randint(0, 13, (7,), generator=generator)
+    assert torch.autograd.gradcheck(lambda x: logprobs._Chosen.apply(x, chosen, 0.7)[0], logits)
+    plain = (logits / 0.7).log_softmax(-1)
+    picked, entropy = logprobs._Chosen.apply(logits, chosen, 0.7)
+    torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
+    torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
