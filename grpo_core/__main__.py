@@ -1,4 +1,4 @@
-"""The same without a browser: python -m grpo_core train | prompts | compare | runs | show | export."""
+"""The same without a browser: python -m grpo_core train | prompts | compare | runs | show | advise | export."""
 
 from __future__ import annotations
 
@@ -178,6 +178,23 @@ def show_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def advise_command(arguments: argparse.Namespace) -> int:
+    """What is wrong with a run, if anything: its diagnoses, worst first."""
+    from grpo_core.advisor import advise
+
+    store = Store(arguments.db)
+    row = _find(store, arguments.run_id)
+    notices = advise(store, row.id)
+    if arguments.json:
+        print(json.dumps([{**asdict(n), "evidence": dict(n.evidence)} for n in notices]))
+    elif not notices:
+        print(f"{printable(row.name)}: nothing to say after {row.steps_done} steps.")
+    for n in [] if arguments.json else notices:
+        evidence = ", ".join(f"{name} {value}" for name, value in n.evidence.items())
+        print(printable(f"{n.severity:<8} {n.code}, step {n.step}: {n.message}\n         Try: {n.advice}\n         ({evidence})"))
+    return 0
+
+
 def export_command(arguments: argparse.Namespace) -> int:
     store = Store(arguments.db)
     row = _find(store, arguments.run_id)
@@ -307,7 +324,8 @@ def _parser() -> argparse.ArgumentParser:
     command("runs", runs_command, "List the runs, newest first.")
     show = command("show", show_command, "Show one run: settings, steps, held-out results.")
     write = command("export", export_command, "Write a run to a file: metrics (csv), rollouts (jsonl, parquet) or config (config).")
-    for sub in (show, write):
+    advise = command("advise", advise_command, "What is wrong with a run, if anything: diagnoses with evidence and what to try.")
+    for sub in (show, advise, write):
         sub.add_argument("run_id", metavar="RUN", help="id, the beginning of one, or `last`")
     write.add_argument("--format", choices=["csv", "jsonl", "parquet", "config"], required=True)
     write.add_argument("--out", metavar="FILE", help="default: standard output; RUN.parquet for parquet")

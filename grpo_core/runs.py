@@ -8,6 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 
+from grpo_core.advisor import advise
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
 from grpo_core.errors import StopRequested, StoreError, StudioError
@@ -49,7 +50,7 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
                 listen(event)
 
         done = threading.Event()
-        beat = threading.Thread(target=_beat, args=(record, done), name=f"heartbeat {run_id}", daemon=True)
+        beat = threading.Thread(target=_beat, args=(store, record, done), name=f"heartbeat {run_id}", daemon=True)
         store.set_status(run_id, RunStatus.LOADING)
         beat.start()
         status, error = RunStatus.FINISHED, None
@@ -66,15 +67,25 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
             done.set()
             beat.join()
         store.set_status(run_id, status, error)
+        _look_it_over(store, run_id)
         return status
 
 
-def _beat(record: Recorder, done: threading.Event) -> None:
+def _beat(store: Store, record: Recorder, done: threading.Event) -> None:
     while not done.wait(HEARTBEAT_SECONDS):
+        _look_it_over(store, record.run_id)
         try:
             record.heartbeat()
         except StoreError:  # the trainer's own next write meets the same trouble, and that one ends the run with the reason
             log.warning("heartbeat could not be written", exc_info=True)
+
+
+def _look_it_over(store: Store, run_id: str) -> None:
+    """What the advisor has to say, written to `alerts`. Advice is no part of the run: whatever goes wrong with it, the run goes on."""
+    try:
+        store.set_alerts(run_id, advise(store, run_id))
+    except Exception:
+        log.warning("no advice on run %s", run_id, exc_info=True)
 
 
 class RunManager:

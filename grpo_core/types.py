@@ -200,6 +200,19 @@ class StepMetrics:
 STEP_METRICS: tuple[str, ...] = tuple(f.name for f in fields(StepMetrics))
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A diagnosis of the advisor. `evidence`: what was measured and the threshold it passed, by name; `group_id`: a group that shows it."""
+
+    code: str
+    severity: str  # error, warning, info
+    step: int
+    message: str
+    evidence: Mapping[str, float | int | str] = field(default_factory=dict)
+    group_id: int | None = None
+    advice: str = ""
+
+
 # ---- events: all that train() says, in the order in which it happens -------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -64,12 +63,15 @@ def build_inspect(frame: Frame, views: Views) -> Inspect:
     def fresh(now: Any, run_id: Any) -> str:
         return changed(now, offset=0, fresh=sum(views.store.verdict_counts(run_id).values()) if views.cursor(run_id) else 0)
 
+    def pick(now: Any, run_id: Any, event: gr.EventData) -> str:
+        return choose_steps(views, now, run_id, event)
+
     live = {**QUIET, "trigger_mode": "always_last"}
     for typed in (search, low, high):
         then_show(typing(typed)(lambda now: changed(now, offset=0), filters, filters, **live))
     then_show(chips.verdict(choose_verdict, filters, filters, **QUIET))
     then_show(chips.allsteps(lambda now: changed(now, steps=None, offset=0), filters, filters, **QUIET))
-    then_show(over_time.pick(partial(choose_steps, views), [filters, frame.run], filters, **QUIET))
+    then_show(over_time.pick(pick, [filters, frame.run], filters, **QUIET))
     then_show(table.sort(choose_sort, filters, filters, **QUIET))
     then_show(table.turn(turn_page, filters, filters, **QUIET))
     then_show(table.open(open_place, None, opened, **QUIET))

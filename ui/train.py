@@ -60,6 +60,7 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
                 line = panel(status.status_line(None, [], 0, None, 0), script=script("status.js"), elem_id="status")
                 stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=0, min_width=72)
             trouble = panel(elem_id="run-banner")
+            advisor = panel(events=("show", "dismiss"), elem_id="advisor")
             with gr.Row(elem_id="curve-tools"):
                 x = gr.Radio(AXES, value="step", label="Horizontal axis", elem_id="axis", scale=0)
                 smoothing = gr.Slider(0, 0.95, value=0, step=0.05, label="Smoothing", elem_id="smoothing", buttons=[], scale=0)
@@ -85,7 +86,7 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
                 ("pin", ""), ("at", ""), ("order", "best"), ("seen", "{}")))
 
     inputs = [frame.run, pin, order, x, smoothing, log, overlay, detail, seen]
-    outputs = [frame.run, frame.pill, overlay, line, trouble, stop, *figures.values(), step, follow, group, at, seen]
+    outputs = [frame.run, frame.pill, overlay, line, trouble, stop, *figures.values(), step, follow, group, advisor, at, seen]
     show = Show(views)
     tab = Train(form_panel, pin, inputs, outputs, show)
 
@@ -101,6 +102,12 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
     then_show(follow.input(lambda on, here: "" if on else here, [follow, at], pin, **QUIET))
     for figure in figures.values():
         then_show(figure.pick(pick_step, None, pin, **QUIET))
+
+    then_show(advisor.show(pick_place, None, pin, **QUIET))
+    def drop(run_id: Any, event: gr.EventData) -> Any:
+        return dismiss(views, run_id, event)
+
+    then_show(advisor.dismiss(drop, frame.run, frame.notice, **QUIET))
 
     def walk(run_id: Any, here: Any, event: gr.EventData) -> Any:
         return walked(views, run_id, here, event._data)
@@ -153,6 +160,24 @@ def pick_step(event: gr.EventData) -> Any:
     return pinned_step((event._data or {}).get("step") if isinstance(event._data, dict) else None)
 
 
+def pick_place(event: gr.EventData) -> Any:
+    return place.text(place.parse((event._data or {}).get("at") if isinstance(event._data, dict) else None)) or SKIP
+
+
+def dismiss(views: Views, run_id: Any, event: gr.EventData) -> Any:
+    """Take one diagnosis of this run off the page, for good."""
+    code = event._data.get("code") if isinstance(event._data, dict) else None
+    run = views.run(run_id)
+    found = next((n for n in views.notices(run) if n.code == code), None) if run else None
+    if found is None:
+        return SKIP
+    try:
+        views.store.dismiss(run.id, found)
+    except StudioError as error:
+        return status.banner("The notice was not dismissed.", str(error))
+    return ""
+
+
 def walked(views: Views, run_id: Any, here: Any, data: Any) -> Any:
     """The next or previous group of the step, round and round."""
     at = place.parse(here)
@@ -194,10 +219,11 @@ class Show:
             "curves": [views.curves_key(run), [views.curves_key(views.run(r)) for r in others], view.x, view.smoothing, view.log],
             "detail": view.detail, "steps": [chosen, last, at and at[0]], "follow": not place.parse(pin), "group": [chosen, at, order],
         }
-        now = {key: token(value) for key, value in now.items()}
+        advice = views.advice(run)
+        now = {key: token(value) for key, value in (now | {"advice": advice}).items()}
         new = {key for key in now if now[key] != was.get(key)}
         if not new:
-            return [SKIP] * (11 + len(CURVES))
+            return [SKIP] * (12 + len(CURVES))
         curves = ["curves" in new or (name == "detail" and "detail" in new) for name in CURVES]
         return [
             gr.update(choices=choices, **({"value": chosen} if chosen != run_id else {})) if new & {"runs", "run"} else SKIP,
@@ -210,6 +236,7 @@ class Show:
             gr.update(maximum=max(2, last), value=at[0] if at else 1, interactive=last > 0) if "steps" in new else SKIP,
             not place.parse(pin) if "follow" in new else SKIP,
             self._group(run, at, order) if "group" in new else SKIP,
+            advice if "advice" in new else SKIP,
             place.text(at),
             json.dumps(now),
         ]

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 import gradio as gr
 
+from grpo_core.advisor import advise
 from grpo_core.config import RunConfig
 from grpo_core.errors import NotFound
 from grpo_core.store import Cursor, RunRow, Store, VerdictCounts
-from grpo_core.types import RunStatus
-from ui import cards, charts, status
+from grpo_core.types import Notice, RunStatus
+from ui import advice, cards, charts, status
 
 POINTS = 600  # a curve is some 300 pixels wide: more points cannot be seen
 CURVES = ("reward", "kl", "loss", "length", "criteria", "detail")
@@ -37,6 +38,8 @@ class Views:
         self._runs = lru_cache(maxsize=2)(lambda token: store.runs())
         self._curves = lru_cache(maxsize=16)(self._read_curves)
         self._figure = lru_cache(maxsize=128)(self._draw)
+        self._advised = lru_cache(maxsize=16)(self._draw_advice)
+        self._advice = lru_cache(maxsize=16)(lambda run_id, key: advise(store, run_id))
         self._verdicts = lru_cache(maxsize=8)(lambda run_id, groups: store.verdict_series(run_id))
         self._group = lru_cache(maxsize=64)(self._draw_group)
 
@@ -101,6 +104,22 @@ class Views:
 
     def verdict_series(self, run_id: str) -> list[VerdictCounts]:
         return self._verdicts(run_id, tuple(self.store.verdict_counts(run_id).items()))
+
+    def notices(self, run: RunRow) -> list[Notice]:
+        """What the advisor says of a run and nobody dismissed: as it was written down while the run goes on, worked out from the rows after it."""
+        if run.status.is_live:
+            return self.store.alerts(run.id)
+        gone = self.store.dismissed(run.id)
+        return [n for n in self._advice(run.id, self.curves_key(run)) if n.code not in gone]
+
+    def advice(self, run: RunRow | None) -> str:
+        return self._advised(run.id, run.revision) if run else ""
+
+    def _draw_advice(self, run_id: str, revision: int) -> str:
+        run = self.run(run_id)
+        notices = self.notices(run) if run else []
+        places = {n.group_id: at for n in notices if n.group_id is not None and (at := self.store.place_of(n.group_id))}
+        return advice.advice(notices, places)
 
     # ---- groups --------------------------------------------------------------------------------------------------------
 

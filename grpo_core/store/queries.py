@@ -12,7 +12,7 @@ from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
 from grpo_core.store.rows import Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow, VerdictCounts
-from grpo_core.types import STEP_METRICS, Phase, RunStatus
+from grpo_core.types import STEP_METRICS, Notice, Phase, RunStatus
 
 EXCERPT = 200  # characters of a completion in a list of groups
 MAX_PAGE = 1000
@@ -89,6 +89,22 @@ class Queries:
                                  "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step", (run_id, name, first, every, last))
         return [(row["step"], row["value"]) for row in rows]
 
+    # ---- alerts --------------------------------------------------------------------------------------------------------
+
+    def alerts(self, run_id: str) -> list[Notice]:
+        """What the advisor wrote down of a run and nobody dismissed, worst first as it was written."""
+        rows = self._readers.all("SELECT * FROM alerts WHERE run_id = ? AND dismissed_at IS NULL ORDER BY id", (text(run_id),))
+        return [Notice(r["code"], r["severity"], r["step"], r["message"], json.loads(r["evidence"] or "{}"), r["group_id"], r["advice"] or "") for r in rows]
+
+    def dismissed(self, run_id: str) -> set[str]:
+        """The codes that a person does not want to hear of again."""
+        return {r["code"] for r in self._readers.all("SELECT code FROM alerts WHERE run_id = ? AND dismissed_at NOT NULL", (text(run_id),))}
+
+    def place_of(self, group_id: int) -> tuple[int, int] | None:
+        """Step and position of a group."""
+        rows = self._readers.all("SELECT step, position FROM groups WHERE id = ?", (integer(group_id),))
+        return (rows[0]["step"], rows[0]["position"]) if rows else None
+
     # ---- groups --------------------------------------------------------------------------------------------------------
 
     def group_ids(self, run_id: str, step: int) -> list[int]:
@@ -108,6 +124,10 @@ class Queries:
         if not rows:
             raise NotFound(f"group {text(group_id)!r:.80} is not in the store. Its run may have been deleted; choose another group.")
         return self._with_rollouts(rows)[0]
+
+    def newest_groups(self, run_id: str, limit: int) -> list[GroupRow]:
+        """The last groups of a run with their rollouts, newest first."""
+        return self._with_rollouts(self._readers.all("SELECT * FROM groups WHERE run_id = ? ORDER BY step DESC, position LIMIT ?", (text(run_id), limit)))
 
     def verdict_counts(self, run_id: str) -> dict[str, int]:
         rows = self._readers.all("SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER BY verdict", (text(run_id),))

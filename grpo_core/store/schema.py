@@ -58,6 +58,13 @@ def _token_pieces(db: Database) -> None:
     _create(db, "token_pieces", "run_id str, token_id int, piece bytes", pk=("run_id", "token_id"), run_id="runs CASCADE")
 
 
+@MIGRATIONS(name="3 inspector")
+def _inspector(db: Database) -> None:
+    for column in ("evidence TEXT", "advice TEXT", "dismissed_at REAL"):
+        db.execute(f"ALTER TABLE alerts ADD COLUMN {column}")
+    db.table("groups").create_index(["prompt_id", "run_id", "step"])  # one prompt through time, and in several runs
+
+
 def _create(db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str) -> None:
     """columns: "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of that table."""
     kinds = dict(column.split() for column in columns.split(","))

@@ -6,7 +6,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import StoreBusy, StudioError
 from grpo_core.store import schema, search
 from grpo_core.store.connection import LOCK_SECONDS, Readers, Writer, explain, file_bytes
-from grpo_core.store.plain import text
+from grpo_core.store.plain import text, to_json
 from grpo_core.store.queries import Queries, no_run
-from grpo_core.types import RunStatus
+from grpo_core.types import Notice, RunStatus
 
 LIVE = tuple(s for s in RunStatus if s.is_live)
 _IS_LIVE = f"status IN ({', '.join(repr(s.value) for s in LIVE)})"
@@ -121,6 +121,24 @@ class Store(Queries):
             if not done.rowcount:
                 raise no_run(run_id)
 
+    def set_alerts(self, run_id: str, notices: Sequence[Notice]) -> None:
+        """What the advisor says of a run now, in place of what it said before; what a person dismissed stays dismissed."""
+        run_id = text(run_id)
+        with self.writing() as writer, writer.transaction() as db:
+            db.execute("DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL", (run_id,))
+            dismissed = {row[0] for row in db.execute("SELECT code FROM alerts WHERE run_id = ?", (run_id,)).fetchall()}
+            groups = {row[0] for row in db.execute(f"SELECT id FROM groups WHERE id IN ({', '.join('?' * len(notices))})", [n.group_id for n in notices]).fetchall()}
+            db.executemany(_INSERT_ALERT, [(run_id, n.step, text(n.code), text(n.severity), text(n.message), n.group_id if n.group_id in groups else None,
+                                            to_json(n.evidence), text(n.advice), None) for n in notices if n.code not in dismissed])
+
+    def dismiss(self, run_id: str, notice: Notice) -> None:
+        """A person has read it and does not want to see this diagnosis of this run again."""
+        with self.writing() as writer, writer.transaction() as db:
+            db.execute("DELETE FROM alerts WHERE run_id = ? AND code = ?", (text(run_id), text(notice.code)))
+            db.execute(_INSERT_ALERT, (text(run_id), notice.step, text(notice.code), text(notice.severity), text(notice.message), None,
+                                       to_json(notice.evidence), text(notice.advice), time.time()))
+            db.execute("UPDATE runs SET revision = revision + 1 WHERE id = ?", (text(run_id),))
+
     def delete(self, run_id: str) -> int:
         """Deletes a run with all that was recorded of it and gives the space back to the disk. Returns the bytes freed."""
         with self.writing() as writer:
@@ -138,6 +156,10 @@ class Store(Queries):
     def file_bytes(self) -> int:
         """What the file takes on the disk, its log included."""
         return file_bytes(self._writer.path)
+
+
+_INSERT_ALERT = ("INSERT INTO alerts (run_id, step, code, severity, message, group_id, evidence, advice, dismissed_at) "
+                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
 
 
 def _times(status: RunStatus, now: float) -> tuple[float | None, float | None]:

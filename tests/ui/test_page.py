@@ -24,7 +24,7 @@ from ui.train import Show, pinned_step, start_run, stop_run, walked
 from ui.views import CURVES
 
 SKIP = gr.skip()
-PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, AT, SEEN = 0, 1, 3, 4, 5, 12, 13, 14, 15, 16  # the outputs of train.Show
+PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = 0, 1, 3, 4, 5, 12, 13, 14, 15, 16, 17  # the outputs of train.Show
 
 
 @pytest.fixture
