@@ -1,4 +1,4 @@
-"""The same without a browser: python -m grpo_core train | prompts | compare | runs | show | advise | export."""
+"""The same without a browser: python -m grpo_core train | resume | prompts | compare | runs | show | advise | export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, parse, read_json, with_preset
-from grpo_core.control import RunControl
+from grpo_core.control import RunControl, Start
 from grpo_core.errors import FieldProblem, InvalidConfig, NotFound, StudioError
 from grpo_core.store import RunRow, Store, export
 from grpo_core.types import Evaluated, Event, Phase, PhaseStarted, RunStatus, StepCompleted
@@ -53,22 +53,52 @@ def train_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, arguments.preset, arguments.set)
     # Imported here: torch takes seconds, and the other commands and wrong input need none of it.
     from grpo_core.policy import check_model
-    from grpo_core.runs import default_name, execute, prepare
-    from grpo_core.trainer import train
+    from grpo_core.runs import default_name, prepare
 
     config = prepare(config, lambda c: check_model(c.model))
     store = Store(arguments.db)
-    control = RunControl()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: control.stop())
     with store.writing():
         store.recover()
-        run_id = store.create_run(config, arguments.name or default_name(config))
-        print(f"run {run_id} in {store.path}", file=sys.stderr)
-        started = time.monotonic()
-        with tqdm(total=config.train.steps, unit="step", dynamic_ncols=True) as bar:
-            execute(store, run_id, config, train, control, lambda event: _show_progress(bar, event))
-        seconds = time.monotonic() - started
+        run_id = store.create_run(config, arguments.name or default_name(config), status=RunStatus.LOADING)
+        return _train_here(store, run_id, config, None, arguments)
+
+
+def resume_command(arguments: argparse.Namespace) -> int:
+    from grpo_core.policy import check_model
+    from grpo_core.resume import plan_branch, plan_resume
+    from grpo_core.runs import prepare
+
+    store = Store(arguments.db)
+    parent = _find(store, arguments.run_id)
+    changes = dict(map(_assignment, arguments.set))
+    if "algorithm.preset" in changes:
+        changes = with_preset(changes, changes["algorithm.preset"])
+    with store.writing():
+        store.recover()
+        if changes or arguments.step is not None or arguments.name:
+            config, start = plan_branch(store, parent.id, arguments.step, changes)
+            config = prepare(config, lambda c: check_model(c.model))
+            run_id = store.create_run(config, arguments.name or f"{parent.name}, from step {start.step}", status=RunStatus.LOADING, parent=(parent.id, start.step))
+        else:
+            run_id, (config, start) = parent.id, plan_resume(store, parent.id)
+            config = prepare(config, lambda c: check_model(c.model))
+        print(f"goes on after step {start.step}" if start.path else "begins anew: there is no checkpoint", file=sys.stderr)
+        return _train_here(store, run_id, config, start, arguments)
+
+
+def _train_here(store: Store, run_id: str, config: RunConfig, start: Start | None, arguments: argparse.Namespace) -> int:
+    """Train a run of the store in this process, with a progress bar; Ctrl-C stops it."""
+    from grpo_core.runs import execute
+    from grpo_core.trainer import train
+
+    control = RunControl(store.checkpoint_folder(run_id), start)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: control.stop())
+    print(f"run {run_id} in {store.path}", file=sys.stderr)
+    started = time.monotonic()
+    with tqdm(total=config.train.steps, initial=start.step if start else 0, unit="step", dynamic_ncols=True) as bar:
+        execute(store, run_id, config, train, control, lambda event: _show_progress(bar, event))
+    seconds = time.monotonic() - started
     row = store.run(run_id)
     if row.error:
         print(f"error: {printable(row.error)}", file=sys.stderr)
@@ -315,6 +345,11 @@ def _parser() -> argparse.ArgumentParser:
     prompts.add_argument("--config", metavar="FILE", help="a configuration as exported")
     prompts.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field, e.g. task.path=my.csv; may be repeated")
     prompts.add_argument("--count", type=_count, default=5, metavar="N", help="training prompts to show (default 5)")
+    resume = command("resume", resume_command, "Go on with a run from its newest checkpoint. With --step, --set or --name: a new run that branches from it.")
+    resume.add_argument("run_id", metavar="RUN", help="id, the beginning of one, or `last`")
+    resume.add_argument("--step", type=_count, metavar="N", help="branch from the checkpoint of this step (default: the newest)")
+    resume.add_argument("--set", metavar="section.field=value", action="append", default=[], help="branch with one field changed; may be repeated")
+    resume.add_argument("--name", help="a name for the branch")
     compare = command("compare", compare_command, "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.")
     compare.add_argument("presets", nargs="+", metavar="PRESET", help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough")
     compare.add_argument("--task", help="a task (default: the configuration's)")

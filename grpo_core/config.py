@@ -173,6 +173,10 @@ class TrainConfig(Section):
     max_grad_norm: float = knob(1.0, "Gradient clip", "The gradient is scaled down to this norm.", gt=0, le=1e6)
     micro_batch_tokens: int = knob(16_384, "Micro-batch", "Padded tokens a forward pass may hold. Memory only: the result never depends on it.",
         unit="tokens", ge=1, le=100_000_000)
+    checkpoint_every: int = knob(20, "Checkpoint every", "Steps between saved states, from which a run resumes or branches; 0: none is saved.",
+        unit="steps", ge=0, le=1_000_000, way_out="20 loses little; 0 saves the space of a few copies of model and optimiser.")
+    checkpoint_keep: int = knob(2, "Keep the last", "Saved states that are kept beside the one of the best held-out accuracy.", unit="checkpoints", ge=1, le=1000)
+    checkpoint_keep_every: int = knob(0, "Keep every", "Saved states of every so many steps are kept for good; 0: none.", unit="steps", ge=0, le=1_000_000)
     eval_every: int = knob(20, "Evaluate every", "Steps between held-out evaluations; 0: only before and after.", unit="steps", ge=0, le=1_000_000)
     token_records: int = knob(1, "Token records every", "Steps between records of every token's log-probabilities and entropy, at most 20 bytes a token; 0: none are kept.",
         unit="steps", ge=0, le=1_000_000, way_out="1 keeps all, 0 none.")
@@ -259,6 +263,11 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise InvalidConfig([FieldProblem(dotted, value, "this is no field", "Use section.field, e.g. train.steps.")])
         data.setdefault(section, {})[name] = value
     return data
+
+
+def turned(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration with these dotted fields changed. Raises InvalidConfig."""
+    return parse(nest(flatten(config) | changes)) if changes else config
 
 
 def with_preset(flat: Mapping[str, Any], preset: str) -> dict[str, Any]:

@@ -1,30 +1,215 @@
-"""RunControl: everything that a person can say to a running run."""
+"""RunControl: everything that a person can say to a running run, and where the run listens."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from grpo_core.errors import StopRequested
+from grpo_core.breakpoints import Breakpoint
+from grpo_core.errors import StopRequested, StudioError
+from grpo_core.types import Edited, Event, Group, Paused, PhaseStarted, Resumed
+
+# What can be changed while a run goes on. Each takes effect with the next step, so that a step has one value of everything.
+KNOBS = ("train.learning_rate", "algorithm.kl_coef", "train.temperature", "algorithm.clip_eps_low", "algorithm.clip_eps_high")
+KNOB, EDIT = "knob/", "edit/"  # names in the record, see types.Edited
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a run goes on from: a checkpoint, or the beginning; and what had been changed by hand, step by step."""
+
+    step: int = 0
+    path: Path | None = None
+    sha256: str = ""
+    edits: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # step -> values as in types.Edited
 
 
 class RunControl:
     """The one object through which a run is reached from outside. Safe to use from any thread, any number of times.
 
-    The trainer calls `breathe()` at its named points (before each token, micro-batch and phase); nothing else reaches into it.
+    The trainer calls `breathe()` at its named points (before each token, micro-batch and phase), `enter()` when a phase begins,
+    `review()` between advantages and update, `changed()` and `finished()` around a step. Nothing else reaches into it.
     """
 
-    def __init__(self) -> None:
-        self._stop = threading.Event()
+    def __init__(self, folder: Path | None = None, start: Start | None = None) -> None:
+        self.folder, self.start = folder, start  # where checkpoints go (None: nowhere), and where to go on from
+        self.tell: Callable[[Event], None] = lambda event: None  # set by the trainer: what is said here is part of the run's events
+        self.save: Callable[[], None] | None = None  # set by the trainer while it can save its last whole step
+        self._talk = threading.Condition()
+        self._attention = False  # something was said: the only thing that a breath looks at
+        self._stopping = self._saving = False
+        self._waiting: str | None = None  # why the run shall not go on
+        self._stride: str | None = None  # "phase" or "step": at the end of which it shall wait again
+        self._breakpoints: tuple[Breakpoint, ...] = ()
+        self._broke_at = 0  # a breakpoint is asked once a step, however often its rewards are edited
+        self._edits: dict[int, dict[str, float]] = {step: dict(v) for step, v in (start.edits if start else {}).items()}
+        self._step = start.step if start else 0
+        self._numbers: Mapping[str, float | int | None] = {}  # of the step before
+        self._worried = False
+        self._reviewed: tuple[int, list[int]] | None = None  # the step before whose update the run is, and its group sizes
+        self._edited = self._comparing = False  # rewards were edited; advantages are following
+        self._told: str | None = None  # the reason for waiting that is on record
+
+    # ---- said by people ------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Ask the run to end at its next breath. Everything recorded is kept."""
-        self._stop.set()
+        self._say(_stopping=True)
+
+    def pause(self, reason: str = "Paused. Press Resume to go on, Step to go one step, or Stop.") -> None:
+        """Ask the run to wait at its next breath. Once it waits, asking again changes nothing."""
+        with self._talk:
+            if self._waiting is None:
+                self._say(_waiting=reason, _stride=None)
+
+    def resume(self) -> None:
+        self._say(_waiting=None, _stride=None)
+
+    def step(self, stride: str = "step") -> None:
+        """Go on, and wait again at the end of the present step, or of the present phase."""
+        if stride not in ("phase", "step"):
+            raise StudioError(f"stride = {stride!r:.40}: a run steps by phase or by step. Write phase or step.")
+        self._say(_waiting=None, _stride=stride)
+
+    def checkpoint(self) -> None:
+        """Save the last whole step at the next breath."""
+        if self.folder is not None:
+            self._say(_saving=True)
+
+    def set_knob(self, name: str, value: float) -> None:
+        """Change a setting from the next step on. Whoever calls has checked the value against the field's bounds."""
+        if name not in KNOBS:
+            raise StudioError(f"{name!r:.80} cannot be changed while a run goes on. Known: {', '.join(KNOBS)}.")
+        with self._talk:
+            self._edits.setdefault(self._step + 1, {})[KNOB + name] = float(value)
+
+    def set_breakpoints(self, breakpoints: Sequence[Breakpoint]) -> None:
+        """These and no others: the run waits before the update of every step in which one of them holds."""
+        with self._talk:
+            self._breakpoints = tuple(breakpoints)
+
+    def edit_reward(self, step: int, group: int, completion: int, reward: float) -> None:
+        """Give a completion of the waiting step another reward; its advantages follow before the update. Counted from 0."""
+        with self._talk:
+            if self._reviewed is None or self._waiting is None or self._reviewed[0] != step:
+                raise StudioError("Rewards can be edited while a run waits between its advantages and its update, and only those of that step. "
+                                  "Set a breakpoint, e.g. step = 40, or press Step until the phase is updating.")
+            sizes = self._reviewed[1]
+            if not (0 <= group < len(sizes) and 0 <= completion < sizes[group]):
+                raise StudioError(f"step {step} has no completion {completion + 1} in group {group + 1}. It has {len(sizes)} groups of {sizes[0]}.")
+            self._edits.setdefault(step, {})[f"{EDIT}{group}/{completion}"] = float(reward)
+            self._say(_edited=True)
+
+    def _say(self, **what: object) -> None:
+        with self._talk:
+            for name, value in what.items():
+                setattr(self, name, value)
+            self._attention = True
+            self._talk.notify_all()
+
+    # ---- asked by the run ----------------------------------------------------------------------------------------------
 
     @property
     def stop_requested(self) -> bool:
-        return self._stop.is_set()
+        return self._stopping
 
-    def breathe(self) -> None:
-        """Raises StopRequested if somebody asked the run to stop."""
-        if self._stop.is_set():
-            raise StopRequested
+    def breathe(self, whole: bool = True) -> None:
+        """Waits as long as a person wants; raises StopRequested if somebody asked the run to stop.
+
+        whole: False while the weights are between two steps; saving and stopping then wait for the end of the step.
+        """
+        if self._attention:
+            self._attend(whole)
+
+    def _attend(self, whole: bool) -> None:
+        while True:
+            with self._talk:
+                if self._stopping and whole:
+                    raise StopRequested
+                save = self.save if self._saving and whole else None
+                reason = None if self._stopping else self._waiting
+                if save is not None:
+                    self._saving = False
+                elif self._edited or self._comparing:
+                    return  # advantages first, see review()
+                elif reason is None:
+                    self._attention = self._stopping or self._saving
+                    break
+                elif reason == self._told:
+                    self._talk.wait()
+                    continue
+            # Outside of the lock: saving and recording take their time, and nobody who says something shall wait for them.
+            if save is not None:
+                save()
+            else:
+                self._told = reason
+                self.tell(Paused(str(reason)))
+        if self._told is not None:
+            self._told = None
+            self.tell(Resumed())
+
+    def hold(self, reason: str) -> None:
+        """Said by the run itself: it cannot go on alone. Returns when a person has said Resume, Step or Stop."""
+        self._say(_waiting=reason, _stride=None)
+        self._attend(whole=False)
+
+    def enter(self, phase: PhaseStarted) -> None:
+        """A phase begins; stepping phase by phase, the run waits here."""
+        self.tell(phase)
+        if self._stride == "phase":
+            self.pause(f"Before {phase.phase} of step {phase.step}. Press Step or Resume to go on.")
+        self.breathe()
+
+    def changed(self, step: int) -> dict[str, float]:
+        """A step begins: every setting that was changed by now, under its dotted name."""
+        with self._talk:
+            self._step = step
+            news = {name: v for name, v in self._edits.get(step, {}).items() if name.startswith(KNOB)}
+        if news:
+            self.tell(Edited(step, news))
+        return self.knobs(step)
+
+    def knobs(self, step: int) -> dict[str, float]:
+        """The changed settings that are in force in a step."""
+        with self._talk:
+            return {name.removeprefix(KNOB): v for s in sorted(self._edits) if s <= step for name, v in self._edits[s].items() if name.startswith(KNOB)}
+
+    def rewards(self, step: int) -> dict[tuple[int, int], float]:
+        """(group, completion) -> the reward that a person gave it in this step."""
+        with self._talk:
+            values = {name: v for name, v in self._edits.get(step, {}).items() if name.startswith(EDIT)}
+            self._edited = False
+        if values:
+            self.tell(Edited(step, values))
+        return {(int(g), int(c)): v for name, v in values.items() for g, c in [name.removeprefix(EDIT).split("/")]}
+
+    def review(self, step: int, groups: Sequence[Group], numbers: Mapping[str, float | int | None], worry: str | None = None) -> bool:
+        """Between advantages and update: waits if a breakpoint holds. Whether rewards were edited, so that advantages must follow.
+
+        numbers: the step's own figures, which join those of the update before. worry: a reason to wait, unless it was there in the step before.
+        """
+        with self._talk:
+            self._reviewed, self._comparing = (step, [len(g.rollouts) for g in groups]), False
+            if self._broke_at != step:
+                self._broke_at = step
+                hit = next((b for b in self._breakpoints if b.holds(step, groups, {**self._numbers, **numbers})), None)
+                if hit is not None:
+                    self.pause(f"Breakpoint “{hit}” before the update of step {step}. Edit rewards, press Resume or Step to go on, or Stop.")
+                if worry is not None and not self._worried:
+                    self.pause(worry)
+                self._worried = worry is not None
+        self.breathe()
+        with self._talk:
+            if not self._edited:
+                self._reviewed = None
+            self._comparing = self._edited
+            return self._comparing
+
+    def finished(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
+        """A step is whole; stepping step by step, the run waits here. numbers: what it measured, for breakpoints."""
+        self._numbers = numbers
+        if self._stride == "step":
+            self.pause(f"After step {step}. Press Step or Resume to go on.")
+        self.breathe()

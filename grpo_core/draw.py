@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -16,9 +16,7 @@ from grpo_core.rollout import Sampled, sample_groups
 from grpo_core.rubric import Rubric
 from grpo_core.scoring import score, teaches
 from grpo_core.tasks import Task, train_prompts
-from grpo_core.types import Event, Phase, PhaseStarted, Prompt, Rollout
-
-Emit = Callable[[Event], None]
+from grpo_core.types import Phase, PhaseStarted, Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Drawn:
         return [s for g in self.groups for s in g.sampled]
 
 
-def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: RunConfig, emit: Emit, control: RunControl) -> Drawn:
+def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: RunConfig, control: RunControl) -> Drawn:
     """P prompts with G scored completions each.
 
     With `dynamic_sampling` n, tied groups are replaced by the step's next prompts in up to n rounds (DAPO, arXiv:2503.14476 §3.2); what
@@ -60,7 +58,7 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
         dull = [i for i, g in enumerate(groups) if not teaches(g.rollouts, rubric, config.rubric.gate)] if groups else list(range(t.prompts_per_step))
         if not dull:
             break
-        emit(PhaseStarted(Phase.SAMPLING, step, t.steps))
+        control.enter(PhaseStarted(Phase.SAMPLING, step, t.steps))
         started = perf_counter()
         prompts = train_prompts(task, t.seed, step, num_prompts + len(dull))[num_prompts:]
         num_prompts += len(dull)
@@ -70,13 +68,19 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
         tokens += sum(len(s.token_ids) for s in sampled)
         sampled_at = perf_counter()
 
-        emit(PhaseStarted(Phase.SCORING, step, t.steps))
+        control.enter(PhaseStarted(Phase.SCORING, step, t.steps))
         by_prompt = [sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))]
         fresh = [DrawnGroup(prompt, i, s, score(prompt, s, policy, rubric)) for prompt, i, s in zip(prompts, ids, by_prompt, strict=True)]
         new_at = dict(zip(dull, fresh, strict=True))
         groups = [new_at.get(i) or groups[i] for i in range(t.prompts_per_step)]
         sampling, scoring = sampling + sampled_at - started, scoring + perf_counter() - sampled_at
     return Drawn(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring)
+
+
+def with_rewards(groups: list[DrawnGroup], given: Mapping[tuple[int, int], float]) -> list[tuple[Prompt, tuple[Rollout, ...]]]:
+    """Prompts with their rollouts, some with the reward that a person gave: (group, completion) -> reward, both from 0."""
+    return [(g.prompt, tuple(replace(r, reward=given[p, i], edited=True) if (p, i) in given else r for i, r in enumerate(g.rollouts)))
+            for p, g in enumerate(groups)]
 
 
 def encode(policy: Policy, prompt: Prompt, task: Task, config: RunConfig) -> list[int]:

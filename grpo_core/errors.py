@@ -41,6 +41,10 @@ class StoreBusy(StoreError):
     """Another process is writing to the file: one writer a file."""
 
 
+class StoreFull(StoreError):
+    """The disk has no room for the record."""
+
+
 class NotFound(StudioError):
     """A run, group or step that is not in the store."""
 
@@ -51,3 +55,7 @@ class OutOfMemory(StudioError):
 
 class StopRequested(Exception):
     """Raised inside the trainer at the named point where it noticed that somebody asked it to stop."""
+
+
+class DiskFull(StudioError):
+    """There is no room for what has to be kept. The run waits until there is."""

@@ -6,16 +6,22 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from grpo_core.advisor import advise
-from grpo_core.config import RunConfig
-from grpo_core.control import RunControl
-from grpo_core.errors import StopRequested, StoreError, StudioError
+from grpo_core.breakpoints import parse_breakpoints
+from grpo_core.config import RunConfig, parse, turned
+from grpo_core.control import RunControl, Start
+from grpo_core.errors import NotFound, StopRequested, StoreError, StoreFull, StudioError
+from grpo_core.reserve import Reserve
+from grpo_core.resume import plan_branch, plan_resume, where_to_start
 from grpo_core.rubric import build_rubric, resolve_rubric
+from grpo_core.run_log import RunLog
 from grpo_core.store import Recorder, Store
 from grpo_core.tasks import heldout_prompts, load_task
-from grpo_core.types import Event, RunStatus
+from grpo_core.types import Event, Paused, Resumed, RunStatus
 
 log = logging.getLogger("grpo_studio")
 
@@ -43,9 +49,10 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
 
     Every event is recorded first and then shown to `listen`. Returns finished, stopped or failed; an error is kept with the run.
     """
-    with Recorder(store, run_id) as record:
+    with Recorder(store, run_id) as record, RunLog(store.log_file(run_id)) as told, Reserve(store.path.with_name(f"{store.path.name}.reserve")) as reserve:
         def emit(event: Event) -> None:
-            record(event)
+            _record(record, event, control, reserve)
+            told.event(event)
             if listen is not None:
                 listen(event)
 
@@ -55,6 +62,9 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
         beat.start()
         status, error = RunStatus.FINISHED, None
         try:
+            if control.start is not None:
+                store.rewind(run_id, control.start.step if control.start.path else -1)
+                told.write("info", f"goes on after step {control.start.step}", {"checkpoint": str(control.start.path)})
             train(config, emit, control)
         except StopRequested:
             status = RunStatus.STOPPED
@@ -66,9 +76,35 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
         finally:
             done.set()
             beat.join()
+        reserve.release()
+        told.write("error" if error else "info", f"{status}{f': {error}' if error else ''}")
         store.set_status(run_id, status, error)
         _look_it_over(store, run_id)
         return status
+
+
+def _record(record: Recorder, event: Event, control: RunControl, reserve: Reserve) -> None:
+    """Write an event down. On a full disk the run waits, with the event in hand, until a person has made room."""
+    while True:
+        try:
+            if isinstance(event, Resumed):
+                reserve.refill()
+            record(event)
+            return
+        except StoreFull as problem:
+            if isinstance(event, Paused | Resumed):  # not even the reserve was enough: the pause is in force all the same
+                log.warning("%s", problem)
+                return
+            if control.stop_requested:
+                raise
+            reserve.release()
+            control.hold(f"{problem} At least {_needed(record)} MiB are needed. Then press Resume; nothing is lost until then.")
+
+
+def _needed(record: Recorder) -> int:
+    """What ten more steps may take, going by those that there are."""
+    store = record.store
+    return max(2, 10 * store.file_bytes() // max(1, store.run(record.run_id).steps_done) // 2**20)
 
 
 def _beat(store: Store, record: Recorder, done: threading.Event) -> None:
@@ -88,65 +124,155 @@ def _look_it_over(store: Store, run_id: str) -> None:
         log.warning("no advice on run %s", run_id, exc_info=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run of this process: waiting, or the one that goes on."""
+
+    run_id: str
+    config: RunConfig
+    control: RunControl
+
+
 class RunManager:
-    """Starts, queues and stops runs. `train` and `check` are handed in, so that pages are tested without torch."""
+    """Starts, queues, resumes and stops runs. `train` and `check` are handed in, so that pages are tested without torch."""
 
     def __init__(self, store: Store, train: Train, check: Callable[[RunConfig], None] | None = None, device: str = ""):
         self.store, self.device = store, device
         self._train, self._check = train, check
         self._lock = threading.Lock()
-        self._queue: deque[tuple[str, RunConfig]] = deque()
-        self._current: tuple[str, RunControl] | None = None
+        self._queue: deque[Job] = deque()
+        self._current: Job | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        store.recover()
+        self.recover()
+
+    # ---- beginning -----------------------------------------------------------------------------------------------------
 
     def start(self, config: RunConfig, name: str | None = None) -> str:
         """Begin a run, or queue it behind the one that is going; returns its id. Raises InvalidConfig, StoreError."""
         config = prepare(config, self._check)
         with self._lock:
-            if self._closed:
-                raise StudioError("The server is shutting down; start it again to train.")
+            self._refuse_if_closed()
             run_id = self.store.create_run(config, (name or "").strip() or default_name(config))
-            self._queue.append((run_id, config))
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
-                self._thread.start()
+            self._enqueue(run_id, config, None)
         return run_id
+
+    def resume(self, run_id: str) -> None:
+        """Go on: at once where a run waits, from its newest whole checkpoint where it has ended. Asking twice changes nothing."""
+        with self._lock:
+            job = self._job(run_id)
+            if job is not None:
+                job.control.resume()
+                return
+            self._refuse_if_closed()
+            config, start = plan_resume(self.store, run_id)
+            config = prepare(config, self._check)
+            self.store.set_status(run_id, RunStatus.QUEUED)
+            self._enqueue(run_id, config, start)
+
+    def branch(self, run_id: str, step: int | None = None, changes: Mapping[str, Any] | None = None, name: str | None = None) -> str:
+        """A new run that goes on from a checkpoint of another, with some settings changed; returns its id. Raises StudioError."""
+        config, start = plan_branch(self.store, run_id, step, changes or {})
+        config = prepare(config, self._check)
+        with self._lock:
+            self._refuse_if_closed()
+            name = (name or "").strip() or f"{self.store.run(run_id).name}, from step {start.step}"
+            child = self.store.create_run(config, name, parent=(run_id, start.step))
+            self._enqueue(child, config, start)
+        return child
+
+    def _enqueue(self, run_id: str, config: RunConfig, start: Start | None) -> None:
+        self._queue.append(Job(run_id, config, RunControl(self.store.checkpoint_folder(run_id), start)))
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
+            self._thread.start()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise StudioError("The server is shutting down; start it again to train.")
+
+    # ---- talking to a run ----------------------------------------------------------------------------------------------
 
     def stop(self, run_id: str) -> None:
         """Ask a run to stop, or take it out of the queue. Asking twice, or for a run that has ended, changes nothing."""
         with self._lock:
-            if self._current is not None and self._current[0] == run_id:
-                self._current[1].stop()
+            job = self._job(run_id)
+            if job is None:
                 return
-            waiting = [entry for entry in self._queue if entry[0] == run_id]
-            for entry in waiting:
-                self._queue.remove(entry)
+            job.control.stop()
+            waiting = job in self._queue
+            if waiting:
+                self._queue.remove(job)
         if waiting:
             self.store.set_status(run_id, RunStatus.STOPPED)
+
+    def pause(self, run_id: str) -> None:
+        self._control(run_id).pause()
+
+    def step(self, run_id: str, stride: str = "step") -> None:
+        """Go on to the end of the present step, or phase, and wait there."""
+        self._control(run_id).step(stride)
+
+    def checkpoint(self, run_id: str) -> None:
+        """Save the state after the last whole step, now."""
+        self._control(run_id).checkpoint()
+
+    def set_knob(self, run_id: str, name: str, value: float) -> None:
+        """Change a setting from the next step on. Raises InvalidConfig if the field refuses the value."""
+        turned(parse(self.store.run(run_id).config), {name: value})
+        self._control(run_id).set_knob(name, value)
+
+    def set_breakpoints(self, run_id: str, conditions: str) -> None:
+        """Wait before the update wherever one of these holds, e.g. "kl > 0.2, verdict = phantom"; empty: nowhere. Raises InvalidConfig."""
+        self._control(run_id).set_breakpoints(parse_breakpoints(conditions))
+
+    def edit_reward(self, run_id: str, step: int, group: int, completion: int, reward: float) -> None:
+        """Give a completion of the waiting step another reward; counted from 0."""
+        self._control(run_id).edit_reward(step, group, completion, reward)
+
+    def _job(self, run_id: str) -> Job | None:
+        return next((job for job in (self._current, *self._queue) if job is not None and job.run_id == run_id), None)
+
+    def _control(self, run_id: str) -> RunControl:
+        with self._lock:
+            job = self._job(run_id)
+        if job is None:
+            status = self.store.run(run_id).status
+            raise StudioError(f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, so it cannot be told anything here.")
+        return job.control
+
+    # ---- life ----------------------------------------------------------------------------------------------------------
 
     @property
     def current(self) -> str | None:
         """Id of the run that this process is training."""
         current = self._current
-        return current[0] if current else None
+        return current.run_id if current else None
 
     def recover(self) -> list[str]:
-        """Mark runs whose process is gone as interrupted. Cheap; called now and then while nothing runs here."""
+        """Mark runs whose process is gone as interrupted, and go on with its queue. Cheap; called now and then while nothing runs here."""
         with self._lock:
-            return [] if self._current or self._queue else self.store.recover()
+            if self._closed or self._current or self._queue:
+                return []
+            lost = self.store.recover()
+            for run_id in self.store.adopt_queued():
+                try:
+                    run = self.store.run(run_id)
+                    self._enqueue(run_id, parse(run.config), where_to_start(self.store, run) if run.steps_done or run.parent_run_id else None)
+                except StudioError as problem:
+                    self.store.set_status(run_id, RunStatus.FAILED, str(problem))
+            return lost
 
     def close(self, timeout: float = 8.0) -> None:
-        """Stop everything and wait for it, so that the record ends cleanly."""
+        """Stop what goes on and wait for it, so that the record ends cleanly. The queue waits for the next server."""
         with self._lock:
             self._closed = True
-            waiting, thread = [run_id for run_id, _ in self._queue], self._thread
+            waiting, thread = [job.run_id for job in self._queue], self._thread
             self._queue.clear()
             if self._current is not None:
-                self._current[1].stop()
+                self._current.control.stop()
         for run_id in waiting:
-            self.store.set_status(run_id, RunStatus.INTERRUPTED)
+            self.store.disown(run_id)
         if thread is not None:
             thread.join(timeout)
 
@@ -156,13 +282,20 @@ class RunManager:
                 if not self._queue:
                     self._thread = None  # under the lock: the next start() sees that it must begin a new thread
                     return
-                run_id, config = self._queue.popleft()
-                control = RunControl()
-                self._current = (run_id, control)
+                self._current = job = self._queue.popleft()
             try:
-                execute(self.store, run_id, config, self._train, control)
-            except StoreError:  # the record itself cannot be written: nothing is left to write the reason to but the log
-                log.exception("run %s: its record cannot be written", run_id)
+                execute(self.store, job.run_id, job.config, self._train, job.control)
+            except NotFound:
+                log.warning("run %s was deleted", job.run_id)
+            except BaseException as problem:  # the record could not be written or kept: say so if that is possible now
+                log.exception("run %s: its record cannot be written", job.run_id)
+                self._give_up(job.run_id, f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}")
             finally:
                 with self._lock:
                     self._current = None
+
+    def _give_up(self, run_id: str, error: str) -> None:
+        try:
+            self.store.set_status(run_id, RunStatus.FAILED, error)
+        except StudioError:
+            self.store.disown(run_id)  # found dead, and marked so, as soon as the file can be written again

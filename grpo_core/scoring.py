@@ -35,7 +35,7 @@ def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric:
     scores = [r.scores for r in rollouts]
     if config.rubric.gate and rubric.outcome:
         scores = gated(scores, keys, rubric.outcome)
-    plain = [total(s, rubric.weights) for s in scores]
+    plain = [r.reward if r.edited else total(s, rubric.weights) for r, s in zip(rollouts, scores, strict=True)]
     spread = spread.including(plain)
     # float64: the record must equal what anyone recomputes from the stored rewards.
     rewards = torch.tensor([_nan(r) for r in shaped(plain, config.rubric, spread)], dtype=torch.float64)  # (B,)
@@ -92,6 +92,17 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
         "unique_frac": mean(len({r.completion.text for r in g.rollouts}) / len(g.rollouts) for g in groups),
         "unscored_frac": 1 - len(rewards) / len(rollouts),
     }
+
+
+def too_many_unscored(groups: Sequence[Group]) -> str | None:
+    """Where more than half of a step's completions have no reward: which criteria failed how often."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    lost = sum(r.reward is None for r in rollouts)
+    if 2 * lost <= len(rollouts):
+        return None
+    failed = {name: sum(r.scores[name] is None for r in rollouts) for name in rollouts[0].scores}
+    blame = ", ".join(f"{name} {n} times" for name, n in failed.items() if n)
+    return f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). Mend the criterion, or press Resume to go on without them, or Stop."
 
 
 def heldout_metrics(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> dict[str, float | None]:

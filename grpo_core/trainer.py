@@ -2,90 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from time import perf_counter
+from typing import Any
 
 import torch
 
-from grpo_core.config import RunConfig
+from grpo_core.checkpoint import Keeper
+from grpo_core.config import RunConfig, turned
 from grpo_core.control import RunControl
-from grpo_core.draw import Emit, draw_groups, encode, generator
+from grpo_core.draw import draw_groups, encode, generator, with_rewards
 from grpo_core.fit import fitting
-from grpo_core.learner import Batch, Learner
+from grpo_core.learner import Batch, Learner, NonFinite
 from grpo_core.policy import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import Rubric, Spread, build_rubric
-from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, with_advantages
+from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, too_many_unscored, with_advantages
 from grpo_core.tasks import Task, heldout_prompts, load_task
-from grpo_core.types import Evaluated, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics, StepTokens
+from grpo_core.types import Evaluated, Event, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics, StepTokens
 
 
-def train(config: RunConfig, emit: Emit, control: RunControl) -> None:
+def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
     """Train a policy by GRPO (arXiv:2402.03300), telling `emit` everything that happens, asking `control` whether to go on.
 
-    On one machine with the same settings the same seed gives the same run: every random number comes from a generator keyed by
-    (seed, step). Raises InvalidConfig for what cannot be run and StopRequested when control says so.
+    On one machine with the same settings the same seed gives the same run, in one go or resumed: every random number comes from a
+    generator keyed by (seed, step). Raises InvalidConfig for what cannot be run and StopRequested when control says so.
     """
+    control.tell = emit
     t = config.train
-    emit(PhaseStarted(Phase.LOADING, 0, t.steps))
+    control.enter(PhaseStarted(Phase.LOADING, 0, t.steps))
     task, rubric = load_task(config.task), build_rubric(config.rubric)
     policy = load_policy(config.model, t.seed)
     task = fitting(task, policy, config)
     heldout = heldout_prompts(task, config.task.heldout_size)
     share_cores(policy.num_parameters)
-    learning_rate = t.learning_rate or default_learning_rate(policy)
-    learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate)
-    emit(ModelLoaded(environment(policy, learning_rate)))
+    learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate(config, policy))
+    control.tell(ModelLoaded(environment(policy, learner.learning_rate)))
 
-    evaluate(0, heldout, policy, task, rubric, config, emit, control)
-    spread, vocabulary = Spread(), Vocabulary(policy.tokenizer)  # of all rewards so far, and of the tokens met
-    for step in range(1, t.steps + 1):
-        started = perf_counter()
-        drawn = draw_groups(step, policy, task, rubric, config, emit, control)
-        groups, rewards, spread = compare_groups([(g.prompt, g.rollouts) for g in drawn.groups], rubric, config, spread)
-        compared_at = perf_counter()
-        batch = Batch(prompts=[g.prompt_ids for g in drawn.groups], completions=[s.token_ids for s in drawn.sampled],
-                      trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in drawn.sampled],
-                      pad_id=policy.pad_id, device=policy.device, sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None)
-        judged = learner.judge(batch, rewards, control.breathe)  # with a critic: it must look before the policy moves
+    vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met
+    with Keeper(policy.model, learner, config, control) as keeper:
+        step, spread, evaluated = keeper.restore()  # 0, no rewards seen yet, not evaluated; or what a checkpoint says
+        while True:
+            if not evaluated and (step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)):
+                accuracy = evaluate(step, heldout, policy, task, rubric, turned(config, control.knobs(step)), control)
+                keeper.mark(step, spread, True, accuracy)
+            keeper.save_if_due()
+            if step == t.steps:
+                return
+            step, evaluated = step + 1, False
+            spread, measured = take_step(step, spread, policy, vocabulary, task, rubric, config, learner, control)
+            keeper.mark(step, spread, evaluated)
+            control.finished(step, measured)
+
+
+def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary, task: Task, rubric: Rubric, config: RunConfig, learner: Learner,
+              control: RunControl) -> tuple[Spread, dict[str, Any]]:
+    """One step of GRPO. Returns the spread of all rewards so far, with this step's in it, and what was measured."""
+    started = perf_counter()
+    config = turned(config, control.changed(step))
+    t = config.train
+    learner.turn(config.algorithm, t, learning_rate(config, policy))
+
+    drawn = draw_groups(step, policy, task, rubric, config, control)
+    compared_at = perf_counter()
+    batch = Batch(prompts=[g.prompt_ids for g in drawn.groups], completions=[s.token_ids for s in drawn.sampled],
+                  trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in drawn.sampled],
+                  pad_id=policy.pad_id, device=policy.device, sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None)
+    again = False
+    while True:  # once; and again whenever a person edits a reward before the update
+        groups, rewards, seen = compare_groups(with_rewards(drawn.groups, control.rewards(step)), rubric, config, spread)
+        judged = learner.judge(batch, rewards, control.breathe, again)  # with a critic: it must look before the policy moves
         if judged is not None:
             groups = with_advantages(groups, judged.row_advantages.tolist())
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        emit(GroupsScored(step, groups))
-        control.breathe()
+        control.tell(GroupsScored(step, groups))
+        numbers = group_metrics(groups, rubric)
+        if not (again := control.review(step, groups, numbers, too_many_unscored(groups))):
+            break
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
 
-        emit(PhaseStarted(Phase.UPDATING, step, t.steps))
-        advantages = torch.tensor([rollout.advantage for rollout in rollouts], device=policy.device)  # (B,)
-        update = learner.update(batch, judged or advantages, control.breathe)
+    control.enter(PhaseStarted(Phase.UPDATING, step, t.steps))
+    advantages = torch.tensor([rollout.advantage for rollout in rollouts], device=policy.device)  # (B,)
+    measured: dict[str, Any] = {"num_updates": 0}
+    tokens = None
+    try:
+        update = learner.update(batch, judged or advantages, lambda: control.breathe(whole=not learner.midway))
+        measured = {f.name: getattr(update, f.name) for f in fields(update)} | {"clip_frac": update.clip_low_frac + update.clip_high_frac}
+        if t.token_records and step % t.token_records == 0:
+            tokens = StepTokens(learner.log.records(), vocabulary.news(batch.completions))
+    except NonFinite as problem:
+        control.hold(f"The update of step {step} was refused, {problem}. The weights are as before. Press Resume to skip it and go on, or Stop.")
 
-        now = perf_counter()
-        metrics = StepMetrics(
-            **group_metrics(groups, rubric), replaced_groups=drawn.replaced_groups, tokens=drawn.tokens,
-            clip_frac=update.clip_low_frac + update.clip_high_frac, **{f.name: getattr(update, f.name) for f in fields(update)},
-            sampling_seconds=drawn.sampling_seconds, scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at,
-            step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
-        extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
-        recorded = t.token_records and step % t.token_records == 0
-        emit(StepCompleted(step, metrics, extra | ({"reward_scale": spread.std} if config.rubric.scale else {}),
-                           StepTokens(learner.log.records(), vocabulary.news(batch.completions)) if recorded else None))
-        if step == t.steps or (t.eval_every and step % t.eval_every == 0):
-            evaluate(step, heldout, policy, task, rubric, config, emit, control)
+    now = perf_counter()
+    metrics = StepMetrics(
+        **numbers, **measured, replaced_groups=drawn.replaced_groups, tokens=drawn.tokens, sampling_seconds=drawn.sampling_seconds,
+        scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at, step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
+    extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
+    control.tell(StepCompleted(step, metrics, extra | ({"reward_scale": seen.std} if config.rubric.scale else {}), tokens))
+    return seen, asdict(metrics)
 
 
-def evaluate(step: int, prompts: Sequence[Prompt], policy: Policy, task: Task, rubric: Rubric, config: RunConfig, emit: Emit,
-             control: RunControl) -> None:
-    """One sampled completion of every held-out prompt, from the same random numbers each time."""
+def evaluate(step: int, prompts: Sequence[Prompt], policy: Policy, task: Task, rubric: Rubric, config: RunConfig, control: RunControl) -> float | None:
+    """One sampled completion of every held-out prompt, from the same random numbers each time. Returns the accuracy."""
     if not prompts:
-        return
+        return None
     t = config.train
-    emit(PhaseStarted(Phase.EVALUATING, step, t.steps))
+    control.enter(PhaseStarted(Phase.EVALUATING, step, t.steps))
     prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
     sampled = sample_groups(policy, prompt_ids, 1, t.max_new_tokens, t.temperature, generator(policy, t.seed, -1), control.breathe)
-    emit(Evaluated(step, heldout_metrics(prompts, sampled, policy, rubric)))
+    metrics = heldout_metrics(prompts, sampled, policy, rubric)
+    control.tell(Evaluated(step, metrics))
+    return metrics.get("heldout/accuracy")
 
 
-def default_learning_rate(policy: Policy) -> float:
-    """1e-4 below 50 M parameters, else 1e-6: what full fine-tuning by policy gradient bears."""
-    return 1e-4 if policy.num_parameters < 50e6 else 1e-6
+def learning_rate(config: RunConfig, policy: Policy) -> float:
+    """As set, or 1e-4 below 50 M parameters, else 1e-6: what full fine-tuning by policy gradient bears."""
+    return config.train.learning_rate or (1e-4 if policy.num_parameters < 50e6 else 1e-6)

@@ -68,6 +68,7 @@ class Rollout:
     scores: Mapping[str, float | None]
     reward: float | None
     advantage: float
+    edited: bool = False  # a person gave the reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,4 +259,35 @@ class Evaluated:
     metrics: Mapping[str, float | None]
 
 
-Event = ModelLoaded | PhaseStarted | GroupsScored | StepCompleted | Evaluated
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """The state after `step` steps is on the disk, whole, in the folder `path`. `dropped`: older ones that need not be kept any more."""
+
+    step: int
+    path: str
+    num_bytes: int
+    sha256: str
+    dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Nothing moves until a person says so. `reason`: what happened and what can be done, in one line."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The run goes on where it waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """What a person changed, in force from `step` on: "knob/FIELD" for a setting, "edit/GROUP/COMPLETION" for a reward of this step."""
+
+    step: int
+    values: Mapping[str, float]
+
+
+Event = ModelLoaded | PhaseStarted | GroupsScored | StepCompleted | Evaluated | Checkpointed | Paused | Resumed | Edited

@@ -80,6 +80,23 @@ def test_an_exported_configuration_trains_the_same_run_again(db, tmp_path):
     assert first == again
 
 
+def test_a_stopped_run_is_resumed_and_a_finished_one_branched_from(db, tmp_path):
+    path, _ = db
+    branch = cli("resume", "last", "--db", str(path), "--json", "--set", "train.steps=5", "--set", "train.checkpoint_every=1")
+    assert branch.returncode == 0, branch.stderr
+    said = json.loads(branch.stdout.strip().splitlines()[-1])
+    store = Store(path)
+    run = store.run(said["run_id"])
+    assert (said["status"], run.parent_step, [s["step"] for s in store.steps(run.id)]) == ("finished", 3, [4, 5])
+    again = cli("resume", run.id, "--db", str(path))
+    assert (again.returncode, "has finished" in again.stderr) == (2, True)
+    store.rewind(run.id, 4)
+    store.set_status(run.id, "stopped")
+    assert cli("resume", run.id, "--db", str(path)).returncode == 0
+    assert [s["step"] for s in store.steps(run.id)] == [4, 5]
+    store.delete(run.id)
+
+
 @pytest.mark.parametrize(("arguments", "says"), [
     (["train", "--set", "train.group_size=1"], "train.group_size = 1: must be at least 2"),
     (["train", "--set", "train.steps=0"], "train.steps = 0: must be at least 1"),

@@ -23,7 +23,9 @@ def policy(tiny_model):
 def drawn(policy, tiny_settings, **more):
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 3, **more}))
     rubric, events = build_rubric(config.rubric), []
-    return draw_groups(1, policy, load_task(config.task), rubric, config, events.append, RunControl()), rubric, events
+    control = RunControl()
+    control.tell = events.append
+    return draw_groups(1, policy, load_task(config.task), rubric, config, control), rubric, events
 
 
 def test_without_it_groups_are_those_of_the_steps_first_prompts(policy, tiny_settings):

@@ -143,14 +143,18 @@ def test_the_check_of_the_model_is_asked_before_a_run_exists(tmp_path, script):
     assert manager.store.runs() == []
 
 
-def test_closing_stops_the_run_marks_the_queue_and_refuses_new_starts(manager, script):
+def test_closing_stops_the_run_and_refuses_new_starts_and_the_queue_goes_on_with_the_next_server(manager, script):
     first, second = manager.start(config()), manager.start(config())
     wait_for(manager, first, RunStatus.RUNNING)
     manager.close()
     assert manager.store.run(first).status == RunStatus.STOPPED
-    assert manager.store.run(second).status == RunStatus.INTERRUPTED
+    assert manager.store.run(second).status == RunStatus.QUEUED
     with pytest.raises(StudioError, match="shutting down"):
         manager.start(config())
+    script.go.release(2)
+    later = RunManager(manager.store, script, device="none")
+    wait_for(later, second, RunStatus.FINISHED)
+    assert manager.store.run(first).status == RunStatus.STOPPED
 
 
 def test_a_hundred_runs_leave_no_thread_behind(manager, script):
@@ -168,7 +172,7 @@ def test_a_hundred_runs_leave_no_thread_behind(manager, script):
 def test_stop_requested_reaches_training_through_control_alone(manager, script):
     run_id = manager.start(config(steps=1))
     wait_for(manager, run_id, RunStatus.RUNNING)
-    _, control = manager._current
+    control = manager._current.control
     manager.stop(run_id)
     with pytest.raises(StopRequested):
         control.breathe()

@@ -26,6 +26,7 @@ from grpo_core.learner.trust_region import TrustRegionStep, trust_region_step
 log = logging.getLogger("grpo_studio")
 
 MEASURED_SHARE = 8  # where KL is not trained on it is measured on every eighth group only: the curve is always drawn, but cheap
+COEFS = ("kl_coef", "entropy_coef")  # set by a person, moved by a controller
 
 
 class NonFinite(ArithmeticError):
@@ -65,13 +66,19 @@ class Learner:
         self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         self.steering = Steering.start(algorithm)
         self.num_steps = 0  # batches
+        self.midway = False  # some but not all updates of a batch are done: the weights belong to no step
         self.log: TokenLog | None = None  # of the last batch
         self._packs: bool | None = None  # known after the first batch
 
-    def judge(self, batch: Batch, rewards: Tensor, breathe: Breathe = lambda: None) -> Judged | None:
-        """Token advantages of a batch sampled from the present policy, if there is a critic to ask. rewards (B,), nan = unscored."""
+    def judge(self, batch: Batch, rewards: Tensor, breathe: Breathe = lambda: None, again: bool = False) -> Judged | None:
+        """Token advantages of a batch sampled from the present policy, if there is a critic to ask. rewards (B,), nan = unscored.
+
+        again: the rewards of this batch have changed; a critic that began with them begins anew.
+        """
         if self.critic is None:
             return None
+        if again and self.num_steps == 0:
+            self.critic.begun.fill_(False)
         return self.fitting.attempt(self._shared(batch), lambda parts: self.critic.judge(
             self.model, _each(parts, breathe), batch, rewards, self.algorithm, self.train.temperature))
 
@@ -113,11 +120,13 @@ class Learner:
                 break
             norms.append(self._grad_norm(done.loss))
             trust = self._constrained_step(parts, advantages, cut, breathe) if a.objective in CONSTRAINED else self._step()
+            self.midway = True
             self.steering = self.steering.after_update(done.high_entropy, a)
         kl_coef, (sampled_kl, sampled_entropy) = self.steering.kl_coef, measured or (None, None)
         self.steering = self.steering.after_batch(_last([sampled_kl, *(p.kl for p in passes)]), len(batch), a)
         if a.ref_every and self.num_steps % a.ref_every == 0:
             self._move_reference()
+        self.midway = False
         means = {f.name: _mean([getattr(p, f.name) for p in passes]) for f in fields(Means)}
         return Update(**means | {"kl": _first(means["kl"], sampled_kl), "entropy": _first(means["entropy"], sampled_entropy),
                                  "ratio_max": max(p.ratio_max for p in passes)},
@@ -167,15 +176,27 @@ class Learner:
         for ref, p in zip(self.reference.parameters(), self.model.parameters(), strict=True):
             ref.lerp_(p.detach(), self.algorithm.ref_alpha)
 
+    def turn(self, algorithm: AlgorithmConfig, train: TrainConfig, learning_rate: float) -> None:
+        """Settings that a person changed between two steps; a coefficient that moves by itself goes on from its new value."""
+        for name in COEFS:
+            if getattr(algorithm, name) != getattr(self.algorithm, name):
+                self.steering = replace(self.steering, **{name: getattr(algorithm, name)})
+        self.algorithm, self.train, self.learning_rate = algorithm, train, learning_rate
+        self.passes = replace(self.passes, algorithm=algorithm, temperature=train.temperature)
+
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint must keep beside the policy's weights."""
+        """All that a checkpoint must keep beside the policy's weights. Its tensors are the living ones: good until the next update."""
         moved = self.reference.state_dict() if self.algorithm.ref_every else None
         return {"optimizer": self.optimizer.state_dict(), "steering": asdict(self.steering), "num_steps": self.num_steps, "reference": moved,
-                "critic": self.critic and self.critic.state_dict()}
+                "critic": self.critic and self.critic.state_dict(), "packs": self._packs, "max_tokens": self.fitting.max_tokens,
+                "set": {name: getattr(self.algorithm, name) for name in COEFS}}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """What state() gave. A coefficient that is set otherwise now than it was then is noticed by the next turn()."""
+        self.algorithm = self.algorithm.model_copy(update=state["set"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steering, self.num_steps = Steering(**state["steering"]), state["num_steps"]
+        self.steering, self.num_steps, self._packs = Steering(**state["steering"]), state["num_steps"], state["packs"]
+        self.fitting.max_tokens = min(self.train.micro_batch_tokens, state["max_tokens"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
         if state["reference"] is not None:

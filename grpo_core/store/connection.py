@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
-from grpo_core.errors import StoreBusy, StoreError
+from grpo_core.errors import StoreBusy, StoreError, StoreFull
 
 LOCK_SECONDS = 1.0  # how long a short write (a rename, a delete) of another process is waited for
 
@@ -52,7 +52,8 @@ def explain(path: Path, error: Exception) -> StoreError:
     """One line that says what is wrong with the file and what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest a detail of it
     problem = PROBLEMS.get(code, f"cannot be used: {error}. Check the disk and permissions, or name another file with --db.")
-    return StoreError(" ".join(f"--db {str(path)!r} {problem}".split()))
+    kind = StoreFull if code == sqlite3.SQLITE_FULL else StoreError
+    return kind(" ".join(f"--db {str(path)!r} {problem}".split()))
 
 
 @contextmanager

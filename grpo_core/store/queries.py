@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import NotFound, StudioError
 from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
-from grpo_core.store.rows import Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow, VerdictCounts
+from grpo_core.store.rows import CheckpointRow, Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow, VerdictCounts
 from grpo_core.types import STEP_METRICS, Notice, Phase, RunStatus
 
 EXCERPT = 200  # characters of a completion in a list of groups
@@ -24,6 +25,8 @@ SORTS = {"step": "g.step {}", "position": "g.position {}", "reward_mean": "g.rew
 
 class Queries:
     """The reading half of Store."""
+
+    path: Path
 
     def __init__(self, readers: Readers, writer: Writer):
         self._readers = readers
@@ -104,6 +107,20 @@ class Queries:
         """Step and position of a group."""
         rows = self._readers.all("SELECT step, position FROM groups WHERE id = ?", (integer(group_id),))
         return (rows[0]["step"], rows[0]["position"]) if rows else None
+
+    def edits(self, run_id: str) -> dict[int, dict[str, float]]:
+        """Step -> what a person changed from it on, or in it; see types.Edited."""
+        found: dict[int, dict[str, float]] = {}
+        # A range, not LIKE: the index on names serves it.
+        for row in self._readers.all("SELECT step, name, value FROM metrics WHERE run_id = ? AND (name >= 'knob/' AND name < 'knob0' OR "
+                                     "name >= 'edit/' AND name < 'edit0') AND value NOT NULL ORDER BY step", (text(run_id),)):
+            found.setdefault(row["step"], {})[row["name"]] = row["value"]
+        return found
+
+    def checkpoints(self, run_id: str) -> list[CheckpointRow]:
+        """The saved states of a run, oldest first."""
+        rows = self._readers.all("SELECT step, path, bytes, sha256 FROM checkpoints WHERE run_id = ? ORDER BY step", (text(run_id),))
+        return [CheckpointRow(row["step"], self.path.parent / row["path"], row["bytes"], row["sha256"]) for row in rows]
 
     # ---- groups --------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -13,13 +14,17 @@ from grpo_core.store import search
 from grpo_core.store.plain import number, text, to_json
 from grpo_core.types import (
     STEP_METRICS,
+    Checkpointed,
+    Edited,
     Evaluated,
     Event,
     Group,
     GroupsScored,
     ModelLoaded,
+    Paused,
     Phase,
     PhaseStarted,
+    Resumed,
     RunStatus,
     StepCompleted,
     StepTokens,
@@ -50,7 +55,7 @@ class Recorder:
     """
 
     def __init__(self, store: Store, run_id: str):
-        self._store = store
+        self.store = store
         self.run_id = run_id
         self._phase: PhaseStarted | None = None
         self._written_phase: PhaseStarted | None = None
@@ -58,7 +63,7 @@ class Recorder:
         self._holding = ExitStack()
 
     def __enter__(self) -> Recorder:
-        self._holding.enter_context(self._store.writing())
+        self._holding.enter_context(self.store.writing())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -70,7 +75,7 @@ class Recorder:
             at_once = event.phase in (Phase.LOADING, Phase.EVALUATING)  # they last: the next write may be far away
             if not at_once and time.monotonic() - self._written_at < PHASE_SECONDS:
                 return
-        with self._store.writing() as writer, writer.transaction() as db:
+        with self.store.writing() as writer, writer.transaction() as db:
             self._touch(db, changed=True)
             match event:
                 case ModelLoaded(env):
@@ -91,12 +96,23 @@ class Recorder:
                         self._insert_tokens(db, step, tokens)
                 case Evaluated(step, metrics):
                     self._insert_metrics(db, step, metrics)
+                case Edited(step, values):
+                    self._insert_metrics(db, step, values)
+                case Checkpointed(step, path, num_bytes, sha256, dropped):
+                    db.execute("INSERT OR REPLACE INTO checkpoints (run_id, step, path, bytes, sha256) VALUES (?, ?, ?, ?, ?)",
+                               (self.run_id, step, text(os.path.relpath(path, self.store.path.parent)), num_bytes, sha256))
+                    db.executemany("DELETE FROM checkpoints WHERE run_id = ? AND step = ?", [(self.run_id, s) for s in dropped])
+                case Paused(reason):
+                    db.execute("UPDATE runs SET status = ?, error = ? WHERE id = ?", (RunStatus.PAUSED, text(reason), self.run_id))
+                case Resumed():
+                    db.execute("UPDATE runs SET status = CASE WHEN env IS NULL THEN ? ELSE ? END, error = NULL WHERE id = ?",
+                               (RunStatus.LOADING, RunStatus.RUNNING, self.run_id))
             if isinstance(event, StepCompleted | Evaluated):
                 db.execute(SUMMARY, (self.run_id,))
 
     def heartbeat(self) -> None:
         """Sign of life, from any thread. Counts as a change only if it brings a phase that was not written yet."""
-        with self._store.writing() as writer, writer.transaction() as db:
+        with self.store.writing() as writer, writer.transaction() as db:
             self._touch(db, changed=self._phase is not self._written_phase)
 
     def _touch(self, db: sqlite3.Connection, changed: bool) -> None:
@@ -119,9 +135,9 @@ class Recorder:
              number(group.reward_mean), number(group.reward_std), text(group.verdict))).lastrowid
         db.executemany(
             "INSERT INTO rollouts (group_id, position, text, finish_reason, num_tokens, reward, advantage, scores, edited) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [(group_id, i, text(r.completion.text), text(r.completion.finish_reason), r.completion.num_tokens,
-              number(r.reward), number(r.advantage), to_json(r.scores)) for i, r in enumerate(group.rollouts)])
+              number(r.reward), number(r.advantage), to_json(r.scores), r.edited) for i, r in enumerate(group.rollouts)])
 
     def _insert_tokens(self, db: sqlite3.Connection, step: int, tokens: StepTokens) -> None:
         ids = [row[0] for row in db.execute(

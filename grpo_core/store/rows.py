@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grpo_core.types import Phase, RunStatus
@@ -51,6 +52,16 @@ class RunRow:
         """From start to end, or to the last sign of life of a run that still goes on."""
         until = self.ended_at or self.heartbeat_at
         return None if self.started_at is None or until is None else max(0.0, until - self.started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A saved state of a run, from which it can go on. `path` is its folder."""
+
+    step: int
+    path: Path
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)

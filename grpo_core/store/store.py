@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from grpo_core import checkpoint_files
 from grpo_core.config import RunConfig
 from grpo_core.errors import StoreBusy, StudioError
 from grpo_core.store import schema, search
 from grpo_core.store.connection import LOCK_SECONDS, Readers, Writer, explain, file_bytes
 from grpo_core.store.plain import text, to_json
 from grpo_core.store.queries import Queries, no_run
+from grpo_core.store.recorder import SUMMARY
 from grpo_core.types import Notice, RunStatus
 
+_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 LIVE = tuple(s for s in RunStatus if s.is_live)
 _IS_LIVE = f"status IN ({', '.join(repr(s.value) for s in LIVE)})"
 
@@ -55,14 +60,15 @@ class Store(Queries):
             self._writer.release()
 
     def recover(self) -> list[str]:
-        """Marks the runs whose process died as interrupted; returns their ids. Does nothing while another process writes.
+        """Marks the runs whose process died while they went on as interrupted; returns their ids. Does nothing while another process writes.
+        A run that only waited in the queue has lost nothing, and goes on waiting.
 
         A process with a live run holds the file. So if we get it, a live run that is not ours is nobody's: no need to
         look at process ids, which are reused, or at clocks, which jump.
         """
         try:
             with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
-                live = [row[0] for row in db.execute(f"SELECT id FROM runs WHERE {_IS_LIVE}").fetchall()]
+                live = [row[0] for row in db.execute(f"SELECT id FROM runs WHERE {_IS_LIVE} AND status != 'queued'").fetchall()]
                 orphans = [run_id for run_id in live if run_id not in writer.owned]
                 for run_id in orphans:
                     db.execute("UPDATE runs SET status = ?, ended_at = COALESCE(heartbeat_at, ?), phase = NULL, revision = revision + 1 "
@@ -70,6 +76,22 @@ class Store(Queries):
                 return orphans
         except StoreBusy:
             return []
+
+    def adopt_queued(self) -> list[str]:
+        """Takes over the runs that wait in a queue whose process is gone, first come first; none while another process writes."""
+        try:
+            with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
+                rows = db.execute("SELECT id FROM runs WHERE status = 'queued' ORDER BY created_at, rowid").fetchall()
+                orphans = [row[0] for row in rows if row[0] not in writer.owned]
+                for run_id in orphans:
+                    writer.own(run_id)
+                return orphans
+        except StoreBusy:
+            return []
+
+    def disown(self, run_id: str) -> None:
+        """This process works on the run no more; what its row says stays."""
+        self._writer.disown(run_id)
 
     # ---- runs ----------------------------------------------------------------------------------------------------------
 
@@ -104,6 +126,37 @@ class Store(Queries):
                 if not done.rowcount:
                     raise no_run(run_id)
             self._claim(writer, run_id, status)
+
+    def rewind(self, run_id: str, step: int) -> None:
+        """Takes back what was recorded after `step` (-1: everything), checkpoints too, so that a resumed run records it anew.
+
+        What a person changed stays: the run will meet it again in its step.
+        """
+        with self.writing() as writer:
+            with writer.transaction() as db:
+                span = (text(run_id), step)
+                if db.execute("DELETE FROM groups WHERE run_id = ? AND step > ?", span).rowcount:
+                    search.forget(db)
+                for table in ("steps", "alerts", "checkpoints"):
+                    db.execute(f"DELETE FROM {table} WHERE run_id = ? AND step > ?", span)
+                db.execute("DELETE FROM metrics WHERE run_id = ? AND step > ? AND name NOT LIKE 'knob/%' AND name NOT LIKE 'edit/%'", span)
+                db.execute(SUMMARY, (text(run_id),))
+                db.execute("UPDATE runs SET step = ?, revision = revision + 1 WHERE id = ?", (max(step, 0), text(run_id)))
+            for later, path in checkpoint_files.saved_steps(self.checkpoint_folder(run_id)).items():
+                if later > step:
+                    checkpoint_files.remove(path)
+
+    def checkpoint_folder(self, run_id: str) -> Path:
+        """Where the checkpoints of a run are: beside the file, so that both move together."""
+        return self._beside("checkpoints", run_id)
+
+    def log_file(self, run_id: str) -> Path:
+        return self._beside("logs", f"{run_id}.jsonl")
+
+    def _beside(self, kind: str, name: str) -> Path:
+        if not _ID.fullmatch(name.removesuffix(".jsonl")):  # an id is never a path
+            raise no_run(name)
+        return Path(f"{self.path}.{kind}") / name
 
     def _claim(self, writer: Writer, run_id: str, status: RunStatus) -> None:
         """Whoever gives a run a live status owns it, and so holds the file, until a status that ends it."""
@@ -143,7 +196,7 @@ class Store(Queries):
         """Deletes a run with all that was recorded of it and gives the space back to the disk. Returns the bytes freed."""
         with self.writing() as writer:
             self.recover()  # holding the file, a live run of a dead process is known to be dead
-            if self.cursor(run_id).status.is_live:
+            if self.cursor(run_id).status.is_live and run_id in writer.owned:
                 raise StudioError(f"run {run_id!r} is still going. Stop it first, then delete it.")
             with writer.transaction() as db:
                 page_bytes, free_before = _pragma(db, "page_size"), _pragma(db, "freelist_count")
@@ -151,6 +204,12 @@ class Store(Queries):
                 db.execute("DELETE FROM runs WHERE id = ?", (text(run_id),))
                 freed = (_pragma(db, "freelist_count") - free_before) * page_bytes
             writer.shrink()
+        folder = self.checkpoint_folder(run_id)
+        freed += checkpoint_files.folder_bytes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        for log in self.log_file(run_id).parent.glob(f"{run_id}.jsonl*"):
+            freed += log.stat().st_size
+            log.unlink(missing_ok=True)
         return max(0, freed)
 
     def file_bytes(self) -> int:

@@ -1,0 +1,61 @@
+"""Breakpoints: "kl > 0.2", "verdict = phantom", "step = 40". Conditions under which a run waits before its update."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.rubric.verdict import VERDICTS
+from grpo_core.types import STEP_METRICS, Group
+
+SIGNS: dict[str, Callable[[float, float], bool]] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "=": operator.eq}
+_FORM = re.compile(r"\s*([A-Za-z_][\w./-]{0,79})\s*(>=|<=|>|<|=)\s*(\S{1,40})\s*")
+_WAY_OUT = "Write a metric, a sign and a number (kl > 0.2), verdict = phantom, or step = 40; several are separated by commas."
+
+
+@dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """One condition. `value` is a number, or for `verdict` one of its codes."""
+
+    name: str
+    sign: str
+    value: float | str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.sign} {self.value if isinstance(self.value, str) else format(self.value, 'g')}"
+
+    def holds(self, step: int, groups: Sequence[Group], numbers: Mapping[str, float | int | None]) -> bool:
+        """Before the update of `step`. What is not measured does not hold."""
+        if isinstance(self.value, str):
+            return any(g.verdict == self.value for g in groups)
+        now = step if self.name == "step" else numbers.get(self.name)
+        return now is not None and SIGNS[self.sign](now, self.value)
+
+
+def parse_breakpoints(text: str) -> tuple[Breakpoint, ...]:
+    """Conditions separated by commas; empty text: none. Raises InvalidConfig."""
+    return tuple(_parse(part) for part in text[:2000].split(",") if part.strip())
+
+
+def _parse(text: str) -> Breakpoint:
+    found = _FORM.fullmatch(text)
+    if not found:
+        raise _refused(text, "this is no condition", _WAY_OUT)
+    name, sign, value = found.groups()
+    if name == "verdict":
+        if sign != "=" or value not in VERDICTS:
+            raise _refused(text, "there is no such verdict", f"Known: verdict = {', '.join(VERDICTS)}.")
+        return Breakpoint(name, sign, value)
+    if name != "step" and name not in STEP_METRICS:
+        raise _refused(text, "there is no such metric", f"Known: step, verdict, {', '.join(STEP_METRICS)}.")
+    try:
+        return Breakpoint(name, sign, float(value))
+    except ValueError:
+        raise _refused(text, f"{value!r} is no number", _WAY_OUT) from None
+
+
+def _refused(text: str, problem: str, way_out: str) -> InvalidConfig:
+    return InvalidConfig([FieldProblem("break", text.strip(), problem, way_out)])

@@ -1,0 +1,74 @@
+"""Going on from a checkpoint: the same run, or a branch of it with other settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from grpo_core.checkpoint_files import BadCheckpoint, verify
+from grpo_core.config import RunConfig, flatten, nest, parse
+from grpo_core.control import KNOB, Start
+from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.store import CheckpointRow, RunRow, Store
+from grpo_core.types import RunStatus
+
+log = logging.getLogger("grpo_studio")
+
+
+def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
+    """How to go on with a run: from its newest checkpoint that is whole, from the beginning if there is none. Raises StudioError."""
+    run = store.run(run_id)
+    if run.status.is_live:
+        raise StudioError(f"run {run_id!r} is {run.status}, so there is nothing to resume. Wait until it has ended, or stop it first.")
+    if run.status is RunStatus.FINISHED:
+        raise StudioError(f"run {run_id!r} has finished all of its {run.steps_done} steps. To train on, branch from its last step with more steps.")
+    return parse(run.config), where_to_start(store, run)
+
+
+def where_to_start(store: Store, run: RunRow) -> Start:
+    """The newest of a run's checkpoints that is whole; if it has none yet, the one it branched from; else the beginning."""
+    edits = store.edits(run.id)
+    for row in reversed(store.checkpoints(run.id)):
+        try:
+            verify(row.path, row.sha256)
+            return Start(row.step, row.path, row.sha256, edits)
+        except BadCheckpoint as problem:
+            log.warning("run %s: %s; the checkpoint before it is tried", run.id, problem)
+    if run.parent_run_id is not None:
+        row = _checkpoint(store, store.run(run.parent_run_id), run.parent_step)
+        verify(row.path, row.sha256)
+        return Start(row.step, row.path, row.sha256, edits)
+    return Start(edits=edits)
+
+
+def plan_branch(store: Store, run_id: str, step: int | None, changes: Mapping[str, Any]) -> tuple[RunConfig, Start]:
+    """A new run that starts where another was after `step` (None: its last checkpoint), with some settings changed. Raises StudioError."""
+    run = store.run(run_id)
+    row = _checkpoint(store, run, step)
+    verify(row.path, row.sha256)
+    in_force = {name.removeprefix(KNOB): v for s, values in store.edits(run_id).items() if s <= row.step for name, v in values.items() if name.startswith(KNOB)}
+    before = flatten(parse(run.config)) | in_force
+    if "rubric.name" in changes and "rubric.criteria" not in changes:
+        before["rubric.criteria"] = []  # written out in the record; another name means that one's criteria
+    config = parse(nest(before | dict(changes)))
+    after = flatten(config)
+    problems = [FieldProblem(name, after[name], f"a branch keeps the model that it starts from ({before[name]!r})", "Start a new run instead.")
+                for name in before if name.startswith("model.") and after[name] != before[name]]
+    if ("value" in (before["algorithm.advantage"], config.algorithm.advantage)) and before["algorithm.advantage"] != config.algorithm.advantage:
+        problems.append(FieldProblem("algorithm.advantage", config.algorithm.advantage, "a critic cannot be added to a run, or taken away", "Start a new run instead."))
+    if config.train.steps <= row.step:
+        problems.append(FieldProblem("train.steps", config.train.steps, f"the branch starts after step {row.step}", f"Use more than {row.step}."))
+    if problems:
+        raise InvalidConfig(problems)
+    return config, Start(row.step, row.path, row.sha256)
+
+
+def _checkpoint(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
+    rows = store.checkpoints(run.id)
+    if not rows:
+        raise StudioError(f"run {run.id!r} has no checkpoint to branch from. Set train.checkpoint_every in a new run.")
+    found = rows[-1:] if step is None else [r for r in rows if r.step == step]
+    if not found:
+        raise StudioError(f"step = {step!r:.40}: run {run.id!r} has no checkpoint of that step. There are: {', '.join(str(r.step) for r in rows)}.")
+    return found[0]
