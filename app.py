@@ -36,10 +36,12 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
     from grpo_core.desk import Desk
     from grpo_core.policy import check_model, describe_device, pick_device
+    from grpo_core.rubric import add_plugins
     from grpo_core.runs import RunManager
     from grpo_core.trainer import train
     from ui.page import build_app, launch_options
 
+    add_plugins(options.rewards)
     runs = RunManager(store, train, check=lambda config: check_model(config.model), device=describe_device(pick_device()))
     page = build_app(store, runs, Desk())
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), help="default 7860")
     parser.add_argument("--db", default="runs/grpo.sqlite", help="the SQLite file with all runs (default runs/grpo.sqlite)")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
+    parser.add_argument("--rewards", metavar="FILE.py", action="append", default=[],
+                        help="a plug-in file with reward functions f(completions, prompts, **columns); may be repeated. Runs locked up, but is yours to trust")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for these before showing anything")
     return parser
 

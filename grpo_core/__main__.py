@@ -50,6 +50,10 @@ def _refuse(arguments: argparse.Namespace, lines: list[str]) -> int:
 
 
 def train_command(arguments: argparse.Namespace) -> int:
+    if arguments.rewards:
+        from grpo_core.rubric import add_plugins
+
+        add_plugins(arguments.rewards)
     config = build_config(arguments.config, arguments.preset, arguments.set)
     # Imported here: torch takes seconds, and the other commands and wrong input need none of it.
     from grpo_core.policy import check_model
@@ -341,6 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE", help="a configuration as exported")
     train.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field; may be repeated")
     train.add_argument("--name", help="a name for the run")
+    train.add_argument("--rewards", metavar="FILE.py", action="append", default=[], help="a plug-in file with reward functions; its checks are named file.function")
     prompts = command("prompts", prompts_command, "Show prompts exactly as the model will read them, and what was counted in their file.")
     prompts.add_argument("--config", metavar="FILE", help="a configuration as exported")
     prompts.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field, e.g. task.path=my.csv; may be repeated")

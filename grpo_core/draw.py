@@ -13,7 +13,7 @@ from grpo_core.control import RunControl
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled, sample_groups
-from grpo_core.rubric import Rubric
+from grpo_core.rubric import Notes, Rubric
 from grpo_core.scoring import score, teaches
 from grpo_core.tasks import Task, train_prompts
 from grpo_core.types import Phase, PhaseStarted, Prompt, Rollout
@@ -38,6 +38,7 @@ class Drawn:
     tokens: int  # completion tokens sampled, those of replaced groups included
     sampling_seconds: float
     scoring_seconds: float
+    notes: dict[str, Notes]  # by criterion: why it could not score what it could not, and how often
 
     @property
     def sampled(self) -> list[Sampled]:
@@ -53,6 +54,7 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
     """
     t, rng = config.train, generator(policy, config.train.seed, step)
     groups: list[DrawnGroup] = []
+    notes: dict[str, Notes] = {}
     num_prompts, tokens, sampling, scoring = 0, 0, 0.0, 0.0
     for _ in range(1 + config.algorithm.dynamic_sampling):
         dull = [i for i, g in enumerate(groups) if not teaches(g.rollouts, rubric, config.rubric.gate)] if groups else list(range(t.prompts_per_step))
@@ -70,11 +72,15 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
 
         control.enter(PhaseStarted(Phase.SCORING, step, t.steps))
         by_prompt = [sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))]
-        fresh = [DrawnGroup(prompt, i, s, score(prompt, s, policy, rubric)) for prompt, i, s in zip(prompts, ids, by_prompt, strict=True)]
+        rollouts, why = score(prompts, by_prompt, policy, rubric)
+        fresh = [DrawnGroup(*one) for one in zip(prompts, ids, by_prompt, rollouts, strict=True)]
+        for name, more in why.items():
+            notes.setdefault(name, Notes()).update(more)
+            notes[name].used.update(more.used)
         new_at = dict(zip(dull, fresh, strict=True))
         groups = [new_at.get(i) or groups[i] for i in range(t.prompts_per_step)]
         sampling, scoring = sampling + sampled_at - started, scoring + perf_counter() - sampled_at
-    return Drawn(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring)
+    return Drawn(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring, notes)
 
 
 def with_rewards(groups: list[DrawnGroup], given: Mapping[tuple[int, int], float]) -> list[tuple[Prompt, tuple[Rollout, ...]]]:

@@ -14,14 +14,19 @@ from grpo_core.learner import ADVANTAGES, GROUPINGS
 from grpo_core.learner.advantages import compare
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled
-from grpo_core.rubric import Rubric, Spread, gated, shaped, total, variance_shares, verdict
+from grpo_core.rubric import Notes, Rubric, Spread, gated, shaped, total, variance_shares, verdict
 from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
 
 
-def score(prompt: Prompt, sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> tuple[Rollout, ...]:
-    """Text, scores and reward of one prompt's completions; advantages come when all groups of the step are there to be compared."""
-    completions = [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled]
-    return tuple(Rollout(c, scores, reward, 0.0) for c in completions for scores, reward in [rubric.score(c, prompt)])
+def score(prompts: Sequence[Prompt], sampled: Sequence[Sequence[Sampled]], policy: Policy, rubric: Rubric) -> tuple[list[tuple[Rollout, ...]], dict[str, Notes]]:
+    """Text, scores and reward of each prompt's completions; advantages come when all groups of the step are there to be compared.
+
+    Returns also, by criterion, why it could not score what it could not.
+    """
+    rows = [(prompt, Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids))) for prompt, siblings in zip(prompts, sampled, strict=True) for s in siblings]
+    scored = rubric.score_all([c for _, c in rows], [p for p, _ in rows])
+    rollouts = iter(Rollout(c, scores, reward, 0.0) for (_, c), scores, reward in zip(rows, scored.scores, scored.rewards, strict=True))
+    return [tuple(next(rollouts) for _ in siblings) for siblings in sampled], scored.notes
 
 
 def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig, spread: Spread) -> tuple[tuple[Group, ...], torch.Tensor, Spread]:
@@ -111,7 +116,8 @@ def heldout_metrics(prompts: Sequence[Prompt], sampled: Sequence[Sampled], polic
     heldout/accuracy is the share that reaches the rubric's outcome criterion, with its 95 % Wilson interval.
     """
     completions = [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled]
-    scored = [rubric.score(c, prompt) for c, prompt in zip(completions, prompts, strict=True)]
+    found = rubric.score_all(completions, prompts)
+    scored = list(zip(found.scores, found.rewards, strict=True))
     results = {f"heldout/{name}": mean(scores[name] for scores, _ in scored) for name in scored[0][0]}
     results |= {"heldout/reward": mean(reward for _, reward in scored), "heldout/completion_tokens": mean(c.num_tokens for c in completions)}
     outcomes = [scores[rubric.outcome] for scores, _ in scored if scores[rubric.outcome] is not None] if rubric.outcome else []

@@ -21,7 +21,19 @@ from grpo_core.rollout import sample_groups
 from grpo_core.rubric import Rubric, Spread, build_rubric
 from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, too_many_unscored, with_advantages
 from grpo_core.tasks import Task, heldout_prompts, load_task
-from grpo_core.types import Evaluated, Event, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, StepCompleted, StepMetrics, StepTokens
+from grpo_core.types import (
+    Evaluated,
+    Event,
+    GroupsScored,
+    ModelLoaded,
+    Noticed,
+    Phase,
+    PhaseStarted,
+    Prompt,
+    StepCompleted,
+    StepMetrics,
+    StepTokens,
+)
 
 
 def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
@@ -80,6 +92,9 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
         numbers = group_metrics(groups, rubric)
         if not (again := control.review(step, groups, numbers, too_many_unscored(groups))):
             break
+    for criterion, why in drawn.notes.items():
+        if why:
+            control.tell(Noticed(step, f"grader/{criterion}", "warning", f"{criterion} could not score: " + "; ".join(f"{n} × {w}" for w, n in why.most_common(3))))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
 
     control.enter(PhaseStarted(Phase.UPDATING, step, t.steps))
@@ -99,6 +114,7 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
         **numbers, **measured, replaced_groups=drawn.replaced_groups, tokens=drawn.tokens, sampling_seconds=drawn.sampling_seconds,
         scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at, step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
     extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
+    extra |= {f"used/{name}/{what}": amount for name, why in drawn.notes.items() for what, amount in why.used.items()}
     control.tell(StepCompleted(step, metrics, extra | ({"reward_scale": seen.std} if config.rubric.scale else {}), tokens))
     return seen, asdict(metrics)
 

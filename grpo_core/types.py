@@ -290,4 +290,14 @@ class Edited:
     values: Mapping[str, float]
 
 
-Event = ModelLoaded | PhaseStarted | GroupsScored | StepCompleted | Evaluated | Checkpointed | Paused | Resumed | Edited
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something that a person should know about a step, as it happened; kept with the run's alerts, the last of each code."""
+
+    step: int
+    code: str
+    severity: str  # "info", "warning" or "error"
+    message: str
+
+
+Event = ModelLoaded | PhaseStarted | GroupsScored | StepCompleted | Evaluated | Checkpointed | Paused | Resumed | Edited | Noticed

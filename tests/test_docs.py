@@ -36,3 +36,14 @@ def test_the_readme_gives_the_two_commands_exactly_as_ci_runs_them():
     text = (ROOT / "README.md").read_text("utf-8")
     assert "pip install -r requirements.txt && python app.py" in text
     assert "pip install -r requirements.txt -r tests/requirements.txt && pytest" in text
+
+
+def test_every_check_and_every_parameter_stands_in_the_graders_page():
+    from grpo_core.rubric import CHECKS
+
+    page = (ROOT / "docs" / "graders.md").read_text("utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert set(rows) == set(CHECKS)
+    for name, check in CHECKS.items():
+        assert all(f"`{p}`" in rows[name] for p in check.params.model_fields), name
+        assert check.help in rows[name], name

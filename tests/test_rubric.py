@@ -98,9 +98,9 @@ def test_wrong_criteria_are_refused_with_what_is_known():
         build_rubric(RubricConfig(name="nope"))
 
 
-@given(st.text(max_size=300), st.integers(0, 10_000), st.sampled_from(sorted(CHECKS)))
+@given(st.text(max_size=300), st.integers(0, 10_000), st.sampled_from(["accuracy", "format", "language", "length", "reasoning"]))
 def test_no_text_makes_a_criterion_raise_or_leave_its_range(text, num_tokens, check):
-    value = score(check, text, num_tokens)
+    value = score(check, text, num_tokens)  # the other checks: test_graders.py
     assert value is None or 0.0 <= value <= 1.0
 
 

@@ -239,4 +239,6 @@ def formula(values: Sequence[Any]) -> str:
     return f'<pre class="formula" aria-label="Objective">\n{esc(chr(10).join(lines))}</pre>'
 
 
-CHECK_HELP = {name: check.help for name, check in CHECKS.items()}
+def check_help() -> dict[str, str]:
+    """Check -> its help and the names of its parameters, plug-ins included."""
+    return {name: check.help + (f" Parameters: {', '.join(check.params.model_fields)}." if check.params.model_fields else "") for name, check in CHECKS.items()}

@@ -121,7 +121,7 @@ def build_setup(desk: Desk) -> Setup:
 
 def _rubric_table() -> gr.HTML:
     return gr.HTML(_default_rows(), html_template='<div class="criteria"></div>', js_on_load=script("rubric_table.js"), apply_default_css=False,
-                   padding=False, elem_id=form.element_id(form.CRITERIA), checks=form.CHECK_HELP)
+                   padding=False, elem_id=form.element_id(form.CRITERIA), checks=form.check_help())
 
 
 def _default_rows() -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from grpo_core.config import ModelConfig
-from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.policy.policy import Policy, Reader, pick_device
 
 transformers_logging.disable_progress_bar()  # its bar over weights would run through the command line's own
@@ -67,6 +67,24 @@ def load_reader(config: ModelConfig) -> Reader:
         return Reader(AutoTokenizer.from_pretrained(source, trust_remote_code=False, revision=config.revision), context)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
         _refuse(config, f"its tokenizer cannot be loaded: {_one_line(error)}")
+
+
+def load_classifier(name: str, revision: str = "main") -> tuple[Any, Any]:
+    """A sequence-classification model with its tokenizer on the device, under the same rules as a policy: safetensors only, no code of its own."""
+    config = ModelConfig(name=name or " ", revision=revision)
+    source, device = _source(config), pick_device()
+    _model_config(source, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, revision=revision)
+        model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+                                                                   use_safetensors=True, trust_remote_code=False, revision=revision)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+        raise StudioError(f"the reward model {name!r} cannot be loaded: {_one_line(error)}. Name a sequence-classification model.") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.truncation_side = "left"  # the end of the completion is what is judged
+    return model.to(device).eval(), tokenizer
 
 
 def _random_weights(source: str, options: dict[str, Any], dtype: torch.dtype, seed: int) -> Any:

@@ -1,9 +1,10 @@
 """The rubric: criteria turn a completion into scores, weights turn scores into one reward. No torch here."""
 
-from grpo_core.rubric.criteria import CHECKS, Check
-from grpo_core.rubric.rubric import PRESETS, Rubric, build_rubric, resolve_rubric, total
+from grpo_core.rubric.check import Check, Notes
+from grpo_core.rubric.criteria import CHECKS, add_plugins
+from grpo_core.rubric.rubric import PRESETS, Rubric, Scored, build_rubric, resolve_rubric, total
 from grpo_core.rubric.shaping import Spread, gated, shaped
 from grpo_core.rubric.verdict import VERDICTS, dominant, explain, variance_shares, verdict
 
-__all__ = ["CHECKS", "PRESETS", "VERDICTS", "Check", "Rubric", "Spread", "build_rubric", "dominant", "explain", "gated", "resolve_rubric", "shaped", "total",
+__all__ = ["CHECKS", "PRESETS", "VERDICTS", "Check", "Notes", "Rubric", "Scored", "Spread", "add_plugins", "build_rubric", "dominant", "explain", "gated", "resolve_rubric", "shaped", "total",
            "variance_shares", "verdict"]

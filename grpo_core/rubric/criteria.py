@@ -1,4 +1,4 @@
-"""Criteria: small pure functions (completion, prompt, parameters) -> score in [0, 1], or None = could not be scored.
+"""Criteria: small pure functions (completion, prompt, parameters) -> score, or None = could not be scored; and the table of all of them.
 
 Adding one is adding a parameter model, a function, a row of CHECKS and a test.
 """
@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from grpo_core.rubric.answers import ANSWER_CHECKS
+from grpo_core.rubric.check import MAX_CHARS, Check, Params
+from grpo_core.rubric.judge import JUDGE_CHECKS
+from grpo_core.rubric.plugins import load_plugins
+from grpo_core.rubric.reward_model import MODEL_CHECKS
+from grpo_core.rubric.snippet import SNIPPET_CHECKS
+from grpo_core.rubric.texts import TEXT_CHECKS
 from grpo_core.tasks import CHOICES, FILE, extract_answer, given_answer
 from grpo_core.types import Completion, Prompt
-
-MAX_CHARS = 20_000  # only so much of a completion is looked at, so that a check's time is bounded
-
-
-class Params(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class AccuracyParams(Params):
@@ -159,19 +159,16 @@ def reasoning(completion: Completion, prompt: Prompt, params: ReasoningParams) -
     return float(start >= 0 and end >= 0 and bool(completion.text[start + len(params.tag) + 2 : end].strip()))
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A row of CHECKS: the function, the model of its parameters, and a line of help."""
-
-    score: Callable[[Completion, Prompt, Any], float | None]
-    params: type[Params]
-    help: str
-
-
 CHECKS: dict[str, Check] = {
     "accuracy": Check(accuracy, AccuracyParams, "The text in <answer>…</answer> is right, by the task's own grader."),
     "format": Check(format_score, FormatParams, "Required tags stand once, closed, in order, with nothing outside; half the score for the tags alone."),
     "language": Check(language, LanguageParams, "Expected script, printable characters, no repetition loops."),
     "length": Check(length, LengthParams, "Between min_tokens and max_tokens; fades to 0 outside."),
     "reasoning": Check(reasoning, ReasoningParams, "There is a <think> block that is not blank."),
+    **ANSWER_CHECKS, **TEXT_CHECKS, **SNIPPET_CHECKS, **MODEL_CHECKS, **JUDGE_CHECKS,
 }
+
+
+def add_plugins(paths: Sequence[str]) -> None:
+    """Make the functions of the operator's plug-in files checks like any other. Called once, before anything asks for CHECKS."""
+    CHECKS.update(load_plugins(paths))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from pydantic import ValidationError
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.rubric.criteria import CHECKS, Check
+from grpo_core.rubric.check import Check, Notes
+from grpo_core.rubric.criteria import CHECKS
 from grpo_core.types import Completion, Prompt
 
 _ACCURACY = Criterion(name="accuracy", check="accuracy", weight=1.0, outcome=True)
@@ -30,6 +33,16 @@ PRESETS: dict[str, tuple[Criterion, ...]] = {
     ),
     "accuracy only": (_ACCURACY, _WATCH_REASONING),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores and rewards of completions in their order; seconds that each criterion took; why it could not score what it could not."""
+
+    scores: list[dict[str, float | None]]
+    rewards: list[float | None]
+    seconds: dict[str, float]
+    notes: dict[str, Notes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +66,23 @@ class Rubric:
 
     def score(self, completion: Completion, prompt: Prompt) -> tuple[dict[str, float | None], float | None]:
         """Scores by criterion, and the reward Σ w·s over the scored ones; None where no criterion with a weight was scored."""
-        scores = {c.name: check.score(completion, prompt, params) for c, check, params in self.rows}
-        return scores, total(scores, self.weights)
+        scored = self.score_all([completion], [prompt])
+        return scored.scores[0], scored.rewards[0]
+
+    def score_all(self, completions: Sequence[Completion], prompts: Sequence[Prompt]) -> Scored:
+        """Every completion against its prompt, criterion by criterion, so that models and judges see them all at once."""
+        columns: dict[str, list[float | None]] = {}
+        seconds, notes = {}, {}
+        for criterion, check, params in self.rows:
+            started, why = perf_counter(), Notes()
+            found = check.scores(completions, prompts, params, why)
+            assert len(found) == len(completions), f"{criterion.check} returned {len(found)} scores for {len(completions)} completions"
+            columns[criterion.name] = [s if s is not None and math.isfinite(s) else None for s in found]
+            seconds[criterion.name] = perf_counter() - started
+            if why or why.used:
+                notes[criterion.name] = why
+        scores = [{name: column[i] for name, column in columns.items()} for i in range(len(completions))]
+        return Scored(scores, [total(s, self.weights) for s in scores], seconds, notes)
 
 
 def total(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:

@@ -21,6 +21,7 @@ from grpo_core.types import (
     Group,
     GroupsScored,
     ModelLoaded,
+    Noticed,
     Paused,
     Phase,
     PhaseStarted,
@@ -107,6 +108,11 @@ class Recorder:
                 case Resumed():
                     db.execute("UPDATE runs SET status = CASE WHEN env IS NULL THEN ? ELSE ? END, error = NULL WHERE id = ?",
                                (RunStatus.LOADING, RunStatus.RUNNING, self.run_id))
+                case Noticed(step, code, severity, message):
+                    db.execute("DELETE FROM alerts WHERE run_id = ? AND code = ? AND dismissed_at IS NULL", (self.run_id, text(code)))
+                    db.execute("INSERT INTO alerts (run_id, step, code, severity, message) SELECT ?1, ?2, ?3, ?4, ?5 "
+                               "WHERE NOT EXISTS (SELECT 1 FROM alerts WHERE run_id = ?1 AND code = ?3)",
+                               (self.run_id, step, text(code), text(severity), text(message)))
             if isinstance(event, StepCompleted | Evaluated):
                 db.execute(SUMMARY, (self.run_id,))
 

@@ -178,7 +178,7 @@ class Store(Queries):
         """What the advisor says of a run now, in place of what it said before; what a person dismissed stays dismissed."""
         run_id = text(run_id)
         with self.writing() as writer, writer.transaction() as db:
-            db.execute("DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL", (run_id,))
+            db.execute("DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL AND code NOT LIKE 'grader/%'", (run_id,))  # graders speak for themselves
             dismissed = {row[0] for row in db.execute("SELECT code FROM alerts WHERE run_id = ?", (run_id,)).fetchall()}
             groups = {row[0] for row in db.execute(f"SELECT id FROM groups WHERE id IN ({', '.join('?' * len(notices))})", [n.group_id for n in notices]).fetchall()}
             db.executemany(_INSERT_ALERT, [(run_id, n.step, text(n.code), text(n.severity), text(n.message), n.group_id if n.group_id in groups else None,

@@ -1,0 +1,64 @@
+"""A reward model: any sequence-classification model, asked for a whole step at once on the device. The only grader that imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from pydantic import Field
+
+from grpo_core.rubric.check import Check, Notes, Params, batched
+from grpo_core.types import Completion, Prompt
+
+
+class RewardModelParams(Params):
+    """`model`: folder or Hub id. One label: its logit, through a sigmoid if `sigmoid`; several: the probability of `label` (-1 = the last)."""
+
+    model: str = Field("", max_length=512)
+    revision: str = Field("main", min_length=1, max_length=200)
+    label: int = Field(-1, ge=-1, le=10_000)
+    sigmoid: bool = True
+    max_tokens: int = Field(1024, ge=1, le=1_000_000)
+    batch: int = Field(16, ge=1, le=4096)
+
+
+def reward_model(completions: Sequence[Completion], prompts: Sequence[Prompt], params: RewardModelParams, notes: Notes) -> list[float | None]:
+    """The model's score of prompt and completion, through its chat template if it has one. Longer texts lose their beginning."""
+    import torch
+
+    model, tokenizer = _load(params.model, params.revision)
+    texts = [_text(tokenizer, c, p) for c, p in zip(completions, prompts, strict=True)]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of like length together: less padding
+    scores: list[float | None] = [None] * len(texts)
+    for start in range(0, len(order), params.batch):
+        rows = order[start : start + params.batch]
+        ids = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True, truncation=True, max_length=params.max_tokens).to(model.device)
+        with torch.inference_mode():
+            logits = model(**ids).logits.float()  # (b, labels)
+        if logits.shape[1] == 1:
+            values = logits[:, 0].sigmoid() if params.sigmoid else logits[:, 0]
+        else:
+            values = logits.softmax(-1)[:, params.label if params.label < logits.shape[1] else -1]
+        for i, value in zip(rows, values.tolist(), strict=True):
+            scores[i] = value
+    return scores
+
+
+def _text(tokenizer: Any, completion: Completion, prompt: Prompt) -> str:
+    messages = [*prompt.meta.get("before", ()), {"role": "user", "content": prompt.text}, {"role": "assistant", "content": completion.text}]
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    return "\n".join(m["content"] for m in messages)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, revision: str) -> tuple[Any, Any]:
+    from grpo_core.policy import load_classifier
+
+    return load_classifier(name, revision)
+
+
+MODEL_CHECKS: dict[str, Check] = {
+    "reward_model": batched(reward_model, RewardModelParams, "A reward model grades: any sequence-classification model, from a folder or the Hub.", low=None, high=None),
+}

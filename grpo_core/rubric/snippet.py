@@ -1,0 +1,105 @@
+"""Python typed into the page: always in pydantic-monty, an interpreter without files, network, environment or processes, with limits on time and memory."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
+from grpo_core.types import Completion, Prompt
+
+MAX_MEMORY = 64 << 20
+MAX_PRINTED = 64 << 10
+EXAMPLE = "def score(completion, prompt, answer, tokens):\n    return 1.0 if answer in completion else 0.0"
+
+
+class PythonParams(Params):
+    """`code` defines score(completion, prompt, answer, tokens) -> number, True, False or None; `seconds` is the limit for one completion."""
+
+    code: str = Field(EXAMPLE, min_length=1, max_length=20_000)
+    seconds: float = Field(1.0, gt=0, le=10)
+
+
+def python(completions: Sequence[Completion], prompts: Sequence[Prompt], params: PythonParams, notes: Notes) -> list[float | None]:
+    """What the snippet returns for each completion; null with the reason when it raises, takes too long or returns no finite number."""
+    out: list[float | None] = []
+    with contextlib.ExitStack() as stack:
+        session: Any = None
+        for completion, prompt in zip(completions, prompts, strict=True):
+            try:
+                session = session or _session(stack, params)
+                out.append(_number(_call(session, completion, prompt), notes))
+            except _pool().errors as error:
+                notes[_why(error)] += 1
+                out.append(None)
+                stack.close()  # after a limit nothing is known about the worker's heap
+                session = None
+    return out
+
+
+def _session(stack: contextlib.ExitStack, params: PythonParams) -> Any:
+    session = stack.enter_context(_pool().monty.checkout(limits={"max_feed_duration_secs": params.seconds, "max_memory": MAX_MEMORY, "max_suspensions": 10,
+                                                                 "max_total_sleep_secs": 0.0}))
+    session.feed_run(params.code, print_callback=_pool().printed())
+    return session
+
+
+def _call(session: Any, completion: Completion, prompt: Prompt) -> Any:
+    inputs = {"completion": _text(completion.text[:MAX_CHARS]), "prompt": _text(prompt.text), "answer": _text(prompt.answer), "tokens": completion.num_tokens}
+    return session.feed_run("score(completion, prompt, answer, tokens)", inputs=inputs, print_callback=_pool().printed())
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _number(value: Any, notes: Notes) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | int | float):
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(value):
+                return float(value)
+    notes[f"the snippet returned {str(value)[:60]!r}, which is no finite number"] += 1
+    return None
+
+
+def _why(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+    return "the snippet took too long" if "limit exceeded" in line and "TimeoutError" in line else f"the snippet failed: {line}"
+
+
+class _Pool:
+    """The pool of interpreter processes, started when the first snippet runs."""
+
+    def __init__(self) -> None:
+        import pydantic_monty
+
+        self.errors = (pydantic_monty.MontyError, TimeoutError, ValueError, TypeError)
+        self.printed = lambda: pydantic_monty.CollectString(max_bytes=MAX_PRINTED)
+        self.monty = pydantic_monty.Monty(max_processes=2, checkout_timeout=30.0)
+        self.monty.__enter__()
+        atexit.register(self.monty.__exit__, None, None, None)
+
+
+_made: list[_Pool] = []
+_making = threading.Lock()
+
+
+def _pool() -> _Pool:
+    with _making:
+        if not _made:
+            _made.append(_Pool())
+    return _made[0]
+
+
+SNIPPET_CHECKS: dict[str, Check] = {
+    "python": batched(python, PythonParams, "Your own Python: a function score(completion, prompt, answer, tokens), run in a sandbox without files and network.",
+                      low=None, high=None),
+}

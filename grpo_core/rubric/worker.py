@@ -1,0 +1,87 @@
+"""The child in which graders run that could hang: mathematical equivalence and JSON schemas. Started as a module; knows no secrets, needs no network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MAX_MEMORY = 3 << 30
+
+
+class TooLate(Exception):
+    """The time of one question is over."""
+
+
+def main() -> None:
+    """Answer one JSON line with one JSON line, for ever."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGALRM, _late)
+    print("{}", file=out, flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        print(json.dumps(_answer(question)), file=out, flush=True)
+
+
+def _late(*_: Any) -> None:
+    raise TooLate
+
+
+def _answer(question: dict[str, Any]) -> dict[str, Any]:
+    # The alarm ends what Python itself can interrupt; the parent kills the rest, such as one huge power, a second later.
+    signal.setitimer(signal.ITIMER_REAL, question["seconds"])
+    try:
+        return {"score": DOES[question["do"]](*question["arguments"])}
+    except TooLate:
+        return {"null": f"it took longer than {question['seconds']:g} s"}
+    except MemoryError:
+        return {"null": "it needed too much memory"}
+    except Exception as error:  # whatever a parser makes of hostile text: no score, and the reason
+        return {"null": f"{type(error).__name__}: {str(error)[:200]}"}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def math_equal(given: str, right: str) -> float | None:
+    """1.0 if two answers are the same mathematics, by math-verify; None when the right one cannot be read at all."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
+
+    def read(text: str) -> list[Any]:
+        text = text.strip()
+        dressed = text if "$" in text or r"\boxed" in text or r"\(" in text or r"\[" in text else f"${text}$"
+        ways = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+        found = parse(dressed, ways, parsing_timeout=None) or parse(text, ways, parsing_timeout=None)
+        return found or parse(text, [StringExtractionConfig()], parsing_timeout=None)
+
+    gold = read(right)
+    if not gold:
+        return None
+    found = read(given)
+    return float(bool(found) and verify(gold, found, timeout_seconds=None))
+
+
+def schema_score(text: str, schema: dict[str, Any]) -> float:
+    """1.0 for JSON that keeps the schema, 0.5 for JSON that breaks it, 0.0 for no JSON."""
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return 0.0
+    # An empty registry: a schema's $ref never fetches anything.
+    return 1.0 if Draft202012Validator(schema, registry=Registry()).is_valid(value) else 0.5
+
+
+DOES: dict[str, Callable[..., float | None]] = {"math": math_equal, "schema": schema_score}
+
+if __name__ == "__main__":
+    main()
