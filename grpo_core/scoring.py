@@ -15,6 +15,7 @@ from grpo_core.learner.advantages import compare
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled
 from grpo_core.rubric import Notes, Rubric, Spread, gated, shaped, total, variance_shares, verdict
+from grpo_core.rubric.shaping import Scores
 from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
 
 
@@ -35,19 +36,34 @@ def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric:
 
     A rollout keeps its plain reward Σ w·s: gate, scale and clip decide what is compared, not what was achieved.
     """
-    a, prompts, rollouts = config.algorithm, [p for p, _ in groups], [r for _, siblings in groups for r in siblings]
-    keys = [key for key, (_, siblings) in zip(GROUPINGS[a.grouping](prompts, a.similarity_threshold), groups, strict=True) for _ in siblings]
-    scores = [r.scores for r in rollouts]
+    prompts, rollouts = [p for p, _ in groups], [r for _, siblings in groups for r in siblings]
+    keys = sibling_keys(prompts, [len(siblings) for _, siblings in groups], config)
+    advantages, rewards, spread = advantages_of([r.scores for r in rollouts], [r.reward if r.edited else None for r in rollouts], keys, rubric, config, spread)
+    told = iter(replace(r, advantage=advantage) for r, advantage in zip(rollouts, advantages.tolist(), strict=True))
+    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric, config.rubric.gate) for prompt, siblings in groups), rewards, spread
+
+
+def sibling_keys(prompts: Sequence[Prompt], sizes: Sequence[int], config: RunConfig) -> list[int]:
+    """One number a rollout, equal for those that are compared with each other. sizes: rollouts of each prompt."""
+    a = config.algorithm
+    return [key for key, size in zip(GROUPINGS[a.grouping](prompts, a.similarity_threshold), sizes, strict=True) for _ in range(size)]
+
+
+def advantages_of(scores: Sequence[Scores], given: Sequence[float | None], keys: Sequence[int], rubric: Rubric, config: RunConfig,
+                  spread: Spread) -> tuple[torch.Tensor, torch.Tensor, Spread]:
+    """From a step's scores to its advantages: gate, weights, scale, clip, comparison. What the trainer does, and the what-if over stored rows.
+
+    given: the reward that a person gave a rollout, else None. Returns advantages and compared rewards (B,), nan = unscored, and the spread with these.
+    """
     if config.rubric.gate and rubric.outcome:
         scores = gated(scores, keys, rubric.outcome)
-    plain = [r.reward if r.edited else total(s, rubric.weights) for r, s in zip(rollouts, scores, strict=True)]
+    weights = rubric.weights
+    plain = [total(s, weights) if own is None else own for s, own in zip(scores, given, strict=True)]
     spread = spread.including(plain)
     # float64: the record must equal what anyone recomputes from the stored rewards.
     rewards = torch.tensor([_nan(r) for r in shaped(plain, config.rubric, spread)], dtype=torch.float64)  # (B,)
-    by_criterion = torch.tensor([[_nan(s[name]) for name in rubric.weights] for s in scores], dtype=torch.float64)  # (B, K)
-    advantages = compare(ADVANTAGES[a.advantage], rewards, by_criterion, torch.tensor(list(rubric.weights.values())), keys).tolist()
-    told = iter(replace(r, advantage=advantage) for r, advantage in zip(rollouts, advantages, strict=True))
-    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric, config.rubric.gate) for prompt, siblings in groups), rewards, spread
+    by_criterion = torch.tensor([[_nan(s.get(name)) for name in weights] for s in scores], dtype=torch.float64)  # (B, K)
+    return compare(ADVANTAGES[config.algorithm.advantage], rewards, by_criterion, torch.tensor(list(weights.values())), keys), rewards, spread
 
 
 def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/__main__.py": set(), "grpo_core/runs.py": set(),
     "grpo_core/store": {"sqlite3", "sqlite_utils", "pandas"}, "grpo_core/tasks": set(), "grpo_core/rubric": set(), "grpo_core/rubric/reward_model.py": {"torch"},
     "grpo_core/learner": {"torch"}, "grpo_core/policy": {"torch", "transformers"}, "grpo_core/rollout": {"torch", "transformers"},
-    "grpo_core/scoring.py": {"torch"}, "grpo_core/checkpoint.py": {"torch"}, "grpo_core/draw.py": {"torch"}, "grpo_core/trainer.py": {"torch"},
+    "grpo_core/token_terms.py": {"torch"}, "grpo_core/scoring.py": {"torch"}, "grpo_core/checkpoint.py": {"torch"}, "grpo_core/draw.py": {"torch"}, "grpo_core/trainer.py": {"torch"},
     "ui": {"gradio"}, "ui/charts.py": {"plotly", "pandas"}, "ui/live_chart.py": {"gradio", "plotly"},
 }
 

@@ -99,14 +99,17 @@ def _known(value: float | None) -> float:
     return value if is_number(value) else -math.inf
 
 
-def group_view(group: GroupRow, num_groups: int, config: Mapping[str, Any], order: str = "best", table: bool = False) -> str:
-    """The whole panel. `table`: with the scores of all completions side by side (Inspect), else the arithmetic in a line (Train)."""
+def group_view(group: GroupRow, num_groups: int, config: Mapping[str, Any], order: str = "best") -> str:
+    """The whole panel of the Train tab: the arithmetic in a line, and every completion."""
     rollouts = in_order(group.rollouts, order)
+    return f"{group_head(group, num_groups, order)}{arithmetic(group, rollouts, config)}{card_grid(group, rollouts, config)}"
+
+
+def card_grid(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[str, Any]) -> str:
     scale = advantage_scale(config, len(rollouts))
     cards = "".join(completion_card(r, config, scale, _digits(group)) for r in rollouts)
-    why = why_table(group, rollouts, config) if table else arithmetic(group, rollouts, config)
     long = " long" if sum(len(r.text) > LONG_CHARS for r in rollouts) * 2 > len(rollouts) else ""
-    return f'{group_head(group, num_groups, order)}{why}<div class="cards{long}">{cards}</div>'
+    return f'<div class="cards{long}">{cards}</div>'
 
 
 def group_head(group: GroupRow, num_groups: int, order: str) -> str:
@@ -155,25 +158,38 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[st
         siblings=number((sum(scored) - best.reward) / (len(scored) - 1), digits + 1), a=signed(best.advantage))
 
 
-def why_table(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[str, Any]) -> str:
-    """Scores, reward and advantage as rows of one table, equal completions in one row: where an advantage comes from."""
+def why_table(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[str, Any], gradient: Mapping[int, float] | None = None) -> str:
+    """Scores, reward and advantage as rows of one table, equal completions in one row: where an advantage comes from, and how much it moves.
+
+    gradient: rollout id -> its share of the step's gradient weight, what masks took away taken away.
+    """
+    masked = bool((config.get("algorithm") or {}).get("mask_truncated"))
     criteria = criteria_of(config) or [{"name": name, "weight": None} for name in (rollouts[0].scores if rollouts else ())]
     digits = _digits(group)
     head = "".join(f'<th scope="col">{esc(c["name"])}{_times(c.get("weight"))}</th>' for c in criteria)
     body = "".join(
         f'<tr><th scope="row">{_places(same)}</th>'
         + "".join(f"<td>{_score(r.scores.get(c['name']))}</td>" for c in criteria)
-        + f'<td>{number(r.reward, digits) if is_number(r.reward) else "null"}</td><td class="{_side(r.advantage)}"><b>{signed(r.advantage, 3)}</b></td></tr>'
+        + f'<td>{number(r.reward, digits) if is_number(r.reward) else "null"}</td><td class="{_side(r.advantage)}"><b>{signed(r.advantage, 3)}</b></td>'
+        + (f"<td>{_share(sum(gradient.get(x.id, 0.0) for x in same))}</td>" if gradient is not None else "") + "</tr>"
         for same in alike(rollouts) if (r := same[0]))
+    moved = '<th scope="col" title="share of the step’s gradient weight">gradient</th>' if gradient is not None else ""
+    cut = sum(r.finish_reason == "length" for r in rollouts) if masked else 0
+    extra = f"<span>share of this step’s gradient <b>{_share(sum(gradient.get(r.id, 0.0) for r in rollouts))}</b></span>" if gradient is not None else ""
+    extra += f"<span><b>{cut}</b> masked, cut at the limit</span>" if cut else ""
     total = sum(r.advantage for r in rollouts if is_number(r.advantage))
     return (
         f'<div class="says">{verdict_pill(group.verdict)}<span>{esc(verdict_sentence(group, config))}</span></div>'
         f'<h3>Why these advantages</h3><div class="scroll"><table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th>{head}'
-        f'<th scope="col">reward</th><th scope="col">A</th></tr></thead><tbody>{body}</tbody></table></div>'
+        f'<th scope="col">reward</th><th scope="col">A</th>{moved}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="calc"><code>{esc(_formula(group, rollouts, config))}</code>'
         f'<span>mean <b>{number(group.reward_mean, digits + 1)}</b></span><span>std <b>{number(group.reward_std, digits + 1)}</b></span>'
-        f"<span>sum of A <b>{signed(total)}</b></span></p>"
+        f"<span>sum of A <b>{signed(total)}</b></span>{extra}</p>"
     )
+
+
+def _share(value: float) -> str:
+    return "0" if value == 0 else f"{100 * value:.1f} %"
 
 
 def alike(rollouts: Sequence[RolloutRow]) -> list[list[RolloutRow]]:

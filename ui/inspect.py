@@ -14,9 +14,11 @@ from grpo_core.store import RunRow
 from ui import charts, place, status, tables
 from ui.cards import highest_reward
 from ui.live_chart import live_chart
-from ui.panel import QUIET, one_of, panel, script, typing
+from ui.opened import ShowOpened, build_opened, open_place
+from ui.panel import QUIET, one_of, panel, typing
+from ui.setup import Setup
 from ui.text import count, esc, is_number
-from ui.train import SKIP, Frame, chosen_order, parse_tokens, token, walked
+from ui.train import SKIP, Frame, parse_tokens, token
 from ui.views import Views
 
 PAGE = 25  # groups in the table
@@ -31,7 +33,7 @@ class Inspect:
     show: Any
 
 
-def build_inspect(frame: Frame, views: Views) -> Inspect:
+def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> Inspect:
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     with gr.Row(elem_id="inspect-row", equal_height=False):
         with gr.Column(elem_id="groups", elem_classes="card-box stack", scale=0, min_width=320):
@@ -45,20 +47,17 @@ def build_inspect(frame: Frame, views: Views) -> Inspect:
                 high = gr.Textbox("", label="to", max_lines=1, elem_id="reward-to", interactive=True)
             newer = panel(events=("fresh",), elem_id="newer")
             table = panel(events=("open", "sort", "turn"), elem_id="group-table")
-        with gr.Column(elem_id="opened", elem_classes="card-box", min_width=0, scale=1):
-            detail = panel(events=("walk", "order"), script=script("group.js"), elem_id="opened-group")
-        opened, filters, order, at, seen = (gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}") for n, v in (
-            ("opened", ""), ("filters", json.dumps(FIRST)), ("order", "best"), ("at", ""), ("seen", "{}")))
+        filters, at, seen = (gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}") for n, v in (
+            ("filters", json.dumps(FIRST)), ("at", ""), ("seen", "{}")))
+        side = build_opened(frame, views, setup, tabs, at)
+    opened = side.opened
 
-    inputs = [frame.run, frame.tab, search, low, high, filters, opened, order, seen]
-    outputs = [chips, over_time, table, newer, detail, at, seen]
-    show = ShowGroups(views)
+    inputs = [frame.run, frame.tab, search, low, high, filters, opened, seen, *side.inputs]
+    outputs = [chips, over_time, table, newer, at, seen, *side.outputs]
+    show = ShowInspect(ShowGroups(views), side.show)
 
     def then_show(event: Any) -> None:
         event.then(show, inputs, outputs, **QUIET)
-
-    def walk(run_id: Any, here: Any, event: gr.EventData) -> Any:
-        return walked(views, run_id, here, event._data)
 
     def fresh(now: Any, run_id: Any) -> str:
         return changed(now, offset=0, fresh=sum(views.store.verdict_counts(run_id).values()) if views.cursor(run_id) else 0)
@@ -76,8 +75,7 @@ def build_inspect(frame: Frame, views: Views) -> Inspect:
     then_show(table.turn(turn_page, filters, filters, **QUIET))
     then_show(table.open(open_place, None, opened, **QUIET))
     then_show(newer.fresh(fresh, [filters, frame.run], filters, **QUIET))
-    then_show(detail.walk(walk, [frame.run, at], opened, **QUIET))
-    then_show(detail.order(chosen_order, None, order, **QUIET))
+    side.wire(then_show)
     frame.run.input(lambda: ["", json.dumps(FIRST)], None, [opened, filters], **QUIET)
     return Inspect(opened, inputs, outputs, show)
 
@@ -141,11 +139,20 @@ def _bound(text: Any) -> float | None:
     return value if is_number(value) else None
 
 
-def open_place(event: gr.EventData) -> Any:
-    return place.text(place.parse(_data(event).get("at"))) or SKIP
-
-
 # ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+class ShowInspect:
+    """The list, then the group that it says is open."""
+
+    def __init__(self, groups: ShowGroups, opened: ShowOpened):
+        self.groups, self.opened = groups, opened
+
+    def __call__(self, run_id: Any, tab: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, seen: Any, *looking: Any) -> list[Any]:
+        if tab != "inspect":
+            return [SKIP] * 10
+        out = self.groups(run_id, search, low, high, filters, opened, seen)
+        return [*out, *self.opened(self.groups.views.run(run_id), place.parse(out[4]), *looking)]
 
 
 class ShowGroups:
@@ -157,10 +164,8 @@ class ShowGroups:
     def __init__(self, views: Views):
         self.views = views
 
-    def __call__(self, run_id: Any, tab: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, order: Any, seen: Any) -> list[Any]:
+    def __call__(self, run_id: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, seen: Any) -> list[Any]:
         views, was, now = self.views, parse_tokens(seen), read_filters(filters)
-        if tab != "inspect":
-            return [SKIP] * 7
         run = views.run(run_id)
         counts = views.store.verdict_counts(run.id) if run else {}
         total = sum(counts.values())
@@ -176,7 +181,7 @@ class ShowGroups:
         if redraw:
             out_table, first = self._table(run, *wish[1:4], now, at)
         at = at or first
-        tokens |= {"total": shown, "wish": token(wish), "first": place.text(first), "newer": str(total - shown), "detail": token([run_id, at, order])}
+        tokens |= {"total": shown, "wish": token(wish), "first": place.text(first), "newer": str(total - shown)}
         if redraw and opened == "" and first and run:  # the first row stands open: mark it
             out_table, _ = self._table(run, *wish[1:4], now, first)
         return [
@@ -184,7 +189,6 @@ class ShowGroups:
             charts.verdicts(views.verdict_series(run.id) if run else [], str(run_id)) if tokens["series"] != was.get("series") else SKIP,
             out_table,
             _newer(total - shown) if tokens["newer"] != was.get("newer") else SKIP,
-            self._detail(run, at, order) if tokens["detail"] != was.get("detail") else SKIP,
             place.text(at),
             json.dumps(tokens),
         ]
@@ -205,12 +209,6 @@ class ShowGroups:
             return _nothing(run, bool(search or now["verdict"] or now["steps"] or low is not None or high is not None)), None
         first = (page.rows[0].step, page.rows[0].position)
         return tables.group_table(page, highest_reward(run.config), now["offset"], PAGE, now["sort"], now["descending"], at), first
-
-    def _detail(self, run: RunRow | None, at: place.Place | None, order: Any) -> str:
-        if run is None or at is None:
-            return status.empty("A group opens here", "Its prompt, the arithmetic of its advantages, and every completion.")
-        found = self.views.group(run, *at, "sampled" if order == "sampled" else "best", table=True)
-        return found or status.empty(f"Step {at[0]:,} has no group {at[1] + 1}.", "Choose a row of the table.")
 
 
 def _nothing(run: RunRow, filtered: bool) -> str:

@@ -42,7 +42,7 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
             with gr.Tab("Train", id="train", elem_id="tab-train", render_children=True) as train_tab:
                 train = build_train(frame, views, runs, desk)
             with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as inspect_tab:
-                inspect = build_inspect(frame, views)
+                inspect = build_inspect(frame, views, train.setup, tabs)
             with gr.Tab("Runs", id="runs", elem_id="tab-runs") as runs_tab:
                 listing = build_runs(frame, views, tabs)
 

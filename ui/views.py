@@ -123,13 +123,13 @@ class Views:
 
     # ---- groups --------------------------------------------------------------------------------------------------------
 
-    def group(self, run: RunRow, step: int, position: int, order: str, table: bool = False) -> str | None:
+    def group(self, run: RunRow, step: int, position: int, order: str) -> str | None:
         """The group as HTML; None if the run has no such group."""
         ids = self.store.group_ids(run.id, step)
         if not 0 <= position < len(ids):
             return None
-        return self._group(ids[position], len(ids), run.id, order, table)
+        return self._group(ids[position], len(ids), run.id, order)
 
-    def _draw_group(self, group_id: int, num_groups: int, run_id: str, order: str, table: bool) -> str:
+    def _draw_group(self, group_id: int, num_groups: int, run_id: str, order: str) -> str:
         run = self.run(run_id)
-        return cards.group_view(self.store.group(group_id), num_groups, run.config if run else {}, order, table)
+        return cards.group_view(self.store.group(group_id), num_groups, run.config if run else {}, order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from grpo_core.errors import NotFound, StudioError
 from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
-from grpo_core.store.rows import CheckpointRow, Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow, VerdictCounts
+from grpo_core.store.rows import CheckpointRow, Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow, TokenRow, VerdictCounts
 from grpo_core.types import STEP_METRICS, Notice, Phase, RunStatus
 
 EXCERPT = 200  # characters of a completion in a list of groups
@@ -68,6 +69,12 @@ class Queries:
         rows = self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? "
                                  "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step", (run_id, first, every, last))
         return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]  # dict(row) looks every name up: 8 times slower
+
+    def steps_between(self, run_id: str, first: int, last: int) -> list[dict[str, Any]]:
+        """The rows of `steps` from first to last, bounds included, none left out."""
+        rows = self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step BETWEEN ? AND ? ORDER BY step",
+                                 (text(run_id), integer(first), integer(last)))
+        return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]
 
     def metric_names(self, run_id: str) -> list[str]:
         """The names of the open metrics of a run, sorted. Hops through the index from name to name, not over every value."""
@@ -145,6 +152,40 @@ class Queries:
     def newest_groups(self, run_id: str, limit: int) -> list[GroupRow]:
         """The last groups of a run with their rollouts, newest first."""
         return self._with_rollouts(self._readers.all("SELECT * FROM groups WHERE run_id = ? ORDER BY step DESC, position LIMIT ?", (text(run_id), limit)))
+
+    def scored(self, run_id: str, step_from: int = 0, step_to: int | None = None) -> list[tuple[Any, ...]]:
+        """All rollouts of a run as numbers, in order: (step, group id, position of the group, prompt id, prompt, rollout id, position, scores as JSON,
+        reward, advantage, edited, tokens, finish reason). No texts of completions: those are what makes a run large."""
+        rows = self._readers.all(
+            "SELECT g.step, g.id, g.position, g.prompt_id, g.prompt, r.id, r.position, r.scores, r.reward, r.advantage, r.edited, r.num_tokens, r.finish_reason "
+            "FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ? AND g.step BETWEEN ? AND ? ORDER BY g.step, g.position, r.position",
+            (text(run_id), integer(step_from), integer(2**62 if step_to is None else step_to)))
+        return [tuple(row) for row in rows]
+
+    def token_row(self, rollout_id: int) -> TokenRow | None:
+        """The tokens of a rollout with what was recorded of each; None where nothing was."""
+        rows = self._readers.all("SELECT t.*, g.run_id FROM token_records t JOIN rollouts r ON r.id = t.rollout_id JOIN groups g ON g.id = r.group_id "
+                                 "WHERE t.rollout_id = ?", (integer(rollout_id),))
+        if not rows:
+            return None
+        row, ids = rows[0], array("i", rows[0]["token_ids"])
+        distinct = sorted(set(ids))
+        pieces: dict[int, bytes] = {}
+        for start in range(0, len(distinct), 500):
+            part = distinct[start : start + 500]
+            pieces |= {r["token_id"]: r["piece"] for r in self._in("SELECT token_id, piece FROM token_pieces WHERE run_id = ? AND token_id IN ({})", part, row["run_id"])}
+        floats = {name: None if row[name] is None else array("f", row[name]) for name in ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")}
+        return TokenRow(rollout_id, ids, tuple(pieces.get(i, f"[{i}]".encode()) for i in ids), **floats)
+
+    def visits(self, run_id: str, prompt_id: str, limit: int = 200) -> list[GroupRow]:
+        """Every time a run came upon a prompt, in order of steps; the last `limit` of them."""
+        rows = self._readers.all("SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step DESC, position DESC LIMIT ?",
+                                 (text(prompt_id), text(run_id), limit))
+        return self._with_rollouts(rows[::-1])
+
+    def runs_with_prompt(self, prompt_id: str) -> list[str]:
+        """The runs that came upon a prompt."""
+        return [row["run_id"] for row in self._readers.all("SELECT DISTINCT run_id FROM groups WHERE prompt_id = ?", (text(prompt_id),))]
 
     def verdict_counts(self, run_id: str) -> dict[str, int]:
         rows = self._readers.all("SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER BY verdict", (text(run_id),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +130,16 @@ class VerdictCounts:
     first: int
     last: int
     counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """The n tokens of a rollout. `pieces`: the bytes of each, which need not be whole characters; the rest as in types.TokenRecord."""
+
+    rollout_id: int
+    token_ids: array[int]
+    pieces: tuple[bytes, ...]
+    sampling_logprobs: array[float] | None
+    logprobs: array[float] | None
+    ref_logprobs: array[float] | None
+    entropy: array[float] | None

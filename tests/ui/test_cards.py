@@ -47,7 +47,9 @@ def assert_harmless(source: str) -> Shown:
 @pytest.mark.parametrize("table", [False, True])
 def test_prompt_answer_completion_and_criterion_names_are_shown_as_that_very_text(payload, table):
     row = rollout(0, 1.0, 0.5, payload, scores={payload: 1.0}, finish_reason=payload)
-    shown = assert_harmless(cards.group_view(group([row, rollout(1, 0.0, -0.5)], prompt=payload, answer=payload), 8, CONFIG, table=table))
+    g = group([row, rollout(1, 0.0, -0.5)], prompt=payload, answer=payload)
+    html = cards.group_head(g, 8, "best") + cards.why_table(g, g.rollouts, CONFIG, {1: 0.5}) + cards.card_grid(g, g.rollouts, CONFIG)
+    shown = assert_harmless(html if table else cards.group_view(g, 8, CONFIG))
     assert shown.text.count(payload) >= 4
 
 
@@ -160,7 +162,7 @@ def test_a_criterion_shows_its_score_times_its_weight():
 
 def test_equal_completions_share_a_row_of_the_why_table():
     rows = [rollout(i, 1.0 if i in (0, 3, 4, 5) else 0.0, 0.9 if i in (0, 3, 4, 5) else -0.9) for i in range(7)]
-    view = Shown(cards.group_view(group(rows), 8, CONFIG, table=True)).text
+    view = Shown(cards.why_table(group(rows), group(rows).rollouts, CONFIG)).text
     assert "#1, #4–#6" in view
     assert "#2, #3, #7" in view
     assert "sum of A +0.90" in view  # 4 · 0.9 - 3 · 0.9
@@ -181,7 +183,7 @@ def test_the_verdict_is_a_label_and_a_sentence_with_the_groups_numbers():
 def test_a_tied_group_is_not_said_to_teach_nothing_where_more_than_its_siblings_is_compared(algorithm, says, table):
     tied = group([rollout(i, 1.0, 0.3) for i in range(8)], 1.0, 0.0, "all_right")
     config = {**CONFIG, "algorithm": {**CONFIG["algorithm"], **algorithm}}
-    assert says in Shown(cards.group_view(tied, 8, config, table=table)).text
+    assert says in Shown(cards.why_table(tied, tied.rollouts, config) if table else cards.group_view(tied, 8, config)).text
 
 
 def test_a_long_text_can_be_scrolled_with_the_keyboard_and_a_short_one_is_no_tab_stop():

@@ -13,7 +13,8 @@ from recorded import record_run, record_step
 from grpo_core.store import Recorder
 from grpo_core.types import RunStatus
 from ui import runs
-from ui.inspect import FIRST, ShowGroups, choose_steps
+from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps
+from ui.opened import ShowOpened
 from ui.runs import ShowRuns
 
 SKIP = gr.skip()
@@ -22,12 +23,13 @@ SKIP = gr.skip()
 # ---- the Inspect tab --------------------------------------------------------------------------------------------------------------
 
 
-def inspect(views, run_id, search="", low="", high="", filters=None, opened="", order="best", seen="{}", tab="inspect"):
-    return ShowGroups(views)(run_id, tab, search, low, high, json.dumps({**FIRST, **(filters or {})}), opened, order, seen)
+def inspect(views, run_id, search="", low="", high="", filters=None, opened="", seen="{}", tab="inspect", look="cards", said="{}", looked="{}"):
+    show = ShowInspect(ShowGroups(views), ShowOpened(views))
+    return show(run_id, tab, search, low, high, json.dumps({**FIRST, **(filters or {})}), opened, seen, look, "best", said, looked)
 
 
 def test_the_table_lists_the_newest_groups_and_opens_the_first(views, store):
-    chips, _, table, newer, detail, at, _ = inspect(views, record_run(store))
+    chips, _, table, newer, at, _, detail, *_ = inspect(views, record_run(store))
     assert "all <b>6</b>" in chips  # 3 steps of 2 groups
     assert "healthy <b>3</b>" in chips
     assert "1–6 of 6 groups" in table
@@ -50,15 +52,15 @@ def test_the_table_of_a_live_run_stands_still_and_says_how_many_groups_came_sinc
     first = inspect(views, run_id)
     with Recorder(store, run_id) as record:
         record_step(record, 4)
-    chips, _, table, newer, detail, _, _ = inspect(views, run_id, seen=first[-1])
+    chips, _, table, newer, _, _, detail, *_ = inspect(views, run_id, seen=first[5], looked=first[-1])
     assert "all <b>8</b>" in chips
     assert (table, detail) == (SKIP, SKIP)
     assert "2 newer groups" in newer
-    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[-1])[2]
+    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[5])[2]
 
 
 def test_a_tab_that_is_not_in_view_reads_nothing(views, store):
-    assert inspect(views, record_run(store), tab="train") == [SKIP] * 7
+    assert inspect(views, record_run(store), tab="train") == [SKIP] * 10
 
 
 def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_that_step(views, store):

@@ -1,0 +1,129 @@
+"""Stored groups under other settings: rewards and advantages as they would have been, by the trainer's own functions. Nothing is sampled.
+
+The completions stay those of the policy that the run's own settings made; a real run with other settings would have sampled others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from grpo_core.config import RunConfig, flatten, nest, parse
+from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.rubric import Rubric, Spread, resolve_rubric, total
+from grpo_core.store import Store
+from grpo_core.types import Prompt
+
+TOLERANCE = 1e-6  # how far a stored number may lie from its recomputation: float64 against what JSON and SQLite keep of it
+FIELDS = ("rubric.gate", "rubric.scale", "rubric.clip_low", "rubric.clip_high", "algorithm.advantage", "algorithm.grouping")
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One rollout, as stored and as it would have been. None: could not be scored."""
+
+    rollout_id: int
+    group_id: int
+    step: int
+    group: int  # position of its group in the step
+    position: int
+    reward: float | None
+    advantage: float
+    reward_then: float | None
+    advantage_then: float
+
+    @property
+    def flips(self) -> bool:
+        """Whether it would have been pushed the other way."""
+        return self.advantage * self.advantage_then < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the other settings change. Shares are of groups; a group is tied when none of its advantages differs from 0."""
+
+    rollouts: Sequence[Changed]
+    num_groups: int
+    tied: float
+    tied_then: float
+
+    @property
+    def flips(self) -> int:
+        return sum(r.flips for r in self.rollouts)
+
+    @property
+    def largest_change(self) -> float:
+        return max((abs(r.advantage_then - r.advantage) for r in self.rollouts), default=0.0)
+
+
+def settings(config: Mapping[str, Any], weights: Mapping[str, float] | None = None, **fields: Any) -> RunConfig:
+    """A run's configuration with other weights and fields, e.g. settings(run.config, {"format": 0}, **{"rubric.gate": True}).
+
+    Raises InvalidConfig for what makes no sense, and for a critic's advantages, which no rows can give again.
+    """
+    flat = flatten(parse(config)) | fields
+    flat["rubric.criteria"] = [{**c, "weight": (weights or {}).get(c["name"], c["weight"])} for c in flat["rubric.criteria"]]
+    if flat["algorithm.advantage"] == "value":
+        raise InvalidConfig([FieldProblem("algorithm.advantage", "value", "a critic's advantages depend on the critic of that moment, which is gone",
+                                          "Choose another advantage to see what it would have said.")])
+    return parse(nest(flat))
+
+
+def what_if(store: Store, run_id: str, config: RunConfig, group_id: int | None = None) -> Answer:
+    """All stored groups of a run, or one, under `config`. A running scale needs the rewards of every step before; the rest one step at a time."""
+    at = store.place_of(group_id) if group_id is not None else None
+    first = at[0] if at and not config.rubric.scale else 0
+    rows = store.scored(run_id, first, at[0] if at else None)
+    changed = [c for c in recompute(rows, config) if group_id is None or c.group_id == group_id]
+    groups = [list(siblings) for _, siblings in groupby(changed, key=lambda c: c.group_id)]
+    tied = [sum(not any(getattr(c, name) for c in siblings) for siblings in groups) for name in ("advantage", "advantage_then")]
+    return Answer(changed, len(groups), tied[0] / max(len(groups), 1), tied[1] / max(len(groups), 1))
+
+
+def recompute(rows: Sequence[tuple[Any, ...]], config: RunConfig) -> Iterator[Changed]:
+    """rows: as store.scored gives them, whole steps."""
+    from grpo_core.scoring import advantages_of, sibling_keys  # torch takes seconds to load: only who asks waits for it
+
+    rubric, spread, known = _weights_alone(config), Spread(), {}
+    for step, of_step in groupby(rows, key=itemgetter(0)):
+        siblings = list(of_step)
+        for row in siblings:
+            if row[7] not in known:  # few different scores are given in a run
+                known[row[7]] = json.loads(row[7])
+        scores = [known[row[7]] for row in siblings]
+        prompts, sizes = _prompts(siblings, config.task.name)
+        keys = sibling_keys(prompts, sizes, config)
+        given = [row[8] if row[10] else None for row in siblings]
+        advantages, _, spread = advantages_of(scores, given, keys, rubric, config, spread)
+        rewards = _plain(scores, given, rubric)
+        for row, reward, advantage in zip(siblings, rewards, advantages.tolist(), strict=True):
+            yield Changed(row[5], row[1], step, row[2], row[6], row[8], row[9] or 0.0, reward, advantage)
+
+
+def _weights_alone(config: RunConfig) -> Rubric:
+    """The rubric without its checks: scores are stored, so nothing is scored again, and a check that is not there any more is not missed."""
+    return Rubric(tuple((c, None, None) for c in resolve_rubric(config.rubric).criteria))
+
+
+def _plain(scores: Sequence[Mapping[str, float | None]], given: Sequence[float | None], rubric: Rubric) -> list[float | None]:
+    """The rewards that are stored: Σ w·s before gate, scale and clip, which decide what is compared and not what was achieved."""
+    weights, done = rubric.weights, {}
+    out = []
+    for s, own in zip(scores, given, strict=True):
+        if id(s) not in done:
+            done[id(s)] = total(s, weights)
+        out.append(done[id(s)] if own is None else own)
+    return out
+
+
+def _prompts(rows: Sequence[tuple[Any, ...]], task: str) -> tuple[list[Prompt], list[int]]:
+    prompts, sizes = [], []
+    for _, group in groupby(rows, key=itemgetter(1)):
+        siblings = list(group)
+        prompts.append(Prompt(siblings[0][3], siblings[0][4], "", task))
+        sizes.append(len(siblings))
+    return prompts, sizes
