@@ -45,7 +45,7 @@ def ours(config: RunConfig) -> list[float]:
 def theirs(config: RunConfig) -> list[float]:
     """The same run by TRL's GRPOTrainer, every setting of ours written in its words."""
     t, a = config.train, config.algorithm
-    policy, rubric, task = load_policy(config.model, t.seed), build_rubric(config.rubric), load_task(config.task.name)
+    policy, rubric, task = load_policy(config.model, t.seed), build_rubric(config.rubric), load_task(config.task)
     prompts = [p for step in range(1, t.steps + 1) for p in train_prompts(task, t.seed, step, t.prompts_per_step)]
     assert all(policy.tokenizer(p.text)["input_ids"] == policy.encode(p, task.instruction) for p in prompts), "TRL would read other prompts"
     learning_rate = t.learning_rate or default_learning_rate(policy)

@@ -83,22 +83,27 @@ class Batch:
         return self.completion_mask & torch.tensor(self.trains, device=self.device)[:, None]
 
     @cached_property
+    def _packed(self) -> dict[torch.dtype, Layout]:
+        return {}
+
+    @cached_property
     def rows(self) -> Tensor:
         """(B,) where each row stands in the step."""
         return torch.tensor(range(len(self)) if self.places is None else self.places, device=self.device)
 
 
-def micro_batches(batch: Batch, max_tokens: int, hidden_size: int) -> list[Batch]:
+def micro_batches(batch: Batch, max_tokens: int, hidden_size: int, handy: int | None = None) -> list[Batch]:
     """The batch in parts of at most `max_tokens` padded tokens, or of one completion where that has more.
 
-    Rows of similar width stand together, so that little is padding.
+    Rows of similar width stand together, so that little is padding. A part that has `handy` tokens takes no further row.
     """
+    handy = max_tokens if handy is None else min(handy, max_tokens)
     strips = sorted(_strips(batch, max_tokens, hidden_size), key=batch.strip_tokens)
     widths = [batch.strip_tokens(s) for s in strips]
     parts, start = [], 0
     for stop in range(1, len(strips) + 1):
         # Sorted, so the next strip is the widest, and all would be padded to it.
-        if stop == len(strips) or (stop + 1 - start) * widths[stop] > max_tokens:
+        if stop == len(strips) or (stop + 1 - start) * widths[stop] > handy:
             parts.append(batch.select(strips[start:stop]))
             start = stop
     return parts
@@ -154,7 +159,10 @@ def packed(batch: Batch, dtype: torch.dtype) -> Layout:
     """Every group in one row, prompt + completion 1 + … + completion G, so that the prompt is computed once instead of G times.
 
     A token attends to the prompt and to what stands before it in its own completion; positions count as if that were all there is.
+    Made once for a batch: the reference looks at the same rows as the policy.
     """
+    if dtype in batch._packed:
+        return batch._packed[dtype]
     rows, segments, positions, at = [], [], [], []
     for p, (prompt, siblings) in enumerate(zip(batch.prompts, batch.siblings, strict=True)):
         completions = batch.completions[siblings.start : siblings.stop]
@@ -169,7 +177,8 @@ def packed(batch: Batch, dtype: torch.dtype) -> Layout:
     causal = torch.ones(width, width, dtype=torch.bool, device=batch.device).tril()
     sees = causal & ((segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0))  # (R, W, W); padding sees padding
     mask = torch.zeros(sees.shape, dtype=dtype, device=batch.device).masked_fill(~sees, torch.finfo(dtype).min)
-    return Layout(ids, mask[:, None], _padded(positions, 0, batch.device), _index(at, batch.device))
+    batch._packed[dtype] = Layout(ids, mask[:, None], _padded(positions, 0, batch.device), _index(at, batch.device))
+    return batch._packed[dtype]
 
 
 def _index(at: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
+from grpo_core.learner.family import Family, masked
 
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
@@ -25,13 +26,13 @@ class Scored:
     """What a model says about completion tokens, in nats, float32, 0 on padding."""
 
     logprobs: Tensor  # (B, T) of the tokens themselves
-    entropy: Tensor  # (B, T) of the distributions they came from
+    entropy: Tensor | None  # (B, T) of the distributions they came from; None when not asked for
     distribution: Tensor | None = None  # (B, T, V) log-probabilities of all tokens, when asked for
     states: Tensor | None = None  # (B, T, H) last hidden states that the tokens were predicted from, when asked for
 
 
 def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None, *,
-                 entropy_gradient: bool = False, distribution: bool = False, states: bool = False) -> Scored:
+                 entropy: bool = True, entropy_gradient: bool = False, distribution: bool = False, states: bool = False) -> Scored:
     """Log-probability of each completion token, and the entropy of the distribution it came from.
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
@@ -42,28 +43,28 @@ def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Cal
     found, mask = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS), batch.completion_mask
     chosen = batch.completion_ids[mask]  # (N,)
 
-    def score(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def score(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         if entropy_gradient and torch.is_grad_enabled():
             logprobs = (logits.float() / temperature).log_softmax(-1)
             return logprobs.gather(-1, chosen[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
-        return _Chosen.apply(logits, chosen, temperature)
+        return _Chosen.apply(logits, chosen, temperature, entropy)
 
     if found.logits is not None:
-        logprobs, entropy = score(found.logits, chosen)
+        logprobs, entropies = score(found.logits, chosen)
     else:  # N·V logits would be too many to hold: chunk by chunk, and again for the gradient
-        def through_head(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        def through_head(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
             return score(model.get_output_embeddings()(states), chosen)
 
         size = max(1, MAX_LOGITS // 2 // output_size(model))
         parts = [checkpoint(through_head, s, c, use_reentrant=False, preserve_rng_state=False)
                  for s, c in zip(found.states.split(size), chosen.split(size), strict=True)]
-        logprobs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        logprobs, entropies = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
 
     def spread(values: Tensor) -> Tensor:
         """(N, …) -> (B, T, …)"""
         return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(mask.view(*mask.shape, *[1] * (values.dim() - 1)), values)
 
-    return Scored(spread(logprobs), spread(entropy), spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
+    return Scored(spread(logprobs), None if entropies is None else spread(entropies), spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
                   spread(found.states) if states else None)
 
 
@@ -80,29 +81,36 @@ class _Chosen(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, chosen: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        picked, entropy = (torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device) for _ in range(2))
+    def forward(ctx: Any, logits: Tensor, chosen: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        picked = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+        entropy = torch.empty_like(picked) if with_entropy else None
         rows = _block(logits)
         for start in range(0, len(logits), rows):
             at = slice(start, start + rows)
-            logprobs = (logits[at].to(picked.dtype) / temperature).log_softmax(-1)
+            logprobs = _scaled(logits[at].to(picked.dtype), temperature).log_softmax(-1)
             picked[at] = logprobs.gather(-1, chosen[at, None])[:, 0]
-            entropy[at] = -(logprobs * logprobs.exp()).sum(-1)
+            if with_entropy:
+                entropy[at] = logprobs.exp().mul_(logprobs).sum(-1).neg_()
         ctx.save_for_backward(logits, chosen)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy)
+        if with_entropy:
+            ctx.mark_non_differentiable(entropy)
         return picked, entropy
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         logits, chosen = ctx.saved_tensors
         out, scaled = torch.empty_like(logits), gradient / ctx.temperature
         rows = _block(logits)
         for start in range(0, len(logits), rows):
             at = slice(start, start + rows)
-            pulled = (logits[at].to(gradient.dtype) / ctx.temperature).softmax(-1).mul_(-scaled[at, None])
+            pulled = _scaled(logits[at].to(gradient.dtype), ctx.temperature).softmax(-1).mul_(-scaled[at, None])
             out[at] = pulled.scatter_add_(-1, chosen[at, None], scaled[at, None])
-        return out, None, None
+        return out, None, None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def _block(logits: Tensor) -> int:
@@ -135,6 +143,11 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
         states = arguments[0][arranged.predicted_at]  # (N, H)
         kept.append(states)
         return (states[None, :1] if holds_back else states[None],)
+
+    family = Family.of(model) if weights is None and arranged.attention_mask.dim() == 4 else None
+    if family is not None:
+        states = family.states(arranged.input_ids, arranged.position_ids, masked(arranged.attention_mask))[arranged.predicted_at]
+        return Predicted(None if holds_back else model.get_output_embeddings()(states), states if holds_back or keep_states else None)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:
@@ -169,7 +182,7 @@ def packing_is_exact(model: nn.Module, batch: Batch) -> bool:
     """Whether this model, on these rows, gives packed tokens the log-probabilities that they have in rows of their own.
 
     Asked of the model itself and not of a list of names: sliding windows, state-space layers and flash kernels that ignore the mask
-    all show here.
+    all show here. Rows of their own are computed by the model's own code, packed ones by ours where it knows the architecture.
     """
     if not batch.is_shared:
         return False

@@ -18,6 +18,8 @@ log = logging.getLogger("grpo_studio")
 
 T = TypeVar("T")
 
+HANDY = 1024  # tokens that keep a CPU's cores busy; with more the activations only leave its caches, and more is padding
+
 
 class Fitting:
     """How many padded tokens a forward pass may hold: what it was given, less what turned out to be too many."""
@@ -27,7 +29,8 @@ class Fitting:
         self._hidden_size = hidden_size(model)
 
     def parts(self, batch: Batch) -> list[Batch]:
-        return micro_batches(batch, self.max_tokens, self._hidden_size) if len(batch) else []
+        handy = HANDY if batch.device.type == "cpu" else None
+        return micro_batches(batch, self.max_tokens, self._hidden_size, handy) if len(batch) else []
 
     def attempt(self, batch: Batch, work: Callable[[list[Batch]], T]) -> T:
         """work(parts); when memory runs out, again from the start with parts half as large. `work` must bear being begun anew.

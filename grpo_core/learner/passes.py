@@ -103,7 +103,7 @@ class Passes:
         ref = None
         if watch_kl:
             with torch.no_grad():
-                ref = self.score(self.reference, part)
+                ref = self.score(self.reference, part, entropy=False)
             log.note(log.ref, part, ref.logprobs)
         x = Tokens(policy.logprobs, old, policy.entropy, exists, part.loss_mask, advantages, part.sampled, ref and ref.logprobs,
                    policy.distribution, ref and ref.distribution)
@@ -125,7 +125,7 @@ class Passes:
         kl = entropy = tokens = 0.0
         for part in parts:
             breathe()
-            exists, ref = part.completion_mask, self.score(self.reference, part)
+            exists, ref = part.completion_mask, self.score(self.reference, part, entropy=False)
             known = Scored(log.of(log.logprobs[0], part), log.of(log.entropy[0], part))
             policy = self.score(self.model, part) if ref.distribution is not None or known.logprobs[exists].isnan().any() else known
             for values, found in ((log.ref, ref.logprobs), (log.logprobs[0], policy.logprobs), (log.entropy[0], policy.entropy)):

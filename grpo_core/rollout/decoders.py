@@ -1,0 +1,190 @@
+"""Two ways to decode: ours for the architectures that it knows, with each prompt's cache kept once, and the model's own for all others.
+
+Both read P prompts and then take one token a row and a step; row p·G + g begins as completion g of prompt p. Shapes: b rows still
+decoded, L prompt tokens, T the most that a completion may have, K key-value heads, R = heads/K, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from grpo_core.learner.family import Family, fused, masked, rms_norm, swiglu, turn
+from grpo_core.learner.logprobs import forward, positions
+from grpo_core.policy import Policy
+
+SHORT = 64  # tokens; up to here copying a prompt to each of its rows costs less than keeping it apart
+
+
+class Decoder(Protocol):
+    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+        """Logits of every row's first token, (P·G, V)."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """tokens (b,), those just drawn -> logits of the next ones, (b, V)."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the b rows only."""
+
+
+def decoder(policy: Policy) -> Decoder:
+    family = Family.of(policy.model)
+    return _Shared(policy, family) if family else _Plain(policy)
+
+
+def _padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (P, L), padded on the left."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[policy.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=policy.device)
+    return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
+
+
+class _Plain:
+    """The model's own forward and cache: a prompt is read once, its cache then expanded to the group."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+
+    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+        ids, mask = _padded(self._policy, prompts)
+        out = forward(self._policy.model, input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1)
+        self._cache = out.past_key_values
+        self._cache.batch_repeat_interleave(group_size)
+        self._mask = mask.repeat_interleave(group_size, 0)
+        self._place = self._mask.sum(1, keepdim=True)  # (b, 1): position of the next token
+        return out.logits[:, -1].repeat_interleave(group_size, 0)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
+        out = forward(self._policy.model, input_ids=tokens[:, None], attention_mask=self._mask, position_ids=self._place,
+                      past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._place = self._place + 1
+        return out.logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._mask, self._place = self._mask[rows], self._place[rows]
+
+
+class _Shared:
+    """Ours. The cache of a long prompt stands once, and all its rows attend to it together; each row has only its own tokens besides.
+
+    Reading the prompt's cache G times is most of a decoding step's memory traffic once prompts are long. Short ones are copied to every
+    row instead: then attention is one product, and for a small model the number of operations is what counts.
+    """
+
+    def __init__(self, policy: Policy, family: Family):
+        self._policy, self._family = policy, family
+        self._head = policy.model.get_output_embeddings()
+
+    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+        ids, mask = _padded(self._policy, prompts)
+        (num_prompts, width), dtype, num_rows = ids.shape, self._head.weight.dtype, len(prompts) * group_size
+        sees = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril() & mask[:, None, :].bool()  # (P, L, L)
+        sees |= torch.eye(width, dtype=torch.bool, device=ids.device)  # a row of nothing but -inf is nan
+        attend = masked(_additive(sees, dtype)[:, None])
+        shares = width > SHORT and group_size > 1
+        self._written = 0 if shares else width  # of each row's own cache
+        self._prompt: list[tuple[Tensor, Tensor]] = []  # a layer's keys (P·K, d, L) and values (P·K, L, d), where they stand once
+        self._own: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, (b, K, T, d)
+
+        def keeping(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            kv_heads, head_dim = k.shape[2:]
+            own = [t.new_empty(num_rows, kv_heads, self._written + max_new_tokens, head_dim) for t in (k, v)]
+            if shares:
+                self._prompt.append((k.permute(0, 2, 3, 1).reshape(-1, head_dim, width), v.transpose(1, 2).reshape(-1, width, head_dim)))
+            else:
+                for cache, t in zip(own, (k, v), strict=True):
+                    cache.view(num_prompts, group_size, *cache.shape[1:])[:, :, :, :width] = t.transpose(1, 2)[:, None]
+            self._own.append((own[0], own[1]))
+            return attend(layer, q, k, v)
+
+        last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
+        self._group_size, self._attend = group_size, self._with_prompt if shares else self._alone
+        hidden = _additive(mask.bool(), dtype)  # (P, L)
+        self._hidden = hidden if shares else hidden.repeat_interleave(group_size, 0) if bool((mask == 0).any()) else None
+        self._alive = torch.arange(num_rows, device=ids.device)
+        self._place = mask.sum(1).repeat_interleave(group_size)  # (b,)
+        self._layers = [fused(layer) for layer in self._family.body.layers]
+        where = torch.arange(width + max_new_tokens, device=ids.device)[None]
+        self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[:, 0, :, : self._family.head_dim // 2]  # (2, L + T, d/2)
+        return self._head(last).repeat_interleave(group_size, 0)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        x = self._family.body.embed_tokens(tokens)  # (b, H)
+        cos, sin = self._angles[:, self._place, None].unbind(0)  # (b, 1, d/2)
+        eps, head_dim = self._family.eps, self._family.head_dim
+        for i, layer in enumerate(self._layers):
+            h = rms_norm(x, layer.input_norm, eps)
+            qkv = layer.qkv(h).view(len(x), -1, head_dim)  # (b, heads + 2K, d)
+            turning, v = qkv[:, : -layer.kv_heads], qkv[:, -layer.kv_heads :]
+            if layer.qk_norm is not None:
+                turning = rms_norm(turning, layer.qk_norm, eps)
+            turning = turn(turning, cos, sin)
+            attended = self._attend(i, turning[:, : -layer.kv_heads], turning[:, -layer.kv_heads :], v)
+            x = layer.output(attended).add_(x)
+            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
+            x = layer.down(swiglu(gate, up)).add_(x)
+        self._place = self._place + 1
+        self._written += 1
+        return self._head(rms_norm(x, self._family.body.norm.weight, eps))
+
+    def keep(self, rows: Tensor) -> None:
+        self._alive, self._place = self._alive[rows], self._place[rows]
+        self._own = [(self._kept(k, rows), self._kept(v, rows)) for k, v in self._own]
+        if self._hidden is not None and not self._prompt:
+            self._hidden = self._hidden[rows]
+
+    def _kept(self, cache: Tensor, rows: Tensor) -> Tensor:
+        kept = cache.new_empty(len(rows), *cache.shape[1:])
+        kept[:, :, : self._written] = cache[:, :, : self._written].index_select(0, rows)
+        return kept
+
+    def _remembered(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All of a row's own keys and values, (b, K, t, d), these (b, K, d) included."""
+        keys, values = self._own[layer]
+        keys[:, :, self._written], values[:, :, self._written] = k, v
+        return keys[:, :, : self._written + 1], values[:, :, : self._written + 1]
+
+    def _alone(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (b, heads, d) -> (b, heads·d); every row has the prompt among its own."""
+        keys, values = self._remembered(layer, k, v)
+        scores = (q * q.shape[-1] ** -0.5).view(len(q), k.shape[1], -1, q.shape[-1]) @ keys.transpose(2, 3)  # (b, K, R, t)
+        if self._hidden is not None:
+            scores[..., : self._hidden.shape[1]] += self._hidden[:, None, None]
+        return (scores.softmax(-1) @ values).view(len(q), -1)
+
+    def _with_prompt(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (b, heads, d) -> (b, heads·d): one softmax over the prompt's tokens and the row's own."""
+        keys, values = self._remembered(layer, k, v)
+        prompt_keys, prompt_values = self._prompt[layer]
+        kv_heads, head_dim = k.shape[1:]
+        q = (q * head_dim**-0.5).view(len(q), kv_heads, -1, head_dim)
+        to_prompt = self._rows(torch.bmm(self._grid(q), prompt_keys), kv_heads) + self._hidden_of_rows()[:, None, None]
+        weights = torch.cat([to_prompt, q @ keys.transpose(2, 3)], -1).softmax(-1)
+        on_prompt, on_own = weights.split([to_prompt.shape[-1], keys.shape[2]], -1)
+        return self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads).add_(on_own @ values).view(len(q), -1)
+
+    def _hidden_of_rows(self) -> Tensor:
+        return self._hidden[self._alive // self._group_size]
+
+    def _grid(self, rows: Tensor) -> Tensor:
+        """(b, K, R, n) -> (P·K, G·R, n): the rows of a prompt side by side; those that have ended leave their places empty."""
+        groups, size = len(self._hidden), self._group_size
+        if len(rows) < groups * size:
+            rows = rows.new_zeros(groups * size, *rows.shape[1:]).index_copy_(0, self._alive, rows)
+        return rows.view(groups, size, *rows.shape[1:]).transpose(1, 2).reshape(groups * rows.shape[1], -1, rows.shape[-1])
+
+    def _rows(self, grid: Tensor, kv_heads: int) -> Tensor:
+        """The inverse."""
+        size = self._group_size
+        rows = grid.view(-1, kv_heads, size, grid.shape[1] // size, grid.shape[2]).transpose(1, 2).reshape(-1, kv_heads, grid.shape[1] // size, grid.shape[2])
+        return rows if len(rows) == len(self._alive) else rows[self._alive]
+
+
+def _additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where True, the lowest number where False."""
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
