@@ -132,8 +132,8 @@ class AlgorithmConfig(Section):
     kl_control: Literal[*options.KL_CONTROLS] = choice("fixed", "KL control", "What holds KL at its target.", options.KL_CONTROLS)
     kl_target: float = knob(0.05, "KL target", "Control `adaptive` and `hard`: KL to the reference to aim at, or not to exceed.",
         unit="nats/token", gt=0, le=100, way_out="Look at the KL curve of a run with fixed control first.")
-    kl_horizon: int = knob(1000, "KL horizon", "Control `adaptive`: the coefficient changes by at most 20 % in this many completions.",
-        unit="completions", ge=1, le=100_000_000, way_out="About the completions of 15 steps.")
+    kl_horizon: int = knob(512, "KL horizon", "Control `adaptive`: the coefficient changes by at most 20 % in this many completions.",
+        unit="completions", ge=1, le=100_000_000, way_out="About the completions of 8 steps: KL takes some ten steps to answer.")
     ref_every: int = knob(0, "Move reference every", "Steps between moves of the reference towards the policy; 0: it never moves.",
         unit="steps", ge=0, le=1_000_000, way_out="0 is usual.")
     ref_alpha: float = knob(0.6, "Move reference by", "Share of the policy in the moved reference: α·policy + (1 − α)·reference.",

@@ -64,8 +64,8 @@ KL_ESTIMATORS = {
 
 KL_CONTROLS = {
     "fixed": Option("the coefficient stays"),
-    "adaptive": Option("the coefficient rises while KL is above its target and falls below it"),
-    "hard": Option("no update is made while KL is above its target"),
+    "adaptive": Option("the coefficient rises while KL is above its target and, once KL has been there, falls below it"),
+    "hard": Option("no update is made while KL is above its target; the weights go a tenth of the way back to the reference instead"),
 }
 
 AGGREGATIONS = {

@@ -166,7 +166,7 @@ class StepMetrics:
     micro_batch_tokens: int | None = metric("Micro-batch", "tokens", "The most padded tokens that a forward pass of the update held.",
         "train.micro_batch_tokens; halves whenever memory ran out.")
     num_updates: int | None = metric("Updates", "updates", "Optimiser steps made on the step's batch.",
-        "Fewer than asked for: KL stood above its hard limit. The means above are over these updates.")
+        "Fewer than asked for: KL stood above its hard limit, and the weights went a step back. The means above are over the passes made.")
     grad_norm: float | None = metric("Gradient norm", "1", "Global L2 norm of the gradient before clipping.",
         "0 when all groups tie. Repeated spikes: lower the learning rate.")
     learning_rate: float | None = metric("Learning rate", "1", "Learning rate of this step, after warm-up.",

@@ -28,7 +28,7 @@ def test_the_chosen_objective_stands_there_with_its_numbers(objective, number):
 
 def test_what_is_switched_on_has_a_line_and_what_is_nonsense_a_question_mark():
     text = "\n".join(lines(entropy_target="0.2", kl_control="hard", updates_per_batch=3, grouping="task", clip_delta="4", clip_eps_low="x", kl_coef=""))
-    for part in ("β·H", "β grows while H ≤ 0.2", "no update while KL > 0.05", "3 updates", "over the task's completions", "min(w, 4)·A", "clip(w, ?, 1.2)", "?·KL"):
+    for part in ("β·H", "β grows while H ≤ 0.2", "KL > 0.05: a step back instead of an update", "3 updates", "over the task's completions", "min(w, 4)·A", "clip(w, ?, 1.2)", "?·KL"):
         assert part in text, part
     for table, field in ((options.OBJECTIVES, "objective"), (options.ADVANTAGES, "advantage"), (options.AGGREGATIONS, "aggregation")):
         assert "?" in "\n".join(lines(**{field: ["no", table]}))

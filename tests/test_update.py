@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -138,25 +139,61 @@ def test_adaptive_kl_follows_zieglers_rule_and_is_clipped_at_a_fifth():
     assert coef(0.02, 5.0, 50, a) == pytest.approx(0.02 * 1.1)
     assert coef(0.02, 0.0, 100, a) == pytest.approx(0.02 * 0.8)
     learner = make_learner(kl_control="adaptive", kl_target=1e-4, kl_horizon=4, kl_coef=0.02)
-    first, second = (learner.update(make_batch(), A) for _ in range(2))
+    first, second = (learner.update(make_batch(), A) for _ in range(2))  # its reference is another model, so KL is above from the start
     assert first.kl_coef == 0.02
     assert second.kl_coef == pytest.approx(0.02 * 1.2)
 
 
-def test_a_hard_limit_refuses_the_update_and_keeps_the_weights_while_kl_stands_above_it():
-    model = TinyLM()
-    learner = make_learner(model, TinyLM(1), kl_control="hard", kl_target=1e-6, updates_per_batch=3)  # another model: far above from the start
+def test_the_adaptive_coefficient_waits_for_kl_to_come_up_to_its_target_before_it_falls():
+    a = AlgorithmConfig(kl_control="adaptive", kl_target=0.1, kl_horizon=100, kl_coef=0.02)
+    s = Steering.start(a)
+    for kl in (0.0, 0.05, 0.099):  # a run's first steps
+        s = s.after_batch(kl, 50, a)
+        assert s.kl_coef == 0.02
+    s = s.after_batch(0.2, 50, a)
+    assert s.kl_coef == pytest.approx(0.02 * 1.1)  # half a horizon, clipped at a fifth
+    assert s.after_batch(0.0, 50, a).kl_coef == pytest.approx(0.02 * 1.1 * 0.9)
+    fixed = AlgorithmConfig(kl_coef=0.02)
+    assert Steering.start(fixed).after_batch(5.0, 50, fixed).kl_coef == 0.02
+
+
+def test_the_adaptive_coefficient_brings_a_process_of_its_kind_to_the_target_and_keeps_it_there():
+    # KL that answers within about ten steps, and is the smaller the larger the coefficient: kl moves a tenth of the way to .001/coef
+    a = AlgorithmConfig(kl_control="adaptive", kl_target=0.05, kl_coef=0.005)
+    s, kl, seen = Steering.start(a), 0.0, []
+    for _ in range(300):
+        kl += 0.1 * (0.001 / s.kl_coef - kl)  # .2 without control: four times the target
+        seen.append(kl)
+        s = s.after_batch(kl, 64, a)
+    assert max(seen) < 0.2
+    assert all(0.025 < kl < 0.075 for kl in seen[150:])
+
+
+def test_above_a_hard_limit_no_update_is_made_and_the_weights_go_a_tenth_of_the_way_to_the_reference():
+    model, reference = TinyLM(), TinyLM(1)  # two models: far above from the start
+    learner = make_learner(model, reference, kl_control="hard", kl_target=1e-6, updates_per_batch=3)
     before = weights(model)
     update = learner.update(make_batch(), A)
     assert (update.num_updates, update.grad_norm) == (0, None)
-    assert torch.equal(weights(model), before)
+    torch.testing.assert_close(weights(model), 0.9 * before + 0.1 * weights(reference))
 
 
 def test_a_hard_limit_is_exceeded_by_one_update_at_most():
     model = TinyLM()
     learner = make_learner(model, TinyLM(), kl_control="hard", kl_target=1e-5, updates_per_batch=8)
     assert 0 < learner.update(make_batch(), A).num_updates < 8  # the update that crossed the limit was the last
-    assert learner.update(make_batch(), A).num_updates == 0
+
+
+def test_a_hard_limit_against_a_frozen_reference_is_no_wall():
+    model, reference = TinyLM(), TinyLM(1)
+    start = make_learner(model, reference).update(make_batch(), torch.zeros(4)).kl
+    learner = make_learner(model, reference, kl_control="hard", kl_target=start / 4, **NO_KL)
+    seen = [learner.update(make_batch(), torch.zeros(4)) for _ in range(30)]
+    above = [u for u in seen if u.num_updates == 0]
+    assert 0 < len(above) < 20  # (.9²)^n reaches 1/4 after 7 steps back where KL is quadratic in the weights
+    assert above == seen[: len(above)]
+    assert all(later.kl < earlier.kl for earlier, later in pairwise(above))
+    assert seen[-1].kl <= start / 4
 
 
 def test_the_reference_moves_by_alpha_every_n_steps_and_never_otherwise():

@@ -38,7 +38,7 @@ def objective_lines(algorithm: Mapping[str, Any], max_new_tokens: Any, gate: boo
         (gate, "where nobody reached the outcome, r = the outcome alone"),
         (scale, "r = reward / std of all rewards so far"),
         (g["kl_control"] == "adaptive", f"KL coefficient moves to hold KL at {numbers['kl_target']}"),
-        (g["kl_control"] == "hard", f"no update while KL > {numbers['kl_target']}"),
+        (g["kl_control"] == "hard", f"KL > {numbers['kl_target']}: a step back instead of an update"),
         (number(g["entropy_quantile"]) != 1, f"only the {numbers['entropy_quantile']} of tokens with the highest entropy"),
         (g["entropy_target"] not in OFF, f"β grows while H ≤ {numbers['entropy_target']}"),
         (g["off_policy_threshold"] not in OFF, f"A < 0 and drift > {numbers['off_policy_threshold']}: dropped"),

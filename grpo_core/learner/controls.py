@@ -17,7 +17,10 @@ def fixed(coef: float, kl: float, num_rows: int, a: AlgorithmConfig) -> float:
 
 
 def adaptive(coef: float, kl: float, num_rows: int, a: AlgorithmConfig) -> float:
-    """A proportional controller: coef·(1 + clip(kl/target - 1, ±0.2)·n/horizon)      Ziegler 2019, arXiv:1909.08593 §2.2"""
+    """A proportional controller: coef·(1 + clip(kl/target - 1, ±0.2)·n/horizon)      Ziegler 2019, arXiv:1909.08593 §2.2
+
+    The clip also makes it robust: one batch in which a few tokens blow the estimate up moves it no further than any other.
+    """
     return coef * (1 + max(-0.2, min(0.2, kl / a.kl_target - 1)) * num_rows / a.kl_horizon)
 
 
@@ -46,6 +49,7 @@ class Steering:
     kl_coef: float
     entropy_coef: float
     last_entropy: float = math.inf  # of the update before, nats per carrying token
+    kl_arrived: bool = False  # whether KL has ever been at its target
 
     @classmethod
     def start(cls, a: AlgorithmConfig) -> Steering:
@@ -63,4 +67,11 @@ class Steering:
         return replace(self, entropy_coef=min(max(self.entropy_coef + step, 0.0), a.entropy_coef_max), last_entropy=entropy)
 
     def after_batch(self, kl: float, num_rows: int, a: AlgorithmConfig) -> Steering:
-        return replace(self, kl_coef=KL_CONTROLS[a.kl_control].coef(self.kl_coef, kl, num_rows, a))
+        """The coefficient for the next batch. It does not fall before KL has first come up to its target.
+
+        Every run starts from a KL of 0, which says nothing against its coefficient: lowered all the while, it would be far too small once
+        there is a KL to hold, and take as long to come back.
+        """
+        arrived = self.kl_arrived or kl >= a.kl_target
+        coef = KL_CONTROLS[a.kl_control].coef(self.kl_coef, kl, num_rows, a)
+        return replace(self, kl_coef=coef if arrived else max(coef, self.kl_coef), kl_arrived=arrived)

@@ -27,6 +27,7 @@ log = logging.getLogger("grpo_studio")
 
 MEASURED_SHARE = 8  # where KL is not trained on it is measured on every eighth group only: the curve is always drawn, but cheap
 COEFS = ("kl_coef", "entropy_coef")  # set by a person, moved by a controller
+STEP_BACK = 0.1  # share of the way to the reference: KL falls by about a fifth, several times what one update adds
 
 
 class NonFinite(ArithmeticError):
@@ -117,6 +118,7 @@ class Learner:
                 measured = self.fitting.attempt(share, lambda parts: self.passes.measure(parts, tokens, breathe))
             passes.append(done)
             if done.kl is not None and done.kl > control.limit(a):
+                self._step_back()
                 break
             norms.append(self._grad_norm(done.loss))
             trust = self._constrained_step(parts, advantages, cut, breathe) if a.objective in CONSTRAINED else self._step()
@@ -169,6 +171,16 @@ class Learner:
     def _watches_kl(self) -> bool:
         """Whether KL is needed on every rollout: because it is trained on, or because something steers by it."""
         return self.steering.kl_coef > 0 or KL_CONTROLS[self.algorithm.kl_control].watches
+
+    @torch.no_grad()
+    def _step_back(self) -> None:
+        """π ← (1 - β)·π + β·π_ref, weight by weight: KL is above its hard limit, and falls by about (1 - β)².
+
+        Without it a frozen reference makes the limit a wall: no update, so no lower KL, so no update for the rest of the run. By weights and not
+        by the KL's gradient, because that would have to work against the optimiser's momentum, and be an update above the limit.
+        """
+        for p, ref in zip(self.model.parameters(), self.reference.parameters(), strict=True):
+            p.lerp_(ref, STEP_BACK)
 
     @torch.no_grad()
     def _move_reference(self) -> None:
