@@ -203,11 +203,11 @@ class ShowOpened:
             config = whatif.settings(run.config, weights, **fields)
         except (InvalidConfig, ValueError) as error:
             return f'<p class="problem" role="alert">{esc(error)}</p>'
-        answer = self._answer(run.id, None if whole else group.id, self.views.curves_key(run) if whole else (), config)
+        answer = self._answer(run.id, None if whole else group.id, self.views.curves_key(run) if whole else (), config.model_dump_json())
         return what.of_run(answer) if whole else what.of_group(answer)
 
-    def _ask(self, run_id: str, group_id: int | None, key: tuple[Any, ...], config: RunConfig) -> whatif.Answer:
-        return whatif.what_if(self.views.store, run_id, config, group_id)
+    def _ask(self, run_id: str, group_id: int | None, key: tuple[Any, ...], config: str) -> whatif.Answer:
+        return whatif.what_if(self.views.store, run_id, RunConfig.model_validate_json(config), group_id)
 
 
 def mismatch(answer: whatif.Answer) -> str:

@@ -12,9 +12,9 @@ from recorded import record_run, record_step
 
 from grpo_core.store import Recorder
 from grpo_core.types import RunStatus
-from ui import runs
+from ui import form, runs
 from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps
-from ui.opened import ShowOpened
+from ui.opened import ShowOpened, use_in_new_run
 from ui.runs import ShowRuns
 
 SKIP = gr.skip()
@@ -74,6 +74,37 @@ def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_tha
     assert "1–2 of 2 groups" in table
     assert "only step 2" in chips
     assert json.loads(choose_steps(views, "{}", run_id, SimpleNamespace(_data={"step": "<b>"})))["steps"] is None
+
+
+@pytest.mark.parametrize(("look", "said", "controls", "body"), [
+    ("cards", {}, "", "no idea"), ("ends", {}, "", "<ins>"), ("tokens", {}, "Tokens of", "No tokens were recorded here"),
+    ("whatif", {"w:accuracy": "2"}, "Weight of accuracy", "would have been pushed the other way"), ("whatif", {"run": True}, "Whole run", "over 6 groups"),
+    ("whatif", {"w:accuracy": "x"}, "Weight of accuracy", "could not convert"), ("time", {}, "", "This prompt came up once"), ("runs", {}, "No other run", "")])
+def test_a_group_is_looked_into_in_six_ways(views, store, look, said, controls, body):
+    run_id = record_run(store)
+    out = inspect(views, run_id, opened="3/0", look=look, said=json.dumps({look: said}))
+    assert controls in out[7]
+    assert body in out[8]
+    assert inspect(views, run_id, opened="3/0", look=look, said=json.dumps({look: said}), seen=out[5], looked=out[-1])[6:] == [SKIP] * 4
+
+
+def test_two_runs_that_met_the_same_prompt_are_laid_side_by_side(views, store):
+    one, two = record_run(store, "one"), record_run(store, "two", 2)
+    out = inspect(views, one, opened="1/0", look="runs")
+    assert f'value="{two}"' in out[7]
+    assert out[8].count("<article") == 4
+    assert "This prompt came up once" not in out[8]
+
+
+def test_what_was_tried_is_carried_to_the_form_of_a_new_run(views, store):
+    run_id = record_run(store)
+    out = use_in_new_run(views, run_id, json.dumps({"whatif": {"w:format": "1.5", "gate": True, "advantage": "rank"}}))
+    flat = dict(zip(form.NAMES, out, strict=False))
+    assert (flat["rubric.gate"], flat["algorithm.advantage"], flat["rubric.name"]) == (True, "rank", "custom")
+    assert [r["weight"] for r in flat["rubric.criteria"] if r["name"] == "format"] == ["1.5"]
+    assert flat["train.group_size"] == 2  # the run's own
+    assert "Start training" in out[-1]
+    assert "cannot be used" in use_in_new_run(views, run_id, json.dumps({"whatif": {"w:format": "nan"}}))[-1]
 
 
 # ---- the Runs tab -------------------------------------------------------------------------------------------------------------------
