@@ -10,19 +10,20 @@ import gradio as gr
 
 from grpo_core.errors import StudioError
 from grpo_core.rubric.verdict import VERDICTS
-from grpo_core.store import RunRow
-from ui import charts, place, status, tables
+from grpo_core.store import RunRow, Wanted, export
+from ui import charts, found, place, status, tables
 from ui.cards import highest_reward
 from ui.live_chart import live_chart
 from ui.opened import ShowOpened, build_opened, open_place
-from ui.panel import QUIET, one_of, panel, typing
+from ui.panel import QUIET, one_of, panel, script, typing
+from ui.runs import export_folder, file_name
 from ui.setup import Setup
 from ui.text import count, esc, is_number
 from ui.train import SKIP, Frame, parse_tokens, token
 from ui.views import Views
 
 PAGE = 25  # groups in the table
-FIRST = {"verdict": "", "sort": "step", "descending": True, "offset": 0, "fresh": 0, "steps": None}
+FIRST = {"verdict": "", "sort": "step", "descending": True, "offset": 0, "fresh": 0, "steps": None, "mode": "groups", "where": {}}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     with gr.Row(elem_id="inspect-row", equal_height=False):
         with gr.Column(elem_id="groups", elem_classes="card-box stack", scale=0, min_width=320):
-            panel("<h2>Groups</h2>")
+            mode = gr.Radio([("Groups", "groups"), ("Completions", "rollouts")], value="groups", label="List", show_label=False, elem_id="list-mode", interactive=True)
             search = gr.Textbox(label="Search completions", placeholder="Text in any prompt or completion", max_lines=1, elem_id="search",
                                 show_label=False, interactive=True)
             chips = panel(events=("verdict", "allsteps"), elem_id="chips")
@@ -45,6 +46,8 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
             with gr.Row(elem_id="reward-range"):
                 low = gr.Textbox("", label="Mean reward from", max_lines=1, elem_id="reward-from", interactive=True)
                 high = gr.Textbox("", label="to", max_lines=1, elem_id="reward-to", interactive=True)
+            narrow = panel(events=("say", "export"), script=script("controls.js"), elem_id="narrow")
+            file = gr.DownloadButton("Selection", visible="hidden", elem_id="selection-file")
             newer = panel(events=("fresh",), elem_id="newer")
             table = panel(events=("open", "sort", "turn"), elem_id="group-table")
         filters, at, seen = (gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}") for n, v in (
@@ -53,7 +56,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     opened = side.opened
 
     inputs = [frame.run, frame.tab, search, low, high, filters, opened, seen, *side.inputs]
-    outputs = [chips, over_time, table, newer, at, seen, *side.outputs]
+    outputs = [chips, over_time, narrow, table, newer, at, seen, *side.outputs]
     show = ShowInspect(ShowGroups(views), side.show)
 
     def then_show(event: Any) -> None:
@@ -65,6 +68,13 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     def pick(now: Any, run_id: Any, event: gr.EventData) -> str:
         return choose_steps(views, now, run_id, event)
 
+    def save(now: Any, run_id: Any, text: Any) -> list[Any]:
+        return export_selection(views, run_id, now, text)
+
+    narrow.export(save, [filters, frame.run, search], [file, frame.notice], **QUIET).success(
+        None, file, None, js="(file) => { if (file) document.querySelector('#selection-file').click(); }")
+    then_show(mode.input(lambda now, m: changed(now, mode=m, offset=0), [filters, mode], filters, **QUIET))
+    then_show(narrow.say(narrowed, filters, filters, **(QUIET | {"trigger_mode": "always_last"})))
     live = {**QUIET, "trigger_mode": "always_last"}
     for typed in (search, low, high):
         then_show(typing(typed)(lambda now: changed(now, offset=0), filters, filters, **live))
@@ -90,7 +100,7 @@ def read_filters(text: Any) -> dict[str, Any]:
     return {
         "verdict": one_of(data.get("verdict"), VERDICTS, ""), "sort": one_of(data.get("sort"), tables.SORTS, "step"),
         "descending": data.get("descending") is not False, "offset": offset if isinstance(offset, int) and 0 <= offset < 1e9 else 0,
-        "fresh": fresh if isinstance(fresh, int) else 0, "steps": _span(data.get("steps"))}
+        "fresh": fresh if isinstance(fresh, int) else 0, "steps": _span(data.get("steps")), "mode": one_of(data.get("mode"), ("groups", "rollouts"), "groups"), "where": found.read(data.get("where"))}
 
 
 def _span(value: Any) -> list[int] | None:
@@ -110,6 +120,31 @@ def _data(event: gr.EventData) -> dict[str, Any]:
 
 def choose_verdict(filters: Any, event: gr.EventData) -> str:
     return changed(filters, verdict=_data(event).get("code"), offset=0)
+
+
+def narrowed(filters: Any, event: gr.EventData) -> str:
+    return changed(filters, where=_data(event).get("say"), offset=0)
+
+
+def wanted(now: dict[str, Any], search: Any) -> Wanted:
+    """The conditions of the list as the store takes them."""
+    steps, where = now["steps"] or [None, None], now["where"]
+    bounds = {name: _bound(where.get(name)) for name in found.BOUNDS}
+    return Wanted(str(search or "").strip()[:200] or None, now["verdict"] or None, where.get("finish") or None, steps[0], steps[1], **bounds)
+
+
+def export_selection(views: Views, run_id: Any, filters: Any, search: Any) -> list[Any]:
+    """The rollouts of the present selection as a file, for the hidden download button."""
+    run = views.run(run_id)
+    if run is None:
+        return [None, status.banner("Nothing was exported.", "Choose a run.")]
+    try:
+        path = export_folder() / file_name(run, "selection.jsonl")
+        with path.open("w", encoding="utf-8") as out:
+            n = export.export_found_jsonl(views.store, run.id, wanted(read_filters(filters), search), out)
+    except (StudioError, OSError) as error:
+        return [None, status.banner("Nothing was exported.", str(error))]
+    return [str(path), ""] if n else [None, status.banner("Nothing was exported.", "No completion matches.")]
 
 
 def choose_steps(views: Views, filters: Any, run_id: Any, event: gr.EventData) -> str:
@@ -150,9 +185,9 @@ class ShowInspect:
 
     def __call__(self, run_id: Any, tab: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, seen: Any, *looking: Any) -> list[Any]:
         if tab != "inspect":
-            return [SKIP] * 10
+            return [SKIP] * 11
         out = self.groups(run_id, search, low, high, filters, opened, seen)
-        return [*out, *self.opened(self.groups.views.run(run_id), place.parse(out[4]), *looking)]
+        return [*out, *self.opened(self.groups.views.run(run_id), place.parse(out[5]), *looking)]
 
 
 class ShowGroups:
@@ -171,7 +206,7 @@ class ShowGroups:
         total = sum(counts.values())
         wish = [run_id, str(search or "")[:200], _bound(low), _bound(high), now]
         at = place.parse(opened)
-        tokens = {"chips": token([run_id, counts, now["verdict"], now["steps"]]), "series": token([run_id, counts]), "table": token([wish, at]), "run": token(run_id)}
+        tokens = {"chips": token([run_id, counts, now["verdict"], now["steps"]]), "series": token([run_id, counts]), "table": token([wish, at]), "run": token(run_id), "mode": now["mode"]}
         shown = was.get("total") if was.get("run") == tokens["run"] and isinstance(was.get("total"), int) else 0
         redraw = was.get("table") != tokens["table"] or (shown == 0 and total > 0)
         if was.get("wish") != token(wish) or shown == 0:
@@ -187,6 +222,7 @@ class ShowGroups:
         return [
             tables.verdict_chips(counts, now["verdict"], now["steps"]) if tokens["chips"] != was.get("chips") else SKIP,
             charts.verdicts(views.verdict_series(run.id) if run else [], str(run_id)) if tokens["series"] != was.get("series") else SKIP,
+            (found.controls(now["where"]) if now["mode"] == "rollouts" else "") if tokens["mode"] != was.get("mode") else SKIP,
             out_table,
             _newer(total - shown) if tokens["newer"] != was.get("newer") else SKIP,
             place.text(at),
@@ -198,6 +234,8 @@ class ShowGroups:
         """The table and the place of its first row."""
         if run is None:
             return status.empty("The groups of a run appear here", "Start one on the Train tab, or choose one above."), None
+        if now["mode"] == "rollouts":
+            return self._rollouts(run, search, now, at)
         steps = now["steps"] or [None, None]
         try:
             page = self.views.store.groups(run.id, verdict=now["verdict"] or None, search=search.strip() or None, reward_from=low, reward_to=high,
@@ -209,6 +247,18 @@ class ShowGroups:
             return _nothing(run, bool(search or now["verdict"] or now["steps"] or low is not None or high is not None)), None
         first = (page.rows[0].step, page.rows[0].position)
         return tables.group_table(page, highest_reward(run.config), now["offset"], PAGE, now["sort"], now["descending"], at), first
+
+
+    def _rollouts(self, run: RunRow, search: str, now: dict[str, Any], at: place.Place | None) -> tuple[str, place.Place | None]:
+        """One page of completions, and the place of the first one's group."""
+        where = now["where"]
+        try:
+            page = self.views.store.find_rollouts(run.id, wanted(now, search), where.get("sort") or "newest", where.get("up") is not True, PAGE, now["offset"])
+        except StudioError as error:
+            return status.banner("The completions could not be searched.", str(error)), None
+        if not page.rows:
+            return status.empty("No completion matches", "Empty the search box, choose “all”, or widen the bounds."), None
+        return found.rollout_table(page, now["offset"], PAGE, at), (page.rows[0].step, page.rows[0].group)
 
 
 def _nothing(run: RunRow, filtered: bool) -> str:

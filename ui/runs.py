@@ -206,7 +206,7 @@ def export_run(views: Views, store: Store, name: str, selected: Any) -> list[Any
         return [None, status.banner("Nothing was exported.", "Select one run.")]
     ending, write = EXPORTS[name]
     try:
-        path = _export_folder() / file_name(run, ending)
+        path = export_folder() / file_name(run, ending)
         write(store, run.id, path)
     except (StudioError, OSError) as error:
         return [None, status.banner("Nothing was exported.", str(error))]
@@ -219,7 +219,7 @@ def _exports_root() -> Path:
     return Path(tempfile.mkdtemp(prefix="grpo-studio-exports-"))
 
 
-def _export_folder() -> Path:
+def export_folder() -> Path:
     """A folder of its own for every export, so that two tabs never write one file; old ones are swept."""
     root = _exports_root()
     root.mkdir(mode=0o700, exist_ok=True)  # something may sweep the temporary folder while the server runs

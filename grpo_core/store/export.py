@@ -13,6 +13,7 @@ from grpo_core.errors import StudioError
 from grpo_core.types import STEP_METRICS
 
 if TYPE_CHECKING:
+    from grpo_core.store.rollouts import Wanted
     from grpo_core.store.store import Store
 
 ROW_GROUP = 10_000  # rollouts in memory at a time for Parquet
@@ -36,6 +37,15 @@ def export_rollouts_jsonl(store: Store, run_id: str, out: TextIO) -> None:
     encode = json.JSONEncoder(allow_nan=False).encode
     for row in _rollouts(store, run_id):
         out.write(encode(row) + "\n")
+
+
+def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -> int:
+    """A selection of rollouts, newest first, in the lines of the JSON Lines export. Returns how many."""
+    encode, n = json.JSONEncoder(allow_nan=False).encode, 0
+    for group, rollout in store.iter_found(run_id, wanted):
+        out.write(encode({name: getattr(rollout if hasattr(rollout, name) else group, name) for name in COLUMNS}) + "\n")
+        n += 1
+    return n
 
 
 def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None:

@@ -10,10 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import NotFound, StudioError
+from grpo_core.store import rollouts
 from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
-from grpo_core.store.rows import CheckpointRow, Cursor, GroupPage, GroupRow, GroupSummary, RolloutRow, RunRow, TokenRow, VerdictCounts
+from grpo_core.store.rollouts import Wanted
+from grpo_core.store.rows import (
+    CheckpointRow,
+    Cursor,
+    GroupPage,
+    GroupRow,
+    GroupSummary,
+    RolloutPage,
+    RolloutRow,
+    RunRow,
+    TokenRow,
+    VerdictCounts,
+)
 from grpo_core.types import STEP_METRICS, Notice, Phase, RunStatus
 
 EXCERPT = 200  # characters of a completion in a list of groups
@@ -186,6 +199,19 @@ class Queries:
     def runs_with_prompt(self, prompt_id: str) -> list[str]:
         """The runs that came upon a prompt."""
         return [row["run_id"] for row in self._readers.all("SELECT DISTINCT run_id FROM groups WHERE prompt_id = ?", (text(prompt_id),))]
+
+    def find_rollouts(self, run_id: str, wanted: Wanted, sort: str = "newest", descending: bool = True, limit: int = 25, offset: int = 0) -> RolloutPage:
+        """One page of the rollouts that meet every condition, see rollouts.py."""
+        return rollouts.find(self._readers, self._writer, run_id, wanted, sort, descending, limit, offset)
+
+    def iter_found(self, run_id: str, wanted: Wanted, most: int = 100_000, chunk: int = 500) -> Iterator[tuple[GroupRow, RolloutRow]]:
+        """The newest `most` rollouts that meet every condition, whole, each with its group, a few hundred in memory at a time."""
+        ids = rollouts.ids_of(self._readers, self._writer, run_id, wanted, most)
+        for start in range(0, len(ids), chunk):
+            part = set(ids[start : start + chunk])
+            groups = self._in("SELECT * FROM groups WHERE id IN (SELECT group_id FROM rollouts WHERE id IN ({})) ORDER BY step DESC, position", list(part))
+            for group in self._with_rollouts(groups):
+                yield from ((group, r) for r in group.rollouts if r.id in part)
 
     def verdict_counts(self, run_id: str) -> dict[str, int]:
         rows = self._readers.all("SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER BY verdict", (text(run_id),))

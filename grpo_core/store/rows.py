@@ -143,3 +143,28 @@ class TokenRow:
     logprobs: array[float] | None
     ref_logprobs: array[float] | None
     entropy: array[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRollout:
+    """A rollout as a line of a list; `text` is its beginning, or where a search found something."""
+
+    id: int
+    step: int
+    group: int  # position of its group in the step
+    position: int
+    verdict: str
+    text: str
+    finish_reason: str
+    num_tokens: int
+    reward: float | None
+    advantage: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPage:
+    """One page of a list of rollouts. `total` counts no further than `counted`: beyond it there are more."""
+
+    rows: list[FoundRollout]
+    total: int
+    counted: int

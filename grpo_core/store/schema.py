@@ -65,6 +65,12 @@ def _inspector(db: Database) -> None:
     db.table("groups").create_index(["prompt_id", "run_id", "step"])  # one prompt through time, and in several runs
 
 
+@MIGRATIONS(name="4 rollout numbers")
+def _rollout_numbers(db: Database) -> None:
+    # All that rollouts are filtered and sorted by, so that half a million are looked through without reading one text.
+    db.table("rollouts").create_index(["group_id", "position", "reward", "advantage", "num_tokens", "finish_reason"])
+
+
 def _create(db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str) -> None:
     """columns: "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of that table."""
     kinds = dict(column.split() for column in columns.split(","))

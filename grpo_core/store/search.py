@@ -24,18 +24,28 @@ MAX_CHARS = 200  # of a query: LIKE compares in length of pattern times length o
 def condition(readers: Readers, writer: Writer, query: str) -> tuple[str, list[Any]]:
     """SQL, and its values, that is true for a row `g` of groups whose prompt or completions contain `query`."""
     query = text(query).strip()[:MAX_CHARS]
-    like = "%" + query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    pattern = like(query)
     # All distinct trigrams must occur; 32 are selective enough. Quoted, they are text and never syntax.
-    trigrams = list(dict.fromkeys(query[i:i + 3] for i in range(len(query) - 2)))[:32]
-    indexed = _catch_up(readers, writer) if trigrams else 0
+    trigrams = trigrams_of(query)
+    indexed = catch_up(readers, writer) if trigrams else 0
     sql = ("g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = g.id AND r.id > ? "
            "AND r.text LIKE ? ESCAPE '\\')")
-    values = [like, indexed, like]
+    values = [pattern, indexed, pattern]
     if indexed:
         sql += (" OR g.id IN (SELECT r.group_id FROM rollouts r WHERE r.text LIKE ? ESCAPE '\\' AND r.id IN "
                 "(SELECT rowid FROM completions_fts WHERE completions_fts MATCH ?))")
-        values += [like, " AND ".join('"' + t.replace('"', '""') + '"' for t in trigrams)]
+        values += [pattern, trigrams]
     return f"({sql})", values
+
+
+def trigrams_of(query: str) -> str:
+    """An FTS5 query that every text with `query` in it meets; empty for one too short to have a trigram."""
+    return " AND ".join('"' + t.replace('"', '""') + '"' for t in list(dict.fromkeys(query[i:i + 3] for i in range(len(query) - 2)))[:32])
+
+
+def like(query: str) -> str:
+    """A LIKE pattern, ESCAPE '\\', for texts that contain `query`."""
+    return "%" + query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
 
 def forget(db: sqlite3.Connection) -> None:
@@ -43,7 +53,7 @@ def forget(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO completions_fts (completions_fts) VALUES ('delete-all')")
 
 
-def _catch_up(readers: Readers, writer: Writer) -> int:
+def catch_up(readers: Readers, writer: Writer) -> int:
     """Brings the index nearer to the newest rollout if it is far behind; returns the last rollout id that is in it."""
     last = f"SELECT ({_INDEXED}), (SELECT COALESCE(MAX(id), 0) FROM rollouts)"
     indexed, newest = readers.all(last)[0]

@@ -10,10 +10,11 @@ import gradio as gr
 import pytest
 from recorded import record_run, record_step
 
-from grpo_core.store import Recorder
+from grpo_core.errors import StudioError
+from grpo_core.store import Recorder, Wanted
 from grpo_core.types import RunStatus
 from ui import form, runs
-from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps
+from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
 from ui.opened import ShowOpened, use_in_new_run
 from ui.runs import ShowRuns
 
@@ -29,7 +30,7 @@ def inspect(views, run_id, search="", low="", high="", filters=None, opened="", 
 
 
 def test_the_table_lists_the_newest_groups_and_opens_the_first(views, store):
-    chips, _, table, newer, at, _, detail, *_ = inspect(views, record_run(store))
+    chips, _, _, table, newer, at, _, detail, *_ = inspect(views, record_run(store))
     assert "all <b>6</b>" in chips  # 3 steps of 2 groups
     assert "healthy <b>3</b>" in chips
     assert "1–6 of 6 groups" in table
@@ -43,7 +44,7 @@ def test_the_table_lists_the_newest_groups_and_opens_the_first(views, store):
     ({"search": "2+9"}, 1), ({"search": "NO IDEA"}, 6), ({"search": "' OR 1=1 --"}, 0), ({"search": "%"}, 0),
 ])
 def test_groups_are_found_by_verdict_reward_and_text(views, store, question, groups):
-    table = inspect(views, record_run(store), **question)[2]
+    table = inspect(views, record_run(store), **question)[3]
     assert (f"of {groups} group" in table) if groups else ("No group matches" in table)
 
 
@@ -52,15 +53,15 @@ def test_the_table_of_a_live_run_stands_still_and_says_how_many_groups_came_sinc
     first = inspect(views, run_id)
     with Recorder(store, run_id) as record:
         record_step(record, 4)
-    chips, _, table, newer, _, _, detail, *_ = inspect(views, run_id, seen=first[5], looked=first[-1])
+    chips, _, _, table, newer, _, _, detail, *_ = inspect(views, run_id, seen=first[6], looked=first[-1])
     assert "all <b>8</b>" in chips
     assert (table, detail) == (SKIP, SKIP)
     assert "2 newer groups" in newer
-    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[5])[2]
+    assert "1–8 of 8" in inspect(views, run_id, filters={"fresh": 8}, seen=first[6])[3]
 
 
 def test_a_tab_that_is_not_in_view_reads_nothing(views, store):
-    assert inspect(views, record_run(store), tab="train") == [SKIP] * 10
+    assert inspect(views, record_run(store), tab="train") == [SKIP] * 11
 
 
 def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_that_step(views, store):
@@ -70,7 +71,7 @@ def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_tha
     assert {t["stackgroup"] for t in figure["traces"]} == {"all"}
     filters = json.loads(choose_steps(views, "{}", run_id, SimpleNamespace(_data={"step": 2})))
     assert filters["steps"] == [2, 2]
-    chips, _, table, *_ = inspect(views, run_id, filters=filters)
+    chips, _, _, table, *_ = inspect(views, run_id, filters=filters)
     assert "1–2 of 2 groups" in table
     assert "only step 2" in chips
     assert json.loads(choose_steps(views, "{}", run_id, SimpleNamespace(_data={"step": "<b>"})))["steps"] is None
@@ -83,17 +84,48 @@ def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_tha
 def test_a_group_is_looked_into_in_six_ways(views, store, look, said, controls, body):
     run_id = record_run(store)
     out = inspect(views, run_id, opened="3/0", look=look, said=json.dumps({look: said}))
-    assert controls in out[7]
-    assert body in out[8]
-    assert inspect(views, run_id, opened="3/0", look=look, said=json.dumps({look: said}), seen=out[5], looked=out[-1])[6:] == [SKIP] * 4
+    assert controls in out[8]
+    assert body in out[9]
+    assert inspect(views, run_id, opened="3/0", look=look, said=json.dumps({look: said}), seen=out[6], looked=out[-1])[7:] == [SKIP] * 4
+
+
+@pytest.mark.parametrize(("where", "search", "found"), [
+    ({}, "", 12), ({"reward_from": "0.5"}, "", 3), ({"advantage_to": "-0.1"}, "", 3), ({"tokens_from": "6"}, "", 9), ({"finish": "length"}, "", 9), ({"finish": "stop", "reward_to": "0"}, "", 0),
+    ({}, "no idea", 9), ({}, "<answer>2</answer>", 1), ({}, "NO IDEA", 9), ({}, "o", 9), ({}, "%", 0), ({}, "' OR 1=1", 0), ({"reward_from": "x"}, "", 12)])
+def test_completions_are_found_by_text_reward_advantage_length_and_end(views, store, where, search, found):
+    # 3 steps of 2 groups of 2: one right completion of 5 tokens in each step, the other three are cut at 8
+    record_run(store, "another")
+    table = inspect(views, record_run(store), filters={"mode": "rollouts", "where": where}, search=search)[3]
+    assert f"of {found} completions" in table if found else "No completion matches" in table
+
+
+def test_completions_are_narrowed_by_verdict_and_step_sorted_and_paged(views, store):
+    run_id = record_run(store, steps=20)
+    table = inspect(views, run_id, filters={"mode": "rollouts", "verdict": "all_wrong", "steps": [2, 3]})[3]
+    assert "1–4 of 4 completions" in table
+    page = store.find_rollouts(run_id, Wanted(), "reward", True, 21, 0)
+    assert [r.reward for r in page.rows] == [1.0] * 20 + [0.0]
+    assert (page.total, [r.step for r in store.find_rollouts(run_id, Wanted(), limit=3, offset=3).rows]) == (80, [20, 19, 19])
+    assert [r.num_tokens for r in store.find_rollouts(run_id, Wanted(search="answer"), "tokens", False, 2).rows] == [5, 5]
+    with pytest.raises(StudioError, match="not sorted by that"):
+        store.find_rollouts(run_id, Wanted(), "; DROP TABLE runs")
+
+
+def test_the_selection_is_exported_whole_with_the_prompt_of_each_line(views, store):
+    run_id = record_run(store)
+    path, said = export_selection(views, run_id, json.dumps({**FIRST, "where": {"reward_from": "0.5"}}), "")
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    assert said == ""
+    assert [(x["step"], x["text"], x["prompt"]) for x in lines] == [(s, f"<answer>{s}</answer>", f"Q: {s}+0=?") for s in (3, 2, 1)]
+    assert "No completion matches" in export_selection(views, run_id, json.dumps(FIRST), "nowhere")[1]
 
 
 def test_two_runs_that_met_the_same_prompt_are_laid_side_by_side(views, store):
     one, two = record_run(store, "one"), record_run(store, "two", 2)
     out = inspect(views, one, opened="1/0", look="runs")
-    assert f'value="{two}"' in out[7]
-    assert out[8].count("<article") == 4
-    assert "This prompt came up once" not in out[8]
+    assert f'value="{two}"' in out[8]
+    assert out[9].count("<article") == 4
+    assert "This prompt came up once" not in out[9]
 
 
 def test_what_was_tried_is_carried_to_the_form_of_a_new_run(views, store):
