@@ -143,6 +143,19 @@ def prompts_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def model_command(arguments: argparse.Namespace) -> int:
+    config = build_config(arguments.config, None, arguments.set)
+    from grpo_core.desk import Desk
+
+    found, sample = Desk().check_model(config, sample=not arguments.no_sample)
+    if arguments.json:
+        print(json.dumps({**asdict(found), "needed_bytes": found.needed_bytes, "sample": sample}))
+        return 1 if found.problems else 0
+    for name, value in {**asdict(found), "needed_bytes": found.needed_bytes, "sample": sample}.items():
+        print(f"{name} = {printable(json.dumps(value, ensure_ascii=False))}")
+    return 1 if found.problems else 0
+
+
 def compare_command(arguments: argparse.Namespace) -> int:
     from grpo_core.compare import Comparison, Refused, find_presets, measure, summarise, table
     from grpo_core.runs import prepare
@@ -355,6 +368,10 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--step", type=_count, metavar="N", help="branch from the checkpoint of this step (default: the newest)")
     resume.add_argument("--set", metavar="section.field=value", action="append", default=[], help="branch with one field changed; may be repeated")
     resume.add_argument("--name", help="a name for the branch")
+    model = command("model", model_command, "Check a model for a run: parameters, memory against what is free, end tokens, a sampled answer. Exit code 1: it cannot work.")
+    model.add_argument("--config", metavar="FILE", help="a configuration as exported")
+    model.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field, e.g. model.name=Qwen/Qwen3-0.6B; may be repeated")
+    model.add_argument("--no-sample", action="store_true", help="do not load the weights for a sampled answer")
     compare = command("compare", compare_command, "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.")
     compare.add_argument("presets", nargs="+", metavar="PRESET", help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough")
     compare.add_argument("--task", help="a task (default: the configuration's)")

@@ -44,6 +44,11 @@ class ModelConfig(Section):
         "`auto`: bfloat16 on CUDA, float32 elsewhere. With small learning rates bfloat16 weights round small updates away.")
 
 
+    lora_rank: int = knob(0, "LoRA rank", "0 trains the whole model; more trains adapters of this rank beside its linear layers: a fraction of the memory, no second copy as reference.",
+        ge=0, le=1024, way_out="0, or 16 to start with.")
+    lora_alpha: float | None = knob(None, "LoRA alpha", "Adapters count alpha/rank times. Empty: twice the rank.", gt=0, le=4096, way_out="Leave it empty.")
+
+
 class TaskConfig(Section):
     name: str = knob("sums", "Task", "Where prompts come from, and how an answer is judged right.", min_length=1, max_length=64)
     path: str = knob("", "Prompts from", "A CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k.", max_length=1024,
@@ -164,7 +169,7 @@ class TrainConfig(Section):
     group_size: int = knob(8, "Group size", "Completions of each prompt. A completion is compared with its siblings, so it needs at least one.",
         unit="completions", ge=2, le=1024, way_out="Use 8; 2 is the least that can be compared.")
     max_new_tokens: int = knob(48, "Max new tokens", "A completion is cut here.", unit="tokens", ge=1, le=32_768, way_out="48 fits the built-in tasks.")
-    learning_rate: float | None = knob(None, "Learning rate", "Empty: by model size, 1e-4 below 50 M parameters, else 1e-6.",
+    learning_rate: float | None = knob(None, "Learning rate", "Empty: by model size, 1e-4 below 50 M parameters, else 1e-6; ten times that for LoRA.",
         gt=0, le=1, way_out="Leave it empty, or try 1e-4 for a tiny and 1e-6 for a large model.")
     seed: int = knob(0, "Seed", "Same seed, same settings, same machine: the same run.", ge=0, le=2**31 - 1)
     temperature: float = knob(1.0, "Temperature", "Sampling temperature; log-probabilities use it too. No top-p or top-k.",

@@ -32,6 +32,10 @@ def _critic(c: RunConfig) -> bool:
 CONFLICTS: tuple[Conflict, ...] = (
     Conflict("task.path", lambda c: c.task.name == "file" and not c.task.path, "no file and no dataset is named", "Name one, or choose a built-in task."),
     Conflict("task.path", lambda c: c.task.name != "file" and bool(c.task.path), "a built-in task makes its own prompts", "Choose the task `file`, or leave it empty."),
+    Conflict("algorithm.ref_every", lambda c: c.algorithm.ref_every > 0 and c.model.lora_rank > 0,
+             "with LoRA the reference is the model without its adapters, which cannot move", "Use 0, or a LoRA rank of 0."),
+    Conflict("algorithm.objective", lambda c: c.algorithm.objective == "trust_region" and c.model.lora_rank > 0,
+             "the trust region's step is taken in all weights, and LoRA trains only adapters", "Use another objective, or a LoRA rank of 0."),
     Conflict("rubric.criteria", lambda c: bool(c.rubric.criteria) and not any(k.weight > 0 for k in c.rubric.criteria),
              "all weights are 0, so every reward would be 0", "Give at least one criterion a weight above 0."),
     Conflict("rubric.criteria", lambda c: len({k.name for k in c.rubric.criteria}) < len(c.rubric.criteria),

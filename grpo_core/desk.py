@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from grpo_core.config import RunConfig
 from grpo_core.fit import too_long_rows
+from grpo_core.lending import Lending
 from grpo_core.policy import load_reader
+from grpo_core.policy.report import ModelReport, report
+from grpo_core.rollout import sample_groups
 from grpo_core.tasks import heldout_prompts, load_task, train_prompts
+
+GREEDY = 1e-6  # a temperature at which the likeliest token always wins
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,10 @@ class Preview:
 
 
 class Desk:
-    """Answers questions about models and prompts. Holds nothing between them but caches."""
+    """Answers questions about models and prompts. Holds nothing between them but the last model."""
+
+    def __init__(self) -> None:
+        self._models = Lending()
 
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first prompts of training and one held-out one, as the model will read them. Raises InvalidConfig."""
@@ -49,3 +59,15 @@ class Desk:
             counts = {**asdict(table.counts), "train": len(table.train), "heldout": len(table.heldout), "prompt_column": table.columns.prompt,
                       "answer_column": table.columns.answer, "too_long": 0 if reader.context is None else len(too_long_rows(task, reader, config))}
         return Preview(tuple(prompts), bool(reader.tokenizer.chat_template), reader.context, counts)
+
+    def check_model(self, config: RunConfig, sample: bool = True) -> tuple[ModelReport, str]:
+        """What can be said of the model for this run, and one greedily sampled answer to the task's first prompt ("" if it was not asked for or does not fit)."""
+        found = report(config)
+        if not sample or found.problems:
+            return found, ""
+        task = load_task(config.task)
+        [prompt] = train_prompts(task, config.train.seed, 1, 1)
+        with self._models.use(config.model, config.train.seed) as policy:
+            [answer] = sample_groups(policy, [policy.encode(prompt, task.instruction)], 1, min(64, config.train.max_new_tokens), GREEDY,
+                                     torch.Generator(policy.device).manual_seed(0))
+            return found, policy.decode(answer.token_ids)

@@ -133,5 +133,5 @@ def evaluate(step: int, prompts: Sequence[Prompt], policy: Policy, task: Task, r
 
 
 def learning_rate(config: RunConfig, policy: Policy) -> float:
-    """As set, or 1e-4 below 50 M parameters, else 1e-6: what full fine-tuning by policy gradient bears."""
-    return config.train.learning_rate or (1e-4 if policy.num_parameters < 50e6 else 1e-6)
+    """As set, or 1e-4 below 50 M parameters, else 1e-6: what full fine-tuning by policy gradient bears; adapters bear ten times that."""
+    return config.train.learning_rate or (1e-4 if policy.num_parameters < 50e6 else 1e-6) * (10 if config.model.lora_rank else 1)

@@ -19,6 +19,7 @@ from grpo_core.tasks.source import SUFFIXES
 from grpo_core.types import Completion
 from ui import form
 from ui.desk import Desk
+from ui.model import wire_model
 from ui.panel import QUIET, panel, script, typing
 from ui.prompts import wire_prompts
 from ui.status import banner
@@ -79,8 +80,10 @@ def build_setup(desk: Desk) -> Setup:
     with gr.Column(elem_id="setup", elem_classes="card-box", scale=0, min_width=300):
         panel('<div class="setup-head"><h2>Set-up</h2><button type="button" class="fold" data-toggle="setup" aria-pressed="false">Show</button></div>')
         with gr.Column(elem_id="setup-body", elem_classes="stack", min_width=0):
-            for name in ("model.name", "task.name"):
-                field(name)
+            field("model.name")
+            check_model = gr.Button("Check model", size="sm")
+            model_answer = panel(elem_id="model-answer")
+            field("task.name")
             with gr.Column(visible=False, elem_id="own-prompts", elem_classes="stack", min_width=0) as own:
                 for name in form.PROMPTS[:1]:
                     field(name)
@@ -115,6 +118,7 @@ def build_setup(desk: Desk) -> Setup:
 
     setup = Setup(fields, errors, formula, summary, name, start)
     _wire(setup, text, scores, save, load)
+    wire_model(setup.fields, check_model, model_answer, desk)
     wire_prompts(setup.fields, setup.errors, own, upload, look, preview, desk)
     return setup
 

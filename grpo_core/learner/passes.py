@@ -16,6 +16,7 @@ from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
 from grpo_core.learner.logprobs import Scored, score_tokens
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
 from grpo_core.learner.objectives import clip_range
+from grpo_core.learner.reference import AdapterOff
 from grpo_core.learner.tokens import TokenLog
 
 Breathe = Callable[[], None]
@@ -58,6 +59,9 @@ class Passes:
     temperature: float
 
     def score(self, model: nn.Module, part: Batch, **options: bool) -> Scored:
+        if isinstance(model, AdapterOff):
+            with model.off() as base:
+                return self.score(base, part, **options)
         return score_tokens(model, part, self.temperature, distribution=self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS, **options)
 
     def backward(self, parts: Sequence[Batch], advantages: Tensor, update: int, coef: Coefficients, size: StepSize, watch_kl: bool,

@@ -18,7 +18,8 @@ def environment(policy: Policy, learning_rate: float) -> dict[str, object]:
     return {
         "grpo_studio": grpo_core.__version__, "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
         "device": describe_device(policy.device), "dtype": str(policy.model.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "parameters": policy.num_parameters, "learning_rate": learning_rate, "end_ids": sorted(policy.end_ids),
+        "parameters": policy.num_parameters, "trained_parameters": sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
+        "learning_rate": learning_rate, "end_ids": sorted(policy.end_ids),
     }
 
 

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
+import huggingface_hub.errors as hub
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
@@ -14,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.policy.adapters import add_adapters
 from grpo_core.policy.policy import Policy, Reader, pick_device
 
 transformers_logging.disable_progress_bar()  # its bar over weights would run through the command line's own
@@ -23,6 +26,18 @@ _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _WAY_OUT = "Write bundled, a folder with config.json, a tokenizer and *.safetensors, or a Hub id such as Qwen/Qwen3-0.6B."
 # Ends of a turn in common chat templates: a model that learned to stop at one must be allowed to.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<turn|>", "<|return|>")
+
+
+_TOKEN = "a token with that right in the environment variable HF_TOKEN; it is read there and written nowhere"
+# Most precise first: some are kinds of others.
+_HUB_SAID: tuple[tuple[type[BaseException], str], ...] = (
+    (hub.GatedRepoError, f"the Hub gives it only to people who accepted its terms, with {_TOKEN}"),
+    (hub.RevisionNotFoundError, "the Hub has no such revision of it"),
+    (hub.RepositoryNotFoundError, f"the Hub has no such model, or a private one that needs {_TOKEN}"),
+    (hub.OfflineModeIsEnabled, "it is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub"),
+    (hub.LocalEntryNotFoundError, "it is not on this machine, and the Hub could not be reached or did not send it whole"),
+    (httpx.TransportError, "the Hub could not be reached or did not send it whole"),
+)
 
 
 def check_model(config: ModelConfig) -> None:
@@ -49,8 +64,10 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
             model = _random_weights(source, options, dtype, seed)
         else:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError, httpx.HTTPError) as error:
         _refuse(config, f"it cannot be loaded: {_one_line(error)}")
+    if config.lora_rank:
+        add_adapters(model, config, seed)
     model.to(device).eval()  # eval: dropout would make the policy differ from itself, and KL at step 0 differ from 0
     pad = tokenizer.pad_token_id
     end_ids = _end_ids(model, tokenizer)
@@ -130,7 +147,7 @@ def _model_config(source: str, config: ModelConfig) -> Any:
         if raw.is_file() and "auto_map" in (data := json.loads(raw.read_text("utf-8"))):
             _refuse(config, f"it needs code from its own folder ({', '.join(data['auto_map'])}), which is never run here")
         return AutoConfig.from_pretrained(source, trust_remote_code=False, revision=config.revision)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, httpx.HTTPError) as error:
         _refuse(config, f"its configuration cannot be loaded: {_one_line(error)}")
 
 
@@ -139,12 +156,33 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     named = getattr(generation, "eos_token_id", None)
     ids = set(named if isinstance(named, (list, tuple)) else [named]) | {tokenizer.eos_token_id}
     special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-    ids |= {tokenizer.convert_tokens_to_ids(t) for t in _TURN_ENDS if t in special}
+    ids |= {tokenizer.convert_tokens_to_ids(t) for t in _TURN_ENDS if t in special} | {template_end(tokenizer)}
     return frozenset(i for i in ids if i is not None)
 
 
+def template_end(tokenizer: Any) -> int | None:
+    """The id with which the chat template ends an assistant's turn; None without a template, or when it ends with no token of its own."""
+    if not tokenizer.chat_template:
+        return None
+    said = "grpo said this"
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}, {"role": "assistant", "content": said}], tokenize=False)
+    except Exception:  # templates are programs of their authors: one that refuses this chat tells nothing
+        return None
+    after = text.rpartition(said)[2].lstrip()
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    added = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    return ids[0] if ids and ids[0] in added else None
+
+
 def _one_line(error: BaseException) -> str:
-    """The first sentence of a library's error; the rest is advice for programmers."""
+    """The first sentence of a library's error; the rest is advice for programmers. What the Hub said lies beneath transformers' own words."""
+    beneath: BaseException | None = error
+    while beneath is not None:
+        for kind, said in _HUB_SAID:
+            if isinstance(beneath, kind):
+                return said
+        beneath = beneath.__cause__ or beneath.__context__
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return first[:200]
 

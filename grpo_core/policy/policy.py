@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from grpo_core.learner.reference import AdapterOff
+from grpo_core.policy.adapters import adapter_layers
 from grpo_core.types import Prompt
 
 
@@ -62,7 +64,9 @@ class Policy:
         return self.tokenizer.decode([t for t in token_ids if t not in self.end_ids], skip_special_tokens=True)
 
     def frozen_copy(self) -> Any:
-        """The reference: the same weights, never to move."""
+        """The reference: the same weights, never to move; with LoRA the model itself, its adapters off."""
+        if layers := adapter_layers(self.model):
+            return AdapterOff(self.model, layers)
         return copy.deepcopy(self.model).requires_grad_(False).eval()
 
 

@@ -1,0 +1,131 @@
+"""What can be said about a model before it trains: its size, the memory that a run would take against what is free, how its turns end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from grpo_core.config import RunConfig
+from grpo_core.policy.load import _refuse, _source, check_model, template_end
+from grpo_core.policy.policy import describe_device, pick_device
+
+LOGITS_BYTES = 4 * 2**25 * 3  # what the loss holds of logits at once: see learner/logprobs.MAX_LOGITS
+RESERVE = 0.9  # of what is free; the rest is for fragments and for what was forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """Answers of "Check model". Bytes are estimates for this run's settings; `problems` stop a run, `remarks` only say something."""
+
+    name: str
+    architecture: str
+    parameters: int
+    trained_parameters: int
+    dtype: str
+    device: str
+    context: int | None
+    chat_template: bool
+    end_tokens: dict[str, list[str]]  # where it is said -> the tokens
+    ends_agree: bool
+    bytes_by_part: dict[str, int]
+    free_bytes: int
+    fitting_micro_batch: int
+    problems: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def needed_bytes(self) -> int:
+        return sum(self.bytes_by_part.values())
+
+
+def report(config: RunConfig) -> ModelReport:
+    """Everything but the weights is read; those are counted on torch's meta device. Raises InvalidConfig on `model.name`."""
+    m = config.model
+    check_model(m)
+    source, options = _source(m), {"trust_remote_code": False, "revision": m.revision}
+    try:
+        shape = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+        _refuse(m, f"it cannot be looked at: {str(error).splitlines()[0][:200]}")
+    device = pick_device()
+    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}[m.dtype]
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = _adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
+    parts, per_token = memory(config, shape, parameters, trained, dtype)
+    free = free_memory(device)
+    room = RESERVE * free - sum(v for k, v in parts.items() if k != "activations")
+    ends = end_tokens(source, options, tokenizer)
+    agree = not ends["chat template"] or set(ends["chat template"]) <= set(ends["generation config"]) | set(ends["tokenizer"])
+    context = getattr(shape, "max_position_embeddings", None)
+    problems, remarks = [], []
+    if room < per_token * 64:
+        problems.append("There is not enough free memory for this run: use LoRA, a smaller model, or smaller groups.")
+    if not any(ends.values()):
+        problems.append("Nothing names an end token, so no completion would ever end.")
+    if context is not None and config.train.max_new_tokens >= context:
+        problems.append(f"train.max_new_tokens is {config.train.max_new_tokens:,}, and the context holds {context:,} tokens.")
+    if not agree:
+        remarks.append("The chat template ends a turn with a token that the generation config does not name; both are respected here, but other programs may not stop.")
+    if not tokenizer.chat_template:
+        remarks.append("There is no chat template: prompts are read as bare text.")
+    if dtype == torch.bfloat16 and not m.lora_rank:
+        remarks.append("Weights in bfloat16 round small updates away; float32 or LoRA keep them.")
+    return ModelReport(m.name, type(model).__name__, parameters, trained, str(dtype).removeprefix("torch."), describe_device(device), context, bool(tokenizer.chat_template),
+                       ends, agree, parts, free, max(0, int(room / per_token)), tuple(problems), tuple(remarks))
+
+
+def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: torch.dtype) -> tuple[dict[str, int], float]:
+    """Bytes by what they are for, and bytes of activations for one token of a micro-batch. Estimates: a step that was measured is better.
+
+    Activations: 34 bytes x hidden size x layers a token in half precision (arXiv:2205.05198 eq. 2, without attention scores), twice that in float32.
+    """
+    t, size = config.train, dtype.itemsize
+    trained_size = 4 if config.model.lora_rank else size
+    hidden, layers = (getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers"))
+    heads = getattr(shape, "num_attention_heads", None) or 1
+    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
+    head_dim = getattr(shape, "head_dim", None) or hidden // heads
+    length = t.max_new_tokens + 128  # of a row while sampling; prompts are not known here
+    per_token = 34 * hidden * layers * size / 2
+    return {
+        "weights": parameters * size, "reference": 0 if config.model.lora_rank else parameters * size, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
+        "cache while sampling": t.prompts_per_step * t.group_size * length * layers * 2 * kv_heads * head_dim * size, "logits": LOGITS_BYTES,
+        "activations": int(per_token * min(t.micro_batch_tokens, t.prompts_per_step * t.group_size * length)),
+    }, max(1.0, per_token)
+
+
+def _adapter_parameters(model: torch.nn.Module, rank: int) -> int:
+    head = model.get_output_embeddings()
+    return sum(rank * sum(m.weight.shape) for m in model.modules() if m is not head and type(m).__name__ in ("Linear", "Conv1D"))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run could still take: of the GPU, else of the machine or of the container, whichever has less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def end_tokens(source: str, options: dict[str, Any], tokenizer: Any) -> dict[str, list[str]]:
+    """The tokens that end a turn, by who says so."""
+    try:
+        named = GenerationConfig.from_pretrained(source, revision=options["revision"]).eos_token_id
+    except OSError:
+        named = None
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    of_template = template_end(tokenizer)
+    return {"generation config": [tokenizer.convert_ids_to_tokens(i) for i in ids], "tokenizer": [tokenizer.eos_token] if tokenizer.eos_token else [],
+            "chat template": [] if of_template is None else [tokenizer.convert_ids_to_tokens(of_template)]}

@@ -1,0 +1,140 @@
+"""Loading from the Hub, against a local stand-in that serves its HTTP API for a few repositories, faults included."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMIT = "a" * 40
+ASK = """
+import json, sys
+from grpo_core.config import ModelConfig
+from grpo_core.errors import InvalidConfig
+from grpo_core.policy import load_policy
+out = {}
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        policy = load_policy(ModelConfig(name=name, revision=revision), 0)
+        out[name + "@" + revision] = policy.num_parameters
+    except InvalidConfig as error:
+        out[name + "@" + revision] = str(error)
+print(json.dumps(out))
+"""
+
+
+class Hub:
+    """owner/good is whole; owner/gated and owner/private ask for a token; owner/cut sends half of its weights; the rest is not there."""
+
+    def __init__(self, folder: Path):
+        self.seen: list[tuple[str, str | None]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self, body=True):
+                outer.seen.append((self.path, self.headers.get("authorization")))
+                parts = self.path.split("?")[0].strip("/").split("/")
+                if parts[0] == "api":  # /api/models/owner/name[/revision/main | /tree/main]
+                    repo = "/".join(parts[2:4])
+                    if not self.allowed(repo):
+                        return
+                    if len(parts) > 5 and parts[5] not in ("main", COMMIT):
+                        self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+                        return
+                    files = [{"rfilename": f.name, "type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in sorted(folder.iterdir())]
+                    self.answer(200, json.dumps(files if "tree" in parts else {"id": repo, "sha": COMMIT, "siblings": files, "private": False, "tags": []}).encode(), {}, body)
+                    return
+                repo, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+                if not self.allowed(repo):
+                    return
+                file = folder / name
+                if revision not in ("main", COMMIT):
+                    self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
+                elif not file.is_file():
+                    self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
+                else:
+                    data = file.read_bytes()
+                    cut = repo == "owner/cut" and name.endswith(".safetensors") and body
+                    self.answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, body, len(data) // 2 if cut else None)
+
+            def do_HEAD(self):
+                self.do_GET(body=False)
+
+            def allowed(self, repo: str) -> bool:
+                token = self.headers.get("authorization")
+                if repo == "owner/gated" and token != "Bearer hf_canary":
+                    self.answer(403 if token else 401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model owner/gated is restricted."}, True)
+                elif repo not in ("owner/good", "owner/cut", "owner/gated"):
+                    self.answer(404 if token else 401, b"", {"X-Error-Code": "RepoNotFound"}, True)
+                else:
+                    return True
+                return False
+
+            def answer(self, status, data, headers, body, sent=None):
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                if body and self.command == "GET":
+                    self.wfile.write(data[:sent])
+                    if sent is not None:
+                        self.close_connection = True
+                        self.connection.shutdown(1)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_model):
+    hub = Hub(tiny_model)
+    yield hub
+    hub.server.shutdown()
+
+
+def ask(url: str, home: Path, models: list[tuple[str, str]], **environment: str) -> tuple[dict, str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
+        "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2", "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", ASK, json.dumps(models)], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1]), done.stdout + done.stderr
+
+
+def test_a_model_of_the_hub_loads_and_its_faults_are_said_on_one_line_each(hub, tmp_path):
+    found, _ = ask(hub.url, tmp_path, [("owner/good", "main"), ("owner/nothing", "main"), ("owner/gated", "main"), ("owner/good", "nope"), ("owner/cut", "main")])
+    assert found.pop("owner/good@main") > 1000
+    assert "no such model, or a private one that needs a token" in found["owner/nothing@main"]
+    assert "only to people who accepted its terms" in found["owner/gated@main"]
+    assert "no such revision" in found["owner/good@nope"]
+    assert "cannot be loaded" in found["owner/cut@main"]
+    assert all(said.startswith("model.name = 'owner/") and "\n" not in said and "Traceback" not in said for said in found.values())
+    # What was cut off is no model: the same name is asked for again, and nothing half is taken for whole.
+    whole = list((tmp_path / "hub" / "models--owner--cut").rglob("*.safetensors"))
+    assert not [f for f in whole if f.resolve().is_file()]
+    # Once there, it is there without a network too; what is not there is said to be out of reach.
+    gone, _ = ask("http://127.0.0.1:9", tmp_path, [("owner/good", "main"), ("owner/other", "main")])
+    assert gone["owner/good@main"] > 1000
+    assert "not on this machine, and the Hub could not be reached" in gone["owner/other@main"]
+
+
+def test_a_token_opens_a_gated_model_and_is_written_nowhere(hub, tmp_path):
+    found, said = ask(hub.url, tmp_path, [("owner/gated", "main"), ("owner/nothing", "main")], HF_TOKEN="hf_canary")
+    assert found["owner/gated@main"] > 1000
+    assert ("Bearer hf_canary" in {token for _, token in hub.seen})
+    assert "hf_canary" not in said
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"hf_canary" in f.read_bytes()]
