@@ -164,3 +164,25 @@ def test_check_model_samples_an_answer_and_its_card_shows_it_as_text(folders):
     card = model_card(found, sample + "<img src=x>")
     assert "&lt;img src=x&gt;" in card
     assert "LlamaForCausalLM" in card
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Mistral", "Qwen2", "GPT2"])
+def test_adapters_that_moved_are_heard_while_sampling(folders, family):
+    # The fast decoder joins weights of layers: with adapters beside them it must ask the layers themselves, in every step of every run.
+    from grpo_core.rollout import sample_groups
+
+    policy = load_policy(ModelConfig(name=str(folders[family]), lora_rank=4), 0, torch.device("cpu"))
+    prompt = [5, 6, 7, 8]
+    def greedy() -> list[int]:
+        return sample_groups(policy, [prompt], 1, 12, 1e-4, torch.Generator().manual_seed(0))[0].token_ids
+    before = greedy()
+    with torch.no_grad():
+        for n, p in policy.model.named_parameters():
+            if "lora_B" in n:
+                p.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    ids = list(prompt)
+    with torch.inference_mode():
+        while len(ids) < 16 and ids[-1] not in policy.end_ids:
+            ids.append(int(policy.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert greedy() == ids[4:]
+    assert greedy() != before
