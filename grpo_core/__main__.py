@@ -1,4 +1,4 @@
-"""The same without a browser: python -m grpo_core train | resume | prompts | compare | runs | show | advise | export."""
+"""The same without a browser: python -m grpo_core train | resume | prompts | compare | runs | show | advise | report | export."""
 
 from __future__ import annotations
 
@@ -242,6 +242,22 @@ def advise_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def report_command(arguments: argparse.Namespace) -> int:
+    from grpo_core.report import write_report
+
+    store = Store(arguments.db)
+    row = _find(store, arguments.run_id)
+    out = Path(arguments.out or f"{row.id}.html")
+    try:
+        with out.open("w", encoding="utf-8") as file:
+            write_report(store, row.id, file)
+    except OSError as error:
+        raise StudioError(f"--out {str(out)!r} cannot be written: {error.strerror}. Choose another file.") from None
+    size = out.stat().st_size
+    print(json.dumps({"run_id": row.id, "path": str(out), "bytes": size}) if arguments.json else f"{out}: {size:,} bytes")
+    return 0
+
+
 def export_command(arguments: argparse.Namespace) -> int:
     store = Store(arguments.db)
     row = _find(store, arguments.run_id)
@@ -382,9 +398,11 @@ def _parser() -> argparse.ArgumentParser:
     show = command("show", show_command, "Show one run: settings, steps, held-out results.")
     write = command("export", export_command, "Write a run to a file: metrics (csv), rollouts (jsonl, parquet) or config (config).")
     advise = command("advise", advise_command, "What is wrong with a run, if anything: diagnoses with evidence and what to try.")
-    for sub in (show, advise, write):
+    report = command("report", report_command, "One self-contained HTML file of a run: curves, verdicts, advice, best and worst groups, settings.")
+    for sub in (report, show, advise, write):
         sub.add_argument("run_id", metavar="RUN", help="id, the beginning of one, or `last`")
     write.add_argument("--format", choices=["csv", "jsonl", "parquet", "config"], required=True)
+    report.add_argument("--out", metavar="FILE", help="default: RUN.html")
     write.add_argument("--out", metavar="FILE", help="default: standard output; RUN.parquet for parquet")
     return parser
 
