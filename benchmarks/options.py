@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +26,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 LINES = Path(__file__).parent / "options.jsonl"
-STEPS, EVAL_EVERY = 60, 20
+PICTURE = ROOT / "docs" / "screenshots" / "options.png"
+STEPS, EVAL_EVERY, WINDOW = 60, 20, 10
+COLOURS = ("#1b6ca8", "#c2410c", "#2e7d32", "#7b3fa0", "#b8860b", "#00838f", "#ad1457")
+DASHES = ("solid", "dash", "dot")  # with the colour, so that no line is told by colour alone
+MARKS = {"solid": "━", "dash": "╍", "dot": "┅"}
 CURVES = ("reward_mean", "kl", "kl_coef", "entropy", "completion_tokens_mean", "num_updates", "tied_group_frac", "tokens")
 TWO = {"updates_per_batch": 2}  # from the second update on the ratio leaves 1: only there objectives differ
 
@@ -127,6 +133,73 @@ def train_all(seeds: list[int], only: list[str], without: list[str], through: st
             print(done.stdout.strip().splitlines()[-1] if done.returncode == 0 else f"{option.name}, seed {seed} FAILED: {done.stderr[-2000:]}", flush=True)
 
 
+def summary(family: str) -> list[dict[str, Any]]:
+    """One row an option of the family, in the order of OPTIONS: means over the seeds that are there."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for line in lines():
+        by_name.setdefault(line["option"], []).append(line)
+    rows = []
+    for option in OPTIONS:
+        if option.family == family and (runs := by_name.get(option.name)):
+            held = [[run["heldout"][str(step)] for run in runs] for step in range(0, STEPS + 1, EVAL_EVERY)]
+            rows.append({
+                "name": option.name, "runs": len(runs), "curves": [run["heldout"] for run in runs], "mean": [fmean(h) for h in held],
+                "range": (min(held[-1]), max(held[-1])), "kl": fmean(v for run in runs for v in run["kl"][-WINDOW:] if v is not None),
+                "length": fmean(v for run in runs for v in run["completion_tokens_mean"][-WINDOW:]),
+                "tokens": fmean(sum(run["tokens"]) for run in runs), "updates": fmean(sum(run["num_updates"]) for run in runs)})
+    return rows
+
+
+def table() -> str:
+    """Held-out accuracy of every option."""
+    out = [f"| option | seeds | held-out at {', '.join(str(s) for s in range(0, STEPS, EVAL_EVERY))} | at {STEPS} (least–most) | KL | length | tokens sampled | updates |\n"
+           "|---|---|---|---|---|---|---|---|"]
+    for family in dict.fromkeys(o.family for o in OPTIONS):
+        out.append(f"| **{family}** | | | | | | | |")
+        for r in summary(family):
+            out.append(f"| {r['name']} | {r['runs']} | {', '.join(f'{m:.1%}' for m in r['mean'][:-1])} | {r['mean'][-1]:.1%} ({r['range'][0]:.1%}–{r['range'][1]:.1%}) | "
+                       f"{r['kl']:.3f} | {r['length']:.1f} | {r['tokens']:,.0f} | {r['updates']:.0f} |")
+    return "\n".join(out)
+
+
+def picture() -> None:
+    """Small multiples, one a family: held-out accuracy over steps, mean line and seeds as points, the defaults in grey in each."""
+    from playwright.sync_api import sync_playwright
+    from plotly.offline import get_plotlyjs
+    from plotly.subplots import make_subplots
+
+    families = [f for f in dict.fromkeys(o.family for o in OPTIONS) if f != "defaults" and summary(f)]
+    columns = 3
+    figure = make_subplots(-(-len(families) // columns), columns, subplot_titles=families, vertical_spacing=0.07, horizontal_spacing=0.045)
+    at = list(range(0, STEPS + 1, EVAL_EVERY))
+    base = summary("defaults")[0]["mean"]
+    for i, family in enumerate(families):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        figure.add_scatter(x=at, y=base, mode="lines", line={"color": "#9aa0a6", "width": 5}, opacity=0.5, showlegend=False, **place)
+        rows = summary(family)
+        for j, r in enumerate(rows):
+            look = {"color": COLOURS[j % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
+            figure.add_scatter(x=at, y=r["mean"], mode="lines", line={**look, "width": 2}, showlegend=False, **place)
+            figure.add_scatter(x=[step for curve in r["curves"] for step in at], y=[curve[str(step)] for curve in r["curves"] for step in at], mode="markers",
+                               marker={"color": look["color"], "size": 4}, opacity=0.6, showlegend=False, **place)
+        key = "<br>".join(f'<span style="color:{COLOURS[j % len(COLOURS)]}">{MARKS[DASHES[j % len(DASHES)]]} {r["name"]}  {r["mean"][-1]:.0%}</span>' for j, r in enumerate(rows))
+        figure.add_annotation(text=key, x=61, y=0.22, xref=f"x{i + 1}" if i else "x", yref=f"y{i + 1}" if i else "y", xanchor="right", yanchor="bottom",
+                              showarrow=False, align="left", font={"size": 12}, bgcolor="rgba(255,255,255,.75)")
+    figure.update_xaxes(tickvals=at, range=[-2, 62])
+    figure.update_yaxes(range=[0.2, 1.01], tickformat=".0%")
+    figure.update_layout(template="simple_white", width=1280, height=400 * -(-len(families) // columns), margin={"l": 50, "r": 20, "t": 40, "b": 40},
+                         font={"family": "sans-serif"})
+    page_text = f"<script>{get_plotlyjs()}</script>{figure.to_html(include_plotlyjs=False, full_html=False, config={'staticPlot': True})}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1300, "height": 420 * -(-len(families) // columns)})
+        page.set_content(page_text)
+        page.wait_for_selector(".annotation")
+        page.locator(".js-plotly-plot").screenshot(path=PICTURE)
+        browser.close()
+    print(PICTURE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -138,8 +211,14 @@ def main() -> None:
     one = commands.add_parser("one")
     one.add_argument("name")
     one.add_argument("seed", type=int)
+    commands.add_parser("table")
+    commands.add_parser("picture")
     asked = parser.parse_args()
-    if asked.command == "train":
+    if asked.command == "table":
+        print(table())
+    elif asked.command == "picture":
+        picture()
+    elif asked.command == "train":
         train_all(asked.seeds, asked.only, asked.without, asked.through)
     else:
         result = train_one(next(o for o in OPTIONS if o.name == asked.name), asked.seed)

@@ -64,7 +64,7 @@ KL_ESTIMATORS = {
 
 KL_CONTROLS = {
     "fixed": Option("the coefficient stays"),
-    "adaptive": Option("the coefficient rises while KL is above its target and, once KL has been there, falls below it"),
+    "adaptive": Option("the coefficient rises while KL is above its target and, once KL has been there, falls below it; with group_std start it near 0.8 to hold a low target"),
     "hard": Option("no update is made while KL is above its target; the weights go a tenth of the way back to the reference instead"),
 }
 

@@ -185,7 +185,7 @@ def test_loss_kl_ratio_clip_and_entropy_follow_from_the_tokens(recorded):
     a = recorded.a
     if a.advantage == "value":
         pytest.skip("token advantages of a critic are not stored")
-    coef_kl, coef_entropy, last_entropy, arrived = a.kl_coef, a.entropy_coef, math.inf, False
+    coef_kl, coef_entropy, last_entropy, arrived, completions = a.kl_coef, a.entropy_coef, math.inf, False, 0
     for step in recorded.steps:
         passes, kl = [], None
         for u in range(a.updates_per_batch):
@@ -204,7 +204,8 @@ def test_loss_kl_ratio_clip_and_entropy_follow_from_the_tokens(recorded):
         if a.kl_control == "adaptive":
             arrived = arrived or kl >= a.kl_target
             moved = coef_kl * (1 + np.clip(kl / a.kl_target - 1, -0.2, 0.2) * len(step.rows) / a.kl_horizon)
-            coef_kl = moved if arrived else max(moved, coef_kl)
+            completions += len(step.rows)
+            coef_kl = moved if arrived or completions > 5 * a.kl_horizon else max(moved, coef_kl)
 
 
 def watched(a: SimpleNamespace) -> bool:

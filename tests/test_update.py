@@ -144,7 +144,7 @@ def test_adaptive_kl_follows_zieglers_rule_and_is_clipped_at_a_fifth():
     assert second.kl_coef == pytest.approx(0.02 * 1.2)
 
 
-def test_the_adaptive_coefficient_waits_for_kl_to_come_up_to_its_target_before_it_falls():
+def test_the_adaptive_coefficient_waits_for_kl_to_come_up_to_its_target_before_it_falls_but_not_for_ever():
     a = AlgorithmConfig(kl_control="adaptive", kl_target=0.1, kl_horizon=100, kl_coef=0.02)
     s = Steering.start(a)
     for kl in (0.0, 0.05, 0.099):  # a run's first steps
@@ -153,6 +153,11 @@ def test_the_adaptive_coefficient_waits_for_kl_to_come_up_to_its_target_before_i
     s = s.after_batch(0.2, 50, a)
     assert s.kl_coef == pytest.approx(0.02 * 1.1)  # half a horizon, clipped at a fifth
     assert s.after_batch(0.0, 50, a).kl_coef == pytest.approx(0.02 * 1.1 * 0.9)
+    s = Steering.start(a)
+    for _ in range(10):  # 500 completions, five horizons
+        s = s.after_batch(0.01, 50, a)
+    assert s.kl_coef == 0.02
+    assert s.after_batch(0.01, 50, a).kl_coef == pytest.approx(0.02 * 0.9)  # it never came up: the coefficient is too large
     fixed = AlgorithmConfig(kl_coef=0.02)
     assert Steering.start(fixed).after_batch(5.0, 50, fixed).kl_coef == 0.02
 

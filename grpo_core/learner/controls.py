@@ -39,6 +39,8 @@ KL_CONTROLS: dict[str, Control] = {
     "hard": Control(fixed, limit=lambda a: a.kl_target),
 }
 
+WAIT = 5  # horizons: 40 steps of 64 completions at the default, about as long as a run's KL grows
+
 # ---- the state -----------------------------------------------------------------------------------------------------------
 
 
@@ -50,6 +52,7 @@ class Steering:
     entropy_coef: float
     last_entropy: float = math.inf  # of the update before, nats per carrying token
     kl_arrived: bool = False  # whether KL has ever been at its target
+    num_rows: int = 0  # completions of all batches
 
     @classmethod
     def start(cls, a: AlgorithmConfig) -> Steering:
@@ -67,11 +70,13 @@ class Steering:
         return replace(self, entropy_coef=min(max(self.entropy_coef + step, 0.0), a.entropy_coef_max), last_entropy=entropy)
 
     def after_batch(self, kl: float, num_rows: int, a: AlgorithmConfig) -> Steering:
-        """The coefficient for the next batch. It does not fall before KL has first come up to its target.
+        """The coefficient for the next batch. At first it does not fall: not before KL came up to its target, for WAIT horizons at most.
 
         Every run starts from a KL of 0, which says nothing against its coefficient: lowered all the while, it would be far too small once
-        there is a KL to hold, and take as long to come back.
+        there is a KL to hold, and take as long to come back. But if KL never comes up, the coefficient is what keeps it down.
         """
-        arrived = self.kl_arrived or kl >= a.kl_target
-        coef = KL_CONTROLS[a.kl_control].coef(self.kl_coef, kl, num_rows, a)
-        return replace(self, kl_coef=coef if arrived else max(coef, self.kl_coef), kl_arrived=arrived)
+        arrived, num_rows = self.kl_arrived or kl >= a.kl_target, self.num_rows + num_rows
+        coef = KL_CONTROLS[a.kl_control].coef(self.kl_coef, kl, num_rows - self.num_rows, a)
+        if not arrived and num_rows <= WAIT * a.kl_horizon:
+            coef = max(coef, self.kl_coef)
+        return replace(self, kl_coef=coef, kl_arrived=arrived, num_rows=num_rows)
