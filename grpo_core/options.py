@@ -50,6 +50,8 @@ OBJECTIVES = {
                     "−sg(φ)·A·log p; φ = e^λ·W^k·e^(−λW), W = p/p_old of the completion; (k, λ) = ({vespo_k_pos}, {vespo_lambda_pos}) if A ≥ 0 else ({vespo_k_neg}, {vespo_lambda_neg})"),
     "gmpo": Option("pushes a completion by the geometric mean of its clipped ratios, so a single odd token has no say",
                    "−A·exp(mean over tokens of log w, clipped at ±{gmpo_eps})"),
+    "spo": Option("pushes less the further a token's ratio has moved, not at all at the edge of the clip range, and back beyond it",
+                  "−(w·A − |A|·(w − 1)²/(2ε)); ε = {clip_eps_high} if A > 0 else {clip_eps_low}"),
     "reinforce": Option("pushes by the advantage, without limit", "−A·log p"),
     "trust_region": Option("lets no step move the policy by more than a set KL, instead of clipping tokens or choosing a learning rate",
                            "−w·A; KL(old ‖ new) ≤ {trust_region_delta}"),

@@ -117,6 +117,7 @@ def test_a_row_with_advantage_zero_has_no_policy_gradient_so_a_tied_group_can_be
     ("sapo", -4.97967, 4.78718),            # -2·σ(.5)·4;  2·σ(1.05·.5)·4/1.05
     ("vespo", 2.0 * 1.5**2 * math.exp(3 - 4.5), -2.0 * 1.5**3 * math.exp(2 - 3.0)),  # φ·A with log φ = λ + k·log W - λ·W
     ("gmpo", -2.0 * math.exp(0.4), 2.0 * 1.5),   # log 1.5 = .405 is clipped at .4 for a good one only
+    ("spo", -(3.0 - 2 * 0.25 / 0.4), 3.0 + 2 * 0.25 / 0.4),  # -(w·A - |A|·(w - 1)²/(2·.2))
     ("reinforce", 2.0, -2.0),
 ])
 def test_objectives_have_their_hand_values_for_a_token_half_as_likely_again(name, good, bad):
@@ -124,6 +125,20 @@ def test_objectives_have_their_hand_values_for_a_token_half_as_likely_again(name
     for advantage, expected in ((2.0, good), (-2.0, bad)):
         terms = Terms(-torch.ones_like(w), w.log(), w, torch.full_like(w, advantage), some, some)
         assert OBJECTIVES[name](terms, AlgorithmConfig()).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("advantage", "edge"), [(2.0, 1.3), (-2.0, 0.9)])
+def test_spo_pushes_up_to_the_edge_of_the_clip_range_and_back_beyond_it(advantage, edge):
+    some, a = torch.ones(1, 1, dtype=torch.bool), AlgorithmConfig(objective="spo", clip_eps_low=0.1, clip_eps_high=0.3)
+
+    def slope(ratio):
+        w = torch.tensor([[ratio]], dtype=torch.float64, requires_grad=True)
+        OBJECTIVES["spo"](Terms(w.log(), w.log(), w, torch.full_like(w, advantage), some, some), a).sum().backward()
+        return w.grad.item() * math.copysign(1, advantage)
+
+    assert slope(1.0) == pytest.approx(-2.0)  # the whole advantage, as in every objective
+    assert slope(edge) == pytest.approx(0, abs=1e-6)
+    assert slope(edge + math.copysign(0.05, advantage)) > 0.3
 
 
 def test_the_second_side_of_the_clip_bounds_a_bad_token_that_grew():

@@ -105,6 +105,15 @@ def gmpo(t: Terms, a: AlgorithmConfig) -> Tensor:
     return -t.advantages * masked_mean(c, t.carries).exp() * spread
 
 
+def spo(t: Terms, a: AlgorithmConfig) -> Tensor:
+    """A square penalty in place of the clip: the push ends at the edge of the range, and beyond it turns back.
+
+        ℓ = -(w·A - |A|·(w - 1)²/(2ε))      ε high or low by the sign of A; Simple Policy Optimization, arXiv:2401.16025
+    """
+    eps = torch.where(t.advantages > 0, a.clip_eps_high, a.clip_eps_low)
+    return -(t.ratio * t.advantages - t.advantages.abs() * (t.ratio - 1).square() / (2 * eps))
+
+
 def trust_region(t: Terms, a: AlgorithmConfig) -> Tensor:
     """Push by the advantage, unclipped; the step itself is held within KL(π_old ‖ π) ≤ δ, see trust_region.py.
 
@@ -121,13 +130,14 @@ def reinforce(t: Terms, a: AlgorithmConfig) -> Tensor:
     return -t.advantages * t.logprobs
 
 
-OBJECTIVES: dict[str, Objective] = {"clip": clip, "cispo": cispo, "sapo": sapo, "vespo": vespo, "gmpo": gmpo, "reinforce": reinforce,
+OBJECTIVES: dict[str, Objective] = {"clip": clip, "cispo": cispo, "sapo": sapo, "vespo": vespo, "gmpo": gmpo, "spo": spo, "reinforce": reinforce,
                                     "trust_region": trust_region}
 CONSTRAINED = frozenset({"trust_region"})  # their steps are bounded by KL, not by a learning rate
 
 # Beyond which ratios an objective stops pushing, for the clip metrics. One without a row never stops.
 CLIP_RANGES: dict[str, Callable[[AlgorithmConfig], tuple[float, float]]] = {
     "clip": lambda a: (1 - a.clip_eps_low, 1 + a.clip_eps_high),
+    "spo": lambda a: (1 - a.clip_eps_low, 1 + a.clip_eps_high),
     "cispo": lambda a: (0.0, a.cispo_cap),
     "gmpo": lambda a: (math.exp(-a.gmpo_eps), math.exp(a.gmpo_eps)),
 }

@@ -142,6 +142,17 @@ def test_advantages_of_zero_as_all_null_rewards_give_them_leave_no_policy_gradie
     assert not gradients(policy, nothing).any()
 
 
+def test_luspo_is_the_sequence_ratio_with_a_constant_divisor_but_for_that_divisor():
+    a = AlgorithmConfig(kl_coef=0.0, ratio_level="sequence", aggregation="constant")
+    for seed in range(DRAWS):
+        d = draw(seed, torch.float64)
+        theirs = trl_loss.loss(trl_loss.trainer(LONGEST, loss_type="luspo", importance_sampling_level="sequence"), d.new, d.old, d.entropy, d.mask, d.advantages)
+        mine = ours(d, a).total * LONGEST
+        assert float(mine.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+        g, h = gradients(mine, d), gradients(theirs, d)
+        assert (g - h).norm() <= 1e-5 * h.norm().clamp(min=1e-3)
+
+
 def test_the_table_of_values_that_trl_gave_is_ours_too():
     # field.md (d.12): drawn in this order from seed 0, in float32
     torch.manual_seed(0)
