@@ -31,7 +31,7 @@ STEPS, EVAL_EVERY, WINDOW = 60, 20, 10
 COLOURS = ("#1b6ca8", "#c2410c", "#2e7d32", "#7b3fa0", "#b8860b", "#00838f", "#ad1457")
 DASHES = ("solid", "dash", "dot")  # with the colour, so that no line is told by colour alone
 MARKS = {"solid": "━", "dash": "╍", "dot": "┅"}
-CURVES = ("reward_mean", "kl", "kl_coef", "entropy", "completion_tokens_mean", "num_updates", "tied_group_frac", "tokens")
+CURVES = ("reward_mean", "kl")
 TWO = {"updates_per_batch": 2}  # from the second update on the ratio leaves 1: only there objectives differ
 
 
@@ -66,7 +66,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("several updates", "clip, δ 4, ×2", {"clip_delta": 4.0, **TWO}),
     Option("several updates", "clip, sequence ratio ×2", {"ratio_level": "sequence", "clip_eps_low": 3e-4, "clip_eps_high": 4e-4, **TWO}),
     Option("several updates", "off-policy drop .1 ×4", {"off_policy_threshold": 0.1, "updates_per_batch": 4}),
-    *(Option("objective", f"{name} ×2", {"objective": name, **TWO}) for name in ("cispo", "sapo", "vespo", "gmpo")),
+    *(Option("objective", f"{name} ×2", {"objective": name, **TWO}) for name in ("cispo", "sapo", "vespo", "gmpo", "spo")),
     Option("objective", "reinforce", {"objective": "reinforce"}),
     Option("KL in the loss", "kl_coef 0", {"kl_coef": 0.0}),
     *(Option("KL in the loss", f"{name}, kl_coef .1", {"kl_estimator": name, "kl_coef": 0.1}) for name in ("k1", "k2", "k3", "exact")),
@@ -103,14 +103,14 @@ def train_one(option: Option, seed: int) -> dict[str, Any]:
     train(config, events.append, RunControl())
     steps = [e.metrics for e in events if isinstance(e, StepCompleted)]
     held = {e.step: round(e.metrics["heldout/accuracy"], 4) for e in events if isinstance(e, Evaluated)}
-    # The tree that runs may be a copy without a repository; then the commit is what the caller says.
     return {"option": option.name, "family": option.family, "seed": seed, "commit": commit(), "settings": option.settings, "preset": option.preset,
-            "seconds": round(perf_counter() - started, 1), "heldout": held,
+            "seconds": round(perf_counter() - started, 1), "heldout": held, "tokens": sum(s.tokens for s in steps), "updates": sum(s.num_updates for s in steps),
+            "length": _short(fmean(s.completion_tokens_mean for s in steps[-WINDOW:])),
             **{name: [_short(getattr(s, name)) for s in steps] for name in CURVES}}
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+    return None if value is None else float(f"{value:.3g}")
 
 
 def commit() -> str:
@@ -145,8 +145,8 @@ def summary(family: str) -> list[dict[str, Any]]:
             rows.append({
                 "name": option.name, "runs": len(runs), "curves": [run["heldout"] for run in runs], "mean": [fmean(h) for h in held],
                 "range": (min(held[-1]), max(held[-1])), "kl": fmean(v for run in runs for v in run["kl"][-WINDOW:] if v is not None),
-                "length": fmean(v for run in runs for v in run["completion_tokens_mean"][-WINDOW:]),
-                "tokens": fmean(sum(run["tokens"]) for run in runs), "updates": fmean(sum(run["num_updates"]) for run in runs)})
+                "length": fmean(run["length"] for run in runs),
+                "tokens": fmean(run["tokens"] for run in runs), "updates": fmean(run["updates"] for run in runs)})
     return rows
 
 
@@ -157,9 +157,13 @@ def table() -> str:
     for family in dict.fromkeys(o.family for o in OPTIONS):
         out.append(f"| **{family}** | | | | | | | |")
         for r in summary(family):
-            out.append(f"| {r['name']} | {r['runs']} | {', '.join(f'{m:.1%}' for m in r['mean'][:-1])} | {r['mean'][-1]:.1%} ({r['range'][0]:.1%}–{r['range'][1]:.1%}) | "
+            out.append(f"| {r['name']} | {r['runs']} | {', '.join(f'{m:.1%}' for m in r['mean'][:-1])} | {r['mean'][-1]:.1%}{spread(r)} | "
                        f"{r['kl']:.3f} | {r['length']:.1f} | {r['tokens']:,.0f} | {r['updates']:.0f} |")
     return "\n".join(out)
+
+
+def spread(row: dict[str, Any]) -> str:
+    return f" ({row['range'][0]:.1%}–{row['range'][1]:.1%})" if row["runs"] > 1 else ""
 
 
 def picture() -> None:
