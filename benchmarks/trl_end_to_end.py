@@ -29,7 +29,7 @@ from grpo_core.control import RunControl
 from grpo_core.policy import Policy, load_policy
 from grpo_core.rubric import Rubric, build_rubric
 from grpo_core.tasks import load_task, train_prompts
-from grpo_core.trainer import default_learning_rate, train
+from grpo_core.trainer import learning_rate, train
 from grpo_core.types import Completion, Prompt, StepCompleted
 
 STEPS, FIRST, LAST = 60, 40, 60
@@ -48,8 +48,8 @@ def theirs(config: RunConfig) -> list[float]:
     policy, rubric, task = load_policy(config.model, t.seed), build_rubric(config.rubric), load_task(config.task)
     prompts = [p for step in range(1, t.steps + 1) for p in train_prompts(task, t.seed, step, t.prompts_per_step)]
     assert all(policy.tokenizer(p.text)["input_ids"] == policy.encode(p, task.instruction) for p in prompts), "TRL would read other prompts"
-    learning_rate = t.learning_rate or default_learning_rate(policy)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    rate = learning_rate(config, policy)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     # TRL's own warm-up begins one step later, at a learning rate of 0.
     warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / t.warmup_steps))
     with tempfile.TemporaryDirectory() as folder:

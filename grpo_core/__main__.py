@@ -193,6 +193,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def bench_command(arguments: argparse.Namespace) -> int:
+    from benchmarks import speed
+
+    speed.run(arguments)
+    return 0
+
+
 def runs_command(arguments: argparse.Namespace) -> int:
     rows = Store(arguments.db).runs()
     if arguments.json:
@@ -388,6 +395,11 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--config", metavar="FILE", help="a configuration as exported")
     model.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field, e.g. model.name=Qwen/Qwen3-0.6B; may be repeated")
     model.add_argument("--no-sample", action="store_true", help="do not load the weights for a sampled answer")
+    if (Path(__file__).parent.parent / "benchmarks").is_dir():  # of the checkout, not of the package
+        from benchmarks import speed
+
+        speed.add_arguments(command("bench", bench_command, speed.__doc__))
+
     compare = command("compare", compare_command, "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.")
     compare.add_argument("presets", nargs="+", metavar="PRESET", help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough")
     compare.add_argument("--task", help="a task (default: the configuration's)")

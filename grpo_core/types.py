@@ -149,7 +149,7 @@ class StepMetrics:
         "Mean over completion tokens of the chosen estimator of KL(policy, reference), before coefficient and ratio correction.",
         "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.")
     kl_coef: float | None = metric("KL coefficient", "1", "Weight of the KL term in this step's loss.",
-        "0: KL is measured on every eighth group and not trained on.")
+        "0: KL is measured on an eighth of the completions and not trained on.")
     entropy: float | None = metric("Entropy", "nats/token", "Mean entropy of the policy's next-token distribution on completion tokens; of the groups that were computed, where tied ones are skipped.",
         "Falls as the policy commits. Near 0 all siblings look alike and groups tie.")
     entropy_coef: float | None = metric("Entropy bonus", "1", "Weight of the entropy bonus in this step's loss.",

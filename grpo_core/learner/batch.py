@@ -45,6 +45,10 @@ class Batch:
         """The groups [start, stop)."""
         return self.select([(p, self.siblings[p]) for p in range(start, stop)])
 
+    def first(self, num_rows: int) -> Batch:
+        """The first rows, with as many of their prompts as it takes."""
+        return self.select([(p, rows[: num_rows - rows.start]) for p, rows in enumerate(self.siblings) if rows.start < num_rows])
+
     def ungrouped(self) -> Batch:
         """The same rows, each a group of its own."""
         return self.select([(p, [i]) for p, rows in enumerate(self.siblings) for i in rows])
@@ -95,15 +99,17 @@ class Batch:
 def micro_batches(batch: Batch, max_tokens: int, hidden_size: int, handy: int | None = None) -> list[Batch]:
     """The batch in parts of at most `max_tokens` padded tokens, or of one completion where that has more.
 
-    Rows of similar width stand together, so that little is padding. A part that has `handy` tokens takes no further row.
+    Rows of similar width stand together, so that little is padding. A part that has `handy` tokens takes no further row that would
+    make a tenth of it padding.
     """
-    handy = max_tokens if handy is None else min(handy, max_tokens)
+    handy = max_tokens if handy is None else handy
     strips = sorted(_strips(batch, max_tokens, hidden_size), key=batch.strip_tokens)
     widths = [batch.strip_tokens(s) for s in strips]
     parts, start = [], 0
     for stop in range(1, len(strips) + 1):
         # Sorted, so the next strip is the widest, and all would be padded to it.
-        if stop == len(strips) or (stop + 1 - start) * widths[stop] > handy:
+        if stop == len(strips) or (padded := (stop + 1 - start) * widths[stop]) > max_tokens or (
+                sum(widths[start:stop]) >= handy and padded > 1.1 * sum(widths[start : stop + 1])):
             parts.append(batch.select(strips[start:stop]))
             start = stop
     return parts

@@ -18,7 +18,7 @@ from grpo_core.learner.family import Family, masked
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
 MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks, twice
-BLOCK = 2**20  # logits worked on at once: what fits a core's cache
+BLOCK = 2**18  # logits worked on at once: what fits a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,16 @@ class _Chosen(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, chosen: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         picked = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
         entropy = torch.empty_like(picked) if with_entropy else None
+        normaliser = torch.empty_like(picked)
         rows = _block(logits)
         for start in range(0, len(logits), rows):
             at = slice(start, start + rows)
             logprobs = _scaled(logits[at].to(picked.dtype), temperature).log_softmax(-1)
             picked[at] = logprobs.gather(-1, chosen[at, None])[:, 0]
+            normaliser[at] = _scaled(logits[at, 0].to(picked.dtype), temperature) - logprobs[:, 0]
             if with_entropy:
                 entropy[at] = logprobs.exp().mul_(logprobs).sum(-1).neg_()
-        ctx.save_for_backward(logits, chosen)
+        ctx.save_for_backward(logits, chosen, normaliser)
         ctx.temperature = temperature
         if with_entropy:
             ctx.mark_non_differentiable(entropy)
@@ -99,14 +101,13 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, chosen = ctx.saved_tensors
-        out, scaled = torch.empty_like(logits), gradient / ctx.temperature
+        logits, chosen, normaliser = ctx.saved_tensors
+        out, scaled = torch.empty(logits.shape, dtype=gradient.dtype, device=logits.device), (gradient / ctx.temperature)[:, None]
         rows = _block(logits)
         for start in range(0, len(logits), rows):
             at = slice(start, start + rows)
-            pulled = _scaled(logits[at].to(gradient.dtype), ctx.temperature).softmax(-1).mul_(-scaled[at, None])
-            out[at] = pulled.scatter_add_(-1, chosen[at, None], scaled[at, None])
-        return out, None, None, None
+            torch.sub(_scaled(logits[at].to(gradient.dtype), ctx.temperature), normaliser[at, None], out=out[at]).exp_().mul_(-scaled[at])
+        return out.scatter_add_(-1, chosen[:, None], scaled).to(logits.dtype), None, None, None
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

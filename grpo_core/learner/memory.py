@@ -18,7 +18,8 @@ log = logging.getLogger("grpo_studio")
 
 T = TypeVar("T")
 
-HANDY = 1024  # tokens that keep a CPU's cores busy; with more the activations only leave its caches, and more is padding
+HANDY = 512  # tokens that keep a CPU's cores busy: beyond it a part grows only as long as little is padding
+ENOUGH = 1536  # and beyond this not at all: it would cost memory and save nothing
 
 
 class Fitting:
@@ -29,8 +30,12 @@ class Fitting:
         self._hidden_size = hidden_size(model)
 
     def parts(self, batch: Batch) -> list[Batch]:
-        handy = HANDY if batch.device.type == "cpu" else None
-        return micro_batches(batch, self.max_tokens, self._hidden_size, handy) if len(batch) else []
+        if not len(batch):
+            return []
+        if batch.device.type != "cpu":
+            return micro_batches(batch, self.max_tokens, self._hidden_size)
+        widest = max(batch.strip_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
+        return micro_batches(batch, min(self.max_tokens, max(ENOUGH, widest)), self._hidden_size, HANDY)
 
     def attempt(self, batch: Batch, work: Callable[[list[Batch]], T]) -> T:
         """work(parts); when memory runs out, again from the start with parts half as large. `work` must bear being begun anew.

@@ -25,7 +25,7 @@ from grpo_core.learner.trust_region import TrustRegionStep, trust_region_step
 
 log = logging.getLogger("grpo_studio")
 
-MEASURED_SHARE = 8  # where KL is not trained on it is measured on every eighth group only: the curve is always drawn, but cheap
+MEASURED_SHARE = 8  # where KL is not trained on it is measured on an eighth of the rows only: the curve is always drawn, but cheap
 COEFS = ("kl_coef", "entropy_coef")  # set by a person, moved by a controller
 STEP_BACK = 0.1  # share of the way to the reference: KL falls by about a fifth, several times what one update adds
 
@@ -114,7 +114,7 @@ class Learner:
         for _ in range(a.updates_per_batch):
             done, parts, cut = self.fitting.attempt(teaching, one_pass)
             if not passes and not watches:
-                share = batch.select(list(enumerate(batch.siblings))[::MEASURED_SHARE])
+                share = batch.first(-(-len(batch) // MEASURED_SHARE))
                 measured = self.fitting.attempt(share, lambda parts: self.passes.measure(parts, tokens, breathe))
             passes.append(done)
             if done.kl is not None and done.kl > control.limit(a):

@@ -81,15 +81,34 @@ def _decode(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, t
 def _draw(logits: Tensor, temperature: float, chance: Tensor, keep_logprobs: bool) -> tuple[Tensor, Tensor | None]:
     """One token a row from softmax(logits / temperature), and its log-probability.
 
-    The token at which the cumulative distribution passes u·(its end), u uniform in [0, 1).
+    The token at which the cumulative distribution passes u·(its end), u uniform in [0, 1), found in two steps: in which stretch of the
+    vocabulary, then where in that stretch. The whole vocabulary is then only summed up and never accumulated.
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1:
-        scaled = scaled / temperature if temperature else scaled
-    probabilities = scaled.softmax(-1)  # (b, V)
-    if temperature:
-        passed = probabilities.cumsum(-1, dtype=torch.float64)
-        token = torch.searchsorted(passed, chance[:, None] * passed[:, -1:], right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-    else:
+    if not temperature:
         token = scaled.argmax(-1)
-    return token, probabilities.gather(1, token[:, None]).squeeze(1).log() if keep_logprobs else None
+        return token, scaled.log_softmax(-1).gather(1, token[:, None]).squeeze(1) if keep_logprobs else None
+    # In place, e^(logit - the largest): the logits are nobody else's, and memory as large as they are is slow to come by.
+    weights = (scaled if temperature == 1 else scaled.div_(temperature)).sub_(scaled.amax(-1, keepdim=True)).exp_()
+    token, total = _passes(weights, chance)
+    return token, (weights.gather(1, token[:, None]).squeeze(1) / total).log() if keep_logprobs else None
+
+
+STRETCH = 256
+
+
+def _passes(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """weights (b, V), chance (b,) in [0, 1) -> where their running sum first exceeds chance times the whole, and the whole, (b,) each."""
+    num_rows, size = weights.shape
+    whole = size - size % STRETCH
+    sums = weights[:, :whole].view(num_rows, -1, STRETCH).sum(-1) if whole == size else torch.cat(
+        [weights[:, :whole].unflatten(1, (-1, STRETCH)).sum(-1), weights[:, whole:].sum(-1, keepdim=True)], 1)
+    ends = sums.double().cumsum(-1)  # (b, V/256)
+    target = chance[:, None] * ends[:, -1:]
+    which = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # (b, 1)
+    places = which * STRETCH + torch.arange(STRETCH, device=weights.device)  # (b, 256)
+    inside = torch.where(places < size, weights.gather(1, places.clamp(max=size - 1)), 0.0).double().cumsum(-1)
+    # Rounding may leave the target just beyond the stretch's own sum: then its last token that can be drawn is meant.
+    before = torch.where(which > 0, ends.gather(1, (which - 1).clamp(min=0)), 0.0)
+    rest = (target - before).clamp(max=inside[:, -1:] * (1 - 1e-12))
+    return places.gather(1, torch.searchsorted(inside, rest, right=True).clamp(max=STRETCH - 1)).squeeze(1), ends[:, -1]
