@@ -9,12 +9,16 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
 
+from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
+from grpo_core.types import RunStatus
 
 RECOVER_SECONDS = 5.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,8 +35,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
+    from grpo_core.limits import from_environment
+    from grpo_core.rubric.judge import HOSTS_VARIABLE
     from grpo_core.store import Store
+    from grpo_core.store.snapshot import Snapshots
+    from grpo_core.tasks.table import cache_folder
 
+    snapshots = Snapshots(Path(options.db), Path(options.snapshots)) if options.snapshots else None
+    if snapshots is not None and snapshots.restore():
+        print(f"restored {options.db} from {options.snapshots}", flush=True)
     store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
     from grpo_core.desk import Desk
     from grpo_core.policy import check_model, describe_device, pick_device
@@ -42,8 +53,17 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     from ui.page import build_app, launch_options
 
     add_plugins(options.rewards)
-    runs = RunManager(store, train, check=lambda config: check_model(config.model), device=describe_device(pick_device()))
-    page = build_app(store, runs, Desk())
+    public = options.host not in LOOPBACK or options.share
+    limits = from_environment(os.environ, [*map(Path, options.files), cache_folder().parent / "uploads"] if public else None)
+    if public:
+        os.environ.setdefault(HOSTS_VARIABLE, "")  # a judge's address typed by a stranger must not reach inner hosts
+
+    def check(config: RunConfig) -> None:
+        limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
+        check_model(config.model)
+
+    runs = RunManager(store, train, check=check, device=describe_device(pick_device()))
+    page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check))
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
                 quiet=True, **launch_options(host=options.host, share=options.share))
     print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
@@ -55,8 +75,12 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
     while not asked.wait(RECOVER_SECONDS):
+        if snapshots is not None:
+            snapshots.renew()
         runs.recover()  # a run of another process, killed while this one only watched, must not look alive for ever
     runs.close()
+    if snapshots is not None:
+        snapshots.renew(now=True)
     page.close(verbose=False)
     return 0
 
@@ -89,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
                         help="address to listen on (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), help="default 7860")
     parser.add_argument("--db", default="runs/grpo.sqlite", help="the SQLite file with all runs (default runs/grpo.sqlite)")
+    parser.add_argument("--files", metavar="FOLDER", action="append", default=[],
+                        help="off this machine only: a folder below which models and prompt files may be named; may be repeated. Default: none")
+    parser.add_argument("--snapshots", metavar="FOLDER", default=os.environ.get("GRPO_SNAPSHOTS"),
+                        help="keep a copy of the file here, renewed every minute, and restore it when the file is gone (for containers with a mounted bucket)")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument("--rewards", metavar="FILE.py", action="append", default=[],
                         help="a plug-in file with reward functions f(completions, prompts, **columns); may be repeated. Runs locked up, but is yours to trust")

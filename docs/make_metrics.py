@@ -26,8 +26,9 @@ One value per optimiser step, a column of the table `steps` and of the CSV expor
 OPEN = """
 ## Scores
 
-`score/NAME`, table `metrics`: mean over the step's completions of the score of criterion NAME, each in [0, 1] before its weight.
-Completions that could not be scored are left out. The built-in checks:
+`score/NAME`, table `metrics`: mean over the step's completions of the score of criterion NAME, in the range of its check, before its weight.
+Completions that could not be scored are left out. `used/NAME/WHAT`: what an LLM judge cost in the step: requests, cached, tokens, seconds,
+cost. The built-in checks:
 
 | check | full score when |
 |---|---|
@@ -35,13 +36,14 @@ Completions that could not be scored are left out. The built-in checks:
 HELDOUT = """
 ## Held-out evaluation
 
-Before step 1, every `train.eval_every` steps and after the last: one completion of each held-out prompt, sampled at the training
-temperature from the same random numbers each time. No held-out prompt is ever trained on.
+Before step 1, every `train.eval_every` steps and after the last: `train.eval_samples` completions of each held-out prompt (default 1), sampled at
+the training temperature from the same random numbers each time, or greedy (`train.eval_mode`). No held-out prompt is ever trained on.
 
 | name | unit | definition | how to read it |
 |---|---|---|---|
 | `heldout/accuracy` | share | Share of completions that reach the rubric's outcome criterion (score 1). | The result. Compare it with its interval, not with the last digit. |
-| `heldout/accuracy_low`, `heldout/accuracy_high` | share | 95 % Wilson interval of that share. | Two runs whose intervals overlap widely may be equal. |
+| `heldout/accuracy_low`, `heldout/accuracy_high` | share | 95 % interval of that share: Wilson's for one try a prompt, mean ± 1.96 standard errors over prompts for several. | Two runs whose intervals overlap widely may be equal. |
+| `heldout/pass@K` | share | With several tries: chance that one of K is right, 1 - C(n-c, K)/C(n, K) for c right of n, mean over prompts; `_low`, `_high` as above. | Far above accuracy: the policy can, but seldom does; there is something to reinforce. |
 | `heldout/reward` | reward | Mean total reward. | Training reward rising while this does not: the prompts are being memorised. |
 | `heldout/NAME` | share | Mean score of criterion NAME. | `heldout/reasoning`: the share that reasons, watched and not paid for. |
 | `heldout/completion_tokens` | tokens | Mean completion length, end token counted. | Longer and better is thinking; longer alone is not. |

@@ -8,16 +8,17 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, parse, read_json, with_preset
 from grpo_core.control import RunControl, Start
 from grpo_core.errors import FieldProblem, InvalidConfig, NotFound, StudioError
+from grpo_core.recipes import as_command, as_trl_script
 from grpo_core.store import RunRow, Store, export
 from grpo_core.types import Evaluated, Event, Phase, PhaseStarted, RunStatus, StepCompleted
 
@@ -156,6 +157,20 @@ def model_command(arguments: argparse.Namespace) -> int:
     return 1 if found.problems else 0
 
 
+def preflight_command(arguments: argparse.Namespace) -> int:
+    config = build_config(arguments.config, arguments.preset, arguments.set)
+    from grpo_core.desk import Desk
+    from grpo_core.preflight import verdict
+    from grpo_core.runs import prepare
+
+    found = Desk().preflight(prepare(config))
+    if arguments.json:
+        print(json.dumps({"verdict": verdict(found), "findings": [asdict(f) for f in found]}))
+    for f in [] if arguments.json else found:
+        print(f"{f.level:<6} {f.title}: {printable(f.text)}")
+    return 1 if verdict(found) == "red" else 0
+
+
 def compare_command(arguments: argparse.Namespace) -> int:
     from grpo_core.compare import Comparison, Refused, find_presets, measure, summarise, table
     from grpo_core.runs import prepare
@@ -268,12 +283,19 @@ def report_command(arguments: argparse.Namespace) -> int:
 def export_command(arguments: argparse.Namespace) -> int:
     store = Store(arguments.db)
     row = _find(store, arguments.run_id)
+    if arguments.format in ("model", "adapter"):
+        from grpo_core.trained import export_model  # torch
+
+        folder = export_model(store, row.id, Path(arguments.out or row.id), arguments.step, adapter_only=arguments.format == "adapter")
+        print(json.dumps({"run_id": row.id, "format": arguments.format, "path": str(folder)}) if arguments.json else f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+        return 0
     out = arguments.out or (f"{row.id}.parquet" if arguments.format == "parquet" else "-")
     try:
         if arguments.format == "parquet":
             export.export_rollouts_parquet(store, row.id, out)
         else:
-            write = {"csv": export.export_metrics_csv, "jsonl": export.export_rollouts_jsonl, "config": export.export_config_json}[arguments.format]
+            write = {"csv": export.export_metrics_csv, "jsonl": export.export_rollouts_jsonl, "config": export.export_config_json,
+                     "command": _text_of(as_command), "trl": _text_of(as_trl_script)}[arguments.format]
             if out == "-":
                 write(store, row.id, sys.stdout)
                 return 0
@@ -284,6 +306,10 @@ def export_command(arguments: argparse.Namespace) -> int:
     size = Path(out).stat().st_size
     print(json.dumps({"run_id": row.id, "format": arguments.format, "path": out, "bytes": size}) if arguments.json else f"{out}: {size:,} bytes")
     return 0
+
+
+def _text_of(recipe: Callable[[RunConfig], str]) -> Callable[[Store, str, TextIO], None]:
+    return lambda store, run_id, out: print(recipe(parse(store.run(run_id).config)), end="", file=out)
 
 
 # ---- reading the request -------------------------------------------------------------------------------------------
@@ -400,6 +426,10 @@ def _parser() -> argparse.ArgumentParser:
 
         speed.add_arguments(command("bench", bench_command, speed.__doc__))
 
+    preflight = command("preflight", preflight_command, "One report before step 1: model, prompts, rubric, baseline, KL, time and memory of a real first step. Exit code 1: red.")
+    preflight.add_argument("--preset", help=f"an algorithm: {', '.join(PRESETS)}")
+    preflight.add_argument("--config", metavar="FILE", help="a configuration as exported")
+    preflight.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field; may be repeated")
     compare = command("compare", compare_command, "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.")
     compare.add_argument("presets", nargs="+", metavar="PRESET", help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough")
     compare.add_argument("--task", help="a task (default: the configuration's)")
@@ -408,14 +438,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field of every run; may be repeated")
     command("runs", runs_command, "List the runs, newest first.")
     show = command("show", show_command, "Show one run: settings, steps, held-out results.")
-    write = command("export", export_command, "Write a run to a file: metrics (csv), rollouts (jsonl, parquet) or config (config).")
+    write = command("export", export_command, "Write a run to a file: metrics (csv), rollouts (jsonl, parquet), settings (config, command, trl: the same run as a TRL script), the trained model or adapter.")
     advise = command("advise", advise_command, "What is wrong with a run, if anything: diagnoses with evidence and what to try.")
     report = command("report", report_command, "One self-contained HTML file of a run: curves, verdicts, advice, best and worst groups, settings.")
     for sub in (report, show, advise, write):
         sub.add_argument("run_id", metavar="RUN", help="id, the beginning of one, or `last`")
-    write.add_argument("--format", choices=["csv", "jsonl", "parquet", "config"], required=True)
     report.add_argument("--out", metavar="FILE", help="default: RUN.html")
-    write.add_argument("--out", metavar="FILE", help="default: standard output; RUN.parquet for parquet")
+    write.add_argument("--format", choices=["csv", "jsonl", "parquet", "config", "command", "trl", "model", "adapter"], required=True)
+    write.add_argument("--step", type=_count, metavar="N", help="model, adapter: the saved step (default: the last)")
+    write.add_argument("--out", metavar="FILE", help="default: standard output; RUN.parquet for parquet; a new folder RUN for a model")
     return parser
 
 

@@ -183,6 +183,9 @@ class TrainConfig(Section):
     checkpoint_keep: int = knob(2, "Keep the last", "Saved states that are kept beside the one of the best held-out accuracy.", unit="checkpoints", ge=1, le=1000)
     checkpoint_keep_every: int = knob(0, "Keep every", "Saved states of every so many steps are kept for good; 0: none.", unit="steps", ge=0, le=1_000_000)
     eval_every: int = knob(20, "Evaluate every", "Steps between held-out evaluations; 0: only before and after.", unit="steps", ge=0, le=1_000_000)
+    eval_samples: int = knob(1, "Tries per held-out prompt", "Completions of each held-out prompt. With more than one pass@k is measured too, for k = 2, 4, … up to this.",
+        unit="completions", ge=1, le=256, way_out="1 is usual; 8 shows pass@8 at eight times the cost.")
+    eval_mode: Literal["sampled", "greedy"] = knob("sampled", "Held-out answers", "`sampled` at the training temperature, or `greedy`: always the likeliest token.")
     token_records: int = knob(1, "Token records every", "Steps between records of every token's log-probabilities and entropy, at most 20 bytes a token; 0: none are kept.",
         unit="steps", ge=0, le=1_000_000, way_out="1 keeps all, 0 none.")
 

@@ -36,6 +36,8 @@ CONFLICTS: tuple[Conflict, ...] = (
              "with LoRA the reference is the model without its adapters, which cannot move", "Use 0, or a LoRA rank of 0."),
     Conflict("algorithm.objective", lambda c: c.algorithm.objective == "trust_region" and c.model.lora_rank > 0,
              "the trust region's step is taken in all weights, and LoRA trains only adapters", "Use another objective, or a LoRA rank of 0."),
+    Conflict("train.eval_samples", lambda c: c.train.eval_mode == "greedy" and c.train.eval_samples > 1,
+             "greedy answers are all alike", "Use 1, or sampled answers."),
     Conflict("rubric.criteria", lambda c: bool(c.rubric.criteria) and not any(k.weight > 0 for k in c.rubric.criteria),
              "all weights are 0, so every reward would be 0", "Give at least one criterion a weight above 0."),
     Conflict("rubric.criteria", lambda c: len({k.name for k in c.rubric.criteria}) < len(c.rubric.criteria),

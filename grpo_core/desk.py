@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpo_core.config import RunConfig
+from grpo_core.config import RunConfig, parse
+from grpo_core.errors import StudioError
 from grpo_core.fit import too_long_rows
 from grpo_core.lending import Lending
-from grpo_core.policy import load_reader
+from grpo_core.policy import Reader, load_reader
 from grpo_core.policy.report import ModelReport, report
+from grpo_core.preflight import Finding, findings, first_step
 from grpo_core.rollout import sample_groups
-from grpo_core.tasks import heldout_prompts, load_task, train_prompts
+from grpo_core.rubric import Rubric, Spread, build_rubric
+from grpo_core.rubric.predict import GROUP_SIZES, tied_share
+from grpo_core.rubric.probes import Probe, probe
+from grpo_core.scoring import compare_groups
+from grpo_core.store import Store
+from grpo_core.tasks import Task, heldout_prompts, load_task, prompt_id, train_prompts
+from grpo_core.trained import Played, export_model, play, some_prompt
+from grpo_core.types import Completion, Group, Prompt, Rollout
 
-GREEDY = 1e-6  # a temperature at which the likeliest token always wins
+GREEDY = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +50,46 @@ class Preview:
     counts: dict[str, Any]
 
 
+def counted(task: Task, reader: Reader, config: RunConfig) -> dict[str, Any]:
+    """What was found while reading a file or dataset; nothing for a task that makes its own prompts."""
+    if task.table is None:
+        return {}
+    table = task.table
+    return {**asdict(table.counts), "train": len(table.train), "heldout": len(table.heldout), "prompt_column": table.columns.prompt,
+            "answer_column": table.columns.answer, "too_long": 0 if reader.context is None else len(too_long_rows(task, reader, config))}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Groups that were sampled and scored without training: what would be learned from them, and what scoring took."""
+
+    groups: tuple[Group, ...]
+    seconds: dict[str, float]  # by criterion
+    notes: dict[str, dict[str, int]]
+    tied: dict[int, float | None]  # group size -> expected share of tied groups
+
+
 class Desk:
     """Answers questions about models and prompts. Holds nothing between them but the last model."""
 
-    def __init__(self) -> None:
-        self._models = Lending()
+    def __init__(self, store: Store | None = None, busy: Callable[[], bool] = lambda: False, check: Callable[[RunConfig], None] = lambda config: None) -> None:
+        """store: where runs are, for questions about them. busy: whether a run has the device. check: raises for what this server does not allow."""
+        self._models, self._store, self._busy, self._check = Lending(), store, busy, check
 
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first prompts of training and one held-out one, as the model will read them. Raises InvalidConfig."""
+        self._check(config)
         task, reader = load_task(config.task), load_reader(config.model)
         shown = [(p, False) for p in train_prompts(task, config.train.seed, 1, count)] + [(p, True) for p in heldout_prompts(task, min(1, config.task.heldout_size))]
         prompts = []
         for prompt, heldout in shown:
             ids = reader.encode(prompt, task.instruction)
             prompts.append(PromptAsRead(prompt.id, reader.tokenizer.decode(ids), len(ids), prompt.answer, heldout))
-        counts: dict[str, Any] = {}
-        if task.table is not None:
-            table = task.table
-            counts = {**asdict(table.counts), "train": len(table.train), "heldout": len(table.heldout), "prompt_column": table.columns.prompt,
-                      "answer_column": table.columns.answer, "too_long": 0 if reader.context is None else len(too_long_rows(task, reader, config))}
-        return Preview(tuple(prompts), bool(reader.tokenizer.chat_template), reader.context, counts)
+        return Preview(tuple(prompts), bool(reader.tokenizer.chat_template), reader.context, counted(task, reader, config))
 
     def check_model(self, config: RunConfig, sample: bool = True) -> tuple[ModelReport, str]:
         """What can be said of the model for this run, and one greedily sampled answer to the task's first prompt ("" if it was not asked for or does not fit)."""
+        self._check(config)
         found = report(config)
         if not sample or found.problems:
             return found, ""
@@ -71,3 +99,71 @@ class Desk:
             [answer] = sample_groups(policy, [policy.encode(prompt, task.instruction)], 1, min(64, config.train.max_new_tokens), GREEDY,
                                      torch.Generator(policy.device).manual_seed(0))
             return found, policy.decode(answer.token_ids)
+
+    def preflight(self, config: RunConfig) -> list[Finding]:
+        """One report before step 1, a real first step among it. Raises StudioError for what cannot even begin."""
+        self._check(config)
+        if self._busy():
+            raise StudioError("A run is going on this device. Preflight takes a step of its own: pause or stop the run, or wait.")
+        self._models.forget()
+        heldout_prompts(load_task(config.task), config.task.heldout_size)
+        model, reader = report(config), load_reader(config.model)
+        counts = counted(load_task(config.task), reader, config)
+        if model.problems:
+            return [Finding("red", "Model", p) for p in model.problems]
+        return findings(config, model, counts, first_step(config))
+
+    def try_rubric(self, config: RunConfig, num_prompts: int = 3) -> Tried:
+        """A few groups of the run's own size, sampled from the model as it is, scored and compared; nothing is trained."""
+        self._check(config)
+        task, rubric, t = load_task(config.task), build_rubric(config.rubric), config.train
+        prompts = train_prompts(task, t.seed, 1, num_prompts)
+        with self._models.use(config.model, t.seed) as policy:
+            sampled = sample_groups(policy, [policy.encode(p, task.instruction) for p in prompts], t.group_size, t.max_new_tokens, t.temperature,
+                                    torch.Generator(policy.device).manual_seed(t.seed))
+            return self._compared(prompts, [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled], rubric, config)
+
+    def score_texts(self, config: RunConfig, texts: Sequence[str]) -> Tried:
+        """Pasted completions as one group of the task's first prompt."""
+        self._check(config)
+        task, rubric, reader = load_task(config.task), build_rubric(config.rubric), load_reader(config.model)
+        completions = [Completion(text, "stop", len(reader.tokenizer(text)["input_ids"])) for text in texts]
+        return self._compared(train_prompts(task, config.train.seed, 1, 1), completions, rubric, config)
+
+    def probe(self, config: RunConfig) -> list[Probe]:
+        """What texts that deserve nothing would earn from this rubric, on the task's first prompt."""
+        self._check(config)
+        task, reader = load_task(config.task), load_reader(config.model)
+        [prompt] = train_prompts(task, config.train.seed, 1, 1)
+        return probe(build_rubric(config.rubric), prompt, lambda text: len(reader.tokenizer(text)["input_ids"]))
+
+    @staticmethod
+    def _compared(prompts: Sequence[Prompt], completions: Sequence[Completion], rubric: Rubric, config: RunConfig) -> Tried:
+        size = len(completions) // len(prompts)
+        scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)])
+        rollouts = [Rollout(*one, 0.0) for one in zip(completions, scored.scores, scored.rewards, strict=True)]
+        pairs = [(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+        by_siblings = config.model_copy(update={"algorithm": config.algorithm.model_copy(update={"advantage": "group_std"})}) if config.algorithm.advantage == "value" else config
+        groups, _, _ = compare_groups(pairs, rubric, by_siblings, Spread())
+        rewards = [[r.reward for r in g.rollouts] for g in groups]
+        return Tried(groups, scored.seconds, {name: dict(why) for name, why in scored.notes.items()}, {g: tied_share(rewards, g) for g in GROUP_SIZES})
+
+    # ---- after a run ---------------------------------------------------------------------------------------------------
+
+    def run_prompt(self, run_id: str, number: int) -> Prompt:
+        """A held-out prompt of the run's task."""
+        return some_prompt(parse(self._runs.run(run_id).config), number)
+
+    def play(self, run_id: str, text: str, answer: str, steps: Sequence[int], count: int, temperature: float) -> Played:
+        """Before and after, or any two saved steps (0 = before): answers to one prompt, scored by the run's rubric. Works while a run is paused."""
+        config = parse(self._runs.run(run_id).config)
+        prompt = Prompt(prompt_id(config.task.name, text), text, answer, config.task.name)
+        return play(self._runs, self._models, run_id, prompt, steps, count, temperature)
+
+    def export_model(self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False) -> Path:
+        return export_model(self._runs, run_id, folder, step, adapter_only)
+
+    @property
+    def _runs(self) -> Store:
+        assert self._store is not None, "this desk was given no store"
+        return self._store

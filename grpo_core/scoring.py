@@ -15,6 +15,7 @@ from grpo_core.learner.advantages import compare
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled
 from grpo_core.rubric import Notes, Rubric, Spread, gated, shaped, total, variance_shares, verdict
+from grpo_core.rubric.predict import mean_interval, pass_at
 from grpo_core.rubric.shaping import Scores
 from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
 
@@ -127,20 +128,37 @@ def too_many_unscored(groups: Sequence[Group]) -> str | None:
 
 
 def heldout_metrics(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> dict[str, float | None]:
-    """Means over one completion of each held-out prompt.
+    """Means over the completions of each held-out prompt, as many of each, one after the other.
 
-    heldout/accuracy is the share that reaches the rubric's outcome criterion, with its 95 % Wilson interval.
+    heldout/accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 % interval: Wilson's for one try a prompt, over
+    prompts for several; then heldout/pass@k for k = 2, 4, … too.
     """
+    tries = len(sampled) // len(prompts)
+    prompts = [p for p in prompts for _ in range(tries)]
     completions = [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled]
     found = rubric.score_all(completions, prompts)
-    scored = list(zip(found.scores, found.rewards, strict=True))
-    results = {f"heldout/{name}": mean(scores[name] for scores, _ in scored) for name in scored[0][0]}
-    results |= {"heldout/reward": mean(reward for _, reward in scored), "heldout/completion_tokens": mean(c.num_tokens for c in completions)}
-    outcomes = [scores[rubric.outcome] for scores, _ in scored if scores[rubric.outcome] is not None] if rubric.outcome else []
-    if outcomes:
-        reached = sum(o >= 1 for o in outcomes)
-        low, high = wilson_interval(reached, len(outcomes))
-        results |= {"heldout/accuracy": reached / len(outcomes), "heldout/accuracy_low": low, "heldout/accuracy_high": high}
+    results = {f"heldout/{name}": mean(scores[name] for scores in found.scores) for name in rubric.weights}
+    results |= {"heldout/reward": mean(found.rewards), "heldout/completion_tokens": mean(c.num_tokens for c in completions)}
+    if rubric.outcome:
+        outcomes = [scores[rubric.outcome] for scores in found.scores]
+        known = [[o >= 1 for o in outcomes[i : i + tries] if o is not None] for i in range(0, len(outcomes), tries)]
+        results |= passes([right for right in known if right])
+    return results
+
+
+def passes(known: Sequence[Sequence[bool]]) -> dict[str, float | None]:
+    """Accuracy and pass@k with intervals, from what was right for each prompt; prompts with fewer than k scored tries are left out of pass@k."""
+    if not known:
+        return {}
+    if max(map(len, known)) == 1:
+        reached = sum(right[0] for right in known)
+        low, high = wilson_interval(reached, len(known))
+        return {"heldout/accuracy": reached / len(known), "heldout/accuracy_low": low, "heldout/accuracy_high": high}
+    results: dict[str, float | None] = {}
+    for k in (2**i for i in range(max(map(len, known)).bit_length())):
+        if rates := [pass_at(k, sum(right), len(right)) for right in known if len(right) >= k]:
+            name = "heldout/accuracy" if k == 1 else f"heldout/pass@{k}"
+            results |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(rates), strict=True))
     return results
 
 

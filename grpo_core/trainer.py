@@ -120,13 +120,14 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
 
 
 def evaluate(step: int, prompts: Sequence[Prompt], policy: Policy, task: Task, rubric: Rubric, config: RunConfig, control: RunControl) -> float | None:
-    """One sampled completion of every held-out prompt, from the same random numbers each time. Returns the accuracy."""
+    """`eval_samples` completions of every held-out prompt, sampled from the same random numbers each time, or greedy. Returns the accuracy."""
     if not prompts:
         return None
     t = config.train
     control.enter(PhaseStarted(Phase.EVALUATING, step, t.steps))
     prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
-    sampled = sample_groups(policy, prompt_ids, 1, t.max_new_tokens, t.temperature, generator(policy, t.seed, -1), control.breathe)
+    sampled = sample_groups(policy, prompt_ids, t.eval_samples, t.max_new_tokens, t.temperature if t.eval_mode == "sampled" else 0.0,
+                            generator(policy, t.seed, -1), control.breathe)
     metrics = heldout_metrics(prompts, sampled, policy, rubric)
     control.tell(Evaluated(step, metrics))
     return metrics.get("heldout/accuracy")

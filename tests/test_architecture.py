@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/__main__.py": set(), "grpo_core/runs.py": set(),
     "grpo_core/store": {"sqlite3", "sqlite_utils", "pandas"}, "grpo_core/tasks": set(), "grpo_core/rubric": set(), "grpo_core/rubric/reward_model.py": {"torch"},
     "grpo_core/learner": {"torch"}, "grpo_core/policy": {"torch", "transformers"}, "grpo_core/rollout": {"torch", "transformers"},
-    "grpo_core/token_terms.py": {"torch"}, "grpo_core/scoring.py": {"torch"}, "grpo_core/checkpoint.py": {"torch"}, "grpo_core/draw.py": {"torch"}, "grpo_core/trainer.py": {"torch"}, "grpo_core/desk.py": {"torch"},
+    "grpo_core/token_terms.py": {"torch"}, "grpo_core/scoring.py": {"torch"}, "grpo_core/checkpoint.py": {"torch"}, "grpo_core/draw.py": {"torch"}, "grpo_core/trainer.py": {"torch"}, "grpo_core/desk.py": {"torch"}, "grpo_core/trained.py": {"torch", "transformers"},
     "ui": {"gradio"}, "ui/charts.py": {"plotly", "pandas"}, "ui/live_chart.py": {"gradio", "plotly"},
 }
 
@@ -53,7 +53,7 @@ def test_the_core_never_imports_the_page_and_the_page_never_the_trainer(path):
     if path.is_relative_to(ROOT / "grpo_core"):
         assert not any(n == "ui" or n.startswith("ui.") for n in names)
     else:
-        forbidden = ("grpo_core.trainer", "grpo_core.learner", "grpo_core.policy", "grpo_core.rollout", "grpo_core.scoring", "grpo_core.desk", "grpo_core.fit", "grpo_core.lending")
+        forbidden = ("grpo_core.trainer", "grpo_core.learner", "grpo_core.policy", "grpo_core.rollout", "grpo_core.scoring", "grpo_core.desk", "grpo_core.fit", "grpo_core.lending", "grpo_core.preflight", "grpo_core.trained")
         assert not any(n.startswith(forbidden) for n in names)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from grpo_core.config import RunConfig
+from grpo_core.types import Prompt
 
 
 class Desk(Protocol):
@@ -13,3 +16,17 @@ class Desk(Protocol):
     def preview(self, config: RunConfig, count: int = 5) -> Any: ...
 
     def check_model(self, config: RunConfig, sample: bool = True) -> tuple[Any, str]: ...
+
+    def preflight(self, config: RunConfig) -> Sequence[Any]: ...
+
+    def try_rubric(self, config: RunConfig, num_prompts: int = 3) -> Any: ...
+
+    def score_texts(self, config: RunConfig, texts: Sequence[str]) -> Any: ...
+
+    def probe(self, config: RunConfig) -> Sequence[Any]: ...
+
+    def run_prompt(self, run_id: str, number: int) -> Prompt: ...
+
+    def play(self, run_id: str, text: str, answer: str, steps: Sequence[int], count: int, temperature: float) -> Any: ...
+
+    def export_model(self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False) -> Path: ...

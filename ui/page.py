@@ -15,13 +15,14 @@ from ui.guard import Guard, own_hosts
 from ui.inspect import build_inspect
 from ui.live_chart import plotly_js
 from ui.panel import QUIET, panel, script
+from ui.playground import build_playground
 from ui.runs import build_runs
 from ui.text import esc
 from ui.train import SKIP, Frame, build_train
 from ui.views import Runs, Views
 
 POLL_SECONDS = 1.0
-TABS = ("train", "inspect", "runs")
+TABS = ("train", "inspect", "runs", "playground")
 DAY = 24 * 3600
 
 
@@ -44,9 +45,11 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
             with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as inspect_tab:
                 inspect = build_inspect(frame, views, train.setup, tabs)
             with gr.Tab("Runs", id="runs", elem_id="tab-runs") as runs_tab:
-                listing = build_runs(frame, views, tabs)
+                listing = build_runs(frame, views, tabs, desk)
+            with gr.Tab("Playground", id="playground", elem_id="tab-playground") as playground_tab:
+                playground = build_playground(frame, views, desk)
 
-        parts = (train, inspect, listing)
+        parts = (train, inspect, listing, playground)
         inputs = [tab, *(i for part in parts for i in part.inputs)]
         outputs = [o for part in parts for o in part.outputs]
 
@@ -60,7 +63,7 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
             return out
 
         gr.Timer(POLL_SECONDS).tick(poll, inputs, outputs, **QUIET)
-        for name, button in zip(TABS, (train_tab, inspect_tab, runs_tab), strict=True):
+        for name, button in zip(TABS, (train_tab, inspect_tab, runs_tab, playground_tab), strict=True):
             button.select(None, None, tab, js=f"() => '{name}'")
         tab.change(poll, inputs, outputs, **QUIET)
         gr.on([tab.change, run.change, train.pin.change, inspect.opened.change], None, [tab, run, train.pin, inspect.opened], None,

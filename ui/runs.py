@@ -15,10 +15,12 @@ from typing import Any
 
 import gradio as gr
 
-from grpo_core.config import flatten, parse
+from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
+from grpo_core.recipes import as_command, as_trl_script
 from grpo_core.store import RunRow, Store, export
 from ui import charts, status, tables
+from ui.desk import Desk
 from ui.live_chart import live_chart
 from ui.panel import QUIET, one_of, panel, typing
 from ui.text import count, esc, size
@@ -36,7 +38,7 @@ class RunsTab:
     show: Any
 
 
-def build_runs(frame: Frame, views: Views, tabs: gr.Tabs) -> RunsTab:
+def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, desk: Desk) -> RunsTab:
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     store = views.store
     with gr.Column(elem_id="runs-box", elem_classes="card-box stack", min_width=0):
@@ -97,7 +99,7 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs) -> RunsTab:
     keep.click(lambda: gr.update(visible=False), None, confirm, **QUIET)
     then_show(sure.click(partial(delete_runs, views), selected, [message, confirm, selected], **QUIET))
     for button, name in zip(exports, EXPORTS, strict=True):
-        button.click(partial(export_run, views, store, name), selected, [file, message], **QUIET).success(
+        button.click(partial(export_run, views, store, desk, name), selected, [file, message], **QUIET).success(
             None, file, None, js="(file) => { if (file) document.querySelector('#export-file').click(); }")
     return RunsTab(inputs, outputs, show)
 
@@ -185,11 +187,18 @@ def _text_file(write: Callable[[Store, str, Any], None]) -> Callable[[Store, str
 
 
 # label -> (how the file's name ends, how it is written)
-EXPORTS: dict[str, tuple[str, Callable[[Store, str, Path], None]]] = {
+def _recipe(write: Callable[[RunConfig], str]) -> Callable[[Store, str, Path], None]:
+    return lambda store, run_id, path: path.write_text(write(parse(store.run(run_id).config)), "utf-8") and None
+
+
+EXPORTS: dict[str, tuple[str, Callable[[Store, str, Path], None] | None]] = {
     "Export CSV": ("metrics.csv", _text_file(export.export_metrics_csv)),
     "Export JSONL": ("rollouts.jsonl", _text_file(export.export_rollouts_jsonl)),
     "Export Parquet": ("rollouts.parquet", export.export_rollouts_parquet),
     "Export config": ("config.json", _text_file(export.export_config_json)),
+    "Export command": ("command.sh", _recipe(as_command)),
+    "Export TRL script": ("trl.py", _recipe(as_trl_script)),
+    "Export model": ("model.zip", None),  # by the desk: it needs torch
 }
 
 
@@ -199,7 +208,7 @@ def file_name(run: RunRow, ending: str) -> str:
     return f"{readable}-{re.sub(r'[^A-Za-z0-9-]+', '', run.id)}-{ending}"
 
 
-def export_run(views: Views, store: Store, name: str, selected: Any) -> list[Any]:
+def export_run(views: Views, store: Store, desk: Desk, name: str, selected: Any) -> list[Any]:
     """A file of one run, for the hidden download button."""
     run = next((r for i in read_selected(views, selected) if (r := views.run(i))), None)
     if run is None:
@@ -207,7 +216,12 @@ def export_run(views: Views, store: Store, name: str, selected: Any) -> list[Any
     ending, write = EXPORTS[name]
     try:
         path = export_folder() / file_name(run, ending)
-        write(store, run.id, path)
+        if write is None:
+            folder = desk.export_model(run.id, path.parent / "model")
+            shutil.make_archive(str(path.with_suffix("")), "zip", folder)
+            shutil.rmtree(folder)
+        else:
+            write(store, run.id, path)
     except (StudioError, OSError) as error:
         return [None, status.banner("Nothing was exported.", str(error))]
     return [str(path), ""]

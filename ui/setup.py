@@ -24,6 +24,7 @@ from ui.panel import QUIET, panel, script, typing
 from ui.prompts import wire_prompts
 from ui.status import banner
 from ui.text import esc, is_number, number, plain
+from ui.workbench import wire_workbench
 
 MAX_RUBRIC_BYTES = 100_000
 MAX_CHARS = 20_000
@@ -98,6 +99,9 @@ def build_setup(desk: Desk) -> Setup:
             text = gr.Textbox(label="Score this text", placeholder="Paste or type a completion", lines=2, max_lines=6, elem_id="score-text")
             scores = panel(elem_id="score-result")
             with gr.Row(elem_classes="buttons"):
+                sample, paste, probe = (gr.Button(n, size="sm", min_width=90) for n in ("Preview groups", "Score as group", "Probe rubric"))
+            bench = panel(elem_id="workbench")
+            with gr.Row(elem_classes="buttons"):
                 save = gr.Button("Save rubric", size="sm")
                 load = gr.UploadButton("Load rubric", size="sm", file_types=[".json"])
             field("algorithm.preset")
@@ -114,10 +118,13 @@ def build_setup(desk: Desk) -> Setup:
             name = gr.Textbox(label="Name", placeholder="made from the settings", max_lines=1, max_length=200, elem_id="run-name")
         with gr.Column(elem_id="start-bar", min_width=0):
             summary = panel(elem_id="start-problems")
+            preflight_report = panel(elem_id="preflight-report")
+            preflight = gr.Button("Preflight", size="sm")
             start = gr.Button("Start training", variant="primary", elem_id="start")
 
     setup = Setup(fields, errors, formula, summary, name, start)
     _wire(setup, text, scores, save, load)
+    wire_workbench(setup.fields, text, sample, paste, probe, bench, preflight, preflight_report, desk)
     wire_model(setup.fields, check_model, model_answer, desk)
     wire_prompts(setup.fields, setup.errors, own, upload, look, preview, desk)
     return setup

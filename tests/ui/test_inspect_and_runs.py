@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from recorded import record_run, record_step
+from recorded import FakeDesk, record_run, record_step
 
 from grpo_core.errors import StudioError
 from grpo_core.store import Recorder, Wanted
@@ -17,6 +17,8 @@ from ui import form, runs
 from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
 from ui.opened import ShowOpened, use_in_new_run
 from ui.runs import ShowRuns
+
+COMPARE = 4 + len(runs.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
 
 SKIP = gr.skip()
 
@@ -149,7 +151,7 @@ def listing(views, selected=(), search="", sort=None, seen="{}"):
 def test_two_selected_runs_are_overlaid_and_only_their_differences_listed(views, store):
     a, b = record_run(store, "a"), record_run(store, "b", **{"train.seed": 5})
     out = listing(views, [a, b])
-    compare, figures, differ = out[8], out[9:12], out[12]
+    compare, figures, differ = out[COMPARE], out[COMPARE + 1 : COMPARE + 4], out[COMPARE + 4]
     assert compare["visible"] is True
     assert [entry["name"] for entry in figures[0]["legend"]] == ["a", "b"]
     assert "train.seed" in differ
@@ -158,9 +160,10 @@ def test_two_selected_runs_are_overlaid_and_only_their_differences_listed(views,
 
 def test_buttons_work_on_what_is_selected(views, store):
     a, b, live = record_run(store), record_run(store), record_run(store, status=RunStatus.RUNNING)
-    enabled = [[u["interactive"] for u in listing(views, chosen)[1:8]] for chosen in ([], [a], [a, b], [live])]
-    # Open, Rename, Delete, then four exports
-    assert enabled == [[False] * 7, [True] * 7, [False, False, True, *[False] * 4], [True, True, False, *[True] * 4]]
+    enabled = [[u["interactive"] for u in listing(views, chosen)[1:COMPARE]] for chosen in ([], [a], [a, b], [live])]
+    # Open, Rename, Delete, then the exports
+    num = len(runs.EXPORTS)
+    assert enabled == [[False] * (3 + num), [True] * (3 + num), [False, False, True, *[False] * num], [True, True, False, *[True] * num]]
 
 
 def test_runs_are_searched_and_sorted_with_unknown_values_last(views, store):
@@ -189,9 +192,11 @@ def test_deleting_asks_first_refuses_live_runs_and_says_how_much_was_freed(views
 
 
 @pytest.mark.parametrize(("name", "ending"), [(n, e) for n, (e, _) in runs.EXPORTS.items()])
-def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending):
+def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending, tmp_path):
     run_id = record_run(store, "../../etc/<passwd> ${x} 名")
-    path, said = runs.export_run(views, store, name, json.dumps([run_id]))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    path, said = runs.export_run(views, store, FakeDesk(tmp_path / "model"), name, json.dumps([run_id]))
     assert said == ""
     assert Path(path).name == f"etc-passwd-x-{run_id}-{ending}"
     assert Path(path).stat().st_size > 0
@@ -210,5 +215,5 @@ def test_runs_of_one_name_are_told_apart_wherever_they_stand_together(views, sto
     labels = [f"same · {run_id.rpartition('-')[2]}" for run_id in (a, b)]
     assert sorted(label for label, _ in views.choices()) == sorted(labels)
     out = listing(views, [a, b])
-    assert [entry["name"] for entry in out[9]["legend"]] == labels
-    assert all(label in out[12] for label in labels)
+    assert [entry["name"] for entry in out[COMPARE + 1]["legend"]] == labels
+    assert all(label in out[COMPARE + 4] for label in labels)

@@ -1,0 +1,55 @@
+"""Around a run in a real browser: own prompts previewed, model checked, rubric probed, preflight read; then trained, and asked before and after."""
+
+from __future__ import annotations
+
+from test_main_job import start, wait_until
+
+from grpo_core.store import Store
+from grpo_core.types import RunStatus
+
+
+def choose(page, label: str, option: str) -> None:
+    page.get_by_label(label, exact=True).first.click()
+    page.get_by_role("option", name=option).first.click()
+
+
+def test_own_prompts_are_previewed_checked_probed_trained_on_and_asked_again(server, open_page, tmp_path):
+    prompts = tmp_path / "sums.csv"
+    prompts.write_text("question,answer\n" + "".join(f"Q: {i}+{i + 11}+20=?,{2 * i + 31}\n" for i in range(10, 70)) + "Q: 10+21+20=?,51\n<img src=x onerror=alert(1)>,1\n")
+    page = open_page(server)
+    choose(page, "Task", "Your own prompts")
+    page.get_by_label("Prompts from", exact=True).fill(str(prompts))
+    page.get_by_role("button", name="Preview prompts").click()
+    wait_until(lambda: "62 rows read" in page.locator("#prompt-preview").inner_text())
+    shown = page.locator("#prompt-preview").inner_text()
+    assert "used once" in shown
+    assert "=?" in page.locator("#prompt-preview pre").first.inner_text()
+
+    page.get_by_role("button", name="Check model").click()
+    wait_until(lambda: "821,376 parameters" in page.locator("#model-answer").inner_text())
+    assert "It answers" in page.locator("#model-answer").inner_text()
+
+    page.get_by_role("button", name="Probe rubric").click()
+    wait_until(lambda: "honest answer" in page.locator("#workbench").inner_text())
+    page.get_by_role("button", name="Preview groups").click()
+    wait_until(lambda: page.locator("#workbench td.said").count() == 24)  # three prompts of eight
+    page.get_by_label("Steps", exact=True).fill("3")
+    page.get_by_text("More fields").click()
+    page.get_by_label("Held-out prompts", exact=True).fill("4")
+    page.get_by_label("Held-out prompts", exact=True).blur()
+    page.get_by_role("button", name="Preflight").click()
+    wait_until(lambda: "KL at first" in page.locator("#preflight-report").inner_text(), 60)
+
+    start(page)
+    store = Store(server.db)
+    wait_until(lambda: store.runs() and store.runs()[0].status == RunStatus.FINISHED, 60)
+    assert (store.runs()[0].task, store.runs()[0].steps_done) == ("file", 3)
+
+    page.get_by_role("tab", name="Playground").click()
+    wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
+    page.get_by_role("button", name="Take a held-out prompt").click()
+    wait_until(lambda: page.get_by_role("textbox", name="Prompt", exact=True).input_value())
+    page.get_by_role("button", name="Answer", exact=True).click()
+    wait_until(lambda: page.locator("#play-answers section").count() == 2, 60)
+    assert [t.lower() for t in page.locator("#play-answers h3").all_inner_texts()] == ["before training", "after step 3"]
+    assert page.locator("#play-answers article").count() == 8

@@ -1,0 +1,96 @@
+"""A server for strangers: what its operator limits, where files may be, and copies of the store that outlive its disk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+import pytest
+
+from grpo_core.config import nest, parse
+from grpo_core.desk import Desk
+from grpo_core.errors import InvalidConfig, StoreError
+from grpo_core.limits import Limits, from_environment
+from grpo_core.store import Recorder, Store
+from grpo_core.store.snapshot import Snapshots
+from grpo_core.types import Evaluated
+
+
+def refused(limits: Limits, waiting: int = 0, **settings) -> set[str]:
+    try:
+        limits.check(parse(nest({k.replace("__", "."): v for k, v in settings.items()})), waiting)
+    except InvalidConfig as error:
+        return {p.field for p in error.problems}
+    return set()
+
+
+def test_every_limit_names_its_field_and_none_is_set_by_default():
+    assert refused(from_environment({}, None), 99, train__steps=10**6, model__name="/anywhere") == set()
+    limits = from_environment({"GRPO_MAX_STEPS": "80", "GRPO_MAX_NEW_TOKENS": "48", "GRPO_MAX_ROLLOUTS": "64", "GRPO_MAX_HELDOUT": "200", "GRPO_MAX_WAITING": "2",
+                               "GRPO_MODELS": "bundled, owner/small"}, None)
+    assert refused(limits) == set()  # the default run is just allowed: 80 steps of 8 x 8, 48 tokens, 200 held out
+    assert refused(limits, train__steps=81, train__max_new_tokens=49, train__group_size=9, task__heldout_size=201, model__name="owner/big") == {
+        "train.steps", "train.max_new_tokens", "train.group_size", "task.heldout_size", "model.name"}
+    assert refused(limits, 2) == {"train.steps"}
+    assert refused(limits, train__eval_samples=2) == {"task.heldout_size"}
+    with pytest.raises(InvalidConfig, match="GRPO_MAX_STEPS = 'many'"):
+        from_environment({"GRPO_MAX_STEPS": "many"}, None)
+
+
+def test_off_this_machine_files_are_read_below_the_allowed_folders_only(tmp_path):
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    for folder in (allowed, outside):
+        folder.mkdir()
+        (folder / "p.csv").write_text("question,answer\n1,1\n")
+    (allowed / "link.csv").symlink_to(outside / "p.csv")
+    limits = Limits(roots=(allowed,))
+    assert refused(limits, task__path=str(allowed / "p.csv")) == set()
+    for path in (outside / "p.csv", allowed / ".." / "outside" / "p.csv", allowed / "link.csv", "/etc/passwd", "../../etc/passwd", "~/x.csv"):
+        assert refused(limits, task__path=str(path)) == {"task.path"}, path
+    assert refused(limits, task__path=str(allowed / "p.csv"), task__heldout_source=str(outside / "p.csv")) == {"task.heldout_source"}
+    assert refused(limits, model__name=str(outside)) == {"model.name"}
+    assert refused(limits, model__name="/nowhere") == {"model.name"}
+    assert refused(limits, model__name="Qwen/Qwen3-0.6B", task__path="openai/gsm8k") == set()
+    criteria = [{"name": "m", "check": "reward_model", "weight": 1, "params": {"model": str(outside)}}]
+    assert refused(limits, rubric__criteria=criteria) == {"rubric.criteria.0.params.model"}
+
+
+def test_the_desk_asks_before_it_looks(tmp_path):
+    desk = Desk(check=Limits(roots=(tmp_path,)).check)
+    config = parse(nest({"task.path": "/etc/hosts"}))
+    for question in (desk.preview, desk.check_model, desk.preflight, desk.try_rubric, desk.probe, lambda c: desk.score_texts(c, ["a", "b"])):
+        with pytest.raises(InvalidConfig, match="does not read files there"):
+            question(config)
+
+
+def test_a_snapshot_is_whole_renewed_on_change_and_restored_when_the_file_is_gone(tmp_path):
+    db, bucket = tmp_path / "local" / "runs.sqlite", tmp_path / "bucket"
+    snapshots = Snapshots(db, bucket, seconds=0)
+    assert snapshots.restore() is False
+    store = Store(db)
+    run_id = store.create_run(parse(nest({})), "kept")
+    assert snapshots.renew() is True
+    assert snapshots.renew() is False  # nothing changed
+    with Recorder(store, run_id) as record:
+        record(Evaluated(0, {"heldout/accuracy": 0.5}))
+        assert snapshots.renew() is True  # while a run is being written
+    store.close()
+    for file in db.parent.iterdir():
+        file.unlink()
+    assert Snapshots(db, bucket).restore() is True
+    again = Store(db)
+    assert [(r.name, r.heldout_before) for r in again.runs()] == [("kept", 0.5)]
+    again.close()
+    assert Snapshots(db, bucket).restore() is False  # what is there is never overwritten
+    with sqlite3.connect(bucket / "runs.sqlite") as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert sorted(os.listdir(bucket)) == ["runs.sqlite"]
+
+
+def test_a_damaged_snapshot_is_not_taken_for_the_store(tmp_path):
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    (bucket / "runs.sqlite").write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+    with pytest.raises(StoreError, match="is damaged"):
+        Snapshots(tmp_path / "runs.sqlite", bucket).restore()
+    assert os.listdir(tmp_path) == ["bucket"]

@@ -1,0 +1,176 @@
+"""Before step 1: preflight, probes, expected ties, pass@k. Real steps on the bundled and on random-weight models."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from grpo_core.config import Criterion, RubricConfig, nest, parse
+from grpo_core.desk import Desk
+from grpo_core.errors import InvalidConfig, StudioError
+from grpo_core.preflight import FirstStep, findings, first_step, verdict
+from grpo_core.rubric import build_rubric
+from grpo_core.rubric.predict import mean_interval, pass_at, tied_share
+from grpo_core.rubric.probes import probe
+from grpo_core.scoring import passes
+from grpo_core.types import Prompt
+
+PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")
+
+
+def rubric(*criteria: dict):
+    return build_rubric(RubricConfig(criteria=tuple(Criterion(**{"weight": 1, **c}) for c in criteria)))
+
+
+# ---- pass@k and ties ----------------------------------------------------------------------------------------------------------
+
+
+def test_pass_at_k_is_what_counting_all_draws_gives():
+    # 2 right of 5: of the 10 pairs, those without a right one are the 3 from the other three: 1 - 3/10
+    assert pass_at(2, 2, 5) == pytest.approx(0.7)
+    for n, k in ((5, 1), (6, 3), (4, 4)):
+        for right in range(n + 1):
+            tries = [True] * right + [False] * (n - right)
+            counted = [any(c) for c in itertools.combinations(tries, k)]
+            assert pass_at(k, right, n) == pytest.approx(sum(counted) / len(counted))
+
+
+def test_accuracy_has_wilsons_interval_for_one_try_and_prompts_as_units_for_several():
+    one = passes([[True]] * 45 + [[False]] * 155)
+    assert (one["heldout/accuracy"], one["heldout/accuracy_low"]) == (0.225, pytest.approx(0.1725, abs=2e-4))
+    several = passes([[True, True, False, False], [False] * 4])
+    # pass@1: (1/2 + 0)/2; pass@2: (1 - 1/6 + 0)/2 = 5/12; pass@4: (1 + 0)/2
+    assert [several[k] for k in ("heldout/accuracy", "heldout/pass@2", "heldout/pass@4")] == pytest.approx([0.25, 5 / 12, 0.5])
+    assert several["heldout/accuracy_low"] == 0.0
+    assert passes([]) == {}
+
+
+def test_the_interval_of_a_mean_covers_the_truth_about_19_times_in_20():
+    rng = random.Random(0)
+    covered = 0
+    for _ in range(400):
+        rates = [rng.random() for _ in range(100)]  # the true mean is 1/2
+        _, low, high = mean_interval(rates)
+        covered += low <= 0.5 <= high
+    assert 360 <= covered <= 398  # 380 expected, sd 4.4
+
+
+def test_the_expected_share_of_ties_is_what_counting_all_subgroups_gives():
+    rewards = [0, 0, 0, 1, 1, 2]
+    for size in (2, 3, 4):
+        counted = [len(set(c)) == 1 for c in itertools.combinations(rewards, size)]
+        assert tied_share([rewards], size) == pytest.approx(sum(counted) / len(counted))
+    assert tied_share([[1, 1], [0, 1]], 4) == pytest.approx((1 + 2 / 16) / 2)  # beyond the sample: 1, and (1/2)^4 twice
+    assert tied_share([[None, None]], 2) is None
+
+
+def test_evaluation_with_several_tries_and_greedy(tiny_settings):
+    from grpo_core.control import RunControl
+    from grpo_core.trainer import train
+    from grpo_core.types import Evaluated
+
+    def evaluated(**more):
+        events = []
+        train(parse(nest({**tiny_settings, "train.steps": 1, "train.checkpoint_every": 0, **more})), events.append, RunControl())
+        return [e.metrics for e in events if isinstance(e, Evaluated)]
+
+    first = evaluated(**{"train.eval_samples": 4})[0]
+    assert {"heldout/accuracy", "heldout/pass@2", "heldout/pass@4_high"} <= set(first)
+    greedy = evaluated(**{"train.eval_mode": "greedy"})
+    assert greedy[0]["heldout/completion_tokens"] is not None
+    with pytest.raises(InvalidConfig, match=r"train\.eval_samples = 4: greedy answers are all alike"):
+        parse(nest({"train.eval_samples": 4, "train.eval_mode": "greedy"}))
+
+
+# ---- probes ----------------------------------------------------------------------------------------------------------------------
+
+
+def cheats(*criteria: dict) -> set[str]:
+    return {p.name for p in probe(rubric(*criteria), PROMPT, len) if p.cheats}
+
+
+def test_a_sound_rubric_is_not_cheated_and_a_hollow_one_is():
+    assert cheats({"name": "right", "check": "accuracy", "outcome": True}, {"name": "form", "check": "format", "weight": 0.2}) == set()
+    assert {"very long", "nothing"} <= cheats({"name": "polite", "check": "repetition", "weight": 1}) | cheats({"name": "any", "check": "length", "params": {"min_tokens": 0, "max_tokens": 100000}})
+    assert "the answer fifty times" in cheats({"name": "has_it", "check": "python"})  # the default snippet: is the answer anywhere in the text?
+    assert "bare tags" not in cheats({"name": "form", "check": "format"})  # blank tags earn nothing there
+    assert "tags around nothing much" in cheats({"name": "form", "check": "format"})
+
+
+def test_honest_answers_come_first_and_earn_what_they_should():
+    found = probe(rubric({"name": "right", "check": "accuracy"}), PROMPT, len)
+    assert [p.reward for p in found[:2]] == [1.0, 1.0]
+    assert not any(p.cheats for p in found[:2])
+
+
+# ---- preflight -------------------------------------------------------------------------------------------------------------------
+
+
+def test_preflight_of_the_default_run_is_green_and_measured():
+    config = parse(nest({"train.prompts_per_step": 4}))
+    found = Desk().preflight(config)
+    assert verdict(found) == "green", found
+    said = {f.title: f.text for f in found}
+    assert said["KL at first"].startswith("0 nats")
+    assert "of held-out prompts are right now" in said["Baseline"]
+    assert "80 steps take about" in said["Time"]
+
+
+def test_preflight_is_red_where_the_run_would_teach_nothing(tiny_settings):
+    settings = {**tiny_settings, "rubric.name": "custom", "rubric.criteria": [{"name": "right", "check": "python", "weight": 1, "params": {"code": "def score(c, p, a, t): return 1/0"}}]}
+    found = Desk().preflight(parse(nest(settings)))
+    assert verdict(found) == "red"
+    text = " ".join(f.text for f in found if f.level == "red")
+    assert "8 of 8 completions have no reward" in text
+    assert "ZeroDivisionError" in text
+    tied = Desk().preflight(parse(nest({**tiny_settings, "rubric.name": "accuracy only"})))
+    assert "100% of groups tie" in " ".join(f.text for f in tied if f.level == "red")
+
+
+def test_a_kl_that_is_not_zero_at_first_is_red(tiny_settings):
+    config = parse(nest(tiny_settings))
+    said = first_step(config)
+    from dataclasses import replace
+
+    from grpo_core.policy.report import report
+
+    broken = FirstStep(replace(said.metrics, kl=0.02), said.groups, said.baseline, [])
+    found = findings(config, report(config), {}, broken)
+    assert [f.level for f in found if f.title == "KL at first"] == ["red"]
+
+
+def test_preflight_waits_for_a_run_that_is_going():
+    with pytest.raises(StudioError, match="A run is going"):
+        Desk(busy=lambda: True).preflight(parse(nest({})))
+
+
+# ---- the workbench ---------------------------------------------------------------------------------------------------------------
+
+
+def test_pasted_completions_are_compared_as_one_group_of_the_tasks_first_prompt():
+    from grpo_core.tasks import TASKS, train_prompts
+
+    [prompt] = train_prompts(TASKS["sums"], 0, 1, 1)
+    tried = Desk().score_texts(parse(nest({})), [f"<answer>{prompt.answer}</answer>", "no"])
+    [group] = tried.groups
+    assert [r.reward for r in group.rollouts] == pytest.approx([1.3, 0.1])  # answer .1, .2, 1; only clean text
+    # (r - mean)/(std + 1e-4) of 1.3 and 0.1: ±0.6/(0.8485 + 1e-4)
+    assert [r.advantage for r in group.rollouts] == pytest.approx([0.70702, -0.70702], abs=1e-4)
+    assert set(tried.seconds) == {"accuracy", "format", "language", "reasoning"}
+
+
+def test_sampled_groups_have_the_runs_own_size_and_the_page_shows_them_as_text():
+    from ui.workbench import findings as shown_findings
+    from ui.workbench import probes as shown_probes
+    from ui.workbench import tried as shown
+
+    desk, config = Desk(), parse(nest({"train.group_size": 4}))
+    tried = desk.try_rubric(config, 2)
+    assert [len(g.rollouts) for g in tried.groups] == [4, 4]
+    page = shown(tried)
+    assert "&lt;answer&gt;" in page
+    assert "<answer>" not in page
+    assert "accuracy" in shown_probes(desk.probe(config))
+    assert "<script" not in shown_findings(desk.preflight(config))
