@@ -120,7 +120,7 @@ def questions(store: Store, run_id: str) -> dict[str, Callable[[], Any]]:
         "page: groups and completions": page(), "page: verdict": page(verdict="phantom"), "page: by spread": page(sort="reward_std"), "page: tokens": page("tokens"),
         "page: what if, a group": page("whatif", said={"w:format": "1"}), "page: through time": page("time"), "page: two runs": page("runs"),
         "page: rollouts": page(mode="rollouts"), "page: rollouts, long and right": page(mode="rollouts", where={"reward_from": "1.2", "tokens_from": "390"}),
-        "page: rollouts, by advantage": page(mode="rollouts", order="advantage"), "page: rollouts, cut": page(mode="rollouts", where={"finish": "length"}),
+        "page: rollouts, by advantage": page(mode="rollouts", where={"sort": "advantage"}), "page: rollouts, cut": page(mode="rollouts", where={"finish": "length"}),
         "page: rollouts with a text (index first)": page(mode="rollouts", search="carry first 12"), "page: rollouts with a common text": page(mode="rollouts", search="answer"),
         "page: rollouts with a text that is nowhere": page(mode="rollouts", search="xyzzy"),
         "what if, the whole run": lambda: whatif.what_if(store, run_id, config), "visits": lambda: store.visits(run_id, prompt), "verdicts over time": lambda: store.verdict_series(run_id),

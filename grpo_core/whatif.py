@@ -5,12 +5,14 @@ The completions stay those of the policy that the run's own settings made; a rea
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_core.config import RunConfig, flatten, nest, parse
 from grpo_core.errors import FieldProblem, InvalidConfig
@@ -22,9 +24,8 @@ TOLERANCE = 1e-6  # how far a stored number may lie from its recomputation: floa
 FIELDS = ("rubric.gate", "rubric.scale", "rubric.clip_low", "rubric.clip_high", "algorithm.advantage", "algorithm.grouping")
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """One rollout, as stored and as it would have been. None: could not be scored."""
+class Changed(NamedTuple):
+    """One rollout, as stored and as it would have been. None: could not be scored. A tuple, because a run has a hundred thousand."""
 
     rollout_id: int
     group_id: int
@@ -77,47 +78,51 @@ def what_if(store: Store, run_id: str, config: RunConfig, group_id: int | None =
     """All stored groups of a run, or one, under `config`. A running scale needs the rewards of every step before; the rest one step at a time."""
     at = store.place_of(group_id) if group_id is not None else None
     first = at[0] if at and not config.rubric.scale else 0
-    rows = store.scored(run_id, first, at[0] if at else None)
-    changed = [c for c in recompute(rows, config) if group_id is None or c.group_id == group_id]
-    groups = [list(siblings) for _, siblings in groupby(changed, key=lambda c: c.group_id)]
-    tied = [sum(not any(getattr(c, name) for c in siblings) for siblings in groups) for name in ("advantage", "advantage_then")]
-    return Answer(changed, len(groups), tied[0] / max(len(groups), 1), tied[1] / max(len(groups), 1))
+    with _no_sweeping():
+        rows = store.scored(run_id, first, at[0] if at else None)
+        changed = [c for c in recompute(rows, config) if group_id is None or c.group_id == group_id]
+    groups = {c.group_id for c in changed}
+    teach, teach_then = {c.group_id for c in changed if c.advantage}, {c.group_id for c in changed if c.advantage_then}
+    tied, tied_then = (1 - len(some) / len(groups) if groups else 0.0 for some in (teach, teach_then))
+    return Answer(changed, len(groups), tied, tied_then)
+
+
+@contextmanager
+def _no_sweeping() -> Iterator[None]:
+    """Without the garbage collector for a second: it would walk the hundred thousand tuples that are being made, again and again, a third of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def recompute(rows: Sequence[tuple[Any, ...]], config: RunConfig) -> Iterator[Changed]:
     """rows: as store.scored gives them, whole steps."""
     from grpo_core.scoring import advantages_of, sibling_keys  # torch takes seconds to load: only who asks waits for it
 
-    rubric, spread, known = _weights_alone(config), Spread(), {}
+    rubric, spread = _weights_alone(config), Spread()
+    weights, known, plain = rubric.weights, {}, {}  # few different scores are given in a run: each is read and added up once
     for step, of_step in groupby(rows, key=itemgetter(0)):
         siblings = list(of_step)
         for row in siblings:
-            if row[7] not in known:  # few different scores are given in a run
+            if row[7] not in known:
                 known[row[7]] = json.loads(row[7])
-        scores = [known[row[7]] for row in siblings]
+                plain[row[7]] = total(known[row[7]], weights)
         prompts, sizes = _prompts(siblings, config.task.name)
         keys = sibling_keys(prompts, sizes, config)
         given = [row[8] if row[10] else None for row in siblings]
-        advantages, _, spread = advantages_of(scores, given, keys, rubric, config, spread)
-        rewards = _plain(scores, given, rubric)
-        for row, reward, advantage in zip(siblings, rewards, advantages.tolist(), strict=True):
-            yield Changed(row[5], row[1], step, row[2], row[6], row[8], row[9] or 0.0, reward, advantage)
+        advantages, _, spread = advantages_of([known[row[7]] for row in siblings], given, keys, rubric, config, spread)
+        for row, own, advantage in zip(siblings, given, advantages.tolist(), strict=True):
+            # The stored reward is Σ w·s before gate, scale and clip, which decide what is compared and not what was achieved.
+            yield Changed(row[5], row[1], step, row[2], row[6], row[8], row[9] or 0.0, plain[row[7]] if own is None else own, advantage)
 
 
 def _weights_alone(config: RunConfig) -> Rubric:
     """The rubric without its checks: scores are stored, so nothing is scored again, and a check that is not there any more is not missed."""
     return Rubric(tuple((c, None, None) for c in resolve_rubric(config.rubric).criteria))
-
-
-def _plain(scores: Sequence[Mapping[str, float | None]], given: Sequence[float | None], rubric: Rubric) -> list[float | None]:
-    """The rewards that are stored: Σ w·s before gate, scale and clip, which decide what is compared and not what was achieved."""
-    weights, done = rubric.weights, {}
-    out = []
-    for s, own in zip(scores, given, strict=True):
-        if id(s) not in done:
-            done[id(s)] = total(s, weights)
-        out.append(done[id(s)] if own is None else own)
-    return out
 
 
 def _prompts(rows: Sequence[tuple[Any, ...]], task: str) -> tuple[list[Prompt], list[int]]:

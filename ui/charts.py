@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from html import escape
 from typing import Any
 
+from grpo_core.downsample import min_max
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import VerdictCounts
 from grpo_core.types import StepMetrics
@@ -22,6 +23,7 @@ COLOURS = ("--accent", "--series-1", "--series-2", "--series-3", "--series-4", "
 VERDICT_COLOURS = {
     "healthy": "--v-healthy", "graded": "--v-healthy", "polish": "--v-polish", "dominated": "--v-dominated", "phantom": "--v-phantom",
     "truncated": "--v-truncated", "unscored": "--v-unscored", "gated": "--v-gated", "tied": "--v-tied", "all_wrong": "--v-all-wrong", "all_right": "--v-all-right"}
+DRAWN = 600  # points of a line; a curve is some 300 pixels wide
 SOFTER = 0.35  # opacity of what lies behind a smoothed line
 
 Figure = dict[str, Any]
@@ -299,14 +301,16 @@ def _band(run: Curves, view: View) -> list[Figure]:
 
 
 def _column_points(run: Curves, view: View, name: str) -> Points:
-    axis = Axis(run.steps, view.x)
-    steps = [row["step"] for row in run.steps]
-    return [axis.at(s) for s in steps], [_rounded(row[name]) if is_number(row.get(name)) else None for row in run.steps], steps
+    return _drawn(Axis(run.steps, view.x), [(row["step"], row.get(name)) for row in run.steps])
 
 
 def _metric_points(run: Curves, view: View, name: str) -> Points:
-    axis = Axis(run.steps, view.x)
-    points = run.metrics[name]
+    return _drawn(Axis(run.steps, view.x), run.metrics[name])
+
+
+def _drawn(axis: Axis, points: Sequence[tuple[int, Any]]) -> Points:
+    """At most DRAWN points, the lowest and the highest of every stretch among them: a spike is never thinned away."""
+    points = min_max(points, [v if is_number(v) else None for _, v in points], DRAWN)
     return [axis.at(s) for s, _ in points], [_rounded(v) if is_number(v) else None for _, v in points], [s for s, _ in points]
 
 

@@ -16,7 +16,7 @@ from grpo_core.store import Cursor, RunRow, Store, VerdictCounts
 from grpo_core.types import Notice, RunStatus
 from ui import advice, cards, charts, status
 
-POINTS = 600  # a curve is some 300 pixels wide: more points cannot be seen
+POINTS = 5_000  # steps that curves are made from; charts.DRAWN of them are drawn
 CURVES = ("reward", "kl", "loss", "length", "criteria", "detail")
 
 

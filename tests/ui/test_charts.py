@@ -132,3 +132,11 @@ def test_a_name_reaches_plotly_escaped_because_it_reads_tags_and_the_legend_as_t
 @pytest.mark.parametrize("name", ["reward", "kl", "loss", "length", "detail"])
 def test_every_curve_says_how_not_to_misread_it(name):
     assert len(figure(name, [RUN], View())["note"]) > 20
+
+
+def test_a_long_run_is_drawn_with_few_points_and_every_spike():
+    rows = [{"step": i, "kl": 9.0 if i == 3333 else 0.01} for i in range(1, 5001)]
+    line = charts.figure("kl", [charts.Curves("r", "a run", rows, {})], charts.View())["traces"][0]
+    assert len(line["x"]) == len(line["y"]) <= 1000
+    assert 9.0 in line["y"]
+    assert (line["x"][0], line["x"][-1]) == (1, 5000)
