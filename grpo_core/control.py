@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grpo_core.breakpoints import Breakpoint
+from grpo_core.clock import Clock
 from grpo_core.errors import StopRequested, StudioError
-from grpo_core.types import Edited, Event, Group, Paused, PhaseStarted, Resumed
+from grpo_core.types import Edited, Group, Paused, PhaseStarted, Resumed
 
 # What can be changed while a run goes on. Each takes effect with the next step, so that a step has one value of everything.
 KNOBS = ("train.learning_rate", "algorithm.kl_coef", "train.temperature", "algorithm.clip_eps_low", "algorithm.clip_eps_high")
@@ -35,7 +36,7 @@ class RunControl:
 
     def __init__(self, folder: Path | None = None, start: Start | None = None) -> None:
         self.folder, self.start = folder, start  # where checkpoints go (None: nowhere), and where to go on from
-        self.tell: Callable[[Event], None] = lambda event: None  # set by the trainer: what is said here is part of the run's events
+        self.tell = Clock(lambda event: None)  # set by the trainer: what is said here is part of the run's events
         self.save: Callable[[], None] | None = None  # set by the trainer while it can save its last whole step
         self._talk = threading.Condition()
         self._attention = False  # something was said: the only thing that a breath looks at

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from grpo_core.checkpoint import Keeper
+from grpo_core.clock import Clock
 from grpo_core.config import RunConfig, turned
 from grpo_core.control import RunControl
 from grpo_core.draw import draw_groups, encode, generator, with_rewards
@@ -42,7 +43,7 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     On one machine with the same settings the same seed gives the same run, in one go or resumed: every random number comes from a
     generator keyed by (seed, step). Raises InvalidConfig for what cannot be run and StopRequested when control says so.
     """
-    control.tell = emit
+    control.tell = Clock(emit)
     t = config.train
     control.enter(PhaseStarted(Phase.LOADING, 0, t.steps))
     task, rubric = load_task(config.task), build_rubric(config.rubric)
@@ -111,7 +112,7 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
 
     now = perf_counter()
     metrics = StepMetrics(
-        **numbers, **measured, replaced_groups=drawn.replaced_groups, tokens=drawn.tokens, sampling_seconds=drawn.sampling_seconds,
+        **numbers, **measured, **control.tell.lap(), replaced_groups=drawn.replaced_groups, tokens=drawn.tokens, sampling_seconds=drawn.sampling_seconds,
         scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at, step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
     extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
     extra |= {f"used/{name}/{what}": amount for name, why in drawn.notes.items() for what, amount in why.used.items()}

@@ -193,6 +193,9 @@ class StepMetrics:
     sampling_seconds: float | None = metric("Sampling time", "s", "Seconds spent sampling completions.", "Usually the largest part.")
     scoring_seconds: float | None = metric("Scoring time", "s", "Seconds spent in the rubric.", "Large: a slow criterion.")
     update_seconds: float | None = metric("Update time", "s", "Seconds for reference, forward, backward and optimiser.", "Grows with completion length.")
+    evaluation_seconds: float | None = metric("Evaluation time", "s", "Seconds of the held-out evaluation before this step.", "0 where none was due.")
+    writing_seconds: float | None = metric("Writing time", "s", "Seconds in which training waited for its record to be written, since the step before.",
+        "More than a few percent of a step: the disk is slow; token_records is the largest part.")
     step_seconds: float | None = metric("Step time", "s", "Seconds for the whole step, evaluation not counted.", "Steps left times this is the time left.")
     peak_memory_mib: float | None = metric("Peak memory", "MiB", "Peak memory: of the device on CUDA, else resident memory of the process.",
         "Near the limit: lower micro_batch_tokens or group size.")

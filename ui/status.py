@@ -53,7 +53,23 @@ def status_line(run: RunRow | None, recent: Sequence[Mapping[str, Any]], num_que
     if num_queued:
         facts.append(f"{count(num_queued, 'run')} queued")
     return (f'<div class="status" data-live="{int(live)}"><b class="phase">{esc(_headline(run))}</b><span class="fact">{_progress(run, total)}</span>{bar}'
-            f'<span class="fact facts">{" · ".join(facts)}</span></div>')
+            f'<span class="fact facts">{" · ".join(facts)}</span>{time_bar(recent) if live else ""}</div>')
+
+
+SPENT = {"sampling_seconds": "sampling", "scoring_seconds": "scoring", "update_seconds": "update", "evaluation_seconds": "evaluation", "writing_seconds": "writing"}
+
+
+def time_bar(recent: Sequence[Mapping[str, Any]]) -> str:
+    """Where the time of the latest steps went, as one thin bar with its parts named."""
+    spent = {name: sum(row[key] for row in recent[-RECENT_STEPS:] if is_number(row.get(key))) for key, name in SPENT.items()}
+    whole = sum(spent.values())
+    if whole <= 0:
+        return ""
+    parts = [(name, seconds / whole) for name, seconds in spent.items() if seconds]
+    said = ", ".join(f"{name} {percent(part)}" for name, part in parts)
+    return (f'<span class="spent" role="img" aria-label="Time of the latest steps: {said}" title="{said}">'
+            + "".join(f'<i class="s-{name}" style="--part:{part:.4f}"></i>' for name, part in parts) + "</span>"
+            + '<span class="fact spent-key">' + " ".join(f'<span><i class="s-{name}" aria-hidden="true"></i>{name} {percent(part)}</span>' for name, part in parts) + "</span>")
 
 
 def _headline(run: RunRow) -> str:
