@@ -45,6 +45,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "gmpo, leave_one_out, entropy target": {
         "updates_per_batch": 2, "objective": "gmpo", "gmpo_eps": 0.02, "advantage": "leave_one_out", "aggregation": "sequence_mean", "entropy_coef": 0.01,
         "entropy_target": 5.0},
+    "spo": {"updates_per_batch": 2, "objective": "spo", "clip_eps_low": 0.01, "clip_eps_high": 0.03},
     "sapo, rank": {"updates_per_batch": 2, "objective": "sapo", "advantage": "rank"},
     "reinforce, per_criterion": {"objective": "reinforce", "advantage": "per_criterion"},
     "batch_std, rewards clipped": {"advantage": "batch_std", "rubric.clip_high": 1.0},
@@ -256,6 +257,8 @@ def one_pass(step: Step, u: int, a: SimpleNamespace, coef_kl: float, coef_entrop
 def objective(a: SimpleNamespace, A: float, w: np.ndarray, log_ratio: np.ndarray, new: np.ndarray) -> np.ndarray:
     if a.objective == "clip":
         return -np.minimum(np.minimum(w, a.clip_delta or math.inf) * A, np.clip(w, 1 - a.clip_eps_low, 1 + a.clip_eps_high) * A)
+    if a.objective == "spo":
+        return -(w * A - abs(A) * (w - 1) ** 2 / (2 * (a.clip_eps_high if A > 0 else a.clip_eps_low)))
     if a.objective == "cispo":
         return -np.minimum(w, a.cispo_cap) * A * new
     if a.objective == "sapo":
@@ -273,7 +276,8 @@ def objective(a: SimpleNamespace, A: float, w: np.ndarray, log_ratio: np.ndarray
 
 
 def limits(a: SimpleNamespace) -> tuple[float, float]:
-    return {"clip": (1 - a.clip_eps_low, 1 + a.clip_eps_high), "cispo": (0, a.cispo_cap),
+    inside = (1 - a.clip_eps_low, 1 + a.clip_eps_high)
+    return {"clip": inside, "spo": inside, "cispo": (0, a.cispo_cap),
             "gmpo": (math.exp(-a.gmpo_eps), math.exp(a.gmpo_eps))}.get(a.objective, (0, math.inf))
 
 
