@@ -55,6 +55,26 @@ def test_a_formula_that_would_hang_the_server_is_killed_in_its_time_and_the_next
     assert score("math", r"\boxed{\frac{2}{4}}", r"\frac{1}{2}") == 1.0
 
 
+def test_a_step_full_of_bombs_costs_a_bounded_time():
+    check, notes = CHECKS["math"], Counter()
+    texts = [Completion(rf"\boxed{{9^{{9^{{{9 + i % 20}}}}}}}", "stop", 5) for i in range(64)]  # twenty different ones
+    started = time.monotonic()
+    found = check.scores(texts, [Prompt("p", "q", "1", "file")] * 64, check.params(seconds=0.2), notes)
+    assert time.monotonic() - started < 25  # four of at most 0.2 + 1 s and a new process each; all would take over a minute
+    assert set(found) <= {None, 0.0}
+    assert sum(v is None for v in found) >= 40
+
+
+def test_the_first_question_of_a_fresh_process_has_its_time_to_itself_and_too_late_is_null_not_wrong():
+    from grpo_core.rubric.answers import grader_process
+
+    grader_process().close()
+    assert score("math", r"\boxed{0.5}", r"\frac{1}{2}", seconds=1) == 1.0
+    [found], notes = noted("math", r"\boxed{(1,2)}", "(2,1)", seconds=0.0005)  # any comparison by sympy takes longer
+    assert found is None
+    assert "took longer" in str(notes)
+
+
 def test_a_key_that_is_no_mathematics_or_is_not_there_is_not_scored():
     assert score("math", r"\boxed{1}", "") is None
     assert score("math", "no answer at all", "1") == 0.0
@@ -154,7 +174,7 @@ def test_likeness_is_what_the_measures_say():
     assert score("similarity", "x", "") is None
 
 
-BOUNDED = {name: row for name, row in CHECKS.items() if row.low is not None and name not in ("math", "json_schema")}
+BOUNDED = {name: row for name, row in CHECKS.items() if row.low is not None and name not in ("math", "json_schema", "judge")}
 
 
 @given(st.text(max_size=300), st.text(max_size=40), st.integers(0, 10_000), st.sampled_from(sorted(BOUNDED)))
@@ -217,3 +237,15 @@ def test_a_child_that_hangs_dies_or_says_too_much_is_replaced(tmp_path):
         assert child.ask("again", 5)[0] == "again"
     assert child.ask("c", 5)[1] != first
     child.close()
+
+
+@pytest.mark.parametrize(("preset", "right", "wrong", "answer"), [
+    ("mathematics", r"thus \boxed{\frac{1}{2}}", r"thus \boxed{\frac{1}{3}}", "0.5"), ("multiple choice", "<answer>B</answer>", "<answer>C</answer>", "B"),
+    ("number", "it makes 42", "it makes 43", "42"),
+])
+def test_every_preset_for_own_prompts_pays_a_right_answer_and_names_its_outcome(preset, right, wrong, answer):
+    rubric = build_rubric(RubricConfig(name=preset))
+    prompt = Prompt("p", "q", answer, "file")
+    (good, more), (bad, less) = (rubric.score(Completion(text, "stop", 5), prompt) for text in (right, wrong))
+    assert (good[rubric.outcome], bad[rubric.outcome]) == (1.0, 0.0)
+    assert more == pytest.approx(less + 1.0)

@@ -34,9 +34,9 @@ print(json.dumps(out))
 class Hub:
     """owner/good is whole; owner/gated and owner/private ask for a token; owner/cut sends half of its weights; the rest is not there."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, datasets: Path | None = None):
         self.seen: list[tuple[str, str | None]] = []
-        outer = self
+        outer, models = self, folder
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -44,6 +44,9 @@ class Hub:
             def do_GET(self, body=True):
                 outer.seen.append((self.path, self.headers.get("authorization")))
                 parts = self.path.split("?")[0].strip("/").split("/")
+                folder = datasets if "datasets" in parts[:2] else models
+                if parts[0] == "datasets":  # /datasets/owner/name/resolve/main/file
+                    parts = parts[1:]
                 if parts[0] == "api":  # /api/models/owner/name[/revision/main | /tree/main]
                     repo = "/".join(parts[2:4])
                     if not self.allowed(repo):
@@ -67,6 +70,12 @@ class Hub:
                     cut = repo == "owner/cut" and name.endswith(".safetensors") and body
                     self.answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, body, len(data) // 2 if cut else None)
 
+            def do_POST(self):  # /api/datasets/owner/name/paths-info/main
+                asked = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
+                outer.seen.append((self.path, self.headers.get("authorization")))
+                there = [datasets / p for p in asked.get("paths", []) if (datasets / p).is_file()]
+                self.answer(200, json.dumps([{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in there]).encode(), {}, True)
+
             def do_HEAD(self):
                 self.do_GET(body=False)
 
@@ -81,12 +90,16 @@ class Hub:
                 return False
 
             def answer(self, status, data, headers, body, sent=None):
+                if status == 200 and (span := self.headers.get("range", "").removeprefix("bytes=")) and self.command == "GET":
+                    first, _, last = span.partition("-")
+                    status, headers = 206, {**headers, "content-range": f"bytes {span}/{len(data)}"}
+                    data = data[int(first) : int(last) + 1 if last else None]
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
-                if body and self.command == "GET":
+                if body and self.command in ("GET", "POST"):
                     self.wfile.write(data[:sent])
                     if sent is not None:
                         self.close_connection = True
@@ -138,3 +151,39 @@ def test_a_token_opens_a_gated_model_and_is_written_nowhere(hub, tmp_path):
     assert ("Bearer hf_canary" in {token for _, token in hub.seen})
     assert "hf_canary" not in said
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"hf_canary" in f.read_bytes()]
+
+
+ASK_DATASET = """
+import json, sys
+from grpo_core.config import TaskConfig
+from grpo_core.errors import InvalidConfig
+from grpo_core.tasks import heldout_prompts, load_task, train_prompts
+out = []
+for config in json.loads(sys.argv[1]):
+    try:
+        task = load_task(TaskConfig(**config))
+        out.append([len(task.table.train), len(task.table.heldout), task.table.counts.leaks, train_prompts(task, 0, 1, 1)[0].answer])
+    except InvalidConfig as error:
+        out.append(str(error))
+print(json.dumps(out))
+"""
+
+
+def test_a_dataset_of_the_hub_is_streamed_split_by_split_and_its_faults_are_said_on_one_line(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, numbers in (("train", range(50)), ("test", range(45, 60))):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"question": f"{i}+{i}?", "answer": f"so it is\n#### {2 * i}"}) + "\n" for i in numbers))
+    hub = Hub(folder, folder)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
+        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "GRPO_STUDIO_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    wanted = [{"path": "owner/good"}, {"path": "owner/good", "heldout_source": "test"}, {"path": "owner/good", "split": "nope"}, {"path": "owner/nothing"}]
+    done = subprocess.run([sys.executable, "-c", ASK_DATASET, json.dumps(wanted)], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+    hub.server.shutdown()
+    assert done.returncode == 0, done.stderr
+    alone, with_test, no_split, nothing = json.loads(done.stdout.strip().splitlines()[-1])
+    assert alone[0] + alone[1] == 50
+    assert with_test[:3] == [45, 15, 5]  # 45 to 49 stand in both
+    assert int(with_test[3]) % 2 == 0  # the answer after ####
+    assert "nope" in no_split
+    assert all(said.startswith("task.path = 'owner/") and "\n" not in said for said in (no_split, nothing))

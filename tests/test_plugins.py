@@ -126,6 +126,14 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
 
 
+def test_a_snippet_that_loops_for_ever_costs_a_step_four_times_its_limit_and_no_more():
+    check, notes, started = CHECKS["python"], Counter(), time.monotonic()
+    found = check.scores(COMPLETIONS * 20, PROMPTS * 20, check.params(code="def score(a, b, c, d):\n    while True: pass\n", seconds=0.2), notes)
+    assert found == [None] * 40
+    assert notes == {"the snippet took too long": 4, "not tried after 4 that took too long": 36}
+    assert time.monotonic() - started < 5  # 40 of 0.2 s would be eight
+
+
 def test_the_jail_holds_a_process_that_is_root_or_not():
     code = "from grpo_core.rubric.jail import lock_up\nimport sys\nlock_up(['/usr', sys.prefix, sys.base_prefix], 1 << 30)\nopen('/etc/hostname')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": os.getcwd()})

@@ -19,6 +19,7 @@ from grpo_core.tasks.answers import number, same_answer
 from grpo_core.types import Completion, Prompt
 
 KILL_AFTER = 1.0  # seconds beyond a grader's own limit after which its process is killed
+MAX_HUNG = 4
 _LAST_NUMBER = re.compile(r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d{1,60})(?:\.\d{1,60})?%?")
 _LETTER = re.compile(r"\(?\b([A-J])\b\)?")
 _SAID = re.compile(r"(?i:answer|choice|option)\s*(?i:is|:)?\s*\**\(?([A-J])\b")
@@ -113,8 +114,15 @@ def _letter(text: str) -> str | None:
 
 
 def math(completions: Sequence[Completion], prompts: Sequence[Prompt], params: MathParams, notes: Notes) -> list[float | None]:
-    """Is the answer the same mathematics as the right one? Equal numbers and texts at once, the rest by math-verify in the killable process."""
+    """Is the answer the same mathematics as the right one? Equal numbers and texts at once, the rest by math-verify in the killable process.
+
+    Siblings often give the same answer: it is compared once. After MAX_HUNG that took too long the rest of the step is not tried.
+    """
+    known: dict[tuple[str, str], float | None] = {}
+    hung = 0
+
     def one(completion: Completion, prompt: Prompt) -> float | None:
+        nonlocal hung
         right = prompt.answer.strip()
         if not right:
             return None
@@ -123,7 +131,15 @@ def math(completions: Sequence[Completion], prompts: Sequence[Prompt], params: M
             return 0.0
         if same_answer(given, right):
             return 1.0
-        return ask("math", [given, right], params.seconds, notes)
+        if (given, right) not in known:
+            if hung >= MAX_HUNG:
+                notes[f"math: not tried after {MAX_HUNG} that took too long"] += 1
+                return None
+            before = notes.total()
+            known[given, right] = ask("math", [given, right], params.seconds, notes)
+            hung += notes.total() > before
+        return known[given, right]
+
     return [one(c, p) for c, p in zip(completions, prompts, strict=True)]
 
 

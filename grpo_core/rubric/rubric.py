@@ -32,6 +32,11 @@ PRESETS: dict[str, tuple[Criterion, ...]] = {
         Criterion(name="length", check="length", weight=0.2, params={"min_tokens": 1, "max_tokens": 16}), _WATCH_REASONING,
     ),
     "accuracy only": (_ACCURACY, _WATCH_REASONING),
+    # For prompts of a file: the answer may stand in the tag, in \boxed or after ####, so nothing is paid for the tag.
+    "mathematics": (Criterion(name="math", check="math", weight=1.0, outcome=True), Criterion(name="repetition", check="repetition", weight=0.2), _WATCH_REASONING),
+    "multiple choice": (Criterion(name="choice", check="choice", weight=1.0, outcome=True), Criterion(name="format", check="format", weight=0.2), _WATCH_REASONING),
+    "number": (Criterion(name="number", check="numeric", weight=1.0, outcome=True, params={"last_number": True}), Criterion(name="format", check="format", weight=0.2),
+               _WATCH_REASONING),
 }
 
 

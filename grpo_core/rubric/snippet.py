@@ -16,6 +16,8 @@ from grpo_core.types import Completion, Prompt
 
 MAX_MEMORY = 64 << 20
 MAX_PRINTED = 64 << 10
+MAX_HUNG = 4
+TOO_LONG = "the snippet took too long"
 EXAMPLE = "def score(completion, prompt, answer, tokens):\n    return 1.0 if answer in completion else 0.0"
 
 
@@ -32,6 +34,10 @@ def python(completions: Sequence[Completion], prompts: Sequence[Prompt], params:
     with contextlib.ExitStack() as stack:
         session: Any = None
         for completion, prompt in zip(completions, prompts, strict=True):
+            if notes[TOO_LONG] >= MAX_HUNG:  # one that loops for ever loops for every completion
+                notes[f"not tried after {MAX_HUNG} that took too long"] += 1
+                out.append(None)
+                continue
             try:
                 session = session or _session(stack, params)
                 out.append(_number(_call(session, completion, prompt), notes))
@@ -72,7 +78,7 @@ def _number(value: Any, notes: Notes) -> float | None:
 
 def _why(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-    return "the snippet took too long" if "limit exceeded" in line and "TimeoutError" in line else f"the snippet failed: {line}"
+    return TOO_LONG if "limit exceeded" in line and "TimeoutError" in line else f"the snippet failed: {line}"
 
 
 class _Pool:

@@ -14,8 +14,8 @@ from typing import Any
 MAX_MEMORY = 3 << 30
 
 
-class TooLate(Exception):
-    """The time of one question is over."""
+class TooLate(BaseException):
+    """The time of one question is over. No Exception: libraries catch those, and would make a wrong answer of it."""
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _late)
+    math_equal(r"\frac{1}{2}", "x+1")  # imports and tables of the parser: seconds that no question shall pay for
     print("{}", file=out, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
