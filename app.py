@@ -39,6 +39,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     from grpo_core.rubric.judge import HOSTS_VARIABLE
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
+    from grpo_core.tasks.source import ROOTS_VARIABLE
     from grpo_core.tasks.table import cache_folder
 
     snapshots = Snapshots(Path(options.db), Path(options.snapshots)) if options.snapshots else None
@@ -54,8 +55,10 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
 
     add_plugins(options.rewards)
     public = options.host not in LOOPBACK or options.share
-    limits = from_environment(os.environ, [*map(Path, options.files), cache_folder().parent / "uploads"] if public else None)
-    if public:
+    roots = [*map(Path, options.files), cache_folder().parent / "uploads"] if public else None
+    limits = from_environment(os.environ, roots)
+    if roots is not None:
+        os.environ[ROOTS_VARIABLE] = os.pathsep.join(map(str, roots))
         os.environ.setdefault(HOSTS_VARIABLE, "")  # a judge's address typed by a stranger must not reach inner hosts
 
     def check(config: RunConfig) -> None:

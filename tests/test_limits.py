@@ -55,6 +55,20 @@ def test_off_this_machine_files_are_read_below_the_allowed_folders_only(tmp_path
     assert refused(limits, rubric__criteria=criteria) == {"rubric.criteria.0.params.model"}
 
 
+def test_while_a_text_is_scored_no_file_outside_is_read_either(tmp_path, monkeypatch):
+    from ui import form, setup
+
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    secret = tmp_path / "secret.csv"
+    secret.write_text("question,answer\nthe secret question,1\n" + "".join(f"q{i},1\n" for i in range(30)))
+    fields = [{"task.name": "file", "task.path": str(secret)}.get(n, v) for n, v in zip(form.NAMES, setup._defaults(), strict=True)]
+    assert "whose answer is 1" in setup.score_text("x", fields)  # seen, and in the cache
+    monkeypatch.setenv("GRPO_STUDIO_ROOTS", str(tmp_path / "elsewhere"))
+    assert "Choose a task first" in setup.score_text("x", fields)
+    monkeypatch.setenv("GRPO_STUDIO_ROOTS", os.pathsep.join([str(tmp_path / "elsewhere"), str(tmp_path)]))
+    assert "whose answer is 1" in setup.score_text("x", fields)
+
+
 def test_the_desk_asks_before_it_looks(tmp_path):
     desk = Desk(check=Limits(roots=(tmp_path,)).check)
     config = parse(nest({"task.path": "/etc/hosts"}))

@@ -13,7 +13,7 @@ import gradio as gr
 
 from grpo_core.config import PRESETS, RubricConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.rubric import build_rubric
+from grpo_core.rubric import Rubric, build_rubric
 from grpo_core.tasks import FILE, TASKS, Task, load_task, train_prompts
 from grpo_core.tasks.source import SUFFIXES
 from grpo_core.types import Completion
@@ -28,6 +28,7 @@ from ui.workbench import wire_workbench
 
 MAX_RUBRIC_BYTES = 100_000
 MAX_CHARS = 20_000
+ON_DEMAND = ("judge", "reward_model")  # cost money or seconds: asked by “Score as group”, never at every key
 # A stand-in for a tokenizer, which the page does not load: tags, words, digits and signs count one each.
 TOKENS = re.compile(r"</?\w+>|\d|[^\W\d]+|[^\w\s]")
 
@@ -231,9 +232,10 @@ def score_text(text: Any, fields: Sequence[Any]) -> str:
         return '<p class="help">Mend the rubric first.</p>'
     prompt = train_prompts(task, 0, 1, 1)[0]
     completion = Completion(text[:MAX_CHARS], "stop", len(TOKENS.findall(text[:MAX_CHARS])))
-    scores, reward = rubric.score(completion, prompt)
+    asked = [c.name for c in rubric.criteria if c.check in ON_DEMAND]
+    scores, reward = Rubric(tuple(row for row in rubric.rows if row[0].name not in asked)).score(completion, prompt)
     rows = "".join(
-        f'<tr><th scope="row">{esc(c.name)}</th><td>{_score(scores[c.name])}</td><td class="by">×{plain(c.weight)}</td></tr>' for c in rubric.criteria)
+        f'<tr><th scope="row">{esc(c.name)}</th><td>{"not while you type" if c.name in asked else _score(scores[c.name])}</td><td class="by">×{plain(c.weight)}</td></tr>' for c in rubric.criteria)
     guess = " Its length is a guess: the model's tokenizer is not loaded." if any(c.check == "length" for c in rubric.criteria) else ""
     total = number(reward, 3) if is_number(reward) else "could not be scored"
     return (f'<table class="scored"><tbody>{rows}<tr class="total"><th scope="row">reward</th><td colspan="2"><b>{total}</b></td></tr></tbody></table>'

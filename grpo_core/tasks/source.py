@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,10 +45,18 @@ def check_source(path: str, field: str = "task.path") -> None:
         raise BadSource(path, "there is no such file" + ("" if path.lower().endswith(tuple(SUFFIXES)) else ", and it is no Hub dataset"), WAY_OUT, field)
 
 
+ROOTS_VARIABLE = "GRPO_STUDIO_ROOTS"  # set by app.py for a server that strangers reach: the only folders below which files are seen at all
+
+
 def is_file(path: str) -> bool:
+    """Whether there is a file that may be read. One outside of the allowed folders is as good as not there, links followed."""
     try:
-        return Path(path).expanduser().is_file()
-    except (OSError, ValueError):  # too long for a name, a NUL byte
+        found = Path(path).expanduser()
+        if not found.is_file():
+            return False
+        roots = os.environ.get(ROOTS_VARIABLE)
+        return roots is None or any(found.resolve().is_relative_to(Path(root).resolve()) for root in roots.split(os.pathsep) if root)
+    except (OSError, ValueError, RuntimeError):  # too long for a name, a NUL byte, a loop of links
         return False
 
 

@@ -163,3 +163,11 @@ def test_the_objective_is_printed_with_the_chosen_values_in_it():
     assert "−A·log p" in form.formula(values(algorithm__objective="reinforce"))
     assert "clip(w, ?, 1.2)" in form.formula(values(algorithm__clip_eps_low="x"))
     assert "(completions · 48)" in form.formula(values(algorithm__aggregation="constant", train__max_new_tokens=48))
+
+
+def test_a_judge_is_not_asked_at_every_key():
+    criteria = rows({"name": "long", "check": "length", "params": '{"min_tokens": 1, "max_tokens": 99}'}, {"name": "liked", "check": "judge", "outcome": False, "params": '{"url": "http://127.0.0.1:9/v1"}'})
+    said = setup.score_text("some text", values(rubric__criteria=criteria))
+    assert "not while you type" in said
+    assert "could not be scored" not in said
+    assert "<b>1.000</b>" in said  # the length alone
