@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-import httpx
 import huggingface_hub.errors as hub
 import torch
 from safetensors import SafetensorError
@@ -18,6 +17,11 @@ from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.policy.adapters import add_adapters
 from grpo_core.policy.policy import Policy, Reader, pick_device
+
+try:
+    import httpx2 as web  # what huggingface_hub speaks with since 2.x
+except ImportError:
+    import httpx as web  # and before
 
 transformers_logging.disable_progress_bar()  # its bar over weights would run through the command line's own
 
@@ -36,7 +40,7 @@ _HUB_SAID: tuple[tuple[type[BaseException], str], ...] = (
     (hub.RepositoryNotFoundError, f"the Hub has no such model, or a private one that needs {_TOKEN}"),
     (hub.OfflineModeIsEnabled, "it is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub"),
     (hub.LocalEntryNotFoundError, "it is not on this machine, and the Hub could not be reached or did not send it whole"),
-    (httpx.TransportError, "the Hub could not be reached or did not send it whole"),
+    (web.TransportError, "the Hub could not be reached or did not send it whole"),
 )
 
 
@@ -64,7 +68,7 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
             model = _random_weights(source, options, dtype, seed)
         else:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError, httpx.HTTPError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError, web.HTTPError) as error:
         _refuse(config, f"it cannot be loaded: {_one_line(error)}")
     if config.lora_rank:
         add_adapters(model, config, seed)
@@ -147,7 +151,7 @@ def _model_config(source: str, config: ModelConfig) -> Any:
         if raw.is_file() and "auto_map" in (data := json.loads(raw.read_text("utf-8"))):
             _refuse(config, f"it needs code from its own folder ({', '.join(data['auto_map'])}), which is never run here")
         return AutoConfig.from_pretrained(source, trust_remote_code=False, revision=config.revision)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, httpx.HTTPError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, web.HTTPError) as error:
         _refuse(config, f"its configuration cannot be loaded: {_one_line(error)}")
 
 
