@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
-RECOVER_SECONDS = 5.0
+RECOVER_SECONDS = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         auth = _credentials(options.auth)
+        if options.mcp and not importlib.util.find_spec("mcp"):
+            raise StudioError("--mcp needs the package mcp. Install it: pip install 'gradio[mcp]'.")
         _check_port(options.host, options.port)
         return _serve(options, auth)
     except StudioError as error:
@@ -68,7 +71,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     runs = RunManager(store, train, check=check, device=describe_device(pick_device()))
     page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check))
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
-                quiet=True, **launch_options(host=options.host, share=options.share))
+                quiet=True, mcp_server=options.mcp, **launch_options(host=options.host, share=options.share))
     print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
     if page.share_url:
         print(f"public: {page.share_url}", flush=True)
@@ -124,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rewards", metavar="FILE.py", action="append", default=[],
                         help="a plug-in file with reward functions f(completions, prompts, **columns); may be repeated. Runs locked up, but is yours to trust")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for these before showing anything")
+    parser.add_argument("--mcp", action="store_true", help="offer the named endpoints as tools of the Model Context Protocol, at /gradio_api/mcp")
     return parser
 
 

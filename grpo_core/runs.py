@@ -6,12 +6,12 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_core.advisor import advise
-from grpo_core.breakpoints import parse_breakpoints
+from grpo_core.breakpoints import Breakpoint, parse_breakpoints
 from grpo_core.config import RunConfig, parse, turned
 from grpo_core.control import RunControl, Start
 from grpo_core.errors import NotFound, StopRequested, StoreError, StoreFull, StudioError
@@ -148,13 +148,13 @@ class RunManager:
 
     # ---- beginning -----------------------------------------------------------------------------------------------------
 
-    def start(self, config: RunConfig, name: str | None = None) -> str:
-        """Begin a run, or queue it behind the one that is going; returns its id. Raises InvalidConfig, StoreError."""
-        config = prepare(config, self._check)
+    def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str:
+        """Begin a run, or queue it behind the one that is going; returns its id. conditions: its breakpoints. Raises InvalidConfig, StoreError."""
+        config, breakpoints = prepare(config, self._check), parse_breakpoints(conditions)
         with self._lock:
             self._refuse_if_closed()
             run_id = self.store.create_run(config, (name or "").strip() or default_name(config))
-            self._enqueue(run_id, config, None)
+            self._enqueue(run_id, config, None, breakpoints)
         return run_id
 
     def resume(self, run_id: str) -> None:
@@ -181,8 +181,10 @@ class RunManager:
             self._enqueue(child, config, start)
         return child
 
-    def _enqueue(self, run_id: str, config: RunConfig, start: Start | None) -> None:
-        self._queue.append(Job(run_id, config, RunControl(self.store.checkpoint_folder(run_id), start)))
+    def _enqueue(self, run_id: str, config: RunConfig, start: Start | None, breakpoints: Sequence[Breakpoint] = ()) -> None:
+        control = RunControl(self.store.checkpoint_folder(run_id), start)
+        control.set_breakpoints(breakpoints)
+        self._queue.append(Job(run_id, config, control))
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
             self._thread.start()

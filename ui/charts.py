@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from html import escape
 from typing import Any
 
+from grpo_core.config import fields_by_name
 from grpo_core.downsample import min_max
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import VerdictCounts
@@ -15,6 +16,7 @@ from grpo_core.types import StepMetrics
 from ui.text import is_number, percent, plain, short, visible
 
 METRICS: dict[str, Mapping[str, str]] = {f.name: f.metadata for f in fields(StepMetrics)}
+FIELDS = fields_by_name()
 AXES = {"step": "step", "time": "seconds", "tokens": "tokens"}
 DETAILS = {"entropy": ("entropy",), "clip": ("clip_low_frac", "clip_high_frac"), "gradient": ("grad_norm",)}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # with the colour, so that no run is told by colour alone
@@ -238,7 +240,7 @@ def _empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
     return {
         # Zoom belongs to a run and an axis: Plotly keeps it as long as this key stays.
         "key": f"{runs[0].run_id if runs else ''}|{view.x}|{view.log}|{title}", "title": title, "now": "", "note": "", "spoken": title,
-        "legend": [], "traces": [], "empty": "Appears after the first step",
+        "legend": [], "traces": [], "empty": "Appears after the first step", "changes": _changes(runs[0], view) if runs else [],
         "layout": {"xaxis": {"rangemode": "tozero", "unifiedhovertitle": {"text": f"{AXES.get(view.x, 'step')} %{{x}}"}}, "yaxis": {}},
     }
 
@@ -248,6 +250,9 @@ def _finished(out: Figure, view: View) -> Figure:
     out["traces"] = [t for t in out["traces"] if any(is_number(y) for y in t["y"])]
     if not out["traces"]:
         out["legend"] = []
+    if changes := out.pop("changes", None):
+        out["layout"]["shapes"] = [{"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "--held", "width": 1, "dash": "dot"}} for x, _ in changes]
+        out["note"] = f"By hand: {', '.join(dict.fromkeys(what for _, what in changes[-3:]))}. {out['note']}"
     if view.x == "step" and all(x <= 6 for t in out["traces"] for x in t["x"]):
         out["layout"]["xaxis"]["dtick"] = 1  # there is no step 0.5
     if view.log:
@@ -260,6 +265,13 @@ def _finished(out: Figure, view: View) -> Figure:
         elif out["traces"]:
             out["note"] = f"Not logarithmic: it has values of 0 or below. {out['note']}"
     return out
+
+
+def _changes(run: Curves, view: View) -> list[tuple[float, str]]:
+    """Where a person changed a setting, and what to, in order."""
+    axis = Axis(run.steps, view.x)
+    found = sorted((step, name.removeprefix("knob/"), value) for name, points in run.metrics.items() if name.startswith("knob/") for step, value in points if is_number(value))
+    return [(axis.at(step), f"{FIELDS[name].title if name in FIELDS else visible(name)} {plain(value)} from step {step:,}") for step, name, value in found]
 
 
 def _run_legend(runs: Sequence[Curves]) -> list[Figure]:

@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 
 from grpo_core.store import Store
 from ui import place, status
+from ui.api import build_api
 from ui.desk import Desk
 from ui.guard import Guard, own_hosts
 from ui.inspect import build_inspect
@@ -45,7 +46,7 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
             with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as inspect_tab:
                 inspect = build_inspect(frame, views, train.setup, tabs)
             with gr.Tab("Runs", id="runs", elem_id="tab-runs") as runs_tab:
-                listing = build_runs(frame, views, tabs, desk)
+                listing = build_runs(frame, views, tabs, runs, desk)
             with gr.Tab("Playground", id="playground", elem_id="tab-playground") as playground_tab:
                 playground = build_playground(frame, views, desk)
 
@@ -77,6 +78,7 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
             out[outputs.index(run)] = views.picked(run_id)
             return [gr.update(selected=first), first, pin, opened, said, *out]
 
+        build_api(views, runs)
         app.load(arrive, inputs, [tabs, tab, train.pin, inspect.opened, notice, *outputs], **QUIET)
     return app
 

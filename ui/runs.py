@@ -19,13 +19,14 @@ from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.recipes import as_command, as_trl_script
 from grpo_core.store import RunRow, Store, export
+from grpo_core.types import RunStatus
 from ui import charts, status, tables
 from ui.desk import Desk
 from ui.live_chart import live_chart
 from ui.panel import QUIET, one_of, panel, typing
 from ui.text import count, esc, size
 from ui.train import SKIP, Frame, parse_tokens, token
-from ui.views import Views
+from ui.views import Runs, Views
 
 COMPARED = ("compared reward", "heldout", "kl")
 KEEP_SECONDS = 3600  # Gradio copies what it hands out; ours is only a stop on the way
@@ -38,14 +39,14 @@ class RunsTab:
     show: Any
 
 
-def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, desk: Desk) -> RunsTab:
+def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk) -> RunsTab:
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     store = views.store
     with gr.Column(elem_id="runs-box", elem_classes="card-box stack", min_width=0):
         with gr.Row(elem_id="runs-tools"):
             search = gr.Textbox(label="Filter the list", placeholder="Name, model, task, status", show_label=False, max_lines=1, elem_id="search-runs",
                                 interactive=True, scale=1, min_width=160)
-            open_, delete = (gr.Button(n, interactive=False, size="sm", scale=0, min_width=72) for n in ("Open", "Delete"))
+            open_, resume, branch, delete = (gr.Button(n, interactive=False, size="sm", scale=0, min_width=72) for n in ("Open", "Resume", "Branch from step…", "Delete"))
             new_name = gr.Textbox(label="New name", placeholder="New name", show_label=False, max_lines=1, max_length=200, elem_id="new-name",
                                   interactive=True, scale=0, min_width=160)
             rename = gr.Button("Rename", interactive=False, size="sm", scale=0, min_width=72)
@@ -55,6 +56,12 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, desk: Desk) -> RunsTab
             question = panel(elem_id="confirm-question")
             sure = gr.Button("Delete for good", size="sm", variant="stop", scale=0, min_width=120)
             keep = gr.Button("Keep", size="sm", scale=0, min_width=72)
+        with gr.Row(visible=False, elem_id="branch", elem_classes="banner warn control-row") as branching:
+            from_step = gr.Dropdown([], label="From step", filterable=False, elem_id="branch-step", interactive=True, scale=0, min_width=200)
+            changes = gr.Textbox(label="Changed settings", placeholder="train.learning_rate=1e-5 algorithm.kl_coef=0.1", max_lines=1, max_length=2000,
+                                 elem_id="branch-changes", interactive=True)
+            begin = gr.Button("Start branch", size="sm", variant="primary", scale=0, min_width=110)
+            leave = gr.Button("Cancel", size="sm", scale=0, min_width=72)
         table = panel(events=("select", "open", "sort"), elem_id="run-table")
         file = gr.DownloadButton("File", visible="hidden", elem_id="export-file")
     with gr.Column(visible=False, elem_id="compare", elem_classes="stack", min_width=0) as compare:
@@ -67,7 +74,7 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, desk: Desk) -> RunsTab
     selected, sort, seen = (gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-runs-{n}") for n, v in (
         ("selected", "[]"), ("sort", json.dumps({"key": "created", "descending": True})), ("seen", "{}")))
 
-    buttons = [open_, rename, delete, *exports]
+    buttons = [open_, resume, branch, rename, delete, *exports]
     inputs = [frame.run, frame.tab, search, selected, sort, seen]
     outputs = [table, *buttons, compare, *figures, differ, seen]
     show = ShowRuns(views)
@@ -93,6 +100,10 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, desk: Desk) -> RunsTab
     then_show(table.sort(choose_sort, sort, sort, **QUIET))
     table.open(open_row, None, in_view, **QUIET)
     open_.click(open_selected, selected, in_view, **QUIET)
+    then_show(resume.click(partial(resume_run, runs, views), selected, message, **QUIET))
+    branch.click(partial(ask_branch, views), selected, [from_step, branching, message], **QUIET)
+    leave.click(lambda: gr.update(visible=False), None, branching, **QUIET)
+    begin.click(partial(branch_run, runs, views), [selected, from_step, changes], [*in_view, branching, message], **QUIET)
     for event in (rename.click, new_name.submit):
         then_show(event(partial(rename_run, views), [selected, new_name], [message, new_name], **QUIET))
     delete.click(partial(ask, views), selected, [question, confirm, message], **QUIET)
@@ -146,6 +157,54 @@ def rename_run(views: Views, selected: Any, name: Any) -> list[Any]:
     except StudioError as error:
         return [status.banner("Nothing was renamed.", str(error)), SKIP]
     return ["", ""]
+
+
+def resume_run(runs: Runs, views: Views, selected: Any) -> str:
+    """Go on with one run from its newest checkpoint, or at once where it waits."""
+    chosen = read_selected(views, selected)
+    if len(chosen) != 1:
+        return status.banner("Nothing was resumed.", "Select one run.")
+    try:
+        runs.resume(chosen[0])
+    except StudioError as error:
+        return status.banner("Nothing was resumed.", str(error))
+    return ""
+
+
+def ask_branch(views: Views, selected: Any) -> list[Any]:
+    """The checkpoints of a run to choose from, newest first, with their sizes."""
+    chosen = read_selected(views, selected)
+    saved = views.store.checkpoints(chosen[0])[::-1] if len(chosen) == 1 else []
+    if not saved:
+        return [SKIP, gr.update(visible=False), status.banner("There is nothing to branch from.", "Select one run that has a checkpoint (train.checkpoint_every).")]
+    choices = [(f"step {c.step:,} · {size(c.bytes)}", c.step) for c in saved]
+    return [gr.update(choices=choices, value=choices[0][1]), gr.update(visible=True), ""]
+
+
+def branch_run(runs: Runs, views: Views, selected: Any, step: Any, changes: Any) -> list[Any]:
+    """Start a run from another's checkpoint and look at it; or say what is wrong."""
+    chosen = read_selected(views, selected)
+    try:
+        if len(chosen) != 1 or not isinstance(step, (int, float)):
+            raise StudioError("Select one run and one of its steps.")
+        child = runs.branch(chosen[0], int(step), read_changes(changes))
+    except StudioError as error:
+        return [SKIP, SKIP, SKIP, SKIP, status.banner("No branch was started.", str(error))]
+    return [views.picked(child), gr.update(selected="train"), "train", gr.update(visible=False), ""]
+
+
+def read_changes(text: Any) -> dict[str, Any]:
+    """section.field=value, separated by blanks, as on the command line."""
+    changes: dict[str, Any] = {}
+    for part in str(text or "").split():
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise StudioError(f"{part!r:.80}: there is no = in it. Write section.field=value, e.g. train.steps=160.")
+        try:
+            changes[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            changes[name] = value
+    return changes
 
 
 def ask(views: Views, selected: Any) -> list[Any]:
@@ -255,17 +314,19 @@ class ShowRuns:
     def __call__(self, run_id: Any, tab: Any, search: Any, selected: Any, sort: Any, seen: Any) -> list[Any]:
         views, was = self.views, parse_tokens(seen)
         if tab != "runs":
-            return [SKIP] * (7 + len(EXPORTS) + len(COMPARED))  # table, three buttons, compare, differences, seen; exports; curves
+            return [SKIP] * (9 + len(EXPORTS) + len(COMPARED))  # table, five buttons, compare, differences, seen; exports; curves
         runs, chosen, order = views.runs(), read_selected(views, selected), read_sort(sort)
         picked = [r for i in chosen if (r := views.run(i))]
         tokens = {
             "table": token([run_id, [(r.id, r.revision) for r in runs], str(search or ""), chosen, order]),
-            "tools": token([chosen, [r.status.is_live for r in picked]]),
+            "tools": token([chosen, [(r.status, r.steps_done) for r in picked]]),
             "compare": token([views.curves_key(r) for r in picked]),
         }
         tools, compare = tokens["tools"] != was.get("tools"), tokens["compare"] != was.get("compare")
         several = len(picked) >= 2
-        enabled = [len(picked) == 1, len(picked) == 1, bool(picked) and not any(r.status.is_live for r in picked), *[len(picked) == 1] * len(EXPORTS)]
+        one = len(picked) == 1
+        again = one and picked[0].status in (RunStatus.PAUSED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.INTERRUPTED)
+        enabled = [one, again, one and bool(views.store.checkpoints(picked[0].id)), one, bool(picked) and not any(r.status.is_live for r in picked), *[len(picked) == 1] * len(EXPORTS)]
         return [
             run_list(runs, str(search or ""), chosen, run_id, order) if tokens["table"] != was.get("table") else SKIP,
             *(gr.update(interactive=on) if tools else SKIP for on in enabled),

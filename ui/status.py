@@ -113,14 +113,17 @@ def _ended_facts(run: RunRow, ahead: RunRow | None) -> list[str]:
 
 
 def run_banner(run: RunRow | None) -> str:
-    """For a run that ended otherwise than planned: what happened, what was kept, what to do, in that order."""
-    if run is None or run.status not in (RunStatus.FAILED, RunStatus.INTERRUPTED):
+    """For a run that waits, or ended otherwise than planned: what happened, what was kept, what to do, in that order."""
+    if run is None or run.status not in (RunStatus.FAILED, RunStatus.INTERRUPTED, RunStatus.PAUSED):
         return ""
+    if run.status is RunStatus.PAUSED:
+        what, _, then = (run.error or "Paused.").partition(". ")
+        return banner(f"{what.removesuffix('.')}.", then, tone="warn")
     kept = f"Kept: {count(run.steps_done, 'step')} with every group and curve." if run.steps_done else "No step was finished, so there is nothing to keep."
     if run.status is RunStatus.INTERRUPTED:
-        return banner("The server stopped while this run was going.", f"{kept} Press Start training to run its settings again.")
+        return banner("The server stopped while this run was going.", f"{kept} Press Resume to go on from its last checkpoint.")
     lines = (run.error or "").strip().splitlines() or ["no message was recorded"]  # the first line is the message, then the traceback
-    return banner(f"The run failed: {lines[0].strip()}", f"{kept} Change what the message names and press Start training.",
+    return banner(f"The run failed: {lines[0].strip()}", f"{kept} Change what the message names and press Start training, or Resume if it was the machine.",
                   run.error if len(lines) > 1 else "")
 
 

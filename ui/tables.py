@@ -95,19 +95,21 @@ def run_table(runs: Sequence[RunRow], selected: Collection[str], in_view: str | 
     numeric = {"steps", "reward", "heldout", "duration"}
     head = '<th scope="col"><span class="sr">selected</span></th>' + "".join(
         _heading(key, title, sort, descending, True, key in numeric) for key, title in RUN_COLUMNS.items())
-    body = "".join(_run_row(run, run.id in selected, run.id == in_view) for run in runs)
+    names = {run.id: run.name for run in runs}
+    body = "".join(_run_row(run, run.id in selected, run.id == in_view, names) for run in runs)
     return f'<div class="scroll"><table class="list runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _run_row(run: RunRow, selected: bool, in_view: bool) -> str:
+def _run_row(run: RunRow, selected: bool, in_view: bool, names: Mapping[str, str]) -> str:
     name = esc(run.name)
+    parent = f'<span class="by">↳ from “{esc(names.get(run.parent_run_id, run.parent_run_id))}”, step {run.parent_step or 0:,}</span>' if run.parent_run_id else ""
     here = ' aria-current="true"' if in_view else ""
     model = run.model.replace("\\", "/").rstrip("/").rpartition("/")[2] or run.model  # a folder's path is long; the whole is in the title
     return (
         f'<tr class="{"chosen" if selected else ""}"{here}>'
         f'<td><button type="button" class="box" role="checkbox" aria-checked="{str(selected).lower()}" aria-label="Select {name}" '
         f'data-do="select" data-run="{esc(run.id)}"></button></td>'
-        f'<td class="name"><button type="button" class="link" data-do="open" data-run="{esc(run.id)}" title="Open {name}">{name}</button></td>'
+        f'<td class="name"><button type="button" class="link" data-do="open" data-run="{esc(run.id)}" title="Open {name}">{name}</button>{parent}</td>'
         f'<td>{pill(run.status)}</td><td title="{esc(run.model)}">{esc(model)}</td><td>{esc(run.task)}</td><td>{esc(run.rubric)}</td>'
         f'<td>{esc(algorithm_of(run))}</td><td class="num">{_steps(run)}</td>'
         f'<td class="num">{_arrow(number(run.reward_first), number(run.reward_last))}</td>'

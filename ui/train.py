@@ -12,7 +12,7 @@ import gradio as gr
 
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import RunRow
-from ui import charts, form, place, setup, status
+from ui import charts, control, form, place, setup, status
 from ui.desk import Desk
 from ui.live_chart import live_chart
 from ui.panel import QUIET, one_of, panel, script
@@ -58,8 +58,9 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
         with gr.Column(elem_id="live", elem_classes="stack", min_width=0, scale=1):
             with gr.Row(elem_id="line", elem_classes="card-box"):
                 line = panel(status.status_line(None, [], 0, None, 0), script=script("status.js"), elem_id="status")
-                stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=0, min_width=72)
+                buttons = control.build_buttons()
             trouble = panel(elem_id="run-banner")
+            more = control.build_more()
             advisor = panel(events=("show", "dismiss"), elem_id="advisor")
             with gr.Row(elem_id="curve-tools"):
                 x = gr.Radio(AXES, value="step", label="Horizontal axis", elem_id="axis", scale=0)
@@ -86,7 +87,7 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
                 ("pin", ""), ("at", ""), ("order", "best"), ("seen", "{}")))
 
     inputs = [frame.run, pin, order, x, smoothing, log, overlay, detail, seen]
-    outputs = [frame.run, frame.pill, overlay, line, trouble, stop, *figures.values(), step, follow, group, advisor, at, seen]
+    outputs = [frame.run, frame.pill, overlay, line, trouble, *buttons.all, *figures.values(), step, follow, group, advisor, at, seen]
     show = Show(views)
     tab = Train(form_panel, pin, inputs, outputs, show)
 
@@ -121,7 +122,7 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
 
     form_panel.start.click(start, [*form_panel.values, form_panel.name], [frame.run, pin, frame.notice, *form_panel.complaints], **QUIET).then(
         None, None, None, js=TO_THE_RUN_JS)
-    then_show(stop.click(lambda run_id: stop_run(runs, views, run_id), frame.run, frame.notice, **QUIET))
+    control.wire(buttons, more, frame.run, at, frame.notice, runs, views, then_show)
     return tab
 
 
@@ -140,16 +141,6 @@ def start_run(runs: Runs, views: Views, fields: Sequence[Any], name: Any) -> lis
         except StudioError as error:
             return [SKIP, SKIP, setup.refused(error), *setup.complain(fields, [])]
     return [SKIP, SKIP, "", *setup.complain(fields, problems)]
-
-
-def stop_run(runs: Runs, views: Views, run_id: Any) -> Any:
-    if views.cursor(run_id) is None:
-        return SKIP
-    try:
-        runs.stop(run_id)
-    except StudioError as error:
-        return status.banner("The run was not stopped.", str(error))
-    return ""
 
 
 def pinned_step(step: Any) -> Any:
@@ -217,13 +208,13 @@ class Show:
         now = {
             "runs": choices, "run": [chosen, chosen != run_id], "line": [chosen, run and run.revision, [r.revision for r in views.runs() if r.status.is_live]],
             "curves": [views.curves_key(run), [views.curves_key(views.run(r)) for r in others], view.x, view.smoothing, view.log],
-            "detail": view.detail, "steps": [chosen, last, at and at[0]], "follow": not place.parse(pin), "group": [chosen, at, order],
+            "detail": view.detail, "steps": [chosen, last, at and at[0]], "follow": not place.parse(pin), "group": [chosen, at, order, at and views.store.edited(chosen, at[0])],
         }
         advice = views.advice(run)
         now = {key: token(value) for key, value in (now | {"advice": advice}).items()}
         new = {key for key in now if now[key] != was.get(key)}
         if not new:
-            return [SKIP] * (12 + len(CURVES))
+            return [SKIP] * (15 + len(CURVES))
         curves = ["curves" in new or (name == "detail" and "detail" in new) for name in CURVES]
         return [
             gr.update(choices=choices, **({"value": chosen} if chosen != run_id else {})) if new & {"runs", "run"} else SKIP,
@@ -231,7 +222,7 @@ class Show:
             gr.update(choices=[(n, r) for n, r in choices if r != chosen]) if new & {"runs", "run"} else SKIP,
             views.status_line(run) if "line" in new else SKIP,
             status.run_banner(run) if "line" in new else SKIP,
-            gr.update(interactive=bool(run and run.status.is_live)) if "line" in new else SKIP,
+            *(control.states(run) if "line" in new else [SKIP] * 4),
             *(views.figure(name, [chosen, *others] if run else [], view) if fresh else SKIP for name, fresh in zip(CURVES, curves, strict=True)),
             gr.update(maximum=max(2, last), value=at[0] if at else 1, interactive=last > 0) if "steps" in new else SKIP,
             not place.parse(pin) if "follow" in new else SKIP,

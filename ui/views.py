@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -25,9 +25,25 @@ class Runs(Protocol):
 
     device: str
 
-    def start(self, config: RunConfig, name: str | None = None) -> str: ...
+    def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str: ...
+
+    def resume(self, run_id: str) -> None: ...
+
+    def branch(self, run_id: str, step: int | None = None, changes: Mapping[str, Any] | None = None, name: str | None = None) -> str: ...
 
     def stop(self, run_id: str) -> None: ...
+
+    def pause(self, run_id: str) -> None: ...
+
+    def step(self, run_id: str, stride: str = "step") -> None: ...
+
+    def checkpoint(self, run_id: str) -> None: ...
+
+    def set_knob(self, run_id: str, name: str, value: float) -> None: ...
+
+    def set_breakpoints(self, run_id: str, conditions: str) -> None: ...
+
+    def edit_reward(self, run_id: str, step: int, group: int, completion: int, reward: float) -> None: ...
 
 
 class Views:
@@ -128,8 +144,8 @@ class Views:
         ids = self.store.group_ids(run.id, step)
         if not 0 <= position < len(ids):
             return None
-        return self._group(ids[position], len(ids), run.id, order)
+        return self._group(ids[position], len(ids), run.id, order, self.store.edited(run.id, step))
 
-    def _draw_group(self, group_id: int, num_groups: int, run_id: str, order: str) -> str:
+    def _draw_group(self, group_id: int, num_groups: int, run_id: str, order: str, edited: tuple[Any, ...]) -> str:
         run = self.run(run_id)
         return cards.group_view(self.store.group(group_id), num_groups, run.config if run else {}, order)

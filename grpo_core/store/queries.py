@@ -137,6 +137,12 @@ class Queries:
             found.setdefault(row["step"], {})[row["name"]] = row["value"]
         return found
 
+    def edited(self, run_id: str, step: int) -> tuple[tuple[int, float | None], ...]:
+        """Rollout and reward, wherever a person gave it in this step. Groups are written anew with the same ids, so this tells them apart."""
+        return tuple((row["id"], row["reward"]) for row in self._readers.all(
+            "SELECT r.id, r.reward FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ? AND g.step = ? AND r.edited ORDER BY r.id",
+            (text(run_id), integer(step))))
+
     def checkpoints(self, run_id: str) -> list[CheckpointRow]:
         """The saved states of a run, oldest first."""
         rows = self._readers.all("SELECT step, path, bytes, sha256 FROM checkpoints WHERE run_id = ? ORDER BY step", (text(run_id),))

@@ -20,9 +20,17 @@ class FakeRuns:
     device = "CPU · 2 threads"
 
     def __init__(self, store: Store):
-        self.store, self.refuse, self.started, self.stopped = store, None, [], []
+        self.store, self.refuse, self.started, self.stopped, self.said = store, None, [], [], []
 
-    def start(self, config: RunConfig, name: str | None = None) -> str:
+    def __getattr__(self, said):
+        """pause, step, resume, …: noted, or refused with `refuse`."""
+        def note(*arguments):
+            if self.refuse:
+                raise self.refuse
+            self.said.append((said, *arguments))
+        return note
+
+    def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str:
         if self.refuse:
             raise self.refuse
         self.started.append((config, name))

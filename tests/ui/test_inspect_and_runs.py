@@ -10,15 +10,16 @@ import gradio as gr
 import pytest
 from recorded import FakeDesk, record_run, record_step
 
+from grpo_core.config import parse
 from grpo_core.errors import StudioError
 from grpo_core.store import Recorder, Wanted
-from grpo_core.types import RunStatus
+from grpo_core.types import Checkpointed, RunStatus
 from ui import form, runs
 from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
 from ui.opened import ShowOpened, use_in_new_run
-from ui.runs import ShowRuns
+from ui.runs import ShowRuns, ask_branch, branch_run, read_changes, resume_run
 
-COMPARE = 4 + len(runs.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
+COMPARE = 6 + len(runs.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
 
 SKIP = gr.skip()
 
@@ -161,9 +162,10 @@ def test_two_selected_runs_are_overlaid_and_only_their_differences_listed(views,
 def test_buttons_work_on_what_is_selected(views, store):
     a, b, live = record_run(store), record_run(store), record_run(store, status=RunStatus.RUNNING)
     enabled = [[u["interactive"] for u in listing(views, chosen)[1:COMPARE]] for chosen in ([], [a], [a, b], [live])]
-    # Open, Rename, Delete, then the exports
+    # Open, Resume, Branch, Rename, Delete, then the exports: these have finished, without a checkpoint
     num = len(runs.EXPORTS)
-    assert enabled == [[False] * (3 + num), [True] * (3 + num), [False, False, True, *[False] * num], [True, True, False, *[True] * num]]
+    one = [True, False, False, True, True, *[True] * num]
+    assert enabled == [[False] * (5 + num), one, [False] * 4 + [True] + [False] * num, [True, False, False, True, False, *[True] * num]]
 
 
 def test_runs_are_searched_and_sorted_with_unknown_values_last(views, store):
@@ -217,3 +219,23 @@ def test_runs_of_one_name_are_told_apart_wherever_they_stand_together(views, sto
     out = listing(views, [a, b])
     assert [entry["name"] for entry in out[COMPARE + 1]["legend"]] == labels
     assert all(label in out[COMPARE + 4] for label in labels)
+
+
+def test_a_branch_is_chosen_from_the_checkpoints_there_are_and_shown_below_its_parent(views, store, runs):
+    parent = record_run(store, "the <parent>")
+    assert "nothing to branch from" in ask_branch(views, json.dumps([parent]))[2]
+    with Recorder(store, parent) as record:
+        for step in (2, 3):
+            record(Checkpointed(step, str(store.checkpoint_folder(parent) / f"step-0000000{step}"), 1_500_000, "0" * 64))
+    which, box, _ = ask_branch(views, json.dumps([parent]))
+    assert (which["choices"], which["value"], box["visible"]) == ([("step 3 · 1.5 MB", 3), ("step 2 · 1.5 MB", 2)], 3, True)
+    assert "No branch was started" in branch_run(runs, views, json.dumps([parent]), 3, "no equals sign")[-1]
+    runs.refuse = StudioError("train.steps = 2: the branch <b>starts</b> after step 3.")
+    assert "&lt;b&gt;starts" in branch_run(runs, views, json.dumps([parent]), 3, "train.steps=2")[-1]
+    assert read_changes('train.learning_rate=1e-5 task.name=sort rubric.gate=true') == {"train.learning_rate": 1e-5, "task.name": "sort", "rubric.gate": True}
+    child = store.create_run(parse(store.run(parent).config), "child", parent=(parent, 3))
+    table = listing(views)[0]
+    assert "↳ from “the &lt;parent&gt;”, step 3" in table
+    runs.refuse = None
+    assert resume_run(runs, views, json.dumps([child])) == ""
+    assert runs.said == [("resume", child)]
