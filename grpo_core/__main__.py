@@ -1,4 +1,4 @@
-"""The same without a browser: python -m grpo_core train | resume | prompts | compare | runs | show | advise | report | export."""
+"""The same without a browser: python -m grpo_core train | resume | tell | prompts | compare | runs | show | advise | report | export | doctor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,12 +16,13 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from grpo_core.breakpoints import parse_breakpoints
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, parse, read_json, with_preset
 from grpo_core.control import RunControl, Start
 from grpo_core.errors import FieldProblem, InvalidConfig, NotFound, StudioError
 from grpo_core.recipes import as_command, as_trl_script
 from grpo_core.store import RunRow, Store, export
-from grpo_core.types import Evaluated, Event, Phase, PhaseStarted, RunStatus, StepCompleted
+from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, RunStatus, StepCompleted
 
 DEFAULT_DB = "runs/grpo.sqlite"
 
@@ -97,12 +99,20 @@ def _train_here(store: Store, run_id: str, config: RunConfig, start: Start | Non
     from grpo_core.trainer import train
 
     control = RunControl(store.checkpoint_folder(run_id), start)
+    control.set_breakpoints(parse_breakpoints(getattr(arguments, "wait_when", None) or ""))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: control.stop())
+
+    def listen(event: Event) -> None:
+        _show_progress(bar, event)
+        if isinstance(event, Paused):
+            bar.write(f"paused: {printable(event.reason)}", file=sys.stderr)
+            _ask(control)
+
     print(f"run {run_id} in {store.path}", file=sys.stderr)
     started = time.monotonic()
     with tqdm(total=config.train.steps, initial=start.step if start else 0, unit="step", dynamic_ncols=True) as bar:
-        execute(store, run_id, config, train, control, lambda event: _show_progress(bar, event))
+        execute(store, run_id, config, train, control, listen)
     seconds = time.monotonic() - started
     row = store.run(run_id)
     if row.error:
@@ -114,6 +124,19 @@ def _train_here(store: Store, run_id: str, config: RunConfig, start: Start | Non
     else:
         print(_run_line(row))
     return 0 if row.status == RunStatus.FINISHED else 1
+
+
+def _ask(control: RunControl) -> None:
+    """What now? A run that waits with nobody there to answer is stopped: its last step is saved, and it can be resumed."""
+    if not sys.stdin.isatty():
+        control.stop()
+        return
+
+    def answer() -> None:
+        said = input("Enter: resume, s: one step, p: one phase, q: stop > ").strip().lower()
+        {"s": control.step, "p": lambda: control.step("phase"), "q": control.stop}.get(said, control.resume)()
+
+    threading.Thread(target=answer, name="asks", daemon=True).start()
 
 
 def _show_progress(bar: tqdm, event: Event) -> None:
@@ -200,6 +223,57 @@ def compare_command(arguments: argparse.Namespace) -> int:
     summary = summarise(runs)
     print(json.dumps({"presets": summary, "runs": [asdict(r) for r in runs]}) if arguments.json else table(summary))
     return 0 if len(runs) == len(configs) * arguments.seeds and all(r.status == RunStatus.FINISHED for r in runs) else 1
+
+
+def doctor_command(arguments: argparse.Namespace) -> int:
+    from grpo_core.doctor import examine
+
+    said, left = [], 0
+    for finding in examine(arguments.db):
+        fixed = False
+        if finding.wrong and finding.fix is not None and arguments.fix:
+            finding.fix()
+            fixed = True
+        left += finding.wrong and not fixed
+        said.append({"what": finding.what, "wrong": finding.wrong, "way_out": finding.way_out, "can_fix": finding.fix is not None, "fixed": fixed})
+        if not arguments.json:
+            mark = "fixed" if fixed else "WRONG" if finding.wrong else "ok"
+            how = f" {finding.way_out}" if finding.wrong else ""
+            print(f"{mark:<6} {printable(finding.what)}.{how}")
+    if left and not arguments.json and not arguments.fix and any(s["can_fix"] for s in said if s["wrong"]):
+        print("Nothing was changed. `python -m grpo_core doctor --fix` mends what can be mended.")
+    if arguments.json:
+        print(json.dumps({"findings": said, "wrong": left}))
+    return 1 if left else 0
+
+
+# A run that another process is training is reached through that process's server alone.
+TOLD = ("pause", "step", "resume", "stop", "checkpoint", "status")
+
+
+def tell_command(arguments: argparse.Namespace) -> int:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    auth = tuple(arguments.auth.split(":", 1)) if arguments.auth else None
+    try:
+        client = Client(arguments.server, auth=auth, verbose=False)
+        named = dict(map(_assignment, arguments.set))
+        answer = client.predict(run=arguments.run_id, api_name=f"/{arguments.what}") if arguments.what else client.predict(run=arguments.run_id, api_name="/status")
+        for name, value in named.items():
+            answer = client.predict(setting=name, value=value, run=arguments.run_id, api_name="/change")
+        if arguments.wait_when is not None:
+            answer = client.predict(conditions=arguments.wait_when, run=arguments.run_id, api_name="/wait_when")
+    except AppError as error:
+        raise StudioError(str(error)) from None
+    except Exception as error:  # whatever a network can do
+        raise StudioError(f"--server {arguments.server!r} cannot be asked: {error}. Start it with: python app.py") from None
+    if arguments.json:
+        print(json.dumps(answer))
+    else:
+        print(f"{answer['id']}  {answer['status']}  {printable(answer['name'])}  step {answer['steps_done']} of {answer['num_steps']}"
+              + (f"  {printable(answer['error'])}" if answer["error"] else ""))
+    return 0
 
 
 def _count(text: str) -> int:
@@ -407,6 +481,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE", help="a configuration as exported")
     train.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field; may be repeated")
     train.add_argument("--name", help="a name for the run")
+    train.add_argument("--wait-when", metavar="CONDITIONS", help="breakpoints, e.g. 'kl > 0.2, step = 40'; asks on the terminal, or stops where there is none")
     train.add_argument("--rewards", metavar="FILE.py", action="append", default=[], help="a plug-in file with reward functions; its checks are named file.function")
     prompts = command("prompts", prompts_command, "Show prompts exactly as the model will read them, and what was counted in their file.")
     prompts.add_argument("--config", metavar="FILE", help="a configuration as exported")
@@ -436,6 +511,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seeds", type=_count, default=3, metavar="N", help="runs of each preset, from train.seed up (default 3)")
     compare.add_argument("--steps", metavar="N", help="optimiser steps of each run")
     compare.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field of every run; may be repeated")
+    doctor = command("doctor", doctor_command, "Look for what is wrong: versions, device, the store, its checkpoints, the disk. Changes nothing without --fix.")
+    doctor.add_argument("--fix", action="store_true", help="mend what can be mended")
+    tell = command("tell", tell_command, "Say something to a run that a server is training: pause, step, resume, stop, checkpoint; or ask for its status.")
+    tell.add_argument("run_id", metavar="RUN", help="its id, or `last`")
+    tell.add_argument("what", nargs="?", choices=TOLD, help="default: status")
+    tell.add_argument("--set", metavar="section.field=value", action="append", default=[], help="a setting that changes with the next step; may be repeated")
+    tell.add_argument("--wait-when", metavar="CONDITIONS", help="breakpoints, e.g. 'kl > 0.2, step = 40'; '' for none")
+    tell.add_argument("--server", default="http://127.0.0.1:7860", help="default http://127.0.0.1:7860")
+    tell.add_argument("--auth", metavar="USER:PASSWORD")
     command("runs", runs_command, "List the runs, newest first.")
     show = command("show", show_command, "Show one run: settings, steps, held-out results.")
     write = command("export", export_command, "Write a run to a file: metrics (csv), rollouts (jsonl, parquet), settings (config, command, trl: the same run as a TRL script), the trained model or adapter.")

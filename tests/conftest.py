@@ -37,3 +37,12 @@ def tiny_settings(tiny_model: Path) -> dict[str, object]:
     """Dotted settings of a run that takes a second: 3 steps of 2 prompts x 4 completions of at most 8 tokens."""
     return {"model.name": str(tiny_model), "task.heldout_size": 8, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 4,
             "train.max_new_tokens": 8, "train.eval_every": 0}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long faults run with `pytest -m faults` only."""
+    if "faults" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

@@ -32,6 +32,7 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
     views = Views(store)
     gr.set_static_paths([plotly_js()])
     with gr.Blocks(title="GRPO Studio", fill_width=True, delete_cache=(DAY, DAY), analytics_enabled=False) as app:
+        build_api(views, runs)  # first, so that no other handler takes its names
         with gr.Row(elem_id="header"):
             panel(status.brand(runs.device), script=script("theme.js"), elem_id="brand")
             run = gr.Dropdown([], label="Run", elem_id="run", interactive=True, scale=0, min_width=240)
@@ -78,7 +79,6 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
             out[outputs.index(run)] = views.picked(run_id)
             return [gr.update(selected=first), first, pin, opened, said, *out]
 
-        build_api(views, runs)
         app.load(arrive, inputs, [tabs, tab, train.pin, inspect.opened, notice, *outputs], **QUIET)
     return app
 

@@ -69,6 +69,12 @@ class Queries:
             raise no_run(run_id)
         return _run(rows[0])
 
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong with the file, in its words; empty if nothing is."""
+        found = [row[0] for row in self._readers.all("PRAGMA integrity_check")] + [
+            f"{row['table']} row {row['rowid']} refers to a missing {row['parent']}" for row in self._readers.all("PRAGMA foreign_key_check")]
+        return [line for line in found if line != "ok"]
+
     # ---- numbers -------------------------------------------------------------------------------------------------------
 
     def steps(self, run_id: str, max_points: int = 1000) -> list[dict[str, Any]]:

@@ -146,6 +146,23 @@ class Store(Queries):
                 if later > step:
                     checkpoint_files.remove(path)
 
+    def forget_checkpoint(self, run_id: str, step: int) -> None:
+        """Takes a checkpoint off the list; its folder is the caller's."""
+        with self.writing() as writer, writer.transaction() as db:
+            db.execute("DELETE FROM checkpoints WHERE run_id = ? AND step = ?", (text(run_id), step))
+
+    def is_free(self) -> bool:
+        """Whether no process works on a run of this file."""
+        try:
+            with self.writing(wait_seconds=0) as writer:
+                return not writer.owned
+        except StoreBusy:
+            return False
+
+    @staticmethod
+    def is_id(name: str) -> bool:
+        return _ID.fullmatch(name) is not None
+
     def checkpoint_folder(self, run_id: str) -> Path:
         """Where the checkpoints of a run are: beside the file, so that both move together."""
         return self._beside("checkpoints", run_id)
@@ -154,7 +171,7 @@ class Store(Queries):
         return self._beside("logs", f"{run_id}.jsonl")
 
     def _beside(self, kind: str, name: str) -> Path:
-        if not _ID.fullmatch(name.removesuffix(".jsonl")):  # an id is never a path
+        if not self.is_id(name.removesuffix(".jsonl")):  # an id is never a path
             raise no_run(name)
         return Path(f"{self.path}.{kind}") / name
 

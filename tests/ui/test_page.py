@@ -91,6 +91,7 @@ def test_every_handler_answers_whatever_is_sent_to_it_by_number(page, store, jun
 
 def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
     (tmp_path / "secret.json").write_text('{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}')
+    page.has_launched = True  # before that Gradio checks no path
     client = TestClient(App.create_app(page))
     numbers = [n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)]
     assert len(numbers) == 2  # a rubric, prompts
