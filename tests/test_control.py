@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from test_resume import configured, record
 
+import grpo_core.draw as draw
 from grpo_core.breakpoints import parse_breakpoints
 from grpo_core.config import nest, parse
 from grpo_core.control import RunControl
@@ -131,14 +133,13 @@ def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_
     by_hand = record(store, run_id)
 
     # the same run under a rubric that gives this very reward: no control, no edit
-    import grpo_core.draw as draw
     score, wanted = draw.score, (group.prompt_id, 2)
 
-    def generous(prompt, sampled, policy, rubric):
-        from dataclasses import replace
-        found = score(prompt, sampled, policy, rubric)
-        given = prompt.id == wanted[0] and generous.step == 1
-        return tuple(replace(r, reward=3.5, edited=True) if given and i == wanted[1] else r for i, r in enumerate(found))
+    def generous(prompts, by_prompt, policy, rubric):
+        found, why = score(prompts, by_prompt, policy, rubric)
+        given = [prompt.id == wanted[0] and generous.step == 1 for prompt in prompts]
+        return [tuple(replace(r, reward=3.5, edited=True) if yes and i == wanted[1] else r for i, r in enumerate(siblings))
+                for yes, siblings in zip(given, found, strict=True)], why
 
     monkeypatch.setattr(draw, "score", generous)
     other = store.create_run(config, "rubric", status=RunStatus.LOADING)
