@@ -10,7 +10,8 @@ import torch
 
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
-from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
+from grpo_core.learner.memory import is_out_of_memory
 from grpo_core.policy import Policy
 from grpo_core.rollout import Sampled, sample_groups
 from grpo_core.rubric import Notes, Rubric
@@ -65,8 +66,7 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
         prompts = train_prompts(task, t.seed, step, num_prompts + len(dull))[num_prompts:]
         num_prompts += len(dull)
         ids = [encode(policy, prompt, task, config) for prompt in prompts]
-        sampled = sample_groups(policy, ids, t.group_size, t.max_new_tokens, t.temperature, rng, control.breathe,
-                                keep_logprobs=config.algorithm.off_policy_threshold is not None or t.token_records > 0)
+        sampled = sample(policy, ids, t.group_size, config, t.temperature, rng, control, config.algorithm.off_policy_threshold is not None or t.token_records > 0)
         tokens += sum(len(s.token_ids) for s in sampled)
         sampled_at = perf_counter()
 
@@ -81,6 +81,20 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
         groups = [new_at.get(i) or groups[i] for i in range(t.prompts_per_step)]
         sampling, scoring = sampling + sampled_at - started, scoring + perf_counter() - sampled_at
     return Drawn(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring, notes)
+
+
+def sample(policy: Policy, prompts: list[list[int]], group_size: int, config: RunConfig, temperature: float, rng: torch.Generator, control: RunControl,
+           keep_logprobs: bool = False) -> list[Sampled]:
+    """Completions of encoded prompts. Raises OutOfMemory, saying what to lower, where they do not fit."""
+    t = config.train
+    try:
+        return sample_groups(policy, prompts, group_size, t.max_new_tokens, temperature, rng, control.breathe, keep_logprobs=keep_logprobs)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    longest = max(map(len, prompts)) + t.max_new_tokens
+    raise OutOfMemory(f"train.group_size: there is not enough memory to sample {len(prompts) * group_size:,} completions of up to {longest:,} tokens, prompt "
+                      "included, at once. Lower prompts_per_step, group_size or max_new_tokens, or use a smaller model.")
 
 
 def with_rewards(groups: list[DrawnGroup], given: Mapping[tuple[int, int], float]) -> list[tuple[Prompt, tuple[Rollout, ...]]]:

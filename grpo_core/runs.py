@@ -161,7 +161,7 @@ class RunManager:
         """Go on: at once where a run waits, from its newest whole checkpoint where it has ended. Asking twice changes nothing."""
         with self._lock:
             job = self._job(run_id)
-            if job is not None:
+            if job is not None and self.store.cursor(run_id).status.is_live:  # it may have ended a moment ago, and its thread not know it yet
                 job.control.resume()
                 return
             self._refuse_if_closed()
@@ -233,7 +233,7 @@ class RunManager:
         self._control(run_id).edit_reward(step, group, completion, reward)
 
     def _job(self, run_id: str) -> Job | None:
-        return next((job for job in (self._current, *self._queue) if job is not None and job.run_id == run_id), None)
+        return next((job for job in (*self._queue, self._current) if job is not None and job.run_id == run_id), None)
 
     def _control(self, run_id: str) -> RunControl:
         with self._lock:

@@ -13,12 +13,11 @@ from grpo_core.checkpoint import Keeper
 from grpo_core.clock import Clock
 from grpo_core.config import RunConfig, turned
 from grpo_core.control import RunControl
-from grpo_core.draw import draw_groups, encode, generator, with_rewards
+from grpo_core.draw import draw_groups, encode, generator, sample, with_rewards
 from grpo_core.fit import fitting
 from grpo_core.learner import Batch, Learner, NonFinite
 from grpo_core.policy import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
-from grpo_core.rollout import sample_groups
 from grpo_core.rubric import Rubric, Spread, build_rubric
 from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, too_many_unscored, with_advantages
 from grpo_core.tasks import Task, heldout_prompts, load_task
@@ -127,8 +126,8 @@ def evaluate(step: int, prompts: Sequence[Prompt], policy: Policy, task: Task, r
     t = config.train
     control.enter(PhaseStarted(Phase.EVALUATING, step, t.steps))
     prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
-    sampled = sample_groups(policy, prompt_ids, t.eval_samples, t.max_new_tokens, t.temperature if t.eval_mode == "sampled" else 0.0,
-                            generator(policy, t.seed, -1), control.breathe)
+    temperature = t.temperature if t.eval_mode == "sampled" else 0.0
+    sampled = sample(policy, prompt_ids, t.eval_samples, config, temperature, generator(policy, t.seed, -1), control)
     metrics = heldout_metrics(prompts, sampled, policy, rubric)
     control.tell(Evaluated(step, metrics))
     return metrics.get("heldout/accuracy")

@@ -140,12 +140,15 @@ class Learner:
 
     def _grad_norm(self, loss: float) -> float:
         """Clip the gradient; returns the norm before clipping. Raises NonFinite."""
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.train.max_grad_norm))
-        if self.critic is not None:  # apart, so that its first large errors do not shrink the policy's step
-            nn.utils.clip_grad_norm_(self.critic.parameters(), self.train.max_grad_norm)
-        if not (torch.tensor([loss, norm]).isfinite().all()):
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        total = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = float(total)
+        if not (torch.tensor([loss, norm]).isfinite().all()):  # before clipping, which would spread a nan over every gradient
             culprit = next((n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "the loss")
             raise NonFinite(f"loss {loss}, gradient norm {norm}: first not finite in {culprit}")
+        nn.utils.clip_grads_with_norm_(parameters, self.train.max_grad_norm, total)
+        if self.critic is not None:  # apart, so that its first large errors do not shrink the policy's step
+            nn.utils.clip_grad_norm_(self.critic.parameters(), self.train.max_grad_norm)
         return norm
 
     def _step(self) -> None:

@@ -1,0 +1,73 @@
+"""Weeks of use in minutes: many runs started and stopped, then one long one. Does anything grow?
+
+    python -m benchmarks.soak --cycles 100 --steps 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from grpo_core.config import nest, parse
+from grpo_core.runs import RunManager
+from grpo_core.store import Store
+from grpo_core.trainer import train
+from grpo_core.types import RunStatus
+
+
+def now(what: str) -> dict[str, float]:
+    """Threads, open files, resident MiB of this process; printed as a line of the table."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    seen = {"threads": threading.active_count(), "files": len(os.listdir("/proc/self/fd")), "MiB": resident}
+    print(f"| {what} | {seen['threads']} | {seen['files']} | {resident:.0f} |", flush=True)
+    return seen
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cycles", type=int, default=100, help="runs started and stopped (default 100)")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of the long run (default 2000)")
+    parser.add_argument("--warm-up", type=int, default=100, help="steps after which memory is first looked at (default 100)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        manager = RunManager(Store(Path(folder) / "runs.sqlite"), train)
+        store = manager.store
+        config = parse(nest({"train.steps": options.steps, "train.eval_every": 500, "train.checkpoint_every": 100}))
+        print("| when | threads | open files | resident MiB |\n|---|---|---|---|")
+
+        def cycle() -> None:
+            run_id = manager.start(config)
+            while store.run(run_id).steps_done < 1:
+                time.sleep(0.02)
+            manager.stop(run_id)
+            while store.run(run_id).status.is_live:
+                time.sleep(0.02)
+            assert store.run(run_id).status is RunStatus.STOPPED, store.run(run_id).error
+            store.delete(run_id)
+
+        for _ in range(5):
+            cycle()
+        first = now("after 5 runs")
+        for _ in range(options.cycles - 5):
+            cycle()
+        last = now(f"after {options.cycles} runs")
+        run_id = manager.start(config)
+        warm = None
+        while (run := store.run(run_id)).status.is_live:
+            if warm is None and run.steps_done >= options.warm_up:
+                warm = now(f"step {run.steps_done} of the long run")
+            time.sleep(0.2)
+        end = now(f"step {run.steps_done}, {run.status}")
+        manager.close()
+        grown = {"runs": last["MiB"] / first["MiB"] - 1, "steps": end["MiB"] / (warm or end)["MiB"] - 1}
+        print(f"memory grew by {grown['runs']:.1%} over the runs and by {grown['steps']:.1%} over the steps")
+        return int(run.status is not RunStatus.FINISHED or max(grown.values()) > 0.05 or last["threads"] > first["threads"] or last["files"] > first["files"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""What a stranger can reach: every route and every endpoint of the running server, enumerated from the server itself, and tried."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from grpo_core.config import RunConfig
+from grpo_core.rubric import resolve_rubric
+from grpo_core.store import Recorder, Store, export
+from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus
+
+ROOT = Path(__file__).parent.parent
+SECRET = "hf_averysecrettokenthatnobodymaysee"
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRET}
+# What anybody may have: what a browser needs to show the form for the password, and Gradio's own sign of life.
+OPEN = {"", "/", "/login", "/logout", "/login_check", "/user", "/token", "/app_id", "/startup-events", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt",
+        "/pwa_icon"}
+
+
+class Locked:
+    """app.py with --auth, and a run in its store."""
+
+    def __init__(self, folder: Path):
+        self.db = folder / "runs.sqlite"
+        store = Store(self.db)
+        config = RunConfig().model_copy(update={"rubric": resolve_rubric(RunConfig().rubric)})
+        self.run_id = store.create_run(config, "PRIVATE RUN", status=RunStatus.STOPPED)
+        with Recorder(store, self.run_id) as record:
+            completion = Completion("PRIVATE COMPLETION", "stop", 3)
+            record(GroupsScored(1, (Group(Prompt("p", "PRIVATE PROMPT", "1", "sums"), (Rollout(completion, {"accuracy": 1.0}, 1.0, 0.0),) * 2, 1.0, 0.0, "all_right"),)))
+        store.close()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = (folder / "log").open("w+")
+        self.process = subprocess.Popen([sys.executable, "app.py", "--port", str(self.port), "--db", str(self.db), "--auth", "me:secret"], cwd=ROOT, env=ENV,
+                                        stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + 90
+        while self.ask("/", raw=True)[0] == 0 and time.monotonic() < deadline:
+            assert self.process.poll() is None, "it did not start"
+            time.sleep(0.2)
+
+    def ask(self, path: str, data: object = None, headers: dict[str, str] | None = None, method: str | None = None, raw: bool = False) -> tuple[int, str]:
+        """Status and body; 0: no answer at all."""
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json", **(headers or {})}, method=method)
+        try:
+            with urllib.request.build_opener(NoRedirect).open(request, timeout=3) as answer:
+                return answer.status, answer.read(2_000_000).decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(2_000_000).decode("utf-8", "replace")
+        except http.client.IncompleteRead as error:
+            return 200, error.partial.decode("utf-8", "replace")
+        except (OSError, ValueError) as error:
+            return 0, str(error)
+
+    def sign_in(self) -> str:
+        request = urllib.request.Request(self.url + "/login", b"username=me&password=secret", {"Content-Type": "application/x-www-form-urlencoded"})
+        with urllib.request.urlopen(request) as answer:
+            return "; ".join(c.split(";")[0] for c in answer.headers.get_all("set-cookie"))
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory):
+    server = Locked(tmp_path_factory.mktemp("locked"))
+    yield server
+    server.process.terminate()
+    server.process.wait(15)
+
+
+@pytest.fixture(scope="module")
+def signed_in(locked):
+    return {"Cookie": locked.sign_in()}
+
+
+@pytest.fixture(scope="module")
+def routes(tmp_path_factory):
+    """Every (method, path) that the server answers, of the very application that app.py serves."""
+    code = """
+import json, sys
+from gradio.routes import App
+from grpo_core.runs import RunManager
+from grpo_core.store import Store
+from starlette.routing import Mount
+from ui.page import build_app
+try:
+    from grpo_core.desk import Desk
+    page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None), Desk())
+except ImportError:
+    page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None))
+def walk(routes, prefix=""):
+    for r in routes:
+        inner = getattr(r, "original_router", None)
+        if hasattr(r, "path") and getattr(r, "methods", None):
+            yield from ((m, prefix + r.path) for m in sorted(r.methods))
+        elif getattr(r, "routes", None):
+            yield from walk(r.routes, prefix + getattr(r, "path", ""))
+        elif inner is not None:
+            yield from walk(inner.routes, prefix + getattr(getattr(r, "include_context", None), "prefix", ""))
+        elif hasattr(r, "path"):
+            yield ("GET", prefix + r.path)
+print(json.dumps(sorted(set(walk(App.create_app(page).routes)))))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path_factory.mktemp("routes") / "x.sqlite")], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [tuple(r) for r in json.loads(done.stdout.strip().splitlines()[-1])]
+
+
+def filled(path: str, value: str = "x") -> str:
+    return re.sub(r"\{[^}]*\}", lambda _: value, path)
+
+
+def test_without_the_password_no_route_gives_anything_away_or_does_anything(locked, routes):
+    assert len(routes) > 25, routes
+    assert {"/config", "/gradio_api/info", "/gradio_api/upload"} <= {path for _, path in routes}
+    for method, path in routes:
+        for value in ("x", "start"):
+            data = None if method in ("GET", "HEAD", "OPTIONS") else {"data": [], "fn_index": 0, "session_hash": "s"}
+            status, text = locked.ask(filled(path, value), data, method=method)
+            assert "PRIVATE" not in text, f"{method} {path}"
+            assert locked.run_id not in text, f"{method} {path}"
+            if (path.rstrip("/") or "/").removeprefix("/gradio_api") not in OPEN and "{" not in path and status not in (0, 301, 302, 303, 307, 308, 404, 405):
+                assert status in (400, 401, 403, 422), f"{method} {path}: {status} {text[:200]}"
+    assert len(Store(locked.db).runs()) == 1
+
+
+def test_without_the_password_no_endpoint_answers_by_name_or_by_number(locked, signed_in):
+    status, text = locked.ask("/config", headers=signed_in)
+    assert status == 200
+    endpoints = json.loads(text)["dependencies"]
+    assert len(endpoints) > 40
+    for number, endpoint in enumerate(endpoints):
+        data = {"fn_index": number, "data": [None] * len(endpoint["inputs"]), "session_hash": "s"}
+        for path in ("/gradio_api/run/predict", "/gradio_api/queue/join", f"/gradio_api/call/{endpoint['api_name']}", f"/gradio_api/run/{endpoint['api_name']}"):
+            status, text = locked.ask(path, data)
+            assert status in (401, 404, 405), f"{path} of {number}: {status} {text[:200]}"
+    assert locked.ask("/gradio_api/call/status", {"data": ["last"]})[0] == 401
+    assert locked.ask("/gradio_api/info")[0] == 401
+
+
+def test_other_websites_and_rebound_names_are_refused_on_every_route_even_with_the_password(locked, signed_in, routes):
+    for method, path in routes:
+        status, text = locked.ask(filled(path), None if method in ("GET", "HEAD", "OPTIONS") else {}, {**signed_in, "Host": f"evil.example:{locked.port}"}, method)
+        assert (status, "PRIVATE" in text) == (400, False), f"{method} {path}: {status}"
+        if method not in ("GET", "HEAD", "OPTIONS"):
+            for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+                status, _ = locked.ask(filled(path), {}, {**signed_in, **headers}, method)
+                assert status == 403, f"{method} {path} {headers}: {status}"
+    assert len(Store(locked.db).runs()) == 1
+
+
+TRAVERSALS = ["../../../../etc/passwd", "..%2f..%2f..%2f..%2fetc%2fpasswd", "/etc/passwd", "%2fetc%2fpasswd", "....//....//etc/passwd", "..\\..\\etc\\passwd",
+              "file:///etc/passwd", "/proc/self/environ", "%00/etc/passwd", "runs.sqlite"]
+
+
+def test_no_route_gives_out_a_file_that_is_not_the_pages_own(locked, signed_in, routes):
+    paths = [path for method, path in routes if method == "GET" and "{" in path]
+    assert paths
+    secrets = ("root:", "HF_TOKEN", "SQLite format 3")
+    for path in paths:
+        for value in [*TRAVERSALS, str(locked.db), str(ROOT / "app.py")]:
+            status, text = locked.ask(filled(path, value).replace(" ", "%20").replace("\\", "%5c").replace("\x00", "%00"), headers=signed_in)
+            assert not any(s in text for s in secrets), f"{path} {value}: {status}"
+            assert "composition root" not in text, f"{path} {value}"  # app.py itself
+
+
+def test_a_run_id_is_an_id_and_never_a_path(tmp_path):
+    from grpo_core.errors import StudioError
+    store = Store(tmp_path / "runs.sqlite")
+    for run_id in ("../../etc", "/etc/passwd", "..", "", "20260101-000000-abcd/../..", "20260101-000000-abcd\n"):
+        for ask in (store.checkpoint_folder, store.log_file, store.run, store.delete):
+            with pytest.raises(StudioError):
+                ask(run_id)
+
+
+def test_a_token_of_the_environment_is_nowhere_in_store_log_page_export_or_traceback(locked, signed_in, tmp_path):
+    status, text = locked.ask("/gradio_api/call/start", {"data": [{"train.steps": 2, "task.heldout_size": 0, "train.prompts_per_step": 2, "train.group_size": 2,
+                                                                    "train.checkpoint_every": 1}, "t9", ""]}, signed_in)
+    assert status == 200, text
+    store = Store(locked.db)
+    deadline = time.monotonic() + 60
+    while not (ended := [r for r in store.runs() if r.name == "t9" and not r.status.is_live]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ended[0].status is RunStatus.FINISHED, ended[0].error
+    with (tmp_path / "config.json").open("w") as out:
+        export.export_config_json(store, ended[0].id, out)
+    pages = "".join(locked.ask(path, headers=signed_in)[1] for path in ("/", "/config", "/gradio_api/info"))
+    assert SECRET not in pages
+    files = [p for folder in (locked.db.parent, tmp_path) for p in folder.rglob("*") if p.is_file()]
+    assert len(files) > 6
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes(), path
+
+
+SQL = ["' OR 1=1 --", '"; DROP TABLE runs; --', "%", "_", "\\", "a' UNION SELECT name FROM sqlite_master --", "NEAR(a b)", "a*", '"a" AND (b', "^x", "{x}:y", "\x00", "😀" * 50,
+       "(" * 300, "OR", "NOT", "-", "a:b", "col:*"]
+
+
+def test_fields_take_any_text_as_text(tmp_path):
+    store = Store(tmp_path / "runs.sqlite")
+    run_id = store.create_run(RunConfig(), SQL[0])
+    for text in SQL:
+        assert store.groups(run_id, search=text).total == 0
+        assert store.groups(run_id, verdict=text).total == 0
+        store.rename(run_id, text)
+        assert store.run(run_id).name == text.replace("\x00", "\ufffd")
+        for ask in (store.steps, store.metrics, store.verdict_counts):
+            ask(text)
+    assert len(store.runs()) == 1
