@@ -71,7 +71,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     runs = RunManager(store, train, check=check, device=describe_device(pick_device()))
     page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check))
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
-                quiet=True, mcp_server=options.mcp, **launch_options(host=options.host, share=options.share))
+                quiet=True, mcp_server=options.mcp, **launch_options(host=options.host, share=options.share, auth=auth))
     print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
     if page.share_url:
         print(f"public: {page.share_url}", flush=True)

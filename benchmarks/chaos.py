@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {}, "two updates": {"algorithm.updates_per_batch": 2},
     "adaptive KL": {"algorithm.kl_control": "adaptive", "algorithm.kl_target": 0.001, "algorithm.kl_horizon": 50},
     "trust region": {"algorithm.objective": "trust_region", "algorithm.kl_coef": 0.0}, "critic": {"algorithm.advantage": "value"},
+    "LoRA": {"model.lora_rank": 4},
 }
 TIMELESS = [n for n in STEP_METRICS if "seconds" not in n and "memory" not in n]
 

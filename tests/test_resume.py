@@ -87,6 +87,7 @@ KEPT = {
     "reward scale": {"rubric.scale": True},
     "trust region": {"algorithm.objective": "trust_region", "algorithm.kl_coef": 0.0},
     "critic": {"algorithm.advantage": "value"},
+    "LoRA": {"model.lora_rank": 4},
 }
 
 

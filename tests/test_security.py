@@ -225,3 +225,52 @@ def test_fields_take_any_text_as_text(tmp_path):
         for ask in (store.steps, store.metrics, store.verdict_counts):
             ask(text)
     assert len(store.runs()) == 1
+
+
+def test_with_the_password_gradio_client_and_the_command_line_reach_a_run_of_the_server(locked):
+    from gradio_client import Client
+
+    client = Client(locked.url, auth=("me", "secret"), verbose=False)
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert {"/start", "/status", "/stop", "/groups", "/metrics"} <= set(endpoints)
+    assert all(parameter["parameter_has_default"] or parameter["type"] for e in endpoints.values() for parameter in e["parameters"])
+    tiny = {"train.steps": 100_000, "task.heldout_size": 0, "train.prompts_per_step": 2, "train.group_size": 2, "train.max_new_tokens": 8, "train.checkpoint_every": 0}
+    run_id = client.predict(settings=tiny, name="by api", wait_when="step = 2", api_name="/start")["id"]
+
+    def until(status: str, **fields) -> dict:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            now = client.predict(run=run_id, api_name="/status")
+            if now["status"] == status and all(now[k] == v for k, v in fields.items()):
+                return now
+            time.sleep(0.1)
+        raise AssertionError(now)
+
+    assert "Breakpoint “step = 2”" in until("paused", steps_done=1)["error"]
+    groups = client.predict(run=run_id, step=2, api_name="/groups")
+    assert [len(g["rollouts"]) for g in groups] == [2, 2]
+    client.predict(step=2, group=1, completion=2, reward=7.5, run=run_id, api_name="/edit_reward")
+    deadline = time.monotonic() + 10
+    while not (r := client.predict(run=run_id, step=2, api_name="/groups")[0]["rollouts"][1])["edited"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert r["reward"] == 7.5
+    with pytest.raises(Exception, match="cannot be changed while a run goes on"):
+        client.predict(setting="train.seed", value=1, run=run_id, api_name="/change")
+
+    def tell(*arguments: str) -> dict:
+        done = subprocess.run([sys.executable, "-m", "grpo_core", "tell", run_id, *arguments, "--server", locked.url, "--auth", "me:secret", "--json"], env=ENV,
+                              cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    tell("resume", "--set", "algorithm.kl_coef=0.5", "--wait-when", "")
+    deadline = time.monotonic() + 30
+    while client.predict(run=run_id, api_name="/status")["steps_done"] < 6 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    numbers = client.predict(run=run_id, max_points=10_000, api_name="/metrics")
+    coefs = [row[numbers["columns"].index("kl_coef")] for row in numbers["steps"]]
+    assert (coefs[0], coefs[-1]) == (0.02, 0.5)
+    assert tell("stop")["id"] == run_id
+    until("stopped")
+    wrong = subprocess.run([sys.executable, "-m", "grpo_core", "tell", run_id, "pause", "--server", locked.url], env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1), wrong.stderr

@@ -5,6 +5,8 @@ Without it any website that a person visits could read runs and start training o
 
 from __future__ import annotations
 
+import base64
+import hmac
 import ipaddress
 import os
 import socket
@@ -17,8 +19,9 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 class Guard:
     """Refuses a Host that is not ours with 400, and a changing request from another origin with 403."""
 
-    def __init__(self, app, hosts: Iterable[str] = (), suffixes: Iterable[str] = ()):
+    def __init__(self, app, hosts: Iterable[str] = (), suffixes: Iterable[str] = (), auth: tuple[str, str] | None = None):
         self.app = app
+        self._authorization = None if auth is None else b"Basic " + base64.b64encode(":".join(auth).encode())
         self.hosts = frozenset(h.lower() for h in hosts)
         self.suffixes = tuple(s.lower() for s in suffixes)
 
@@ -32,8 +35,14 @@ class Guard:
             await _refuse(send, 400, "This host name is not one of this server's. Open the address that the server printed.")
         elif scope.get("method", "GET") not in SAFE_METHODS and not same_origin(headers.get("origin"), headers.get("sec-fetch-site"), host):
             await _refuse(send, 403, "Requests from other websites are refused.")
+        elif "mcp" in scope["path"].lower().split("/") and not self.knows(headers.get("authorization", "")):
+            await _refuse(send, 401, "Tools want the server's user and password, as HTTP Basic authorization.")
         else:
             await self.app(scope, receive, send)
+
+    def knows(self, authorization: str) -> bool:
+        """Whether no password is asked for, or this is it. Gradio's login guards pages and endpoints, but not the tools beside them."""
+        return self._authorization is None or hmac.compare_digest(authorization.encode("latin-1", "replace"), self._authorization)
 
     def allows(self, host: str) -> bool:
         """A number cannot be rebound to another machine, so every IP address is allowed; names must be known."""

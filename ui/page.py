@@ -94,11 +94,11 @@ def arrival(views: Views, query: dict[str, str]) -> tuple[str | None, str, str, 
     return wanted if found else views.default_run(), tab, at if tab == "train" else "", at if tab == "inspect" else "", said
 
 
-def launch_options(host: str = "127.0.0.1", share: bool = False) -> dict[str, Any]:
+def launch_options(host: str = "127.0.0.1", share: bool = False, auth: tuple[str, str] | None = None) -> dict[str, Any]:
     """What the page needs of launch(): Gradio 6 takes theme, styles and head there. Nothing in it leaves the machine."""
     here = Path(__file__).parent
     head = (f'<meta name="plotly-js" content="gradio_api/file={esc(plotly_js())}">\n<style>{(here / "style.css").read_text("utf-8")}</style>')
-    guard = Middleware(Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else ())
+    guard = Middleware(Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else (), auth=auth)
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]), "head": head, "footer_links": [],
         "run_history": False, "enable_monitoring": False, "max_file_size": "200mb", "ssr_mode": False, "pwa": False,

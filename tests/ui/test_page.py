@@ -90,13 +90,14 @@ def test_every_handler_answers_whatever_is_sent_to_it_by_number(page, store, jun
 
 
 def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
-    (tmp_path / "secret.json").write_text('{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}')
+    (tmp_path / "theirs.json").write_text('{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}')
     page.has_launched = True  # before that Gradio checks no path
     client = TestClient(App.create_app(page))
     numbers = [n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)]
     assert len(numbers) == 2  # a rubric, prompts
-    for number in numbers:
-        answer = client.post("/gradio_api/run/predict", json={"fn_index": number, "data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], "session_hash": "s"})
+    for number, name in itertools.product(numbers, ("/etc/passwd", str(tmp_path / "theirs.json"))):
+        answer = client.post("/gradio_api/run/predict", json={"fn_index": number, "data": [{"path": name, "meta": {"_type": "gradio.FileData"}}], "session_hash": "s"})
+        assert "secret" not in answer.text
         assert "root:" not in answer.text
 
 
@@ -114,6 +115,17 @@ async def _ok(request):
 def test_other_hosts_and_other_websites_are_refused(method, headers, status):
     client = TestClient(Guard(Starlette(routes=[Route("/", _ok, methods=["GET", "POST"])]), hosts=own_hosts("127.0.0.1")))
     assert client.request(method, "/", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(("path", "authorization", "status"), [
+    ("/gradio_api/mcp", None, 401), ("/gradio_api/mcp/http", "Basic bWU6d3Jvbmc=", 401), ("/gradio_api/%6dcp/", None, 401), ("/gradio_api/MCP/", "Bearer x", 401),
+    ("/gradio_api/mcp/", "Basic bWU6c2VjcmV0", 200), ("/gradio_api/mcp/", "Basic \u00e4", 401), ("/", None, 200),
+])
+def test_tools_for_language_models_want_the_password_too(path, authorization, status):
+    # Gradio's own login leaves them out. bWU6c2VjcmV0 is me:secret
+    client = TestClient(Guard(Starlette(routes=[Route("/{rest:path}", _ok)]), hosts=["testserver"], auth=("me", "secret")))
+    headers = {} if authorization is None else {"authorization": authorization.encode("latin-1")}
+    assert client.get(path, headers=headers).status_code == status
 
 
 # ---- the Train tab ------------------------------------------------------------------------------------------------------------
