@@ -90,7 +90,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     rows.first.wait_for()
     assert rows.count() == 24  # 3 steps of 8 prompts
     page.locator("#group-table tbody tr [data-do=open]").nth(5).click()
-    page.locator("#opened-group article pre").first.wait_for()
+    page.locator("#opened article pre").first.wait_for()
     prompt = page.locator("#group-table tbody tr [data-do=open]").nth(5).inner_text()
     wait_until(lambda: prompt in page.locator("#opened-group").inner_text())
     wait_until(lambda: "group=" in page.url and f"run={other.id}" in page.url)

@@ -153,7 +153,7 @@ def test_a_new_step_moves_the_line_the_curves_and_the_followed_group_and_nothing
         record_step(record, 4)
     out = show(views, run_id, seen=first[SEEN])
     changed = {i for i, value in enumerate(out) if value != SKIP}
-    assert changed == {PILL, LINE, BANNER, STOP, *range(6, 6 + len(CURVES)), SLIDER, GROUP, AT, SEEN}
+    assert changed == {PILL, LINE, BANNER, *range(STOP - 3, STOP + 1 + len(CURVES)), SLIDER, GROUP, AT, SEEN}  # four buttons, then the curves
     assert "step <b>4</b>" in out[GROUP]
 
 
@@ -185,19 +185,19 @@ def test_a_phase_is_shown_without_sending_the_curves_again(views, store):
         record(PhaseStarted(Phase.EVALUATING, 3, 3))
     out = show(views, run_id, seen=first[SEEN])
     assert "Evaluating" in out[LINE]
-    assert out[6 : 6 + len(CURVES)] == [SKIP] * len(CURVES)
+    assert out[STOP + 1 : STOP + 1 + len(CURVES)] == [SKIP] * len(CURVES)
 
 
 def test_only_the_curve_that_was_switched_is_drawn_again(views, store):
     run_id = record_run(store)
     first = show(views, run_id)
     out = show(views, run_id, detail="gradient", seen=first[SEEN])
-    assert [i for i, v in enumerate(out) if v != SKIP] == [5 + len(CURVES), AT, SEEN]
+    assert [i for i, v in enumerate(out) if v != SKIP] == [STOP + len(CURVES), AT, SEEN]
 
 
 def test_a_second_tab_costs_no_second_drawing(views, store):
     run_id = record_run(store)
-    assert show(views, run_id)[6] is show(views, run_id)[6]
+    assert show(views, run_id)[STOP + 1] is show(views, run_id)[STOP + 1]
 
 
 def test_a_deleted_run_in_view_gives_way_to_another(views, store):
