@@ -88,6 +88,12 @@ def main() -> None:
                         desk.locator("#run-table [role=checkbox]").nth(i).click()
                         time.sleep(1.5)
                 shot(desk, tab.lower())
+            for (theme, width), page in pages.items():
+                page.goto(f"http://127.0.0.1:{port}/?__theme={theme}&tab=inspect")
+                page.locator("#look").wait_for()
+                for look in ("Tokens", "What if"):
+                    page.get_by_role("radio", name=look, exact=True).check(force=True)
+                    shot(page, f"inspect-{look.replace(' ', '').lower()}-{theme}-{width}")
         finally:
             browser.close()
             server.terminate()

@@ -111,7 +111,7 @@ def noise(f: Facts) -> Notice | None:
     reward = f.recent("reward_mean", 30)
     means = [g.reward_mean for g in f.groups if g.reward_mean is not None]
     prompts = f.setting("train.prompts_per_step") or 8
-    if len(reward) < 30 or len(means) < 16 or mean(reward) > 0.9 * f.highest:
+    if len(reward) < 30 or len(means) < 16 or mean(reward) > 0.8 * f.highest:
         return None
     _, errors = gain(reward[:15], reward[15:])
     swing, error = statistics.stdev(reward), statistics.stdev(means) / math.sqrt(prompts)
