@@ -142,10 +142,10 @@ def _trl(work: Workload, folder: str, side: str, threads: int) -> tuple[list[flo
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from transformers.utils import logging
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     logging.set_verbosity_error()
-    from benchmarks.trl_end_to_end import criterion
+    from benchmarks.peer import arguments, criterion
     from grpo_core.config import nest, parse
     from grpo_core.policy import load_policy
     from grpo_core.rubric import build_rubric
@@ -182,12 +182,9 @@ def _trl(work: Workload, folder: str, side: str, threads: int) -> tuple[list[flo
     with tempfile.TemporaryDirectory() as place:
         trainer = GRPOTrainer(
             model, reward_funcs=functions, processing_class=tokenizer, train_dataset=dataset, callbacks=[Clock()],
-            args=GRPOConfig(
-                output_dir=place, max_steps=work.steps, seed=0, per_device_train_batch_size=work.prompts * work.group_size, num_generations=work.group_size,
-                max_completion_length=work.new_tokens, shuffle_dataset=False, temperature=1.0, top_k=0, top_p=1.0, reward_weights=weights,
-                scale_rewards="group", loss_type="dapo", beta=work.kl_coef, num_iterations=1, learning_rate=learning_rate, max_grad_norm=1.0,
-                disable_dropout=True, gradient_checkpointing=False, bf16=work.dtype == "bfloat16", use_cpu=not work.cuda, report_to=[], logging_steps=1,
-                save_strategy="no", disable_tqdm=True, **lengths))
+            args=arguments(
+                place, prompts=work.prompts, group_size=work.group_size, max_steps=work.steps, seed=0, max_completion_length=work.new_tokens, reward_weights=weights,
+                beta=work.kl_coef, learning_rate=learning_rate, bf16=work.dtype == "bfloat16", use_cpu=not work.cuda, **lengths))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     logged = [line for line in trainer.state.log_history if "num_tokens" in line]

@@ -12,7 +12,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,18 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.peer import arguments, criterion
 from grpo_core.config import RunConfig, nest, parse
 from grpo_core.control import RunControl
-from grpo_core.policy import Policy, load_policy
-from grpo_core.rubric import Rubric, build_rubric
+from grpo_core.policy import load_policy
+from grpo_core.rubric import build_rubric
 from grpo_core.tasks import load_task, train_prompts
 from grpo_core.trainer import learning_rate, train
-from grpo_core.types import Completion, Prompt, StepCompleted
+from grpo_core.types import StepCompleted
 
 STEPS, FIRST, LAST = 60, 40, 60
 
@@ -56,27 +57,14 @@ def theirs(config: RunConfig) -> list[float]:
         trainer = GRPOTrainer(
             policy.model, reward_funcs=[criterion(name, rubric, policy, prompts) for name in rubric.weights], processing_class=policy.tokenizer,
             train_dataset=Dataset.from_list([{"prompt": p.text, "row": i} for i, p in enumerate(prompts)]), optimizers=(optimizer, warm_up),
-            args=GRPOConfig(
-                output_dir=folder, max_steps=t.steps, seed=t.seed, per_device_train_batch_size=t.prompts_per_step * t.group_size, num_generations=t.group_size,
-                max_completion_length=t.max_new_tokens, shuffle_dataset=False, temperature=t.temperature, top_k=0, top_p=1.0,
-                reward_weights=list(rubric.weights.values()), scale_rewards="group", loss_type="dapo", epsilon=a.clip_eps_low, epsilon_high=a.clip_eps_high,
-                beta=a.kl_coef, use_bias_correction_kl=a.kl_ratio_corrected, num_iterations=1, max_grad_norm=t.max_grad_norm, disable_dropout=True,
-                gradient_checkpointing=False, bf16=False, use_cpu=True, report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True))
+            args=arguments(
+                folder, prompts=t.prompts_per_step, group_size=t.group_size, max_steps=t.steps, seed=t.seed, max_completion_length=t.max_new_tokens,
+                temperature=t.temperature, reward_weights=list(rubric.weights.values()), epsilon=a.clip_eps_low, epsilon_high=a.clip_eps_high,
+                beta=a.kl_coef, use_bias_correction_kl=a.kl_ratio_corrected, max_grad_norm=t.max_grad_norm))
         trainer.remove_callback(PrinterCallback)
         assert set(trainer.eos_token_ids) == policy.end_ids, "TRL would stop at other tokens"
         trainer.train()
     return [line["reward"] for line in trainer.state.log_history if "reward" in line]
-
-
-def criterion(name: str, rubric: Rubric, policy: Policy, prompts: Sequence[Prompt]) -> Callable[..., list[float | None]]:
-    """One criterion of the rubric as a reward function in TRL's form."""
-
-    def score(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
-        completions = [Completion(policy.decode(ids), "stop" if ids[-1] in policy.end_ids else "length", len(ids)) for ids in completion_ids]
-        return [rubric.score(c, prompts[i])[0][name] for c, i in zip(completions, row, strict=True)]
-
-    score.__name__ = name
-    return score
 
 
 def main() -> None:

@@ -36,8 +36,7 @@ def where_to_start(store: Store, run: RunRow) -> Start:
         except BadCheckpoint as problem:
             log.warning("run %s: %s; the checkpoint before it is tried", run.id, problem)
     if run.parent_run_id is not None:
-        row = _checkpoint(store, store.run(run.parent_run_id), run.parent_step)
-        verify(row.path, row.sha256)
+        row = checkpoint_of(store, store.run(run.parent_run_id), run.parent_step)
         return Start(row.step, row.path, row.sha256, edits)
     return Start(edits=edits)
 
@@ -45,8 +44,7 @@ def where_to_start(store: Store, run: RunRow) -> Start:
 def plan_branch(store: Store, run_id: str, step: int | None, changes: Mapping[str, Any]) -> tuple[RunConfig, Start]:
     """A new run that starts where another was after `step` (None: its last checkpoint), with some settings changed. Raises StudioError."""
     run = store.run(run_id)
-    row = _checkpoint(store, run, step)
-    verify(row.path, row.sha256)
+    row = checkpoint_of(store, run, step)
     in_force = {name.removeprefix(KNOB): v for s, values in store.edits(run_id).items() if s <= row.step for name, v in values.items() if name.startswith(KNOB)}
     before = flatten(parse(run.config)) | in_force
     if "rubric.name" in changes and "rubric.criteria" not in changes:
@@ -64,11 +62,13 @@ def plan_branch(store: Store, run_id: str, step: int | None, changes: Mapping[st
     return config, Start(row.step, row.path, row.sha256)
 
 
-def _checkpoint(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
+def checkpoint_of(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
+    """The saved state after `step`, or the last one; checked byte by byte. Raises StudioError."""
     rows = store.checkpoints(run.id)
     if not rows:
-        raise StudioError(f"run {run.id!r} has no checkpoint to branch from. Set train.checkpoint_every in a new run.")
-    found = rows[-1:] if step is None else [r for r in rows if r.step == step]
-    if not found:
-        raise StudioError(f"step = {step!r:.40}: run {run.id!r} has no checkpoint of that step. There are: {', '.join(str(r.step) for r in rows)}.")
-    return found[0]
+        raise StudioError(f"“{run.name}” has no saved state. Set train.checkpoint_every in a new run.")
+    row = rows[-1] if step is None else next((r for r in rows if r.step == step), None)
+    if row is None:
+        raise StudioError(f"“{run.name}” has no saved state of step {step!r:.40}. Saved: {', '.join(str(r.step) for r in rows)}.")
+    verify(row.path, row.sha256)
+    return row

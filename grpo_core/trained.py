@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import grpo_core
 from grpo_core.checkpoint import WEIGHTS, put_weights
-from grpo_core.checkpoint_files import verify
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.lending import Lending
 from grpo_core.policy import Policy, load_policy
 from grpo_core.policy.adapters import lora_config, merge_adapters
 from grpo_core.recipes import as_command
+from grpo_core.resume import checkpoint_of
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import build_rubric
 from grpo_core.store import CheckpointRow, RunRow, Store
@@ -43,18 +43,6 @@ class Played:
     prompt: Prompt
     as_read: str
     sides: tuple[Side, ...]
-
-
-def checkpoint_of(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
-    """The saved state after `step`, or the last one; checked byte by byte. Raises StudioError."""
-    rows = store.checkpoints(run.id)
-    if not rows:
-        raise StudioError(f"“{run.name}” has no saved state. Set train.checkpoint_every in a new run.")
-    row = rows[-1] if step is None else next((r for r in rows if r.step == step), None)
-    if row is None:
-        raise StudioError(f"“{run.name}” has no saved state of step {step}. Saved: {', '.join(str(r.step) for r in rows)}.")
-    verify(row.path, row.sha256)
-    return row
 
 
 def put(policy: Policy, row: CheckpointRow) -> None:

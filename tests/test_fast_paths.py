@@ -89,7 +89,7 @@ def test_groups_that_do_not_fit_memory_together_are_sampled_in_turn_and_draw_the
     policy, prompts = Policy(make_model("Qwen3", torch.float64), None, frozenset({7}), 0, 128), ragged(2).prompts
     whole = sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5))
     assert list(waves.waves(policy, prompts, 4, 12)) == [[0, 1, 2]]
-    monkeypatch.setattr(waves, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(waves, "free_memory", lambda device: 0)
     assert list(waves.waves(policy, prompts, 4, 12)) == [[0], [1], [2]]  # one prompt at least, whatever it takes
     assert sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5)) == whole
 

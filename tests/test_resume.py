@@ -155,7 +155,7 @@ def test_a_branch_is_refused_what_its_checkpoint_cannot_give(store, tiny_setting
     for changes, field in (({"model.name": "bundled"}, "model.name"), ({"algorithm.advantage": "value"}, "algorithm.advantage"), ({"train.steps": 2}, "train.steps")):
         with pytest.raises(InvalidConfig, match=field):
             plan_branch(store, whole, 2, changes)
-    with pytest.raises(StudioError, match=r"no checkpoint of that step\. There are: 2, 4, 6"):
+    with pytest.raises(StudioError, match=r"no saved state of step 3. Saved: 2, 4, 6"):
         plan_branch(store, whole, 3, {})
     with pytest.raises(StudioError, match="has finished"):
         plan_resume(store, whole)

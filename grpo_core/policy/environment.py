@@ -1,11 +1,14 @@
-"""What a reader of the record needs in order to run it again."""
+"""The machine: what a reader of the record needs in order to run it again, and the memory that there is and that decoding takes."""
 
 from __future__ import annotations
 
 import platform
 import resource
 import sys
+from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 import transformers
 
@@ -28,3 +31,22 @@ def peak_memory_mib(policy: Policy) -> float:
         return torch.cuda.max_memory_allocated(policy.device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run could still take: of the GPU, else of the machine or of the container, whichever has less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def cache_bytes(shape: Any, element_bytes: int) -> int:
+    """Keys and values of one token in all layers. shape: a model's configuration."""
+    heads = getattr(shape, "num_attention_heads", None) or 1  # none in a state-space model
+    hidden, layers = (getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers"))
+    width = (getattr(shape, "num_key_value_heads", None) or heads) * (getattr(shape, "head_dim", None) or hidden // heads)
+    return 2 * layers * width * element_bytes

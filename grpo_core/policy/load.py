@@ -60,8 +60,7 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
     check_model(config)
     device = device or pick_device()
     source, options = _source(config), {"trust_remote_code": False, "revision": config.revision}
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32,
-             "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = precision(config, device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if config.init == "random":
@@ -106,6 +105,12 @@ def load_classifier(name: str, revision: str = "main") -> tuple[Any, Any]:
     model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.truncation_side = "left"  # the end of the completion is what is judged
     return model.to(device).eval(), tokenizer
+
+
+def precision(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """What the weights are held in: bfloat16 on CUDA and float32 elsewhere, unless the configuration says otherwise."""
+    named = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, named if config.dtype == "auto" else config.dtype)
 
 
 def _random_weights(source: str, options: dict[str, Any], dtype: torch.dtype, seed: int) -> Any:

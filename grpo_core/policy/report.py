@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo_core.config import RunConfig
-from grpo_core.policy.load import _refuse, _source, check_model, template_end
+from grpo_core.learner.logprobs import MAX_LOGITS
+from grpo_core.policy.environment import cache_bytes, free_memory
+from grpo_core.policy.load import _refuse, _source, check_model, precision, template_end
 from grpo_core.policy.policy import describe_device, pick_device
 
-LOGITS_BYTES = 4 * 2**25 * 3  # what the loss holds of logits at once: see learner/logprobs.MAX_LOGITS
+LOGITS_BYTES = 4 * MAX_LOGITS * 3  # what the loss holds of logits at once, with what is made of them
 RESERVE = 0.9  # of what is free; the rest is for fragments and for what was forgotten
 
 
@@ -55,7 +56,7 @@ def report(config: RunConfig) -> ModelReport:
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
         _refuse(m, f"it cannot be looked at: {str(error).splitlines()[0][:200]}")
     device = pick_device()
-    dtype = {"auto": torch.bfloat16 if device.type == "cuda" else torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}[m.dtype]
+    dtype = precision(m, device)
     parameters = sum(p.numel() for p in model.parameters())
     trained = _adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
     parts, per_token = memory(config, shape, parameters, trained, dtype)
@@ -89,14 +90,11 @@ def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: 
     t, size = config.train, dtype.itemsize
     trained_size = 4 if config.model.lora_rank else size
     hidden, layers = (getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers"))
-    heads = getattr(shape, "num_attention_heads", None) or 1
-    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
-    head_dim = getattr(shape, "head_dim", None) or hidden // heads
     length = t.max_new_tokens + 128  # of a row while sampling; prompts are not known here
     per_token = 34 * hidden * layers * size / 2
     return {
         "weights": parameters * size, "reference": 0 if config.model.lora_rank else parameters * size, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
-        "cache while sampling": t.prompts_per_step * t.group_size * length * layers * 2 * kv_heads * head_dim * size, "logits": LOGITS_BYTES,
+        "cache while sampling": t.prompts_per_step * t.group_size * length * cache_bytes(shape, size), "logits": LOGITS_BYTES,
         "activations": int(per_token * min(t.micro_batch_tokens, t.prompts_per_step * t.group_size * length)),
     }, max(1.0, per_token)
 
@@ -104,19 +102,6 @@ def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: 
 def _adapter_parameters(model: torch.nn.Module, rank: int) -> int:
     head = model.get_output_embeddings()
     return sum(rank * sum(m.weight.shape) for m in model.modules() if m is not head and type(m).__name__ in ("Linear", "Conv1D"))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a run could still take: of the GPU, else of the machine or of the container, whichever has less."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
 
 
 def end_tokens(source: str, options: dict[str, Any], tokenizer: Any) -> dict[str, list[str]]:

@@ -103,9 +103,9 @@ class _Shared:
             return attend(layer, q, k, v)
 
         last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
-        self._group_size, self._attend = group_size, self._with_prompt if shares else self._alone
-        hidden = _additive(mask.bool(), dtype)  # (P, L)
-        self._hidden = hidden if shares else hidden.repeat_interleave(group_size, 0) if bool((mask == 0).any()) else None
+        self._num_prompts, self._group_size, self._attend = num_prompts, group_size, self._with_prompt if shares else self._alone
+        # (b, L): where a row's prompt is padding; None: nowhere
+        self._hidden = _additive(mask.bool(), dtype).repeat_interleave(group_size, 0) if bool((mask == 0).any()) else None
         self._alive = torch.arange(num_rows, device=ids.device)
         self._place = mask.sum(1).repeat_interleave(group_size)  # (b,)
         self._layers = [fused(layer) for layer in self._family.body.layers]
@@ -135,7 +135,7 @@ class _Shared:
     def keep(self, rows: Tensor) -> None:
         self._alive, self._place = self._alive[rows], self._place[rows]
         self._own = [(self._kept(k, rows), self._kept(v, rows)) for k, v in self._own]
-        if self._hidden is not None and not self._prompt:
+        if self._hidden is not None:
             self._hidden = self._hidden[rows]
 
     def _kept(self, cache: Tensor, rows: Tensor) -> Tensor:
@@ -163,17 +163,16 @@ class _Shared:
         prompt_keys, prompt_values = self._prompt[layer]
         kv_heads, head_dim = k.shape[1:]
         q = (q * head_dim**-0.5).view(len(q), kv_heads, -1, head_dim)
-        to_prompt = self._rows(torch.bmm(self._grid(q), prompt_keys), kv_heads) + self._hidden_of_rows()[:, None, None]
+        to_prompt = self._rows(torch.bmm(self._grid(q), prompt_keys), kv_heads)
+        if self._hidden is not None:
+            to_prompt = to_prompt + self._hidden[:, None, None]
         weights = torch.cat([to_prompt, q @ keys.transpose(2, 3)], -1).softmax(-1)
         on_prompt, on_own = weights.split([to_prompt.shape[-1], keys.shape[2]], -1)
         return self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads).add_(on_own @ values).view(len(q), -1)
 
-    def _hidden_of_rows(self) -> Tensor:
-        return self._hidden[self._alive // self._group_size]
-
     def _grid(self, rows: Tensor) -> Tensor:
         """(b, K, R, n) -> (P·K, G·R, n): the rows of a prompt side by side; those that have ended leave their places empty."""
-        groups, size = len(self._hidden), self._group_size
+        groups, size = self._num_prompts, self._group_size
         if len(rows) < groups * size:
             rows = rows.new_zeros(groups * size, *rows.shape[1:]).index_copy_(0, self._alive, rows)
         return rows.view(groups, size, *rows.shape[1:]).transpose(1, 2).reshape(groups * rows.shape[1], -1, rows.shape[-1])
