@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from grpo_core.advisor import advise
 from grpo_core.downsample import min_max
 from grpo_core.escape import esc
+from grpo_core.number import number
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import GroupRow, RunRow, Store
 from grpo_core.types import StepMetrics
@@ -51,8 +52,8 @@ def write_report(store: Store, run_id: str, out: TextIO) -> None:
 
 def _head(run: RunRow) -> str:
     facts = {"status": run.status, "model": run.model, "task": run.task, "rubric": run.rubric, "algorithm": (run.config.get("algorithm") or {}).get("preset", ""),
-             "steps": f"{run.steps_done:,} of {run.num_steps or 0:,}", "reward": f"{_number(run.reward_first)} → {_number(run.reward_last)}",
-             "held-out": f"{_number(run.heldout_before)} → {_number(run.heldout_after)}", "run": run.id}
+             "steps": f"{run.steps_done:,} of {run.num_steps or 0:,}", "reward": f"{number(run.reward_first, 3)} → {number(run.reward_last, 3)}",
+             "held-out": f"{number(run.heldout_before, 3)} → {number(run.heldout_after, 3)}", "run": run.id}
     return f"<h1>{esc(run.name)}</h1><dl>" + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
 
 
@@ -74,10 +75,10 @@ def _curve(title: str, reading: str, points: Sequence[tuple[int, float | None]])
         else:
             line.append(f"{x(s):.1f},{y(v):.1f}")
     drawn = "".join(f'<polyline points="{" ".join(p)}"/>' if len(p) > 1 else f'<circle cx="{p[0].split(",")[0]}" cy="{p[0].split(",")[1]}" r="2"/>' for p in lines)
-    marks = (f'<text x="{LEFT - 6}" y="{y(high) + 4:.0f}" text-anchor="end">{_number(high)}</text><text x="{LEFT - 6}" y="{y(low) + 4:.0f}" text-anchor="end">'
-             f'{_number(low) if high > low else ""}</text><text x="{LEFT}" y="{HEIGHT - 4}">{first:,}</text><text x="{WIDTH - 6}" y="{HEIGHT - 4}" text-anchor="end">step {last:,}</text>')
-    return (f'<figure><figcaption>{esc(title)} <b>{_number(known[-1][1])}</b></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="{esc(title)}, from {_number(known[0][1])} to {_number(known[-1][1])}">{drawn}{marks}</svg><p class=small>{esc(reading)}</p></figure>')
+    marks = (f'<text x="{LEFT - 6}" y="{y(high) + 4:.0f}" text-anchor="end">{number(high, 3)}</text><text x="{LEFT - 6}" y="{y(low) + 4:.0f}" text-anchor="end">'
+             f'{number(low, 3) if high > low else ""}</text><text x="{LEFT}" y="{HEIGHT - 4}">{first:,}</text><text x="{WIDTH - 6}" y="{HEIGHT - 4}" text-anchor="end">step {last:,}</text>')
+    return (f'<figure><figcaption>{esc(title)} <b>{number(known[-1][1], 3)}</b></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'aria-label="{esc(title)}, from {number(known[0][1], 3)} to {number(known[-1][1], 3)}">{drawn}{marks}</svg><p class=small>{esc(reading)}</p></figure>')
 
 
 def _verdicts(counts: Mapping[str, int]) -> str:
@@ -89,9 +90,9 @@ def _verdicts(counts: Mapping[str, int]) -> str:
 
 def _group(group: GroupRow) -> str:
     rows = "".join(
-        f"<tr><td>#{r.position + 1}</td><td>{_number(r.reward)}</td><td>{_signed(r.advantage)}</td><td>{r.num_tokens:,}</td>"
+        f"<tr><td>#{r.position + 1}</td><td>{number(r.reward, 3)}</td><td>{_signed(r.advantage)}</td><td>{r.num_tokens:,}</td>"
         f"<td><pre>{esc(r.text[:MAX_CHARS])}{'…' if len(r.text) > MAX_CHARS else ''}</pre></td></tr>" for r in group.rollouts)
-    return (f"<details><summary>step {group.step:,}, group {group.position + 1} · <code>{esc(group.prompt[:120])}</code> · mean {_number(group.reward_mean)} · "
+    return (f"<details><summary>step {group.step:,}, group {group.position + 1} · <code>{esc(group.prompt[:120])}</code> · mean {number(group.reward_mean, 3)} · "
             f"{esc(VERDICTS.get(group.verdict, (group.verdict, ''))[0])}</summary><pre>{esc(group.prompt[:MAX_CHARS])}</pre><table><tr><th>#</th><th>reward</th><th>A</th><th>tokens</th><th>text</th></tr>{rows}</table></details>")
 
 
@@ -104,10 +105,6 @@ def _leaves(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for section, values in config.items():
         for name, value in values.items() if isinstance(values, Mapping) else [("", values)]:
             yield f"{section}.{name}", value
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
 
 
 def _signed(value: float | None) -> str:

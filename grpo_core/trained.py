@@ -17,6 +17,7 @@ from grpo_core.checkpoint import WEIGHTS, put_weights
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.lending import Lending
+from grpo_core.number import number
 from grpo_core.policy import Policy, load_policy
 from grpo_core.policy.adapters import lora_config, merge_adapters
 from grpo_core.recipes import as_command
@@ -128,13 +129,13 @@ def model_card(store: Store, run: RunRow, step: int, policy: Policy) -> str:
     config = parse(run.config)
     steps, metrics = store.steps(run.id), store.metrics(run.id)
     stride = max(1, len(steps) // 10)
-    curve = "".join(f"| {s['step']} | {_n(s['reward_mean'])} | {_n(s['kl'])} | {_n(s['completion_tokens_mean'])} |\n" for s in steps[::stride] if s["step"] <= step)
+    curve = "".join(f"| {s['step']} | {number(s['reward_mean'])} | {number(s['kl'])} | {number(s['completion_tokens_mean'])} |\n" for s in steps[::stride] if s["step"] <= step)
     held = [(name, dict(metrics.get(name, []))) for name in sorted(metrics) if name.startswith("heldout/") and not name.endswith(("_low", "_high"))]
     lows, highs = ({name: dict(metrics.get(name + end, [])) for name, _ in held} for end in ("_low", "_high"))
 
     def at(name: str, values: dict[int, float | None], when: int) -> str:
-        interval = f" ({_n(lows[name][when])} to {_n(highs[name][when])})" if when in lows[name] else ""
-        return f"{_n(values.get(when))}{interval}"
+        interval = f" ({number(lows[name][when])} to {number(highs[name][when])})" if when in lows[name] else ""
+        return f"{number(values.get(when))}{interval}"
 
     measured = sorted({s for _, values in held for s in values if s <= step})
     after = measured[-1] if measured and measured[-1] > 0 else None
@@ -182,10 +183,6 @@ From {_line(source)}; {config.task.heldout_size} prompts were held out and never
 
 Versions: {', '.join(f'{k} {env[k]}' for k in ('python', 'torch', 'transformers') if k in env)}. Device: {_line(str(env.get('device', 'not recorded')))}. Precision: {env.get('dtype', 'not recorded')}.
 """
-
-
-def _n(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _line(text: str) -> str:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from grpo_core.__main__ import main
 from grpo_core.advisor import CODES, Facts, advise, assess, ills, signals
+from grpo_core.cli import main
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
 from grpo_core.store import GroupRow, Recorder, RolloutRow, Store

@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "gradio", "plotly", "pandas", "sqlite3", "sqli
 # package or module -> what of HEAVY it may import at module level or inside functions
 ALLOWED: dict[str, set[str]] = {
     "grpo_core/types.py": set(), "grpo_core/config.py": set(), "grpo_core/errors.py": set(), "grpo_core/control.py": set(),
-    "grpo_core/__main__.py": set(), "grpo_core/doctor.py": {"sqlite3"}, "grpo_core/runs.py": set(),
+    "grpo_core/__main__.py": set(), "grpo_core/cli": set(), "grpo_core/doctor.py": {"sqlite3"}, "grpo_core/runs.py": set(),
     "grpo_core/store": {"sqlite3", "sqlite_utils", "pandas"}, "grpo_core/tasks": set(), "grpo_core/rubric": set(), "grpo_core/rubric/reward_model.py": {"torch"},
     "grpo_core/learner": {"torch"}, "grpo_core/policy": {"torch", "transformers"}, "grpo_core/rollout": {"torch", "transformers"},
     "grpo_core/token_terms.py": {"torch"}, "grpo_core/scoring.py": {"torch"}, "grpo_core/checkpoint.py": {"torch"}, "grpo_core/draw.py": {"torch"}, "grpo_core/trainer.py": {"torch"}, "grpo_core/desk.py": {"torch"}, "grpo_core/trained.py": {"torch", "transformers"},

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo_core.__main__ import build_config, main, printable
+from grpo_core.cli import main
+from grpo_core.cli.output import printable
+from grpo_core.cli.request import build_config
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import Store
 
@@ -189,3 +191,9 @@ def test_the_server_answers_wrong_flags_on_one_line(arguments, says, tmp_path):
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_is_answered_without_loading_torch_transformers_or_gradio():
+    code = "import sys; from grpo_core.cli import main\ntry: main(['train', '--help'])\nfinally: print(sorted({'torch', 'transformers', 'gradio'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

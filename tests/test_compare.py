@@ -12,7 +12,7 @@ import time
 import pytest
 from test_cli import ENV, ROOT, sets
 
-from grpo_core.__main__ import main
+from grpo_core.cli import main
 from grpo_core.compare import Measured, find_preset, find_presets, spread, summarise, table
 from grpo_core.config import PRESETS
 from grpo_core.errors import InvalidConfig

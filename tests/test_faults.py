@@ -26,7 +26,7 @@ import torch
 from test_control import wait_for
 from test_resume import configured, record
 
-from grpo_core.__main__ import main
+from grpo_core.cli import main
 from grpo_core.config import flatten, nest, parse
 from grpo_core.runs import RunManager
 from grpo_core.store import Store

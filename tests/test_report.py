@@ -6,7 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 
-from grpo_core.__main__ import main
+from grpo_core.cli import main
 from grpo_core.downsample import min_max
 from grpo_core.store import Recorder, Store
 from grpo_core.types import Completion, Evaluated, Group, GroupsScored, Prompt, Rollout, StepCompleted, StepMetrics

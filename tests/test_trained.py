@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from grpo_core.__main__ import build_config, main
+from grpo_core.cli import main
+from grpo_core.cli.request import build_config
 from grpo_core.config import PRESETS, nest, parse, with_preset
 from grpo_core.desk import Desk
 from grpo_core.errors import StudioError
