@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 Strip = tuple[int, Sequence[int]]  # a prompt and those of its completions that share a row with it
 
 
@@ -87,8 +89,14 @@ class Batch:
         return self.completion_mask & torch.tensor(self.trains, device=self.device)[:, None]
 
     @cached_property
-    def _packed(self) -> dict[torch.dtype, Layout]:
+    def _layouts(self) -> dict[Hashable, Any]:
         return {}
+
+    def remembered(self, key: Hashable, lay_out: Callable[[], T]) -> T:
+        """What `lay_out` made of this batch when it was first asked."""
+        if key not in self._layouts:
+            self._layouts[key] = lay_out()
+        return self._layouts[key]
 
     @cached_property
     def rows(self) -> Tensor:
@@ -113,6 +121,30 @@ def micro_batches(batch: Batch, max_tokens: int, hidden_size: int, handy: int | 
             parts.append(batch.select(strips[start:stop]))
             start = stop
     return parts
+
+
+def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
+    """The batch in parts of at most `max_tokens` tokens, prompts counted once, or of one completion where that has more.
+
+    For tokens laid end to end. Groups of similar length stand together; one that is too large alone is cut.
+    """
+    strips: list[Strip] = []
+    for p, rows in enumerate(batch.siblings):
+        start, filled = rows.start, len(batch.prompts[p])
+        for i in rows:
+            filled += len(batch.completions[i])
+            if filled > max_tokens and i > start:
+                strips.append((p, range(start, i)))
+                start, filled = i, len(batch.prompts[p]) + len(batch.completions[i])
+        strips.append((p, range(start, rows.stop)))
+    strips.sort(key=lambda s: max(len(batch.completions[i]) for i in s[1]))
+    parts, start, filled = [], 0, 0
+    for k, strip in enumerate(strips):
+        filled += batch.strip_tokens(strip)
+        if filled > max_tokens and k > start:
+            parts.append(batch.select(strips[start:k]))
+            start, filled = k, batch.strip_tokens(strip)
+    return [*parts, batch.select(strips[start:])]
 
 
 def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Strip]:
@@ -167,8 +199,10 @@ def packed(batch: Batch, dtype: torch.dtype) -> Layout:
     A token attends to the prompt and to what stands before it in its own completion; positions count as if that were all there is.
     Made once for a batch: the reference looks at the same rows as the policy.
     """
-    if dtype in batch._packed:
-        return batch._packed[dtype]
+    return batch.remembered(dtype, lambda: _packed(batch, dtype))
+
+
+def _packed(batch: Batch, dtype: torch.dtype) -> Layout:
     rows, segments, positions, at = [], [], [], []
     for p, (prompt, siblings) in enumerate(zip(batch.prompts, batch.siblings, strict=True)):
         completions = batch.completions[siblings.start : siblings.stop]
@@ -183,8 +217,7 @@ def packed(batch: Batch, dtype: torch.dtype) -> Layout:
     causal = torch.ones(width, width, dtype=torch.bool, device=batch.device).tril()
     sees = causal & ((segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0))  # (R, W, W); padding sees padding
     mask = torch.zeros(sees.shape, dtype=dtype, device=batch.device).masked_fill(~sees, torch.finfo(dtype).min)
-    batch._packed[dtype] = Layout(ids, mask[:, None], _padded(positions, 0, batch.device), _index(at, batch.device))
-    return batch._packed[dtype]
+    return Layout(ids, mask[:, None], _padded(positions, 0, batch.device), _index(at, batch.device))
 
 
 def _index(at: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

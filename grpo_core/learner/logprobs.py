@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from grpo_core.learner.attention import flat
 from grpo_core.learner.batch import Batch, Layout, packed, separate
-from grpo_core.learner.family import Family, masked
+from grpo_core.learner.family import Family
 
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
@@ -136,7 +137,8 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
     With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
     then only the states are returned.
     """
-    arranged = (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
+    family = lies_flat(model) if layout is None and weights is None and batch.is_shared else None
+    arranged = flat(batch) if family else (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
     kept: list[Tensor] = []
     holds_back = max_logits is not None and len(arranged.predicted_at[0]) * output_size(model) > max_logits
 
@@ -145,9 +147,8 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
         kept.append(states)
         return (states[None, :1] if holds_back else states[None],)
 
-    family = Family.of(model) if weights is None and arranged.attention_mask.dim() == 4 else None
     if family is not None:
-        states = family.states(arranged.input_ids, arranged.position_ids, masked(arranged.attention_mask))[arranged.predicted_at]
+        states = family.states(arranged.input_ids, arranged.position_ids, arranged.attend)[arranged.predicted_at]
         return Predicted(None if holds_back else model.get_output_embeddings()(states), states if holds_back or keep_states else None)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(choose)
@@ -166,6 +167,11 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
             return predict(model, batch, layout, weights, keep_states=keep_states)
         return Predicted(None, states)
     return Predicted(logits[0], states if keep_states else None)
+
+
+def lies_flat(model: nn.Module) -> Family | None:
+    """Our own forward of this model over tokens laid end to end, where there is one. Its attention is written with the CPU's kernels."""
+    return Family.of(model) if next(model.parameters()).device.type == "cpu" else None
 
 
 def output_size(model: nn.Module) -> int:
@@ -188,7 +194,7 @@ def packing_is_exact(model: nn.Module, batch: Batch) -> bool:
     if not batch.is_shared:
         return False
     try:
-        together, apart = (token_logprobs(model, batch, 1.0, layout)[0] for layout in (packed, separate))
+        together, apart = (token_logprobs(model, batch, 1.0, layout)[0] for layout in (None, separate))
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # what architectures raise that know no such mask

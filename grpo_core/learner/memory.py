@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from grpo_core.errors import OutOfMemory
-from grpo_core.learner.batch import Batch, micro_batches
-from grpo_core.learner.logprobs import hidden_size
+from grpo_core.learner.batch import Batch, micro_batches, whole_groups
+from grpo_core.learner.logprobs import hidden_size, lies_flat
 
 log = logging.getLogger("grpo_studio")
 
@@ -27,11 +27,13 @@ class Fitting:
 
     def __init__(self, model: nn.Module, max_tokens: int):
         self.max_tokens = max_tokens
-        self._hidden_size = hidden_size(model)
+        self._hidden_size, self._lies_flat = hidden_size(model), lies_flat(model) is not None
 
     def parts(self, batch: Batch) -> list[Batch]:
         if not len(batch):
             return []
+        if self._lies_flat and batch.is_shared:
+            return whole_groups(batch, min(self.max_tokens, ENOUGH))
         if batch.device.type != "cpu":
             return micro_batches(batch, self.max_tokens, self._hidden_size)
         widest = max(batch.strip_tokens((p, rows)) for p, rows in enumerate(batch.siblings))

@@ -1,0 +1,82 @@
+"""Tokens laid end to end against the same completions in rows of their own, in float64, where rounding explains nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from grpo_core.learner import attention
+from grpo_core.learner.attention import flat
+from grpo_core.learner.batch import Batch, packed, separate, whole_groups
+from grpo_core.learner.family import Family, masked
+from tests.test_fast_paths import OURS, make_model, ragged
+
+
+def states_and_gradient(model, batch: Batch, layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the states that completion tokens are predicted from, and of a loss that weighs each of their numbers differently."""
+    family = Family.of(model)
+    if layout is flat:
+        found = flat(batch)
+        states = family.states(found.input_ids, found.position_ids, found.attend)
+    else:
+        found = layout(batch, torch.float64)
+        mask = found.attention_mask
+        if mask.dim() == 2:  # rows of their own: causal, padding unseen
+            width = mask.shape[1]
+            sees = torch.ones(width, width, dtype=torch.bool).tril() & mask[:, None].bool() | torch.eye(width, dtype=torch.bool)
+            mask = torch.zeros(sees.shape, dtype=torch.float64).masked_fill(~sees, float("-inf"))[:, None]
+        states = family.states(found.input_ids, found.position_ids, masked(mask))
+    states = states[found.predicted_at]
+    model.zero_grad()
+    (states * torch.linspace(-1, 1, states.numel(), dtype=torch.float64).view(states.shape)).sum().backward()
+    return states.detach(), torch.cat([p.grad.flatten() for p in model.model.parameters()])
+
+
+@pytest.mark.parametrize("short", [0, 1000], ids=["block by block", "whole rows of weights"])
+@pytest.mark.parametrize("group_size", [1, 2, 5, 16])
+@pytest.mark.parametrize("shape", sorted(OURS))
+def test_states_and_gradient_are_those_of_rows_of_their_own_to_the_ninth_digit(shape, group_size, short, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT", short)
+    model, batch = make_model(shape, torch.float64), ragged(group_size, seed=group_size)
+    expected, expected_gradient = states_and_gradient(model, batch, separate)
+    for layout in (flat, packed):
+        states, gradient = states_and_gradient(model, batch, layout)
+        assert (states - expected).abs().max() <= 1e-9 * expected.abs().max()
+        assert (gradient - expected_gradient).norm() <= 1e-9 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("short", [0, 1000])
+@pytest.mark.parametrize("lengths", [[[3, 1, 7], [2]], [[1], [1, 1]], [[4, 4], [4, 4]]], ids=["ragged", "single tokens", "nothing to pad"])
+def test_groups_need_not_be_of_one_size(lengths, short, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT", short)
+    g = torch.Generator().manual_seed(3)
+    draw = lambda n: torch.randint(2, 40, (n,), generator=g).tolist()  # noqa: E731
+    completions = [draw(n) for group in lengths for n in group]
+    batch = Batch([draw(5), draw(5)], completions, [True] * len(completions), 0, torch.device("cpu"), sizes=[len(group) for group in lengths])
+    model = make_model("Qwen3", torch.float64)
+    (states, gradient), (expected, expected_gradient) = (states_and_gradient(model, batch, layout) for layout in (flat, separate))
+    assert (states - expected).abs().max() <= 1e-9 * expected.abs().max()
+    assert (gradient - expected_gradient).norm() <= 1e-9 * expected_gradient.norm()
+
+
+def test_no_token_is_computed_twice_and_nothing_is_padded():
+    batch = ragged(4)
+    assert flat(batch).input_ids.tolist() == [[t for row in (*batch.prompts, *batch.completions) for t in row]]
+
+
+@pytest.mark.parametrize("budget", [1, 12, 40, 1000])
+def test_parts_hold_every_row_once_in_whole_groups_where_these_fit(budget):
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 30, (24,), generator=g).tolist()
+    prompts = [tuple(range(1, 2 + p)) for p in (3, 9, 1)]
+    batch = Batch(prompts, [(5,) * n for n in lengths], [True] * 24, 0, torch.device("cpu"))
+    parts = whole_groups(batch, budget)
+    assert sorted(i for part in parts for i in part.places) == list(range(24))
+    for part in parts:
+        tokens = sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+        assert len(part) == 1 or tokens <= budget
+        for prompt, rows in zip(part.prompts, part.siblings, strict=True):
+            for i in rows:
+                assert prompt == prompts[part.places[i] // 8]
+                assert len(part.completions[i]) == lengths[part.places[i]]
+    assert budget < 1000 or [len(part) for part in parts] == [24]
