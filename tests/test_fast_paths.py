@@ -28,6 +28,9 @@ SHAPES = {
 OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
 
 
+EPS = torch.tensor(1e-6)
+
+
 def make_model(shape: str, dtype=torch.float32):
     name, options = SHAPES[shape]
     common = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -161,18 +164,18 @@ def test_the_derivatives_of_the_fused_operations_are_right():
     g = torch.Generator().manual_seed(0)
     x, up, weight = (torch.randn(*s, dtype=torch.float64, generator=g).requires_grad_() for s in ((2, 3, 4, 6), (2, 3, 4, 6), (6,)))
     cos, sin = (f(torch.randn(2, 3, 1, 3, dtype=torch.float64, generator=g)) for f in (torch.cos, torch.sin))
-    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-6), (x, weight))
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, EPS), (x, weight))
     assert torch.autograd.gradcheck(lambda x: _Rotate.apply(x, cos, sin), x)
     assert torch.autograd.gradcheck(_SwiGLU.apply, (x, up))
     with torch.no_grad():
-        assert torch.equal(_RMSNorm.apply(x, weight, 1e-6), rms_norm(x, weight, 1e-6))
+        assert torch.equal(_RMSNorm.apply(x, weight, EPS), rms_norm(x, weight, EPS))
         assert torch.equal(_Rotate.apply(x, cos, sin), turn(x, cos, sin))
         assert torch.equal(_SwiGLU.apply(x, up), swiglu(x, up))
-        torch.testing.assert_close(rms_norm(x, weight, 1e-6), torch.nn.functional.rms_norm(x, (6,), weight, 1e-6))
+        torch.testing.assert_close(rms_norm(x, weight, EPS), torch.nn.functional.rms_norm(x, (6,), weight, 1e-6))
         torch.testing.assert_close(swiglu(x, up), torch.nn.functional.silu(x) * up)
 
 
 def test_half_precision_is_normalised_in_single_precision():
     x = 300 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))  # its square overflows float16
-    y = rms_norm(x.half(), torch.ones(64).half(), 1e-6)
+    y = rms_norm(x.half(), torch.ones(64).half(), EPS)
     torch.testing.assert_close(y.float(), torch.nn.functional.rms_norm(x, (64,)), atol=2e-3, rtol=2e-3)

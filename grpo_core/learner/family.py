@@ -27,7 +27,7 @@ class Family:
 
     body: nn.Module
     head_dim: int
-    eps: float
+    eps: Tensor  # (): as a number it would be made a tensor again in every operation
 
     @classmethod
     def of(cls, model: nn.Module) -> Family | None:
@@ -42,7 +42,9 @@ class Family:
             *(getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"), *(getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down"))))
         if rope not in ROPE_TYPES or slides or not plain or config.hidden_act != "silu":
             return None
-        return cls(body, body.layers[0].self_attn.head_dim, config.rms_norm_eps)
+        weight = body.norm.weight
+        eps = torch.tensor(config.rms_norm_eps, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+        return cls(body, body.layers[0].self_attn.head_dim, eps)
 
     def states(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, positions (R, W) -> last hidden states (R, W, H)."""
@@ -73,16 +75,17 @@ def masked(mask: Tensor) -> Attend:
     return attend
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     """Without a gradient. weight (…, H) may differ along x's last dimensions but one, so that queries and keys go together."""
     wide, scale = _scale(x, eps)
     return torch.mul(wide, scale).to(x.dtype).mul_(weight)
 
 
-def _scale(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _scale(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """x, at least in float32, and 1/√(mean x² + ε)."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return wide, torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide, torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -92,7 +95,7 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
         wide, scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return torch.mul(wide, scale).to(x.dtype).mul_(weight)

@@ -152,10 +152,11 @@ class _Shared:
     def _alone(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (b, heads, d) -> (b, heads·d); every row has the prompt among its own."""
         keys, values = self._remembered(layer, k, v)
-        scores = (q * q.shape[-1] ** -0.5).view(len(q), k.shape[1], -1, q.shape[-1]) @ keys.transpose(2, 3)  # (b, K, R, t)
+        kv_heads, head_dim = k.shape[1:]
+        scores = torch.bmm((q * head_dim**-0.5).view(len(q) * kv_heads, -1, head_dim), keys.flatten(0, 1).mT)  # (b·K, R, t)
         if self._hidden is not None:
-            scores[..., : self._hidden.shape[1]] += self._hidden[:, None, None]
-        return (scores.softmax(-1) @ values).view(len(q), -1)
+            scores.view(len(q), -1, scores.shape[-1])[..., : self._hidden.shape[1]] += self._hidden[:, None]
+        return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(len(q), -1)
 
     def _with_prompt(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (b, heads, d) -> (b, heads·d): one softmax over the prompt's tokens and the row's own."""
