@@ -23,3 +23,14 @@ def min_max(rows: Sequence[Row], values: Sequence[float | None], limit: int) -> 
         known = [i for i in span if (v := values[i]) is not None and isfinite(v)]
         keep |= {min(known, key=values.__getitem__), max(known, key=values.__getitem__)} if known else {span[0]}
     return [rows[i] for i in sorted(keep)]
+
+
+def stride(first: int, last: int, max_points: int) -> int:
+    """The smallest power of two such that every stride-th step from `first`, and `last`, are at most `max_points`.
+
+    Anchored at the first step and doubling: as a run grows, drawn points are dropped or stay, but never move.
+    """
+    every, span = 1, last - first
+    while span // every + 1 + (span % every > 0) > max(2, max_points):
+        every *= 2
+    return every

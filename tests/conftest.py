@@ -7,9 +7,13 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the Hub is a broken test
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from grpo_core.runs import RunManager
+from grpo_core.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +41,23 @@ def tiny_settings(tiny_model: Path) -> dict[str, object]:
     """Dotted settings of a run that takes a second: 3 steps of 2 prompts x 4 completions of at most 8 tokens."""
     return {"model.name": str(tiny_model), "task.heldout_size": 8, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 4,
             "train.max_new_tokens": 8, "train.eval_every": 0}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "runs.sqlite")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def manager(store: Store) -> Iterator[RunManager]:
+    """Runs that are really trained, with no queue for the device."""
+    from grpo_core.trainer import train  # torch takes seconds
+
+    manager = RunManager(store, train, device="none")
+    yield manager
+    manager.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,17 +15,9 @@ from grpo_core.breakpoints import parse_breakpoints
 from grpo_core.config import nest, parse
 from grpo_core.control import RunControl
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.runs import RunManager, execute
-from grpo_core.store import Store
+from grpo_core.runs import execute
 from grpo_core.trainer import train
 from grpo_core.types import GroupsScored, Phase, PhaseStarted, RunStatus
-
-
-@pytest.fixture
-def manager(tmp_path):
-    manager = RunManager(Store(tmp_path / "runs.sqlite"), train, device="none")
-    yield manager
-    manager.close()
 
 
 def wait_for(manager, run_id, status, seconds=30.0, **fields):

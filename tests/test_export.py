@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ from grpo_core.types import STEP_METRICS, Completion, Evaluated, Group, GroupsSc
 
 FORMULAS = ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' /C calc'!A0", "＝1+1"]
 ODD_TEXTS = [*FORMULAS, "two\nlines", "line\u2028separator", "\x1b[31mred", '"quoted", comma', "four…", "<script>", ""]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "studio.db")
-    yield store
-    store.close()
 
 
 def recorded(store: Store, *events: object) -> str:

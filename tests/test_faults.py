@@ -1,4 +1,6 @@
-"""Faults that really happen: killed processes, full disks, damaged files, no memory, numbers that are none. F1-F15 of the promises.
+"""Faults that really happen: killed processes, full disks, damaged files, no memory, numbers that are none. F4-F8 and F15 of the promises.
+
+F1, F2, F9, F10: test_fault_processes.py; F3: test_resume.py; F11, F12: test_store_files.py; F14: test_fault_sources.py.
 
 The short selection runs with every test run; `pytest -m faults` adds the rest, `python -m benchmarks.chaos` is the long form.
 """
@@ -10,12 +12,8 @@ import ctypes
 import json
 import os
 import re
-import shutil
-import signal
 import sqlite3
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections import Counter
@@ -23,10 +21,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import another_process, until
 from test_control import wait_for
 from test_resume import configured, record
 
-from grpo_core.cli import main
 from grpo_core.config import flatten, nest, parse
 from grpo_core.runs import RunManager
 from grpo_core.store import Store
@@ -34,46 +32,9 @@ from grpo_core.trainer import train
 from grpo_core.types import RunStatus
 
 pytestmark = pytest.mark.faults
-ROOT = Path(__file__).parent.parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-@pytest.fixture
-def manager(tmp_path):
-    manager = RunManager(Store(tmp_path / "runs.sqlite"), train, device="none")
-    yield manager
-    manager.close()
-
-
-def another_process(code: str, *arguments: object, **options) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=ENV, cwd=ROOT, **options)
-
-
-def until(ask, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not (found := ask()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert found, "it did not happen in time"
-    return found
-
-
-# ---- F1, F2: killed at any instant --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("variant", "kills"), [("plain", 5), pytest.param("two updates", 5, marks=pytest.mark.long), pytest.param("trust region", 5, marks=pytest.mark.long)])
-def test_a_run_killed_at_random_instants_ends_with_the_rows_of_one_that_nobody_disturbed(variant, kills):
-    done = subprocess.run([sys.executable, "-m", "benchmarks.chaos", "--kills", str(kills), "--variants", variant], env=ENV, cwd=ROOT, capture_output=True,
-                          text=True, timeout=170)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"| {variant} | {kills} |" in done.stdout
-    assert "| none |" in done.stdout
-
-
-# ---- F3: see test_resume.py (cut, flipped, gone, while saving) ------------------------------------------------------------
-
-
-# ---- F4: disk full --------------------------------------------------------------------------------------------------------
+# ---- F4: disk full ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -126,7 +87,7 @@ def test_on_a_full_disk_the_run_waits_says_what_it_needs_and_goes_on_once_there_
     calm.close()
 
 
-# ---- F5: not enough memory ------------------------------------------------------------------------------------------------
+# ---- F5: not enough memory -------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_does_not_fit_the_memory_fails_in_one_line_and_the_server_lives_on(tmp_path, tiny_settings):
@@ -166,7 +127,7 @@ def test_a_run_that_does_not_fit_the_memory_fails_in_one_line_and_the_server_liv
     assert lines[1] == "finished"
 
 
-# ---- F6: numbers that are none --------------------------------------------------------------------------------------------
+# ---- F6: numbers that are none ---------------------------------------------------------------------------------------
 
 
 class Poison:
@@ -224,7 +185,7 @@ def test_a_number_that_is_none_is_refused_named_and_skipped_only_when_a_person_s
     assert steps[3]["loss"] is not None
 
 
-# ---- F7: a grader that cannot score ---------------------------------------------------------------------------------------
+# ---- F7: a grader that cannot score ----------------------------------------------------------------------------------
 
 
 def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_settings, monkeypatch):
@@ -244,7 +205,7 @@ def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_setting
     assert [s["unscored_frac"] for s in manager.store.steps(run_id)] == [1.0] * 6
 
 
-# ---- F8: the thread dies --------------------------------------------------------------------------------------------------
+# ---- F8: the thread dies ---------------------------------------------------------------------------------------------
 
 
 def test_a_training_thread_that_dies_leaves_a_failed_run_with_its_traceback_and_the_next_run_starts(manager, tiny_settings):
@@ -261,99 +222,7 @@ def test_a_training_thread_that_dies_leaves_a_failed_run_with_its_traceback_and_
     wait_for(manager, again, RunStatus.FINISHED)
 
 
-# ---- F9: signals ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_the_same_numbers(tiny_settings, tmp_path, number):
-    config = configured(tiny_settings, **{"train.steps": 100_000, "train.checkpoint_every": 100_000, "train.eval_every": 0, "task.heldout_size": 0})
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    db = tmp_path / "runs.sqlite"
-    process = subprocess.Popen([sys.executable, "-m", "grpo_core", "train", "--db", str(db), "--config", str(tmp_path / "config.json"), "--json"],
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV, cwd=ROOT)
-    until(lambda: db.exists() and (rows := Store(db).runs()) and rows[0].steps_done >= 3, 60)
-    process.send_signal(number)
-    asked = time.monotonic()
-    out, _ = process.communicate(timeout=10)
-    assert time.monotonic() - asked < 10
-    store = Store(db)
-    run = store.runs()[0]
-    assert json.loads(out.strip().splitlines()[-1])["status"] == run.status == "stopped"
-    assert [c.step for c in store.checkpoints(run.id)] == [run.steps_done]
-
-
-# ---- F10: two servers -----------------------------------------------------------------------------------------------------
-
-
-def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_when_the_first_was_killed(tmp_path, tiny_settings):
-    config = configured(tiny_settings, **{"train.steps": 100_000, "train.checkpoint_every": 2, "train.eval_every": 0, "task.heldout_size": 0})
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    db = tmp_path / "runs.sqlite"
-    first = another_process("""
-        import json, sys, time
-        from grpo_core.config import parse
-        from grpo_core.runs import RunManager
-        from grpo_core.store import Store
-        from grpo_core.trainer import train
-        manager = RunManager(Store(sys.argv[1]), train)
-        config = parse(json.loads(open(sys.argv[2]).read()))
-        manager.start(config, "going"); manager.start(config.model_copy(update={"train": config.train.model_copy(update={"steps": 3})}), "waiting")
-        time.sleep(600)
-    """, db, tmp_path / "config.json")
-    try:
-        store = until(lambda: db.exists() and Store(db).runs() and Store(db), 60)
-        until(lambda: any(r.steps_done >= 5 for r in store.runs()), 60)
-        second = RunManager(store, train)
-        waiting, going = store.runs()
-        assert (going.name, going.status, waiting.status) == ("going", "running", "queued")
-        from grpo_core.errors import StoreBusy, StudioError
-        with pytest.raises(StoreBusy):
-            second.start(config)
-        with pytest.raises(StudioError, match="in another process"):
-            second.pause(going.id)
-        assert second.recover() == []
-    finally:
-        first.kill()
-        first.communicate()
-    assert until(second.recover) == [going.id]
-    wait_for(second, waiting.id, RunStatus.FINISHED)  # the queue survived its server
-    assert store.run(going.id).status is RunStatus.INTERRUPTED
-    second.resume(going.id)
-    kept = store.run(going.id).steps_done
-    until(lambda: store.run(going.id).steps_done > kept + 2)
-    second.stop(going.id)
-    wait_for(second, going.id, RunStatus.STOPPED)
-    assert [s["step"] for s in store.steps(going.id)] == list(range(1, store.run(going.id).steps_done + 1))
-    second.close()
-
-
-# ---- F11, F12: see test_store.py (older and newer versions, damaged files) --------------------------------------------------
-
-
-# ---- F14: what the run was made from vanishes -------------------------------------------------------------------------------
-
-
-def test_a_run_goes_on_when_its_model_vanishes_and_resume_says_what_is_missing(manager, tiny_settings, tmp_path):
-    folder = shutil.copytree(str(tiny_settings["model.name"]), tmp_path / "model")
-    from grpo_core.policy import check_model
-
-    manager._check = lambda config: check_model(config.model)
-    config = configured(tiny_settings, **{"model.name": str(folder), "train.steps": 12})
-    run_id = manager.start(config, conditions="step = 4")
-    wait_for(manager, run_id, RunStatus.PAUSED)
-    shutil.rmtree(folder)
-    manager.set_breakpoints(run_id, "step = 8")
-    manager.resume(run_id)
-    run = until(lambda: (r := manager.store.run(run_id)).status is RunStatus.PAUSED and r.steps_done == 7 and r)
-    manager.stop(run_id)
-    run = wait_for(manager, run_id, RunStatus.STOPPED)
-    assert run.steps_done == 7
-    with pytest.raises(Exception, match="there is no such folder"):
-        manager.resume(run_id)
-    assert manager.store.run(run_id).status is RunStatus.STOPPED
-
-
-# ---- F15: nothing is left behind --------------------------------------------------------------------------------------------
+# ---- F15: nothing is left behind -------------------------------------------------------------------------------------
 
 
 def open_files() -> Counter[str]:
@@ -382,35 +251,3 @@ def test_many_runs_leave_no_thread_file_or_connection_behind(manager, tiny_setti
     more = open_files() - before[1]
     # As many reading connections are kept as threads once read in the same moment: at most those of this thread, trainer and heartbeat.
     assert all(".sqlite" in name and n <= 2 for name, n in more.items()), more
-
-
-# ---- doctor -----------------------------------------------------------------------------------------------------------------
-
-
-def test_the_doctor_finds_what_killed_processes_and_damage_left_and_mends_only_when_asked(manager, tiny_settings, tmp_path, capsys):
-    store = manager.store
-    run_id = manager.start(configured(tiny_settings))
-    wait_for(manager, run_id, RunStatus.FINISHED)
-    db = str(store.path)
-    assert main(["doctor", "--db", db]) == 0, capsys.readouterr().out
-    folder = store.checkpoint_folder(run_id)
-    (folder / "step-00000002" / "policy.safetensors").write_bytes(b"short")  # damaged
-    shutil.copytree(folder / "step-00000004", folder / "step-00000099")  # no row
-    shutil.copytree(folder, folder.parent / "20200101-000000-abcd")  # no run
-    (folder / ".step-00000100.part").mkdir()  # killed while saving
-    (folder.parent / "my own notes").mkdir()  # not ours
-    code = "import sys; from grpo_core.store import Store; from grpo_core.config import RunConfig; Store(sys.argv[1]).create_run(RunConfig(), 'lost', status='running')"
-    assert another_process(code, db).wait() == 0
-    capsys.readouterr()
-    assert main(["doctor", "--db", db, "--json"]) == 1
-    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    wrong = [f["what"] for f in said["findings"] if f["wrong"]]
-    assert said["wrong"] == 5, wrong
-    for part in ("no process works on it", "policy.safetensors is not as it was saved", "step-00000099", "20200101-000000-abcd", ".step-00000100.part"):
-        assert any(part in what for what in wrong), part
-    assert (folder / "step-00000099").exists()
-    assert main(["doctor", "--db", db, "--fix"]) == 0
-    assert main(["doctor", "--db", db]) == 0
-    assert sorted(p.name for p in folder.parent.iterdir()) == [run_id, "my own notes"]
-    assert [c.step for c in store.checkpoints(run_id)] == [4, 6]
-    assert store.runs()[0].status is RunStatus.INTERRUPTED

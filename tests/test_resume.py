@@ -70,13 +70,6 @@ def resume(store: Store, run_id: str) -> int:
     return start.step
 
 
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "runs.sqlite")
-    yield store
-    store.close()
-
-
 # name -> settings that keep something beside weights and optimiser from step to step
 KEPT = {
     "plain": {},

@@ -14,19 +14,12 @@ from grpo_core.errors import InvalidConfig
 from grpo_core.learner.aggregation import StepSize
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
 from grpo_core.runs import execute, prepare
-from grpo_core.store import Recorder, Store
+from grpo_core.store import Recorder
 from grpo_core.token_terms import share_of_gradient, step_facts, token_terms
 from grpo_core.trainer import train
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout
 
 CRITERIA = ({"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True}, {"name": "format", "check": "format", "weight": 0.2})
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "runs.sqlite")
-    yield store
-    store.close()
 
 
 def config(**fields):

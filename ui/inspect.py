@@ -13,10 +13,10 @@ from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import RunRow, Wanted, export
 from ui import charts, found, place, status, tables
 from ui.cards import highest_reward
+from ui.exports import export_folder, file_name
 from ui.live_chart import live_chart
 from ui.opened import ShowOpened, build_opened, open_place
 from ui.panel import QUIET, one_of, panel, script, typing
-from ui.runs import export_folder, file_name
 from ui.setup import Setup
 from ui.text import count, esc, is_number
 from ui.train import SKIP, Frame, parse_tokens, token

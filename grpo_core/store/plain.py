@@ -24,6 +24,11 @@ def number(value: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def integer(value: Any) -> int:
+    """A number from outside as one that SQLite can hold; what is out of its range is as far as it goes."""
+    return max(-(2**63), min(2**63 - 1, int(value)))
+
+
 def to_json(value: Any) -> str:
     """Compact JSON that any parser accepts. What JSON does not know (paths, dtypes) is kept as its text."""
     return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))

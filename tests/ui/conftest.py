@@ -6,15 +6,7 @@ import pytest
 from recorded import FakeRuns
 
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.store import Store
 from ui.views import Views
-
-
-@pytest.fixture
-def store(tmp_path):
-    store = Store(tmp_path / "runs.sqlite")
-    yield store
-    store.close()
 
 
 @pytest.fixture

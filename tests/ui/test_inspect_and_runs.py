@@ -14,12 +14,13 @@ from grpo_core.config import parse
 from grpo_core.errors import StudioError
 from grpo_core.store import Recorder, Wanted
 from grpo_core.types import Checkpointed, RunStatus
-from ui import form, runs
+from ui import exports, form, run_actions
 from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
 from ui.opened import ShowOpened, use_in_new_run
-from ui.runs import ShowRuns, ask_branch, branch_run, read_changes, resume_run
+from ui.run_actions import ask_branch, branch_run, read_changes, resume_run
+from ui.runs import ShowRuns
 
-COMPARE = 6 + len(runs.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
+COMPARE = 6 + len(exports.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
 
 SKIP = gr.skip()
 
@@ -163,7 +164,7 @@ def test_buttons_work_on_what_is_selected(views, store):
     a, b, live = record_run(store), record_run(store), record_run(store, status=RunStatus.RUNNING)
     enabled = [[u["interactive"] for u in listing(views, chosen)[1:COMPARE]] for chosen in ([], [a], [a, b], [live])]
     # Open, Resume, Branch, Rename, Delete, then the exports: these have finished, without a checkpoint
-    num = len(runs.EXPORTS)
+    num = len(exports.EXPORTS)
     one = [True, False, False, True, True, *[True] * num]
     assert enabled == [[False] * (5 + num), one, [False] * 4 + [True] + [False] * num, [True, False, False, True, False, *[True] * num]]
 
@@ -180,25 +181,25 @@ def test_runs_are_searched_and_sorted_with_unknown_values_last(views, store):
 
 def test_deleting_asks_first_refuses_live_runs_and_says_how_much_was_freed(views, store):
     gone, live = record_run(store, "<b>gone</b>", 50), record_run(store, status=RunStatus.RUNNING)
-    question, confirm, said = runs.ask(views, json.dumps([gone]))
+    question, confirm, said = run_actions.ask(views, json.dumps([gone]))
     assert "Delete “&lt;b&gt;gone&lt;/b&gt;”?" in question
     assert "50 steps" in question
     assert confirm["visible"] is True
     assert store.run(gone)
-    assert "still going" in runs.ask(views, json.dumps([live]))[2]
-    said, confirm, selected = runs.delete_runs(views, json.dumps([gone, live]))
+    assert "still going" in run_actions.ask(views, json.dumps([live]))[2]
+    said, confirm, selected = run_actions.delete_runs(views, json.dumps([gone, live]))
     assert "Deleted 1 run" in said
     assert "freed" in said
     assert "Stop it first" in said  # the live one was refused by the store as well
     assert (confirm["visible"], selected) == (False, json.dumps([live]))
 
 
-@pytest.mark.parametrize(("name", "ending"), [(n, e) for n, (e, _) in runs.EXPORTS.items()])
+@pytest.mark.parametrize(("name", "ending"), [(n, e) for n, (e, _) in exports.EXPORTS.items()])
 def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending, tmp_path):
     run_id = record_run(store, "../../etc/<passwd> ${x} 名")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    path, said = runs.export_run(views, store, FakeDesk(tmp_path / "model"), name, json.dumps([run_id]))
+    path, said = exports.export_run(views, store, FakeDesk(tmp_path / "model"), name, json.dumps([run_id]))
     assert said == ""
     assert Path(path).name == f"etc-passwd-x-{run_id}-{ending}"
     assert Path(path).stat().st_size > 0
@@ -206,10 +207,10 @@ def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending
 
 def test_renaming_needs_one_run_and_a_name(views, store):
     run_id = record_run(store)
-    assert runs.rename_run(views, json.dumps([run_id]), " new ") == ["", ""]
+    assert run_actions.rename_run(views, json.dumps([run_id]), " new ") == ["", ""]
     assert store.run(run_id).name == "new"
-    assert "needs a name" in runs.rename_run(views, json.dumps([run_id]), "  ")[0]
-    assert "Select one run" in runs.rename_run(views, "[]", "x")[0]
+    assert "needs a name" in run_actions.rename_run(views, json.dumps([run_id]), "  ")[0]
+    assert "Select one run" in run_actions.rename_run(views, "[]", "x")[0]
 
 
 def test_runs_of_one_name_are_told_apart_wherever_they_stand_together(views, store):

@@ -1,0 +1,99 @@
+"""Processes that are killed, told to end, or share a file: F1, F2, F9, F10 of the promises, with real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import ENV, ROOT, another_process, until
+from test_control import wait_for
+from test_resume import configured
+
+from grpo_core.runs import RunManager
+from grpo_core.store import Store
+from grpo_core.trainer import train
+from grpo_core.types import RunStatus
+
+pytestmark = pytest.mark.faults
+
+
+# ---- F1, F2: killed at any instant -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("variant", "kills"), [("plain", 5), pytest.param("two updates", 5, marks=pytest.mark.long), pytest.param("trust region", 5, marks=pytest.mark.long)])
+def test_a_run_killed_at_random_instants_ends_with_the_rows_of_one_that_nobody_disturbed(variant, kills):
+    done = subprocess.run([sys.executable, "-m", "benchmarks.chaos", "--kills", str(kills), "--variants", variant], env=ENV, cwd=ROOT, capture_output=True,
+                          text=True, timeout=170)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"| {variant} | {kills} |" in done.stdout
+    assert "| none |" in done.stdout
+
+
+# ---- F9: signals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_the_same_numbers(tiny_settings, tmp_path, number):
+    config = configured(tiny_settings, **{"train.steps": 100_000, "train.checkpoint_every": 100_000, "train.eval_every": 0, "task.heldout_size": 0})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    db = tmp_path / "runs.sqlite"
+    process = subprocess.Popen([sys.executable, "-m", "grpo_core", "train", "--db", str(db), "--config", str(tmp_path / "config.json"), "--json"],
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV, cwd=ROOT)
+    until(lambda: db.exists() and (rows := Store(db).runs()) and rows[0].steps_done >= 3, 60)
+    process.send_signal(number)
+    asked = time.monotonic()
+    out, _ = process.communicate(timeout=10)
+    assert time.monotonic() - asked < 10
+    store = Store(db)
+    run = store.runs()[0]
+    assert json.loads(out.strip().splitlines()[-1])["status"] == run.status == "stopped"
+    assert [c.step for c in store.checkpoints(run.id)] == [run.steps_done]
+
+
+# ---- F10: two servers ------------------------------------------------------------------------------------------------
+
+
+def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_when_the_first_was_killed(tmp_path, tiny_settings):
+    config = configured(tiny_settings, **{"train.steps": 100_000, "train.checkpoint_every": 2, "train.eval_every": 0, "task.heldout_size": 0})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    db = tmp_path / "runs.sqlite"
+    first = another_process("""
+        import json, sys, time
+        from grpo_core.config import parse
+        from grpo_core.runs import RunManager
+        from grpo_core.store import Store
+        from grpo_core.trainer import train
+        manager = RunManager(Store(sys.argv[1]), train)
+        config = parse(json.loads(open(sys.argv[2]).read()))
+        manager.start(config, "going"); manager.start(config.model_copy(update={"train": config.train.model_copy(update={"steps": 3})}), "waiting")
+        time.sleep(600)
+    """, db, tmp_path / "config.json")
+    try:
+        store = until(lambda: db.exists() and Store(db).runs() and Store(db), 60)
+        until(lambda: any(r.steps_done >= 5 for r in store.runs()), 60)
+        second = RunManager(store, train)
+        waiting, going = store.runs()
+        assert (going.name, going.status, waiting.status) == ("going", "running", "queued")
+        from grpo_core.errors import StoreBusy, StudioError
+        with pytest.raises(StoreBusy):
+            second.start(config)
+        with pytest.raises(StudioError, match="in another process"):
+            second.pause(going.id)
+        assert second.recover() == []
+    finally:
+        first.kill()
+        first.communicate()
+    assert until(second.recover) == [going.id]
+    wait_for(second, waiting.id, RunStatus.FINISHED)  # the queue survived its server
+    assert store.run(going.id).status is RunStatus.INTERRUPTED
+    second.resume(going.id)
+    kept = store.run(going.id).steps_done
+    until(lambda: store.run(going.id).steps_done > kept + 2)
+    second.stop(going.id)
+    wait_for(second, going.id, RunStatus.STOPPED)
+    assert [s["step"] for s in store.steps(going.id)] == list(range(1, store.run(going.id).steps_done + 1))
+    second.close()
