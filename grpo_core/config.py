@@ -178,6 +178,9 @@ class TrainConfig(Section):
     max_grad_norm: float = knob(1.0, "Gradient clip", "The gradient is scaled down to this norm.", gt=0, le=1e6)
     micro_batch_tokens: int = knob(16_384, "Micro-batch", "Padded tokens a forward pass may hold. Memory only: the result never depends on it.",
         unit="tokens", ge=1, le=100_000_000)
+    gradient_checkpointing: Literal["auto", "on", "off"] = knob("auto", "Layers computed twice",
+        "`on` keeps of each layer only its input and computes the rest again for the gradient: about a third more time, several times fewer activations. "
+        "`auto`: when the estimate says that they would not fit. Memory only: the result never depends on it.")
     checkpoint_every: int = knob(20, "Checkpoint every", "Steps between saved states, from which a run resumes or branches; 0: none is saved.",
         unit="steps", ge=0, le=1_000_000, way_out="20 loses little; 0 saves the space of a few copies of model and optimiser.")
     checkpoint_keep: int = knob(2, "Keep the last", "Saved states that are kept beside the one of the best held-out accuracy.", unit="checkpoints", ge=1, le=1000)

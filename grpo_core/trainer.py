@@ -18,6 +18,7 @@ from grpo_core.fit import fitting
 from grpo_core.learner import Batch, Learner, NonFinite
 from grpo_core.policy import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
+from grpo_core.policy.report import recomputes_layers
 from grpo_core.rubric import Rubric, Spread, build_rubric
 from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, too_many_unscored, with_advantages
 from grpo_core.tasks import Task, heldout_prompts, load_task
@@ -50,7 +51,7 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     task = fitting(task, policy, config)
     heldout = heldout_prompts(task, config.task.heldout_size)
     share_cores(policy.num_parameters)
-    learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate(config, policy))
+    learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate(config, policy), recomputes_layers(config, policy))
     control.tell(ModelLoaded(environment(policy, learner.learning_rate)))
 
     vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from grpo_core.config import parse
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner import Batch, logprobs, token_logprobs
 from grpo_core.learner import batch as batches
 from grpo_core.learner.batch import micro_batches
+from grpo_core.learner.logprobs import score_tokens
+from grpo_core.policy import Policy, report
+from tests.test_fast_paths import make_model, ragged
 from tests.test_learner import A, TinyLM, make_batch, make_learner
 
 
@@ -140,3 +144,44 @@ def test_the_gradient_of_chosen_logprobs_is_that_of_log_softmax():
     picked, entropy = logprobs._Chosen.apply(logits, chosen, 0.7, True)
     torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
     torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
+
+
+# ---- layers computed twice ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["Qwen3", "GPT-2", "Gemma 2"])
+def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the_model_as_it_was(shape):
+    model, batch = make_model(shape), ragged(4)
+    computed: list[int] = []
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
+    linear = next(m for m in first.modules() if type(m).__name__ in ("Linear", "Conv1D"))
+    linear.register_forward_hook(lambda *_: computed.append(1))
+
+    def found(recompute: bool):
+        kept = 0
+
+        def count(t):
+            nonlocal kept
+            kept += t.numel() * (not isinstance(t, torch.nn.Parameter))
+            return t
+
+        computed.clear()
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            logprobs = score_tokens(model, batch, 1.0, recompute=recompute).logprobs
+            logprobs.sum().backward()
+        return logprobs.detach(), torch.cat([p.grad.flatten() for p in model.parameters()]), kept, len(computed)
+
+    (logprobs, gradient, kept, times), (again, gradient_again, kept_less, times_again) = found(False), found(True)
+    assert torch.equal(again, logprobs)
+    assert torch.equal(gradient_again, gradient)
+    assert (times, times_again) == (1, 2)
+    assert kept_less < kept / 2
+    assert "forward" not in vars(first)
+
+
+@pytest.mark.parametrize(("wanted", "free", "expected"), [("on", 2**60, True), ("off", 0, False), ("auto", 2**60, False), ("auto", 2**20, True)])
+def test_layers_are_computed_twice_when_told_to_or_when_memory_is_too_short(wanted, free, expected, monkeypatch):
+    config = parse({"train": {"gradient_checkpointing": wanted}})
+    monkeypatch.setattr(report, "free_memory", lambda device: free)
+    assert report.recomputes_layers(config, Policy(make_model("Qwen3"), None, frozenset(), 0, 128)) == expected

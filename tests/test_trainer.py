@@ -112,6 +112,10 @@ def test_micro_batches_change_memory_and_not_the_run(tiny_settings):
         assert b.metrics.grad_norm == pytest.approx(a.metrics.grad_norm, rel=1e-3)
 
 
+def test_layers_computed_twice_change_memory_and_not_the_run(tiny_settings):
+    assert timeless(run({**tiny_settings, "train.gradient_checkpointing": "on"})) == timeless(run({**tiny_settings, "train.gradient_checkpointing": "off"}))
+
+
 @pytest.mark.parametrize("phase", [*list(Phase)[:3], Phase.UPDATING, Phase.EVALUATING])
 def test_a_stop_ends_the_run_in_whatever_phase_it_comes(tiny_settings, phase):
     control, seen = RunControl(), []

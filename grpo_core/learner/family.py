@@ -6,13 +6,16 @@ each, with their derivatives written down; what attends to what is the caller's,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3")  # those whose angles do not depend on how long the text is
@@ -46,23 +49,51 @@ class Family:
         eps = torch.tensor(config.rms_norm_eps, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
         return cls(body, body.layers[0].self_attn.head_dim, eps)
 
-    def states(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """ids, positions (R, W) -> last hidden states (R, W, H)."""
+    def states(self, ids: Tensor, positions: Tensor, attend: Attend, recompute: bool = False) -> Tensor:
+        """ids, positions (R, W) -> last hidden states (R, W, H). recompute: see `recomputing`."""
         x = self.body.embed_tokens(ids)
         cos, sin = (t[:, :, None, : self.head_dim // 2] for t in self.body.rotary_emb(x, positions))  # (R, W, 1, d/2), both halves are alike
-        heads = (*ids.shape, -1, self.head_dim)
-        norm, rotate, gated = (_RMSNorm.apply, _Rotate.apply, _SwiGLU.apply) if torch.is_grad_enabled() else (rms_norm, turn, swiglu)
-        for i, layer in enumerate(self.body.layers):
-            a, mlp = layer.self_attn, layer.mlp
-            h = norm(x, layer.input_layernorm.weight, self.eps)
-            q, k, v = a.q_proj(h).view(heads), a.k_proj(h).view(heads), a.v_proj(h).view(heads)
-            if hasattr(a, "q_norm"):
-                q, k = norm(q, a.q_norm.weight, self.eps), norm(k, a.k_norm.weight, self.eps)
-            attended = attend(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
-            x = x + a.o_proj(attended.reshape(*ids.shape, -1))
-            h = norm(x, layer.post_attention_layernorm.weight, self.eps)
-            x = x + mlp.down_proj(gated(mlp.gate_proj(h), mlp.up_proj(h)))
-        return norm(x, self.body.norm.weight, self.eps)
+        for i in range(len(self.body.layers)):
+            x = again(self._layer, i, x, cos, sin, attend) if recompute else self._layer(i, x, cos, sin, attend)
+        return self._operations()[0](x, self.body.norm.weight, self.eps)
+
+    def _layer(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        layer, (norm, rotate, gated), heads = self.body.layers[i], self._operations(), (*x.shape[:2], -1, self.head_dim)
+        a, mlp = layer.self_attn, layer.mlp
+        h = norm(x, layer.input_layernorm.weight, self.eps)
+        q, k, v = a.q_proj(h).view(heads), a.k_proj(h).view(heads), a.v_proj(h).view(heads)
+        if hasattr(a, "q_norm"):
+            q, k = norm(q, a.q_norm.weight, self.eps), norm(k, a.k_norm.weight, self.eps)
+        attended = attend(i, rotate(q, cos, sin), rotate(k, cos, sin), v)
+        x = x + a.o_proj(attended.reshape(*x.shape[:2], -1))
+        h = norm(x, layer.post_attention_layernorm.weight, self.eps)
+        return x + mlp.down_proj(gated(mlp.gate_proj(h), mlp.up_proj(h)))
+
+    @staticmethod
+    def _operations() -> tuple[Callable[..., Tensor], ...]:
+        return (_RMSNorm.apply, _Rotate.apply, _SwiGLU.apply) if torch.is_grad_enabled() else (rms_norm, turn, swiglu)
+
+
+again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # keeps what goes in, and computes the rest anew for the gradient
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """The decoder's layers keep nothing but their inputs and are computed again for the gradient.      Chen et al. 2016, arXiv:1604.06174
+
+    Not by the model's own switch, which asks for training mode, and that would switch dropout on too.
+    """
+    layers = next((m for m in model.modules() if isinstance(m, nn.ModuleList)), [])
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = partial(again, layer.forward)
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 def masked(mask: Tensor) -> Attend:

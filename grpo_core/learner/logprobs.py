@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from grpo_core.learner.attention import flat
 from grpo_core.learner.batch import Batch, Layout, packed, separate
-from grpo_core.learner.family import Family
+from grpo_core.learner.family import Family, again, recomputing
 
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
@@ -33,7 +33,7 @@ class Scored:
 
 
 def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None, *,
-                 entropy: bool = True, entropy_gradient: bool = False, distribution: bool = False, states: bool = False) -> Scored:
+                 entropy: bool = True, entropy_gradient: bool = False, distribution: bool = False, states: bool = False, recompute: bool = False) -> Scored:
     """Log-probability of each completion token, and the entropy of the distribution it came from.
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
@@ -41,7 +41,8 @@ def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Cal
     Only completion tokens reach the output layer. Entropy carries a gradient only when asked to: it would keep more of (N, V) alive.
     A batch with siblings is packed, one without is not, unless `layout` says so.
     """
-    found, mask = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS), batch.completion_mask
+    found = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS, recompute=recompute)
+    mask = batch.completion_mask
     chosen = batch.completion_ids[mask]  # (N,)
 
     def score(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -57,8 +58,7 @@ def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Cal
             return score(model.get_output_embeddings()(states), chosen)
 
         size = max(1, MAX_LOGITS // 2 // output_size(model))
-        parts = [checkpoint(through_head, s, c, use_reentrant=False, preserve_rng_state=False)
-                 for s, c in zip(found.states.split(size), chosen.split(size), strict=True)]
+        parts = [again(through_head, s, c) for s, c in zip(found.states.split(size), chosen.split(size), strict=True)]
         logprobs, entropies = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
 
     def spread(values: Tensor) -> Tensor:
@@ -131,11 +131,11 @@ class Predicted:
 
 
 def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None, weights: Mapping[str, Tensor] | None = None, *,
-            keep_states: bool = False, max_logits: int | None = None) -> Predicted:
+            keep_states: bool = False, max_logits: int | None = None, recompute: bool = False) -> Predicted:
     """One forward pass in which the output layer is given nothing but the states that predict completion tokens.
 
     With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
-    then only the states are returned.
+    then only the states are returned. recompute: layers keep only their inputs for the gradient.
     """
     family = lies_flat(model) if layout is None and weights is None and batch.is_shared else None
     arranged = flat(batch) if family else (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
@@ -148,13 +148,14 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
         return (states[None, :1] if holds_back else states[None],)
 
     if family is not None:
-        states = family.states(arranged.input_ids, arranged.position_ids, arranged.attend)[arranged.predicted_at]
+        states = family.states(arranged.input_ids, arranged.position_ids, arranged.attend, recompute)[arranged.predicted_at]
         return Predicted(None if holds_back else model.get_output_embeddings()(states), states if holds_back or keep_states else None)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:
-        logits = forward(model, weights, input_ids=arranged.input_ids, attention_mask=arranged.attention_mask,
-                         position_ids=arranged.position_ids, use_cache=False).logits
+        with recomputing(model) if recompute else nullcontext():
+            logits = forward(model, weights, input_ids=arranged.input_ids, attention_mask=arranged.attention_mask,
+                             position_ids=arranged.position_ids, use_cache=False).logits
     finally:
         hook.remove()
     if not kept:
@@ -164,7 +165,7 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
         with torch.no_grad():
             alone = model.get_output_embeddings()(states[None, :1])
         if not torch.equal(alone, logits.detach()):  # scaled or capped afterwards, as in Gemma 2: what else is done is not known here
-            return predict(model, batch, layout, weights, keep_states=keep_states)
+            return predict(model, batch, layout, weights, keep_states=keep_states, recompute=recompute)
         return Predicted(None, states)
     return Predicted(logits[0], states if keep_states else None)
 

@@ -57,6 +57,7 @@ class Passes:
     critic: Critic | None
     algorithm: AlgorithmConfig
     temperature: float
+    recompute: bool = False  # layers keep only their inputs for the gradient
 
     def score(self, model: nn.Module, part: Batch, **options: bool) -> Scored:
         if isinstance(model, AdapterOff):
@@ -94,7 +95,7 @@ class Passes:
         """A micro-batch's share of the loss, its sums for the record (float64) and its largest ratio."""
         a, exists = self.algorithm, part.completion_mask
         with_critic = self.critic is not None and advantages.dim() > 1
-        policy = self.score(self.model, part, entropy_gradient=coef.entropy > 0, states=with_critic)
+        policy = self.score(self.model, part, entropy_gradient=coef.entropy > 0, states=with_critic, recompute=self.recompute)
         value = torch.zeros((), device=part.device)
         if with_critic:
             advantages, returns = advantages[:, : exists.shape[1]].unbind(-1)  # (B, T) each

@@ -54,12 +54,13 @@ class Update(Means):
 class Learner:
     """Holds the policy's optimiser, the reference that the KL term looks at, and the coefficients that move."""
 
-    def __init__(self, model: nn.Module, reference: nn.Module, algorithm: AlgorithmConfig, train: TrainConfig, learning_rate: float):
+    def __init__(self, model: nn.Module, reference: nn.Module, algorithm: AlgorithmConfig, train: TrainConfig, learning_rate: float,
+                 recompute: bool = False):
         self.model, self.reference = model, reference
         self.algorithm, self.train = algorithm, train
         self.learning_rate = learning_rate
         self.critic = Critic(model) if algorithm.advantage == "value" else None
-        self.passes = Passes(model, reference, self.critic, algorithm, train.temperature)
+        self.passes = Passes(model, reference, self.critic, algorithm, train.temperature, recompute)
         self.fitting = Fitting(model, train.micro_batch_tokens)
         parameters = [{"params": list(model.parameters()), "speed": 1.0}]
         if self.critic is not None:

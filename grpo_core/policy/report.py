@@ -12,7 +12,7 @@ from grpo_core.config import RunConfig
 from grpo_core.learner.logprobs import MAX_LOGITS
 from grpo_core.policy.environment import cache_bytes, free_memory
 from grpo_core.policy.load import _refuse, _source, check_model, precision, template_end
-from grpo_core.policy.policy import describe_device, pick_device
+from grpo_core.policy.policy import Policy, describe_device, pick_device
 
 LOGITS_BYTES = 4 * MAX_LOGITS * 3  # what the loss holds of logits at once, with what is made of them
 RESERVE = 0.9  # of what is free; the rest is for fragments and for what was forgotten
@@ -59,8 +59,11 @@ def report(config: RunConfig) -> ModelReport:
     dtype = precision(m, device)
     parameters = sum(p.numel() for p in model.parameters())
     trained = _adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
-    parts, per_token = memory(config, shape, parameters, trained, dtype)
     free = free_memory(device)
+    twice = config.train.gradient_checkpointing == "on"
+    parts, per_token = memory(config, shape, parameters, trained, dtype, twice)
+    if config.train.gradient_checkpointing == "auto" and sum(parts.values()) > RESERVE * free:
+        twice, (parts, per_token) = True, memory(config, shape, parameters, trained, dtype, True)
     room = RESERVE * free - sum(v for k, v in parts.items() if k != "activations")
     ends = end_tokens(source, options, tokenizer)
     agree = not ends["chat template"] or set(ends["chat template"]) <= set(ends["generation config"]) | set(ends["tokenizer"])
@@ -72,6 +75,8 @@ def report(config: RunConfig) -> ModelReport:
         problems.append("Nothing names an end token, so no completion would ever end.")
     if context is not None and config.train.max_new_tokens >= context:
         problems.append(f"train.max_new_tokens is {config.train.max_new_tokens:,}, and the context holds {context:,} tokens.")
+    if twice:
+        remarks.append("Of each layer only its input is kept and the rest computed again for the gradient: about a third more time, several times fewer activations.")
     if not agree:
         remarks.append("The chat template ends a turn with a token that the generation config does not name; both are respected here, but other programs may not stop.")
     if not tokenizer.chat_template:
@@ -82,21 +87,31 @@ def report(config: RunConfig) -> ModelReport:
                        ends, agree, parts, free, max(0, int(room / per_token)), tuple(problems), tuple(remarks))
 
 
-def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: torch.dtype) -> tuple[dict[str, int], float]:
+def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: torch.dtype, recomputes: bool) -> tuple[dict[str, int], float]:
     """Bytes by what they are for, and bytes of activations for one token of a micro-batch. Estimates: a step that was measured is better.
 
-    Activations: 34 bytes x hidden size x layers a token in half precision (arXiv:2205.05198 eq. 2, without attention scores), twice that in float32.
+    Activations: 34 bytes x hidden size x layers a token in half precision (arXiv:2205.05198 eq. 2, without attention scores), twice that in
+    float32; `recomputes`: 2 x hidden size x layers for the layers' inputs, and one layer whole.
     """
     t, size = config.train, dtype.itemsize
     trained_size = 4 if config.model.lora_rank else size
     hidden, layers = (getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers"))
     length = t.max_new_tokens + 128  # of a row while sampling; prompts are not known here
-    per_token = 34 * hidden * layers * size / 2
+    per_token = hidden * size * (layers + 17 if recomputes else 17 * layers)
     return {
         "weights": parameters * size, "reference": 0 if config.model.lora_rank else parameters * size, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
         "cache while sampling": t.prompts_per_step * t.group_size * length * cache_bytes(shape, size), "logits": LOGITS_BYTES,
-        "activations": int(per_token * min(t.micro_batch_tokens, t.prompts_per_step * t.group_size * length)),
+        "activations": per_token * min(t.micro_batch_tokens, t.prompts_per_step * t.group_size * length),
     }, max(1.0, per_token)
+
+
+def recomputes_layers(config: RunConfig, policy: Policy) -> bool:
+    """Whether the run keeps of each layer only its input: as set, or when what an update takes beside the loaded weights would not fit."""
+    if config.train.gradient_checkpointing != "auto":
+        return config.train.gradient_checkpointing == "on"
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    parts, _ = memory(config, policy.model.config, policy.num_parameters, trained, policy.model.dtype, recomputes=False)
+    return sum(parts[name] for name in ("gradients", "optimiser", "logits", "activations")) > RESERVE * free_memory(policy.device)
 
 
 def _adapter_parameters(model: torch.nn.Module, rank: int) -> int:
