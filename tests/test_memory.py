@@ -7,7 +7,7 @@ import torch
 
 from grpo_core.config import parse
 from grpo_core.errors import OutOfMemory
-from grpo_core.learner import Batch, logprobs, token_logprobs
+from grpo_core.learner import Batch, head, logprobs, token_logprobs
 from grpo_core.learner import batch as batches
 from grpo_core.learner.batch import micro_batches
 from grpo_core.learner.logprobs import score_tokens
@@ -107,20 +107,15 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
         return scored, torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole, expected = found()
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", 4 * 11)  # two tokens at a time
-    seen = []
-    monkeypatch.setattr(TinyLM, "get_output_embeddings", lambda self: _watched(self, seen))
+    for module in (logprobs, head):
+        monkeypatch.setattr(module, "MAX_LOGITS", 4 * 11)  # two tokens at a time
+    seen, look_up = [], head._look_up
+    monkeypatch.setattr(head, "_look_up", lambda logits, *rest: (seen.append(len(logits)), look_up(logits, *rest)))
     chunked, gradient = found()
-    assert max(seen) <= 2
+    assert max(seen) == 2
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-9, rtol=0)
     torch.testing.assert_close(chunked.entropy, whole.entropy, atol=1e-9, rtol=0)
     torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=0)
-
-
-def _watched(model, seen):
-    if not model.head._forward_hooks:
-        model.head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // output.shape[-1]))
-    return model.head
 
 
 def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
@@ -135,15 +130,32 @@ def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
     torch.testing.assert_close(token_logprobs(Capped(), make_batch(), 1.0)[0], expected, atol=0, rtol=0)
 
 
-def test_the_gradient_of_chosen_logprobs_is_that_of_log_softmax():
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_log_softmax(temperature, monkeypatch):
+    monkeypatch.setattr(head, "MAX_LOGITS", 4 * 13)
+    monkeypatch.setattr(head, "BLOCK", 2 * 13)
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(7, 13, dtype=torch.float64, generator=generator).requires_grad_()
+    states, weight, bias = (torch.randn(*s, dtype=torch.float64, generator=generator).requires_grad_() for s in ((7, 5), (13, 5), (13,)))
     chosen = torch.randint(0, 13, (7,), generator=generator)
-    assert torch.autograd.gradcheck(lambda x: logprobs._Chosen.apply(x, chosen, 0.7, True)[0], logits)
-    plain = (logits / 0.7).log_softmax(-1)
-    picked, entropy = logprobs._Chosen.apply(logits, chosen, 0.7, True)
-    torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
-    torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
+    assert torch.autograd.gradcheck(lambda x: head.Chosen.apply(x @ weight.detach().T, chosen, temperature, True), states)
+    assert torch.autograd.gradcheck(lambda *x: head.ThroughHead.apply(*x, chosen, temperature, True), (states, weight, bias))
+    plain = ((states @ weight.T + bias) / temperature).log_softmax(-1)
+    for picked, entropy in (head.Chosen.apply(states @ weight.T + bias, chosen, temperature, True), head.ThroughHead.apply(states, weight, bias, chosen, temperature, True)):
+        torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
+        torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
+
+
+@pytest.mark.parametrize("function", ["whole", "in chunks"])
+def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(*s, generator=g).bfloat16().requires_grad_() for s in ((6, 8), (40, 8)))
+    chosen = torch.randint(0, 40, (6,), generator=g)
+    picked, entropy = head.Chosen.apply(states @ weight.T, chosen, 1.0, True) if function == "whole" else head.ThroughHead.apply(states, weight, None, chosen, 1.0, True)
+    assert picked.dtype == entropy.dtype == torch.float32
+    (found,) = torch.autograd.grad(picked.sum(), states)
+    exact = states.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad((exact @ weight.double().T).log_softmax(-1).gather(-1, chosen[:, None]).sum(), exact)
+    assert (found.double() - expected).norm() < 0.02 * expected.norm()  # bfloat16 keeps 8 bits
 
 
 # ---- layers computed twice ---------------------------------------------------------------------------------------------

@@ -14,12 +14,11 @@ from torch.func import functional_call
 
 from grpo_core.learner.attention import flat
 from grpo_core.learner.batch import Batch, Layout, packed, separate
-from grpo_core.learner.family import Family, again, recomputing
+from grpo_core.learner.family import Family, recomputing
+from grpo_core.learner.head import MAX_LOGITS, Chosen, ThroughHead
 
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
-MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks, twice
-BLOCK = 2**18  # logits worked on at once: what fits a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +37,24 @@ def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Cal
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
 
-    Only completion tokens reach the output layer. Entropy carries a gradient only when asked to: it would keep more of (N, V) alive.
+    Only completion tokens reach the output layer. Entropy is left out, or carries a gradient, only when asked to.
     A batch with siblings is packed, one without is not, unless `layout` says so.
     """
     found = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS, recompute=recompute)
     mask = batch.completion_mask
-    chosen = batch.completion_ids[mask]  # (N,)
-
-    def score(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-        if entropy_gradient and torch.is_grad_enabled():
-            logprobs = (logits.float() / temperature).log_softmax(-1)
-            return logprobs.gather(-1, chosen[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
-        return _Chosen.apply(logits, chosen, temperature, entropy)
-
+    chosen, head = batch.completion_ids[mask], model.get_output_embeddings()  # (N,)
     if found.logits is not None:
-        logprobs, entropies = score(found.logits, chosen)
-    else:  # N·V logits would be too many to hold: chunk by chunk, and again for the gradient
-        def through_head(states: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-            return score(model.get_output_embeddings()(states), chosen)
-
-        size = max(1, MAX_LOGITS // 2 // output_size(model))
-        parts = [again(through_head, s, c) for s, c in zip(found.states.split(size), chosen.split(size), strict=True)]
-        logprobs, entropies = (None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+        logprobs, entropies = Chosen.apply(found.logits, chosen, temperature, entropy)
+    else:
+        logprobs, entropies = ThroughHead.apply(found.states, head.weight, head.bias, chosen, temperature, entropy)
 
     def spread(values: Tensor) -> Tensor:
         """(N, …) -> (B, T, …)"""
         return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(mask.view(*mask.shape, *[1] * (values.dim() - 1)), values)
 
-    return Scored(spread(logprobs), None if entropies is None else spread(entropies), spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
+    if entropies is not None:
+        entropies = spread(entropies if entropy_gradient else entropies.detach())
+    return Scored(spread(logprobs), entropies, spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
                   spread(found.states) if states else None)
 
 
@@ -73,50 +62,6 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: C
     """The two (B, T) of `score_tokens`: log-probabilities with gradient, entropy without."""
     scored = score_tokens(model, batch, temperature, layout)
     return scored.logprobs, scored.entropy
-
-
-class _Chosen(torch.autograd.Function):
-    """(N, V) logits -> log π(chosen) with gradient and entropy without, (N,) each, a cache-sized block of rows at a time.
-
-        ∂ log π(c)/∂ logits = (e_c - softmax(logits/T))/T
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, chosen: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        picked = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-        entropy = torch.empty_like(picked) if with_entropy else None
-        normaliser = torch.empty_like(picked)
-        rows = _block(logits)
-        for start in range(0, len(logits), rows):
-            at = slice(start, start + rows)
-            logprobs = _scaled(logits[at].to(picked.dtype), temperature).log_softmax(-1)
-            picked[at] = logprobs.gather(-1, chosen[at, None])[:, 0]
-            normaliser[at] = _scaled(logits[at, 0].to(picked.dtype), temperature) - logprobs[:, 0]
-            if with_entropy:
-                entropy[at] = logprobs.exp().mul_(logprobs).sum(-1).neg_()
-        ctx.save_for_backward(logits, chosen, normaliser)
-        ctx.temperature = temperature
-        if with_entropy:
-            ctx.mark_non_differentiable(entropy)
-        return picked, entropy
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, chosen, normaliser = ctx.saved_tensors
-        out, scaled = torch.empty(logits.shape, dtype=gradient.dtype, device=logits.device), (gradient / ctx.temperature)[:, None]
-        rows = _block(logits)
-        for start in range(0, len(logits), rows):
-            at = slice(start, start + rows)
-            torch.sub(_scaled(logits[at].to(gradient.dtype), ctx.temperature), normaliser[at, None], out=out[at]).exp_().mul_(-scaled[at])
-        return out.scatter_add_(-1, chosen[:, None], scaled).to(logits.dtype), None, None, None
-
-
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits / temperature
-
-
-def _block(logits: Tensor) -> int:
-    return max(1, BLOCK // logits.shape[-1]) if logits.device.type == "cpu" else max(1, len(logits))
 
 
 # ---- the forward pass --------------------------------------------------------------------------------------------------
@@ -140,7 +85,7 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
     family = lies_flat(model) if layout is None and weights is None and batch.is_shared else None
     arranged = flat(batch) if family else (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
     kept: list[Tensor] = []
-    holds_back = max_logits is not None and len(arranged.predicted_at[0]) * output_size(model) > max_logits
+    holds_back = max_logits is not None and len(arranged.predicted_at[0]) * output_size(model) > max_logits and type(model.get_output_embeddings()) is nn.Linear
 
     def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
         states = arguments[0][arranged.predicted_at]  # (N, H)

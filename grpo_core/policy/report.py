@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo_core.config import RunConfig
-from grpo_core.learner.logprobs import MAX_LOGITS
+from grpo_core.learner.head import MAX_LOGITS
 from grpo_core.policy.environment import cache_bytes, free_memory
 from grpo_core.policy.load import _refuse, _source, check_model, precision, template_end
 from grpo_core.policy.policy import Policy, describe_device, pick_device
