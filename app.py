@@ -18,7 +18,12 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
+ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+if ZERO:
+    import spaces  # before torch, whose CUDA it replaces until a lease begins
+
 RECOVER_SECONDS = 1.0
+EPHEMERAL = "This Space's disk is lost at every restart, and the runs with it. Mount a bucket and set GRPO_SNAPSHOTS to a folder in it, or export what you want to keep."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,6 +56,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
     from grpo_core.desk import Desk
     from grpo_core.policy import check_model, describe_device, pick_device
+    from grpo_core.policy.policy import DEVICE_VARIABLE
     from grpo_core.rubric import add_plugins
     from grpo_core.runs import RunManager
     from grpo_core.trainer import train
@@ -68,8 +74,17 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
         check_model(config.model)
 
-    runs = RunManager(store, train, check=check, device=describe_device(pick_device()))
-    page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check))
+    seconds, device = None, ""
+    if ZERO:
+        from grpo_core.lease import leased, seconds_from
+
+        os.environ[DEVICE_VARIABLE] = "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
+        seconds = seconds_from(os.environ)
+        train, device = leased(train, spaces.GPU, seconds), f"ZeroGPU, leases of {seconds} s"
+    runs = RunManager(store, train, check=check, device=device or describe_device(pick_device()))
+    space = bool(os.environ.get("SPACE_ID"))
+    storage = snapshots.state if snapshots is not None else (lambda: EPHEMERAL) if space else None
+    page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check, train, seconds), space, storage)
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
                 quiet=True, mcp_server=options.mcp, **launch_options(host=options.host, share=options.share, auth=auth))
     print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from grpo_core.breakpoints import Breakpoint
 from grpo_core.clock import Clock
@@ -15,6 +16,7 @@ from grpo_core.types import Edited, Group, Paused, PhaseStarted, Resumed
 # What can be changed while a run goes on. Each takes effect with the next step, so that a step has one value of everything.
 KNOBS = ("train.learning_rate", "algorithm.kl_coef", "train.temperature", "algorithm.clip_eps_low", "algorithm.clip_eps_high")
 KNOB, EDIT = "knob/", "edit/"  # names in the record, see types.Edited
+_EVER = 2**62  # a step after all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class RunControl:
         self._reviewed: tuple[int, list[int]] | None = None  # the step before whose update the run is, and its group sizes
         self._edited = self._comparing = False  # rewards were edited; advantages are following
         self._told: str | None = None  # the reason for waiting that is on record
+        self.apart: str | None = None  # why some things cannot be said: the trainer is in a process of its own, and hears `said()`
+        self._saves = 0  # how often saving was asked for, of a trainer apart
 
     # ---- said by people ------------------------------------------------------------------------------------------------
 
@@ -72,6 +76,7 @@ class RunControl:
         """Go on, and wait again at the end of the present step, or of the present phase."""
         if stride not in ("phase", "step"):
             raise StudioError(f"stride = {stride!r:.40}: a run steps by phase or by step. Write phase or step.")
+        self._refuse_apart()
         self._say(_waiting=None, _stride=stride)
 
     def checkpoint(self) -> None:
@@ -88,11 +93,14 @@ class RunControl:
 
     def set_breakpoints(self, breakpoints: Sequence[Breakpoint]) -> None:
         """These and no others: the run waits before the update of every step in which one of them holds."""
+        if breakpoints:
+            self._refuse_apart()
         with self._talk:
             self._breakpoints = tuple(breakpoints)
 
     def edit_reward(self, step: int, group: int, completion: int, reward: float) -> None:
         """Give a completion of the waiting step another reward; its advantages follow before the update. Counted from 0."""
+        self._refuse_apart()
         with self._talk:
             if self._reviewed is None or self._waiting is None or self._reviewed[0] != step:
                 raise StudioError("Rewards can be edited while a run waits between its advantages and its update, and only those of that step. "
@@ -102,6 +110,35 @@ class RunControl:
                 raise StudioError(f"step {step} has no completion {completion + 1} in group {group + 1}. It has {len(sizes)} groups of {sizes[0]}.")
             self._edits.setdefault(step, {})[f"{EDIT}{group}/{completion}"] = float(reward)
             self._say(_edited=True)
+
+    def _refuse_apart(self) -> None:
+        if self.apart:
+            raise StudioError(self.apart)
+
+    # ---- a trainer in another process ------------------------------------------------------------------------------------
+
+    @property
+    def has_breakpoints(self) -> bool:
+        return bool(self._breakpoints)
+
+    def said(self) -> dict[str, Any]:
+        """What was said so far and a trainer elsewhere can do; a wish to wait is a stop there. JSON types, for `hear`."""
+        with self._talk:
+            if self._saving:
+                self._saving, self._saves = False, self._saves + 1
+            return {"stop": self._stopping or self._waiting is not None, "saves": self._saves, "knobs": self.knobs(_EVER)}
+
+    def hear(self, said: Mapping[str, Any]) -> None:
+        """There: take over what is new in it."""
+        if said["stop"]:
+            self.stop()
+        if said["saves"] > self._saves:
+            self._saves = said["saves"]
+            self.checkpoint()
+        in_force = self.knobs(_EVER)
+        for name, value in said["knobs"].items():
+            if in_force.get(name) != value:
+                self.set_knob(name, value)
 
     def _say(self, **what: object) -> None:
         with self._talk:

@@ -12,6 +12,7 @@ import torch
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.fit import too_long_rows
+from grpo_core.lease import Train, measured_before, outlook
 from grpo_core.lending import Lending
 from grpo_core.policy import Reader, load_reader
 from grpo_core.policy.report import ModelReport, report
@@ -24,6 +25,7 @@ from grpo_core.scoring import compare_groups
 from grpo_core.store import Store
 from grpo_core.tasks import Task, heldout_prompts, load_task, prompt_id, train_prompts
 from grpo_core.trained import Played, export_model, play, some_prompt
+from grpo_core.trainer import train
 from grpo_core.types import Completion, Group, Prompt, Rollout
 
 GREEDY = 0.0
@@ -72,9 +74,17 @@ class Tried:
 class Desk:
     """Answers questions about models and prompts. Holds nothing between them but the last model."""
 
-    def __init__(self, store: Store | None = None, busy: Callable[[], bool] = lambda: False, check: Callable[[RunConfig], None] = lambda config: None) -> None:
-        """store: where runs are, for questions about them. busy: whether a run has the device. check: raises for what this server does not allow."""
-        self._models, self._store, self._busy, self._check = Lending(), store, busy, check
+    def __init__(self, store: Store | None = None, busy: Callable[[], bool] = lambda: False, check: Callable[[RunConfig], None] = lambda config: None,
+                 train: Train = train, lease_seconds: int | None = None) -> None:
+        """store: where runs are, for questions about them. busy: whether a run has the device. check: raises for what this server does not allow.
+
+        train: what takes Preflight's step. lease_seconds: for how long ZeroGPU lends its GPU to a run, None elsewhere.
+        """
+        self._models, self._store, self._busy, self._check, self._train, self.lease_seconds = Lending(), store, busy, check, train, lease_seconds
+
+    def outlook(self, config: RunConfig) -> str:
+        """On ZeroGPU: how much of this run fits into one lease, from what was measured there; "" elsewhere."""
+        return "" if self.lease_seconds is None else outlook(self.lease_seconds, config, measured_before(self._runs.runs(), self._runs.steps, config))
 
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first prompts of training and one held-out one, as the model will read them. Raises InvalidConfig."""
@@ -111,7 +121,7 @@ class Desk:
         counts = counted(load_task(config.task), reader, config)
         if model.problems:
             return [Finding("red", "Model", p) for p in model.problems]
-        return findings(config, model, counts, first_step(config))
+        return findings(config, model, counts, first_step(config, self._train))
 
     def try_rubric(self, config: RunConfig, num_prompts: int = 3) -> Tried:
         """A few groups of the run's own size, sampled from the model as it is, scored and compared; nothing is trained."""

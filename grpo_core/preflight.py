@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
+from grpo_core.lease import outlook, steps_that_fit
 from grpo_core.policy.report import ModelReport
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.trainer import train
-from grpo_core.types import Evaluated, Event, Group, GroupsScored, Noticed, Paused, StepCompleted, StepMetrics
+from grpo_core.types import Evaluated, Event, Group, GroupsScored, ModelLoaded, Noticed, Paused, StepCompleted, StepMetrics
 
 KL_AT_FIRST = 1e-3  # nats a token; rounding in bfloat16 makes a tenth of it, a fault a thousand times as much
 HELDOUT = 64  # held-out prompts for the baseline, at most
@@ -37,9 +38,12 @@ class FirstStep:
     notices: list[str] = field(default_factory=list)
     pauses: list[str] = field(default_factory=list)  # why the run would have waited for a person
     control: RunControl = field(default_factory=RunControl)
+    env: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, event: Event) -> None:
         match event:
+            case ModelLoaded(env=env):
+                self.env = env
             case StepCompleted(metrics=metrics):
                 self.metrics = metrics
             case GroupsScored(groups=groups):
@@ -53,7 +57,7 @@ class FirstStep:
                 self.control.resume()
 
 
-def first_step(config: RunConfig) -> FirstStep:
+def first_step(config: RunConfig, train: Callable[..., None] = train) -> FirstStep:
     """The very step that the run would begin with, by the trainer itself, on its own copy of the model; nothing is kept of it."""
     said = FirstStep()
     short = {"steps": 1, "eval_every": 0, "checkpoint_every": 0, "token_records": 0}
@@ -66,7 +70,7 @@ def first_step(config: RunConfig) -> FirstStep:
 def findings(config: RunConfig, model: ModelReport, counts: dict[str, Any], first: FirstStep) -> list[Finding]:
     """Everything in the order in which a person should read it: what stops the run first."""
     assert first.metrics is not None
-    found = [*(Finding("red", "It would pause", p) for p in first.pauses), *_of_model(model), *_of_prompts(counts, config), *_of_rubric(config, first), *_of_sampling(config, first), *_of_update(config, first.metrics)]
+    found = [*(Finding("red", "It would pause", p) for p in first.pauses), *_of_model(model), *_of_prompts(counts, config), *_of_rubric(config, first), *_of_sampling(config, first), *_of_update(config, first.metrics), *_of_lease(config, first)]
     return sorted(found, key=lambda f: ("red", "amber", "green").index(f.level))
 
 
@@ -127,6 +131,15 @@ def _of_update(config: RunConfig, m: StepMetrics) -> list[Finding]:
     found.append(Finding("green", "Time", f"The first step took {m.step_seconds:.1f} s, so {config.train.steps:,} steps take about {_spoken(seconds)}; first steps are slower than later ones."))
     found.append(Finding("green", "Memory", f"{m.peak_memory_mib:,.0f} MiB at most in this step."))
     return found
+
+
+def _of_lease(config: RunConfig, first: FirstStep) -> list[Finding]:
+    """On ZeroGPU: how many steps one lease holds, by what the first step took in one."""
+    if not (seconds := first.env.get("lease_seconds")):
+        return []
+    measured = first.env["lease_begin_seconds"], first.metrics.step_seconds or 0.0
+    fit = steps_that_fit(seconds, *measured)
+    return [Finding("red" if fit == 0 else "amber" if fit < config.train.steps else "green", "Lease", outlook(seconds, config, measured))]
 
 
 def _spoken(seconds: float) -> str:

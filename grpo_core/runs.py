@@ -7,7 +7,8 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.advisor import advise
@@ -66,8 +67,8 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
                 store.rewind(run_id, control.start.step if control.start.path else -1)
                 told.write("info", f"goes on after step {control.start.step}", {"checkpoint": str(control.start.path)})
             train(config, emit, control)
-        except StopRequested:
-            status = RunStatus.STOPPED
+        except StopRequested as asked:
+            status, error = RunStatus.STOPPED, str(asked) or None
         except StudioError as problem:
             status, error = RunStatus.FAILED, str(problem)
         except BaseException as problem:  # the one catch-all: whatever went wrong belongs to the run's record, not to a lost thread
@@ -131,6 +132,7 @@ class Job:
     run_id: str
     config: RunConfig
     control: RunControl
+    asked_by: Context = field(default_factory=copy_context)  # on ZeroGPU the lease is of whoever pressed the button: gradio keeps the request in here
 
 
 class RunManager:
@@ -286,7 +288,7 @@ class RunManager:
                     return
                 self._current = job = self._queue.popleft()
             try:
-                execute(self.store, job.run_id, job.config, self._train, job.control)
+                job.asked_by.run(execute, self.store, job.run_id, job.config, self._train, job.control)
             except NotFound:
                 log.warning("run %s was deleted", job.run_id)
             except BaseException as problem:  # the record could not be written or kept: say so if that is possible now

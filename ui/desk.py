@@ -13,6 +13,10 @@ from grpo_core.types import Prompt
 class Desk(Protocol):
     """Answers questions about prompts, models and rubrics. Every method raises StudioError in one line."""
 
+    lease_seconds: int | None
+
+    def outlook(self, config: RunConfig) -> str: ...
+
     def preview(self, config: RunConfig, count: int = 5) -> Any: ...
 
     def check_model(self, config: RunConfig, sample: bool = True) -> tuple[Any, str]: ...

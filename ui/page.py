@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from ui.train import SKIP, Frame, build_train
 from ui.views import Runs, Views
 
 POLL_SECONDS = 1.0
+STORAGE_SECONDS = 15.0
 TABS = ("train", "inspect", "runs", "playground")
 DAY = 24 * 3600
 
 
-def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
-    """The whole page over a store. Everything it shows is read from there; `runs` is only told to start and to stop, `desk` only asked."""
+def build_app(store: Store, runs: Runs, desk: Desk, space: bool = False, storage: Callable[[], str] | None = None) -> gr.Blocks:
+    """The whole page over a store. Everything it shows is read from there; `runs` is only told to start and to stop, `desk` only asked.
+
+    space: on a Hugging Face Space, which can be duplicated. storage: says whether what is recorded outlives the disk; None: an ordinary disk.
+    """
     views = Views(store)
     gr.set_static_paths([plotly_js()])
     with gr.Blocks(title="GRPO Studio", fill_width=True, delete_cache=(DAY, DAY), analytics_enabled=False) as app:
@@ -37,6 +42,11 @@ def build_app(store: Store, runs: Runs, desk: Desk) -> gr.Blocks:
             panel(status.brand(runs.device), script=script("theme.js"), elem_id="brand")
             run = gr.Dropdown([], label="Run", elem_id="run", interactive=True, scale=0, min_width=240)
             pill = panel(status.run_pill(None), elem_id="run-pill")
+            if space:
+                gr.DuplicateButton("Duplicate this Space", size="sm", scale=0, min_width=180)
+        if storage is not None:
+            kept = panel(status.kept(storage()), elem_id="storage")
+            gr.Timer(STORAGE_SECONDS).tick(lambda: status.kept(storage()), None, kept, **QUIET)
         notice = panel(elem_id="notice")
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
         frame = Frame(run, pill, tab, notice)

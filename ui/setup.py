@@ -119,6 +119,7 @@ def build_setup(desk: Desk) -> Setup:
             name = gr.Textbox(label="Name", placeholder="made from the settings", max_lines=1, max_length=200, elem_id="run-name")
         with gr.Column(elem_id="start-bar", min_width=0):
             summary = panel(elem_id="start-problems")
+            outlook = panel(elem_id="outlook")
             preflight_report = panel(elem_id="preflight-report")
             preflight = gr.Button("Preflight", size="sm")
             start = gr.Button("Start training", variant="primary", elem_id="start")
@@ -126,6 +127,10 @@ def build_setup(desk: Desk) -> Setup:
     setup = Setup(fields, errors, formula, summary, name, start)
     _wire(setup, text, scores, save, load)
     wire_workbench(setup.fields, text, sample, paste, probe, bench, preflight, preflight_report, desk)
+    if desk.lease_seconds is not None:
+        outlook.value = foreseen(desk, _defaults())
+        gr.on([typing(fields[n]) for n in form.NAMES if n != form.CRITERIA], lambda *given: foreseen(desk, given), setup.values, outlook,
+              **{**QUIET, "trigger_mode": "always_last"})
     wire_model(setup.fields, check_model, model_answer, desk)
     wire_prompts(setup.fields, setup.errors, own, upload, look, preview, desk)
     return setup
@@ -256,6 +261,12 @@ def _task_of(fields: Sequence[Any]) -> Task | None:
 
 def _score(value: float | None) -> str:
     return number(value, 2) if is_number(value) else "could not be scored"
+
+
+def foreseen(desk: Desk, fields: Sequence[Any]) -> str:
+    """How much of the run a lease of the GPU holds, where GPUs are lent."""
+    config, _ = form.read(fields)
+    return "" if config is None else f'<p class="help" role="status">{esc(desk.outlook(config))}</p>'
 
 
 def refused(error: Exception) -> str:

@@ -35,6 +35,11 @@ def brand(device: str) -> str:
             '<button type="button" class="icon" data-toggle="theme" aria-label="Light or dark">◐</button></div>')
 
 
+def kept(where: str) -> str:
+    """Whether what is recorded outlives this machine's disk."""
+    return f'<p class="help storage">{esc(where)}</p>'
+
+
 def status_line(run: RunRow | None, recent: Sequence[Mapping[str, Any]], num_queued: int, ahead: RunRow | None, now: float) -> str:
     """Phase, step k of n, a bar, elapsed, time left, tokens per second.
 
@@ -114,8 +119,11 @@ def _ended_facts(run: RunRow, ahead: RunRow | None) -> list[str]:
 
 def run_banner(run: RunRow | None) -> str:
     """For a run that waits, or ended otherwise than planned: what happened, what was kept, what to do, in that order."""
-    if run is None or run.status not in (RunStatus.FAILED, RunStatus.INTERRUPTED, RunStatus.PAUSED):
+    if run is None or run.status not in (RunStatus.FAILED, RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.STOPPED):
         return ""
+    if run.status is RunStatus.STOPPED:  # by a person there is nothing to explain; by a limit there is
+        what, _, then = (run.error or "").partition(". ")
+        return banner(f"{what.removesuffix('.')}.", then, tone="warn") if what else ""
     if run.status is RunStatus.PAUSED:
         what, _, then = (run.error or "Paused.").partition(". ")
         return banner(f"{what.removesuffix('.')}.", then, tone="warn")

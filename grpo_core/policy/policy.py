@@ -70,7 +70,12 @@ class Policy:
         return copy.deepcopy(self.model).requires_grad_(False).eval()
 
 
+DEVICE_VARIABLE = "GRPO_DEVICE"  # "cpu": leave the GPU alone. "lent": in the forked process of a ZeroGPU lease
+
+
 def pick_device() -> torch.device:
+    if os.environ.get(DEVICE_VARIABLE) == "cpu":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -81,7 +86,11 @@ def share_cores(num_parameters: int) -> None:
 
     A tiny model gains a third from a second thread on an idle machine, and loses more than half to it beside a browser
     (docs/runs.md), because every one of its small operations then waits for both. Process-wide, like torch's own setting.
+    One in a forked process: OpenMP's threads stayed with its parent, and it would wait for them for ever.
     """
+    if os.environ.get(DEVICE_VARIABLE) == "lent":
+        torch.set_num_threads(1)
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, min(cores, num_parameters // 2_000_000)))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 START_SECONDS = 30.0
 MAX_ANSWER_BYTES = 8 << 20
+_children: weakref.WeakSet[Child] = weakref.WeakSet()
 
 
 class ChildFailed(Exception):
@@ -34,6 +35,7 @@ class Child:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._end = lambda: None
+        _children.add(self)
 
     def ask(self, question: Any, seconds: float) -> Any:
         """The answer, within the time. Raises ChildFailed after killing the process."""
@@ -52,6 +54,15 @@ class Child:
     def close(self) -> None:
         with self._lock:
             self._kill()
+
+    def forget(self) -> None:
+        """In a forked copy of this process: the helper is the parent's, and so is the lock; neither is touched again."""
+        self._lock = threading.Lock()
+        if isinstance(self._end, weakref.finalize):
+            self._end.detach()
+        if self._process is not None:
+            self._process.returncode = 0  # no Popen of this process may wait for it
+        self._process, self._end = None, lambda: None
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
@@ -102,3 +113,11 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         pipe.close()
+
+
+def _after_fork() -> None:
+    for child in list(_children):
+        child.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

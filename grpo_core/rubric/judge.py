@@ -179,6 +179,17 @@ def cache() -> Judgements:
     return Judgements(cache_folder().parent / "judge.sqlite")
 
 
+_inherited: list[Judgements] = []  # of a parent process: kept, because closing an SQLite connection in a fork harms the parent's
+
+
+def _after_fork() -> None:
+    if cache.cache_info().currsize:
+        _inherited.append(cache())
+        cache.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 JUDGE_CHECKS: dict[str, Check] = {
     "judge": batched(judge, JudgeParams, "A language model grades: any OpenAI-compatible endpoint, a JSON verdict, cached. A verdict that fails is null."),
 }

@@ -5,18 +5,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import math
+import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
+from grpo_core.rubric.child import Child, ChildFailed
 from grpo_core.types import Completion, Prompt
 
 MAX_MEMORY = 64 << 20
 MAX_PRINTED = 64 << 10
 MAX_HUNG = 4
+HELPER_SECONDS = 10.0
 TOO_LONG = "the snippet took too long"
 EXAMPLE = "def score(completion, prompt, answer, tokens):\n    return 1.0 if answer in completion else 0.0"
 
@@ -30,6 +34,8 @@ class PythonParams(Params):
 
 def python(completions: Sequence[Completion], prompts: Sequence[Prompt], params: PythonParams, notes: Notes) -> list[float | None]:
     """What the snippet returns for each completion; null with the reason when it raises, takes too long or returns no finite number."""
+    if _helper is not None:
+        return _helped(_helper, completions, prompts, params, notes)
     out: list[float | None] = []
     with contextlib.ExitStack() as stack:
         session: Any = None
@@ -104,6 +110,30 @@ def _pool() -> _Pool:
             _made.append(_Pool())
     return _made[0]
 
+
+# ---- in a forked process ------------------------------------------------------------------------------------------------------
+
+_helper: Child | None = None  # there: a process that was not forked, see snippet_child
+
+
+def _helped(child: Child, completions: Sequence[Completion], prompts: Sequence[Prompt], params: PythonParams, notes: Notes) -> list[float | None]:
+    question = {"completions": [[c.text[:MAX_CHARS], c.num_tokens] for c in completions], "prompts": [[p.text, p.answer] for p in prompts], "params": params.model_dump()}
+    try:
+        answer = child.ask(question, HELPER_SECONDS + params.seconds * max(MAX_HUNG, len(completions)))
+    except ChildFailed as error:
+        notes[f"the snippet's process: {error}"] += len(completions)
+        return [None] * len(completions)
+    notes.update(answer["notes"])
+    return answer["scores"]
+
+
+def _after_fork() -> None:
+    global _helper
+    root = str(Path(__file__).parents[2])
+    _helper = Child(["-m", "grpo_core.rubric.snippet_child"], {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}, root)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 SNIPPET_CHECKS: dict[str, Check] = {
     "python": batched(python, PythonParams, "Your own Python: a function score(completion, prompt, answer, tokens), run in a sandbox without files and network.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sqlite3
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 from grpo_core.errors import StoreError
 from grpo_core.store.connection import connect
 
+log = logging.getLogger("grpo_studio")
+
 
 class Snapshots:
     """One whole copy of a store in a folder, renewed when the store has changed and `seconds` have passed."""
@@ -18,6 +21,16 @@ class Snapshots:
     def __init__(self, db: Path, folder: Path, seconds: float = 60.0):
         self._db, self._copy, self._seconds = db, folder / db.name, seconds
         self._at, self._version = time.monotonic(), None
+        self._saved_at: float | None = self._copy.stat().st_mtime if self._copy.is_file() else None
+        self._trouble = ""
+
+    def state(self) -> str:
+        """For people: where the copy is and how old."""
+        if self._trouble:
+            return f"The copy in {self._copy.parent} could not be renewed: {self._trouble}"
+        if self._saved_at is None:
+            return f"No copy in {self._copy.parent} yet: the first is made within {self._seconds:.0f} s of a change."
+        return f"Copied to {self._copy.parent} {max(0.0, time.time() - self._saved_at):.0f} s ago."
 
     def restore(self) -> bool:
         """Before the store is opened: the copy takes the place of a file that is not there. Whether it did."""
@@ -38,10 +51,21 @@ class Snapshots:
         return True
 
     def renew(self, now: bool = False) -> bool:
-        """Make a copy if it is time and something changed: VACUUM INTO a file on the local disk, copied and then renamed. Whether it did."""
+        """Make a copy if it is time and something changed: VACUUM INTO a file on the local disk, copied and then renamed. Whether it did.
+
+        A bucket that is away is no reason for a server to die: it is said in `state`, and tried again.
+        """
         if not now and time.monotonic() - self._at < self._seconds:
             return False
         self._at = time.monotonic()
+        try:
+            done, self._trouble = self._renew(), ""
+        except (OSError, sqlite3.Error) as error:
+            done, self._trouble = False, str(error)
+            log.warning("%s", self.state())
+        return done
+
+    def _renew(self) -> bool:
         with closing(connect(self._db, "ro")) as conn:
             version = conn.execute("SELECT COALESCE(SUM(revision), 0), COUNT(*) FROM runs").fetchone()
             if version == self._version:
@@ -54,5 +78,5 @@ class Snapshots:
         shutil.copyfile(local, part)
         local.unlink()
         part.replace(self._copy)
-        self._version = version
+        self._version, self._saved_at = version, time.time()
         return True

@@ -43,6 +43,8 @@ class FakeRuns:
 class FakeDesk:
     """What the page needs of grpo_core.desk. `answer` is what any question gets; an exception is raised."""
 
+    lease_seconds: int | None = None
+
     def __init__(self, answer=None):
         self.answer, self.asked = answer or StudioError("this desk knows nothing"), []
 

@@ -1,0 +1,60 @@
+"""The page on a Hugging Face Space: duplicated there and only there, the disk's promise in words, and how many steps a lease holds."""
+
+from __future__ import annotations
+
+import pytest
+from recorded import FakeDesk, record_run
+
+from grpo_core.config import nest, parse
+from grpo_core.lease import measured_before
+from grpo_core.store import Recorder
+from grpo_core.types import ModelLoaded
+from ui import status
+from ui.page import build_app
+from ui.setup import _defaults, foreseen
+
+
+def parts(app) -> list[dict]:
+    return app.get_config_file()["components"]
+
+
+@pytest.mark.parametrize("space", [True, False])
+def test_the_page_can_be_duplicated_on_a_space_only(store, runs, space):
+    page = parts(build_app(store, runs, FakeDesk(), space=space))
+    assert any(c["props"].get("value") == "Duplicate this Space" for c in page) is space
+
+
+def test_the_page_says_whether_runs_outlive_the_disk_and_nothing_on_an_ordinary_one(store, runs):
+    def shown(app):
+        return [c["props"]["value"] for c in parts(app) if c["props"].get("elem_id") == "storage"]
+
+    assert shown(build_app(store, runs, FakeDesk())) == []
+    assert shown(build_app(store, runs, FakeDesk(), storage=lambda: "Copied <b> 3 s ago.")) == ['<p class="help storage">Copied &lt;b&gt; 3 s ago.</p>']
+
+
+def test_a_lease_is_foreseen_from_the_newest_run_of_that_size_in_one(store, runs):
+    config = parse(nest({"train.steps": 3, "train.group_size": 2, "train.prompts_per_step": 2}))
+    record_run(store)  # not in a lease
+    assert measured_before(store.runs(), store.steps, config) is None
+    run_id = record_run(store)
+    with Recorder(store, run_id) as record:
+        record(ModelLoaded({"lease_seconds": 60, "lease_begin_seconds": 5.0}))
+    assert measured_before(store.runs(), store.steps, config) == (5.0, 2.0)  # every recorded step took 2 s
+    assert measured_before(store.runs(), store.steps, parse(nest({"train.group_size": 4}))) is None
+
+    desk = FakeDesk("About 20 of 80 steps fit <i>")
+    desk.lease_seconds = 60
+    assert "About 20 of 80 steps fit &lt;i&gt;" in foreseen(desk, _defaults())
+    assert [q for q, *_ in desk.asked] == ["outlook"]
+    page = parts(build_app(store, runs, desk))
+    assert any("About 20" in str(c["props"].get("value")) for c in page if c["props"].get("elem_id") == "outlook")
+
+
+def test_a_run_that_a_limit_stopped_says_so_and_one_that_a_person_stopped_does_not(store):
+    run_id = record_run(store)
+    store.set_status(run_id, "stopped", "The GPU's lease of 60 s is over. Saved after step 3 of 9: press Resume for the next lease.")
+    said = status.run_banner(store.run(run_id))
+    assert "<b>The GPU&#x27;s lease of 60 s is over.</b>" in said
+    assert "press Resume" in said
+    store.set_status(run_id, "stopped")
+    assert status.run_banner(store.run(run_id)) == ""
