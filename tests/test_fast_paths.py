@@ -9,12 +9,14 @@ import pytest
 import torch
 import transformers
 
-from grpo_core.config import AlgorithmConfig, TrainConfig
+from grpo_core.config import AlgorithmConfig, ModelConfig, TrainConfig
 from grpo_core.learner import Batch, Learner
 from grpo_core.learner.batch import separate
 from grpo_core.learner.family import Family, _RMSNorm, _Rotate, _SwiGLU, rms_norm, swiglu, turn
 from grpo_core.learner.logprobs import token_logprobs
+from grpo_core.learner.reference import AdapterOff
 from grpo_core.policy import Policy
+from grpo_core.policy.adapters import adapter_layers, add_adapters, merge_adapters
 from grpo_core.rollout import decoders, sample_groups, waves
 
 SHAPES = {
@@ -38,6 +40,15 @@ def make_model(shape: str, dtype=torch.float32):
     config = getattr(transformers, name)(**common | options)
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config).eval().to(dtype)
+
+
+def with_adapters(model, seed: int = 0):
+    """As in the middle of training: B is no longer 0."""
+    add_adapters(model, ModelConfig(lora_rank=4), seed)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
+    return model
 
 
 def ragged(group_size: int, seed: int = 0) -> Batch:
@@ -102,12 +113,36 @@ def test_models_that_look_back_a_fixed_way_get_no_padding_before_their_prompts()
     assert sorted(map(sorted, waves.waves(policy, [[2], [3, 4], [5], [6, 7]], 2, 4))) == [[0, 2], [1, 3]]
 
 
+@pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
 @pytest.mark.parametrize("shape", sorted(OURS))
-def test_logprobs_of_the_family_are_the_models_own(shape):
-    batch = ragged(4)
+def test_logprobs_of_the_family_are_the_models_own(shape, adapters):
+    batch, model = ragged(4), with_adapters(make_model(shape)) if adapters else make_model(shape)
+    assert Family.of(model) is not None
     with torch.no_grad():
-        fast, plain = (token_logprobs(make_model(shape), batch, 0.8, layout)[0] for layout in (None, separate))
+        fast, plain = (token_logprobs(model, batch, 0.8, layout)[0] for layout in (None, separate))
     assert (fast - plain).abs().max() <= 1e-4
+
+
+def test_the_gradient_of_adapters_is_that_of_the_models_own_code_and_the_model_without_them_is_the_reference():
+    batch, model = ragged(4), with_adapters(make_model("Qwen3"))
+    found = {}
+    for layout in (None, separate):
+        model.zero_grad()
+        token_logprobs(model, batch, 1.0, layout)[0].sum().backward()
+        found[layout] = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    assert (found[None] - found[separate]).norm() <= 1e-5 * found[separate].norm()
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+    with AdapterOff(model, adapter_layers(model)).off() as base, torch.no_grad():
+        torch.testing.assert_close(token_logprobs(base, batch, 1.0)[0], token_logprobs(make_model("Qwen3"), batch, 1.0)[0])
+
+
+def test_a_model_with_adapters_writes_what_its_merged_twin_writes():
+    model = with_adapters(make_model("Qwen3", torch.float64))
+    draw = lambda: [s.token_ids for s in sample_groups(  # noqa: E731
+        Policy(model, None, frozenset({7}), 0, 128), ragged(2).prompts, 4, 20, 1.0, torch.Generator().manual_seed(5))]
+    apart = draw()
+    merge_adapters(model)
+    assert draw() == apart
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -34,14 +34,14 @@ class Family:
 
     @classmethod
     def of(cls, model: nn.Module) -> Family | None:
-        """None for every other architecture, for sliding windows, and where a layer was replaced (adapters, quantised weights)."""
+        """None for every other architecture, for sliding windows, and where a layer was replaced by one not known here (quantised weights)."""
         config, body = getattr(model, "config", None), getattr(model, "model", None)
         if getattr(config, "model_type", None) not in ARCHITECTURES or not hasattr(body, "layers"):
             return None
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
         slides = "sliding_attention" in (getattr(config, "layer_types", None) or ()) or \
             (config.model_type == "mistral" and getattr(config, "sliding_window", None) is not None)
-        plain = all(type(m) is nn.Linear for layer in body.layers for m in (
+        plain = all(type(getattr(m, "base_layer", m)) is nn.Linear for layer in body.layers for m in (
             *(getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"), *(getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down"))))
         if rope not in ROPE_TYPES or slides or not plain or config.hidden_act != "silu":
             return None
@@ -215,8 +215,8 @@ def fused(layer: nn.Module) -> FusedLayer:
 
 
 def _side_by_side(*linears: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """x -> all their outputs, one after the other in the last dimension."""
-    if sum(p.weight.numel() for p in linears) > FUSED_UP_TO:
+    """x -> all their outputs, one after the other in the last dimension. Layers with adapters compute themselves."""
+    if any(type(p) is not nn.Linear for p in linears) or sum(p.weight.numel() for p in linears) > FUSED_UP_TO:
         return lambda x: torch.cat([p(x) for p in linears], -1)
     weight = torch.cat([p.weight for p in linears])
     bias = torch.cat([p.bias for p in linears]) if linears[0].bias is not None else None
