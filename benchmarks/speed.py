@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -290,7 +292,7 @@ def run(arguments: argparse.Namespace) -> None:
     results = [measure(name, arguments.pairs, arguments.threads, arguments.peer, lambda line: print(line, file=sys.stderr, flush=True)) for name in chosen(arguments.workload)]
     if arguments.save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n", "utf-8")
+        (RESULTS / f"{arguments.save}.json").write_text(json.dumps({"machine": machine(), "results": results, "growth": growth(results)}, indent=1) + "\n", "utf-8")
     if arguments.json:
         print(json.dumps(results))
         return
@@ -299,6 +301,24 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{r['workload']:14} ours {ours['step_seconds']:8.3f} s {ours['memory_mib']:7.0f} MiB {ours['tokens_per_second']:8.0f} tokens/s   {r['peer_name']} "
               f"{theirs['step_seconds']:8.3f} s {theirs['memory_mib']:7.0f} MiB   speed × {r['speed_ratio']:.2f} ({', '.join(f'{x:.2f}' for x in r['speed_ratios'])})   "
               f"memory × {r['memory_ratio']:.2f}   " + ", ".join(f"{n} {ours[f'{n}_seconds']:.3f}" for n in PHASES))
+    for family, g in growth(results).items():
+        print(f"{family}: seconds grow as size^{g['ours_exponent']:.2f}, the peer's as size^{g['peer_exponent']:.2f}; per unit {g['slope_ratio']:.2f} of the peer's")
+
+
+def growth(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of workloads growth-<letter><size>: how the seconds of a step grow with size, as size^exponent and per unit of size, on both sides."""
+    families: dict[str, list[tuple[int, float, float]]] = {}
+    for r in results:
+        if found := re.fullmatch(r"(growth-[A-Z])(\d+)", r["workload"]):
+            families.setdefault(found[1], []).append((int(found[2]), r["ours"]["step_seconds"], r["peer"]["step_seconds"]))
+    grown = {}
+    for family, rows in families.items():
+        if len(rows) > 1:
+            sizes, *sides = zip(*sorted(rows), strict=True)
+            grown[family] = {f"{side}_{what}": statistics.linear_regression(*((map(math.log, v) for v in (sizes, seconds)) if what == "exponent" else (sizes, seconds))).slope
+                             for side, seconds in zip(("ours", "peer"), sides, strict=True) for what in ("exponent", "slope")}
+            grown[family]["slope_ratio"] = grown[family]["ours_slope"] / grown[family]["peer_slope"]
+    return grown
 
 
 def machine() -> dict[str, Any]:
