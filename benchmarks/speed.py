@@ -315,7 +315,7 @@ def growth(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for family, rows in families.items():
         if len(rows) > 1:
             sizes, *sides = zip(*sorted(rows), strict=True)
-            grown[family] = {f"{side}_{what}": statistics.linear_regression(*((map(math.log, v) for v in (sizes, seconds)) if what == "exponent" else (sizes, seconds))).slope
+            grown[family] = {f"{side}_{what}": statistics.linear_regression(*([[math.log(x) for x in v] for v in (sizes, seconds)] if what == "exponent" else (sizes, seconds))).slope
                              for side, seconds in zip(("ours", "peer"), sides, strict=True) for what in ("exponent", "slope")}
             grown[family]["slope_ratio"] = grown[family]["ours_slope"] / grown[family]["peer_slope"]
     return grown
