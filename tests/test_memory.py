@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_core.config import parse
+from grpo_core.config import AlgorithmConfig, TrainConfig, parse
 from grpo_core.errors import OutOfMemory
-from grpo_core.learner import Batch, head, logprobs, token_logprobs
+from grpo_core.learner import Batch, Learner, head, logprobs, token_logprobs
 from grpo_core.learner import batch as batches
 from grpo_core.learner.batch import micro_batches
 from grpo_core.learner.logprobs import score_tokens
@@ -93,6 +93,15 @@ def test_wide_groups_are_cut_into_rows_where_a_longer_prompt_costs_less_than_att
     assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=16)] == [2, 2, 2, 2]
     assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=4096)] == [8]
     assert [len(s) for _, s in batches._strips(batch, 14, hidden_size=4096)] == [1] * 8
+
+
+def test_a_long_prompt_is_computed_once_for_its_whole_group():
+    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    # 2,000 tokens of prompt and 16 x 64 of completions are more than ENOUGH, but cut apart each part would compute the prompt again.
+    batch = Batch([(1,) * 2000], [(5,) * 64] * 16, [True] * 16, 0, torch.device("cpu"))
+    assert [len(part) for part in learner.fitting.parts(batch)] == [16]
+    short = Batch([(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu"))  # 20 + 3 x 500 = 1,520 of at most 1,536
+    assert [len(part) for part in learner.fitting.parts(short)] == [3, 3, 2]
 
 
 # ---- logits in chunks -----------------------------------------------------------------------------------------------

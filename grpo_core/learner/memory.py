@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 HANDY = 512  # tokens that keep a CPU's cores busy: beyond it a part grows only as long as little is padding
 ENOUGH = 1536  # and beyond this not at all: it would cost memory and save nothing
+PROMPTS = 8  # unless the prompt, which is computed once a part, would be more than about an eighth of it
 
 
 class Fitting:
@@ -33,7 +34,7 @@ class Fitting:
         if not len(batch):
             return []
         if self._lies_flat and batch.is_shared:
-            return whole_groups(batch, min(self.max_tokens, ENOUGH))
+            return whole_groups(batch, min(self.max_tokens, max(ENOUGH, PROMPTS * max(map(len, batch.prompts)))))
         if batch.device.type != "cpu":
             return micro_batches(batch, self.max_tokens, self._hidden_size)
         widest = max(batch.strip_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
