@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
-    from grpo_core.limits import from_environment
+    from grpo_core.limits import Visitors, from_environment
     from grpo_core.rubric.judge import HOSTS_VARIABLE
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
@@ -61,18 +61,22 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     from grpo_core.runs import RunManager
     from grpo_core.trainer import train
     from ui.page import build_app, launch_options
+    from ui.visitor import visitor
 
     add_plugins(options.rewards)
     public = options.host not in LOOPBACK or options.share
     roots = [*map(Path, options.files), cache_folder().parent / "uploads"] if public else None
     limits = from_environment(os.environ, roots)
+    visitors = Visitors(limits.per_visitor)
     if roots is not None:
         os.environ[ROOTS_VARIABLE] = os.pathsep.join(map(str, roots))
         os.environ.setdefault(HOSTS_VARIABLE, "")  # a judge's address typed by a stranger must not reach inner hosts
 
     def check(config: RunConfig) -> None:
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
+        limits.check_place(store.used_bytes() if limits.disk_mib else 0)
         check_model(config.model)
+        visitors.admit(visitor())  # last: what is refused is not counted
 
     seconds, device = None, ""
     if ZERO:
@@ -81,7 +85,8 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
         os.environ[DEVICE_VARIABLE] = "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
         seconds = seconds_from(os.environ)
         train, device = leased(train, spaces.GPU, seconds), f"ZeroGPU, leases of {seconds} s"
-    runs = RunManager(store, train, check=check, device=device or describe_device(pick_device()))
+    runs = RunManager(store, train, check=check, device=device or describe_device(pick_device()),
+                      limit=lambda seconds: limits.too_much(seconds, store.used_bytes() if limits.disk_mib else 0))
     space = bool(os.environ.get("SPACE_ID"))
     storage = snapshots.state if snapshots is not None else (lambda: EPHEMERAL) if space else None
     page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check, train, seconds), space, storage)

@@ -43,6 +43,7 @@ class RunControl:
         self._talk = threading.Condition()
         self._attention = False  # something was said: the only thing that a breath looks at
         self._stopping = self._saving = False
+        self.stop_reason = ""  # of a stop that no person asked for
         self._waiting: str | None = None  # why the run shall not go on
         self._stride: str | None = None  # "phase" or "step": at the end of which it shall wait again
         self._breakpoints: tuple[Breakpoint, ...] = ()
@@ -59,9 +60,9 @@ class RunControl:
 
     # ---- said by people ------------------------------------------------------------------------------------------------
 
-    def stop(self) -> None:
-        """Ask the run to end at its next breath. Everything recorded is kept."""
-        self._say(_stopping=True)
+    def stop(self, reason: str = "") -> None:
+        """Ask the run to end at its next breath. Everything recorded is kept. reason: why, where nobody asked for it."""
+        self._say(_stopping=True, **({"stop_reason": reason} if reason and not self._stopping else {}))
 
     def pause(self, reason: str = "Paused. Press Resume to go on, Step to go one step, or Stop.") -> None:
         """Ask the run to wait at its next breath. Once it waits, asking again changes nothing."""
@@ -165,7 +166,7 @@ class RunControl:
         while True:
             with self._talk:
                 if self._stopping and whole:
-                    raise StopRequested
+                    raise StopRequested(self.stop_reason)
                 save = self.save if self._saving and whole else None
                 reason = None if self._stopping else self._waiting
                 if save is not None:

@@ -120,7 +120,7 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
                 if end.how == "failed":
                     raise StudioError(end.text)
                 if control.stop_requested:
-                    raise StopRequested
+                    raise StopRequested(control.stop_reason)
                 if end.how == "over":
                     raise StopRequested(f"The GPU's lease of {seconds} s is over. Saved after step {start.step} of {config.train.steps}: press Resume for the next lease.")
                 if end.how == "waits":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ log = logging.getLogger("grpo_studio")
 
 Emit = Callable[[Event], None]
 Train = Callable[[RunConfig, Emit, RunControl], None]
+Limit = Callable[[float], str | None]  # seconds that a run has taken since it began or was resumed -> why it must stop
 HEARTBEAT_SECONDS = 5.0
 
 
@@ -45,10 +47,11 @@ def default_name(config: RunConfig) -> str:
     return f"{config.task.name}, {config.algorithm.preset}, seed {config.train.seed}"
 
 
-def execute(store: Store, run_id: str, config: RunConfig, train: Train, control: RunControl, listen: Emit | None = None) -> RunStatus:
+def execute(store: Store, run_id: str, config: RunConfig, train: Train, control: RunControl, listen: Emit | None = None, limit: Limit | None = None) -> RunStatus:
     """Train one run to its end, whatever that is, and leave its status in the store.
 
     Every event is recorded first and then shown to `listen`. Returns finished, stopped or failed; an error is kept with the run.
+    limit: asked at every heartbeat; what it says stops the run, saved.
     """
     with Recorder(store, run_id) as record, RunLog(store.log_file(run_id)) as told, Reserve(store.path.with_name(f"{store.path.name}.reserve")) as reserve:
         def emit(event: Event) -> None:
@@ -58,7 +61,7 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
                 listen(event)
 
         done = threading.Event()
-        beat = threading.Thread(target=_beat, args=(store, record, done), name=f"heartbeat {run_id}", daemon=True)
+        beat = threading.Thread(target=_beat, args=(store, record, done, control, limit), name=f"heartbeat {run_id}", daemon=True)
         store.set_status(run_id, RunStatus.LOADING)
         beat.start()
         status, error = RunStatus.FINISHED, None
@@ -108,8 +111,11 @@ def _needed(record: Recorder) -> int:
     return max(2, 10 * store.file_bytes() // max(1, store.run(record.run_id).steps_done) // 2**20)
 
 
-def _beat(store: Store, record: Recorder, done: threading.Event) -> None:
+def _beat(store: Store, record: Recorder, done: threading.Event, control: RunControl, limit: Limit | None) -> None:
+    started = time.monotonic()
     while not done.wait(HEARTBEAT_SECONDS):
+        if limit is not None and (why := limit(time.monotonic() - started)):
+            control.stop(why)
         _look_it_over(store, record.run_id)
         try:
             record.heartbeat()
@@ -138,9 +144,9 @@ class Job:
 class RunManager:
     """Starts, queues, resumes and stops runs. `train` and `check` are handed in, so that pages are tested without torch."""
 
-    def __init__(self, store: Store, train: Train, check: Callable[[RunConfig], None] | None = None, device: str = ""):
+    def __init__(self, store: Store, train: Train, check: Callable[[RunConfig], None] | None = None, device: str = "", limit: Limit | None = None):
         self.store, self.device = store, device
-        self._train, self._check = train, check
+        self._train, self._check, self._limit = train, check, limit
         self._lock = threading.Lock()
         self._queue: deque[Job] = deque()
         self._current: Job | None = None
@@ -288,7 +294,7 @@ class RunManager:
                     return
                 self._current = job = self._queue.popleft()
             try:
-                job.asked_by.run(execute, self.store, job.run_id, job.config, self._train, job.control)
+                job.asked_by.run(execute, self.store, job.run_id, job.config, self._train, job.control, limit=self._limit)
             except NotFound:
                 log.warning("run %s was deleted", job.run_id)
             except BaseException as problem:  # the record could not be written or kept: say so if that is possible now

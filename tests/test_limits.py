@@ -9,8 +9,8 @@ import pytest
 
 from grpo_core.config import nest, parse
 from grpo_core.desk import Desk
-from grpo_core.errors import InvalidConfig, StoreError
-from grpo_core.limits import Limits, from_environment
+from grpo_core.errors import InvalidConfig, StoreError, StudioError
+from grpo_core.limits import Limits, Visitors, from_environment
 from grpo_core.store import Recorder, Store
 from grpo_core.store.snapshot import Snapshots
 from grpo_core.types import Evaluated
@@ -108,3 +108,122 @@ def test_a_damaged_snapshot_is_not_taken_for_the_store(tmp_path):
     with pytest.raises(StoreError, match="is damaged"):
         Snapshots(tmp_path / "runs.sqlite", bucket).restore()
     assert os.listdir(tmp_path) == ["bucket"]
+
+
+# ---- what a run may take --------------------------------------------------------------------------------------------------------
+
+
+def test_a_visitor_may_begin_so_many_runs_a_day_and_is_told_when_to_come_back():
+    now = [1000.0]
+    visitors = Visitors(2, clock=lambda: now[0])
+    visitors.admit("address 10.0.0.1")
+    now[0] += 3600
+    visitors.admit("address 10.0.0.1")
+    with pytest.raises(InvalidConfig, match=r"allows a visitor 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours"):
+        visitors.admit("address 10.0.0.1")
+    visitors.admit("address 10.0.0.2")
+    visitors.admit(None)  # the server itself, taking up its queue
+    now[0] += 23 * 3600 + 1  # the first is a day ago
+    visitors.admit("address 10.0.0.1")
+    for _ in range(9):
+        Visitors(None).admit("anybody")
+    assert "10.0.0" not in repr(vars(visitors))
+
+
+def test_time_and_disk_have_limits_with_the_value_and_the_way_out():
+    limits = from_environment({"GRPO_MAX_MINUTES": "10", "GRPO_MAX_DISK_MIB": "100"}, None)
+    assert limits.too_much(600, 100 * 2**20) is None
+    assert limits.too_much(601, 0) == ("This server lets a run take 10 minutes (GRPO_MAX_MINUTES). Its state is saved: press Resume for as long again, or run your own copy.")
+    assert limits.too_much(0, 150 * 2**20).startswith("The runs of this server take 150 MiB of the 100 MiB that they may (GRPO_MAX_DISK_MIB). Delete old runs")
+    limits.check_place(100 * 2**20)
+    with pytest.raises(StudioError, match="150 MiB of the 100 MiB"):
+        limits.check_place(150 * 2**20)
+    assert Limits().too_much(10**9, 10**15) is None
+
+
+def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
+    from processes import until
+
+    from grpo_core import runs
+
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+
+    def train(config, emit, control):
+        while True:
+            control.breathe()
+
+    store = Store(tmp_path / "r.sqlite")
+    asked = []
+    manager = runs.RunManager(store, train, limit=lambda seconds: asked.append(seconds) or ("Too long. Go home." if len(asked) > 3 else None))
+    run_id = manager.start(parse(nest({})))
+    until(lambda: store.run(run_id).status == "stopped")
+    assert store.run(run_id).error == "Too long. Go home."
+    assert asked == sorted(asked)
+    again = manager.start(parse(nest({})))  # and one that a person stops says nothing
+    until(lambda: store.run(again).status != "queued")
+    manager.stop(again)
+    until(lambda: store.run(again).status == "stopped")
+    manager.close()
+    (store.checkpoint_folder(run_id)).mkdir(parents=True)
+    (store.checkpoint_folder(run_id) / "state").write_bytes(bytes(5000))
+    assert store.used_bytes() >= store.file_bytes() + 5000
+    store.close()
+
+
+def test_a_bucket_that_is_away_is_said_and_the_server_lives_on(tmp_path):
+    db, bucket = tmp_path / "runs.sqlite", tmp_path / "bucket"
+    bucket.write_text("no folder")
+    snapshots = Snapshots(db, bucket, seconds=0)
+    store = Store(db)
+    store.create_run(parse(nest({})), "kept")
+    assert snapshots.state() == f"No copy in {bucket} yet: the first is made within 0 s of a change."
+    assert snapshots.renew() is False
+    assert "could not be renewed" in snapshots.state()
+    bucket.unlink()
+    assert snapshots.renew() is True  # as soon as it is back
+    assert snapshots.state() == f"Copied to {bucket} 0 s ago."
+    store.close()
+
+
+def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
+    from processes import another_process
+
+    from grpo_core.types import RunStatus
+
+    disk, bucket = tmp_path / "disk", tmp_path / "bucket"
+    server = another_process("""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, "tests/ui")
+        from recorded import record_step
+        from grpo_core.config import nest, parse
+        from grpo_core.store import Recorder, Store
+        from grpo_core.store.snapshot import Snapshots
+        db = Path(sys.argv[1]) / "runs.sqlite"
+        db.parent.mkdir()
+        snapshots, store = Snapshots(db, Path(sys.argv[2]), seconds=0), Store(db)
+        run_id = store.create_run(parse(nest({"train.steps": 100000})), "a run")
+        store.set_status(run_id, "running")
+        with Recorder(store, run_id) as record:
+            for step in range(1, 100000):
+                record_step(record, step)
+                if step % 3 == 0 and snapshots.renew():
+                    print(step, flush=True)
+        """, disk, bucket)
+    said = [int(server.stdout.readline()) for _ in range(4)]
+    server.kill()  # at whatever it is doing, a copy perhaps
+    said += [int(line) for line in server.stdout.read().splitlines() if line.isdecimal()]
+    server.wait()
+    for file in disk.iterdir():
+        file.unlink() if file.is_file() else os.rmdir(file)
+    assert Snapshots(disk / "runs.sqlite", bucket).restore() is True
+    store = Store(disk / "runs.sqlite")
+    [run_id] = store.recover()
+    run = store.run(run_id)
+    assert run.status is RunStatus.INTERRUPTED
+    # What was copied before the kill is there to the last step, whole; a copy that was renamed but not yet said may hold three more.
+    assert run.steps_done in (said[-1], said[-1] + 3)
+    assert [s["step"] for s in store.steps(run_id)] == list(range(1, run.steps_done + 1))
+    store.close()
+    with sqlite3.connect(disk / "runs.sqlite") as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)

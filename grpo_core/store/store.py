@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -232,6 +233,14 @@ class Store(Queries):
     def file_bytes(self) -> int:
         """What the file takes on the disk, its log included."""
         return file_bytes(self._writer.path)
+
+    def used_bytes(self) -> int:
+        """What all runs take: the file, its log, and their checkpoints."""
+        total = self.file_bytes()
+        for file in Path(f"{self.path}.checkpoints").rglob("*"):
+            with contextlib.suppress(OSError):  # one that a retention rule removed meanwhile
+                total += file.stat().st_size
+        return total
 
 
 _INSERT_ALERT = ("INSERT INTO alerts (run_id, step, code, severity, message, group_id, evidence, advice, dismissed_at) "
