@@ -16,9 +16,9 @@ from grpo_core.lease import Train, measured_before, outlook
 from grpo_core.lending import Lending
 from grpo_core.policy import Reader, load_reader
 from grpo_core.policy.report import ModelReport, report
-from grpo_core.preflight import Finding, findings, first_step
+from grpo_core.preflight import Finding, findings, first_step, refusal
 from grpo_core.rollout import sample_groups
-from grpo_core.rubric import Rubric, Spread, build_rubric
+from grpo_core.rubric import Rubric, Spread, build_rubric, resolve_rubric
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
 from grpo_core.scoring import compare_groups
@@ -29,6 +29,7 @@ from grpo_core.trainer import train
 from grpo_core.types import Completion, Group, Prompt, Rollout
 
 GREEDY = 0.0
+KEPT_REPORTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ class Tried:
     tied: dict[int, float | None]  # group size -> expected share of tied groups
 
 
+def _settings(config: RunConfig) -> str:
+    """One text for settings that make the same run, however its rubric was named."""
+    return config.model_copy(update={"rubric": resolve_rubric(config.rubric)}).model_dump_json()
+
+
 class Desk:
     """Answers questions about models and prompts. Holds nothing between them but the last model."""
 
@@ -80,6 +86,7 @@ class Desk:
 
         train: what takes Preflight's step. lease_seconds: for how long ZeroGPU lends its GPU to a run, None elsewhere.
         """
+        self._reports: dict[str, list[Finding]] = {}  # settings -> Preflight's report
         self._models, self._store, self._busy, self._check, self._train, self.lease_seconds = Lending(), store, busy, check, train, lease_seconds
 
     def outlook(self, config: RunConfig) -> str:
@@ -120,8 +127,17 @@ class Desk:
         model, reader = report(config), load_reader(config.model)
         counts = counted(load_task(config.task), reader, config)
         if model.problems:
-            return [Finding("red", "Model", p) for p in model.problems]
-        return findings(config, model, counts, first_step(config, self._train))
+            found = [Finding("red", "Model", p, final=True) for p in model.problems]
+        else:
+            found = findings(config, model, counts, first_step(config, self._train))
+        self._reports[_settings(config)] = found
+        while len(self._reports) > KEPT_REPORTS:
+            self._reports.pop(next(iter(self._reports)))
+        return found
+
+    def refusal(self, config: RunConfig, anyway: bool) -> str:
+        """Why these very settings, if Preflight has seen them here, may not start or ask first; "" if they may, or were not looked at."""
+        return refusal(self._reports.get(_settings(config), ()), anyway)
 
     def try_rubric(self, config: RunConfig, num_prompts: int = 3) -> Tried:
         """A few groups of the run's own size, sampled from the model as it is, scored and compared; nothing is trained."""

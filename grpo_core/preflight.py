@@ -21,11 +21,12 @@ HELDOUT = 64  # held-out prompts for the baseline, at most
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """level: "red" the run would not work, "amber" look at it first, "green" as it should be."""
+    """level: "red" the run would not work, "amber" look at it first, "green" as it should be. final: starting anyway could only fail."""
 
     level: str
     title: str
     text: str
+    final: bool = False
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ def findings(config: RunConfig, model: ModelReport, counts: dict[str, Any], firs
 
 
 def _of_model(m: ModelReport) -> list[Finding]:
-    found = [Finding("red", "Model", p) for p in m.problems] + [Finding("amber", "Model", r) for r in m.remarks if "differ" in r or "does not name" in r]
+    found = [Finding("red", "Model", p, final=True) for p in m.problems] + [Finding("amber", "Model", r) for r in m.remarks if "differ" in r or "does not name" in r]
     return found or [Finding("green", "Model", f"{m.parameters:,} parameters in {m.dtype} on {m.device}; its end tokens agree.")]
 
 
@@ -144,6 +145,19 @@ def _of_lease(config: RunConfig, first: FirstStep) -> list[Finding]:
 
 def _spoken(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def refusal(found: Sequence[Finding], anyway: bool) -> str:
+    """Why a run with this report may not start, or asks first; "" if it may. Red stops and amber asks, and `anyway` answers, except where nothing could work."""
+    final = [f for f in found if f.final]
+    if final:
+        return f"Preflight: this run cannot work. {' '.join(f'{f.title}: {f.text}' for f in final)} Change what it names; it cannot be started anyway."
+    level = verdict(found)
+    if anyway or level == "green":
+        return ""
+    said = " ".join(f"{f.title}: {f.text}" for f in found if f.level == level)
+    return (f"Preflight would stop this run. {said} Mend it, or choose to start anyway." if level == "red"
+            else f"Preflight asks you to look first. {said} Change it, or choose to start anyway.")
 
 
 def verdict(found: Sequence[Finding]) -> str:

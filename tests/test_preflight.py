@@ -10,7 +10,7 @@ import pytest
 from grpo_core.config import Criterion, RubricConfig, nest, parse
 from grpo_core.desk import Desk
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.preflight import FirstStep, findings, first_step, verdict
+from grpo_core.preflight import Finding, FirstStep, findings, first_step, refusal, verdict
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import mean_interval, pass_at, tied_share
 from grpo_core.rubric.probes import probe
@@ -127,6 +127,41 @@ def test_preflight_is_red_where_the_run_would_teach_nothing(tiny_settings):
     assert "ZeroDivisionError" in text
     tied = Desk().preflight(parse(nest({**tiny_settings, "rubric.name": "accuracy only"})))
     assert "100% of groups tie" in " ".join(f.text for f in tied if f.level == "red")
+
+
+def test_red_stops_amber_asks_and_anyway_answers_except_where_nothing_could_work():
+    green, amber, red = Finding("green", "Time", "Fast."), Finding("amber", "Length", "Cut."), Finding("red", "Rubric", "Null.")
+    assert refusal([green], False) == refusal([], False) == ""
+    assert refusal([amber, green], False) == "Preflight asks you to look first. Length: Cut. Change it, or choose to start anyway."
+    assert refusal([red, amber], False) == "Preflight would stop this run. Rubric: Null. Mend it, or choose to start anyway."
+    assert refusal([red, amber], True) == refusal([amber], True) == ""
+    assert "cannot be started anyway" in refusal([Finding("red", "Model", "Too large.", final=True)], True)
+
+
+def test_a_report_stops_the_very_settings_that_it_is_about_and_no_others(tiny_settings):
+    desk = Desk()
+    config = parse(nest({**tiny_settings, "rubric.name": "accuracy only"}))
+    assert desk.refusal(config, False) == ""  # nobody has looked
+    assert verdict(desk.preflight(config)) == "red"
+    assert "of groups tie" in desk.refusal(config, False)
+    assert desk.refusal(config, True) == ""
+    from grpo_core.runs import prepare
+
+    assert "of groups tie" in desk.refusal(prepare(config), False)  # its rubric written out
+    assert desk.refusal(parse(nest({**tiny_settings, "rubric.name": "accuracy only", "train.seed": 1})), False) == ""
+
+
+def test_the_command_line_looks_first_where_it_is_told_to(tiny_settings, tmp_path, capsys):
+    from grpo_core.__main__ import main
+
+    sets = [part for name, value in {**tiny_settings, "rubric.name": "accuracy only"}.items() for part in ("--set", f"{name}={value}")]
+    db = str(tmp_path / "r.sqlite")
+    assert main(["train", "--db", db, "--preflight", *sets]) == 1
+    said = capsys.readouterr().err
+    assert "red    Groups: 100% of groups tie" in said
+    assert "choose to start anyway. (--anyway)" in said
+    assert not (tmp_path / "r.sqlite").exists()  # nothing was begun
+    assert main(["train", "--db", db, "--preflight", "--anyway", *sets]) == 0
 
 
 def test_a_kl_that_is_not_zero_at_first_is_red(tiny_settings):

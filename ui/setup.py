@@ -56,6 +56,7 @@ class Setup:
     formula: gr.HTML
     summary: gr.HTML
     name: gr.Textbox
+    anyway: gr.Checkbox  # shown when Preflight asks or stops
     start: gr.Button
 
     @property
@@ -122,9 +123,10 @@ def build_setup(desk: Desk) -> Setup:
             outlook = panel(elem_id="outlook")
             preflight_report = panel(elem_id="preflight-report")
             preflight = gr.Button("Preflight", size="sm")
+            anyway = gr.Checkbox(False, label="Start anyway", info="Preflight found something.", visible=False, elem_id="start-anyway", interactive=True)
             start = gr.Button("Start training", variant="primary", elem_id="start")
 
-    setup = Setup(fields, errors, formula, summary, name, start)
+    setup = Setup(fields, errors, formula, summary, name, anyway, start)
     _wire(setup, text, scores, save, load)
     wire_workbench(setup.fields, text, sample, paste, probe, bench, preflight, preflight_report, desk)
     if desk.lease_seconds is not None:

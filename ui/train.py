@@ -117,16 +117,27 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
     then_show(group.order(chosen_order, None, order, **QUIET))
 
     def start(*values: Any) -> list[Any]:
-        *fields, name = values
-        return start_run(runs, views, fields, name)
+        *fields, name, anyway = values
+        held = held_back(desk, fields, anyway is True)
+        if held:
+            return [SKIP, SKIP, held, *setup.complain(fields, []), gr.update(visible=True)]
+        return [*start_run(runs, views, fields, name), gr.update(visible=False, value=False)]
 
-    form_panel.start.click(start, [*form_panel.values, form_panel.name], [frame.run, pin, frame.notice, *form_panel.complaints], **QUIET).then(
+    form_panel.start.click(start, [*form_panel.values, form_panel.name, form_panel.anyway], [frame.run, pin, frame.notice, *form_panel.complaints, form_panel.anyway], **QUIET).then(
         None, None, None, js=TO_THE_RUN_JS)
     control.wire(buttons, more, frame.run, at, frame.notice, runs, views, then_show)
     return tab
 
 
 # ---- what a person does ----------------------------------------------------------------------------------------------
+
+
+def held_back(desk: Desk, fields: Sequence[Any], anyway: bool) -> str:
+    """What Preflight has to say against these settings, if it has seen them; "" if they may start."""
+    config, _ = form.read(fields)
+    why = "" if config is None else desk.refusal(config, anyway)
+    what, _, then = why.partition(". ")
+    return status.banner(f"{what}.", then, tone="warn") if why else ""
 
 
 def start_run(runs: Runs, views: Views, fields: Sequence[Any], name: Any) -> list[Any]:

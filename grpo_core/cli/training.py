@@ -33,6 +33,8 @@ def add_commands(command: AddCommand) -> None:
     train.add_argument("--name", help="a name for the run")
     train.add_argument("--wait-when", metavar="CONDITIONS", help="breakpoints, e.g. 'kl > 0.2, step = 40'; asks on the terminal, or stops where there is none")
     train.add_argument("--rewards", metavar="FILE.py", action="append", default=[], help="a plug-in file with reward functions; its checks are named file.function")
+    train.add_argument("--preflight", action="store_true", help="look first: red stops with exit code 1, amber asks")
+    train.add_argument("--anyway", action="store_true", help="with --preflight: start in spite of what it found, where that can work")
     resume = command("resume", resume_command, "Go on with a run from its newest checkpoint. With --step, --set or --name: a new run that branches from it.")
     resume.add_argument("run_id", metavar="RUN", help="id, the beginning of one, or `last`")
     resume.add_argument("--step", type=count, metavar="N", help="branch from the checkpoint of this step (default: the newest)")
@@ -57,11 +59,32 @@ def train_command(arguments: argparse.Namespace) -> int:
     from grpo_core.runs import default_name, prepare
 
     config = prepare(config, lambda c: check_model(c.model))
+    if arguments.preflight and not _looked_first(config, arguments):
+        return 1
     store = Store(arguments.db)
     with store.writing():
         store.recover()
         run_id = store.create_run(config, arguments.name or default_name(config), status=RunStatus.LOADING)
         return _train_here(store, run_id, config, None, arguments)
+
+
+def _looked_first(config: RunConfig, arguments: argparse.Namespace) -> bool:
+    """Preflight's report on standard error, and whether to go on. Amber asks on the terminal; where there is none, only --anyway answers."""
+    from grpo_core.desk import Desk
+    from grpo_core.preflight import refusal, verdict
+
+    found = Desk().preflight(config)
+    for f in found:
+        print(f"{f.level:<6} {f.title}: {printable(f.text)}", file=sys.stderr)
+    why = refusal(found, arguments.anyway)
+    if not why:
+        return True
+    if verdict(found) == "amber" and sys.stdin.isatty():
+        return input("Start anyway? [y/N] ").strip().lower() in ("y", "yes")
+    print(printable(why) + (" (--anyway)" if not any(f.final for f in found) else ""), file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"verdict": verdict(found), "findings": [asdict(f) for f in found]}))
+    return False
 
 
 def resume_command(arguments: argparse.Namespace) -> int:

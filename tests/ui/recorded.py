@@ -44,6 +44,10 @@ class FakeDesk:
     """What the page needs of grpo_core.desk. `answer` is what any question gets; an exception is raised."""
 
     lease_seconds: int | None = None
+    refuses = ""
+
+    def refusal(self, config, anyway):
+        return "" if anyway else self.refuses
 
     def __init__(self, answer=None):
         self.answer, self.asked = answer or StudioError("this desk knows nothing"), []

@@ -115,3 +115,18 @@ def test_an_upload_that_is_no_prompt_file_changes_nothing_and_a_good_one_stays(t
     (tmp_path / "my prompts.csv").unlink()
     assert "1+1?" in Path(kept).read_text()
     assert "/my-prompts-" in kept
+
+
+def test_what_preflight_found_holds_a_start_back_until_a_person_answers(views, runs):
+    from recorded import FakeDesk
+
+    from ui.setup import _defaults
+    from ui.train import held_back
+
+    desk = FakeDesk()
+    assert held_back(desk, _defaults(), False) == ""
+    desk.refuses = "Preflight would stop this run. Rubric: <i> Null. Mend it, or choose to start anyway."
+    held = held_back(desk, _defaults(), False)
+    assert "<b>Preflight would stop this run.</b>" in held
+    assert "&lt;i&gt;" in held
+    assert held_back(desk, _defaults(), True) == ""
