@@ -47,6 +47,7 @@ the training temperature from the same random numbers each time, or greedy (`tra
 | `heldout/reward` | reward | Mean total reward. | Training reward rising while this does not: the prompts are being memorised. |
 | `heldout/NAME` | share | Mean score of criterion NAME. | `heldout/reasoning`: the share that reasons, watched and not paid for. |
 | `heldout/completion_tokens` | tokens | Mean completion length, end token counted. | Longer and better is thinking; longer alone is not. |
+| `second/NAME` | as above | The same of `task.second`, which is evaluated and never trained on. | Falling while held-out accuracy rises: the policy forgets. |
 
 ## Verdicts of groups
 

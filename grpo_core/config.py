@@ -69,6 +69,8 @@ class TaskConfig(Section):
         "What to do when prompts leave no room for a completion in the model's context: `refuse` the run, or `drop` them; both say how many.")
     heldout_size: int = knob(200, "Held-out prompts", "Prompts kept out of training and used to measure accuracy.",
         unit="prompts", ge=0, le=5000, way_out="Use 200 or more for a narrow interval, 0 for no evaluation.")
+    second: str = knob("", "Second task", "Evaluated beside the held-out prompts and never trained on: did the model forget it? A built-in task, a file or a Hub dataset. Empty: none.",
+        max_length=1024, way_out="Leave it empty, or write a built-in task such as sort, a file, or owner/name.")
 
 
     @model_validator(mode="before")

@@ -36,7 +36,7 @@ class Limits:
         """Raises InvalidConfig with every field that goes beyond."""
         t = config.train
         most = (("train.steps", t.steps, self.steps), ("train.max_new_tokens", t.max_new_tokens, self.new_tokens),
-                ("train.group_size", t.prompts_per_step * t.group_size, self.rollouts_per_step), ("task.heldout_size", config.task.heldout_size * t.eval_samples, self.heldout))
+                ("train.group_size", t.prompts_per_step * t.group_size, self.rollouts_per_step), ("task.heldout_size", config.task.heldout_size * t.eval_samples * (2 if config.task.second else 1), self.heldout))
         problems = [FieldProblem(field, value, f"this server allows at most {limit:,}" + (" completions a step" if field == "train.group_size" else ""), WAY_OUT)
                     for field, value, limit in most if limit is not None and value > limit]
         if self.models is not None and config.model.name not in self.models:
@@ -103,6 +103,7 @@ class Visitors:
 def _places(config: RunConfig) -> list[tuple[str, str]]:
     """Every setting that may name a place on this machine."""
     named = [("task.path", config.task.path), ("task.heldout_source", config.task.heldout_source)] if config.task.name == "file" else []
+    named += [("task.second", config.task.second)]
     named += [(f"rubric.criteria.{i}.params.model", str(c.params["model"])) for i, c in enumerate(config.rubric.criteria) if c.check == "reward_model" and c.params.get("model")]
     return [("model.name", config.model.name), *((field, name) for field, name in named if name)]
 

@@ -35,8 +35,8 @@ def write_report(store: Store, run_id: str, out: TextIO) -> None:
     for name in CURVES:
         out.write(_curve(METRICS[name]["title"], METRICS[name]["reading"], [(row["step"], row.get(name)) for row in steps]))
     for name, points in metrics.items():
-        if name.startswith("score/") or name == "heldout/accuracy":
-            out.write(_curve(name.replace("score/", "score: ").replace("heldout/", "held-out "), "", points))
+        if name.startswith("score/") or name in ("heldout/accuracy", "second/accuracy"):
+            out.write(_curve(name.replace("score/", "score: ").replace("heldout/", "held-out ").replace("second/", "second task "), "", points))
     out.write("</div>")
     out.write(_verdicts(store.verdict_counts(run_id)))
     notices = advise(store, run_id)

@@ -22,7 +22,7 @@ from grpo_core.resume import plan_branch, plan_resume, where_to_start
 from grpo_core.rubric import build_rubric, resolve_rubric
 from grpo_core.run_log import RunLog
 from grpo_core.store import Recorder, Store
-from grpo_core.tasks import heldout_prompts, load_task
+from grpo_core.tasks import heldout_prompts, load_task, second_task
 from grpo_core.types import Event, Paused, Resumed, RunStatus
 
 log = logging.getLogger("grpo_studio")
@@ -37,6 +37,8 @@ def prepare(config: RunConfig, check: Callable[[RunConfig], None] | None = None)
     """The configuration with its rubric written out. Raises InvalidConfig for all that can be known to fail before anything is loaded."""
     task = load_task(config.task)
     heldout_prompts(task, config.task.heldout_size)
+    if (other := second_task(config.task)) is not None:
+        heldout_prompts(load_task(other), other.heldout_size)
     build_rubric(config.rubric)
     if check is not None:
         check(config)

@@ -127,18 +127,18 @@ def too_many_unscored(groups: Sequence[Group]) -> str | None:
     return f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). Mend the criterion, or press Resume to go on without them, or Stop."
 
 
-def heldout_metrics(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> dict[str, float | None]:
-    """Means over the completions of each held-out prompt, as many of each, one after the other.
+def exam_metrics(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> dict[str, float | None]:
+    """Means over the completions of each prompt of an exam, as many of each, one after the other.
 
-    heldout/accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 % interval: Wilson's for one try a prompt, over
-    prompts for several; then heldout/pass@k for k = 2, 4, … too.
+    accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 % interval: Wilson's for one try a prompt, over
+    prompts for several; then pass@k for k = 2, 4, … too.
     """
     tries = len(sampled) // len(prompts)
     prompts = [p for p in prompts for _ in range(tries)]
     completions = [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled]
     found = rubric.score_all(completions, prompts)
-    results = {f"heldout/{name}": mean(scores[name] for scores in found.scores) for name in rubric.weights}
-    results |= {"heldout/reward": mean(found.rewards), "heldout/completion_tokens": mean(c.num_tokens for c in completions)}
+    results = {name: mean(scores[name] for scores in found.scores) for name in rubric.weights}
+    results |= {"reward": mean(found.rewards), "completion_tokens": mean(c.num_tokens for c in completions)}
     if rubric.outcome:
         outcomes = [scores[rubric.outcome] for scores in found.scores]
         known = [[o >= 1 for o in outcomes[i : i + tries] if o is not None] for i in range(0, len(outcomes), tries)]
@@ -153,11 +153,11 @@ def passes(known: Sequence[Sequence[bool]]) -> dict[str, float | None]:
     if max(map(len, known)) == 1:
         reached = sum(right[0] for right in known)
         low, high = wilson_interval(reached, len(known))
-        return {"heldout/accuracy": reached / len(known), "heldout/accuracy_low": low, "heldout/accuracy_high": high}
+        return {"accuracy": reached / len(known), "accuracy_low": low, "accuracy_high": high}
     results: dict[str, float | None] = {}
     for k in (2**i for i in range(max(map(len, known)).bit_length())):
         if rates := [pass_at(k, sum(right), len(right)) for right in known if len(right) >= k]:
-            name = "heldout/accuracy" if k == 1 else f"heldout/pass@{k}"
+            name = "accuracy" if k == 1 else f"pass@{k}"
             results |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(rates), strict=True))
     return results
 

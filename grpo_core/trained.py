@@ -130,7 +130,7 @@ def model_card(store: Store, run: RunRow, step: int, policy: Policy) -> str:
     steps, metrics = store.steps(run.id), store.metrics(run.id)
     stride = max(1, len(steps) // 10)
     curve = "".join(f"| {s['step']} | {number(s['reward_mean'])} | {number(s['kl'])} | {number(s['completion_tokens_mean'])} |\n" for s in steps[::stride] if s["step"] <= step)
-    held = [(name, dict(metrics.get(name, []))) for name in sorted(metrics) if name.startswith("heldout/") and not name.endswith(("_low", "_high"))]
+    held = [(name, dict(metrics.get(name, []))) for name in sorted(metrics) if name.startswith(("heldout/", "second/")) and not name.endswith(("_low", "_high"))]
     lows, highs = ({name: dict(metrics.get(name + end, [])) for name, _ in held} for end in ("_low", "_high"))
 
     def at(name: str, values: dict[int, float | None], when: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from time import perf_counter
 from typing import Any
@@ -20,8 +20,8 @@ from grpo_core.policy import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.policy.report import recomputes_layers
 from grpo_core.rubric import Rubric, Spread, build_rubric
-from grpo_core.scoring import compare_groups, group_metrics, heldout_metrics, mean, too_many_unscored, with_advantages
-from grpo_core.tasks import Task, heldout_prompts, load_task
+from grpo_core.scoring import compare_groups, exam_metrics, group_metrics, mean, too_many_unscored, with_advantages
+from grpo_core.tasks import Task, heldout_prompts, load_task, second_task
 from grpo_core.types import (
     Evaluated,
     Event,
@@ -49,7 +49,10 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     task, rubric = load_task(config.task), build_rubric(config.rubric)
     policy = load_policy(config.model, t.seed)
     task = fitting(task, policy, config)
-    heldout = heldout_prompts(task, config.task.heldout_size)
+    exams = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}
+    if (other := second_task(config.task)) is not None:
+        second = fitting(load_task(other), policy, config.model_copy(update={"task": other}))
+        exams["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
     learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate(config, policy), recomputes_layers(config, policy))
     control.tell(ModelLoaded(environment(policy, learner.learning_rate)))
@@ -59,7 +62,7 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
         step, spread, evaluated = keeper.restore()  # 0, no rewards seen yet, not evaluated; or what a checkpoint says
         while True:
             if not evaluated and (step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)):
-                accuracy = evaluate(step, heldout, policy, task, rubric, turned(config, control.knobs(step)), control)
+                accuracy = evaluate(step, exams, policy, rubric, turned(config, control.knobs(step)), control)
                 keeper.mark(step, spread, True, accuracy)
             keeper.save_if_due()
             if step == t.steps:
@@ -120,16 +123,21 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
     return seen, asdict(metrics)
 
 
-def evaluate(step: int, prompts: Sequence[Prompt], policy: Policy, task: Task, rubric: Rubric, config: RunConfig, control: RunControl) -> float | None:
-    """`eval_samples` completions of every held-out prompt, sampled from the same random numbers each time, or greedy. Returns the accuracy."""
-    if not prompts:
+def evaluate(step: int, exams: Mapping[str, tuple[Task, Sequence[Prompt]]], policy: Policy, rubric: Rubric, config: RunConfig, control: RunControl) -> float | None:
+    """`eval_samples` completions of every prompt of every exam, sampled from the same random numbers each time, or greedy. Returns the held-out accuracy.
+
+    exams: "heldout", and "second": a task that is not trained on. Their names stand before those of their metrics.
+    """
+    if not any(prompts for _, prompts in exams.values()):
         return None
     t = config.train
     control.enter(PhaseStarted(Phase.EVALUATING, step, t.steps))
-    prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
     temperature = t.temperature if t.eval_mode == "sampled" else 0.0
-    sampled = sample(policy, prompt_ids, t.eval_samples, config, temperature, generator(policy, t.seed, -1), control)
-    metrics = heldout_metrics(prompts, sampled, policy, rubric)
+    metrics: dict[str, float | None] = {}
+    for name, (task, prompts) in exams.items():
+        prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
+        sampled = sample(policy, prompt_ids, t.eval_samples, config, temperature, generator(policy, t.seed, -1), control)
+        metrics |= {f"{name}/{what}": value for what, value in exam_metrics(prompts, sampled, policy, rubric).items()}
     control.tell(Evaluated(step, metrics))
     return metrics.get("heldout/accuracy")
 

@@ -39,11 +39,11 @@ def test_pass_at_k_is_what_counting_all_draws_gives():
 
 def test_accuracy_has_wilsons_interval_for_one_try_and_prompts_as_units_for_several():
     one = passes([[True]] * 45 + [[False]] * 155)
-    assert (one["heldout/accuracy"], one["heldout/accuracy_low"]) == (0.225, pytest.approx(0.1725, abs=2e-4))
+    assert (one["accuracy"], one["accuracy_low"]) == (0.225, pytest.approx(0.1725, abs=2e-4))
     several = passes([[True, True, False, False], [False] * 4])
     # pass@1: (1/2 + 0)/2; pass@2: (1 - 1/6 + 0)/2 = 5/12; pass@4: (1 + 0)/2
-    assert [several[k] for k in ("heldout/accuracy", "heldout/pass@2", "heldout/pass@4")] == pytest.approx([0.25, 5 / 12, 0.5])
-    assert several["heldout/accuracy_low"] == 0.0
+    assert [several[k] for k in ("accuracy", "pass@2", "pass@4")] == pytest.approx([0.25, 5 / 12, 0.5])
+    assert several["accuracy_low"] == 0.0
     assert passes([]) == {}
 
 
@@ -82,6 +82,35 @@ def test_evaluation_with_several_tries_and_greedy(tiny_settings):
     assert greedy[0]["heldout/completion_tokens"] is not None
     with pytest.raises(InvalidConfig, match=r"train\.eval_samples = 4: greedy answers are all alike"):
         parse(nest({"train.eval_samples": 4, "train.eval_mode": "greedy"}))
+
+
+def test_a_second_task_is_evaluated_beside_and_changes_nothing_else(tiny_settings, tmp_path):
+    from grpo_core.control import RunControl
+    from grpo_core.limits import Limits
+    from grpo_core.trainer import train
+    from grpo_core.types import Evaluated, StepCompleted
+
+    def said(**more):
+        events = []
+        train(parse(nest({**tiny_settings, "train.steps": 1, "train.checkpoint_every": 0, "train.eval_samples": 2, **more})), events.append, RunControl())
+        return [e.metrics for e in events if isinstance(e, Evaluated)], [e.metrics.loss for e in events if isinstance(e, StepCompleted)]
+
+    alone, losses = said()
+    file = tmp_path / "other.csv"
+    file.write_text("question,answer\n" + "".join(f"Q: {i}+1=?,{i + 1}\n" for i in range(200)))
+    for second in ("sort", str(file)):
+        both, same = said(**{"task.second": second})
+        assert same == losses
+        for before, now in zip(alone, both, strict=True):  # before and after the step
+            assert {k: v for k, v in now.items() if k.startswith("heldout/")} == before
+            assert {k.removeprefix("second/") for k in now if k.startswith("second/")} == {k.removeprefix("heldout/") for k in before}
+            assert 0 <= now["second/accuracy_low"] <= now["second/accuracy"] <= now["second/accuracy_high"] <= 1
+    with pytest.raises(InvalidConfig, match=r"task\.second = 'sums': this is the task that is trained on"):
+        said(**{"task.second": "sums"})
+    with pytest.raises(InvalidConfig, match=r"task\.second = 'no/such\.csv'"):
+        said(**{"task.second": "no/such.csv"})
+    with pytest.raises(InvalidConfig, match=r"task\.second"):
+        Limits(roots=(tmp_path / "elsewhere",)).check(parse(nest({"task.second": str(file)})))
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------------------

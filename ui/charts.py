@@ -102,6 +102,7 @@ def reward(runs: Sequence[Curves], view: View) -> Figure:
     Beside other runs the spread is left out, because bands over bands hide the lines.
     """
     held = heldout_trace(runs[0], view, 0, "y2") if runs else []
+    second = heldout_trace(runs[0], view, 0, "y2", "second") if runs else []
     out = _compared_reward(runs, view)
     if len(runs) == 1:
         out["traces"] = _finished({**out, "traces": _band(runs[0], view) + out["traces"]}, view)["traces"]
@@ -112,6 +113,12 @@ def reward(runs: Sequence[Curves], view: View) -> Figure:
         out["layout"]["yaxis2"] = {"range": [-0.02, 1.02], "tickformat": ".0%", "tickvals": [0, 0.5, 1]}
         known = [v for _, v in runs[0].metrics["heldout/accuracy"] if is_number(v)]
         out["note"] = f"Held-out accuracy {percent(known[0])}" + (f" → {percent(known[-1])}" if len(known) > 1 else "") + f". {out['note']}"
+    if second:
+        out["traces"] += second
+        out["legend"].append({"name": "second task, 95 %", "colour": "--series-2", "dash": "point"})
+        out["layout"].setdefault("yaxis2", {"range": [-0.02, 1.02], "tickformat": ".0%", "tickvals": [0, 0.5, 1]})
+        known = [v for _, v in runs[0].metrics["second/accuracy"] if is_number(v)]
+        out["note"] = f"Second task {percent(known[0])}" + (f" → {percent(known[-1])}" if len(known) > 1 else "") + f". {out['note']}"
     return out
 
 
@@ -184,19 +191,19 @@ def verdicts(series: Sequence[VerdictCounts], key: str) -> Figure:
     return out
 
 
-def heldout_trace(run: Curves, view: View, place: int, yaxis: str) -> list[Figure]:
-    """Markers with the 95 % interval as error bars; nothing if the run was never evaluated."""
-    points = [(s, v) for s, v in run.metrics.get("heldout/accuracy", ()) if is_number(v)]
+def heldout_trace(run: Curves, view: View, place: int, yaxis: str, exam: str = "heldout") -> list[Figure]:
+    """Markers with the 95 % interval as error bars; nothing if the run was never evaluated. exam: "second" for the task that is not trained on."""
+    points = [(s, v) for s, v in run.metrics.get(f"{exam}/accuracy", ()) if is_number(v)]
     if not points:
         return []
-    low, high = (dict(run.metrics.get(f"heldout/accuracy_{side}", ())) for side in ("low", "high"))
+    low, high = (dict(run.metrics.get(f"{exam}/accuracy_{side}", ())) for side in ("low", "high"))
     axis = Axis(run.steps, view.x)
-    colour = "--held" if yaxis == "y2" else COLOURS[place]
+    colour = ("--series-2" if exam == "second" else "--held") if yaxis == "y2" else COLOURS[place]
     return [{
-        "type": "scatter", "mode": "lines+markers", "yaxis": yaxis, "name": "held-out" if yaxis == "y2" else _safe(run.name),
+        "type": "scatter", "mode": "lines+markers", "yaxis": yaxis, "name": ("second task" if exam == "second" else "held-out") if yaxis == "y2" else _safe(run.name),
         "x": [axis.at(s) for s, _ in points], "y": [_rounded(v) for _, v in points], "customdata": [s for s, _ in points] if place == 0 else None,
         "line": {"color": colour, "width": 1, "dash": "dot" if yaxis == "y2" else DASHES[place]},
-        "marker": {"color": colour, "size": 6, "symbol": ["diamond", "square", "circle", "x", "cross", "star"][place]},
+        "marker": {"color": colour, "size": 6, "symbol": "square-open" if exam == "second" else ["diamond", "square", "circle", "x", "cross", "star"][place]},
         "error_y": {"type": "data", "symmetric": False, "color": colour, "thickness": 1.2, "width": 3,
                     "array": [_rounded(max(0.0, high.get(s, v) - v)) for s, v in points],
                     "arrayminus": [_rounded(max(0.0, v - low.get(s, v))) for s, v in points]},

@@ -20,7 +20,7 @@ from ui.formula import objective_lines
 from ui.text import esc, plain
 
 CRITERIA = "rubric.criteria"
-EMPTY = {"train.learning_rate": "by model size"}  # what an empty field means; for others: off
+EMPTY = {"train.learning_rate": "by model size", "task.second": "none"}  # what an empty field means; for others: off
 LONG = ("task.template", "task.instruction", "task.system")  # written in lines
 LABELS = {"algorithm.preset": "Algorithm"}  # where the page's fixed name is not the field's title
 FIELDS = fields_by_name()
@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = flatten(RunConfig())
 NUMBERS = ("train.steps", "train.seed", "train.prompts_per_step", "train.group_size", "train.max_new_tokens", "train.learning_rate")
 ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
 OPTIONS: dict[str, dict[str, str]] = {n: x["options"] for n, i in FIELDS.items() if "options" in (x := i.json_schema_extra or {})}
-PROMPTS = tuple(n for n in NAMES if n.startswith("task.") and n not in ("task.name", "task.heldout_size"))  # of a file or dataset
+PROMPTS = tuple(n for n in NAMES if n.startswith("task.") and n not in ("task.name", "task.heldout_size", "task.second"))  # of a file or dataset
 MORE = tuple(n for n in NAMES if n not in (*NUMBERS, *ALGORITHM, *PROMPTS, "model.name", "task.name", "rubric.name", CRITERIA, "algorithm.preset"))
 
 

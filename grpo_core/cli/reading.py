@@ -61,6 +61,8 @@ def show_command(arguments: argparse.Namespace) -> int:
     stride = max(1, len(steps) // 20)
     for s in steps[::stride]:
         print(f"{s['step']:>6} {number(s['reward_mean']):>8} {number(s['kl']):>8} {number(s['loss']):>9} {number(s['completion_tokens_mean']):>7}")
+    for step, value in metrics.get("second/accuracy", []):
+        print(f"second task's accuracy at step {step}: {number(value)}")
     for step, value in metrics.get("heldout/accuracy", []):
         print(f"held-out accuracy at step {step}: {number(value)}")
     return 0

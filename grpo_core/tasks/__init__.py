@@ -27,6 +27,19 @@ def check_task(config: TaskConfig) -> None:
         check_source(config.path)
         if is_file(config.path) and config.heldout_source:
             check_source(config.heldout_source, "task.heldout_source")
+    if config.second and config.second == (config.path if config.name == FILE.name else config.name):
+        raise InvalidConfig([FieldProblem("task.second", config.second, "this is the task that is trained on", "Name another one, or leave it empty.")])
+    if config.second and config.second not in TASKS:
+        check_source(config.second, "task.second")
+
+
+def second_task(config: TaskConfig) -> TaskConfig | None:
+    """The task that is only evaluated, as a configuration of its own: as many held-out prompts, columns guessed; None if there is none."""
+    if not config.second:
+        return None
+    check_task(config)
+    given = {"name": config.second} if config.second in TASKS else {"name": FILE.name, "path": config.second, "too_long": "drop"}
+    return type(config)(**given, heldout_size=config.heldout_size)
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -40,4 +53,4 @@ def load_task(config: TaskConfig) -> Task:
 
 
 __all__ = ["CHOICES", "FILE", "TASKS", "Task", "check_task", "extract_answer", "given_answer", "grade_answer", "heldout_prompts", "is_heldout", "load_task",
-           "prompt_id", "train_prompts"]
+           "prompt_id", "second_task", "train_prompts"]

@@ -140,3 +140,14 @@ def test_a_long_run_is_drawn_with_few_points_and_every_spike():
     assert len(line["x"]) == len(line["y"]) <= 1000
     assert 9.0 in line["y"]
     assert (line["x"][0], line["x"][-1]) == (1, 5000)
+
+
+def test_a_second_task_is_drawn_beside_held_out_accuracy():
+    run = Curves("r", "a run", [{"step": 1, "reward_mean": 0.1, "reward_std": 0.1}], {
+        "heldout/accuracy": [(0, 0.4), (1, 0.6)], "second/accuracy": [(0, 0.9), (1, 0.5)], "second/accuracy_low": [(0, 0.8), (1, 0.4)], "second/accuracy_high": [(0, 0.95), (1, 0.6)]})
+    drawn = charts.figure("reward", [run], charts.View())
+    traces = {t["name"]: t for t in drawn["traces"]}
+    assert traces["second task"]["y"] == [0.9, 0.5]
+    assert traces["second task"]["error_y"]["arrayminus"] == pytest.approx([0.1, 0.1])
+    assert "Second task 90% → 50%." in drawn["note"].replace("\u202f", "").replace(" %", "%")
+    assert "second task, 95 %" in [entry["name"] for entry in drawn["legend"]]
