@@ -25,7 +25,7 @@ class Breakpoint:
     value: float | str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.sign} {self.value if isinstance(self.value, str) else format(self.value, 'g')}"
+        return f"{self.name} {self.sign} {self.value if isinstance(self.value, str) else format(self.value, '.15g')}"
 
     def holds(self, step: int, groups: Sequence[Group], numbers: Mapping[str, float | int | None]) -> bool:
         """Before the update of `step`. What is not measured does not hold."""
@@ -38,6 +38,11 @@ class Breakpoint:
 def parse_breakpoints(text: str) -> tuple[Breakpoint, ...]:
     """Conditions separated by commas; empty text: none. Raises InvalidConfig."""
     return tuple(_parse(part) for part in text[:2000].split(",") if part.strip())
+
+
+def as_text(breakpoints: Sequence[Breakpoint]) -> str:
+    """What parse_breakpoints reads back."""
+    return ", ".join(map(str, breakpoints))
 
 
 def _parse(text: str) -> Breakpoint:

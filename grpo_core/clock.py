@@ -1,11 +1,11 @@
-"""Where a run's time goes besides its steps' own phases: evaluation, and whoever listens to its events."""
+"""The time of a run: where it goes besides its steps' own phases, and that none passes while it waits for a person."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
 
-from grpo_core.types import Evaluated, Event, Phase, PhaseStarted
+from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, Resumed
 
 
 class Clock:
@@ -15,16 +15,26 @@ class Clock:
         self._emit = emit
         self._evaluating_since: float | None = None
         self._evaluation = self._writing = 0.0
+        self._waited = 0.0
+        self._waits_since: float | None = None
+
+    def now(self) -> float:
+        """Seconds on a clock that stands still from Paused to Resumed: only differences mean something."""
+        return (perf_counter() if self._waits_since is None else self._waits_since) - self._waited
 
     def __call__(self, event: Event) -> None:
-        started = perf_counter()
+        started = self.now()
+        if isinstance(event, Resumed) and self._waits_since is not None:
+            self._waited, self._waits_since = self._waited + perf_counter() - self._waits_since, None
         if isinstance(event, PhaseStarted):
             self._evaluating_since = started if event.phase is Phase.EVALUATING else None
         elif isinstance(event, Evaluated) and self._evaluating_since is not None:
             self._evaluation += started - self._evaluating_since
             self._evaluating_since = None
         self._emit(event)
-        self._writing += perf_counter() - started
+        self._writing += self.now() - started
+        if isinstance(event, Paused) and self._waits_since is None:  # a second reason does not begin a second wait
+            self._waits_since = perf_counter()
 
     def lap(self) -> dict[str, float]:
         """The two metrics of a step: seconds since the step before, its own record included, this one's not."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 import torch
 
@@ -62,13 +61,13 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
         if not dull:
             break
         control.enter(PhaseStarted(Phase.SAMPLING, step, t.steps))
-        started = perf_counter()
+        started = control.tell.now()
         prompts = train_prompts(task, t.seed, step, num_prompts + len(dull))[num_prompts:]
         num_prompts += len(dull)
         ids = [encode(policy, prompt, task, config) for prompt in prompts]
         sampled = sample(policy, ids, t.group_size, config, t.temperature, rng, control, config.algorithm.off_policy_threshold is not None or t.token_records > 0)
         tokens += sum(len(s.token_ids) for s in sampled)
-        sampled_at = perf_counter()
+        sampled_at = control.tell.now()
 
         control.enter(PhaseStarted(Phase.SCORING, step, t.steps))
         by_prompt = [sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))]
@@ -79,7 +78,7 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
             notes[name].used.update(more.used)
         new_at = dict(zip(dull, fresh, strict=True))
         groups = [new_at.get(i) or groups[i] for i in range(t.prompts_per_step)]
-        sampling, scoring = sampling + sampled_at - started, scoring + perf_counter() - sampled_at
+        sampling, scoring = sampling + sampled_at - started, scoring + control.tell.now() - sampled_at
     return Drawn(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring, notes)
 
 

@@ -7,13 +7,13 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.advisor import advise
-from grpo_core.breakpoints import Breakpoint, parse_breakpoints
+from grpo_core.breakpoints import as_text, parse_breakpoints
 from grpo_core.config import RunConfig, parse, turned
 from grpo_core.control import RunControl, Start
 from grpo_core.errors import NotFound, StopRequested, StoreError, StoreFull, StudioError
@@ -164,7 +164,8 @@ class RunManager:
         with self._lock:
             self._refuse_if_closed()
             run_id = self.store.create_run(config, (name or "").strip() or default_name(config))
-            self._enqueue(run_id, config, None, breakpoints)
+            self.store.set_breakpoints(run_id, as_text(breakpoints))
+            self._enqueue(run_id, config, None)
         return run_id
 
     def resume(self, run_id: str) -> None:
@@ -191,9 +192,9 @@ class RunManager:
             self._enqueue(child, config, start)
         return child
 
-    def _enqueue(self, run_id: str, config: RunConfig, start: Start | None, breakpoints: Sequence[Breakpoint] = ()) -> None:
+    def _enqueue(self, run_id: str, config: RunConfig, start: Start | None) -> None:
         control = RunControl(self.store.checkpoint_folder(run_id), start)
-        control.set_breakpoints(breakpoints)
+        control.set_breakpoints(parse_breakpoints(self.store.run(run_id).breakpoints))
         self._queue.append(Job(run_id, config, control))
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
@@ -235,8 +236,10 @@ class RunManager:
         self._control(run_id).set_knob(name, value)
 
     def set_breakpoints(self, run_id: str, conditions: str) -> None:
-        """Wait before the update wherever one of these holds, e.g. "kl > 0.2, verdict = phantom"; empty: nowhere. Raises InvalidConfig."""
-        self._control(run_id).set_breakpoints(parse_breakpoints(conditions))
+        """Wait before the update wherever one of these holds, e.g. "kl > 0.2, verdict = phantom"; empty: nowhere. Kept with the run. Raises InvalidConfig."""
+        control, breakpoints = self._control(run_id), parse_breakpoints(conditions)
+        self.store.set_breakpoints(run_id, as_text(breakpoints))
+        control.set_breakpoints(breakpoints)
 
     def edit_reward(self, run_id: str, step: int, group: int, completion: int, reward: float) -> None:
         """Give a completion of the waiting step another reward; counted from 0."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -76,13 +75,14 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
 def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary, task: Task, rubric: Rubric, config: RunConfig, learner: Learner,
               control: RunControl) -> tuple[Spread, dict[str, Any]]:
     """One step of GRPO. Returns the spread of all rewards so far, with this step's in it, and what was measured."""
-    started = perf_counter()
+    clock = control.tell
+    started = clock.now()
     config = turned(config, control.changed(step))
     t = config.train
     learner.turn(config.algorithm, t, learning_rate(config, policy))
 
     drawn = draw_groups(step, policy, task, rubric, config, control)
-    compared_at = perf_counter()
+    compared_at = clock.now()
     batch = Batch(prompts=[g.prompt_ids for g in drawn.groups], completions=[s.token_ids for s in drawn.sampled],
                   trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in drawn.sampled],
                   pad_id=policy.pad_id, device=policy.device, sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None)
@@ -113,9 +113,9 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
     except NonFinite as problem:
         control.hold(f"The update of step {step} was refused, {problem}. The weights are as before. Press Resume to skip it and go on, or Stop.")
 
-    now = perf_counter()
+    now = clock.now()
     metrics = StepMetrics(
-        **numbers, **measured, **control.tell.lap(), replaced_groups=drawn.replaced_groups, tokens=drawn.tokens, sampling_seconds=drawn.sampling_seconds,
+        **numbers, **measured, **clock.lap(), replaced_groups=drawn.replaced_groups, tokens=drawn.tokens, sampling_seconds=drawn.sampling_seconds,
         scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at, step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
     extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
     extra |= {f"used/{name}/{what}": amount for name, why in drawn.notes.items() for what, amount in why.used.items()}

@@ -196,7 +196,7 @@ class StepMetrics:
     evaluation_seconds: float | None = metric("Evaluation time", "s", "Seconds of the held-out evaluation before this step.", "0 where none was due.")
     writing_seconds: float | None = metric("Writing time", "s", "Seconds in which training waited for its record to be written, since the step before.",
         "More than a few percent of a step: the disk is slow; token_records is the largest part.")
-    step_seconds: float | None = metric("Step time", "s", "Seconds for the whole step, evaluation not counted.", "Steps left times this is the time left.")
+    step_seconds: float | None = metric("Step time", "s", "Seconds for the whole step, without evaluation and without waiting for a person.", "Steps left times this is the time left.")
     peak_memory_mib: float | None = metric("Peak memory", "MiB", "Peak memory: of the device on CUDA, else resident memory of the process.",
         "Near the limit: lower micro_batch_tokens or group size.")
 

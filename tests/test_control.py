@@ -5,19 +5,21 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from test_resume import configured, record
 
+import grpo_core.clock as clock
 import grpo_core.draw as draw
 from grpo_core.breakpoints import parse_breakpoints
 from grpo_core.config import nest, parse
 from grpo_core.control import RunControl
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.runs import execute
+from grpo_core.runs import RunManager, execute
 from grpo_core.trainer import train
-from grpo_core.types import GroupsScored, Phase, PhaseStarted, RunStatus
+from grpo_core.types import GroupsScored, Paused, Phase, PhaseStarted, RunStatus, StepCompleted
+from ui.status import status_line
 
 
 def wait_for(manager, run_id, status, seconds=30.0, **fields):
@@ -34,6 +36,7 @@ def started_paused(manager, config, conditions="step = 1") -> str:
     """A run that waits before the update of its first step."""
     run_id = manager.start(config, conditions=conditions)
     wait_for(manager, run_id, RunStatus.PAUSED)
+    manager.set_breakpoints(run_id, "")
     return run_id
 
 
@@ -63,7 +66,6 @@ def test_step_goes_one_optimiser_step_or_one_phase_and_waits_again(manager, tiny
     assert manager.store.run(run_id).steps_done == 0
     manager.step(run_id)
     wait_for(manager, run_id, RunStatus.PAUSED, steps_done=1)
-    manager.set_breakpoints(run_id, "")
     for done in (2, 3):
         manager.step(run_id)
         wait_for(manager, run_id, RunStatus.PAUSED, steps_done=done)
@@ -194,6 +196,50 @@ def test_a_run_resumes_and_branches_by_the_manager_too(manager, tiny_settings):
     assert (branch.name, branch.parent_run_id, branch.parent_step, branch.steps_done) == ("faster", whole, 2, 6)
     with pytest.raises(StudioError, match="has finished"):
         manager.resume(whole)
+
+
+def test_breakpoints_are_kept_for_the_day_on_which_the_run_is_resumed_by_another_server(manager, tiny_settings):
+    run_id = manager.start(configured(tiny_settings), conditions="step = 2")
+    wait_for(manager, run_id, RunStatus.PAUSED)
+    manager.set_breakpoints(run_id, "step=5, kl > 1e6")
+    manager.close()  # stops it after step 1
+    assert wait_for(manager, run_id, RunStatus.STOPPED).steps_done == 1
+    other = RunManager(manager.store, train, device="none")
+    other.resume(run_id)
+    run = wait_for(other, run_id, RunStatus.PAUSED)
+    assert run.steps_done == 4
+    assert run.breakpoints == "step = 5, kl > 1000000"
+    assert "waits when step = 5, kl &gt; 1000000" in status_line(run, [], 0, None, time.time())
+    other.set_breakpoints(run_id, "")
+    other.stop(run_id)
+    wait_for(other, run_id, RunStatus.STOPPED)
+    other.resume(run_id)
+    wait_for(other, run_id, RunStatus.FINISHED)
+    other.close()
+
+
+def test_no_time_passes_for_a_run_that_waits_wherever_it_does(tiny_settings, monkeypatch):
+    ahead = 0.0
+
+    def wait_an_hour(event):
+        nonlocal ahead
+        if isinstance(event, Paused):
+            def return_later():
+                nonlocal ahead
+                ahead += 3600
+                control.step("phase")
+            threading.Timer(0.05, return_later).start()
+        elif isinstance(event, StepCompleted):
+            done.append(event.metrics)
+
+    monkeypatch.setattr(clock, "perf_counter", lambda: time.perf_counter() + ahead)
+    control, done = RunControl(), []
+    control.step("phase")
+    train(parse(nest({**tiny_settings, "train.eval_every": 1})), wait_an_hour, control)
+    assert ahead == 3600 * 14  # before loading, before 3 × (sampling, scoring, updating), before 4 evaluations
+    spent = [(name, value) for m in done for name, value in asdict(m).items() if name.endswith("_seconds")]
+    assert len(spent) == 3 * 6
+    assert all(0 <= value < 1800 for _, value in spent), spent
 
 
 def test_breakpoints_are_read_from_what_people_write_and_the_rest_is_refused_with_a_way_out():

@@ -23,9 +23,11 @@ from grpo_core.types import (
     Group,
     GroupsScored,
     ModelLoaded,
+    Paused,
     Phase,
     PhaseStarted,
     Prompt,
+    Resumed,
     Rollout,
     RunStatus,
     StepCompleted,
@@ -95,6 +97,31 @@ def test_times_follow_the_status(store: Store) -> None:
     store.set_status(run_id, RunStatus.RUNNING)  # resumed: it has not ended, and what ended it is history
     assert (store.run(run_id).started_at, store.run(run_id).ended_at, store.run(run_id).error) == (started_at, None, None)
     store.set_status(run_id, RunStatus.STOPPED)
+
+
+def test_a_run_lasts_as_long_as_it_went_on_without_pauses_and_without_the_time_before_it_was_resumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id, lasted = store.create_run(RunConfig(), "a"), []
+
+    def at(seconds: float, what: object) -> None:
+        monkeypatch.setattr(time, "time", lambda: 1e9 + seconds)
+        store.set_status(run_id, what) if isinstance(what, RunStatus) else recorder(what)
+        lasted.append(store.run(run_id).duration_seconds)
+
+    with Recorder(store, run_id) as recorder:
+        at(5, RunStatus.STOPPED)  # in the queue: it never went on
+        at(10, RunStatus.LOADING)
+        at(20, Paused("wait"))
+        at(30, Paused("wait longer"))
+        at(50, Resumed())
+        at(70, RunStatus.STOPPED)
+        at(100, RunStatus.QUEUED)
+        at(160, RunStatus.LOADING)
+        at(165, Paused("wait"))
+        at(200, RunStatus.INTERRUPTED)
+        at(300, RunStatus.LOADING)
+        at(304, RunStatus.FINISHED)
+    # 10 to 20 and 50 to 70, 160 to 165, 300 to 304
+    assert lasted[3:] == [10.0, 10.0, 30.0, 30.0, 30.0, 35.0, 35.0, 35.0, 39.0]
 
 
 def test_loading_the_model_never_wakes_a_run_that_was_paused_meanwhile(store: Store) -> None:

@@ -94,8 +94,9 @@ def _progress(run: RunRow, total: int) -> str:
 
 
 def _live_facts(run: RunRow, recent: Sequence[Mapping[str, Any]], now: float) -> list[str]:
-    elapsed = max(0.0, now - run.started_at) if run.started_at else 0.0
-    facts = [f'<span class="clock" data-elapsed="{elapsed:.1f}">{duration(elapsed)}</span> elapsed']
+    elapsed = run.elapsed_seconds(now) or 0.0
+    ticks = f' class="clock" data-elapsed="{elapsed:.1f}"' if run.waiting_since is None else ""
+    facts = [f"<span{ticks}>{duration(elapsed)}</span> elapsed"]
     seconds = [row["step_seconds"] for row in recent[-RECENT_STEPS:] if is_number(row.get("step_seconds"))]
     tokens = [row["tokens"] for row in recent[-RECENT_STEPS:] if is_number(row.get("tokens"))]
     if seconds and sum(seconds) > 0:
@@ -104,6 +105,8 @@ def _live_facts(run: RunRow, recent: Sequence[Mapping[str, Any]], now: float) ->
         facts.append(f"{short(sum(tokens) / sum(seconds))} tokens/s")
     else:
         facts.append("time left is known after the first step")
+    if run.breakpoints:
+        facts.append(f"waits when {esc(run.breakpoints)}")
     return facts
 
 

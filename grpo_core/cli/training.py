@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from grpo_core.breakpoints import parse_breakpoints
+from grpo_core.breakpoints import as_text, parse_breakpoints
 from grpo_core.cli.command import AddCommand
 from grpo_core.cli.output import printable, run_line
 from grpo_core.cli.request import assignment, build_config, count, find_run
@@ -40,6 +40,7 @@ def add_commands(command: AddCommand) -> None:
     resume.add_argument("--step", type=count, metavar="N", help="branch from the checkpoint of this step (default: the newest)")
     resume.add_argument("--set", metavar="section.field=value", action="append", default=[], help="branch with one field changed; may be repeated")
     resume.add_argument("--name", help="a name for the branch")
+    resume.add_argument("--wait-when", metavar="CONDITIONS", help="other breakpoints than it had; '' for none")
     compare = command("compare", compare_command, "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.")
     compare.add_argument("presets", nargs="+", metavar="PRESET", help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough")
     compare.add_argument("--task", help="a task (default: the configuration's)")
@@ -54,6 +55,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
         add_plugins(arguments.rewards)
     config = build_config(arguments.config, arguments.preset, arguments.set)
+    parse_breakpoints(arguments.wait_when or "")
     # Imported here: torch takes seconds, and the other commands and wrong input need none of it.
     from grpo_core.policy import check_model
     from grpo_core.runs import default_name, prepare
@@ -92,6 +94,7 @@ def resume_command(arguments: argparse.Namespace) -> int:
     from grpo_core.resume import plan_branch, plan_resume
     from grpo_core.runs import prepare
 
+    parse_breakpoints(arguments.wait_when or "")
     store = Store(arguments.db)
     parent = find_run(store, arguments.run_id)
     changes = dict(map(assignment, arguments.set))
@@ -116,7 +119,9 @@ def _train_here(store: Store, run_id: str, config: RunConfig, start: Start | Non
     from grpo_core.trainer import train
 
     control = RunControl(store.checkpoint_folder(run_id), start)
-    control.set_breakpoints(parse_breakpoints(getattr(arguments, "wait_when", None) or ""))
+    if arguments.wait_when is not None:
+        store.set_breakpoints(run_id, as_text(parse_breakpoints(arguments.wait_when)))
+    control.set_breakpoints(parse_breakpoints(store.run(run_id).breakpoints))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: control.stop())
 

@@ -104,10 +104,12 @@ class Recorder:
                                (self.run_id, step, text(os.path.relpath(path, self.store.path.parent)), num_bytes, sha256))
                     db.executemany("DELETE FROM checkpoints WHERE run_id = ? AND step = ?", [(self.run_id, s) for s in dropped])
                 case Paused(reason):
-                    db.execute("UPDATE runs SET status = ?, error = ? WHERE id = ?", (RunStatus.PAUSED, text(reason), self.run_id))
+                    db.execute("UPDATE runs SET status = ?, error = ?, waiting_since = COALESCE(waiting_since, ?) WHERE id = ?",
+                               (RunStatus.PAUSED, text(reason), time.time(), self.run_id))
                 case Resumed():
-                    db.execute("UPDATE runs SET status = CASE WHEN env IS NULL THEN ? ELSE ? END, error = NULL WHERE id = ?",
-                               (RunStatus.LOADING, RunStatus.RUNNING, self.run_id))
+                    db.execute("UPDATE runs SET status = CASE WHEN env IS NULL THEN ?1 ELSE ?2 END, error = NULL, waiting_since = NULL, "
+                               "waited_seconds = waited_seconds + MAX(0, ?3 - COALESCE(waiting_since, ?3)) WHERE id = ?4",
+                               (RunStatus.LOADING, RunStatus.RUNNING, time.time(), self.run_id))
                 case Noticed(step, code, severity, message):
                     db.execute("DELETE FROM alerts WHERE run_id = ? AND code = ? AND dismissed_at IS NULL", (self.run_id, text(code)))
                     db.execute("INSERT INTO alerts (run_id, step, code, severity, message) SELECT ?1, ?2, ?3, ?4, ?5 "

@@ -47,12 +47,19 @@ class RunRow:
     reward_last: float | None
     heldout_before: float | None
     heldout_after: float | None  # None until there was a second evaluation to compare with
+    waited_seconds: float = 0.0  # paused, or ended until it was resumed; a wait that goes on is not in it
+    waiting_since: float | None = None
+    breakpoints: str = ""
 
     @property
     def duration_seconds(self) -> float | None:
-        """From start to end, or to the last sign of life of a run that still goes on."""
+        """How long it went on, until its end or its last sign of life."""
         until = self.ended_at or self.heartbeat_at
-        return None if self.started_at is None or until is None else max(0.0, until - self.started_at)
+        return None if until is None else self.elapsed_seconds(until)
+
+    def elapsed_seconds(self, now: float) -> float | None:
+        """From start to `now` without the time in which it stood still; None before the start."""
+        return None if self.started_at is None else max(0.0, (self.waiting_since or now) - self.started_at - self.waited_seconds)
 
 
 @dataclass(frozen=True, slots=True)

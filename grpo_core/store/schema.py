@@ -71,6 +71,13 @@ def _rollout_numbers(db: Database) -> None:
     db.table("rollouts").create_index(["group_id", "position", "reward", "advantage", "num_tokens", "finish_reason"])
 
 
+@MIGRATIONS(name="5 waiting")
+def _waiting(db: Database) -> None:
+    # How long a run stood still (paused, or ended until it was resumed), since when it does, and where a person wants it to wait.
+    for column in ("waited_seconds REAL NOT NULL DEFAULT 0", "waiting_since REAL", "breakpoints TEXT NOT NULL DEFAULT ''"):
+        db.execute(f"ALTER TABLE runs ADD COLUMN {column}")
+
+
 def _create(db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str) -> None:
     """columns: "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of that table."""
     kinds = dict(column.split() for column in columns.split(","))

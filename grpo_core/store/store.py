@@ -115,15 +115,22 @@ class Store(Queries):
         return run_id
 
     def set_status(self, run_id: str, status: RunStatus, error: str | None = None) -> None:
-        """Going live sets started_at once and clears ended_at and error; ending sets ended_at and keeps `error`."""
+        """Going live sets started_at once and clears ended_at and error; ending sets ended_at and keeps `error`.
+
+        A run that had started stands still from its end until it goes on, its time in the queue included.
+        """
         status = RunStatus(status)
-        started_at, ended_at = _times(status, time.time())
+        now = time.time()
+        started_at, ended_at = _times(status, now)
         with self.writing() as writer:
             with writer.transaction() as db:
                 done = db.execute(
-                    "UPDATE runs SET status = ?, error = ?, revision = revision + 1, started_at = COALESCE(started_at, ?), ended_at = ?, "
-                    "phase = CASE WHEN ? THEN phase END WHERE id = ?",
-                    (status, None if error is None else text(error), started_at, ended_at, status.is_live, text(run_id)))
+                    "UPDATE runs SET status = :status, error = :error, revision = revision + 1, started_at = COALESCE(started_at, :started), ended_at = :ended, "
+                    "waited_seconds = waited_seconds + CASE WHEN :goes AND started_at NOT NULL THEN MAX(0, :now - COALESCE(waiting_since, ended_at, :now)) ELSE 0 END, "
+                    "waiting_since = CASE WHEN :goes OR started_at IS NULL THEN NULL ELSE COALESCE(waiting_since, ended_at) END, "
+                    "heartbeat_at = CASE WHEN :goes THEN :now ELSE heartbeat_at END, phase = CASE WHEN :live THEN phase END WHERE id = :run",
+                    {"status": status, "error": None if error is None else text(error), "started": started_at, "ended": ended_at, "now": now,
+                     "goes": started_at is not None and status is not RunStatus.PAUSED, "live": status.is_live, "run": text(run_id)})
                 if not done.rowcount:
                     raise no_run(run_id)
             self._claim(writer, run_id, status)
@@ -191,6 +198,11 @@ class Store(Queries):
             done = db.execute("UPDATE runs SET name = ?, revision = revision + 1 WHERE id = ?", (name, text(run_id)))
             if not done.rowcount:
                 raise no_run(run_id)
+
+    def set_breakpoints(self, run_id: str, conditions: str) -> None:
+        """Where a person wants the run to wait, kept for the day on which it is resumed."""
+        with self.writing() as writer, writer.transaction() as db:
+            db.execute("UPDATE runs SET breakpoints = ?, revision = revision + 1 WHERE id = ?", (text(conditions), text(run_id)))
 
     def set_alerts(self, run_id: str, notices: Sequence[Notice]) -> None:
         """What the advisor says of a run now, in place of what it said before; what a person dismissed stays dismissed."""
