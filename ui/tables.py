@@ -90,26 +90,41 @@ def algorithm_of(run: RunRow) -> str:
     return str((run.config.get("algorithm") or {}).get("preset", NONE))
 
 
+def as_tree(runs: Sequence[RunRow]) -> list[tuple[RunRow, int]]:
+    """Every branch below the run that it branched from, with its depth; siblings keep their order. Whose parent is not among them stands at the top."""
+    listed = {run.id for run in runs}
+    children: dict[str | None, list[RunRow]] = {}
+    for run in runs:
+        children.setdefault(run.parent_run_id if run.parent_run_id in listed else None, []).append(run)
+    tree: list[tuple[RunRow, int]] = []
+    left = [(run, 0) for run in reversed(children.get(None, []))]
+    while left:
+        run, depth = left.pop()
+        tree.append((run, depth))
+        left += [(child, depth + 1) for child in reversed(children.get(run.id, []))]
+    return tree
+
+
 def run_table(runs: Sequence[RunRow], selected: Collection[str], in_view: str | None, sort: str, descending: bool) -> str:
-    """All runs. A row's box selects it; the name opens it."""
+    """All runs, branches below their parents. A row's box selects it; the name opens it."""
     numeric = {"steps", "reward", "heldout", "duration"}
     head = '<th scope="col"><span class="sr">selected</span></th>' + "".join(
         _heading(key, title, sort, descending, True, key in numeric) for key, title in RUN_COLUMNS.items())
     names = {run.id: run.name for run in runs}
-    body = "".join(_run_row(run, run.id in selected, run.id == in_view, names) for run in runs)
+    body = "".join(_run_row(run, depth, run.id in selected, run.id == in_view, names) for run, depth in as_tree(runs))
     return f'<div class="scroll"><table class="list runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _run_row(run: RunRow, selected: bool, in_view: bool, names: Mapping[str, str]) -> str:
+def _run_row(run: RunRow, depth: int, selected: bool, in_view: bool, names: Mapping[str, str]) -> str:
     name = esc(run.name)
     parent = f'<span class="by">↳ from “{esc(names.get(run.parent_run_id, run.parent_run_id))}”, step {run.parent_step or 0:,}</span>' if run.parent_run_id else ""
-    here = ' aria-current="true"' if in_view else ""
+    here, indent = ' aria-current="true"' if in_view else "", f' style="--depth:{depth}"' if depth else ""
     model = run.model.replace("\\", "/").rstrip("/").rpartition("/")[2] or run.model  # a folder's path is long; the whole is in the title
     return (
         f'<tr class="{"chosen" if selected else ""}"{here}>'
         f'<td><button type="button" class="box" role="checkbox" aria-checked="{str(selected).lower()}" aria-label="Select {name}" '
         f'data-do="select" data-run="{esc(run.id)}"></button></td>'
-        f'<td class="name"><button type="button" class="link" data-do="open" data-run="{esc(run.id)}" title="Open {name}">{name}</button>{parent}</td>'
+        f'<td class="name"{indent}><button type="button" class="link" data-do="open" data-run="{esc(run.id)}" title="Open {name}">{name}</button>{parent}</td>'
         f'<td>{pill(run.status)}</td><td title="{esc(run.model)}">{esc(model)}</td><td>{esc(run.task)}</td><td>{esc(run.rubric)}</td>'
         f'<td>{esc(algorithm_of(run))}</td><td class="num">{_steps(run)}</td>'
         f'<td class="num">{_arrow(number(run.reward_first), number(run.reward_last))}</td>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -237,6 +238,11 @@ def test_a_branch_is_chosen_from_the_checkpoints_there_are_and_shown_below_its_p
     child = store.create_run(parse(store.run(parent).config), "child", parent=(parent, 3))
     table = listing(views)[0]
     assert "↳ from “the &lt;parent&gt;”, step 3" in table
+    grandchild = store.create_run(parse(store.run(parent).config), "grandchild", parent=(child, 4))
+    newest = record_run(store, "newest, by itself")
+    rows = re.findall(r'<td class="name"(?: style="--depth:(\d)")?><button [^>]*data-run="([^"]+)"', listing(views)[0])
+    assert rows == [("", newest), ("", parent), ("1", child), ("2", grandchild)]  # by itself it would be newest first
+    assert re.findall(r'<td class="name"(?: style="--depth:(\d)")?><button', listing(views, search="child")[0]) == ["", "1"]  # the parent is filtered away
     runs.refuse = None
     assert resume_run(runs, views, json.dumps([child])) == ""
     assert runs.said == [("resume", child)]
