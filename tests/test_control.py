@@ -15,6 +15,7 @@ import grpo_core.draw as draw
 from grpo_core.breakpoints import parse_breakpoints
 from grpo_core.config import nest, parse
 from grpo_core.control import RunControl
+from grpo_core.desk import Desk
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.runs import RunManager, execute
 from grpo_core.trainer import train
@@ -240,6 +241,22 @@ def test_no_time_passes_for_a_run_that_waits_wherever_it_does(tiny_settings, mon
     spent = [(name, value) for m in done for name, value in asdict(m).items() if name.endswith("_seconds")]
     assert len(spent) == 3 * 6
     assert all(0 <= value < 1800 for _, value in spent), spent
+
+
+def test_a_run_that_waits_lends_its_policies_to_the_playground_and_goes_on_as_if_nobody_had_asked(manager, tiny_settings):
+    store, config = manager.store, configured(tiny_settings, **{"train.learning_rate": 0.03})
+    alone = manager.start(config)
+    wait_for(manager, alone, RunStatus.FINISHED)
+    run_id = started_paused(manager, config, "step = 4")
+    desk = Desk(store, lambda: manager.current is not None)
+    played = desk.play(run_id, "Q: 1+2=?", "3", [0, 2], 4, 1.0)
+    before, after = ([r.completion.text for r in side.rollouts] for side in played.sides)
+    assert len(before) == len(after) == 4
+    assert before != after  # two different policies were asked
+    assert store.run(run_id).status is RunStatus.PAUSED
+    manager.resume(run_id)
+    wait_for(manager, run_id, RunStatus.FINISHED)
+    assert record(store, run_id) == record(store, alone)
 
 
 def test_breakpoints_are_read_from_what_people_write_and_the_rest_is_refused_with_a_way_out():

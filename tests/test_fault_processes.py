@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 
+import gradio as gr
 import pytest
+from browser.live_server import Server
+from gradio_client import Client
 from processes import ENV, ROOT, another_process, until
 from test_control import wait_for
 from test_resume import configured
@@ -17,6 +20,7 @@ from grpo_core.runs import RunManager
 from grpo_core.store import Store
 from grpo_core.trainer import train
 from grpo_core.types import RunStatus
+from ui.control import states
 
 pytestmark = pytest.mark.faults
 
@@ -52,6 +56,33 @@ def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_th
     run = store.runs()[0]
     assert json.loads(out.strip().splitlines()[-1])["status"] == run.status == "stopped"
     assert [c.step for c in store.checkpoints(run.id)] == [run.steps_done]
+
+
+def test_a_server_told_to_end_saves_its_run_is_gone_in_time_and_the_next_one_offers_to_resume_it(tiny_settings, tmp_path):
+    server = Server(tmp_path / "runs.sqlite")
+    try:
+        settings = {**tiny_settings, "model.name": str(tiny_settings["model.name"]), "train.steps": 100_000, "train.checkpoint_every": 100_000}
+        run_id = Client(server.url, verbose=False).predict(settings=settings, name="going", wait_when="kl > 1e9", api_name="/start")["id"]
+        store = Store(server.db)
+        until(lambda: store.run(run_id).steps_done >= 3, 60)
+        asked = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 0
+        assert time.monotonic() - asked < 10
+        run = store.run(run_id)
+        assert (run.status, run.error) == (RunStatus.STOPPED, None)
+        assert [c.step for c in store.checkpoints(run_id)] == [run.steps_done]
+        assert store.is_free()
+        server.start()
+        assert states(store.run(run_id))[2] == gr.update(interactive=True)  # Resume
+        client = Client(server.url, verbose=False)
+        client.predict(run=run_id, api_name="/resume")
+        until(lambda: store.run(run_id).steps_done > run.steps_done, 60)
+        assert store.run(run_id).breakpoints == "kl > 1000000000"
+        client.predict(run=run_id, api_name="/stop")
+        assert [s["step"] for s in store.steps(run_id, 10**6)][: run.steps_done + 1] == list(range(1, run.steps_done + 2))
+    finally:
+        server.close()
 
 
 # ---- F10: two servers ------------------------------------------------------------------------------------------------

@@ -176,6 +176,35 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(store, tiny_se
     assert record(store, cut) == record(store, whole)
 
 
+def test_micro_batches_that_memory_halved_stay_so_in_a_resumed_run_although_there_is_room_again(store, tiny_settings, monkeypatch):
+    import grpo_core.trainer as trainer
+
+    class Device:  # with room for 60 tokens at a time while it is tight: a group is 44 at most, the batch of two groups more
+        tight = True
+
+        def load(self, *arguments, load=trainer.load_policy):
+            policy = load(*arguments)
+            policy.model.get_input_embeddings().register_forward_pre_hook(self.allocate)
+            return policy
+
+        def allocate(self, embedding, inputs):
+            if self.tight and torch.is_grad_enabled() and inputs[0].numel() > 60:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    device = Device()
+    monkeypatch.setattr(trainer, "load_policy", device.load)
+    config = configured(tiny_settings)
+    device.tight = False
+    roomy = whole_run(store, config)
+    device.tight = True
+    whole = whole_run(store, config)
+    assert max(s["micro_batch_tokens"] for s in store.steps(whole)) <= 60 < min(s["micro_batch_tokens"] for s in store.steps(roomy))
+    cut = cut_short(store, config, lambda e: isinstance(e, StepCompleted) and e.step == 3)
+    device.tight = False
+    assert resume(store, cut) == 2
+    assert record(store, cut) == record(store, whole) != record(store, roomy)
+
+
 def test_without_any_checkpoint_a_run_begins_anew_and_is_the_same_run(store, tiny_settings):
     config = configured(tiny_settings, **{"train.checkpoint_every": 0})
     whole = whole_run(store, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import gradio as gr
@@ -14,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+import app
 from grpo_core.errors import StudioError
 from grpo_core.run_log import RunLog
 from grpo_core.store import Recorder
@@ -62,6 +64,13 @@ def test_the_page_makes_no_request_to_another_machine():
     assert "http://" not in options["head"]
     assert "https://" not in options["head"]
     assert options["theme"]._stylesheets == []
+
+
+def test_without_its_package_the_tool_server_is_refused_with_the_way_out_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mcp", None)  # as on a machine that has it not
+    assert app.main(["--mcp", "--db", str(tmp_path / "runs.sqlite")]) == 2
+    assert capsys.readouterr().err == "error: --mcp needs the package mcp. Install it: pip install 'gradio[mcp]'.\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_colours_and_sizes_stand_in_one_file():
