@@ -1,4 +1,4 @@
-"""Token ids of a step's rollouts, how they are cut into micro-batches, and the two ways to lay them out for a forward pass."""
+"""Token ids of a step's rollouts, how they are cut into micro-batches, and two ways to lay them out for any model's own forward pass."""
 
 from __future__ import annotations
 

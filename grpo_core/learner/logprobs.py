@@ -38,7 +38,8 @@ def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Cal
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
 
     Only completion tokens reach the output layer. Entropy is left out, or carries a gradient, only when asked to.
-    A batch with siblings is packed, one without is not, unless `layout` says so.
+    A batch with siblings shares their prompts, end to end where the architecture is ours and packed where not; one without does not; unless
+    `layout` says so.
     """
     found = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS, recompute=recompute)
     mask = batch.completion_mask
