@@ -180,7 +180,7 @@ def why_table(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[s
     total = sum(r.advantage for r in rollouts if is_number(r.advantage))
     return (
         f'<div class="says">{verdict_pill(group.verdict)}<span>{esc(verdict_sentence(group, config))}</span></div>'
-        f'<h3>Why these advantages</h3><div class="scroll"><table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th>{head}'
+        f'<h2>Why these advantages</h2><div class="scroll" tabindex="0" role="region" aria-label="Scores, reward and advantage of every completion"><table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th>{head}'
         f'<th scope="col">reward</th><th scope="col">A</th>{moved}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="calc"><code>{esc(_formula(group, rollouts, config))}</code>'
         f'<span>mean <b>{number(group.reward_mean, digits + 1)}</b></span><span>std <b>{number(group.reward_std, digits + 1)}</b></span>'

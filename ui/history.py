@@ -34,7 +34,7 @@ def through_time(visits: Sequence[GroupRow], now: GroupRow, outcome: str | None)
     change = ""
     if first and last:
         left, right = diff(first[0].text, last[0].text)
-        change = (f'<h3>Best completion, step {visits[0].step:,} and step {visits[-1].step:,}</h3><div class="two">{_card(first[0], left, f"Step {visits[0].step:,}")}'
+        change = (f'<h2>Best completion, step {visits[0].step:,} and step {visits[-1].step:,}</h2><div class="two">{_card(first[0], left, f"Step {visits[0].step:,}")}'
                   f'{_card(last[0], right, f"Step {visits[-1].step:,}")}</div>{_marks()}')
     return (f'<p class="calc"><span>{count(len(visits), "visit")}</span></p><div class="scroll"><table class="list"><thead><tr><th scope="col" class="num">Step</th>'
             f'<th scope="col" class="num">Right</th><th scope="col" class="num">Mean</th><th scope="col">Best</th><th scope="col">Worst</th><th scope="col">Verdict</th></tr></thead>'

@@ -18,3 +18,14 @@ document.addEventListener('click', event => {
   root.dataset[key] = root.dataset[key] === 'on' ? '' : 'on';
   window.studioToggles();
 });
+// Gradio gives every radio button a name of its own, so the browser knows no group and arrows do nothing: here they move the choice.
+document.addEventListener('keydown', event => {
+  const by = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+  const group = by && event.target.matches('input[type=radio][name^="radio-"]') && event.target.closest('.wrap');
+  if (!group || event.altKey || event.ctrlKey || event.metaKey) return;
+  const all = [...group.querySelectorAll('input[type=radio]:not(:disabled)')];
+  const next = all[(all.indexOf(event.target) + by + all.length) % all.length];
+  event.preventDefault();
+  next.focus();
+  next.click();
+});
