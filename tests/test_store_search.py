@@ -14,6 +14,7 @@ from grpo_core.config import RunConfig
 from grpo_core.downsample import stride
 from grpo_core.errors import StudioError
 from grpo_core.store import Recorder, Store, search
+from grpo_core.store.rollouts import Wanted
 from grpo_core.types import (
     GroupsScored,
     StepCompleted,
@@ -45,6 +46,7 @@ def test_search_finds_literally_what_was_typed_with_and_without_the_index(
         store: Store, monkeypatch: pytest.MonkeyPatch, indexed: bool, query: str, texts: list[str], prompt: str, around: str) -> None:
     monkeypatch.setattr(search, "SCANNED", 0 if indexed else 1000)
     monkeypatch.setattr(search, "BATCH", 1 if indexed else 1000)
+    monkeypatch.setattr(search, "BUDGET_SECONDS", 60.0)  # the whole index before the answer
     texts[0] = around + query + texts[0]
     run_id = (store.runs() and store.runs()[0].id) or store.create_run(RunConfig(), "a", status=FINISHED)
     with Recorder(store, run_id) as recorder:  # replaces the groups of the example before, whose ids are used again
@@ -58,8 +60,29 @@ def test_search_finds_literally_what_was_typed_with_and_without_the_index(
         assert raw(store, "SELECT COUNT(*) FROM completions_fts_docsize")[0][0] > 0  # it was the index that answered
 
 
+@pytest.mark.parametrize("ask", ["groups", "rollouts"])
+def test_while_the_index_is_built_a_search_answers_from_its_two_ends_and_says_how_much_lies_between(store: Store, monkeypatch: pytest.MonkeyPatch, ask: str) -> None:
+    run_id = recorded(store, GroupsScored(1, tuple(group(rollout(f"word {n}")) for n in range(1, 31))))  # 30 completions with ids 1 … 30
+    monkeypatch.setattr(search, "BATCH", 2)
+    monkeypatch.setattr(search, "SCANNED", 10)
+    monkeypatch.setattr(search, "BUDGET_SECONDS", 0.0)  # one batch: 1 and 2
+    go_on = search._go_on
+    monkeypatch.setattr(search, "_go_on", lambda *_: None)  # the thread has not come to it yet
+
+    def found() -> tuple[int, int]:
+        page = store.groups(run_id, search="word") if ask == "groups" else store.find_rollouts(run_id, Wanted("word"))
+        return page.total, page.unsearched
+
+    assert found() == (2 + 10, 18)  # 1, 2 from the index; 21 … 30 read; 3 … 20 neither
+    monkeypatch.setattr(search, "_go_on", go_on)
+    found()
+    store._writer.indexer.join(timeout=60)
+    assert found() == (30, 0)
+
+
 def test_search_finds_a_completion_that_got_the_id_of_a_deleted_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "SCANNED", 0)
+    monkeypatch.setattr(search, "BUDGET_SECONDS", 60.0)
     old = recorded(store, GroupsScored(1, (group(rollout("first"), rollout("second")),)))
     assert store.groups(old, search="first").total == 1  # both are in the index now
     store.delete(old)

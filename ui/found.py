@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_core.store import RolloutPage
 from ui.cards import verdict_pill
-from ui.text import esc, number, signed
+from ui.text import esc, indexing, number, signed
 
 BOUNDS = ("reward_from", "reward_to", "advantage_from", "advantage_to", "tokens_from", "tokens_to")
 SORTS = {"newest": "newest", "reward": "reward", "advantage": "advantage", "tokens": "length"}
@@ -53,5 +53,5 @@ def rollout_table(page: RolloutPage, offset: int, limit: int, opened: tuple[int,
     pager = (f'<div class="pager"><span class="fact">{offset + 1:,}–{last:,} of {total} completions</span>'
              f'<button type="button" class="icon" data-do="turn" data-by="-1" aria-label="Previous page"{off[offset == 0]}>‹</button>'
              f'<button type="button" class="icon" data-do="turn" data-by="1" aria-label="Next page"{off[not more and last >= page.total]}>›</button></div>')
-    return ('<div class="scroll"><table class="list groups"><thead><tr><th scope="col" class="num">Step</th><th scope="col">Completion</th><th scope="col" class="num">Reward</th>'
+    return (f'{indexing(page.unsearched)}<div class="scroll"><table class="list groups"><thead><tr><th scope="col" class="num">Step</th><th scope="col">Completion</th><th scope="col" class="num">Reward</th>'
             f'<th scope="col" class="num">A</th><th scope="col" class="num" title="tokens; ✂ cut at the limit">Tokens</th><th scope="col">Verdict</th></tr></thead><tbody>{rows}</tbody></table></div>{pager}')

@@ -18,7 +18,7 @@ from ui.live_chart import live_chart
 from ui.opened import ShowOpened, build_opened, open_place
 from ui.panel import QUIET, one_of, panel, script, typing
 from ui.setup import Setup
-from ui.text import count, esc, is_number
+from ui.text import count, esc, indexing, is_number
 from ui.train import SKIP, Frame, parse_tokens, token
 from ui.views import Views
 
@@ -212,13 +212,15 @@ class ShowGroups:
         if was.get("wish") != token(wish) or shown == 0:
             shown = total  # a new question is answered with everything there is
         first = place.parse(was.get("first"))
-        out_table = SKIP
+        out_table, filling = SKIP, False
         if redraw:
-            out_table, first = self._table(run, *wish[1:4], now, at)
+            out_table, first, filling = self._table(run, *wish[1:4], now, at)
         at = at or first
         tokens |= {"total": shown, "wish": token(wish), "first": place.text(first), "newer": str(total - shown)}
         if redraw and opened == "" and first and run:  # the first row stands open: mark it
-            out_table, _ = self._table(run, *wish[1:4], now, first)
+            out_table, _, filling = self._table(run, *wish[1:4], now, first)
+        if filling:
+            tokens["table"] = ""  # the next poll asks again
         return [
             tables.verdict_chips(counts, now["verdict"], now["steps"]) if tokens["chips"] != was.get("chips") else SKIP,
             charts.verdicts(views.verdict_series(run.id) if run else [], str(run_id)) if tokens["series"] != was.get("series") else SKIP,
@@ -230,10 +232,10 @@ class ShowGroups:
         ]
 
     def _table(self, run: RunRow | None, search: str, low: float | None, high: float | None, now: dict[str, Any],
-               at: place.Place | None) -> tuple[str, place.Place | None]:
-        """The table and the place of its first row."""
+               at: place.Place | None) -> tuple[str, place.Place | None, bool]:
+        """The table, the place of its first row, and whether it will have more once the search index is built."""
         if run is None:
-            return status.empty("The groups of a run appear here", "Start one on the Train tab, or choose one above."), None
+            return status.empty("The groups of a run appear here", "Start one on the Train tab, or choose one above."), None, False
         if now["mode"] == "rollouts":
             return self._rollouts(run, search, now, at)
         steps = now["steps"] or [None, None]
@@ -242,23 +244,23 @@ class ShowGroups:
                                            step_from=steps[0], step_to=steps[1],
                                            sort=now["sort"], descending=now["descending"], limit=PAGE, offset=now["offset"])
         except StudioError as error:
-            return status.banner("The groups could not be searched.", str(error)), None
+            return status.banner("The groups could not be searched.", str(error)), None, False
         if not page.rows:
-            return _nothing(run, bool(search or now["verdict"] or now["steps"] or low is not None or high is not None)), None
+            return indexing(page.unsearched) + _nothing(run, bool(search or now["verdict"] or now["steps"] or low is not None or high is not None)), None, page.unsearched > 0
         first = (page.rows[0].step, page.rows[0].position)
-        return tables.group_table(page, highest_reward(run.config), now["offset"], PAGE, now["sort"], now["descending"], at), first
+        return tables.group_table(page, highest_reward(run.config), now["offset"], PAGE, now["sort"], now["descending"], at), first, page.unsearched > 0
 
-
-    def _rollouts(self, run: RunRow, search: str, now: dict[str, Any], at: place.Place | None) -> tuple[str, place.Place | None]:
+    def _rollouts(self, run: RunRow, search: str, now: dict[str, Any], at: place.Place | None) -> tuple[str, place.Place | None, bool]:
         """One page of completions, and the place of the first one's group."""
         where = now["where"]
         try:
             page = self.views.store.find_rollouts(run.id, wanted(now, search), where.get("sort") or "newest", where.get("up") is not True, PAGE, now["offset"])
         except StudioError as error:
-            return status.banner("The completions could not be searched.", str(error)), None
+            return status.banner("The completions could not be searched.", str(error)), None, False
         if not page.rows:
-            return status.empty("No completion matches", "Empty the search box, choose “all”, or widen the bounds."), None
-        return found.rollout_table(page, now["offset"], PAGE, at), (page.rows[0].step, page.rows[0].group)
+            nothing = status.empty("No completion matches", "Empty the search box, choose “all”, or widen the bounds.")
+            return indexing(page.unsearched) + nothing, None, page.unsearched > 0
+        return found.rollout_table(page, now["offset"], PAGE, at), (page.rows[0].step, page.rows[0].group), page.unsearched > 0
 
 
 def _nothing(run: RunRow, filtered: bool) -> str:

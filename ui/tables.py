@@ -9,7 +9,7 @@ from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import GroupPage, GroupSummary, RunRow
 from ui.cards import verdict_pill
 from ui.status import pill
-from ui.text import NONE, count, digits_apart, duration, esc, is_number, number, percent, plain, when
+from ui.text import NONE, count, digits_apart, duration, esc, indexing, is_number, number, percent, plain, when
 
 # key of store.groups(sort=…) -> (title, whether the column is one of numbers)
 GROUP_COLUMNS = {"step": ("Step", True), None: ("Prompt", False), "rewards": ("Rewards", False), "reward_mean": ("Mean", True),
@@ -53,7 +53,7 @@ def group_table(page: GroupPage, highest: float, offset: int, limit: int, sort: 
         f'<div class="pager"><span class="fact">{offset + 1:,}–{last:,} of {count(page.total, "group")}</span>'
         f'<button type="button" class="icon" data-do="turn" data-by="-1" aria-label="Previous page"{_off(offset == 0)}>‹</button>'
         f'<button type="button" class="icon" data-do="turn" data-by="1" aria-label="Next page"{_off(last >= page.total)}>›</button></div>')
-    return (f'<div class="scroll"><table class="list groups"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{pager}')
+    return (f'{indexing(page.unsearched)}<div class="scroll"><table class="list groups"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{pager}')
 
 
 def _group_row(group: GroupSummary, highest: float, selected: bool) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from grpo_core.escape import esc, visible
 
-__all__ = ["MINUS", "NONE", "count", "digits_apart", "duration", "esc", "is_number", "number", "percent", "plain", "short", "signed", "size", "visible", "when"]
+__all__ = ["MINUS", "NONE", "count", "digits_apart", "duration", "esc", "indexing", "is_number", "number", "percent", "plain", "short", "signed", "size", "visible", "when"]
 
 MINUS, NONE = "−", "–"
 
@@ -90,6 +90,11 @@ def when(timestamp: float | None, now: float | None = None) -> str:
         return NONE
     then, today = time.localtime(timestamp), time.localtime(now)
     return time.strftime("%H:%M" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def indexing(unsearched: int) -> str:
+    """What a search has not looked into yet, as a paragraph; empty once the index is whole."""
+    return f'<p class="note" role="status">The index is being built: {count(unsearched, "completion")} not searched yet. This list fills by itself.</p>' if unsearched else ""
 
 
 def count(n: int, noun: str) -> str:

@@ -90,6 +90,7 @@ class Writer:
         self.path = path
         self.connection: sqlite3.Connection | None = None
         self.owned: set[str] = set()  # the live runs of this process; while there is one, the file is held
+        self.indexer: threading.Thread | None = None  # builds the search index, see search.py
         self._holders = 0
         self._inode = 0
         self._mutex = threading.RLock()

@@ -131,8 +131,9 @@ class GroupQueries:
                 where.append(sql)
                 values.append(integer(value) if "step" in sql else value)
         search = text(search or "").strip()
+        unsearched = 0
         if search:
-            sql, more = fulltext.condition(self._readers, self._writer, search)
+            sql, more, unsearched = fulltext.condition(self._readers, self._writer, search)
             where.append(sql)
             values += more
         matching = f"FROM groups g WHERE {' AND '.join(where)}"
@@ -141,7 +142,7 @@ class GroupQueries:
         first, last = max(0, integer(offset)), max(0, integer(offset)) + max(0, min(integer(limit), MAX_PAGE))
         if search:  # too dear to be done twice, for a page and for the total; and it has to look at everything anyway
             found = self._readers.all(ordered, values)
-            return GroupPage(self._summaries([row["id"] for row in found[first:last]]), len(found))
+            return GroupPage(self._summaries([row["id"] for row in found[first:last]]), len(found), unsearched)
         found = self._readers.all(f"{ordered} LIMIT ? OFFSET ?", (*values, last - first, first))
         return GroupPage(self._summaries([row["id"] for row in found]), self._readers.all(f"SELECT COUNT(*) {matching}", values)[0][0])
 

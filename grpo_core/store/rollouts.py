@@ -49,20 +49,21 @@ def find(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, sort: st
     limit, offset = max(0, min(int(limit), MAX_PAGE)), max(0, min(int(offset), 2**40))
     where, values = _where(run_id, wanted)
     order = SORTS[sort].format("DESC" if descending else "ASC")
-    query = text(wanted.search or "").strip()[: search.MAX_CHARS]
+    query, unsearched = text(wanted.search or "").strip()[: search.MAX_CHARS], 0
     if not query:
         found = readers.all(f"SELECT r.id {_FROM} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", (*values, limit, offset))
         total = readers.all(f"SELECT COUNT(*) FROM (SELECT 1 {_FROM} WHERE {where} LIMIT ?)", (*values, COUNTED + 1))[0][0]
         ids = [row["id"] for row in found]
     else:
-        everything = [row["id"] for row in _matching(readers, writer, where, values, query)]
+        matching, unsearched = _matching(readers, writer, where, values, query)
+        everything = [row["id"] for row in matching]
         total = len(everything)
         if sort == "newest":
             ids = (everything if descending else everything[::-1])[offset : offset + limit]
         else:
             marks = ", ".join("?" * len(everything))
             ids = [row["id"] for row in readers.all(f"SELECT r.id {_FROM} WHERE r.id IN ({marks}) ORDER BY {order} LIMIT ? OFFSET ?", (*everything, limit, offset))]
-    return RolloutPage(list(_rows(readers, ids, query)), total, COUNTED)
+    return RolloutPage(list(_rows(readers, ids, query)), total, COUNTED, unsearched)
 
 
 def ids_of(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, most: int) -> list[int]:
@@ -70,7 +71,7 @@ def ids_of(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, most: 
     where, values = _where(run_id, wanted)
     query = text(wanted.search or "").strip()[: search.MAX_CHARS]
     if query:
-        return [row["id"] for row in _matching(readers, writer, where, values, query, most)]
+        return [row["id"] for row in _matching(readers, writer, where, values, query, most)[0]]
     return [row["id"] for row in readers.all(f"SELECT r.id {_FROM} WHERE {where} ORDER BY {SORTS['newest'].format('DESC')} LIMIT ?", (*values, most))]
 
 
@@ -87,18 +88,18 @@ def _where(run_id: str, wanted: Wanted) -> tuple[str, list[Any]]:
     return " AND ".join(sql), values
 
 
-def _matching(readers: Readers, writer: Writer, where: str, values: list[Any], query: str, most: int = COUNTED + 1) -> list[Any]:
-    """Ids of completions with `query` in them, newest first: those that are not in the index yet are read, then the index is asked."""
+def _matching(readers: Readers, writer: Writer, where: str, values: list[Any], query: str, most: int = COUNTED + 1) -> tuple[list[Any], int]:
+    """Ids of completions with `query` in them, newest first: the newest are read, then the index is asked. And how many were left out between."""
     pattern, trigrams = search.like(query), search.trigrams_of(query)
-    indexed = search.catch_up(readers, writer) if trigrams else 0
+    reach = search.catch_up(readers, writer) if trigrams else search.Reach(0, 0)
     like = "r.text LIKE ? ESCAPE '\\'"
     # CROSS JOIN keeps the order of the tables: from the newest rollout back, until there are enough.
     found = readers.all(f"SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id WHERE r.id > ? AND {like} AND {where} ORDER BY r.id DESC LIMIT ?",
-                        (indexed, pattern, *values, most))
-    if indexed and len(found) < most:
+                        (reach.read_after, pattern, *values, most))
+    if reach.indexed and len(found) < most:
         found += readers.all(f"SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid CROSS JOIN groups g ON g.id = r.group_id "
                              f"WHERE completions_fts MATCH ? AND {like} AND {where} ORDER BY f.rowid DESC LIMIT ?", (trigrams, pattern, *values, most - len(found)))
-    return found
+    return found, reach.unsearched
 
 
 def _rows(readers: Readers, ids: list[int], query: str) -> Iterator[FoundRollout]:

@@ -128,6 +128,7 @@ class GroupPage:
 
     rows: list[GroupSummary]
     total: int
+    unsearched: int = 0  # completions that a search left out, because the index does not hold them yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +176,4 @@ class RolloutPage:
     rows: list[FoundRollout]
     total: int
     counted: int
+    unsearched: int = 0  # as in GroupPage
