@@ -59,11 +59,14 @@ def advantages_of(scores: Sequence[Scores], given: Sequence[float | None], keys:
     if config.rubric.gate and rubric.outcome:
         scores = gated(scores, keys, rubric.outcome)
     weights = rubric.weights
-    plain = [total(s, weights) if own is None else own for s, own in zip(scores, given, strict=True)]
+    distinct = {id(s): s for s in scores}  # equal scores of stored rows are one object: each is added up once
+    sums = {key: total(s, weights) for key, s in distinct.items()}
+    plain = [sums[id(s)] if own is None else own for s, own in zip(scores, given, strict=True)]
     spread = spread.including(plain)
     # float64: the record must equal what anyone recomputes from the stored rewards.
     rewards = torch.tensor([_nan(r) for r in shaped(plain, config.rubric, spread)], dtype=torch.float64)  # (B,)
-    by_criterion = torch.tensor([[_nan(s.get(name)) for name in weights] for s in scores], dtype=torch.float64)  # (B, K)
+    rows = dict(zip(distinct, range(len(distinct)), strict=True))
+    by_criterion = torch.tensor([[_nan(s.get(name)) for name in weights] for s in distinct.values()], dtype=torch.float64)[[rows[id(s)] for s in scores]]  # (B, K)
     return compare(ADVANTAGES[config.algorithm.advantage], rewards, by_criterion, torch.tensor(list(weights.values())), keys), rewards, spread
 
 

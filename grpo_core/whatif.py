@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -85,6 +86,45 @@ def what_if(store: Store, run_id: str, config: RunConfig, group_id: int | None =
     teach, teach_then = {c.group_id for c in changed if c.advantage}, {c.group_id for c in changed if c.advantage_then}
     tied, tied_then = (1 - len(some) / len(groups) if groups else 0.0 for some in (teach, teach_then))
     return Answer(changed, len(groups), tied, tied_then)
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What another KL coefficient would have done to a group's loss, at the log-probabilities that were recorded. `loss`es are the group's part of the step's."""
+
+    coef: float
+    coef_then: float
+    loss: float
+    loss_then: float
+    turned: int  # tokens whose gradient would have had the other sign
+    num_tokens: int
+    share: float  # Σ|gradient of KL| over Σ|gradient of the rest|, then
+    measured: int  # completions with reference log-probabilities
+    recorded: int  # completions with tokens
+    size: int
+
+
+def kl_pull(store: Store, run_id: str, group_id: int, config: RunConfig, coef: float) -> Pull | None:
+    """The group's token terms under another coefficient; None where no tokens were recorded. KL itself stays what it was: another coefficient makes
+    another policy from the second step on, and what that policy's KL would have been no rows can tell."""
+    from grpo_core.token_terms import step_facts, token_terms
+
+    group = store.group(group_id)
+    facts = step_facts(store, run_id, group.step, config)
+    loss = loss_then = kl_push = push = 0.0
+    turned = num_tokens = measured = recorded = 0
+    for rollout in group.rollouts:
+        row = store.token_row(rollout.id)
+        now, then, without = (row and token_terms(row, rollout.advantage or 0.0, rollout.finish_reason, replace(facts, kl_coef=c), config) for c in (facts.kl_coef, coef, 0.0))
+        if not now or not then or not without:
+            continue
+        recorded, measured, num_tokens = recorded + 1, measured + (row.ref_logprobs is not None), num_tokens + len(now.term)
+        loss, loss_then = loss + sum(now.term), loss_then + sum(then.term)
+        turned += sum(a * b < 0 for a, b in zip(now.gradient, then.gradient, strict=True))
+        push, kl_push = push + sum(map(abs, without.gradient)), kl_push + sum(abs(a - b) for a, b in zip(then.gradient, without.gradient, strict=True))
+    if not recorded:
+        return None
+    return Pull(facts.kl_coef, coef, loss, loss_then, turned, num_tokens, kl_push / push if push else math.inf, measured, recorded, len(group.rollouts))
 
 
 @contextmanager

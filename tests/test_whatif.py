@@ -108,6 +108,29 @@ def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(store, 
         assert total == pytest.approx(store.steps(run_id)[step - 1]["loss"], abs=1e-5)
 
 
+def test_another_kl_coefficient_changes_the_loss_by_its_share_of_the_measured_kl_and_no_advantage(store, tiny_settings):
+    settings = prepare(parse(nest({**tiny_settings, "rubric.criteria": [{"name": "length", "check": "length", "weight": 1.0, "params": {"min_tokens": 8}},
+                                                                          {"name": "language", "check": "language", "weight": 1.0}], "rubric.name": "custom",
+                                   "algorithm.kl_coef": 0.5, "train.learning_rate": 0.01})))
+    run_id = store.create_run(settings, "tiny")
+    assert execute(store, run_id, settings, train, RunControl()) == "finished"
+    recorded = store.steps(run_id)[2]
+    assert recorded["kl"] > 1e-3  # else there is nothing to weigh
+    at = {coef: [whatif.kl_pull(store, run_id, group, settings, coef) for group in store.group_ids(run_id, 3)] for coef in (0.5, 0.1, 0.0)}
+    # loss = rest + 0.5 · KL, a mean over the step's tokens, as KL is: so with 0.1 it is less by 0.4 · KL.
+    assert sum(p.loss for p in at[0.1]) == pytest.approx(recorded["loss"], abs=1e-5)
+    assert sum(p.loss_then for p in at[0.1]) == pytest.approx(recorded["loss"] - 0.4 * recorded["kl"], abs=1e-5)
+    assert [(p.loss_then, p.turned) for p in at[0.5]] == [(p.loss, 0) for p in at[0.5]]
+    assert [p.share for p in at[0.0]] == [0.0] * len(at[0.0])
+    assert all(p.share > 0 for p in at[0.1])
+    assert ask(store, run_id, **{"algorithm.kl_coef": 0.1}).largest_change == 0.0
+
+
+def test_a_group_without_recorded_tokens_has_no_kl_to_weigh(store):
+    run_id, group = stored(store, [(1, 1), (0, 1)], [1.2, 0.2], [0.707, -0.707])
+    assert whatif.kl_pull(store, run_id, group, config(), 0.1) is None
+
+
 def test_a_tokens_gradient_and_clip_state_are_the_losss_own(store):
     # two updates; in the second the ratios are e^.5 = 1.65 (clipped at 1.2 with A > 0) and e^-.1
     from array import array

@@ -204,7 +204,11 @@ class ShowOpened:
         except (InvalidConfig, ValueError) as error:
             return f'<p class="problem" role="alert">{esc(error)}</p>'
         answer = self._answer(run.id, None if whole else group.id, self.views.curves_key(run) if whole else (), config.model_dump_json())
-        return what.of_run(answer) if whole else what.of_group(answer)
+        if "kl_coef" not in asked:
+            return what.of_run(answer) if whole else what.of_group(answer)
+        if whole:
+            return what.kl_of_run(self.views.curves(run).steps, config.algorithm.kl_coef) + what.of_run(answer)
+        return what.kl_of_group(whatif.kl_pull(self.views.store, run.id, group.id, parse(run.config), config.algorithm.kl_coef)) + what.of_group(answer)
 
     def _ask(self, run_id: str, group_id: int | None, key: tuple[Any, ...], config: str) -> whatif.Answer:
         return whatif.what_if(self.views.store, run_id, RunConfig.model_validate_json(config), group_id)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_core.options import ADVANTAGES
-from grpo_core.whatif import Answer, Changed
+from grpo_core.whatif import Answer, Changed, Pull
 from ui.cards import criteria_of
-from ui.text import count, esc, is_number, number, percent, plain, signed
+from ui.text import count, esc, is_number, number, percent, plain, short, signed
 
-FIELDS = ("gate", "clip_low", "clip_high", "advantage", "run")
 LISTED = 12  # flipped completions of a whole run that are shown
 
 
@@ -31,6 +30,7 @@ def controls(config: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
         f'<label class="knob"><span>Outcome gate</span><input type="checkbox" name="gate"{gate}{"" if outcome else " disabled"}></label>'
         f'<label class="knob"><span>Lowest reward</span><input type="text" name="clip_low" inputmode="decimal" value="{esc(now["clip_low"])}" placeholder="off"></label>'
         f'<label class="knob"><span>Highest reward</span><input type="text" name="clip_high" inputmode="decimal" value="{esc(now["clip_high"])}" placeholder="off"></label>'
+        f'<label class="knob"><span>KL coefficient</span><input type="text" name="kl_coef" inputmode="decimal" value="{esc(now["kl_coef"])}"></label>'
         f'<label class="knob"><span>Whole run</span><input type="checkbox" name="run"{" checked" if now["run"] is True else ""}></label></div>'
         '<div class="tools"><button type="button" data-do="use">Use in a new run</button>'
         f'<button type="button" data-do="reset">Back to the run’s own</button><span class="note">{"Scaled rewards: every step before counts too. " if rubric.get("scale") else ""}'
@@ -43,7 +43,7 @@ def own(config: Mapping[str, Any]) -> dict[str, Any]:
     limits = {name: plain(rubric[name]) if is_number(rubric.get(name)) else "" for name in ("clip_low", "clip_high")}
     estimator = str(algorithm.get("advantage", "group_std"))
     return {f"w:{c['name']}": f"{float(c.get('weight') or 0):g}" for c in criteria_of(config)} | limits | {
-        "gate": bool(rubric.get("gate")), "advantage": "group_std" if estimator == "value" else estimator, "run": False}
+        "gate": bool(rubric.get("gate")), "kl_coef": plain(float(algorithm.get("kl_coef") or 0)), "advantage": "group_std" if estimator == "value" else estimator, "run": False}
 
 
 def read(config: Mapping[str, Any], said: Any) -> dict[str, Any]:
@@ -64,6 +64,8 @@ def changes(config: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[s
         fields["rubric.gate"] = asked["gate"] is True
     if "advantage" in asked:
         fields["algorithm.advantage"] = asked["advantage"]
+    if "kl_coef" in asked:
+        fields["algorithm.kl_coef"] = _number(asked["kl_coef"])
     for name in ("clip_low", "clip_high"):
         if name in asked:
             text = str(asked[name]).strip()
@@ -92,8 +94,8 @@ def of_group(answer: Answer) -> str:
         f'<td class="{_side(r.advantage)}"><b>{signed(r.advantage, 3)}</b></td><td class="{_side(r.advantage_then)}"><b>{signed(r.advantage_then, 3)}</b></td>'
         f"<td>{_said(r)}</td></tr>" for r in answer.rollouts)
     return (
-        f'{_sum(answer)}<div class="scroll"><table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th><th scope="col">reward</th>'
-        f'<th scope="col">then</th><th scope="col">A stored</th><th scope="col">A then</th><th scope="col"></th></tr></thead><tbody>{rows}</tbody></table></div>')
+        f'{_sum(answer)}<div class="scroll" tabindex="0" role="region" aria-label="Stored and recomputed, by completion"><table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th><th scope="col">reward</th>'
+        f'<th scope="col">then</th><th scope="col">A stored</th><th scope="col">A then</th><th scope="col"><span class="sr">change</span></th></tr></thead><tbody>{rows}</tbody></table></div>')
 
 
 def of_run(answer: Answer) -> str:
@@ -103,9 +105,34 @@ def of_run(answer: Answer) -> str:
     links = "".join(
         f'<tr><td class="num">{r.step:,}</td><td><button type="button" class="link" data-do="open" data-at="{r.step}/{r.group}">group {r.group + 1}, #{r.position + 1}</button></td>'
         f'<td class="num">{signed(r.advantage, 3)}</td><td class="num">{signed(r.advantage_then, 3)}</td></tr>' for r in shown)
-    table = ('<h3>Turned the furthest</h3><div class="scroll"><table class="list"><thead><tr><th scope="col" class="num">Step</th><th scope="col">Completion</th>'
+    table = ('<h2>Turned the furthest</h2><div class="scroll"><table class="list"><thead><tr><th scope="col" class="num">Step</th><th scope="col">Completion</th>'
              f'<th scope="col" class="num">A stored</th><th scope="col" class="num">A then</th></tr></thead><tbody>{links}</tbody></table></div>') if shown else ""
     return _sum(answer) + table
+
+
+def kl_of_group(pull: Pull | None) -> str:
+    """What another KL coefficient changes in one group, and what it cannot."""
+    if pull is None:
+        return f'<p class="note">No tokens of this group were recorded, so what the coefficient does to its loss cannot be worked out. {_KL_STAYS}</p>'
+    if not pull.measured:
+        return f'<p class="note">KL was not measured on this group’s completions, so its pull cannot be worked out. {_KL_STAYS}</p>'
+    part = "" if pull.measured == pull.size else f" KL was measured on {pull.measured} of its {pull.size} completions."
+    share = f"<span>KL’s pull is <b>{percent(pull.share)}</b> of the advantages’ push</span>" if math.isfinite(pull.share) else "<span>KL alone would have pushed</span>"
+    return (f'<p class="calc"><span>KL coefficient <b>{plain(pull.coef)}</b> → <b>{plain(pull.coef_then)}</b></span><span>this group’s part of the loss <b>{short(pull.loss)}</b> → '
+            f'<b>{short(pull.loss_then)}</b></span>{share}<span><b>{pull.turned:,}</b> of {pull.num_tokens:,} tokens would have been pushed the other way</span></p><p class="note">{_KL_STAYS}{part}</p>')
+
+
+def kl_of_run(steps: Sequence[Mapping[str, Any]], coef: float) -> str:
+    """Over the run: how large the KL term was and would have been, at the KL that was measured."""
+    known = [(row["kl"], row["kl_coef"]) for row in steps if is_number(row.get("kl")) and is_number(row.get("kl_coef"))]
+    if not known:
+        return f'<p class="note">{_KL_STAYS}</p>'
+    now, then = (sum(values) / len(known) for values in ([k * c for k, c in known], [k * coef for k, _ in known]))
+    return (f'<p class="calc"><span>coefficient × KL, mean over {count(len(known), "step")} <b>{short(now)}</b> → <b>{short(then)}</b></span></p><p class="note">{_KL_STAYS}</p>')
+
+
+_KL_STAYS = ("The coefficient weighs KL in the loss, not in the reward: rewards and advantages stay. It is weighed here at the KL that was measured; "
+             "another coefficient would have made another policy, and that policy’s KL no rows can tell.")
 
 
 def _sum(answer: Answer) -> str:

@@ -87,8 +87,9 @@ def per_criterion(s: Siblings) -> Tensor:
     """
     assert s.scores is not None
     assert s.weights is not None
-    columns = [w * group_std(Siblings(k)) for w, k in zip(s.weights, s.scores.unbind(-1), strict=True)]  # K times (P, G), 0 where null
-    u = torch.stack(columns).sum(0)
+    num_groups, size, _ = s.scores.shape
+    z = group_std(Siblings(s.scores.permute(2, 0, 1).reshape(-1, size)))  # (K·P, G): every criterion of a group is a group of its own; 0 where null
+    u = (s.weights[:, None, None] * z.view(-1, num_groups, size)).sum(0)
     return u / (_std(u, torch.where(s.scores.isnan().all(-1), torch.nan, u), (0, 1)) + EPS)
 
 

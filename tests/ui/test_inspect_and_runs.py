@@ -85,6 +85,8 @@ def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_tha
 @pytest.mark.parametrize(("look", "said", "controls", "body"), [
     ("cards", {}, "", "no idea"), ("ends", {}, "", "<ins>"), ("tokens", {}, "Tokens of", "No tokens were recorded here"),
     ("whatif", {"w:accuracy": "2"}, "Weight of accuracy", "would have been pushed the other way"), ("whatif", {"run": True}, "Whole run", "over 6 groups"),
+    ("whatif", {"kl_coef": "0.5"}, "KL coefficient", "No tokens of this group were recorded"),
+    ("whatif", {"kl_coef": "0.5", "run": True}, "KL coefficient", "mean over 3 steps <b>4.0e-04</b> → <b>0.0100</b>"),  # 0.02 and 0.5 times a mean KL of 0.02
     ("whatif", {"w:accuracy": "x"}, "Weight of accuracy", "could not convert"), ("time", {}, "", "This prompt came up once"), ("runs", {}, "No other run", "")])
 def test_a_group_is_looked_into_in_six_ways(views, store, look, said, controls, body):
     run_id = record_run(store)
@@ -135,10 +137,11 @@ def test_two_runs_that_met_the_same_prompt_are_laid_side_by_side(views, store):
 
 def test_what_was_tried_is_carried_to_the_form_of_a_new_run(views, store):
     run_id = record_run(store)
-    out = use_in_new_run(views, run_id, json.dumps({"whatif": {"w:format": "1.5", "gate": True, "advantage": "rank"}}))
+    out = use_in_new_run(views, run_id, json.dumps({"whatif": {"w:format": "1.5", "gate": True, "advantage": "rank", "kl_coef": "0.25"}}))
     flat = dict(zip(form.NAMES, out, strict=False))
     assert (flat["rubric.gate"], flat["algorithm.advantage"], flat["rubric.name"]) == (True, "rank", "custom")
     assert [r["weight"] for r in flat["rubric.criteria"] if r["name"] == "format"] == ["1.5"]
+    assert float(flat["algorithm.kl_coef"]) == 0.25
     assert flat["train.group_size"] == 2  # the run's own
     assert "Start training" in out[-1]
     assert "cannot be used" in use_in_new_run(views, run_id, json.dumps({"whatif": {"w:format": "nan"}}))[-1]
