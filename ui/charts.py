@@ -13,11 +13,13 @@ from grpo_core.downsample import min_max
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import VerdictCounts
 from grpo_core.types import StepMetrics
+from ui import outliers
 from ui.text import is_number, percent, plain, short, visible
 
 METRICS: dict[str, Mapping[str, str]] = {f.name: f.metadata for f in fields(StepMetrics)}
 FIELDS = fields_by_name()
 AXES = {"step": "step", "time": "seconds", "tokens": "tokens"}
+SPIKED = ("reward_mean", "reward_std", "kl", "loss", "completion_tokens_mean", "entropy", "clip_low_frac", "clip_high_frac", "grad_norm")  # columns that are drawn
 DETAILS = {"entropy": ("entropy",), "clip": ("clip_low_frac", "clip_high_frac"), "gradient": ("grad_norm",)}
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # with the colour, so that no run is told by colour alone
 COLOURS = ("--accent", "--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
@@ -60,14 +62,15 @@ class Axis:
 
     def __init__(self, steps: Sequence[Mapping[str, Any]], x: str):
         self._steps, self._xs = [0], [0.0]
-        column = {"time": "step_seconds", "tokens": "tokens"}.get(x)
+        self._column = column = {"time": "step_seconds", "tokens": "tokens"}.get(x)
         for row in steps:
             gap = row["step"] - self._steps[-1]
-            grown = row["step"] if column is None else self._xs[-1] + gap * (row.get(column) or 0)
             self._steps.append(row["step"])
-            self._xs.append(float(grown))
+            self._xs.append(self._xs[-1] + gap * float((column and row.get(column)) or 0))
 
     def at(self, step: int) -> float:
+        if self._column is None:
+            return float(step)
         return _rounded(self._xs[max(0, bisect_right(self._steps, step) - 1)])
 
 
@@ -90,7 +93,7 @@ def smoothed(values: Sequence[float | None], weight: float) -> list[float | None
 
 def figure(name: str, runs: Sequence[Curves], view: View) -> Figure:
     """The figure of one curve: the first run in full, the others as lines to compare with. FIGURES has the names."""
-    return FIGURES[name](list(runs[: len(DASHES)]), view)
+    return outliers.marked(FIGURES[name](list(runs[: len(DASHES)]), view), any(len(run.steps) > DRAWN for run in runs))
 
 
 # ---- the curves --------------------------------------------------------------------------------------------------------
@@ -247,7 +250,7 @@ def _empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
     return {
         # Zoom belongs to a run and an axis: Plotly keeps it as long as this key stays.
         "key": f"{runs[0].run_id if runs else ''}|{view.x}|{view.log}|{title}", "title": title, "now": "", "note": "", "spoken": title,
-        "legend": [], "traces": [], "empty": "Appears after the first step", "changes": _changes(runs[0], view) if runs else [],
+        "axis": AXES.get(view.x, "step"), "legend": [], "traces": [], "empty": "Appears after the first step", "changes": _changes(runs[0], view) if runs else [],
         "layout": {"xaxis": {"rangemode": "tozero", "unifiedhovertitle": {"text": f"{AXES.get(view.x, 'step')} %{{x}}"}}, "yaxis": {}},
     }
 
@@ -314,9 +317,9 @@ def _band(run: Curves, view: View) -> list[Figure]:
     x = [axis.at(r["step"]) for r in rows]
     mean = smoothed([r["reward_mean"] for r in rows], view.smoothing)
     spread = smoothed([r["reward_std"] for r in rows], view.smoothing)
-    edge = {"type": "scatter", "mode": "lines", "x": x, "line": {"width": 0}, "hoverinfo": "skip"}
-    return [{**edge, "y": [_rounded(m - s) for m, s in zip(mean, spread, strict=True)]},
-            {**edge, "y": [_rounded(m + s) for m, s in zip(mean, spread, strict=True)], "fill": "tonexty", "fillcolor": "--accent-band"}]
+    edge = {"type": "scatter", "mode": "lines", "x": x, "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    return [{**edge, "name": "mean − spread", "y": [_rounded(m - s) for m, s in zip(mean, spread, strict=True)]},
+            {**edge, "name": "mean + spread", "y": [_rounded(m + s) for m, s in zip(mean, spread, strict=True)], "fill": "tonexty", "fillcolor": "--accent-band"}]
 
 
 def _column_points(run: Curves, view: View, name: str) -> Points:

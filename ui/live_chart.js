@@ -3,6 +3,8 @@
 const plot = element.querySelector('.plot');
 const unzoom = element.querySelector('.unzoom');
 let drawn = false, hovering = false, dragging = false, waiting = false;
+let whole = false; // whether points far off are drawn too
+let at = -1; // the point that the arrow keys stand on
 
 // plotly.js is 4.8 MB: it is fetched once, when the page is there and the browser idle. Its address stands in the page's head.
 function plotly() {
@@ -39,9 +41,21 @@ function layout(figure, css) {
     ...own, paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font, showlegend: false, uirevision: figure.key,
     margin: {l: 8, r: own.yaxis2 ? 8 : 12, t: 6, b: 8}, hovermode: 'x unified', hoverdistance: 40, dragmode: matchMedia('(pointer: coarse)').matches ? false : 'zoom',
     hoverlabel: {bgcolor: colour('--card'), bordercolor: colour('--line'), font: {...font, color: colour('--ink')}, namelength: 28},
-    xaxis: merge({...axis, showgrid: false, hoverformat: ',~r', spikecolor: colour('--line-strong'), spikethickness: 1, spikedash: 'solid'}, own.xaxis), yaxis: merge(axis, own.yaxis),
+    xaxis: merge({...axis, showgrid: false, hoverformat: ',~r', spikecolor: colour('--line-strong'), spikethickness: 1, spikedash: 'solid'}, own.xaxis), yaxis: merge({...axis, uirevision: figure.key + whole}, ownY(figure, own)),
     ...(own.yaxis2 ? {yaxis2: merge({...axis, overlaying: 'y', side: 'right', showgrid: false, zeroline: false}, own.yaxis2)} : {}),
   };
+}
+
+// The range that the figure itself asks for: its own, or the one without what is far off.
+function ownY(figure, own) {
+  return figure.clipped && !whole ? {...own.yaxis, range: figure.clipped.range} : own.yaxis;
+}
+
+function clipped(figure) {
+  const line = element.querySelector('.curve-clipped');
+  line.hidden = !figure.clipped;
+  line.querySelector('span').textContent = !figure.clipped ? '' : whole ? figure.clipped.says.replace('not drawn', 'far off') : figure.clipped.says;
+  line.querySelector('button').textContent = whole ? 'Leave them out' : 'Show them';
 }
 
 function legend(figure, css) {
@@ -65,6 +79,8 @@ async function draw() {
   plot.setAttribute('aria-label', figure.spoken || figure.title);
   plot.dataset.empty = figure.empty || '';
   plot.classList.toggle('is-empty', !figure.traces.length);
+  element.querySelector('.takes').hidden = !figure.traces.length;
+  clipped(figure);
   if (!figure.traces.length) {
     legend(figure, style());
     if (drawn) { window.Plotly.purge(plot); drawn = false; }
@@ -82,7 +98,7 @@ async function draw() {
     const point = event.points.find(p => typeof p.customdata === 'number');
     if (point) trigger('pick', {step: point.customdata});
   });
-  plot.on('plotly_relayout', () => { unzoom.hidden = plot.layout.xaxis.autorange !== false && plot.layout.yaxis.autorange !== false; });
+  plot.on('plotly_relayout', () => { unzoom.hidden = !zoomed(); });
   plot.on('plotly_hover', () => { hovering = true; });
   plot.on('plotly_unhover', () => { hovering = false; if (waiting) refresh(); });
 }
@@ -109,7 +125,77 @@ window.addEventListener('pointerup', () => {
 
 unzoom.addEventListener('click', () => {
   unzoom.hidden = true;
-  window.Plotly.relayout(plot, {'xaxis.autorange': true, 'yaxis.autorange': true});
+  const range = ownY(props.value, props.value.layout)?.range;
+  window.Plotly.relayout(plot, {'xaxis.autorange': true, ...(range ? {'yaxis.range': [...range]} : {'yaxis.autorange': true})});
+});
+function zoomed() {
+  const range = ownY(props.value, props.value.layout)?.range, now = plot.layout.yaxis;
+  const wide = range ? Math.abs(range[1] - range[0]) : 0;
+  const y = range ? now.range.some((v, i) => Math.abs(v - range[i]) > 1e-6 * wide) : now.autorange === false;
+  return y || plot.layout.xaxis.autorange === false;
+}
+
+element.querySelector('.whole').addEventListener('click', () => { whole = !whole; draw(); });
+
+// By keyboard: arrows walk the points, Home and End jump, Enter opens the groups of a point as a click does.
+function walkable() {
+  return (plot.data || []).find(t => Array.isArray(t.customdata) && t.hoverinfo !== 'skip' && t.opacity === undefined);
+}
+const plain = name => (name || props.value.title).replaceAll('&lt;', '<').replaceAll('&gt;', '>').replaceAll('&amp;', '&');
+plot.addEventListener('keydown', event => {
+  const trace = drawn && walkable();
+  if (!trace || event.altKey || event.ctrlKey || event.metaKey) return;
+  const last = trace.x.length - 1;
+  const next = {ArrowRight: Math.min(last, at + 1), ArrowLeft: Math.max(0, at - 1), Home: 0, End: last}[event.key];
+  if (event.key === 'Enter' && at >= 0 && at <= last) trigger('pick', {step: trace.customdata[at]});
+  else if (next === undefined) return;
+  event.preventDefault();
+  if (next === undefined) return;
+  at = next;
+  const x = trace.x[at];
+  window.Plotly.Fx.hover(plot, [{curveNumber: plot.data.indexOf(trace), pointNumber: at}]);
+  const values = plot.data.filter(t => t.hoverinfo !== 'skip' && t.x.includes(x)).map(t => `${plain(t.name)} ${t.text?.[t.x.indexOf(x)] ?? t.y[t.x.indexOf(x)] ?? 'nothing'}`);
+  element.querySelector('.curve-at').textContent = `${props.value.axis} ${x}: ${values.join(', ')}`;
+});
+plot.addEventListener('blur', () => { if (drawn && at >= 0) window.Plotly.Fx.unhover(plot); });
+
+// The picture as it is zoomed, and the drawn points as a table: one row an x, one column a line.
+function save(address, kind) {
+  const link = document.createElement('a');
+  link.href = address;
+  link.download = `${props.value.title.toLowerCase().replace(/[^a-z0-9]+/g, '-')}.${kind}`;
+  link.click();
+}
+async function png() {
+  const css = style();
+  const layout = {...plot.layout, paper_bgcolor: css.getPropertyValue('--card').trim(), title: {text: props.value.title}, margin: {l: 60, r: 30, t: 50, b: 40}, showlegend: plot.data.length > 1};
+  save(await window.Plotly.toImage({data: plot.data, layout}, {format: 'png', width: 960, height: 540, scale: 2}), 'png');
+}
+const cell = value => {
+  if (typeof value === 'number') return String(value);
+  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value; // a spreadsheet would run it
+  return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+};
+function csv() {
+  const columns = [props.value.axis], rows = new Map();
+  const add = (name, xs, ys) => {
+    columns.push(name);
+    xs.forEach((x, i) => { if (!rows.has(x)) rows.set(x, []); rows.get(x)[columns.length - 1] = ys[i]; });
+  };
+  for (const t of props.value.traces) {
+    add(plain(t.name), t.x, t.y);
+    if (!t.error_y) continue;
+    add(`${plain(t.name)}, low`, t.x, t.y.map((y, i) => y - t.error_y.arrayminus[i]));
+    add(`${plain(t.name)}, high`, t.x, t.y.map((y, i) => y + t.error_y.array[i]));
+  }
+  const lines = [...rows].sort((a, b) => a[0] - b[0]).map(([x, row]) => columns.map((_, i) => i === 0 ? x : row[i] ?? ''));
+  const address = URL.createObjectURL(new Blob([[columns, ...lines].map(line => line.map(cell).join(',')).join('\n') + '\n'], {type: 'text/csv'}));
+  save(address, 'csv');
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}
+element.querySelector('.takes').addEventListener('click', event => {
+  const what = event.target.dataset.take;
+  if (drawn && what) (what === 'png' ? png : csv)();
 });
 watch('value', refresh);
 new ResizeObserver(() => {

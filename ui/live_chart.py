@@ -12,8 +12,11 @@ from ui.panel import script
 
 # The template does not mention `value`, so Gradio never touches what is inside; live_chart.js draws it and redraws it.
 _TEMPLATE = """<figure class="curve"><figcaption><span class="curve-title"></span><span class="curve-now"></span></figcaption>
-<div class="plot" role="img"></div><button type="button" class="unzoom" hidden>Reset zoom</button>
-<div class="legend"></div><p class="curve-note"></p></figure>"""
+<div class="plot" role="group" tabindex="0"></div><button type="button" class="unzoom" hidden>Reset zoom</button>
+<div class="under"><div class="legend"></div><span class="takes" hidden><button type="button" data-take="png" title="Save this picture">PNG</button>
+<button type="button" data-take="csv" title="Save the drawn points; every step: Runs, Export CSV">CSV</button></span></div>
+<p class="curve-clipped" hidden><span></span> <button type="button" class="whole">Show them</button></p>
+<p class="curve-note"></p><p class="sr curve-at" role="status"></p></figure>"""
 
 
 def live_chart(figure: dict[str, Any], **options: Any) -> gr.HTML:

@@ -109,7 +109,7 @@ class Views:
         return self._curves(run.id, self.curves_key(run))
 
     def _read_curves(self, run_id: str, key: tuple[Any, ...]) -> charts.Curves:
-        return charts.Curves(run_id, key[1], self.store.steps(run_id, max_points=POINTS), self.store.metrics(run_id, max_points=POINTS))
+        return charts.Curves(run_id, key[1], self.store.steps_with_spikes(run_id, charts.SPIKED, POINTS), self.store.metrics_with_spikes(run_id, POINTS))
 
     def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:
         """One curve of one run, or of several over one another."""

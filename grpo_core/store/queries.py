@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_core.downsample import stride
+from grpo_core.downsample import min_max, stride
 from grpo_core.errors import NotFound
 from grpo_core.store.group_queries import GroupQueries
 from grpo_core.store.plain import integer, text
@@ -63,6 +63,22 @@ class Queries(GroupQueries):
         rows = self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? "
                                  "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step", (run_id, first, every, last))
         return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]  # dict(row) looks every name up: 8 times slower
+
+    def steps_with_spikes(self, run_id: str, columns: Sequence[str], max_points: int) -> list[dict[str, Any]]:
+        """Like steps, but of a run too long for `max_points` the rows in which one of `columns` is lowest or highest of its stretch: no spike is lost."""
+        assert set(columns) <= set(STEP_METRICS)
+        rows = self._readers.all(f"SELECT step, {', '.join(columns)} FROM steps WHERE run_id = ? ORDER BY step", (text(run_id),))
+        if len(rows) <= max_points:
+            return self.steps(run_id, max_points)
+        kept = {row[0] for n in range(1, len(columns) + 1) for row in min_max(rows, [row[n] for row in rows], max_points // len(columns))}
+        rows = self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step IN (SELECT value FROM json_each(?)) ORDER BY step",
+                                 (text(run_id), json.dumps(sorted(kept))))
+        return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]
+
+    def metrics_with_spikes(self, run_id: str, max_points: int) -> dict[str, list[tuple[int, float | None]]]:
+        """Like metrics, but of a long series the lowest and highest value of every stretch."""
+        whole = self.metrics(run_id, max_points=2**62)
+        return {name: min_max(points, [v for _, v in points], max_points) for name, points in whole.items()}
 
     def steps_between(self, run_id: str, first: int, last: int) -> list[dict[str, Any]]:
         """The rows of `steps` from first to last, bounds included, none left out."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import struct
 
 from playwright.sync_api import expect
 
-from grpo_core.config import nest, parse
+from grpo_core.config import RunConfig, nest, parse
 from grpo_core.control import RunControl
 from grpo_core.runs import execute, prepare
-from grpo_core.store import Store
+from grpo_core.store import Recorder, Store
 from grpo_core.trainer import train
+from grpo_core.types import RunStatus, StepCompleted, StepMetrics
 
 
 def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page, tiny_settings):
@@ -46,3 +49,41 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
     expect(page.locator("#group-table")).to_contain_text("1–16 of 16 completions")  # 2 steps of 2 prompts of 4
     page.get_by_label("Length to").fill("0")
     expect(page.locator("#group-table")).to_contain_text("No completion matches")
+
+
+def curve_run(store: Store) -> None:
+    """Sixty steps whose loss goes 0, .1, .2, .3 over and over, but for three spikes."""
+    run_id = store.create_run(RunConfig(), "curves")
+    with Recorder(store, run_id) as record:
+        for step in range(1, 61):
+            record(StepCompleted(step, StepMetrics(loss={20: 9.0, 30: 50.0, 40: 7.0}.get(step, 0.1 * (step % 4)), reward_mean=0.5, kl=0.01), {}))
+    store.set_status(run_id, RunStatus.FINISHED)
+
+
+def test_a_curve_says_what_it_leaves_out_shows_it_on_demand_and_is_saved_as_csv_and_png(server, open_page):
+    curve_run(Store(server.db))
+    page = open_page(server)
+    curve = page.locator("#curve-loss")
+    expect(curve.locator(".curve-clipped")).to_contain_text("3 points above 0.300 are not drawn.")
+    top = "() => document.querySelector('#curve-loss .js-plotly-plot')?.layout.yaxis.range[1]"
+    page.wait_for_function(f"({top})() < 1")
+    curve.get_by_role("button", name="Show them").click()
+    page.wait_for_function(f"({top})() > 50")
+    curve.get_by_role("button", name="Leave them out").click()
+    page.wait_for_function(f"({top})() < 1")
+
+    with page.expect_download() as download:
+        curve.get_by_role("button", name="CSV").click()
+    assert download.value.suggested_filename == "loss.csv"
+    rows = list(csv.reader(download.value.path().read_text("utf-8").splitlines()))
+    assert rows[0] == ["step", "Loss"]
+    assert [float(r[0]) for r in rows[1:]] == list(range(1, 61))
+    assert [float(rows[n][1]) for n in (1, 20, 30, 40)] == [0.1, 9.0, 50.0, 7.0]  # the file has what the picture leaves out
+
+    with page.expect_download() as download:
+        curve.get_by_role("button", name="PNG").click()
+    assert download.value.suggested_filename == "loss.png"
+    picture = download.value.path().read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", picture[16:24]) == (1920, 1080)
+    assert len(picture) > 10_000  # something is drawn on it

@@ -151,3 +151,40 @@ def test_a_second_task_is_drawn_beside_held_out_accuracy():
     assert traces["second task"]["error_y"]["arrayminus"] == pytest.approx([0.1, 0.1])
     assert "Second task 90% → 50%." in drawn["note"].replace("\u202f", "").replace(" %", "%")
     assert "second task, 95 %" in [entry["name"] for entry in drawn["legend"]]
+
+
+# ---- far off ------------------------------------------------------------------------------------------------------------
+
+
+def one_metric(values, name="loss"):
+    return charts.Curves("r", "run", [{"step": s, name: v} for s, v in enumerate(values, 1)], {})
+
+
+def test_points_far_off_are_left_out_of_the_axis_and_counted_in_a_sentence():
+    # 0, .1, .2, .3 over and over: all but the ends spread over 0 … .3, so the fence stands at 4 · .3 beyond, 1.5 and −1.2.
+    drawn = charts.figure("loss", [one_metric([*[0.1 * (i % 4) for i in range(100)], 1.4, 9.0, 50.0, -7.0])], View())
+    assert drawn["clipped"]["says"] == "2 points above 1.40 and 1 point below 0 are not drawn."
+    assert drawn["clipped"]["range"] == pytest.approx([-0.07, 1.47])  # 0 … 1.4, and a margin of 5 %
+    assert 50.0 in drawn["traces"][0]["y"]  # it is there for whoever asks
+    assert "not drawn" in drawn["spoken"]
+
+
+@pytest.mark.parametrize("values", [
+    [0.1 * (i % 4) for i in range(100)],  # nothing is far off
+    [0.5] * 99 + [3.0],  # all others equal: the odd one is the news
+    [1.1**i for i in range(100)],  # growth is no outlier
+    [0.1 * (i % 4) for i in range(10)] + [9.0],  # too few to say
+])
+def test_a_curve_without_outliers_is_drawn_whole(values):
+    assert "clipped" not in charts.figure("loss", [one_metric(values)], View())
+
+
+def test_a_logarithmic_axis_leaves_nothing_out_and_a_smoothed_curve_counts_what_was_measured():
+    run = one_metric([*[1 + 0.1 * (i % 4) for i in range(100)], 90.0])
+    assert "clipped" not in charts.figure("loss", [run], View(log=True))
+    assert charts.figure("loss", [run], View(smoothing=0.9))["clipped"]["says"] == "1 point above 1.30 is not drawn."
+
+
+def test_smoothing_leaves_constants_constant_and_gaps_as_gaps():
+    drawn = charts.figure("loss", [one_metric([0.25, 0.25, None, 0.25, 0.25])], View(smoothing=0.9))
+    assert [t["y"] for t in drawn["traces"]] == [[0.25, 0.25, None, 0.25, 0.25]] * 2
