@@ -1,6 +1,9 @@
 """Fifty clients and five browsers look at a run. Does it go on as fast, with the same numbers, and does everybody get an answer in time?
 
     python -m benchmarks.load --clients 50 --browsers 5 --seconds 300
+
+Every client is a gradio_client of its own that asks for the run's status, and beside it polls the page as a tab does, both once a second.
+The run is then made again with nobody looking, as many steps; so all of it takes a little more than twice the seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import statistics
@@ -21,6 +25,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from gradio_client import Client
 
 from grpo_core.store import Store
 from grpo_core.types import STEP_METRICS
@@ -59,10 +65,11 @@ class Page:
                 shown[component] = value["value"]
         return time.perf_counter() - began
 
-    def start(self, steps: int) -> str:
-        from gradio_client import Client
+    def client(self) -> Client:
+        return Client(self.url, verbose=False)
 
-        return Client(self.url, verbose=False).predict(settings={"train.steps": steps}, name="load", wait_when="", api_name="/start")["id"]
+    def start(self, steps: int) -> str:
+        return self.client().predict(settings={"train.steps": steps}, name="load", wait_when="", api_name="/start")["id"]
 
     def memory_mib(self) -> float:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -73,8 +80,8 @@ class Page:
 
 
 @contextlib.contextmanager
-def tabs(url: str, count: int) -> Iterator[None]:
-    """Real pages in Chromium."""
+def tabs(url: str, count: int, errors: list[str]) -> Iterator[None]:
+    """Real pages in Chromium; what goes wrong on them is added to `errors` when they close."""
     if not count:
         yield
         return
@@ -84,8 +91,14 @@ def tabs(url: str, count: int) -> Iterator[None]:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         pages = [browser.new_context().new_page() for _ in range(count)]
         for page in pages:
-            page.goto(url)
+            page.on("pageerror", lambda error: errors.append(f"page: {error}"))
+            page.on("response", lambda answer: errors.append(f"page: {answer.status} {answer.url}") if answer.status >= 400 else None)
+            page.on("requestfailed", lambda request: errors.append(f"page: {request.failure} {request.url}") if "ABORTED" not in str(request.failure) else None)
+            page.goto(url, timeout=120_000)
+            page.get_by_role("button", name="Start training").wait_for(timeout=120_000)
         yield
+        for page in pages:
+            page.wait_for_timeout(10)  # lets it say what happened meanwhile
         browser.close()
 
 
@@ -94,10 +107,16 @@ def numbers(db: Path) -> list[dict[str, Any]]:
     return [{n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(store.runs()[0].id, 100_000)]
 
 
-def pace(db: Path) -> float:
-    """Median seconds of a step, the first five aside."""
+def pace(db: Path, steps: int) -> float:
+    """Seconds that the first steps took, evaluation and writing included, the first five aside: the same work, the same numbers, whoever looks."""
     store = Store(db)
-    return statistics.median(s["step_seconds"] for s in store.steps(store.runs()[0].id, 100_000)[5:])
+    rows = store.steps(store.runs()[0].id, 100_000)[5:steps]
+    return sum(s[name] or 0.0 for s in rows for name in ("step_seconds", "evaluation_seconds", "writing_seconds"))
+
+
+# what was promised -> whether a figure keeps it
+PROMISES = {"errors": lambda n: n == 0, "p95 of a poll, ms": lambda ms: ms <= 300, "p95 of a status, ms": lambda ms: ms <= 300,
+            "slower than alone, %": lambda percent: percent <= 5, "memory grew, %": lambda percent: percent <= 5, "numbers that differ": lambda n: n == 0}
 
 
 def main() -> int:
@@ -108,30 +127,36 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         watched, alone = (Path(folder) / f"{name}.sqlite" for name in ("watched", "alone"))
-        page, latencies, errors = Page(watched), [], []
+        page, polls, asked, errors = Page(watched), [], [], []
         try:
+            clients, until = [page.client() for _ in range(options.clients)], 0.0
             run_id = page.start(100_000)
-            time.sleep(5)
-            before, until = page.memory_mib(), time.monotonic() + options.seconds
 
-            def client() -> None:
+            def visitor(client: Client) -> None:
                 shown = dict(page.values)
+                time.sleep(random.random())
                 while time.monotonic() < until:
+                    began = time.monotonic()
                     try:
-                        latencies.append(page.poll(shown))
-                        time.sleep(max(0.0, 1.0 - latencies[-1]))
+                        polls.append(page.poll(shown))
+                        at = time.perf_counter()
+                        client.predict(run=run_id, api_name="/status")
+                        asked.append(time.perf_counter() - at)
                     except Exception as error:
                         errors.append(f"{type(error).__name__}: {error}")
-                        time.sleep(1.0)
+                    time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
 
-            clients = [threading.Thread(target=client) for _ in range(options.clients)]
-            with tabs(page.url, options.browsers):
-                for c in clients:
-                    c.start()
-                    time.sleep(1 / max(1, options.clients))
-                for c in clients:
-                    c.join()
-            after, steps = page.memory_mib(), Store(watched).run(run_id).steps_done
+            visitors = [threading.Thread(target=visitor, args=(client,)) for client in clients]
+            with tabs(page.url, options.browsers, errors):
+                until = time.monotonic() + options.seconds
+                for v in visitors:
+                    v.start()
+                time.sleep(options.seconds / 5)  # whoever looks is there, what they look at is cached: from here on nothing may grow
+                memory = [page.memory_mib()]
+                for v in visitors:
+                    v.join()
+                memory.append(page.memory_mib())
+            steps = Store(watched).run(run_id).steps_done
         finally:
             page.close()
         page = Page(alone)
@@ -141,14 +166,23 @@ def main() -> int:
                 time.sleep(1.0)
         finally:
             page.close()
-        same = numbers(watched)[:steps] == numbers(alone)
-        p95 = statistics.quantiles(latencies, n=100)[94] if len(latencies) > 1 else float("nan")
-        slower = pace(watched) / pace(alone) - 1
-        print(f"{options.clients} clients, {options.browsers} browsers, {options.seconds:.0f} s, {os.cpu_count()} cores: {len(latencies)} polls, {len(errors)} errors, "
-              f"p95 {p95 * 1000:.0f} ms; {steps} steps, {slower:+.1%} step time; memory {before:.0f} -> {after:.0f} MiB; numbers {'the same' if same else 'DIFFER'} as alone")
+        with_them, by_itself = numbers(watched)[:steps], numbers(alone)
+        figures = {
+            "errors": len(errors), "p95 of a poll, ms": percentile(polls) * 1000, "p95 of a status, ms": percentile(asked) * 1000,
+            "slower than alone, %": 100 * (pace(watched, steps) / pace(alone, steps) - 1), "memory grew, %": 100 * (memory[1] / memory[0] - 1),
+            "numbers that differ": abs(len(with_them) - len(by_itself)) + sum(a != b for a, b in zip(with_them, by_itself, strict=False))}
+        print(f"{options.clients} clients, {options.browsers} browsers, {options.seconds:.0f} s, {os.cpu_count()} cores, {steps} steps, {len(polls)} polls, {len(asked)} "
+              f"statuses, {memory[0]:.0f} -> {memory[1]:.0f} MiB\n\n| figure | measured | kept |\n|---|---|---|")
+        for name, value in figures.items():
+            print(f"| {name} | {value:.1f} | {'yes' if PROMISES[name](value) else 'NO'} |")
         for error in errors[:5]:
             print(error)
-        return int(bool(errors) or not same)
+        return int(not all(PROMISES[name](value) for name, value in figures.items()))
+
+
+def percentile(seconds: list[float]) -> float:
+    """The 95th."""
+    return statistics.quantiles(seconds, n=100)[94] if len(seconds) > 1 else float("nan")
 
 
 if __name__ == "__main__":

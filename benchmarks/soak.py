@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -19,13 +20,26 @@ from grpo_core.store import Store
 from grpo_core.trainer import train
 from grpo_core.types import RunStatus
 
+SETTLE_SECONDS = 1.0  # a thread that has done its work may not have ended yet
+
 
 def now(what: str) -> dict[str, float]:
-    """Threads, open files, resident MiB of this process; printed as a line of the table."""
+    """Threads, open files, connections to the store's file, resident MiB of this process; printed as a line of the table."""
+    time.sleep(SETTLE_SECONDS)
+    gc.collect()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    seen = {"threads": threading.active_count(), "files": len(os.listdir("/proc/self/fd")), "MiB": resident}
-    print(f"| {what} | {seen['threads']} | {seen['files']} | {resident:.0f} |", flush=True)
+    seen = {"threads": len(os.listdir("/proc/self/task")), "files": len(os.listdir("/proc/self/fd")), "connections": num_connections(), "MiB": resident}
+    print(f"| {what} | {seen['threads']} | {seen['files']} | {seen['connections']} | {resident:.0f} |", flush=True)
     return seen
+
+
+def num_connections() -> int:
+    """How often a database is open: each connection of SQLite opens the file once."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            count += os.readlink(f"/proc/self/fd/{name}").endswith(".sqlite")
+    return count
 
 
 def main() -> int:
@@ -38,7 +52,7 @@ def main() -> int:
         manager = RunManager(Store(Path(folder) / "runs.sqlite"), train)
         store = manager.store
         config = parse(nest({"train.steps": options.steps, "train.eval_every": 500, "train.checkpoint_every": 100}))
-        print("| when | threads | open files | resident MiB |\n|---|---|---|---|")
+        print("| when | threads | open files | connections | resident MiB |\n|---|---|---|---|---|")
 
         def cycle() -> None:
             run_id = manager.start(config)
@@ -63,10 +77,12 @@ def main() -> int:
                 warm = now(f"step {run.steps_done} of the long run")
             time.sleep(0.2)
         end = now(f"step {run.steps_done}, {run.status}")
+        back = {name: end[name] <= first[name] and last[name] <= first[name] for name in ("threads", "files", "connections")}
         manager.close()
         grown = {"runs": last["MiB"] / first["MiB"] - 1, "steps": end["MiB"] / (warm or end)["MiB"] - 1}
-        print(f"memory grew by {grown['runs']:.1%} over the runs and by {grown['steps']:.1%} over the steps")
-        return int(run.status is not RunStatus.FINISHED or max(grown.values()) > 0.05 or last["threads"] > first["threads"] or last["files"] > first["files"])
+        print(f"memory grew by {grown['runs']:.1%} over the runs and by {grown['steps']:.1%} over the steps; "
+              + ", ".join(f"{name} {'are back' if yes else 'are NOT back'}" for name, yes in back.items()))
+        return int(run.status is not RunStatus.FINISHED or max(grown.values()) > 0.05 or not all(back.values()))
 
 
 if __name__ == "__main__":

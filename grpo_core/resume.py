@@ -11,6 +11,7 @@ from grpo_core.config import RunConfig, flatten, nest, parse
 from grpo_core.control import KNOB, Start
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.store import CheckpointRow, RunRow, Store
+from grpo_core.tasks import load_task
 from grpo_core.types import RunStatus
 
 log = logging.getLogger("grpo_studio")
@@ -23,7 +24,17 @@ def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
         raise StudioError(f"run {run_id!r} is {run.status}, so there is nothing to resume. Wait until it has ended, or stop it first.")
     if run.status is RunStatus.FINISHED:
         raise StudioError(f"run {run_id!r} has finished all of its {run.steps_done} steps. To train on, branch from its last step with more steps.")
-    return parse(run.config), where_to_start(store, run)
+    config = parse(run.config)
+    _check_prompts(run, config)
+    return config, where_to_start(store, run)
+
+
+def _check_prompts(run: RunRow, config: RunConfig) -> None:
+    """A file or dataset that is gone, or holds other prompts now, is said before anything is loaded: going on would be another run."""
+    known, table = (run.env or {}).get("prompts"), load_task(config.task).table
+    if known and table is not None and table.fingerprint != known:
+        raise InvalidConfig([FieldProblem("task.path", config.task.path, "it holds other prompts than when the run began",
+                                          "Put it back as it was, or branch from a checkpoint to go on with the new ones.")])
 
 
 def where_to_start(store: Store, run: RunRow) -> Start:

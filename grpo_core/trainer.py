@@ -54,7 +54,7 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
         exams["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
     learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate(config, policy), recomputes_layers(config, policy))
-    control.tell(ModelLoaded(environment(policy, learner.learning_rate)))
+    control.tell(ModelLoaded(environment(policy, learner.learning_rate) | ({"prompts": task.table.fingerprint} if task.table else {})))
 
     vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met
     with Keeper(policy.model, learner, config, control) as keeper:

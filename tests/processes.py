@@ -15,7 +15,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 def another_process(code: str, *arguments: object, **options) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=ENV, cwd=ROOT, **options)
+                            cwd=ROOT, **{"env": ENV, **options})
 
 
 def until(ask, seconds=30.0):

@@ -54,6 +54,11 @@ class PromptTable:
         r = self._reader.get_batch(int(row) // ROWS_A_BATCH).slice(int(row) % ROWS_A_BATCH, 1).to_pylist()[0]
         return Prompt(f"{r['key']:016x}", r["text"], r["answer"], NAME, {"before": json.loads(r["before"]), "columns": json.loads(r["meta"])})
 
+    @property
+    def fingerprint(self) -> str:
+        """Differs where a prompt or an answer does, up to case and white space, or their order; not by file name or date."""
+        return blake2b(self._column("key").tobytes() + self._column("answer_key").tobytes(), digest_size=8).hexdigest()
+
     def longer_than(self, num_bytes: int) -> np.ndarray:
         """Row numbers of prompts of more than so many bytes, earlier messages included: only these can be too many tokens."""
         return np.flatnonzero(self._column("bytes") > num_bytes)
