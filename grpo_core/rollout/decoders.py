@@ -1,4 +1,4 @@
-"""Two ways to decode: ours for the architectures that it knows, with each prompt's cache kept once, and the model's own for all others.
+"""Ways to decode: ours for the architectures that it knows, with each prompt's cache kept once, and the model's own for all others.
 
 Both read P prompts and then take one token a row and a step; row p·G + g begins as completion g of prompt p. Shapes: b rows still
 decoded, L prompt tokens, T the most that a completion may have, K key-value heads, R = heads/K, d head width.
@@ -6,6 +6,7 @@ decoded, L prompt tokens, T the most that a completion may have, K key-value hea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,7 +20,12 @@ from grpo_core.policy import Policy
 SHORT = 64  # tokens; up to here copying a prompt to each of its rows costs less than keeping it apart
 
 
+log = logging.getLogger("grpo_studio")
+
+
 class Decoder(Protocol):
+    moves_at: float  # when only this share of the rows goes on, moving their caches together pays
+
     def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
         """Logits of every row's first token, (P·G, V)."""
 
@@ -32,7 +38,9 @@ class Decoder(Protocol):
 
 def decoder(policy: Policy) -> Decoder:
     family = Family.of(policy.model)
-    return _Shared(policy, family) if family else _Plain(policy)
+    if family is None:
+        return _Plain(policy)
+    return _Recorded(policy, family) if policy.device.type == "cuda" else _Shared(policy, family)
 
 
 def _padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -44,6 +52,8 @@ def _padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, T
 
 class _Plain:
     """The model's own forward and cache: a prompt is read once, its cache then expanded to the group."""
+
+    moves_at = 0.75  # moving the cache costs about one token's work
 
     def __init__(self, policy: Policy):
         self._policy = policy
@@ -75,6 +85,8 @@ class _Shared:
     Reading the prompt's cache G times is most of a decoding step's memory traffic once prompts are long. Short ones are copied to every
     row instead: then attention is one product, and for a small model the number of operations is what counts.
     """
+
+    moves_at = 0.75
 
     def __init__(self, policy: Policy, family: Family):
         self._policy, self._family = policy, family
@@ -128,9 +140,12 @@ class _Shared:
             x = layer.output(attended).add_(x)
             gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
             x = layer.down(swiglu(gate, up)).add_(x)
-        self._place = self._place + 1
-        self._written += 1
+        self._advance()
         return self._head(rms_norm(x, self._family.body.norm.weight, eps))
+
+    def _advance(self) -> None:
+        self._place += 1
+        self._written += 1
 
     def keep(self, rows: Tensor) -> None:
         self._alive, self._place = self._alive[rows], self._place[rows]
@@ -156,7 +171,7 @@ class _Shared:
         scores = torch.bmm((q * head_dim**-0.5).view(len(q) * kv_heads, -1, head_dim), keys.flatten(0, 1).mT)  # (b·K, R, t)
         if self._hidden is not None:
             scores.view(len(q), -1, scores.shape[-1])[..., : self._hidden.shape[1]] += self._hidden[:, None]
-        return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(len(q), -1)
+        return torch.bmm(self._of_written(scores).softmax(-1), values.flatten(0, 1)).view(len(q), -1)
 
     def _with_prompt(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (b, heads, d) -> (b, heads·d): one softmax over the prompt's tokens and the row's own."""
@@ -167,9 +182,13 @@ class _Shared:
         to_prompt = self._rows(torch.bmm(self._grid(q), prompt_keys), kv_heads)
         if self._hidden is not None:
             to_prompt = to_prompt + self._hidden[:, None, None]
-        weights = torch.cat([to_prompt, q @ keys.transpose(2, 3)], -1).softmax(-1)
+        weights = torch.cat([to_prompt, self._of_written(q @ keys.transpose(2, 3))], -1).softmax(-1)
         on_prompt, on_own = weights.split([to_prompt.shape[-1], keys.shape[2]], -1)
         return self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads).add_(on_own @ values).view(len(q), -1)
+
+    def _of_written(self, scores: Tensor) -> Tensor:
+        """(…, t) scores of a row's own places."""
+        return scores
 
     def _grid(self, rows: Tensor) -> Tensor:
         """(b, K, R, n) -> (P·K, G·R, n): the rows of a prompt side by side; those that have ended leave their places empty."""
@@ -183,6 +202,83 @@ class _Shared:
         size = self._group_size
         rows = grid.view(-1, kv_heads, size, grid.shape[1] // size, grid.shape[2]).transpose(1, 2).reshape(-1, kv_heads, grid.shape[1] // size, grid.shape[2])
         return rows if len(rows) == len(self._alive) else rows[self._alive]
+
+
+class _Recorded(_Shared):
+    """The same with shapes that stay while the rows do: on CUDA a step is then recorded as a graph and replayed, one launch in place of hundreds.
+
+    A token looks at every place of its row's cache, those not yet written hidden. The first replay is held against the step computed
+    plainly; if they differ, or nothing can be recorded, steps stay plain for as long as the process lives. On a CPU they always are.
+    """
+
+    moves_at = 0.5  # recording anew costs several tokens' work
+    records = True
+
+    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+        logits = super().read(prompts, group_size, max_new_tokens)
+        self._settle()
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Shapes are new: nothing is recorded, and what is not yet written must be finite and hidden."""
+        keys = self._own[0][0]
+        for cache in (t for pair in self._own for t in pair):
+            cache[:, :, self._written :] = 0
+        self._at = torch.tensor([self._written], device=keys.device)  # where the next token is written
+        self._unwritten = _additive(torch.arange(keys.shape[2], device=keys.device) < self._written, keys.dtype)  # (t,)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self._written += 1
+        if self._graph is not None:
+            self._tokens.copy_(tokens)
+            self._graph.replay()
+            return self._logits
+        logits = super().step(tokens)
+        if tokens.is_cuda and _Recorded.records and not self._record(tokens, logits):
+            _Recorded.records, self._graph = False, None
+        return logits
+
+    def _record(self, tokens: Tensor, expected: Tensor) -> bool:
+        """The step just made, once more as a graph. False: it could not be, or gives something else; all is then as it was."""
+        graph, before = torch.cuda.CUDAGraph(), (self._place.clone(), self._at.clone())
+        self._tokens = tokens.clone()
+        try:
+            with torch.cuda.graph(graph):
+                self._logits = super().step(self._tokens)
+        except RuntimeError as problem:
+            log.warning("Decoding steps cannot be recorded on this device and stay plain: %s", str(problem).splitlines()[0])
+            return False
+        for counter in (self._place, self._at):
+            counter -= 1
+        graph.replay()
+        if torch.allclose(self._logits.float(), expected.float(), rtol=1e-2, atol=1e-2):
+            self._graph = graph
+            return True
+        log.warning("A recorded decoding step gives other logits than the step itself; steps stay plain.")
+        for counter, value in zip((self._place, self._at), before, strict=True):
+            counter.copy_(value - 1)
+        super().step(tokens)
+        return False
+
+    def _advance(self) -> None:
+        self._place += 1
+        self._at += 1
+
+    def _remembered(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self._own[layer]
+        keys.index_copy_(2, self._at, k[:, :, None])
+        values.index_copy_(2, self._at, v[:, :, None])
+        if layer == 0:
+            self._unwritten.index_fill_(0, self._at, 0.0)
+        return keys, values
+
+    def _of_written(self, scores: Tensor) -> Tensor:
+        return scores.add_(self._unwritten)
 
 
 def _additive(sees: Tensor, dtype: torch.dtype) -> Tensor:

@@ -69,7 +69,7 @@ def _decode(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, t
         num_going = int(going.sum())
         if not num_going:
             break
-        if 4 * num_going <= 3 * len(alive):  # moving the cache costs about one token's work: wait until it pays
+        if num_going <= model.moves_at * len(alive):
             rows = going.nonzero().squeeze(1)
             model.keep(rows)
             alive, token = alive[rows], token[rows]
