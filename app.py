@@ -89,7 +89,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
                       limit=lambda seconds: limits.too_much(seconds, store.used_bytes() if limits.disk_mib else 0))
     space = bool(os.environ.get("SPACE_ID"))
     storage = snapshots.state if snapshots is not None else (lambda: EPHEMERAL) if space else None
-    page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check, train, seconds), space, storage)
+    page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check, train, seconds, may_push=not public), space, storage)
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
                 quiet=True, mcp_server=options.mcp, **launch_options(host=options.host, share=options.share, auth=auth))
     print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,11 +82,13 @@ class Desk:
     """Answers questions about models and prompts. Holds nothing between them but the last model."""
 
     def __init__(self, store: Store | None = None, busy: Callable[[], bool] = lambda: False, check: Callable[[RunConfig], None] = lambda config: None,
-                 train: Train = train, lease_seconds: int | None = None) -> None:
+                 train: Train = train, lease_seconds: int | None = None, may_push: bool = True) -> None:
         """store: where runs are, for questions about them. busy: whether a run has the device. check: raises for what this server does not allow.
 
         train: what takes Preflight's step. lease_seconds: for how long ZeroGPU lends its GPU to a run, None elsewhere.
+        may_push: whether whoever asks may use the server's token for the Hub.
         """
+        self.may_push = may_push
         self._reports: dict[str, list[Finding]] = {}  # settings -> Preflight's report
         self._models, self._store, self._busy, self._check, self._train, self.lease_seconds = Lending(), store, busy, check, train, lease_seconds
 
@@ -188,6 +191,16 @@ class Desk:
 
     def export_model(self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False) -> Path:
         return export_model(self._runs, run_id, folder, step, adapter_only)
+
+    def push_model(self, run_id: str, repository: str, adapter_only: bool = False) -> str:
+        """The exported model as a commit on the Hub, with the server's own token; returns its address. Raises StudioError."""
+        if not self.may_push:
+            raise StudioError("This server does not push to the Hub: the token would be its operator's. Export the model and upload it yourself.")
+        from grpo_core.push import check_repository, push_folder
+
+        check_repository(repository)
+        with tempfile.TemporaryDirectory(prefix="grpo-push-") as folder:
+            return push_folder(self.export_model(run_id, Path(folder) / "model", adapter_only=adapter_only), repository)
 
     @property
     def _runs(self) -> Store:

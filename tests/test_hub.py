@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -187,3 +188,124 @@ def test_a_dataset_of_the_hub_is_streamed_split_by_split_and_its_faults_are_said
     assert int(with_test[3]) % 2 == 0  # the answer after ####
     assert "nope" in no_split
     assert all(said.startswith("task.path = 'owner/") and "\n" not in said for said in (no_split, nothing))
+
+
+# ---- upload ------------------------------------------------------------------------------------------------------------------
+
+
+class Uploads:
+    """The Hub's endpoints that take an upload, for the owner `me` with the token hf_canary. Files are kept by name; `fail` names the request that is cut."""
+
+    def __init__(self, fail: str = ""):
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str, bytes]] = []
+        self.objects: dict[str, bytes] = {}
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                path = self.path.split("?")[0]
+                outer.requests.append(("POST", path, body))
+                if fail and fail in path:
+                    self.connection.shutdown(2)
+                    self.close_connection = True
+                    return
+                if self.headers.get("authorization") != "Bearer hf_canary":
+                    return self.answer(401, {"error": "Invalid credentials"})
+                if path == "/api/repos/create":
+                    return self.answer(200, {"url": f"{outer.url}/me/model"})
+                if path == "/api/validate-yaml":
+                    return self.answer(200, {"errors": [], "warnings": []})
+                if "/preupload/" in path:
+                    files = json.loads(body)["files"]
+                    return self.answer(200, {"files": [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False} for f in files]})
+                if path.endswith("/objects/batch"):
+                    return self.answer(200, {"objects": [{"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{outer.url}/store/{o['oid']}"}}}
+                                                         for o in json.loads(body)["objects"]], "transfer": "basic"})
+                if "/commit/" in path:
+                    for line in map(json.loads, body.splitlines()):
+                        if line["key"] == "file":
+                            outer.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                        if line["key"] == "lfsFile":
+                            outer.files[line["value"]["path"]] = outer.objects[line["value"]["oid"]]
+                    return self.answer(200, {"commitUrl": f"{outer.url}/me/model/commit/{COMMIT}", "commitOid": COMMIT, "success": True})
+                return self.answer(404, {})
+
+            def do_PUT(self):
+                outer.objects[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["content-length"]))
+                self.answer(200, {})
+
+            def do_GET(self):
+                self.answer(200, {"id": "me/model", "sha": COMMIT, "siblings": [], "private": True, "tags": []})
+
+            def answer(self, status, data):
+                data = json.dumps(data).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from grpo_core.errors import StudioError
+from grpo_core.push import push_folder
+try:
+    print(push_folder(Path(sys.argv[1]), sys.argv[2]))
+except StudioError as error:
+    print("refused:", error)
+"""
+
+
+def push(url: str, home: Path, folder: Path, repository: str = "me/model", **environment: str) -> str:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", PUSH, str(folder), repository], capture_output=True, text=True, env=env, cwd=ROOT, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "hf_canary" not in done.stdout + done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_model_is_pushed_whole_into_a_private_repository_and_the_token_goes_nowhere_else(tiny_model, tmp_path):
+    hub = Uploads()
+    assert push(hub.url, tmp_path, tiny_model, HF_TOKEN="hf_canary") == f"{hub.url}/me/model/commit/{COMMIT}"
+    hub.server.shutdown()
+    assert hub.files == {p.name: p.read_bytes() for p in tiny_model.iterdir()}
+    made = json.loads(next(body for _, path, body in hub.requests if path == "/api/repos/create"))
+    assert (made["name"], made["organization"], made["visibility"]) == ("model", "me", "private")
+    assert not any(b"hf_canary" in body for _, _, body in hub.requests)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hf_canary" in p.read_bytes()]
+
+
+def test_a_push_that_cannot_be_says_why_and_leaves_nothing_half_done(tiny_model, tmp_path):
+    hub = Uploads()
+    assert "export.push = 'me/model': the Hub refused it (401). Put a token that may write" in push(hub.url, tmp_path, tiny_model, HF_TOKEN="hf_wrong")
+    assert "HF_TOKEN" in push(hub.url, tmp_path, tiny_model)
+    for name in ("model", "../x/y", "a/b/c", "me/<b>"):
+        assert "is no repository of the Hub. Write owner/name" in push(hub.url, tmp_path, tiny_model, name, HF_TOKEN="hf_canary")
+    assert "HF_HUB_OFFLINE forbids" in push(hub.url, tmp_path, tiny_model, HF_TOKEN="hf_canary", HF_HUB_OFFLINE="1")
+    hub.server.shutdown()
+    assert hub.files == {}
+    cut = Uploads(fail="/commit/")
+    assert "could not be reached or took it only in part" in push(cut.url, tmp_path, tiny_model, HF_TOKEN="hf_canary")
+    cut.server.shutdown()
+    assert cut.files == {}
+
+
+def test_strangers_cannot_push_with_the_operators_token(store):
+    from grpo_core.desk import Desk
+    from grpo_core.errors import StudioError
+
+    with pytest.raises(StudioError, match="the token would be its operator's"):
+        Desk(store, may_push=False).push_model("any", "me/model")

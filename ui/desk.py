@@ -14,6 +14,7 @@ class Desk(Protocol):
     """Answers questions about prompts, models and rubrics. Every method raises StudioError in one line."""
 
     lease_seconds: int | None
+    may_push: bool
 
     def outlook(self, config: RunConfig) -> str: ...
 
@@ -36,3 +37,5 @@ class Desk(Protocol):
     def play(self, run_id: str, text: str, answer: str, steps: Sequence[int], count: int, temperature: float) -> Any: ...
 
     def export_model(self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False) -> Path: ...
+
+    def push_model(self, run_id: str, repository: str, adapter_only: bool = False) -> str: ...

@@ -71,6 +71,18 @@ def export_run(views: Views, store: Store, desk: Desk, name: str, selected: Any)
     return [str(path), ""]
 
 
+def push_run(views: Views, desk: Desk, repository: Any, selected: Any) -> str:
+    """One run's model as a commit on the Hub."""
+    run = next((r for i in read_selected(views, selected) if (r := views.run(i))), None)
+    if run is None:
+        return status.banner("Nothing was pushed.", "Select one run.")
+    try:
+        address = desk.push_model(run.id, str(repository or "").strip()[:200])
+    except (StudioError, OSError) as error:
+        return status.banner("Nothing was pushed.", str(error))
+    return status.banner("The model is on the Hub.", address, tone="good")
+
+
 @lru_cache(maxsize=1)
 def _exports_root() -> Path:
     """A folder of this process alone: a fixed name in a shared temporary folder could be somebody else's."""

@@ -16,7 +16,7 @@ from grpo_core.store import RunRow
 from grpo_core.types import RunStatus
 from ui import charts, status, tables
 from ui.desk import Desk
-from ui.exports import EXPORTS, export_run
+from ui.exports import EXPORTS, export_run, push_run
 from ui.live_chart import live_chart
 from ui.panel import QUIET, panel, typing
 from ui.run_actions import (
@@ -57,6 +57,11 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
                                   interactive=True, scale=0, min_width=160)
             rename = gr.Button("Rename", interactive=False, size="sm", scale=0, min_width=72)
             exports = [gr.Button(n, interactive=False, size="sm", scale=0, min_width=72) for n in EXPORTS]
+        if desk.may_push:
+            with gr.Row(elem_id="push-row", elem_classes="control-row"):
+                repository = gr.Textbox(label="Repository on the Hub", placeholder="owner/name, made private if it is new", max_lines=1, max_length=200,
+                                        elem_id="push-repository", interactive=True)
+                push = gr.Button("Push model to Hub", size="sm", scale=0, min_width=140)
         message = panel(elem_id="runs-message")
         with gr.Row(visible=False, elem_id="confirm", elem_classes="banner warn") as confirm:
             question = panel(elem_id="confirm-question")
@@ -118,6 +123,8 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
     for button, name in zip(exports, EXPORTS, strict=True):
         button.click(partial(export_run, views, store, desk, name), selected, [file, message], **QUIET).success(
             None, file, None, js="(file) => { if (file) document.querySelector('#export-file').click(); }")
+    if desk.may_push:
+        push.click(partial(push_run, views, desk), [repository, selected], message, **QUIET)
     return RunsTab(inputs, outputs, show)
 
 

@@ -14,7 +14,7 @@ from grpo_core.cli.command import AddCommand
 from grpo_core.cli.output import plain, printable, run_line
 from grpo_core.cli.request import count, find_run
 from grpo_core.config import RunConfig, flatten, parse
-from grpo_core.errors import StudioError
+from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.number import number
 from grpo_core.recipes import as_command, as_trl_script
 from grpo_core.store import Store, export
@@ -31,6 +31,8 @@ def add_commands(command: AddCommand) -> None:
     report.add_argument("--out", metavar="FILE", help="default: RUN.html")
     write.add_argument("--format", choices=["csv", "jsonl", "parquet", "config", "command", "trl", "model", "adapter"], required=True)
     write.add_argument("--step", type=count, metavar="N", help="model, adapter: the saved step (default: the last)")
+    write.add_argument("--push", metavar="OWNER/NAME", help="model, adapter: then upload it to this repository of the Hub, made private if it is new; the token is HF_TOKEN's")
+    write.add_argument("--public", action="store_true", help="with --push: a new repository is public")
     write.add_argument("--out", metavar="FILE", help="default: standard output; RUN.parquet for parquet; a new folder RUN for a model")
 
 
@@ -105,11 +107,23 @@ def export_command(arguments: argparse.Namespace) -> int:
     store = Store(arguments.db)
     row = find_run(store, arguments.run_id)
     if arguments.format in ("model", "adapter"):
+        if arguments.push:
+            from grpo_core.push import check_repository
+
+            check_repository(arguments.push)
         from grpo_core.trained import export_model  # torch
 
         folder = export_model(store, row.id, Path(arguments.out or row.id), arguments.step, adapter_only=arguments.format == "adapter")
+        if arguments.push:
+            from grpo_core.push import push_folder
+
+            address = push_folder(folder, arguments.push, private=not arguments.public)
+            print(json.dumps({"run_id": row.id, "format": arguments.format, "path": str(folder), "address": address}) if arguments.json else f"{folder} → {printable(address)}")
+            return 0
         print(json.dumps({"run_id": row.id, "format": arguments.format, "path": str(folder)}) if arguments.json else f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir()))}")
         return 0
+    if arguments.push:
+        raise InvalidConfig([FieldProblem("--push", arguments.push, "only a model or an adapter goes to the Hub", "Use --format model or --format adapter.")])
     out = arguments.out or (f"{row.id}.parquet" if arguments.format == "parquet" else "-")
     try:
         if arguments.format == "parquet":

@@ -44,6 +44,7 @@ class FakeDesk:
     """What the page needs of grpo_core.desk. `answer` is what any question gets; an exception is raised."""
 
     lease_seconds: int | None = None
+    may_push = True
     refuses = ""
 
     def refusal(self, config, anyway):
