@@ -44,6 +44,7 @@ class ModelConfig(Section):
         "`auto`: bfloat16 on CUDA, float32 elsewhere. With small learning rates bfloat16 weights round small updates away.")
 
 
+    base_bits: Literal["16", "4"] = knob("16", "Base weights", "`4` holds the frozen base of a LoRA run in 4 bits (NF4 by bitsandbytes, on CUDA): a quarter of the memory; the adapters stay float32.")
     lora_rank: int = knob(0, "LoRA rank", "0 trains the whole model; more trains adapters of this rank beside its linear layers: a fraction of the memory, no second copy as reference.",
         ge=0, le=1024, way_out="0, or 16 to start with.")
     lora_alpha: float | None = knob(None, "LoRA alpha", "Adapters count alpha/rank times. Empty: twice the rank.", gt=0, le=4096, way_out="Leave it empty.")

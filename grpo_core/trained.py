@@ -91,7 +91,8 @@ def export_model(store: Store, run_id: str, folder: Path, step: int | None = Non
     config, row = parse(run.config), checkpoint_of(store, run, step)
     if folder.exists() and any(folder.iterdir()):
         raise StudioError(f"the folder {str(folder)!r} is not empty. Name a new one.")
-    policy = load_policy(config.model, config.train.seed, torch.device("cpu"))
+    # Adapters trained beside a 4-bit base are merged into the full one: merging into 4 bits would round them away.
+    policy = load_policy(config.model.model_copy(update={"base_bits": "16"}), config.train.seed, torch.device("cpu"))
     put(policy, row)
     if adapter_only and not config.model.lora_rank:
         raise StudioError("This run trained the whole model, so there is no adapter. Export the model.")

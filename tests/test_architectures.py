@@ -62,11 +62,11 @@ def test_every_family_trains_whole_and_with_adapters_from_a_kl_of_zero(folders, 
     assert steps[2].kl > 0
 
 
-@pytest.mark.parametrize(("family", "rank"), [("Llama", 0), ("GPT2", 0), ("Qwen2Moe", 0)])
-def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family, rank):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family):
     # Paid for digits; of the bundled alphabet a tenth are digits, so random text earns about 0.4 to 0.5 with six tokens.
     rubric = [{"name": "digits", "check": "python", "weight": 1, "params": {"code": "def score(c, p, a, t):\n    return sum(x.isdigit() for x in c) / 6\n"}}]
-    steps, _ = run(folders[family], **{"train.steps": 20, "train.prompts_per_step": 4, "train.group_size": 8, "train.learning_rate": 1e-2, "model.lora_rank": rank,
+    steps, _ = run(folders[family], **{"train.steps": 20, "train.prompts_per_step": 4, "train.group_size": 8, "train.learning_rate": 1e-2,
                                        "rubric.name": "custom", "rubric.criteria": rubric, "algorithm.kl_coef": 0.0})
     rewards = [s.reward_mean for s in steps]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1, rewards
@@ -186,3 +186,31 @@ def test_adapters_that_moved_are_heard_while_sampling(folders, family):
             ids.append(int(policy.model(torch.tensor([ids])).logits[0, -1].argmax()))
     assert greedy() == ids[4:]
     assert greedy() != before
+
+
+@pytest.mark.parametrize(("settings", "says"), [
+    ({}, "it needs LoRA: 4-bit weights cannot be trained themselves. Set model.lora_rank to 16"),
+    ({"lora_rank": 4}, "it needs CUDA, and this machine trains on cpu. Set it to 16"),
+])
+def test_a_base_in_four_bits_is_refused_where_it_cannot_be(folders, settings, says, monkeypatch):
+    from grpo_core.errors import InvalidConfig
+    from grpo_core.policy.policy import DEVICE_VARIABLE
+
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    with pytest.raises(InvalidConfig) as refused:
+        load_policy(ModelConfig(name=str(folders["Llama"]), base_bits="4", **settings), 0)
+    assert f"model.base_bits = '4': {says}" in str(refused.value)
+
+
+def test_a_base_in_four_bits_on_cuda_wants_bitsandbytes(folders):
+    import importlib.util
+
+    from grpo_core.errors import InvalidConfig
+    from grpo_core.policy.load import check_base
+
+    config = ModelConfig(name=str(folders["Llama"]), base_bits="4", lora_rank=4)
+    if importlib.util.find_spec("bitsandbytes"):
+        check_base(config, torch.device("cuda"))
+    else:
+        with pytest.raises(InvalidConfig, match="bitsandbytes"):
+            check_base(config, torch.device("cuda"))

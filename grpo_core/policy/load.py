@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -48,6 +49,7 @@ def check_model(config: ModelConfig) -> None:
     """Find out, before a run is created, what can be found out without reading weights. Raises InvalidConfig on `model.name`."""
     source = _source(config)
     model_config = _model_config(source, config)
+    check_base(config, pick_device())
     if getattr(model_config, "is_encoder_decoder", False):
         _refuse(config, f"{model_config.model_type} is an encoder-decoder; GRPO here needs a decoder-only language model")
 
@@ -66,17 +68,39 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
         if config.init == "random":
             model = _random_weights(source, options, dtype, seed)
         else:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options, **(_four_bits(device) if config.base_bits == "4" else {}))
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError, web.HTTPError) as error:
         _refuse(config, f"it cannot be loaded: {_one_line(error)}")
     if config.lora_rank:
         add_adapters(model, config, seed)
-    model.to(device).eval()  # eval: dropout would make the policy differ from itself, and KL at step 0 differ from 0
+    if config.base_bits == "16":
+        model.to(device)
+    model.eval()  # dropout would make the policy differ from itself, and KL at step 0 differ from 0
     pad = tokenizer.pad_token_id
     end_ids = _end_ids(model, tokenizer)
     if not end_ids:
         _refuse(config, "neither its generation config nor its tokenizer names an end token, so no completion would ever end")
     return Policy(model, tokenizer, end_ids, pad if pad is not None else min(end_ids), getattr(model.config, "max_position_embeddings", None))
+
+
+def check_base(config: ModelConfig, device: torch.device) -> None:
+    """Whether the base can be held in 4 bits as asked. Raises InvalidConfig on `model.base_bits`."""
+    if config.base_bits == "16":
+        return
+    why = ("it needs LoRA: 4-bit weights cannot be trained themselves", "Set model.lora_rank to 16, or base_bits to 16.") if not config.lora_rank else (
+        f"it needs CUDA, and this machine trains on {device.type}", "Set it to 16, or train on a machine with an NVIDIA GPU.") if device.type != "cuda" else (
+        "it needs the package bitsandbytes", "Install it: pip install bitsandbytes. Or set it to 16.") if not importlib.util.find_spec("bitsandbytes") else (
+        "random weights gain nothing by it", "Set it to 16.") if config.init == "random" else None
+    if why:
+        raise InvalidConfig([FieldProblem("model.base_bits", config.base_bits, *why)])
+
+
+def _four_bits(device: torch.device) -> dict[str, Any]:
+    """QLoRA's base (arXiv:2305.14314): NF4 with doubly quantised constants, multiplied in bfloat16. Placed while it is loaded: it cannot be moved later."""
+    from transformers import BitsAndBytesConfig
+
+    return {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)}
 
 
 def load_reader(config: ModelConfig) -> Reader:

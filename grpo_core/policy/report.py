@@ -98,8 +98,12 @@ def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: 
     hidden, layers = (getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers"))
     length = t.max_new_tokens + 128  # of a row while sampling; prompts are not known here
     per_token = hidden * size * (layers + 17 if recomputes else 17 * layers)
+    weights = parameters * size
+    if config.model.base_bits == "4":  # of the linear layers, half a byte and 1/60 for constants; embeddings and head stay as they are
+        whole = 2 * (getattr(shape, "vocab_size", None) or 0) * hidden
+        weights = int(0.516 * max(0, parameters - whole)) + min(parameters, whole) * size
     return {
-        "weights": parameters * size, "reference": 0 if config.model.lora_rank else parameters * size, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
+        "weights": weights, "reference": 0 if config.model.lora_rank else parameters * size, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
         "cache while sampling": t.prompts_per_step * t.group_size * length * cache_bytes(shape, size), "logits": LOGITS_BYTES,
         "activations": per_token * min(t.micro_batch_tokens, t.prompts_per_step * t.group_size * length),
     }, max(1.0, per_token)
