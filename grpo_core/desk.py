@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from grpo_core.policy import Reader, load_reader
 from grpo_core.policy.report import ModelReport, report
 from grpo_core.preflight import Finding, findings, first_step, refusal
 from grpo_core.rollout import sample_groups
-from grpo_core.rubric import Rubric, Spread, build_rubric, resolve_rubric
+from grpo_core.rubric import Rubric, Spread, build_rubric, resolve_rubric, total
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
 from grpo_core.scoring import compare_groups
@@ -71,6 +72,7 @@ class Tried:
     seconds: dict[str, float]  # by criterion
     notes: dict[str, dict[str, int]]
     tied: dict[int, float | None]  # group size -> expected share of tied groups
+    key: str = ""  # with which `reweigh` finds these very groups
 
 
 def _settings(config: RunConfig) -> str:
@@ -78,8 +80,16 @@ def _settings(config: RunConfig) -> str:
     return config.model_copy(update={"rubric": resolve_rubric(config.rubric)}).model_dump_json()
 
 
+def _judged(pairs: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig) -> dict[str, Any]:
+    """Groups with advantages, and how many of them would tie, for Tried. A critic's advantages need a critic: siblings are compared instead."""
+    by_siblings = config.model_copy(update={"algorithm": config.algorithm.model_copy(update={"advantage": "group_std"})}) if config.algorithm.advantage == "value" else config
+    groups, _, _ = compare_groups(pairs, rubric, by_siblings, Spread())
+    rewards = [[r.reward for r in g.rollouts] for g in groups]
+    return {"groups": groups, "tied": {g: tied_share(rewards, g) for g in GROUP_SIZES}}
+
+
 class Desk:
-    """Answers questions about models and prompts. Holds nothing between them but the last model."""
+    """Answers questions about models and prompts. Holds little between them: the last models, Preflight's last reports, the last groups that were tried."""
 
     def __init__(self, store: Store | None = None, busy: Callable[[], bool] = lambda: False, check: Callable[[RunConfig], None] = lambda config: None,
                  train: Train = train, lease_seconds: int | None = None, may_push: bool = True) -> None:
@@ -89,6 +99,7 @@ class Desk:
         may_push: whether whoever asks may use the server's token for the Hub.
         """
         self.may_push = may_push
+        self._tried: dict[str, Tried] = {}
         self._reports: dict[str, list[Finding]] = {}  # settings -> Preflight's report
         self._models, self._store, self._busy, self._check, self._train, self.lease_seconds = Lending(), store, busy, check, train, lease_seconds
 
@@ -166,16 +177,24 @@ class Desk:
         [prompt] = train_prompts(task, config.train.seed, 1, 1)
         return probe(build_rubric(config.rubric), prompt, lambda text: len(reader.tokenizer(text)["input_ids"]))
 
-    @staticmethod
-    def _compared(prompts: Sequence[Prompt], completions: Sequence[Completion], rubric: Rubric, config: RunConfig) -> Tried:
+    def reweigh(self, config: RunConfig, key: str) -> Tried | None:
+        """The groups that were tried last under that key, with other weights: nothing is sampled or scored again. None if they are gone, or criteria changed."""
+        kept, rubric = self._tried.get(key), build_rubric(config.rubric)
+        if kept is None or list(kept.seconds) != list(rubric.weights):
+            return None
+        pairs = [(g.prompt, tuple(replace(r, reward=total(r.scores, rubric.weights)) for r in g.rollouts)) for g in kept.groups]
+        return replace(kept, **_judged(pairs, rubric, config))
+
+    def _compared(self, prompts: Sequence[Prompt], completions: Sequence[Completion], rubric: Rubric, config: RunConfig) -> Tried:
         size = len(completions) // len(prompts)
         scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)])
         rollouts = [Rollout(*one, 0.0) for one in zip(completions, scored.scores, scored.rewards, strict=True)]
         pairs = [(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
-        by_siblings = config.model_copy(update={"algorithm": config.algorithm.model_copy(update={"advantage": "group_std"})}) if config.algorithm.advantage == "value" else config
-        groups, _, _ = compare_groups(pairs, rubric, by_siblings, Spread())
-        rewards = [[r.reward for r in g.rollouts] for g in groups]
-        return Tried(groups, scored.seconds, {name: dict(why) for name, why in scored.notes.items()}, {g: tied_share(rewards, g) for g in GROUP_SIZES})
+        tried = Tried(**_judged(pairs, rubric, config), seconds=scored.seconds, notes={name: dict(why) for name, why in scored.notes.items()}, key=secrets.token_hex(8))
+        self._tried[tried.key] = tried
+        while len(self._tried) > KEPT_REPORTS:
+            self._tried.pop(next(iter(self._tried)))
+        return tried
 
     # ---- after a run ---------------------------------------------------------------------------------------------------
 

@@ -238,3 +238,30 @@ def test_sampled_groups_have_the_runs_own_size_and_the_page_shows_them_as_text()
     assert "<answer>" not in page
     assert "accuracy" in shown_probes(desk.probe(config))
     assert "<script" not in shown_findings(desk.preflight(config))
+
+
+def test_weights_that_change_are_applied_to_the_groups_in_view_with_nothing_sampled_again():
+    from ui.setup import _defaults
+    from ui.workbench import keyed, reweighed
+
+    desk, config = Desk(), parse(nest({}))
+    texts = ["<answer>0</answer>", "no", "no"]
+    tried = desk.score_texts(config, texts)
+    table = [{"name": "accuracy", "check": "accuracy", "weight": 1, "outcome": True}, {"name": "format", "check": "format", "weight": 0.0}]
+    same = [c.model_dump() for c in build_rubric(config.rubric).criteria]
+    heavier = parse(nest({"rubric.name": "custom", "rubric.criteria": [{**c, "weight": 2.0 if c["name"] == "format" else 0.0} for c in same]}))
+    again = desk.reweigh(heavier, tried.key)
+    [group] = again.groups
+    assert [r.scores for r in group.rollouts] == [r.scores for r in tried.groups[0].rollouts]
+    assert [r.reward for r in group.rollouts] == pytest.approx([2.0, 0.0, 0.0])  # 2 × format alone
+    # (2 - 2/3)/(1.1547 + 1e-4) and twice (0 - 2/3)/(…)
+    assert [r.advantage for r in group.rollouts] == pytest.approx([1.15460, -0.57730, -0.57730], abs=1e-4)
+    # of the three pairs one is no, no; of the one triple none; beyond the sample (1/3)^4 + (2/3)^4
+    assert [again.tied[g] for g in (2, 4)] == pytest.approx([1 / 3, 17 / 81])
+    assert set(again.tied) == {2, 4, 8, 16, 32}
+    assert desk.reweigh(parse(nest({"rubric.name": "custom", "rubric.criteria": table})), tried.key) is None  # other criteria
+    assert desk.reweigh(config, "guessed") is None
+
+    page, key = keyed(_defaults(), lambda c: desk.score_texts(c, texts))
+    assert reweighed(desk, _defaults(), key) == page
+    assert reweighed(desk, _defaults(), "")["__type__"] == "update"  # nothing in view: skipped

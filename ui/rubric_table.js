@@ -41,13 +41,18 @@ function criterion(row, i) {
     make('button', {type: 'button', className: 'quiet', textContent: 'Remove', 'aria-label': `Remove criterion ${i + 1}`,
       onclick: () => { opened.clear(); edit(next => next.splice(i, 1), true); }}),
   );
+  const weight = field(i, 'weight', 'weight', {inputMode: 'decimal'});
+  const at = Number(row.weight) || 0;
+  const slider = make('input', {type: 'range', className: 'slide', min: 0, max: Math.max(2, 2 * at), step: 0.05, value: at, 'aria-label': `Criterion ${i + 1} weight, slider`,
+    oninput: event => { weight.value = event.target.value; edit(next => { next[i].weight = event.target.value; }); }});
+  weight.addEventListener('input', () => { slider.value = Number(weight.value) || 0; });
   const more = make('button', {
     type: 'button', className: 'icon', textContent: '⋯', 'aria-label': `Criterion ${i + 1}: check and parameters`, 'aria-expanded': String(opened.has(i)),
     onclick: () => { opened.has(i) ? opened.delete(i) : opened.add(i); body.hidden = !opened.has(i); more.setAttribute('aria-expanded', String(opened.has(i))); },
   });
   return make('div', {className: 'criterion', role: 'group', 'aria-label': `Criterion ${i + 1}`},
     make('div', {className: 'line'}, field(i, 'name', 'name'), make('span', {className: 'by', textContent: '×', 'aria-hidden': 'true'}),
-      field(i, 'weight', 'weight', {inputMode: 'decimal'}), more), help, body);
+      weight, more), slider, help, body);
 }
 
 function build() {

@@ -24,9 +24,11 @@ SHOWN_CHARS = 400
 def wire_workbench(fields: dict[str, Any], text: gr.Textbox, sample: gr.Button, paste: gr.Button, probe: gr.Button, bench: gr.HTML, preflight: gr.Button, report: gr.HTML,
                    desk: Desk) -> None:
     values = [fields[n] for n in form.NAMES]
-    sample.click(lambda *given: asked(given, lambda c: tried(desk.try_rubric(c))), values, bench, **QUIET)
-    paste.click(lambda *given: asked(given[:-1], lambda c: pasted(desk, c, given[-1])), [*values, text], bench, **QUIET)
-    probe.click(lambda *given: asked(given, lambda c: probes(desk.probe(c))), values, bench, **QUIET)
+    key = gr.Textbox("", visible="hidden", label="tried", elem_id="state-tried")  # of the groups in the bench, which weights that change are applied to
+    sample.click(lambda *given: keyed(given, desk.try_rubric), values, [bench, key], **QUIET)
+    paste.click(lambda *given: keyed(given[:-1], lambda c: desk.score_texts(c, pasted(given[-1]))), [*values, text], [bench, key], **QUIET)
+    probe.click(lambda *given: [asked(given, lambda c: probes(desk.probe(c))), ""], values, [bench, key], **QUIET)
+    fields[form.CRITERIA].change(lambda *given: reweighed(desk, given[:-1], given[-1]), [*values, key], bench, **{**QUIET, "trigger_mode": "always_last"})
     preflight.click(lambda *given: asked(given, lambda c: findings(desk.preflight(c))), values, report, **QUIET)
 
 
@@ -41,11 +43,36 @@ def asked(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
         return f'<p class="problem" role="alert">{esc(error)}</p>'
 
 
-def pasted(desk: Desk, config: RunConfig, text: Any) -> str:
+def keyed(values: Sequence[Any], ask: Callable[[RunConfig], Any]) -> list[str]:
+    """Groups that were tried, as HTML, and the key under which their weights can be changed."""
+    found: list[Any] = []
+
+    def answer(config: RunConfig) -> str:
+        found.append(ask(config))
+        return tried(found[0])
+
+    page = asked(values, answer)
+    return [page, str(found[0].key) if found else ""]
+
+
+def reweighed(desk: Desk, values: Sequence[Any], key: Any) -> Any:
+    """The same groups with the weights of the table: rewards, advantages and ties at once, nothing sampled or scored again."""
+    config, _ = form.read(values)
+    if config is None or not isinstance(key, str) or not key:
+        return gr.skip()
+    try:
+        again = desk.reweigh(config, key)
+    except StudioError:
+        return gr.skip()
+    return gr.skip() if again is None else tried(again)
+
+
+def pasted(text: Any) -> list[str]:
+    """The completions in a text, with lines of dashes between them. Raises StudioError when there are fewer than two."""
     texts = [t.strip("\n")[:MAX_CHARS] for t in _BETWEEN.split(text)][:MAX_TEXTS] if isinstance(text, str) and text.strip() else []
     if len(texts) < 2:
-        return '<p class="help">Write two or more completions into “Score this text”, with a line of --- between them: they are compared as one group.</p>'
-    return tried(desk.score_texts(config, texts))
+        raise StudioError("Write two or more completions into “Score this text”, with a line of --- between them: they are compared as one group.")
+    return texts
 
 
 def tried(t: Any) -> str:

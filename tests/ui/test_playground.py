@@ -98,10 +98,9 @@ def test_the_states_to_choose_from_follow_the_run_in_view_and_new_ones_leave_the
 
 
 def test_pasted_completions_are_split_at_lines_of_dashes():
-    desk = FakeDesk(Record(groups=[], seconds={}, notes={}, tied={}))
-    pasted(desk, "config", "one\n---\ntwo\nlines\n----\nthree")
-    assert desk.asked[0][1] == ("config", ["one", "two\nlines", "three"])
-    assert "two or more" in pasted(desk, "config", "only one")
+    assert pasted("one\n---\ntwo\nlines\n----\nthree") == ["one", "two\nlines", "three"]
+    with pytest.raises(StudioError, match="two or more"):
+        pasted("only one")
 
 
 def test_an_upload_that_is_no_prompt_file_changes_nothing_and_a_good_one_stays(tmp_path, monkeypatch):
