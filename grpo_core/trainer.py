@@ -16,6 +16,7 @@ from grpo_core.draw import draw_groups, encode, generator, sample, with_rewards
 from grpo_core.fit import fitting
 from grpo_core.learner import Batch, Learner, NonFinite
 from grpo_core.policy import Policy, Vocabulary, load_policy, share_cores
+from grpo_core.policy.download import fetch
 from grpo_core.policy.environment import environment, peak_memory_mib
 from grpo_core.policy.report import recomputes_layers
 from grpo_core.rubric import Rubric, Spread, build_rubric
@@ -46,6 +47,7 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     t = config.train
     control.enter(PhaseStarted(Phase.LOADING, 0, t.steps))
     task, rubric = load_task(config.task), build_rubric(config.rubric)
+    fetch(config.model, lambda text: control.tell(Noticed(0, "download", "info", text)), control.breathe)
     policy = load_policy(config.model, t.seed)
     task = fitting(task, policy, config)
     exams = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class Hub:
                 token = self.headers.get("authorization")
                 if repo == "owner/gated" and token != "Bearer hf_canary":
                     self.answer(403 if token else 401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model owner/gated is restricted."}, True)
-                elif repo not in ("owner/good", "owner/cut", "owner/gated"):
+                elif repo not in ("owner/good", "owner/cut", "owner/gated", "owner/slow"):
                     self.answer(404 if token else 401, b"", {"X-Error-Code": "RepoNotFound"}, True)
                 else:
                     return True
@@ -101,6 +102,11 @@ class Hub:
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
                 if body and self.command in ("GET", "POST"):
+                    if "/owner/slow/resolve/" in self.path and len(data) > 10_000:
+                        for i in range(0, len(data), len(data) // 8):  # eight parts, a fifth of a second each
+                            self.wfile.write(data[i : i + len(data) // 8])
+                            time.sleep(0.2)
+                        return
                     self.wfile.write(data[:sent])
                     if sent is not None:
                         self.close_connection = True
@@ -188,6 +194,38 @@ def test_a_dataset_of_the_hub_is_streamed_split_by_split_and_its_faults_are_said
     assert int(with_test[3]) % 2 == 0  # the answer after ####
     assert "nope" in no_split
     assert all(said.startswith("task.path = 'owner/") and "\n" not in said for said in (no_split, nothing))
+
+
+FETCH = """
+import json
+from grpo_core.config import ModelConfig
+from grpo_core.policy import load_policy
+from grpo_core.policy import download
+download.BEAT_SECONDS = 0.1
+download.constants.DOWNLOAD_CHUNK_SIZE = 8192  # 10 MB, and the tiny model has less
+said = []
+for name in ("owner/slow", "owner/slow", "owner/nothing", "bundled"):
+    download.fetch(ModelConfig(name=name), said.append, lambda: None)
+    said.append("|")
+load_policy(ModelConfig(name="owner/slow"), 0)
+print(json.dumps(said))
+"""
+
+
+def test_a_download_says_how_far_it_is_and_is_not_made_twice(hub, tiny_model, tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", FETCH], capture_output=True, text=True, env=env, cwd=ROOT, timeout=100)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    first, rest = said[: said.index("|")], said[said.index("|") :]
+    assert rest == ["|"] * 4  # there already; not on the Hub; none needed
+    total = sum(f.stat().st_size for f in tiny_model.iterdir()) / 1e6
+    assert first[-1] == f"Downloading owner/slow: {total:,.1f} of {total:,.1f} MB (100%)."
+    shares = [int(text.rpartition("(")[2].partition("%")[0]) for text in first]
+    assert shares == sorted(shares)
+    assert len({s for s in shares if 0 < s < 100}) >= 2  # seen on its way
+    weights = [path for path, _ in hub.seen if "owner/slow/resolve" in path and path.endswith(".safetensors")]
+    assert len(weights) <= 3  # a HEAD and a GET, and one HEAD of the loader
 
 
 # ---- upload ------------------------------------------------------------------------------------------------------------------
