@@ -63,15 +63,22 @@ class Server:
         now = self.values | {self.ids[name.replace("_", "-")]: value for name, value in shown.items()}
         return self._ask("/gradio_api/run/predict", {"fn_index": dependency["id"], "data": [now.get(i) for i in dependency["inputs"]]})["data"]
 
+    def remember(self, run: str) -> None:
+        """What the page holds once it has shown this run, as a browser remembers it: then only what is asked for is drawn again."""
+        self.values[self.ids["run"]] = run
+        for component, value in zip(self.tick["outputs"], self.call(self.tick), strict=True):
+            if not (isinstance(value, dict) and value.get("__type__") == "update"):
+                self.values[component] = value
+
     def train(self, steps: int) -> None:
         self.values[self.steps] = steps
         self.call(self.start)
 
 
-def questions(run: str, last: int, rng: random.Random) -> dict[str, Any]:
+def questions(last: int, rng: random.Random) -> dict[str, Any]:
     """Name of a view -> what the page holds when it asks for it, made anew for every request."""
     def inspect(look: str = "cards", search: str = "", mode: str = "groups", **filters: Any) -> Any:
-        return lambda: {"run": run, "state_tab": "inspect", "search": search, "look": look, "state_inspect_filters": json.dumps({**FIRST, "mode": mode, **filters}),
+        return lambda: {"state_inspect_seen": "{}", "state_inspect_looked": "{}", "state_tab": "inspect", "search": search, "look": look, "state_inspect_filters": json.dumps({**FIRST, "mode": mode, **filters}),
                         "state_inspect_opened": f"{rng.randint(1, last)}/{rng.randint(0, 7)}", "state_inspect_said": json.dumps({"whatif": {"w:format": str(rng.random())}})}
 
     views = {f"inspect: {name}": inspect(look) for name, look in LOOKS.items()}
@@ -81,8 +88,8 @@ def questions(run: str, last: int, rng: random.Random) -> dict[str, Any]:
               "inspect: completions, long and right": inspect(mode="rollouts", where={"reward_from": "1.2", "tokens_from": "390"}),
               "inspect: completions with a rare text": inspect(mode="rollouts", search="carry first 12"),
               "inspect: completions with a common text": inspect(mode="rollouts", search="answer"), "inspect: completions with a text that is nowhere": inspect(mode="rollouts", search="xyzzy")}
-    views["train: curves and a group"] = lambda: {"run": run, "state_pin": f"{rng.randint(1, last)}/0", "smoothing": round(rng.random() * 0.9, 2)}
-    views["runs"] = lambda: {"run": run, "state_tab": "runs"}
+    views["train: curves and a group"] = lambda: {"state_pin": f"{rng.randint(1, last)}/0", "smoothing": round(rng.random() * 0.9, 2)}
+    views["runs"] = lambda: {"state_tab": "runs"}
     return views
 
 
@@ -104,9 +111,10 @@ def main() -> int:
             store = Store(path)
             while not next(r for r in store.runs() if r.id != run.id).steps_done:
                 time.sleep(0.2)
+            server.remember(run.id)
             for seconds in opened(server, run.id):
                 missed += report("open the page in a browser", seconds, OPEN_SECONDS)
-            for name, ask in questions(run.id, run.steps_done, random.Random(0)).items():
+            for name, ask in questions(run.steps_done, random.Random(0)).items():
                 missed += report(name, [timed(server, ask()) for _ in range(args.times)], ANSWER_SECONDS)
             training = next(r for r in store.runs() if r.id != run.id)
             print(f"beside it {training.steps_done} steps were trained, the last at {store.steps(training.id)[-1]['step_seconds']:.2f} s")

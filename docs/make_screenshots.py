@@ -26,6 +26,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 def shot(page: Page, name: str) -> None:
     page.mouse.move(0, 0)
+    page.evaluate("window.scrollTo(0, 0)")  # filling in a form scrolled
     time.sleep(1.5)  # a poll and its drawing
     page.screenshot(path=OUT / f"{name}.png")
 

@@ -97,7 +97,7 @@ def test_what_cannot_be_worked_out_again_is_refused(store):
     {"algorithm.aggregation": "constant", "algorithm.entropy_coef": 0.01}, {"algorithm.objective": "cispo", "algorithm.mask_truncated": True}])
 def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(store, tiny_settings, fields):
     settings = prepare(parse(nest({**tiny_settings, "rubric.criteria": [{"name": "length", "check": "length", "weight": 1.0, "params": {"min_tokens": 8}},
-                                                                          {"name": "language", "check": "language", "weight": 1.0}], "rubric.name": "custom", **fields})))
+                                                                          {"name": "language", "check": "language", "weight": 1.0}], "rubric.name": "custom", "train.learning_rate": 0.01, **fields})))
     run_id = store.create_run(settings, "tiny")
     assert execute(store, run_id, settings, train, RunControl()) == "finished"
     for step in (1, 2, 3):

@@ -13,7 +13,7 @@ from recorded import FakeDesk, record_run, record_step
 
 from grpo_core.config import parse
 from grpo_core.errors import StudioError
-from grpo_core.store import Recorder, Wanted
+from grpo_core.store import Recorder, Wanted, search
 from grpo_core.types import Checkpointed, RunStatus
 from ui import exports, form, run_actions
 from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
@@ -80,6 +80,21 @@ def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_tha
     assert "1–2 of 2 groups" in table
     assert "only step 2" in chips
     assert json.loads(choose_steps(views, "{}", run_id, SimpleNamespace(_data={"step": "<b>"})))["steps"] is None
+
+
+@pytest.mark.parametrize("mode", ["groups", "rollouts"])
+def test_a_list_searched_while_its_index_is_built_says_so_and_fills_by_itself(views, store, monkeypatch, mode):
+    run_id = record_run(store)  # 12 completions, 9 of them "no idea"
+    for name, value in (("BATCH", 1), ("SCANNED", 2), ("BUDGET_SECONDS", 0.0), ("_go_on", lambda *_: None)):
+        monkeypatch.setattr(search, name, value)
+    asked = {"search": "no idea", "filters": {"mode": mode}, "opened": "1/0"}
+    first = inspect(views, run_id, **asked)
+    assert "9 completions not searched yet" in first[3]  # the first from the index, the last two read
+    monkeypatch.setattr(search, "BUDGET_SECONDS", 60.0)
+    after = inspect(views, run_id, **asked, seen=first[6])
+    assert "not searched yet" not in after[3]
+    assert "6 groups" in after[3] if mode == "groups" else "9 completions" in after[3]
+    assert inspect(views, run_id, **asked, seen=after[6])[3] == SKIP
 
 
 @pytest.mark.parametrize(("look", "said", "controls", "body"), [
