@@ -115,6 +115,8 @@ class AlgorithmConfig(Section):
     objective: Literal[*options.OBJECTIVES] = choice("clip", "Objective", "How an advantage becomes a push on tokens.", options.OBJECTIVES)
     trust_region_delta: float = knob(0.01, "Trust region", "`trust_region` only, in place of the learning rate: mean KL(old, new policy) that a step may reach.",
         unit="nats/token", gt=0, le=1, way_out="0.01 is usual.")
+    trust_region_damping: float = knob(10.0, "Trust region, damping", "`trust_region` only: how strongly a step is kept out of directions about which the few completions "
+        "of one batch say nothing.", gt=0, le=1e6, way_out="10 is usual here; 0.1, usual where batches are large, lost again what it had learned.")
     ratio_level: Literal[*options.RATIO_LEVELS] = choice("token", "Ratio level", "What the ratio new/old is taken of.", options.RATIO_LEVELS)
     clip_eps_low: float = knob(0.2, "Clip range, low", "How far below 1 the ratio may fall before a bad token is left alone.",
         gt=0, lt=1, way_out="0.2 is usual.")
@@ -179,11 +181,11 @@ class TrainConfig(Section):
         gt=0, le=10, way_out="1 is usual. 0 would make all siblings equal, so every group would tie.")
     warmup_steps: int = knob(5, "Warm-up", "Steps over which the learning rate rises from 0.", unit="steps", ge=0, le=1_000_000)
     max_grad_norm: float = knob(1.0, "Gradient clip", "The gradient is scaled down to this norm.", gt=0, le=1e6)
-    micro_batch_tokens: int = knob(16_384, "Micro-batch", "Padded tokens a forward pass may hold. Memory only: the result never depends on it.",
+    micro_batch_tokens: int = knob(16_384, "Micro-batch", "Tokens a forward pass may hold; a CPU takes fewer by itself. Memory only: the result never depends on it.",
         unit="tokens", ge=1, le=100_000_000)
     gradient_checkpointing: Literal["auto", "on", "off"] = knob("auto", "Layers computed twice",
         "`on` keeps of each layer only its input and computes the rest again for the gradient: about a third more time, several times fewer activations. "
-        "`auto`: when the estimate says that they would not fit. Memory only: the result never depends on it.")
+        "`auto`: when the estimate says that they would not fit. Memory only: the result never depends on it. A trust region's own passes keep everything.")
     checkpoint_every: int = knob(20, "Checkpoint every", "Steps between saved states, from which a run resumes or branches; 0: none is saved.",
         unit="steps", ge=0, le=1_000_000, way_out="20 loses little; 0 saves the space of a few copies of model and optimiser.")
     checkpoint_keep: int = knob(2, "Keep the last", "Saved states that are kept beside the one of the best held-out accuracy.", unit="checkpoints", ge=1, le=1000)

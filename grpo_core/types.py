@@ -163,7 +163,7 @@ class StepMetrics:
     clip_high_frac: float | None = metric("Clipped high", "share", "Share with A > 0 and a ratio above the objective's clip range (clip: 1 + clip_eps_high).", "Tokens already pushed up enough.")
     off_policy_frac: float | None = metric("Off-policy dropped", "share", "Share of completions that train nothing because they drifted too far.",
         "Always 0 without an off-policy threshold.")
-    micro_batch_tokens: int | None = metric("Micro-batch", "tokens", "The most padded tokens that a forward pass of the update held.",
+    micro_batch_tokens: int | None = metric("Micro-batch", "tokens", "The most tokens that a forward pass of the update might hold.",
         "train.micro_batch_tokens; halves whenever memory ran out.")
     num_updates: int | None = metric("Updates", "updates", "Optimiser steps made on the step's batch.",
         "Fewer than asked for: KL stood above its hard limit, and the weights went a step back. The means above are over the passes made.")

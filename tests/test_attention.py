@@ -64,7 +64,7 @@ def test_no_token_is_computed_twice_and_nothing_is_padded():
     assert flat(batch).input_ids.tolist() == [[t for row in (*batch.prompts, *batch.completions) for t in row]]
 
 
-@pytest.mark.parametrize("budget", [1, 12, 40, 1000])
+@pytest.mark.parametrize("budget", [1, 12, 40, 200, 1000])
 def test_parts_hold_every_row_once_in_whole_groups_where_these_fit(budget):
     g = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 30, (24,), generator=g).tolist()
@@ -75,8 +75,28 @@ def test_parts_hold_every_row_once_in_whole_groups_where_these_fit(budget):
     for part in parts:
         tokens = sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
         assert len(part) == 1 or tokens <= budget
+        assert len(part) == 1 or _places(part) <= 2 * budget
         for prompt, rows in zip(part.prompts, part.siblings, strict=True):
             for i in rows:
                 assert prompt == prompts[part.places[i] // 8]
                 assert len(part.completions[i]) == lengths[part.places[i]]
-    assert budget < 1000 or [len(part) for part in parts] == [24]
+    if budget == 1000:
+        assert [len(part) for part in parts] == [24]
+    if budget == 200:  # each group is at most 10 + 8 x 29 places, and each has less than 200 tokens
+        assert all(batch.strip_tokens((p, rows)) <= 200 for p, rows in enumerate(batch.siblings))
+        assert [[part.places[i] // 8 for i in rows] for part in parts for rows in part.siblings] == [[g] * 8 for part in parts for g in sorted({i // 8 for i in part.places},
+            key=lambda g: max(lengths[8 * g : 8 * g + 8]))]
+
+
+def _places(part: Batch) -> int:
+    """Of both grids."""
+    return len(part.prompts) * (max(map(len, part.prompts)) + max(map(len, part.siblings)) * max(map(len, part.completions)))
+
+
+def test_one_long_completion_does_not_make_grids_of_its_length_for_all():
+    # Seven groups of 8 x 10 tokens and one of 600 + 7 x 10: together 1,318 of at most 1,536, but grids of 8 x 8 x 600 places.
+    completions = [(5,) * 10] * 56 + [(5,) * 600] + [(5,) * 10] * 7
+    batch = Batch([(1, 2)] * 8, completions, [True] * 64, 0, torch.device("cpu"))
+    parts = whole_groups(batch, 1536)
+    assert [len(part) for part in parts] == [63, 1]
+    assert all(_places(part) <= 2 * 1536 for part in parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -102,6 +104,26 @@ def test_a_long_prompt_is_computed_once_for_its_whole_group():
     assert [len(part) for part in learner.fitting.parts(batch)] == [16]
     short = Batch([(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu"))  # 20 + 3 x 500 = 1,520 of at most 1,536
     assert [len(part) for part in learner.fitting.parts(short)] == [3, 3, 2]
+
+
+def test_a_long_prompt_makes_room_for_its_own_group_and_not_for_all_the_others():
+    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    batch = Batch([(1,) * 2000] + [(1,) * 20] * 7, [(5,) * 48] * 64, [True] * 64, 0, torch.device("cpu"))
+    assert max(sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)) for part in learner.fitting.parts(batch)) == 2000 + 8 * 48
+
+
+def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
+    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    batch, tried = ragged(8), []
+
+    def work(parts):
+        tried.append(max(sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)) for part in parts))
+        if len(tried) < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return True
+
+    assert learner.fitting.attempt(batch, work)
+    assert all(later < earlier for earlier, later in pairwise(tried)), tried
 
 
 # ---- logits in chunks -----------------------------------------------------------------------------------------------

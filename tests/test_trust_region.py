@@ -282,7 +282,7 @@ def test_neither_micro_batch_size_nor_packing_changes_the_step(kl_coef):
 def test_the_learners_step_is_the_dense_one_and_neither_learning_rate_nor_clipping_touches_it():
     dense, g = dense_fisher(TinyLM(), make_batch()), put_gradient(TinyLM(), make_batch(), A)
     x = torch.linalg.solve(dense + 0.1 * torch.eye(len(dense), dtype=torch.float64), g)
-    learner = make_learner(kl_coef=0.0, trust_region_delta=1e-4, train={"max_grad_norm": 1e-3, "warmup_steps": 1000})
+    learner = make_learner(kl_coef=0.0, trust_region_delta=1e-4, trust_region_damping=0.1, train={"max_grad_norm": 1e-3, "warmup_steps": 1000})
     update = learner.update(make_batch(), A.float())
     moved = (flat(weights_of(learner.model)) - flat(weights_of(TinyLM()))) / update.trust_step_frac
     expected = x * math.sqrt(2 * 1e-4 / (x @ dense @ x))

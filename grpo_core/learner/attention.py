@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from grpo_core.learner.batch import Batch
 from grpo_core.learner.family import Attend
@@ -158,6 +159,7 @@ class _Attention(torch.autograd.Function):
         return _end_to_end(where, kv_heads, to_itself, looked).view(q.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         qp, kp, vp, to_itself, normaliser, qc, kc, vc, *kept = ctx.saved_tensors
         where, kv_heads = ctx.where, ctx.kv_heads

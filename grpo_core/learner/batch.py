@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-Strip = tuple[int, Sequence[int]]  # a prompt and those of its completions that share a row with it
+Strip = tuple[int, Sequence[int]]  # a prompt and those of its completions that are computed with it
 
 
 @dataclass(frozen=True)
@@ -126,25 +126,31 @@ def micro_batches(batch: Batch, max_tokens: int, hidden_size: int, handy: int | 
 def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
     """The batch in parts of at most `max_tokens` tokens, prompts counted once, or of one completion where that has more.
 
-    For tokens laid end to end. Groups of similar length stand together; one that is too large alone is cut.
+    For tokens laid end to end, where only attention is padded: the grids of a part may have twice `max_tokens` places. Completions of
+    similar length stand together; groups are whole where they fit.
     """
+    def fits(strips: Sequence[Strip]) -> bool:
+        completions = [[len(batch.completions[i]) for i in rows] for _, rows in strips]
+        prompts = [len(batch.prompts[p]) for p, _ in strips]
+        places = len(strips) * (max(prompts) + max(map(len, completions)) * max(map(max, completions)))
+        return sum(prompts) + sum(map(sum, completions)) <= max_tokens and places <= 2 * max_tokens
+
     strips: list[Strip] = []
     for p, rows in enumerate(batch.siblings):
-        start, filled = rows.start, len(batch.prompts[p])
-        for i in rows:
-            filled += len(batch.completions[i])
-            if filled > max_tokens and i > start:
-                strips.append((p, range(start, i)))
-                start, filled = i, len(batch.prompts[p]) + len(batch.completions[i])
-        strips.append((p, range(start, rows.stop)))
+        strip: list[int] = []
+        for i in rows if fits([(p, rows)]) else sorted(rows, key=lambda i: len(batch.completions[i])):
+            if strip and not fits([(p, [*strip, i])]):
+                strips.append((p, strip))
+                strip = []
+            strip = [*strip, i]
+        strips.append((p, strip))
     strips.sort(key=lambda s: max(len(batch.completions[i]) for i in s[1]))
-    parts, start, filled = [], 0, 0
-    for k, strip in enumerate(strips):
-        filled += batch.strip_tokens(strip)
-        if filled > max_tokens and k > start:
-            parts.append(batch.select(strips[start:k]))
-            start, filled = k, batch.strip_tokens(strip)
-    return [*parts, batch.select(strips[start:])]
+    parts: list[list[Strip]] = [[]]
+    for s in strips:
+        if parts[-1] and not fits([*parts[-1], s]):
+            parts.append([])
+        parts[-1].append(s)
+    return [batch.select(part) for part in parts]
 
 
 def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Strip]:

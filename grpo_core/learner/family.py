@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -132,6 +133,7 @@ class _RMSNorm(torch.autograd.Function):
         return torch.mul(wide, scale).to(x.dtype).mul_(weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         size, wide = x.shape[-1], gradient.to(scale.dtype)
@@ -154,6 +156,7 @@ class _Rotate(torch.autograd.Function):
         return turn(x, cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return turn(gradient, *ctx.saved_tensors, 1), None, None
 
@@ -181,6 +184,7 @@ class _SwiGLU(torch.autograd.Function):
         return swiglu(gate, up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(torch.mul(gradient, up), gate), F.silu(gate).mul_(gradient)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks, twice
+MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks of half as many, twice
 BLOCK = 2**18  # logits worked on at once: what fits a core's cache
 
 
@@ -28,19 +29,21 @@ class Chosen(torch.autograd.Function):
         return picked, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, chosen, entropy, normaliser = ctx.saved_tensors
         return _slope(logits, chosen, entropy, normaliser, by_logprob, by_entropy, ctx.temperature, torch.empty_like(logits)), None, None, None
 
 
 class ThroughHead(torch.autograd.Function):
-    """The same from states (N, H) and the weight (V, H) and bias of a linear output layer, of which no more than MAX_LOGITS/2 logits exist at a time.
+    """The same from states (N, H) and the weight (V, H) and bias of a linear output layer; at most MAX_LOGITS/2 logits exist at a time.
 
     They are made once more for the gradient; that of the weight is summed up in one place, as it is as large as the layer.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor, temperature: float,
+                with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         picked, normaliser, entropy = results = _results(states, with_entropy)
         for at in _chunks(states, weight):
             _look_up(F.linear(states[at], weight, bias), chosen[at], temperature, *(None if t is None else t[at] for t in results))
@@ -50,20 +53,22 @@ class ThroughHead(torch.autograd.Function):
         return picked, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         states, weight, bias, chosen, entropy, normaliser = ctx.saved_tensors
         by_states = torch.empty_like(states)
-        by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        by_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        # In single precision: bfloat16 would lose the later of a hundred chunks.
+        by_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
+        by_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if ctx.needs_input_grad[2] else None
         for at in _chunks(states, weight):
             logits = F.linear(states[at], weight, bias)
             slope = _slope(logits, *(None if t is None else t[at] for t in (chosen, entropy, normaliser, by_logprob, by_entropy)), ctx.temperature, logits)
             torch.mm(slope, weight, out=by_states[at])
             if by_weight is not None:
-                by_weight.addmm_(slope.T, states[at])
+                by_weight.addmm_(slope.T.to(by_weight.dtype), states[at].to(by_weight.dtype))
             if by_bias is not None:
                 by_bias += slope.sum(0)
-        return by_states, by_weight, by_bias, None, None, None
+        return by_states, None if by_weight is None else by_weight.to(weight.dtype), None if by_bias is None else by_bias.to(bias.dtype), None, None, None
 
 
 def _results(like: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:

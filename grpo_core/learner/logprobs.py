@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from grpo_core.learner.attention import flat
 from grpo_core.learner.batch import Batch, Layout, packed, separate
-from grpo_core.learner.family import Family, recomputing
+from grpo_core.learner.family import Family, masked, recomputing
 from grpo_core.learner.head import MAX_LOGITS, Chosen, ThroughHead
 
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
@@ -38,8 +38,8 @@ def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Cal
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
 
     Only completion tokens reach the output layer. Entropy is left out, or carries a gradient, only when asked to.
-    A batch with siblings shares their prompts, end to end where the architecture is ours and packed where not; one without does not; unless
-    `layout` says so.
+    A batch with siblings shares their prompts, on a CPU end to end where the architecture is one of ours, else packed; one without does not;
+    unless `layout` says so.
     """
     found = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS, recompute=recompute)
     mask = batch.completion_mask
@@ -83,8 +83,12 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
     With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
     then only the states are returned. recompute: layers keep only their inputs for the gradient.
     """
-    family = lies_flat(model) if layout is None and weights is None and batch.is_shared else None
-    arranged = flat(batch) if family else (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
+    family = Family.of(model) if layout is None and weights is None and batch.is_shared else None
+    if family and batch.device.type == "cpu":
+        arranged, attend = (found := flat(batch)), found.attend
+    else:  # the kernels of `flat` are a CPU's
+        arranged = (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
+        attend = masked(arranged.attention_mask)
     kept: list[Tensor] = []
     holds_back = max_logits is not None and len(arranged.predicted_at[0]) * output_size(model) > max_logits and type(model.get_output_embeddings()) is nn.Linear
 
@@ -94,7 +98,7 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
         return (states[None, :1] if holds_back else states[None],)
 
     if family is not None:
-        states = family.states(arranged.input_ids, arranged.position_ids, arranged.attend, recompute)[arranged.predicted_at]
+        states = family.states(arranged.input_ids, arranged.position_ids, attend, recompute)[arranged.predicted_at]
         return Predicted(None if holds_back else model.get_output_embeddings()(states), states if holds_back or keep_states else None)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(choose)
@@ -116,11 +120,6 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
     return Predicted(logits[0], states if keep_states else None)
 
 
-def lies_flat(model: nn.Module) -> Family | None:
-    """Our own forward of this model over tokens laid end to end, where there is one. Its attention is written with the CPU's kernels."""
-    return Family.of(model) if next(model.parameters()).device.type == "cpu" else None
-
-
 def output_size(model: nn.Module) -> int:
     """V"""
     return model.get_output_embeddings().weight.shape[0]
@@ -132,16 +131,17 @@ def hidden_size(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def packing_is_exact(model: nn.Module, batch: Batch) -> bool:
-    """Whether this model, on these rows, gives packed tokens the log-probabilities that they have in rows of their own.
+def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None) -> bool:
+    """Whether this model, on these rows, gives tokens that share a prompt the log-probabilities that they have in rows of their own.
 
     Asked of the model itself and not of a list of names: sliding windows, state-space layers and flash kernels that ignore the mask
-    all show here. Rows of their own are computed by the model's own code, packed ones by ours where it knows the architecture.
+    all show here. Rows of their own are computed by the model's own code, shared ones by ours where it knows the architecture, unless
+    `layout` says how.
     """
     if not batch.is_shared:
         return False
     try:
-        together, apart = (token_logprobs(model, batch, 1.0, layout)[0] for layout in (None, separate))
+        together, apart = (token_logprobs(model, batch, 1.0, layout)[0] for layout in (layout, separate))
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # what architectures raise that know no such mask

@@ -12,32 +12,34 @@ from torch import nn
 
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner.batch import Batch, micro_batches, whole_groups
-from grpo_core.learner.logprobs import hidden_size, lies_flat
+from grpo_core.learner.family import Family
+from grpo_core.learner.logprobs import hidden_size
 
 log = logging.getLogger("grpo_studio")
 
 T = TypeVar("T")
 
-HANDY = 512  # tokens that keep a CPU's cores busy: beyond it a part grows only as long as little is padding
-ENOUGH = 1536  # and beyond this not at all: it would cost memory and save nothing
-PROMPTS = 8  # unless the prompt, which is computed once a part, would be more than about an eighth of it
+HANDY = 512  # rows of a packed layout: tokens that keep a CPU's cores busy; beyond, a part grows only as long as little is padding
+ENOUGH = 1536  # beyond this a CPU's part does not grow at all: it would cost memory and save nothing
+PROMPTS = 8  # unless it is a group whose prompt, computed once a part, would be more than about an eighth of it
 
 
 class Fitting:
-    """How many padded tokens a forward pass may hold: what it was given, less what turned out to be too many."""
+    """How many tokens a forward pass may hold: what it was given, less what turned out to be too many."""
 
     def __init__(self, model: nn.Module, max_tokens: int):
         self.max_tokens = max_tokens
-        self._hidden_size, self._lies_flat = hidden_size(model), lies_flat(model) is not None
+        self._hidden_size, self._end_to_end = hidden_size(model), Family.of(model) is not None
 
-    def parts(self, batch: Batch) -> list[Batch]:
+    def parts(self, batch: Batch, end_to_end: bool = True) -> list[Batch]:
+        """end_to_end: for the layout of that name, where this model on this device has it; else for rows of equal width."""
         if not len(batch):
             return []
-        if self._lies_flat and batch.is_shared:
-            return whole_groups(batch, min(self.max_tokens, max(ENOUGH, PROMPTS * max(map(len, batch.prompts)))))
         if batch.device.type != "cpu":
             return micro_batches(batch, self.max_tokens, self._hidden_size)
         widest = max(batch.strip_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
+        if end_to_end and self._end_to_end and batch.is_shared:
+            return whole_groups(batch, min(self.max_tokens, max(ENOUGH, min(widest, PROMPTS * max(map(len, batch.prompts))))))
         return micro_batches(batch, min(self.max_tokens, max(ENOUGH, widest)), self._hidden_size, HANDY)
 
     def attempt(self, batch: Batch, work: Callable[[list[Batch]], T]) -> T:
@@ -57,15 +59,21 @@ class Fitting:
                     raise OutOfMemory(f"train.max_new_tokens: there is not enough memory for one completion of {longest} tokens, prompt included. "
                                       "Lower max_new_tokens, use shorter prompts or a smaller model.") from None
             # Outside of the handler, so that the failed pass is not kept alive by its traceback.
-            self.max_tokens = max(1, min(self.max_tokens, max(map(_padded_tokens, parts))) // 2)
+            self.max_tokens = max(1, min(self.max_tokens, max(map(_tokens, parts))) // 2)
             log.warning("Out of memory: going on with micro-batches of %d tokens.", self.max_tokens)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
-def _padded_tokens(part: Batch) -> int:
-    return len(part.prompts) * max(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+def _tokens(part: Batch) -> int:
+    """Without padding: half of them is less than what has just failed, whatever the layout."""
+    return sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+
+
+def most_tokens(max_tokens: int, device: torch.device) -> int:
+    """What a part holds at most on this device, but for a single completion or a group with a very long prompt."""
+    return min(max_tokens, ENOUGH) if device.type == "cpu" else max_tokens
 
 
 def is_out_of_memory(error: BaseException) -> bool:

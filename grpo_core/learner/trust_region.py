@@ -45,7 +45,7 @@ class TrustRegionStep:
 
 
 def trust_region_step(model: nn.Module, parts: Sequence[Part], loss: Loss, delta: float, temperature: float,
-                      breathe: Callable[[], None] = lambda: None) -> TrustRegionStep:
+                      breathe: Callable[[], None] = lambda: None, damping: float = DAMPING) -> TrustRegionStep:
     """Move the weights one constrained step against the gradients that stand in `.grad`, those of the sum of `loss` over `parts`.
 
     `breathe` is called before each pass over a part and may raise; until the step is accepted no weight has moved. Where no
@@ -57,7 +57,7 @@ def trust_region_step(model: nn.Module, parts: Sequence[Part], loss: Loss, delta
     if norm == 0:
         return TrustRegionStep(0.0, delta, 0.0, 0.0, 0.0)  # all groups tie: nowhere to go, and 0/0 is no direction
     # Of unit length, so that a small reward does not underflow; the step is the same for any multiple of g.
-    solution = conjugate_gradient(fisher(model, parts, temperature, breathe), ascent / norm)
+    solution = conjugate_gradient(fisher(model, parts, temperature, breathe), ascent / norm, damping)
     full = solution.x * (2 * delta / solution.x_fisher_x).sqrt()
     for halvings in range(HALVINGS + 1):
         candidate = {n: (p.detach() + d * 0.5**halvings).to(p.dtype) for (n, p), d in zip(weights.items(), unflat(full, weights), strict=True)}

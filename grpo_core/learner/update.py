@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.learner.aggregation import StepSize
-from grpo_core.learner.batch import Batch
+from grpo_core.learner.batch import Batch, packed
 from grpo_core.learner.controls import KL_CONTROLS, Steering
 from grpo_core.learner.critic import HEAD_SPEED, Critic, Judged
 from grpo_core.learner.logprobs import packing_is_exact
@@ -43,7 +43,7 @@ class Update(Means):
     num_updates: int
     grad_norm: float | None  # None: no update was made
     learning_rate: float | None  # None: the step's length was set by a trust region
-    micro_batch_tokens: int  # the most that a forward pass held
+    micro_batch_tokens: int  # the most that a forward pass may hold
     trust_kl: float | None = None  # the trust region's readings, see TrustRegionStep
     trust_delta: float | None = None
     trust_step_frac: float | None = None
@@ -106,23 +106,23 @@ class Learner:
         norms: list[float] = []
         trust: TrustRegionStep | None = None
 
-        def one_pass(parts: list[Batch]) -> tuple[Pass, list[Batch], StepSize]:
+        def one_pass(parts: list[Batch]) -> tuple[Pass, StepSize]:
             self.optimizer.zero_grad(set_to_none=True)
             cut = self.passes.cut(parts, size, breathe)
             coef = Coefficients(self.steering.kl_coef, self.steering.entropy_weight(a))
-            return self.passes.backward(parts, advantages, len(passes), coef, cut, watches, tokens, breathe), parts, cut
+            return self.passes.backward(parts, advantages, len(passes), coef, cut, watches, tokens, breathe), cut
 
         for _ in range(a.updates_per_batch):
-            done, parts, cut = self.fitting.attempt(teaching, one_pass)
+            done, cut = self.fitting.attempt(teaching, one_pass)
             if not passes and not watches:
-                share = batch.first(-(-len(batch) // MEASURED_SHARE))
+                share = batch.first(max(2, -(-len(batch) // MEASURED_SHARE)))  # two: computed as siblings are, as the policy's own were
                 measured = self.fitting.attempt(share, lambda parts: self.passes.measure(parts, tokens, breathe))
             passes.append(done)
             if done.kl is not None and done.kl > control.limit(a):
                 self._step_back()
                 break
             norms.append(self._grad_norm(done.loss))
-            trust = self._constrained_step(parts, advantages, cut, breathe) if a.objective in CONSTRAINED else self._step()
+            trust = self._constrained_step(teaching, advantages, cut, breathe) if a.objective in CONSTRAINED else self._step()
             self.midway = True
             self.steering = self.steering.after_update(done.high_entropy, a)
         kl_coef, (sampled_kl, sampled_entropy) = self.steering.kl_coef, measured or (None, None)
@@ -159,7 +159,7 @@ class Learner:
             group["lr"] = self.learning_rate * warm * group["speed"]
         self.optimizer.step()
 
-    def _constrained_step(self, parts: Sequence[Batch], advantages: Tensor, size: StepSize, breathe: Breathe) -> TrustRegionStep:
+    def _constrained_step(self, teaching: Batch, advantages: Tensor, size: StepSize, breathe: Breathe) -> TrustRegionStep:
         """Move the weights within the trust region; no learning rate, no warm-up, no optimiser state."""
         a = self.algorithm
 
@@ -168,8 +168,8 @@ class Learner:
             x = Tokens(new, old, torch.zeros_like(new), batch.completion_mask, batch.loss_mask, advantages[:, None], ref=ref)
             return loss_of(x, a, Coefficients(self.steering.kl_coef, entropy=0.0), size).total
 
-        with_theirs = [(part, advantages[part.rows]) for part in parts]
-        return trust_region_step(self.model, with_theirs, loss, a.trust_region_delta, self.train.temperature, breathe)
+        with_theirs = [(part, advantages[part.rows]) for part in self.fitting.parts(teaching, end_to_end=False)]
+        return trust_region_step(self.model, with_theirs, loss, a.trust_region_delta, self.train.temperature, breathe, a.trust_region_damping)
 
     @property
     def _watches_kl(self) -> bool:
@@ -240,7 +240,9 @@ class Learner:
             if not telling:
                 return False
             longest, _ = max(telling, key=batch.strip_tokens)
-            self._packs = packing_is_exact(self.model, batch.groups(longest, longest + 1))
+            # A trust region differentiates twice, and does so through the model's own code.
+            layout = packed if self.algorithm.objective in CONSTRAINED else None
+            self._packs = packing_is_exact(self.model, batch.groups(longest, longest + 1), layout)
             if not self._packs:
                 log.warning("This architecture cannot share a prompt between completions in one row; each is computed in its own row.")
         return self._packs

@@ -35,12 +35,14 @@ def peak_memory_mib(policy: Policy) -> float:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a run could still take: of the GPU, else of the machine or of the container, whichever has less."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch holds and does not use is free too
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+        # Files just read count as used, and are given up when somebody needs the room.
+        stat = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
+        free = min(free, int(text) - int(used.read_text()) + int(stat.get("inactive_file", 0)))
     return free
 
 

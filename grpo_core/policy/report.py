@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from grpo_core.config import RunConfig
 from grpo_core.learner.head import MAX_LOGITS
+from grpo_core.learner.memory import most_tokens
 from grpo_core.policy.environment import cache_bytes, free_memory
 from grpo_core.policy.load import _refuse, _source, check_model, precision, template_end
 from grpo_core.policy.policy import Policy, describe_device, pick_device
@@ -76,7 +77,8 @@ def report(config: RunConfig) -> ModelReport:
     if context is not None and config.train.max_new_tokens >= context:
         problems.append(f"train.max_new_tokens is {config.train.max_new_tokens:,}, and the context holds {context:,} tokens.")
     if twice:
-        remarks.append("Of each layer only its input is kept and the rest computed again for the gradient: about a third more time, several times fewer activations.")
+        remarks.append("Of each layer only its input is kept and the rest computed again for the gradient: "
+                       "about a third more time, several times fewer activations.")
     if not agree:
         remarks.append("The chat template ends a turn with a token that the generation config does not name; both are respected here, but other programs may not stop.")
     if not tokenizer.chat_template:
@@ -105,7 +107,7 @@ def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: 
     return {
         "weights": weights, "reference": 0 if config.model.lora_rank else parameters * size, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
         "cache while sampling": t.prompts_per_step * t.group_size * length * cache_bytes(shape, size), "logits": LOGITS_BYTES,
-        "activations": per_token * min(t.micro_batch_tokens, t.prompts_per_step * t.group_size * length),
+        "activations": per_token * min(most_tokens(t.micro_batch_tokens, pick_device()), t.prompts_per_step * t.group_size * length),
     }, max(1.0, per_token)
 
 

@@ -17,6 +17,7 @@ from grpo_core.learner.family import Family, fused, masked, rms_norm, swiglu, tu
 from grpo_core.learner.logprobs import forward, positions
 from grpo_core.policy import Policy
 
+UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be recorded
 SHORT = 64  # tokens; up to here copying a prompt to each of its rows costs less than keeping it apart
 
 
@@ -208,11 +209,10 @@ class _Recorded(_Shared):
     """The same with shapes that stay while the rows do: on CUDA a step is then recorded as a graph and replayed, one launch in place of hundreds.
 
     A token looks at every place of its row's cache, those not yet written hidden. The first replay is held against the step computed
-    plainly; if they differ, or nothing can be recorded, steps stay plain for as long as the process lives. On a CPU they always are.
+    plainly; if they differ, or nothing can be recorded, this model's steps stay plain. On a CPU they always are.
     """
 
     moves_at = 0.5  # recording anew costs several tokens' work
-    records = True
 
     def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
         logits = super().read(prompts, group_size, max_new_tokens)
@@ -239,8 +239,8 @@ class _Recorded(_Shared):
             self._graph.replay()
             return self._logits
         logits = super().step(tokens)
-        if tokens.is_cuda and _Recorded.records and not self._record(tokens, logits):
-            _Recorded.records, self._graph = False, None
+        if tokens.is_cuda and not getattr(self._policy.model, UNRECORDED, False) and not self._record(tokens, logits):
+            setattr(self._policy.model, UNRECORDED, True)
         return logits
 
     def _record(self, tokens: Tensor, expected: Tensor) -> bool:
@@ -248,8 +248,10 @@ class _Recorded(_Shared):
         graph, before = torch.cuda.CUDAGraph(), (self._place.clone(), self._at.clone())
         self._tokens = tokens.clone()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the playground may sample in another thread
                 self._logits = super().step(self._tokens)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as problem:
             log.warning("Decoding steps cannot be recorded on this device and stay plain: %s", str(problem).splitlines()[0])
             return False
