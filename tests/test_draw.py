@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from grpo_core.clock import Clock
 from grpo_core.config import nest, parse
 from grpo_core.control import RunControl
 from grpo_core.draw import draw_groups, generator
@@ -24,7 +25,7 @@ def drawn(policy, tiny_settings, **more):
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 3, **more}))
     rubric, events = build_rubric(config.rubric), []
     control = RunControl()
-    control.tell = events.append
+    control.tell = Clock(events.append)
     return draw_groups(1, policy, load_task(config.task), rubric, config, control), rubric, events
 
 
