@@ -40,9 +40,9 @@ def test_a_tied_group_that_nothing_needed_has_ids_and_no_numbers_unless_kl_was_m
     learner = make_learner(kl_coef=0.0)
     learner.update(make_batch(), torch.tensor([0.0, 0.0, 1.0, -1.0]))
     records = learner.log.records()
-    # Of four rows the first is the measured eighth: it has everything, the second group what the update needed.
-    assert [r.ref_logprobs is None for r in records] == [False, True, True, True]
-    assert [r.logprobs is None for r in records] == [False, True, False, False]
+    # An eighth of four rows is one, and two are measured at least: the first group has everything, the second what the update needed.
+    assert [r.ref_logprobs is None for r in records] == [False, False, True, True]
+    assert [r.logprobs is None for r in records] == [False] * 4
     learner.update(make_batch(), torch.tensor([1.0, -1.0, 0.0, 0.0]))
     assert [r.logprobs is None for r in learner.log.records()] == [False, False, True, True]
 
