@@ -10,9 +10,11 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))  # else pandas sums up every call's time after each call, and monitoring is off
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
@@ -23,6 +25,8 @@ if ZERO:
     import spaces  # before torch, whose CUDA it replaces until a lease begins
 
 RECOVER_SECONDS = 1.0
+# A thread that computes gives Python's lock up after this long, not after 5 ms: what records a run asks for the lock at every row.
+SWITCH_SECONDS = 0.0005
 EPHEMERAL = "This Space's disk is lost at every restart, and the runs with it. Mount a bucket and set GRPO_SNAPSHOTS to a folder in it, or export what you want to keep."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -31,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     """Serve the page until interrupted; returns the exit code."""
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         auth = _credentials(options.auth)
         if options.mcp and not importlib.util.find_spec("mcp"):
@@ -54,6 +59,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     if snapshots is not None and snapshots.restore():
         print(f"restored {options.db} from {options.snapshots}", flush=True)
     store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
+    from grpo_core.apart import apart, warm_up
     from grpo_core.desk import Desk
     from grpo_core.policy import check_model, describe_device, pick_device
     from grpo_core.policy.policy import DEVICE_VARIABLE
@@ -85,17 +91,19 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
         os.environ[DEVICE_VARIABLE] = "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
         seconds = seconds_from(os.environ)
         train, device = leased(train, spaces.GPU, seconds), f"ZeroGPU, leases of {seconds} s"
-    runs = RunManager(store, train, check=check, device=device or describe_device(pick_device()),
+    runs = RunManager(store, train if ZERO else apart(train, partial(add_plugins, options.rewards)), check=check, device=device or describe_device(pick_device()),
                       limit=lambda seconds: limits.too_much(seconds, store.used_bytes() if limits.disk_mib else 0))
     space = bool(os.environ.get("SPACE_ID"))
     storage = snapshots.state if snapshots is not None else (lambda: EPHEMERAL) if space else None
     page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check, train, seconds, may_push=not public), space, storage)
     page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
-                quiet=True, mcp_server=options.mcp, **launch_options(host=options.host, share=options.share, auth=auth))
+                quiet=True, mcp_server=options.mcp, **launch_options(page, options.host, share=options.share, auth=auth))
     print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
     if page.share_url:
         print(f"public: {page.share_url}", flush=True)
 
+    if not ZERO:
+        warm_up(train)  # after the page is up, which is what a person waits for first
     # Gradio handles Ctrl-C only: a terminated server must still end its run's record cleanly.
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -58,21 +58,21 @@ class Server:
         with urllib.request.urlopen(urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"}), timeout=60) as answer:
             return json.load(answer)
 
-    def call(self, dependency: dict[str, Any], **shown: Any) -> list[Any]:
-        """One request; `shown`: elem_id (with _ for -) -> what the page holds there."""
+    def show(self, **shown: Any) -> list[tuple[int, Any]]:
+        """What is new on the page; `shown`: elem_id (with _ for -) -> what it holds there."""
         now = self.values | {self.ids[name.replace("_", "-")]: value for name, value in shown.items()}
-        return self._ask("/gradio_api/run/predict", {"fn_index": dependency["id"], "data": [now.get(i) for i in dependency["inputs"]]})["data"]
+        return self._ask("/studio/show", {"name": "poll", "given": [now.get(i) for i in self.tick["inputs"]]})
 
     def remember(self, run: str) -> None:
         """What the page holds once it has shown this run, as a browser remembers it: then only what is asked for is drawn again."""
         self.values[self.ids["run"]] = run
-        for component, value in zip(self.tick["outputs"], self.call(self.tick), strict=True):
+        for place, value in self.show():
             if not (isinstance(value, dict) and value.get("__type__") == "update"):
-                self.values[component] = value
+                self.values[self.tick["outputs"][place]] = value
 
     def train(self, steps: int) -> None:
         self.values[self.steps] = steps
-        self.call(self.start)
+        self._ask("/gradio_api/run/predict", {"fn_index": self.start["id"], "data": [self.values.get(i) for i in self.start["inputs"]]})
 
 
 def questions(last: int, rng: random.Random) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def main() -> int:
 
 def timed(server: Server, shown: dict[str, Any]) -> float:
     started = time.perf_counter()
-    server.call(server.tick, **shown)
+    server.show(**shown)
     return time.perf_counter() - started
 
 

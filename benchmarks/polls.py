@@ -54,24 +54,23 @@ def main() -> None:
             clicked = {c["id"] for c in config["components"] if c["props"].get("elem_id") == "start"}
             start = next(d for d in calls if any(t[0] in clicked and t[1] == "click" for t in d["targets"]))
 
-            def call(dependency: dict, shown: dict) -> tuple[float, list]:
+            def poll(shown: dict) -> float:
                 began = time.perf_counter()
-                answer = ask(url + "/gradio_api/run/predict", {"fn_index": dependency["id"], "data": [shown.get(i) for i in dependency["inputs"]]})
-                for component, value in zip(dependency["outputs"], answer["data"], strict=True):  # as a browser remembers what it shows
-                    if not (isinstance(value, dict) and value.get("__type__") == "update"):
-                        shown[component] = value
+                for place, value in ask(url + "/studio/show", {"name": "poll", "given": [shown.get(i) for i in tick["inputs"]]}):
+                    if not (isinstance(value, dict) and value.get("__type__") == "update"):  # as a browser remembers what it shows
+                        shown[tick["outputs"][place]] = value
                     elif "value" in value:
-                        shown[component] = value["value"]
-                return time.perf_counter() - began, answer["data"]
+                        shown[tick["outputs"][place]] = value["value"]
+                return time.perf_counter() - began
 
-            call(start, dict(values))
+            ask(url + "/gradio_api/run/predict", {"fn_index": start["id"], "data": [values.get(i) for i in start["inputs"]], "session_hash": "starts"})
             latencies: list[float] = []
 
             def tab() -> None:
                 shown = dict(values)
                 until = time.monotonic() + options.seconds
                 while time.monotonic() < until:
-                    latencies.append(call(tick, shown)[0])
+                    latencies.append(poll(shown))
                     time.sleep(max(0.0, 1.0 - latencies[-1]))
 
             tabs = [threading.Thread(target=tab) for _ in range(options.tabs)]

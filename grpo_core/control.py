@@ -18,6 +18,8 @@ KNOBS = ("train.learning_rate", "algorithm.kl_coef", "train.temperature", "algor
 KNOB, EDIT = "knob/", "edit/"  # names in the record, see types.Edited
 _EVER = 2**62  # a step after all others
 
+Word = tuple[str, tuple[Any, ...]]  # a method of RunControl that people call, and its arguments
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -57,20 +59,25 @@ class RunControl:
         self._told: str | None = None  # the reason for waiting that is on record
         self.apart: str | None = None  # why some things cannot be said: the trainer is in a process of its own, and hears `said()`
         self._saves = 0  # how often saving was asked for, of a trainer apart
+        self._words: list[Word] = []  # all that people said, until somebody follows
+        self._follower: Callable[[Word], None] | None = None
 
     # ---- said by people ------------------------------------------------------------------------------------------------
 
     def stop(self, reason: str = "") -> None:
         """Ask the run to end at its next breath. Everything recorded is kept. reason: why, where nobody asked for it."""
+        self._pass_on("stop", reason)
         self._say(_stopping=True, **({"stop_reason": reason} if reason and not self._stopping else {}))
 
     def pause(self, reason: str = "Paused. Press Resume to go on, Step to go one step, or Stop.") -> None:
         """Ask the run to wait at its next breath. Once it waits, asking again changes nothing."""
+        self._pass_on("pause", reason)
         with self._talk:
             if self._waiting is None:
                 self._say(_waiting=reason, _stride=None)
 
     def resume(self) -> None:
+        self._pass_on("resume")
         self._say(_waiting=None, _stride=None)
 
     def step(self, stride: str = "step") -> None:
@@ -78,10 +85,12 @@ class RunControl:
         if stride not in ("phase", "step"):
             raise StudioError(f"stride = {stride!r:.40}: a run steps by phase or by step. Write phase or step.")
         self._refuse_apart()
+        self._pass_on("step", stride)
         self._say(_waiting=None, _stride=stride)
 
     def checkpoint(self) -> None:
         """Save the last whole step at the next breath."""
+        self._pass_on("checkpoint")
         if self.folder is not None:
             self._say(_saving=True)
 
@@ -89,6 +98,7 @@ class RunControl:
         """Change a setting from the next step on. Whoever calls has checked the value against the field's bounds."""
         if name not in KNOBS:
             raise StudioError(f"{name!r:.80} cannot be changed while a run goes on. Known: {', '.join(KNOBS)}.")
+        self._pass_on("set_knob", name, value)
         with self._talk:
             self._edits.setdefault(self._step + 1, {})[KNOB + name] = float(value)
 
@@ -96,12 +106,15 @@ class RunControl:
         """These and no others: the run waits before the update of every step in which one of them holds."""
         if breakpoints:
             self._refuse_apart()
+        self._pass_on("set_breakpoints", tuple(breakpoints))
         with self._talk:
             self._breakpoints = tuple(breakpoints)
 
     def edit_reward(self, step: int, group: int, completion: int, reward: float) -> None:
         """Give a completion of the waiting step another reward; its advantages follow before the update. Counted from 0."""
         self._refuse_apart()
+        if self._follower is not None:  # the step that waits is there, and so is what may be said against it
+            return self._follower(("edit_reward", (step, group, completion, reward)))
         with self._talk:
             if self._reviewed is None or self._waiting is None or self._reviewed[0] != step:
                 raise StudioError("Rewards can be edited while a run waits between its advantages and its update, and only those of that step. "
@@ -117,6 +130,22 @@ class RunControl:
             raise StudioError(self.apart)
 
     # ---- a trainer in another process ------------------------------------------------------------------------------------
+
+    def followed_by(self, follower: Callable[[Word], None]) -> None:
+        """The run listens elsewhere: everything that people said goes to `follower` now, and what they will say as they say it."""
+        with self._talk:
+            self._follower = follower
+            for word in self._words:
+                follower(word)
+            self._words.clear()
+
+    def _pass_on(self, name: str, *values: Any) -> None:
+        with self._talk:
+            follower = self._follower
+            if follower is None:
+                self._words.append((name, values))
+        if follower is not None:
+            follower((name, values))
 
     @property
     def has_breakpoints(self) -> bool:

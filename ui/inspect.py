@@ -60,7 +60,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     show = ShowInspect(ShowGroups(views), side.show)
 
     def then_show(event: Any) -> None:
-        event.then(show, inputs, outputs, **QUIET)
+        event.then(None, inputs, outputs, js=frame.shows.js("inspect", show, inputs), **QUIET)
 
     def fresh(now: Any, run_id: Any) -> str:
         return changed(now, offset=0, fresh=sum(views.store.verdict_counts(run_id).values()) if views.cursor(run_id) else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -19,6 +20,7 @@ from ui.live_chart import plotly_js
 from ui.panel import QUIET, panel, script
 from ui.playground import build_playground
 from ui.runs import build_runs
+from ui.shows import Shows
 from ui.text import esc
 from ui.train import SKIP, Frame, build_train
 from ui.views import Runs, Views
@@ -34,7 +36,7 @@ def build_app(store: Store, runs: Runs, desk: Desk, space: bool = False, storage
 
     space: on a Hugging Face Space, which can be duplicated. storage: says whether what is recorded outlives the disk; None: an ordinary disk.
     """
-    views = Views(store)
+    views, shows = Views(store), Shows()
     gr.set_static_paths([plotly_js()])
     with gr.Blocks(title="GRPO Studio", fill_width=True, delete_cache=(DAY, DAY), analytics_enabled=False) as app:
         build_api(views, runs)  # first, so that no other handler takes its names
@@ -49,7 +51,7 @@ def build_app(store: Store, runs: Runs, desk: Desk, space: bool = False, storage
             gr.Timer(STORAGE_SECONDS).tick(lambda: status.kept(storage()), None, kept, **QUIET)
         notice = panel(elem_id="notice")
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
-        frame = Frame(run, pill, tab, notice)
+        frame = Frame(run, pill, tab, notice, shows)
         with gr.Tabs(elem_id="tabs") as tabs:
             # render_children: a tab that was left keeps its charts, and with them every zoom.
             with gr.Tab("Train", id="train", elem_id="tab-train", render_children=True) as train_tab:
@@ -74,22 +76,23 @@ def build_app(store: Store, runs: Runs, desk: Desk, space: bool = False, storage
                 out += part.show(*mine) if name == chosen or part is train else [SKIP] * len(part.outputs)
             return out
 
-        gr.Timer(POLL_SECONDS).tick(poll, inputs, outputs, **QUIET)
+        gr.Timer(POLL_SECONDS).tick(None, inputs, outputs, js=shows.js("poll", poll, inputs, poll=True), **QUIET)
         for name, button in zip(TABS, (train_tab, inspect_tab, runs_tab, playground_tab), strict=True):
             button.select(None, None, tab, js=f"() => '{name}'")
-        tab.change(poll, inputs, outputs, **QUIET)
+        tab.change(None, inputs, outputs, js=shows.js("poll", poll, inputs), **QUIET)
         gr.on([tab.change, run.change, train.pin.change, inspect.opened.change], None, [tab, run, train.pin, inspect.opened], None,
               js=place.ADDRESS_JS, trigger_mode="always_last")
 
-        def arrive(request: gr.Request, *values: Any) -> list[Any]:
-            """The first answer: everything at once, so that a shared address is there after one request."""
-            run_id, first, pin, opened, said = arrival(views, dict(request.query_params))
+        def arrive(search: Any, *values: Any) -> list[Any]:
+            """The first answer: everything at once, so that a shared address is there after one request. search: the address from its ? on."""
+            run_id, first, pin, opened, said = arrival(views, dict(parse_qsl(search.removeprefix("?"))) if isinstance(search, str) else {})
             given = {id(run): run_id, id(tab): first, id(train.pin): pin, id(inspect.opened): opened}
             out = poll(*(given.get(id(c), v) for c, v in zip(inputs, values, strict=True)))
             out[outputs.index(run)] = views.picked(run_id)
             return [gr.update(selected=first), first, pin, opened, said, *out]
 
-        app.load(arrive, inputs, [tabs, tab, train.pin, inspect.opened, notice, *outputs], **QUIET)
+        app.load(None, inputs, [tabs, tab, train.pin, inspect.opened, notice, *outputs], js=shows.js("arrive", arrive, inputs, first="window.location.search"), **QUIET)
+    app.shows = shows
     return app
 
 
@@ -104,13 +107,14 @@ def arrival(views: Views, query: dict[str, str]) -> tuple[str | None, str, str, 
     return wanted if found else views.default_run(), tab, at if tab == "train" else "", at if tab == "inspect" else "", said
 
 
-def launch_options(host: str = "127.0.0.1", share: bool = False, auth: tuple[str, str] | None = None) -> dict[str, Any]:
-    """What the page needs of launch(): Gradio 6 takes theme, styles and head there. Nothing in it leaves the machine."""
+def launch_options(page: gr.Blocks, host: str = "127.0.0.1", share: bool = False, auth: tuple[str, str] | None = None) -> dict[str, Any]:
+    """What a page of build_app needs of launch(): Gradio 6 takes theme, styles and head there. Nothing in it leaves the machine."""
     here = Path(__file__).parent
-    head = (f'<meta name="plotly-js" content="gradio_api/file={esc(plotly_js())}">\n<style>{(here / "style.css").read_text("utf-8")}</style>')
+    head = (f'<meta name="plotly-js" content="gradio_api/file={esc(plotly_js())}">\n<style>{(here / "style.css").read_text("utf-8")}</style>'
+            f'\n<script>{(here / "shows.js").read_text("utf-8")}</script>')
     guard = Middleware(Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else (), auth=auth)
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]), "head": head, "footer_links": [],
         "run_history": False, "enable_monitoring": False, "max_file_size": "200mb", "ssr_mode": False, "pwa": False,
-        "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        "app_kwargs": {"middleware": [guard], "routes": [page.shows.route()], "docs_url": None, "redoc_url": None, "openapi_url": None},
     }

@@ -89,9 +89,10 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
     inputs = [frame.run, frame.tab, search, selected, sort, seen]
     outputs = [table, *buttons, compare, *figures, differ, seen]
     show = ShowRuns(views)
+    fill = frame.shows.js("runs", show, inputs)
 
     def then_show(event: Any) -> None:
-        event.then(show, inputs, outputs, **QUIET)
+        event.then(None, inputs, outputs, js=fill, **QUIET)
 
     def view_run(run_id: Any) -> list[Any]:
         return [views.picked(run_id), gr.update(selected="train"), "train"] if views.cursor(run_id) else [SKIP, SKIP, SKIP]
@@ -106,7 +107,7 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
         return view_run(next(iter(read_selected(views, chosen)), None))
 
     in_view = [frame.run, tabs, frame.tab]
-    typing(search)(show, inputs, outputs, **(QUIET | {"trigger_mode": "always_last"}))
+    typing(search)(None, inputs, outputs, js=fill, **(QUIET | {"trigger_mode": "always_last"}))
     then_show(table.select(select_row, selected, selected, **QUIET))
     then_show(table.sort(choose_sort, sort, sort, **QUIET))
     table.open(open_row, None, in_view, **QUIET)

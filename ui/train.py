@@ -17,9 +17,9 @@ from ui.desk import Desk
 from ui.live_chart import live_chart
 from ui.panel import QUIET, one_of, panel, script
 from ui.setup import Setup, build_setup
+from ui.shows import SKIP, Shows
 from ui.views import CURVES, Runs, Views
 
-SKIP = gr.skip()
 AXES = [("step", "step"), ("time", "time"), ("tokens", "tokens")]
 DETAILS = [("entropy", "entropy"), ("clip", "clip"), ("gradient", "gradient")]
 
@@ -32,12 +32,13 @@ TO_THE_RUN_JS = """() => {
 
 @dataclass(frozen=True)
 class Frame:
-    """What all tabs share: the run in view, and hidden values that travel with every request instead of server-side state."""
+    """What all tabs share: the run in view, hidden values that travel with every request instead of server-side state, and how they are filled."""
 
     run: gr.Dropdown
     pill: gr.HTML
     tab: gr.Textbox
     notice: gr.HTML
+    shows: Shows
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,13 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
     inputs = [frame.run, pin, order, x, smoothing, log, overlay, detail, seen]
     outputs = [frame.run, frame.pill, overlay, line, trouble, *buttons.all, *figures.values(), step, follow, group, advisor, at, seen]
     show = Show(views)
-    tab = Train(form_panel, pin, inputs, outputs, show)
+    tab, fill = Train(form_panel, pin, inputs, outputs, show), frame.shows.js("train", show, inputs)
 
     def then_show(event: Any) -> None:
-        event.then(show, inputs, outputs, **QUIET)
+        event.then(None, inputs, outputs, js=fill, **QUIET)
 
     for event in (frame.run.change, x.input, log.input, overlay.input, detail.input, smoothing.release):
-        event(show, inputs, outputs, **QUIET)
+        event(None, inputs, outputs, js=fill, **QUIET)
     # A choice of a person pins the place first, in the browser's own values, and is then shown: a poll that was under way cannot undo it.
     frame.run.input(lambda: ["", ""], None, [pin, frame.notice], **QUIET)
     then_show(step.release(lambda s: pinned_step(s), step, pin, **QUIET))

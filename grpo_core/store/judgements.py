@@ -15,7 +15,7 @@ class Judgements:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
         self._conn = sqlite3.connect(path, timeout=15, check_same_thread=False, isolation_level=None)
-        self._conn.execute("PRAGMA journal_mode = WAL")
+        self._conn.execute("PRAGMA journal_mode = TRUNCATE")  # the server and its runs write here, each in a process of its own: no WAL for that
         self._conn.execute("CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, score REAL NOT NULL, reason TEXT NOT NULL, tokens INTEGER NOT NULL, "
                            "seconds REAL NOT NULL, created_at REAL NOT NULL) STRICT")
 

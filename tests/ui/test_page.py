@@ -57,8 +57,8 @@ def test_no_event_is_queued_or_shows_progress_and_only_named_endpoints_are_liste
             assert event in listed or (event.show_progress, event.api_visibility) == ("hidden", "private")
 
 
-def test_the_page_makes_no_request_to_another_machine():
-    options = launch_options()
+def test_the_page_makes_no_request_to_another_machine(page):
+    options = launch_options(page)
     assert options["run_history"] is False
     assert options["enable_monitoring"] is False
     assert "http://" not in options["head"]
