@@ -22,6 +22,7 @@ from ui.desk import Desk
 from ui.model import wire_model
 from ui.panel import QUIET, panel, script, typing
 from ui.prompts import wire_prompts
+from ui.shows import Shows
 from ui.status import banner
 from ui.text import esc, is_number, number, plain
 from ui.workbench import wire_workbench
@@ -70,7 +71,7 @@ class Setup:
         return [*(self.errors[n] for n in form.NAMES), self.summary]
 
 
-def build_setup(desk: Desk) -> Setup:
+def build_setup(desk: Desk, shows: Shows) -> Setup:
     """Lay the form out and make it answer. Must be called inside gr.Blocks."""
     fields: dict[str, Any] = {}
     errors: dict[str, gr.HTML] = {}
@@ -127,7 +128,7 @@ def build_setup(desk: Desk) -> Setup:
             start = gr.Button("Start training", variant="primary", elem_id="start")
 
     setup = Setup(fields, errors, formula, summary, name, anyway, start)
-    _wire(setup, text, scores, save, load)
+    _wire(setup, text, scores, save, load, shows)
     wire_workbench(setup.fields, text, sample, paste, probe, bench, preflight, preflight_report, desk)
     if desk.lease_seconds is not None:
         outlook.value = foreseen(desk, _defaults())
@@ -152,16 +153,18 @@ def _defaults() -> list[Any]:
     return [_default_rows() if n == form.CRITERIA else form.shown(n, form.DEFAULTS[n]) for n in form.NAMES]
 
 
-def _wire(setup: Setup, text: gr.Textbox, scores: gr.HTML, save: gr.Button, load: gr.UploadButton) -> None:
+def _wire(setup: Setup, text: gr.Textbox, scores: gr.HTML, save: gr.Button, load: gr.UploadButton, shows: Shows) -> None:
     values, f = [*setup.values, text], setup.fields
     answers = [*setup.complaints, setup.formula, scores]
     live = {**QUIET, "trigger_mode": "always_last"}
     # Presets set other fields first. The table says `change` for a person's edit, a preset and a loaded file alike.
     typed = [f[n].change if n == form.CRITERIA else typing(f[n]) for n in form.NAMES if n not in ("algorithm.preset", "rubric.name")]
-    gr.on([*typed, text.change], check, values, answers, **live)
+    checked = shows.js("check", check, values)
+    gr.on([*typed, text.change], None, values, answers, js=checked, **live)
     f["rubric.name"].input(choose_rubric, f["rubric.name"], f[form.CRITERIA], **live)
     # Then once more: a text field that changes asks at once, when the fields after it still have their old values.
-    f["algorithm.preset"].input(choose_preset, f["algorithm.preset"], [f[n] for n in form.ALGORITHM], **live).then(check, values, answers, **live)
+    preset = f["algorithm.preset"]
+    preset.input(None, preset, [f[n] for n in form.ALGORITHM], js=shows.js("preset", choose_preset, [preset]), **live).then(None, values, answers, js=checked, **live)
     f[form.CRITERIA].edit(name_rubric, f[form.CRITERIA], f["rubric.name"], **live)
     save.click(None, f[form.CRITERIA], None, js=SAVE_JS)
     # The one handler with preprocessing: it is what keeps the path of an upload inside the upload folder.

@@ -55,7 +55,7 @@ class Train:
 def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     with gr.Row(elem_id="train-row", equal_height=False):
-        form_panel = build_setup(desk)
+        form_panel = build_setup(desk, frame.shows)
         with gr.Column(elem_id="live", elem_classes="stack", min_width=0, scale=1):
             with gr.Row(elem_id="line", elem_classes="card-box"):
                 line = panel(status.status_line(None, [], 0, None, 0), script=script("status.js"), elem_id="status")
