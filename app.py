@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))  # else pandas sums up every call's time after each call, and monitoring is off
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
@@ -85,7 +87,9 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
         visitors.admit(visitor())  # last: what is refused is not counted
 
     seconds, device = None, ""
-    if ZERO:
+    if not ZERO:
+        warm_up(train)  # before a run can begin: it goes on by itself, beside what follows
+    else:
         from grpo_core.lease import leased, seconds_from
 
         os.environ[DEVICE_VARIABLE] = "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
@@ -102,8 +106,6 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     if page.share_url:
         print(f"public: {page.share_url}", flush=True)
 
-    if not ZERO:
-        warm_up(train)  # after the page is up, which is what a person waits for first
     # Gradio handles Ctrl-C only: a terminated server must still end its run's record cleanly.
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -113,6 +115,8 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
             snapshots.renew()
         runs.recover()  # a run of another process, killed while this one only watched, must not look alive for ever
     runs.close()
+    for child in multiprocessing.active_children():  # a run that did not end in time: Python would wait for it
+        child.kill()
     if snapshots is not None:
         snapshots.renew(now=True)
     page.close(verbose=False)

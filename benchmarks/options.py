@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -168,8 +167,7 @@ def spread(row: dict[str, Any]) -> str:
 
 def picture() -> None:
     """Small multiples, one a family: held-out accuracy over steps, mean line and seeds as points, the defaults in grey in each."""
-    from playwright.sync_api import sync_playwright
-    from plotly.offline import get_plotlyjs
+    from picture import save
     from plotly.subplots import make_subplots
 
     families = [f for f in dict.fromkeys(o.family for o in OPTIONS) if f != "defaults" and summary(f)]
@@ -193,15 +191,7 @@ def picture() -> None:
     figure.update_yaxes(range=[0.2, 1.01], tickformat=".0%")
     figure.update_layout(template="simple_white", width=1280, height=400 * -(-len(families) // columns), margin={"l": 50, "r": 20, "t": 40, "b": 40},
                          font={"family": "sans-serif"})
-    page_text = f"<script>{get_plotlyjs()}</script>{figure.to_html(include_plotlyjs=False, full_html=False, config={'staticPlot': True})}"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1300, "height": 420 * -(-len(families) // columns)})
-        page.set_content(page_text)
-        page.wait_for_selector(".annotation")
-        page.locator(".js-plotly-plot").screenshot(path=PICTURE)
-        browser.close()
-    print(PICTURE)
+    save(figure, PICTURE, ".annotation")
 
 
 def main() -> None:

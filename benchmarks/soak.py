@@ -14,6 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
+from grpo_core.apart import apart, warm_up
 from grpo_core.config import nest, parse
 from grpo_core.runs import RunManager
 from grpo_core.store import Store
@@ -24,10 +27,11 @@ SETTLE_SECONDS = 1.0  # a thread that has done its work may not have ended yet
 
 
 def now(what: str) -> dict[str, float]:
-    """Threads, open files, connections to the store's file, resident MiB of this process; printed as a line of the table."""
+    """Threads, open files, connections to the store's file of this process; resident MiB of it and of a run's process; printed as a line of the table."""
     time.sleep(SETTLE_SECONDS)
     gc.collect()
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    this = psutil.Process()
+    resident = sum(p.memory_info().rss for p in (this, *this.children(recursive=True))) / 2**20
     seen = {"threads": len(os.listdir("/proc/self/task")), "files": len(os.listdir("/proc/self/fd")), "connections": num_connections(), "MiB": resident}
     print(f"| {what} | {seen['threads']} | {seen['files']} | {seen['connections']} | {resident:.0f} |", flush=True)
     return seen
@@ -49,7 +53,8 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=100, help="steps after which memory is first looked at (default 100)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        manager = RunManager(Store(Path(folder) / "runs.sqlite"), train)
+        manager = RunManager(Store(Path(folder) / "runs.sqlite"), apart(train))  # as app.py does
+        warm_up(train)
         store = manager.store
         config = parse(nest({"train.steps": options.steps, "train.eval_every": 500, "train.checkpoint_every": 100}))
         print("| when | threads | open files | connections | resident MiB |\n|---|---|---|---|---|")
@@ -71,15 +76,17 @@ def main() -> int:
             cycle()
         last = now(f"after {options.cycles} runs")
         run_id = manager.start(config)
-        warm = None
+        warm = late = None
         while (run := store.run(run_id)).status.is_live:
             if warm is None and run.steps_done >= options.warm_up:
                 warm = now(f"step {run.steps_done} of the long run")
+            if late is None and run.steps_done >= options.steps - 10:  # while its process is still there
+                late = now(f"step {run.steps_done} of the long run")
             time.sleep(0.2)
         end = now(f"step {run.steps_done}, {run.status}")
         back = {name: end[name] <= first[name] and last[name] <= first[name] for name in ("threads", "files", "connections")}
         manager.close()
-        grown = {"runs": last["MiB"] / first["MiB"] - 1, "steps": end["MiB"] / (warm or end)["MiB"] - 1}
+        grown = {"runs": last["MiB"] / first["MiB"] - 1, "steps": (late or end)["MiB"] / (warm or end)["MiB"] - 1}
         print(f"memory grew by {grown['runs']:.1%} over the runs and by {grown['steps']:.1%} over the steps; "
               + ", ".join(f"{name} {'are back' if yes else 'are NOT back'}" for name, yes in back.items()))
         return int(run.status is not RunStatus.FINISHED or max(grown.values()) > 0.05 or not all(back.values()))

@@ -5,28 +5,34 @@ Events come back through a pipe and are recorded here, what people say goes ther
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from traceback import format_exc
+from traceback import format_exc, print_exc
 from typing import Any
 
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl, Start, Word
 from grpo_core.errors import StopRequested, StudioError
-from grpo_core.types import Checkpointed, Event
+from grpo_core.rubric.child import kill_all
+from grpo_core.types import Checkpointed, Event, Paused
 
 Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
 WAITING = 32  # events that the run may be ahead of its record: some steps. None is dropped: then it waits
 GRACE_SECONDS = 9.0  # from a signal to the end of the process, saved or not
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+ANSWER_SECONDS = 5.0  # for the one word that is answered
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # elsewhere a forked process may not use the GPU (Metal)
+
+log = logging.getLogger("grpo_studio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,14 @@ class Ended:
     text: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What the program logs over there; it belongs to the run's log here."""
+
+    level: int
+    text: str
+
+
 def warm_up(train: Train) -> None:
     """Let a process get ready from which those of runs are forked: it has torch in memory already, so a run begins without seconds of importing."""
     if START_METHOD == "forkserver":
@@ -45,6 +59,8 @@ def warm_up(train: Train) -> None:
         try:
             multiprocessing.set_forkserver_preload([train.__module__])
             forkserver.ensure_running()
+        except OSError:
+            log.warning("runs will begin some seconds later: no process could be kept ready for them", exc_info=True)
         finally:
             os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
 
@@ -62,14 +78,23 @@ def apart(train: Train, prepare: Callable[[], None] | None = None) -> Train:
         child.start()
         out.close()
         there.close()
-        control.tell = emit
-        telling = threading.Lock()
+        line = _Line(here)
+
+        def tell(event: Event) -> None:
+            """Of a run that is held here, by a full disk: its clock over there stands still meanwhile."""
+            emit(event)
+            line(("held" if isinstance(event, Paused) else "released", ()))
+
+        control.tell = tell
         try:
-            control.followed_by(lambda word: _say(here, telling, word))
-            while not isinstance(event := _next(events, child), Ended):
+            control.followed_by(line)
+            while not isinstance(event := _next(events, child, control), Ended):
+                if isinstance(event, Logged):
+                    log.log(event.level, "%s", event.text)
+                    continue
                 emit(event)
                 if isinstance(event, Checkpointed):
-                    _say(here, telling, ("recorded", ()))
+                    line(("recorded", ()))
         finally:
             here.close()  # whatever happened here, the process over there ends when nobody listens any more
             events.close()
@@ -85,26 +110,48 @@ def apart(train: Train, prepare: Callable[[], None] | None = None) -> Train:
     return train_apart
 
 
-def _next(events: Connection, child: Any) -> Event | Ended:
+def _next(events: Connection, child: Any, control: RunControl) -> Event | Ended | Logged:
     try:
         return events.recv()
     except (EOFError, OSError):
         child.join(GRACE_SECONDS)
+        if control.stop_requested:
+            return Ended("stopped", "The run's process did not end in time. What was recorded is kept: press Resume to go on from the last checkpoint.")
         how = f"was killed by signal {-child.exitcode} ({signal.Signals(-child.exitcode).name})" if (child.exitcode or 0) < 0 else f"ended with code {child.exitcode}"
         memory = " The system does that when memory runs out: lower train.micro_batch_tokens or train.group_size." if child.exitcode == -signal.SIGKILL else ""
         return Ended("failed", f"The process that trained {how}.{memory} What was recorded is kept: press Resume to go on from the last checkpoint.")
 
 
-def _say(here: Connection, telling: threading.Lock, word: Word) -> None:
-    """Over to the run's process. Waits for an answer only where there can be one. Raises StudioError for what is refused there."""
-    with telling:
+class _Line:
+    """To the RunControl of the run's process: a word at a time, from any thread. Raises StudioError for what is refused there."""
+
+    def __init__(self, here: Connection):
+        self._here, self._sending, self._asking, self._asked = here, threading.Lock(), threading.Lock(), 0
+
+    def __call__(self, word: Word) -> None:
         try:
-            here.send(word)
-            refused = here.recv() if word[0] == "edit_reward" else ""
-        except (EOFError, OSError):  # it has ended, and with it all that could be said to it
+            if word[0] == "edit_reward":
+                self._ask(word)
+            else:
+                self._send(word)
+        except (EOFError, OSError, TypeError):  # it has ended, and with it all that could be said to it; TypeError: in this very moment
             return
-    if refused:
-        raise StudioError(refused)
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        with self._sending:
+            self._here.send(message)
+
+    def _ask(self, word: Word) -> None:
+        with self._asking:
+            self._asked += 1
+            self._send((*word, self._asked))
+            while self._here.poll(ANSWER_SECONDS):
+                number, refused = self._here.recv()
+                if number == self._asked:  # not the late answer to the one before
+                    if refused:
+                        raise StudioError(refused)
+                    return
+        raise StudioError(f"The run's process did not answer within {ANSWER_SECONDS:.0f} s. Look whether the reward was edited, and try again, or press Stop.")
 
 
 # ---- in the run's process --------------------------------------------------------------------------------------------------
@@ -116,10 +163,12 @@ def _inside(train: Train, prepare: Callable[[], None] | None, config: RunConfig,
     control, recorded = RunControl(folder, start), threading.Semaphore(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; whoever started this one says what follows
     signal.signal(signal.SIGTERM, lambda *_: _end_in_time(control))
-    waiting: queue.Queue[Event | Ended] = queue.Queue(WAITING)
-    sender = threading.Thread(target=_send, args=(waiting, out), name="events")
+    waiting: queue.Queue[Event | Ended | Logged] = queue.Queue(WAITING)
+    sender = threading.Thread(target=_or_end, args=(_send, waiting, out), name="events")
     sender.start()
-    threading.Thread(target=_listen, args=(there, control, recorded), name="control", daemon=True).start()
+    threading.Thread(target=_or_end, args=(_listen, there, control, recorded), name="control", daemon=True).start()
+    log.addHandler(_Passing(waiting))
+    log.propagate = False
 
     def emit(event: Event) -> None:
         waiting.put(event)
@@ -137,17 +186,41 @@ def _inside(train: Train, prepare: Callable[[], None] | None, config: RunConfig,
         end = Ended("failed", str(problem))
     except BaseException as problem:  # belongs to the run's record, which is kept by the other process
         end = Ended("failed", f"{type(problem).__name__}: {problem}\n\n{format_exc()}")
+    kill_all()
     waiting.put(end)
     sender.join()
 
 
-def _send(waiting: queue.Queue[Event | Ended], out: Connection) -> None:
+class _Passing(logging.Handler):
+    def __init__(self, waiting: queue.Queue[Event | Ended | Logged]):
+        super().__init__()
+        self._waiting = waiting
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._waiting.put(Logged(record.levelno, self.format(record)))
+
+
+def _or_end(work: Callable[..., None], *given: Any) -> None:
+    """work(…); and whatever goes wrong with it, no run that can neither be heard nor be spoken to is left behind."""
+    try:
+        work(*given)
+    except BaseException:
+        print_exc()
+        _end()
+
+
+def _end() -> None:
+    kill_all()
+    os._exit(1)
+
+
+def _send(waiting: queue.Queue[Event | Ended | Logged], out: Connection) -> None:
     while True:
         event = waiting.get()
         try:
             out.send(event)
         except OSError:
-            os._exit(1)  # nobody records any more
+            _end()  # nobody records any more
         if isinstance(event, Ended):
             return
 
@@ -155,23 +228,26 @@ def _send(waiting: queue.Queue[Event | Ended], out: Connection) -> None:
 def _listen(there: Connection, control: RunControl, recorded: threading.Semaphore) -> None:
     while True:
         try:
-            name, values = there.recv()
+            name, values, *number = there.recv()
         except (EOFError, OSError):
-            os._exit(1)  # whoever keeps the record is gone: as with a kill, the run goes on from its last checkpoint
+            _end()  # whoever keeps the record is gone: as with a kill, the run goes on from its last checkpoint
         if name == "recorded":
             recorded.release()
+        elif name in ("held", "released"):
+            control.tell.stand_still() if name == "held" else control.tell.go_on()
         elif name == "edit_reward":
+            refused = ""
             try:
                 control.edit_reward(*values)
-                there.send("")
             except StudioError as problem:
-                there.send(str(problem))
+                refused = str(problem)
+            there.send((*number, refused))
         else:
             getattr(control, name)(*values)
 
 
 def _end_in_time(control: RunControl) -> None:
     control.stop()
-    timer = threading.Timer(GRACE_SECONDS, os._exit, (1,))
+    timer = threading.Timer(GRACE_SECONDS, _end)
     timer.daemon = True
     timer.start()

@@ -17,10 +17,21 @@ class Clock:
         self._evaluation = self._writing = 0.0
         self._waited = 0.0
         self._waits_since: float | None = None
+        self._held = False
 
     def now(self) -> float:
         """Seconds on a clock that stands still from Paused to Resumed: only differences mean something."""
         return (perf_counter() if self._waits_since is None else self._waits_since) - self._waited
+
+    def stand_still(self) -> None:
+        """The run is held by somebody else, who says when that is over."""
+        if self._waits_since is None:
+            self._held, self._waits_since = True, perf_counter()
+
+    def go_on(self) -> None:
+        if self._held and self._waits_since is not None:
+            self._waited, self._waits_since = self._waited + perf_counter() - self._waits_since, None
+        self._held = False
 
     def __call__(self, event: Event) -> None:
         started = self.now()

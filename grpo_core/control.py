@@ -61,6 +61,7 @@ class RunControl:
         self._saves = 0  # how often saving was asked for, of a trainer apart
         self._words: list[Word] = []  # all that people said, until somebody follows
         self._follower: Callable[[Word], None] | None = None
+        self._holding = False  # it waits here, in hold(): to go on is said to it alone, not to a run elsewhere that may wait for a reason nobody has seen yet
 
     # ---- said by people ------------------------------------------------------------------------------------------------
 
@@ -77,7 +78,8 @@ class RunControl:
                 self._say(_waiting=reason, _stride=None)
 
     def resume(self) -> None:
-        self._pass_on("resume")
+        if not self._holding:
+            self._pass_on("resume")
         self._say(_waiting=None, _stride=None)
 
     def step(self, stride: str = "step") -> None:
@@ -85,7 +87,8 @@ class RunControl:
         if stride not in ("phase", "step"):
             raise StudioError(f"stride = {stride!r:.40}: a run steps by phase or by step. Write phase or step.")
         self._refuse_apart()
-        self._pass_on("step", stride)
+        if not self._holding:
+            self._pass_on("step", stride)
         self._say(_waiting=None, _stride=stride)
 
     def checkpoint(self) -> None:
@@ -220,8 +223,12 @@ class RunControl:
 
     def hold(self, reason: str) -> None:
         """Said by the run itself: it cannot go on alone. Returns when a person has said Resume, Step or Stop."""
-        self._say(_waiting=reason, _stride=None)
-        self._attend(whole=False)
+        self._holding = True
+        try:
+            self._say(_waiting=reason, _stride=None)
+            self._attend(whole=False)
+        finally:
+            self._holding = False
 
     def enter(self, phase: PhaseStarted) -> None:
         """A phase begins; stepping phase by phase, the run waits here."""

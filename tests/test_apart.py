@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from test_faults import fill, small_disk  # noqa: F401
 from test_resume import configured, record
 
 from grpo_core.apart import apart, warm_up
+from grpo_core.control import RunControl
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.runs import RunManager
 from grpo_core.store import Store
@@ -83,6 +85,28 @@ def test_a_pause_before_the_process_is_there_is_heard_in_it(distant, tiny_settin
     assert distant.store.run(run_id).steps_done == 0
     distant.resume(run_id)
     wait_for(distant, run_id, RunStatus.FINISHED)
+
+
+def test_a_model_that_keeps_several_threads_busy_trains_apart_as_it_does_here(distant, manager, tiny_settings, tmp_path):
+    """A forked process waits for ever for OpenMP threads that its parent had begun: that from which runs are forked has begun none."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from grpo_core.policy.bundled.make import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=4,
+                                             max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    assert sum(p.numel() for p in model.parameters()) > 2 * 2_000_000  # so that share_cores() takes two
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = configured(tiny_settings, **{"model.name": str(tmp_path / "model"), "train.steps": 2})
+    there, here = distant.start(config), manager.start(config)
+    wait_for(distant, there, RunStatus.FINISHED, seconds=60)
+    wait_for(manager, here, RunStatus.FINISHED, seconds=60)
+    assert [len(g.rollouts) for g in distant.store.iter_groups(there)] == [len(g.rollouts) for g in manager.store.iter_groups(here)]
 
 
 def test_what_cannot_be_run_fails_with_its_reason_and_without_a_traceback(distant, tiny_settings, tmp_path):
@@ -169,3 +193,17 @@ def test_a_full_disk_holds_a_run_apart_too_and_nothing_is_lost(small_disk, tiny_
     wait_for(distant, run_id, RunStatus.FINISHED)
     assert record(distant.store, run_id) == record(manager.store, alone)
     distant.close()
+
+
+def test_resume_of_a_run_that_is_held_here_is_not_said_to_the_process_that_may_wait_for_another_reason():
+    control, words = RunControl(), []
+    control.followed_by(words.append)
+    held = threading.Thread(target=control.hold, args=("The disk is full.",))
+    held.start()
+    time.sleep(0.05)
+    control.resume()
+    held.join(5)
+    assert not held.is_alive()
+    assert words == []
+    control.resume()
+    assert words == [("resume", ())]

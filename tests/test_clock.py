@@ -7,7 +7,7 @@ import time
 import pytest
 
 from grpo_core.clock import Clock
-from grpo_core.types import Evaluated, Phase, PhaseStarted
+from grpo_core.types import Evaluated, Paused, Phase, PhaseStarted, Resumed
 from ui.status import time_bar
 
 
@@ -24,6 +24,26 @@ def test_evaluation_and_writing_are_measured_and_every_lap_begins_anew():
     assert told["writing_seconds"] >= 0.03
     assert 0.05 <= told["evaluation_seconds"] < told["evaluation_seconds"] + told["writing_seconds"]
     assert clock.lap() == {"evaluation_seconds": 0.0, "writing_seconds": 0.0}
+
+
+def test_a_clock_held_from_outside_stands_still_and_a_person_who_lets_the_run_wait_is_not_overruled():
+    clock = Clock(lambda event: None)
+    before = clock.now()
+    clock.stand_still()
+    time.sleep(0.05)
+    assert clock.now() - before < 0.04
+    clock.go_on()
+    time.sleep(0.02)
+    assert 0.02 <= clock.now() - before < 0.04 + 0.02
+    clock(Paused("by a person"))
+    clock.stand_still()
+    clock.go_on()
+    at = clock.now()
+    time.sleep(0.02)
+    assert clock.now() == at
+    clock(Resumed())
+    time.sleep(0.02)
+    assert clock.now() > at
 
 
 def test_the_time_bar_names_its_parts_and_says_nothing_before_the_first_step():

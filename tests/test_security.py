@@ -100,7 +100,7 @@ from gradio.routes import App
 from grpo_core.runs import RunManager
 from grpo_core.store import Store
 from starlette.routing import Mount
-from ui.page import build_app
+from ui.page import build_app, launch_options
 try:
     from grpo_core.desk import Desk
     page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None), Desk())
@@ -117,7 +117,7 @@ def walk(routes, prefix=""):
             yield from walk(inner.routes, prefix + getattr(getattr(r, "include_context", None), "prefix", ""))
         elif hasattr(r, "path"):
             yield ("GET", prefix + r.path)
-print(json.dumps(sorted(set(walk(App.create_app(page).routes)))))
+print(json.dumps(sorted(set(walk(App.create_app(page, app_kwargs=launch_options(page)["app_kwargs"]).routes)))))
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path_factory.mktemp("routes") / "x.sqlite")], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def filled(path: str, value: str = "x") -> str:
 
 def test_without_the_password_no_route_gives_anything_away_or_does_anything(locked, routes):
     assert len(routes) > 25, routes
-    assert {"/config", "/gradio_api/info", "/gradio_api/upload"} <= {path for _, path in routes}
+    assert {"/config", "/gradio_api/info", "/gradio_api/upload", "/studio/show"} <= {path for _, path in routes}
     for method, path in routes:
         for value in ("x", "start"):
             data = None if method in ("GET", "HEAD", "OPTIONS") else {"data": [], "fn_index": 0, "session_hash": "s"}

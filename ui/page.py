@@ -76,7 +76,7 @@ def build_app(store: Store, runs: Runs, desk: Desk, space: bool = False, storage
                 out += part.show(*mine) if name == chosen or part is train else [SKIP] * len(part.outputs)
             return out
 
-        gr.Timer(POLL_SECONDS).tick(None, inputs, outputs, js=shows.js("poll", poll, inputs, poll=True), **QUIET)
+        gr.Timer(POLL_SECONDS).tick(None, inputs, outputs, js=shows.js("poll", poll, inputs, "poll"), **QUIET)
         for name, button in zip(TABS, (train_tab, inspect_tab, runs_tab, playground_tab), strict=True):
             button.select(None, None, tab, js=f"() => '{name}'")
         tab.change(None, inputs, outputs, js=shows.js("poll", poll, inputs), **QUIET)
@@ -91,7 +91,7 @@ def build_app(store: Store, runs: Runs, desk: Desk, space: bool = False, storage
             out[outputs.index(run)] = views.picked(run_id)
             return [gr.update(selected=first), first, pin, opened, said, *out]
 
-        app.load(None, inputs, [tabs, tab, train.pin, inspect.opened, notice, *outputs], js=shows.js("arrive", arrive, inputs, first="window.location.search"), **QUIET)
+        app.load(None, inputs, [tabs, tab, train.pin, inspect.opened, notice, *outputs], js=shows.js("arrive", arrive, inputs, "first", first="window.location.search"), **QUIET)
     app.shows = shows
     return app
 

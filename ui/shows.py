@@ -29,13 +29,14 @@ class Shows:
     def __init__(self) -> None:
         self._shows: dict[str, tuple[Show, int]] = {}  # with the number of values that it takes
 
-    def js(self, name: str, show: Show, inputs: Sequence[Any], poll: bool = False, first: str = "") -> str:
-        """The `js` of an event without `fn` that fills its outputs by `show`. poll: left out while nobody looks, or the one before is not answered.
+    def js(self, name: str, show: Show, inputs: Sequence[Any], kind: str = "", first: str = "") -> str:
+        """The `js` of an event without `fn` that fills its outputs by `show`. kind "poll": left out while nobody looks, or the one before, or that of
+        kind "first", is not answered.
 
         first: a JavaScript expression whose value comes before those of the inputs.
         """
         assert self._shows.setdefault(name, (show, len(inputs) + bool(first)))[0] == show, f"two functions are called {name}"
-        return f"(...given) => studioShow({name!r}, [{first + ', ' if first else ''}...given], {str(poll).lower()})"
+        return f"(...given) => studioShow({name!r}, [{first + ', ' if first else ''}...given], {kind!r})"
 
     def route(self) -> Route:
         """For the server's list. Answers [[place of an output, its new value], …]."""
@@ -44,9 +45,11 @@ class Shows:
     async def _answer(self, request: Request) -> Response:
         if not signed_in(request):
             return PlainTextResponse("Sign in first.", 401)
-        body = await request.body()
-        if len(body) > MAX_BYTES:
-            return PlainTextResponse(f"A question may have {MAX_BYTES:,} bytes.", 413)
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BYTES:
+                return PlainTextResponse(f"A question may have {MAX_BYTES:,} bytes.", 413)
         try:
             asked = orjson.loads(body)
             (show, takes), given = self._shows[asked["name"]], asked["given"]

@@ -95,6 +95,7 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
     def then_show(event: Any) -> None:
         event.then(None, inputs, outputs, js=fill, **QUIET)
 
+    frame.run.change(None, frame.run, more.conditions, js=frame.shows.js("breakpoints", lambda run_id: [breakpoints_of(views, run_id)], [frame.run]), **QUIET)
     for event in (frame.run.change, x.input, log.input, overlay.input, detail.input, smoothing.release):
         event(None, inputs, outputs, js=fill, **QUIET)
     # A choice of a person pins the place first, in the browser's own values, and is then shown: a poll that was under way cannot undo it.
@@ -196,6 +197,12 @@ def chosen_order(event: gr.EventData) -> str:
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def breakpoints_of(views: Views, run_id: Any) -> str:
+    """For “Wait when”: what is in force in the run in view, also after a restart of the server."""
+    run = views.run(run_id)
+    return (run.breakpoints or "") if run else ""
 
 
 class Show:

@@ -50,6 +50,13 @@ def test_what_fills_the_page_does_not_go_through_gradio(page):
     assert many == {"start", "use"}  # one click of a person each: Start answers beside every field, “Use in a new run” fills the form
 
 
+def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
+    run_id = record_run(store)
+    store.set_breakpoints(run_id, "kl > 0.2, step = 40")
+    assert client(page).post(PATH, json={"name": "breakpoints", "given": [run_id]}).json() == [[0, "kl > 0.2, step = 40"]]
+    assert client(page).post(PATH, json={"name": "breakpoints", "given": ["no such run"]}).json() == [[0, ""]]
+
+
 @pytest.mark.parametrize("junk", [None, "", -1, 1e308, True, [[]], {"a": 1}, "9" * 500, '{"offset": -5, "sort": "; DROP TABLE runs"}'])
 def test_every_view_answers_whatever_is_sent_to_it(page, store, junk):
     record_run(store)
