@@ -13,7 +13,7 @@ from stored import FINISHED, group, raw, recorded, rollout
 from grpo_core.config import RunConfig
 from grpo_core.downsample import stride
 from grpo_core.errors import StudioError
-from grpo_core.store import Recorder, Store, search
+from grpo_core.store import Recorder, Store, group_queries, search
 from grpo_core.store.rollouts import Wanted
 from grpo_core.types import (
     GroupsScored,
@@ -168,3 +168,26 @@ def test_steps_and_metrics_are_thinned_in_the_store(store: Store) -> None:
     assert store.metrics(run_id, max_points=10)["sparse"] == [(s, float(s)) for s in (20, 40, 60, 80, 100)]  # few enough: all of them
     assert len(store.steps(run_id)) == 100
     assert store.metric_names(run_id) == ["a", "dense", "sparse"]
+
+
+def test_a_common_text_is_found_in_the_groups_in_their_order_without_looking_at_all_of_them(store, monkeypatch):
+    run_id = store.create_run(RunConfig(), "a", status=FINISHED)
+    with Recorder(store, run_id) as recorder:
+        for step in range(1, 31):  # every other step says it
+            recorder(GroupsScored(step, (group(rollout("the answer" if step % 2 else "nothing")), group(rollout("an ANSWER" if step % 2 else ""), prompt="q"))))
+    every = store.groups(run_id, search="answer", limit=100)
+    places = [(g.step, g.position) for g in every.rows]
+    assert places == [(step, position) for step in range(29, 0, -2) for position in (0, 1)]
+    assert (every.total, every.more) == (30, False)
+
+    monkeypatch.setattr(search, "SCANNED", 0)
+    store.groups(run_id, search="answer")  # the index is there now
+    monkeypatch.setattr(search, "COMMON", 5)
+    monkeypatch.setattr(group_queries, "COUNTED", 4)
+    for offset in (0, 7, 24):
+        page = store.groups(run_id, search="answer", limit=3, offset=offset)
+        assert [(g.step, g.position) for g in page.rows] == places[offset : offset + 3]
+        # counted four beyond the page: 7 of more at first, 14 in the middle, and all 30 near the end
+        assert (page.total, page.more) == (min(30, offset + 7), offset + 7 < 30)
+    assert [(g.step, g.position) for g in store.groups(run_id, search="answer", descending=False, limit=2).rows] == [(1, 0), (1, 1)]
+    assert store.groups(run_id, search="answer", sort="reward_mean", limit=3).total == 30  # another order has to see them all

@@ -50,9 +50,9 @@ def group_table(page: GroupPage, highest: float, offset: int, limit: int, sort: 
     head = "".join(_heading(key, title, sort, descending, key in SORTS, numeric) for key, (title, numeric) in GROUP_COLUMNS.items())
     last = min(offset + limit, page.total)
     pager = (
-        f'<div class="pager"><span class="fact">{offset + 1:,}–{last:,} of {count(page.total, "group")}</span>'
+        f'<div class="pager"><span class="fact">{offset + 1:,}–{last:,} of {"more than " if page.more else ""}{count(page.total, "group")}</span>'
         f'<button type="button" class="icon" data-do="turn" data-by="-1" aria-label="Previous page"{_off(offset == 0)}>‹</button>'
-        f'<button type="button" class="icon" data-do="turn" data-by="1" aria-label="Next page"{_off(last >= page.total)}>›</button></div>')
+        f'<button type="button" class="icon" data-do="turn" data-by="1" aria-label="Next page"{_off(not page.more and last >= page.total)}>›</button></div>')
     return (f'{indexing(page.unsearched)}<div class="scroll"><table class="list groups"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{pager}')
 
 

@@ -25,6 +25,9 @@ SORTS = {"step": "g.step {}", "position": "g.position {}", "reward_mean": "g.rew
          "reward_std": "g.reward_std {} NULLS LAST", "verdict": "g.verdict {}", "prompt": "g.prompt {}"}
 
 
+COUNTED = 1_000  # groups with a common text are counted this far beyond the page in view
+
+
 class GroupQueries:
     """What was generated in a run, and how it was rewarded."""
 
@@ -132,17 +135,22 @@ class GroupQueries:
                 values.append(integer(value) if "step" in sql else value)
         search = text(search or "").strip()
         unsearched = 0
+        first, last = max(0, integer(offset)), max(0, integer(offset)) + max(0, min(integer(limit), MAX_PAGE))
+        counted = None  # groups that are looked for at most; None: all
         if search:
-            sql, more, unsearched = fulltext.condition(self._readers, self._writer, search)
+            if sort == "step" and fulltext.is_common(self._readers, search):  # in their order, and no further than a person turns pages: the next one has it too
+                sql, more, counted = *fulltext.read(search), last + COUNTED
+            else:
+                sql, more, unsearched = fulltext.condition(self._readers, self._writer, search)
             where.append(sql)
             values += more
         matching = f"FROM groups g WHERE {' AND '.join(where)}"
         direction = "DESC" if descending else "ASC"
-        ordered = f"SELECT g.id {matching} ORDER BY {SORTS[sort].format(direction)}, g.step {direction}, g.position"
-        first, last = max(0, integer(offset)), max(0, integer(offset)) + max(0, min(integer(limit), MAX_PAGE))
+        ordered = f"SELECT g.id {matching} ORDER BY {SORTS[sort].format(direction)}{'' if sort == 'step' else f', g.step {direction}'}, g.position"
         if search:  # too dear to be done twice, for a page and for the total; and it has to look at everything anyway
-            found = self._readers.all(ordered, values)
-            return GroupPage(self._summaries([row["id"] for row in found[first:last]]), len(found), unsearched)
+            found = self._readers.all(f"{ordered} LIMIT ?", (*values, -1 if counted is None else counted + 1))
+            more = counted is not None and len(found) > counted
+            return GroupPage(self._summaries([row["id"] for row in found[first:last]]), len(found) - more, unsearched, more)
         found = self._readers.all(f"{ordered} LIMIT ? OFFSET ?", (*values, last - first, first))
         return GroupPage(self._summaries([row["id"] for row in found]), self._readers.all(f"SELECT COUNT(*) {matching}", values)[0][0])
 

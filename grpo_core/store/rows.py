@@ -129,6 +129,7 @@ class GroupPage:
     rows: list[GroupSummary]
     total: int
     unsearched: int = 0  # completions that a search left out, because the index does not hold them yet
+    more: bool = False  # there are more than `total`, and they were not counted
 
 
 @dataclass(frozen=True, slots=True)

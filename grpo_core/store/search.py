@@ -54,6 +54,22 @@ def condition(readers: Readers, writer: Writer, query: str) -> tuple[str, list[A
     return f"({sql})", values, reach.unsearched
 
 
+COMMON = 20_000  # completions that may have a text in them, from which on reading group after group finds a page sooner than the index
+
+
+def is_common(readers: Readers, query: str) -> bool:
+    """Whether the index names so many completions for `query` that looking at all of them takes longer than finding the first among the newest."""
+    trigrams = trigrams_of(text(query).strip()[:MAX_CHARS])
+    found = trigrams and readers.all("SELECT COUNT(*) FROM (SELECT 1 FROM completions_fts WHERE completions_fts MATCH ? LIMIT ?)", (trigrams, COMMON + 1))
+    return bool(found) and found[0][0] > COMMON
+
+
+def read(query: str) -> tuple[str, list[Any]]:
+    """As `condition`, without the index: prompt and completions are read."""
+    pattern = like(text(query).strip()[:MAX_CHARS])
+    return ("(g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = g.id AND r.text LIKE ? ESCAPE '\\'))", [pattern, pattern])
+
+
 def trigrams_of(query: str) -> str:
     """An FTS5 query that every text with `query` in it meets; empty for one too short to have a trigram."""
     return " AND ".join('"' + t.replace('"', '""') + '"' for t in list(dict.fromkeys(query[i:i + 3] for i in range(len(query) - 2)))[:32])
