@@ -79,7 +79,8 @@ def open_page(context) -> Callable:
     def open_page(server: Server, query: str = ""):
         page = context.new_page()
         page.goto(server.url + "/" + query)
-        page.get_by_role("button", name="Start training").wait_for()
+        page.get_by_role("tab", name="Train").wait_for()
+        page.wait_for_function("window.studioShow?.failed === 0")  # the first answer is shown, whatever tab the address names
         return page
 
     return open_page

@@ -89,6 +89,7 @@ def test_the_whole_inspector_is_reached_and_used_by_keyboard(finished, open_page
     expect(page.locator("#chips button[aria-pressed=true]")).not_to_have_text(re.compile("^all"))
     page.locator("#search input").fill("")
     page.locator("#chips button").first.press("Enter")
+    page.locator("#verdicts-over-time .js-plotly-plot .trace").first.wait_for()  # drawn: plotly.js comes after the page
     tab_to(page, "#verdicts-over-time .plot")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
