@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
 
 from grpo_core.config import ModelConfig
 from grpo_core.policy import Policy, load_policy
-from grpo_core.rollout import sample_groups
+from grpo_core.rollout import decoders, sample_groups
 
 CPU = torch.device("cpu")
 
@@ -44,6 +46,33 @@ def test_near_temperature_zero_every_row_is_what_a_loop_without_cache_or_padding
     assert [s.token_ids for s in sampled] == expected
     assert [s.finish_reason for s in sampled] == ["stop" if e[-1] == greedy[0][3] else "length" for e in expected]
     assert len({len(e) for e in expected}) > 1, "the case must have rows of different lengths"
+
+
+def test_one_long_prompt_alone_is_continued_as_a_loop_without_cache_continues_it(policy):
+    prompt = policy.tokenizer("Q: " + "1+2*" * 30)["input_ids"]
+    assert len(prompt) > decoders.SHORT, "the case must be of those whose cache stands once"
+    sampled = sample_groups(ends_at(policy, -1), [prompt], 3, 6, 0.0, torch.Generator().manual_seed(0))
+    assert [s.token_ids for s in sampled] == [naive_greedy(ends_at(policy, -1), prompt, 6)] * 3
+
+
+@pytest.mark.parametrize("longer", [0, 80])  # a short prompt is copied to its rows, a long one stands once
+def test_the_caches_of_a_step_are_let_go_with_it_and_not_only_when_garbage_is_collected(policy, longer, monkeypatch):
+    made, settle = [], decoders._Shared.read
+
+    def read(self, *arguments):
+        logits = settle(self, *arguments)
+        made.extend(weakref.ref(cache) for pair in self._own for cache in pair)
+        return logits
+
+    monkeypatch.setattr(decoders._Shared, "read", read)
+    gc.collect()
+    gc.disable()
+    try:
+        sample_groups(policy, [policy.tokenizer("Q: " + "1+" * longer)["input_ids"]], 2, 4, 1.0, torch.Generator().manual_seed(0))
+        assert made
+        assert [cache() for cache in made] == [None] * len(made)
+    finally:
+        gc.enable()
 
 
 def test_tokens_follow_the_models_distribution(policy):

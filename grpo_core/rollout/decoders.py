@@ -116,7 +116,7 @@ class _Shared:
             return attend(layer, q, k, v)
 
         last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
-        self._num_prompts, self._group_size, self._attend = num_prompts, group_size, self._with_prompt if shares else self._alone
+        self._num_prompts, self._group_size, self._shares = num_prompts, group_size, shares
         # (b, L): where a row's prompt is padding; None: nowhere
         self._hidden = _additive(mask.bool(), dtype).repeat_interleave(group_size, 0) if bool((mask == 0).any()) else None
         self._alive = torch.arange(num_rows, device=ids.device)
@@ -130,6 +130,7 @@ class _Shared:
         x = self._family.body.embed_tokens(tokens)  # (b, H)
         cos, sin = self._angles[:, self._place, None].unbind(0)  # (b, 1, d/2)
         eps, head_dim = self._family.eps, self._family.head_dim
+        attend = self._with_prompt if self._shares else self._alone  # not kept on self: a cycle would keep the caches until it is collected
         for i, layer in enumerate(self._layers):
             h = rms_norm(x, layer.input_norm, eps)
             qkv = layer.qkv(h).view(len(x), -1, head_dim)  # (b, heads + 2K, d)
@@ -137,7 +138,7 @@ class _Shared:
             if layer.qk_norm is not None:
                 turning = rms_norm(turning, layer.qk_norm, eps)
             turning = turn(turning, cos, sin)
-            attended = self._attend(i, turning[:, : -layer.kv_heads], turning[:, -layer.kv_heads :], v)
+            attended = attend(i, turning[:, : -layer.kv_heads], turning[:, -layer.kv_heads :], v)
             x = layer.output(attended).add_(x)
             gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
             x = layer.down(swiglu(gate, up)).add_(x)
@@ -185,7 +186,7 @@ class _Shared:
             to_prompt = to_prompt + self._hidden[:, None, None]
         weights = torch.cat([to_prompt, self._of_written(q @ keys.transpose(2, 3))], -1).softmax(-1)
         on_prompt, on_own = weights.split([to_prompt.shape[-1], keys.shape[2]], -1)
-        return self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads).add_(on_own @ values).view(len(q), -1)
+        return self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads).add_(on_own @ values).reshape(len(q), -1)
 
     def _of_written(self, scores: Tensor) -> Tensor:
         """(…, t) scores of a row's own places."""
