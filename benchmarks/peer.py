@@ -16,8 +16,8 @@ def arguments(folder: str, *, prompts: int, group_size: int, **more: Any) -> GRP
     """One optimiser step a batch of prompts × group_size fresh completions, sampled from the whole distribution, DAPO's loss; `more` as TRL names it."""
     return GRPOConfig(
         output_dir=folder, per_device_train_batch_size=prompts * group_size, num_generations=group_size, num_iterations=1, shuffle_dataset=False,
-        top_k=0, top_p=1.0, scale_rewards="group", loss_type="dapo", disable_dropout=True, gradient_checkpointing=False,
-        report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, **({"temperature": 1.0, "bf16": False, "use_cpu": True, "max_grad_norm": 1.0} | more))
+        top_k=0, top_p=1.0, scale_rewards="group", loss_type="dapo", disable_dropout=True,
+        report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, **({"temperature": 1.0, "gradient_checkpointing": False, "bf16": False, "use_cpu": True, "max_grad_norm": 1.0} | more))
 
 
 def criterion(name: str, rubric: Rubric, policy: Policy, prompts: Sequence[Prompt]) -> Callable[..., list[float | None]]:

@@ -44,6 +44,7 @@ class Workload:
     shape: dict[str, int] = field(default_factory=dict)
     dtype: str = "float32"
     cuda: bool = False
+    save_memory: bool = False  # both sides: layers computed twice; ours: micro-batches of 512 tokens
     record: bool = False  # ours: into a store, with token records
     peer: str | None = None  # who is compared, where it is not TRL
 
@@ -58,6 +59,7 @@ WORKLOADS: dict[str, Workload] = {
     "W1-kl.02": Workload("default model and task, kl_coef .02", steps=60, kl_coef=0.02),
     "W2": Workload("25 M parameters, 4 prompts of 256 tokens, 8 × 64 new tokens", steps=2, warm=1, prompts=4, prompt_tokens=256, new_tokens=64, shape=SMALL),
     "W3": Workload("vocabulary of 151,936, 2 prompts, 8 × 128 new tokens", steps=2, warm=1, prompts=2, prompt_tokens=64, new_tokens=128, shape=WIDE),
+    "W3-small": Workload("W3, both sides told to save memory", steps=2, warm=1, prompts=2, prompt_tokens=64, new_tokens=128, shape=WIDE, save_memory=True),
     "W4": Workload("shape of Qwen2.5-0.5B, bfloat16, 8 prompts of 512 tokens, 16 × 512 new tokens", steps=4, warm=2, group_size=16, prompt_tokens=512,
                    new_tokens=512, shape=HALF_BILLION, dtype="bfloat16", cuda=True),
     "recording-W1": Workload("W1, into a store with token records, beside the same without", steps=60, record=True, peer="unrecorded"),
@@ -92,7 +94,9 @@ def run_side(side: str, work: Workload, folder: str, threads: int) -> dict[str, 
 def _settings(work: Workload, folder: str) -> dict[str, Any]:
     settings = {"train.steps": work.steps, "train.prompts_per_step": work.prompts, "train.group_size": work.group_size, "train.max_new_tokens": work.new_tokens,
                 "train.eval_every": 0, "task.heldout_size": 0, "algorithm.kl_coef": work.kl_coef, "train.token_records": int(work.record),
-                "train.checkpoint_every": 0}
+                "train.checkpoint_every": 0, "algorithm.measure_kl": work.kl_coef > 0}  # TRL keeps no reference either where nothing needs it
+    if work.save_memory:
+        settings |= {"train.gradient_checkpointing": "on", "train.micro_batch_tokens": 512}
     if work.shape:
         settings |= {"model.name": folder, "model.dtype": work.dtype, "task.path": f"{folder}/prompts.jsonl", "rubric.name": "custom",
                      "rubric.criteria": [{"name": "noise", "check": "noise", "weight": 1.0}], "train.learning_rate": 1e-5}
@@ -107,7 +111,6 @@ def _ours(work: Workload, folder: str, side: str, threads: int) -> tuple[list[fl
     from grpo_core.control import RunControl
     from grpo_core.rubric.check import Check, Params
     from grpo_core.rubric.criteria import CHECKS
-    from grpo_core.store import Recorder, Store
     from grpo_core.types import StepCompleted
 
     CHECKS["noise"] = Check(lambda completion, prompt, params: noise(completion.text), Params, "For benchmarks: a number that differs from text to text.")
@@ -118,8 +121,12 @@ def _ours(work: Workload, folder: str, side: str, threads: int) -> tuple[list[fl
     config = parse(nest(_settings(work, folder)))
     done: list[Any] = []
     with tempfile.TemporaryDirectory() as place:
-        store = Store(Path(place) / "bench.db")
-        recording = Recorder(store, store.create_run(config, "bench")) if work.record and side == "ours" else nullcontext()
+        recording: Any = nullcontext()
+        if work.record and side == "ours":
+            from grpo_core.store import Recorder, Store  # only then: it takes memory that training without it does not
+
+            store = Store(Path(place) / "bench.db")
+            recording = Recorder(store, store.create_run(config, "bench"))
         with recording as recorder:
             started = None
 
@@ -186,7 +193,7 @@ def _trl(work: Workload, folder: str, side: str, threads: int) -> tuple[list[flo
             model, reward_funcs=functions, processing_class=tokenizer, train_dataset=dataset, callbacks=[Clock()],
             args=arguments(
                 place, prompts=work.prompts, group_size=work.group_size, max_steps=work.steps, seed=0, max_completion_length=work.new_tokens, reward_weights=weights,
-                beta=work.kl_coef, learning_rate=learning_rate, bf16=work.dtype == "bfloat16", use_cpu=not work.cuda, **lengths))
+                beta=work.kl_coef, learning_rate=learning_rate, bf16=work.dtype == "bfloat16", use_cpu=not work.cuda, gradient_checkpointing=work.save_memory, **lengths))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     logged = [line for line in trainer.state.log_history if "num_tokens" in line]

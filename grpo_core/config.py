@@ -138,6 +138,8 @@ class AlgorithmConfig(Section):
     kl_coef: float = knob(0.02, "KL coefficient", "How strongly the policy is held near its reference. 0: KL is measured, not trained on.",
         ge=0, le=100, way_out="0.02 is usual, 0 switches it off.")
     kl_estimator: Literal[*options.KL_ESTIMATORS] = choice("k3", "KL estimator", "How KL is estimated.", options.KL_ESTIMATORS)
+    measure_kl: bool = knob(True, "Measure KL", "Off, possible with a KL coefficient of 0: no reference is kept, a whole copy of the model less in memory, and the KL curve is empty.",
+        way_out="On is usual; off where memory is short.")
     kl_ratio_corrected: bool = knob(False, "KL times ratio", "Multiply k3 by the ratio: trained on, it then has the gradient of the true KL, from the first update on. TRL does this by default.")
     kl_control: Literal[*options.KL_CONTROLS] = choice("fixed", "KL control", "What holds KL at its target.", options.KL_CONTROLS)
     kl_target: float = knob(0.05, "KL target", "Control `adaptive` and `hard`: KL to the reference to aim at, or not to exceed.",

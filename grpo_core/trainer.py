@@ -55,7 +55,8 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
         second = fitting(load_task(other), policy, config.model_copy(update={"task": other}))
         exams["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
-    learner = Learner(policy.model, policy.frozen_copy(), config.algorithm, t, learning_rate(config, policy), recomputes_layers(config, policy))
+    reference = policy.frozen_copy() if config.algorithm.measure_kl else None
+    learner = Learner(policy.model, reference, config.algorithm, t, learning_rate(config, policy), recomputes_layers(config, policy))
     control.tell(ModelLoaded(environment(policy, learner.learning_rate) | ({"prompts": task.table.fingerprint} if task.table else {})))
 
     vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met

@@ -73,6 +73,9 @@ def test_every_field_has_a_title_and_one_line_of_help():
     ({"algorithm.kl_control": "adaptive", "algorithm.kl_coef": 0}, "algorithm.kl_control", "stays 0"),
     ({"algorithm.kl_ratio_corrected": True, "algorithm.kl_estimator": "k1"}, "algorithm.kl_ratio_corrected", "k3 alone"),
     ({"algorithm.kl_ratio_corrected": True, "algorithm.kl_coef": 0}, "algorithm.kl_ratio_corrected", "no KL term"),
+    ({"algorithm.measure_kl": False}, "algorithm.measure_kl", "a KL coefficient above 0"),  # .02 by default
+    ({"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.kl_control": "hard"}, "algorithm.measure_kl", "steers by the KL"),
+    ({"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.ref_every": 2}, "algorithm.measure_kl", "no reference that could move"),
     ({"algorithm.off_policy_threshold": 0.1}, "algorithm.off_policy_threshold", "none would ever be dropped"),
     ({"algorithm.dynamic_sampling": 1, "algorithm.grouping": "batch"}, "algorithm.dynamic_sampling", "still teaches"),
     ({"algorithm.entropy_target": 0.2, "algorithm.entropy_coef": 2}, "algorithm.entropy_coef", "above its own largest"),

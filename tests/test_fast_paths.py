@@ -33,11 +33,11 @@ OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
 EPS = torch.tensor(1e-6)
 
 
-def make_model(shape: str, dtype=torch.float32):
+def make_model(shape: str, dtype=torch.float32, **more):
     name, options = SHAPES[shape]
     common = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
               "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.3}
-    config = getattr(transformers, name)(**common | options)
+    config = getattr(transformers, name)(**common | options | more)
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config).eval().to(dtype)
 

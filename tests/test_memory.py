@@ -139,7 +139,7 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
 
     whole, expected = found()
     for module in (logprobs, head):
-        monkeypatch.setattr(module, "MAX_LOGITS", 4 * 11)  # two tokens at a time
+        monkeypatch.setattr(module, "MAX_LOGITS", 8 * 11)  # two tokens at a time
     seen, look_up = [], head._look_up
     monkeypatch.setattr(head, "_look_up", lambda logits, *rest: (seen.append(len(logits)), look_up(logits, *rest)))
     chunked, gradient = found()
@@ -147,6 +147,25 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-9, rtol=0)
     torch.testing.assert_close(chunked.entropy, whole.entropy, atol=1e-9, rtol=0)
     torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_vocabulary_leaves_the_same_gradient_where_it_stands_micro_batch_by_micro_batch(tied, monkeypatch):
+    model = make_model("Qwen3", torch.float64, tie_word_embeddings=tied, pad_token_id=3)  # token 3 is read, and does not move its row by that
+    batch, weight = ragged(6), model.get_output_embeddings().weight
+    assert any(3 in ids for ids in (*batch.prompts, *batch.completions)), "the case must have the padding token among its own"
+
+    def found(in_place):
+        model.zero_grad()
+        for _ in range(2):  # micro-batches
+            score_tokens(model, batch, 0.7, in_place=in_place).logprobs.sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    for module in (logprobs, head):
+        monkeypatch.setattr(module, "MAX_LOGITS", 8 * 40)  # two tokens at a time
+    torch.testing.assert_close(found(True), found(False), atol=1e-12, rtol=1e-12)
+    by_autograd = torch.autograd.grad(score_tokens(model, batch, 0.7, in_place=True).logprobs.sum(), [weight], allow_unused=True)
+    assert by_autograd == (None,), "the gradient was made beside .grad"
 
 
 def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
@@ -157,13 +176,13 @@ def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
             return out
 
     expected, _ = token_logprobs(Capped(), make_batch(), 1.0)
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", 4 * 11)
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 8 * 11)
     torch.testing.assert_close(token_logprobs(Capped(), make_batch(), 1.0)[0], expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_log_softmax(temperature, monkeypatch):
-    monkeypatch.setattr(head, "MAX_LOGITS", 4 * 13)
+    monkeypatch.setattr(head, "MAX_LOGITS", 8 * 13)
     monkeypatch.setattr(head, "BLOCK", 2 * 13)
     generator = torch.Generator().manual_seed(0)
     states, weight, bias = (torch.randn(*s, dtype=torch.float64, generator=generator).requires_grad_() for s in ((7, 5), (13, 5), (13,)))

@@ -10,6 +10,7 @@ import torch
 from grpo_core.config import RubricConfig, nest, parse
 from grpo_core.control import RunControl
 from grpo_core.errors import InvalidConfig, StopRequested
+from grpo_core.policy import Policy
 from grpo_core.rubric import build_rubric
 from grpo_core.scoring import group, mean, wilson_interval
 from grpo_core.trainer import train
@@ -114,6 +115,21 @@ def test_micro_batches_change_memory_and_not_the_run(tiny_settings):
 
 def test_layers_computed_twice_change_memory_and_not_the_run(tiny_settings):
     assert timeless(run({**tiny_settings, "train.gradient_checkpointing": "on"})) == timeless(run({**tiny_settings, "train.gradient_checkpointing": "off"}))
+
+
+def test_a_run_that_measures_no_kl_keeps_no_reference_and_is_else_the_same_run(tiny_settings, monkeypatch):
+    copies = []
+    kept = Policy.frozen_copy
+    monkeypatch.setattr(Policy, "frozen_copy", lambda policy: copies.append(policy) or kept(policy))
+    without, measured = (timeless(run({**tiny_settings, "algorithm.kl_coef": 0, "algorithm.measure_kl": measure})) for measure in (False, True))
+    assert len(copies) == 1  # the second run's
+
+    def drawn_and_learned(rows):
+        return [e[:2] if isinstance(e, tuple) else e for e in rows]
+
+    assert [e[1].pop("kl") is None for e in without if isinstance(e, tuple)] == [True] * tiny_settings["train.steps"]
+    assert all(e[1].pop("kl") is not None for e in measured if isinstance(e, tuple))
+    assert drawn_and_learned(without) == drawn_and_learned(measured)
 
 
 @pytest.mark.parametrize("phase", [*list(Phase)[:3], Phase.UPDATING, Phase.EVALUATING])

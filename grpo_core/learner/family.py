@@ -50,9 +50,10 @@ class Family:
         eps = torch.tensor(config.rms_norm_eps, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
         return cls(body, body.layers[0].self_attn.head_dim, eps)
 
-    def states(self, ids: Tensor, positions: Tensor, attend: Attend, recompute: bool = False) -> Tensor:
-        """ids, positions (R, W) -> last hidden states (R, W, H). recompute: see `recomputing`."""
-        x = self.body.embed_tokens(ids)
+    def states(self, ids: Tensor, positions: Tensor, attend: Attend, recompute: bool = False, in_place: bool = False) -> Tensor:
+        """ids, positions (R, W) -> last hidden states (R, W, H). recompute: see `recomputing`; in_place: see `Embedded`."""
+        table = self.body.embed_tokens
+        x = Embedded.apply(ids, table.weight, table.padding_idx) if in_place and table.weight.requires_grad and type(table) is nn.Embedding else table(ids)
         cos, sin = (t[:, :, None, : self.head_dim // 2] for t in self.body.rotary_emb(x, positions))  # (R, W, 1, d/2), both halves are alike
         for i in range(len(self.body.layers)):
             x = again(self._layer, i, x, cos, sin, attend) if recompute else self._layer(i, x, cos, sin, attend)
@@ -142,6 +143,35 @@ class _RMSNorm(torch.autograd.Function):
         shared = torch.mv(product, weight.to(scale.dtype)).div_(size)[:, None]
         out = torch.mul(wide, weight).view(-1, size).addcmul_(unit, shared, value=-1).view(x.shape).mul_(scale)
         return out.to(x.dtype), product.sum(0).to(weight.dtype), None
+
+
+class Embedded(torch.autograd.Function):
+    """Rows of a table (V, H). Their derivative is added to the table's `.grad` where that stands, a few rows, and not first made as large as the table.
+
+    So a backward pass must be meant to leave gradients in `.grad`: to torch.autograd.grad the table seems not to take part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table: Tensor, padding_id: int | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table, ctx.padding_id = table, padding_id  # the parameter itself, and not what save_for_backward would unpack
+        return F.embedding(ids, table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        [ids] = ctx.saved_tensors
+        if ctx.padding_id is not None:  # as nn.Embedding has it: this row never moves by being read
+            gradient = gradient.masked_fill((ids == ctx.padding_id)[..., None], 0.0)
+        gradient_of(ctx.table).index_add_(0, ids.flatten(), gradient.flatten(0, -2))
+        return None, None, None
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    """Where its gradient is summed up; zeros if nothing was yet."""
+    if leaf.grad is None:
+        leaf.grad = torch.zeros_like(leaf)
+    return leaf.grad
 
 
 class _Rotate(torch.autograd.Function):

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks of half as many, twice
+from grpo_core.learner.family import gradient_of
+
+MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks of a quarter as many, twice
 BLOCK = 2**18  # logits worked on at once: what fits a core's cache
 
 
@@ -36,19 +38,21 @@ class Chosen(torch.autograd.Function):
 
 
 class ThroughHead(torch.autograd.Function):
-    """The same from states (N, H) and the weight (V, H) and bias of a linear output layer; at most MAX_LOGITS/2 logits exist at a time.
+    """The same from states (N, H) and the weight (V, H) and bias of a linear output layer; at most MAX_LOGITS/4 logits exist at a time.
 
-    They are made once more for the gradient; that of the weight is summed up in one place, as it is as large as the layer.
+    They are made once more for the gradient; that of the weight is summed up in one place, as it is as large as the layer: in its own `.grad`
+    if `in_place`, see family.Embedded.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor, temperature: float,
-                with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+                with_entropy: bool, in_place: bool = False) -> tuple[Tensor, Tensor | None]:
         picked, normaliser, entropy = results = _results(states, with_entropy)
         for at in _chunks(states, weight):
             _look_up(F.linear(states[at], weight, bias), chosen[at], temperature, *(None if t is None else t[at] for t in results))
         ctx.save_for_backward(states, weight, bias, chosen, entropy, normaliser)
         ctx.temperature = temperature
+        ctx.leaf = weight if in_place and weight.is_leaf and weight.dtype == normaliser.dtype else None
         ctx.set_materialize_grads(False)
         return picked, entropy
 
@@ -58,7 +62,9 @@ class ThroughHead(torch.autograd.Function):
         states, weight, bias, chosen, entropy, normaliser = ctx.saved_tensors
         by_states = torch.empty_like(states)
         # In single precision: bfloat16 would lose the later of a hundred chunks.
-        by_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
+        by_weight = None
+        if ctx.needs_input_grad[1]:
+            by_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.leaf is None else gradient_of(ctx.leaf)
         by_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if ctx.needs_input_grad[2] else None
         for at in _chunks(states, weight):
             logits = F.linear(states[at], weight, bias)
@@ -68,7 +74,9 @@ class ThroughHead(torch.autograd.Function):
                 by_weight.addmm_(slope.T.to(by_weight.dtype), states[at].to(by_weight.dtype))
             if by_bias is not None:
                 by_bias += slope.sum(0)
-        return by_states, None if by_weight is None else by_weight.to(weight.dtype), None if by_bias is None else by_bias.to(bias.dtype), None, None, None
+            del logits, slope  # before the next are made
+        given = None if by_weight is None or ctx.leaf is not None else by_weight.to(weight.dtype)
+        return by_states, given, None if by_bias is None else by_bias.to(bias.dtype), None, None, None, None
 
 
 def _results(like: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -108,7 +116,7 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _chunks(states: Tensor, weight: Tensor) -> list[slice]:
-    return _slices(len(states), MAX_LOGITS // 2 // len(weight))
+    return _slices(len(states), MAX_LOGITS // 4 // len(weight))
 
 
 def _blocks(logits: Tensor) -> list[slice]:

@@ -32,22 +32,24 @@ class Scored:
 
 
 def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None, *,
-                 entropy: bool = True, entropy_gradient: bool = False, distribution: bool = False, states: bool = False, recompute: bool = False) -> Scored:
+                 entropy: bool = True, entropy_gradient: bool = False, distribution: bool = False, states: bool = False, recompute: bool = False,
+                 in_place: bool = False) -> Scored:
     """Log-probability of each completion token, and the entropy of the distribution it came from.
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
 
     Only completion tokens reach the output layer. Entropy is left out, or carries a gradient, only when asked to.
     A batch with siblings shares their prompts, on a CPU end to end where the architecture is one of ours, else packed; one without does not;
-    unless `layout` says so.
+    unless `layout` says so. in_place: the gradient of a large output layer, and of the embedding that is often the same, may be added to `.grad`
+    by the backward pass itself, where it would else be made up to three times.
     """
-    found = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS, recompute=recompute)
+    found = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS, recompute=recompute, in_place=in_place)
     mask = batch.completion_mask
     chosen, head = batch.completion_ids[mask], model.get_output_embeddings()  # (N,)
     if found.logits is not None:
         logprobs, entropies = Chosen.apply(found.logits, chosen, temperature, entropy)
     else:
-        logprobs, entropies = ThroughHead.apply(found.states, head.weight, head.bias, chosen, temperature, entropy)
+        logprobs, entropies = ThroughHead.apply(found.states, head.weight, head.bias, chosen, temperature, entropy, in_place)
 
     def spread(values: Tensor) -> Tensor:
         """(N, …) -> (B, T, …)"""
@@ -77,7 +79,7 @@ class Predicted:
 
 
 def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None, weights: Mapping[str, Tensor] | None = None, *,
-            keep_states: bool = False, max_logits: int | None = None, recompute: bool = False) -> Predicted:
+            keep_states: bool = False, max_logits: int | None = None, recompute: bool = False, in_place: bool = False) -> Predicted:
     """One forward pass in which the output layer is given nothing but the states that predict completion tokens.
 
     With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
@@ -98,7 +100,7 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
         return (states[None, :1] if holds_back else states[None],)
 
     if family is not None:
-        states = family.states(arranged.input_ids, arranged.position_ids, attend, recompute)[arranged.predicted_at]
+        states = family.states(arranged.input_ids, arranged.position_ids, attend, recompute, in_place and holds_back)[arranged.predicted_at]
         return Predicted(None if holds_back else model.get_output_embeddings()(states), states if holds_back or keep_states else None)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(choose)

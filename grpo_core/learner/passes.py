@@ -53,7 +53,7 @@ class Passes:
     """What all passes of a run share: the models and how they are compared."""
 
     model: nn.Module
-    reference: nn.Module
+    reference: nn.Module | None
     critic: Critic | None
     algorithm: AlgorithmConfig
     temperature: float
@@ -95,7 +95,7 @@ class Passes:
         """A micro-batch's share of the loss, its sums for the record (float64) and its largest ratio."""
         a, exists = self.algorithm, part.completion_mask
         with_critic = self.critic is not None and advantages.dim() > 1
-        policy = self.score(self.model, part, entropy_gradient=coef.entropy > 0, states=with_critic, recompute=self.recompute)
+        policy = self.score(self.model, part, entropy_gradient=coef.entropy > 0, states=with_critic, recompute=self.recompute, in_place=True)
         value = torch.zeros((), device=part.device)
         if with_critic:
             advantages, returns = advantages[:, : exists.shape[1]].unbind(-1)  # (B, T) each

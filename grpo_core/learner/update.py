@@ -52,9 +52,9 @@ class Update(Means):
 
 
 class Learner:
-    """Holds the policy's optimiser, the reference that the KL term looks at, and the coefficients that move."""
+    """Holds the policy's optimiser, the reference that the KL term looks at (None: KL is never measured), and the coefficients that move."""
 
-    def __init__(self, model: nn.Module, reference: nn.Module, algorithm: AlgorithmConfig, train: TrainConfig, learning_rate: float,
+    def __init__(self, model: nn.Module, reference: nn.Module | None, algorithm: AlgorithmConfig, train: TrainConfig, learning_rate: float,
                  recompute: bool = False):
         self.model, self.reference = model, reference
         self.algorithm, self.train = algorithm, train
@@ -114,7 +114,7 @@ class Learner:
 
         for _ in range(a.updates_per_batch):
             done, cut = self.fitting.attempt(teaching, one_pass)
-            if not passes and not watches:
+            if not passes and not watches and self.reference is not None:
                 share = batch.first(max(2, -(-len(batch) // MEASURED_SHARE)))  # two: computed as siblings are, as the policy's own were
                 measured = self.fitting.attempt(share, lambda parts: self.passes.measure(parts, tokens, breathe))
             passes.append(done)
@@ -126,7 +126,8 @@ class Learner:
             self.midway = True
             self.steering = self.steering.after_update(done.high_entropy, a)
         kl_coef, (sampled_kl, sampled_entropy) = self.steering.kl_coef, measured or (None, None)
-        self.steering = self.steering.after_batch(_last([sampled_kl, *(p.kl for p in passes)]), len(batch), a)
+        if self.reference is not None:
+            self.steering = self.steering.after_batch(_last([sampled_kl, *(p.kl for p in passes)]), len(batch), a)
         if a.ref_every and self.num_steps % a.ref_every == 0:
             self._move_reference()
         self.midway = False
@@ -193,7 +194,11 @@ class Learner:
             ref.lerp_(p.detach(), self.algorithm.ref_alpha)
 
     def turn(self, algorithm: AlgorithmConfig, train: TrainConfig, learning_rate: float) -> None:
-        """Settings that a person changed between two steps; a coefficient that moves by itself goes on from its new value."""
+        """Settings that a person changed between two steps; a coefficient that moves by itself goes on from its new value.
+
+        Sampling comes next: the last update's gradient, as large as the model, makes room for it.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
         for name in COEFS:
             if getattr(algorithm, name) != getattr(self.algorithm, name):
                 self.steering = replace(self.steering, **{name: getattr(algorithm, name)})

@@ -105,7 +105,7 @@ def memory(config: RunConfig, shape: Any, parameters: int, trained: int, dtype: 
         whole = 2 * (getattr(shape, "vocab_size", None) or 0) * hidden
         weights = int(0.516 * max(0, parameters - whole)) + min(parameters, whole) * size
     return {
-        "weights": weights, "reference": 0 if config.model.lora_rank else parameters * size, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
+        "weights": weights, "reference": parameters * size if config.algorithm.measure_kl and not config.model.lora_rank else 0, "gradients": trained * trained_size, "optimiser": 2 * trained * trained_size,
         "cache while sampling": t.prompts_per_step * t.group_size * length * cache_bytes(shape, size), "logits": LOGITS_BYTES,
         "activations": per_token * min(most_tokens(t.micro_batch_tokens, pick_device()), t.prompts_per_step * t.group_size * length),
     }, max(1.0, per_token)

@@ -11,15 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 from pydantic import Field, field_validator
 
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
-from grpo_core.store.judgements import Judgements
 from grpo_core.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from grpo_core.store.judgements import Judgements
 
 KEY_VARIABLE = "GRPO_JUDGE_KEY"  # the only place of the key: never in a configuration, so never in the store, an export or a log
 HOSTS_VARIABLE = "GRPO_JUDGE_HOSTS"  # if set, a comma-separated list of the only hosts that may be asked
@@ -174,6 +176,9 @@ def _read(content: str, top: float) -> tuple[float, str]:
 
 @lru_cache(maxsize=1)
 def cache() -> Judgements:
+    from grpo_core.store.judgements import (
+        Judgements,  # here: training without a judge needs no SQLite, nor the 45 MiB that come with its helpers
+    )
     from grpo_core.tasks.table import cache_folder
 
     return Judgements(cache_folder().parent / "judge.sqlite")
