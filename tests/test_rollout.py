@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from grpo_core.config import ModelConfig
+from grpo_core.learner import products
 from grpo_core.policy import Policy, load_policy
 from grpo_core.rollout import decoders, sample_groups
 
@@ -46,6 +47,37 @@ def test_near_temperature_zero_every_row_is_what_a_loop_without_cache_or_padding
     assert [s.token_ids for s in sampled] == expected
     assert [s.finish_reason for s in sampled] == ["stop" if e[-1] == greedy[0][3] else "length" for e in expected]
     assert len({len(e) for e in expected}) > 1, "the case must have rows of different lengths"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_products_with_large_weights_are_those_of_float64_whichever_kernel_makes_them(rows, bias, monkeypatch):
+    generator = torch.Generator().manual_seed(rows)
+    x, weight, b = (torch.randn(*shape, generator=generator) for shape in ((rows, 48), (160, 48), (160,)))
+    expected = torch.nn.functional.linear(x.double(), weight.double(), b.double() if bias else None).float()
+    for worth in (0, 10**9):  # oneDNN's kernels, and torch's own choice
+        monkeypatch.setattr(products, "WORTH", worth)
+        torch.testing.assert_close(products.product(x, weight, b if bias else None), expected, atol=1e-5, rtol=1e-5)
+        ready = products.prepared(weight, b if bias else None, 64)
+        torch.testing.assert_close(ready(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("longer", [0, 80])
+def test_decoding_with_weights_in_the_kernels_own_order_draws_what_decoding_without_draws(policy, longer, monkeypatch):
+    prompts = [policy.tokenizer("Q: 1+2=?" + "1+" * longer)["input_ids"], policy.tokenizer("Q: 7" + "2+" * longer)["input_ids"]]
+
+    def drawn():
+        return sample_groups(policy, prompts, 4, 24, 1.0, torch.Generator().manual_seed(0), keep_logprobs=True)
+
+    expected = drawn()
+    ordered, reorder = [], torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(products, "WORTH", 0)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *a: ordered.append(a) or reorder(*a))
+    found = drawn()
+    assert ordered
+    for s, e in zip(found, expected, strict=True):
+        assert s.token_ids == e.token_ids
+        assert s.logprobs == pytest.approx(e.logprobs, abs=1e-4)
 
 
 def test_one_long_prompt_alone_is_continued_as_a_loop_without_cache_continues_it(policy):

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from grpo_core.learner.products import prepared, product
+
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3")  # those whose angles do not depend on how long the text is
 
@@ -233,25 +235,29 @@ class FusedLayer:
     qkv: Callable[[Tensor], Tensor]
     qk_norm: Tensor | None  # (heads + K, d)
     kv_heads: int
-    output: nn.Module
+    output: Callable[[Tensor], Tensor]
     post_norm: Tensor
     gate_up: Callable[[Tensor], Tensor]
-    down: nn.Module
+    down: Callable[[Tensor], Tensor]
 
 
-def fused(layer: nn.Module) -> FusedLayer:
-    """As the weights are now; to be made anew after every update."""
+def fused(layer: nn.Module, num_rows: int) -> FusedLayer:
+    """As the weights are now, for at most `num_rows` rows; to be made anew after every update."""
     a, mlp = layer.self_attn, layer.mlp
     heads, kv_heads = (p.out_features // a.head_dim for p in (a.q_proj, a.k_proj))
     norm = torch.cat([a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(kv_heads, -1)]) if hasattr(a, "q_norm") else None
-    return FusedLayer(layer.input_layernorm.weight, _side_by_side(a.q_proj, a.k_proj, a.v_proj), norm, kv_heads, a.o_proj,
-                      layer.post_attention_layernorm.weight, _side_by_side(mlp.gate_proj, mlp.up_proj), mlp.down_proj)
+    return FusedLayer(layer.input_layernorm.weight, _side_by_side(num_rows, a.q_proj, a.k_proj, a.v_proj), norm, kv_heads, _side_by_side(num_rows, a.o_proj),
+                      layer.post_attention_layernorm.weight, _side_by_side(num_rows, mlp.gate_proj, mlp.up_proj), _side_by_side(num_rows, mlp.down_proj))
 
 
-def _side_by_side(*linears: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _side_by_side(num_rows: int, *linears: nn.Linear) -> Callable[[Tensor], Tensor]:
     """x -> all their outputs, one after the other in the last dimension. Layers with adapters compute themselves."""
-    if any(type(p) is not nn.Linear for p in linears) or sum(p.weight.numel() for p in linears) > FUSED_UP_TO:
-        return lambda x: torch.cat([p(x) for p in linears], -1)
+    if any(type(p) is not nn.Linear for p in linears):
+        return linears[0] if len(linears) == 1 else lambda x: torch.cat([p(x) for p in linears], -1)
+    if sum(p.weight.numel() for p in linears) > FUSED_UP_TO:  # no second copy, in whatever order
+        return lambda x: torch.cat([product(x, p.weight, p.bias) for p in linears], -1)
+    if len(linears) == 1:
+        return prepared(linears[0].weight, linears[0].bias, num_rows)
     weight = torch.cat([p.weight for p in linears])
     bias = torch.cat([p.bias for p in linears]) if linears[0].bias is not None else None
-    return lambda x: F.linear(x, weight, bias)
+    return prepared(weight, bias, num_rows)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grpo_core.learner.family import gradient_of
+from grpo_core.learner.products import product
 
 MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks of a quarter as many, twice
 BLOCK = 2**18  # logits worked on at once: what fits a core's cache
@@ -49,7 +49,7 @@ class ThroughHead(torch.autograd.Function):
                 with_entropy: bool, in_place: bool = False) -> tuple[Tensor, Tensor | None]:
         picked, normaliser, entropy = results = _results(states, with_entropy)
         for at in _chunks(states, weight):
-            _look_up(F.linear(states[at], weight, bias), chosen[at], temperature, *(None if t is None else t[at] for t in results))
+            _look_up(product(states[at], weight, bias), chosen[at], temperature, *(None if t is None else t[at] for t in results))
         ctx.save_for_backward(states, weight, bias, chosen, entropy, normaliser)
         ctx.temperature = temperature
         ctx.leaf = weight if in_place and weight.is_leaf and weight.dtype == normaliser.dtype else None
@@ -67,7 +67,7 @@ class ThroughHead(torch.autograd.Function):
             by_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.leaf is None else gradient_of(ctx.leaf)
         by_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if ctx.needs_input_grad[2] else None
         for at in _chunks(states, weight):
-            logits = F.linear(states[at], weight, bias)
+            logits = product(states[at], weight, bias)
             slope = _slope(logits, *(None if t is None else t[at] for t in (chosen, entropy, normaliser, by_logprob, by_entropy)), ctx.temperature, logits)
             torch.mm(slope, weight, out=by_states[at])
             if by_weight is not None:

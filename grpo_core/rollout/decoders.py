@@ -7,7 +7,7 @@ decoded, L prompt tokens, T the most that a completion may have, K key-value hea
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from grpo_core.learner.family import Family, fused, masked, rms_norm, swiglu, turn
 from grpo_core.learner.logprobs import forward, positions
+from grpo_core.learner.products import prepared
 from grpo_core.policy import Policy
 
 UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be recorded
@@ -92,6 +93,7 @@ class _Shared:
     def __init__(self, policy: Policy, family: Family):
         self._policy, self._family = policy, family
         self._head = policy.model.get_output_embeddings()
+        self._to_logits: Callable[[Tensor], Tensor] = self._head
 
     def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
         ids, mask = _padded(self._policy, prompts)
@@ -121,10 +123,12 @@ class _Shared:
         self._hidden = _additive(mask.bool(), dtype).repeat_interleave(group_size, 0) if bool((mask == 0).any()) else None
         self._alive = torch.arange(num_rows, device=ids.device)
         self._place = mask.sum(1).repeat_interleave(group_size)  # (b,)
-        self._layers = [fused(layer) for layer in self._family.body.layers]
+        self._layers = [fused(layer, num_rows) for layer in self._family.body.layers]
         where = torch.arange(width + max_new_tokens, device=ids.device)[None]
         self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[:, 0, :, : self._family.head_dim // 2]  # (2, L + T, d/2)
-        return self._head(last).repeat_interleave(group_size, 0)
+        if type(self._head) is torch.nn.Linear:
+            self._to_logits = prepared(self._head.weight, self._head.bias, num_rows)
+        return self._to_logits(last).repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
         x = self._family.body.embed_tokens(tokens)  # (b, H)
@@ -143,7 +147,7 @@ class _Shared:
             gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
             x = layer.down(swiglu(gate, up)).add_(x)
         self._advance()
-        return self._head(rms_norm(x, self._family.body.norm.weight, eps))
+        return self._to_logits(rms_norm(x, self._family.body.norm.weight, eps))
 
     def _advance(self) -> None:
         self._place += 1
