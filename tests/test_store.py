@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from stored import FINISHED, group, raw, recorded, rollout
 
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import NotFound, StoreError, StudioError
-from grpo_core.store import Recorder, Store
+from grpo_core.store import Recorder, Store, connection
 from grpo_core.types import (
     STEP_METRICS,
     Completion,
@@ -304,3 +305,50 @@ def test_a_hostile_run_id_is_only_an_id_that_is_not_there(store: Store, run_id: 
     if not (isinstance(run_id, int | float) and run_id == 1):
         with pytest.raises(NotFound):
             store.group(run_id)
+
+
+def test_reading_connections_that_nobody_needs_any_longer_are_closed(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "studio.db"
+    Store(path).close()
+    readers, now = connection.Readers(path.resolve()), [0.0]
+    monkeypatch.setattr(connection.time, "monotonic", lambda: now[0])
+    together = threading.Barrier(4)
+
+    def meet(*_: object) -> int:
+        together.wait(10)
+        return 0
+
+    made = []
+    connect = connection.connect
+
+    def counted(*arguments: object) -> sqlite3.Connection:
+        made.append(connect(*arguments))
+        made[-1].create_function("meet", 0, meet)
+        return made[-1]
+
+    monkeypatch.setattr(connection, "connect", counted)
+    threads = [threading.Thread(target=readers.all, args=("SELECT meet()",)) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(made) == 4
+
+    def still_open() -> int:
+        return sum(is_open(c) for c in made)
+
+    assert still_open() == 4  # somebody may be back in a moment
+    now[0] = connection.IDLE_SECONDS + 1
+    for left in (3, 2, 1, 1):  # the one that was just used stays
+        assert readers.all("SELECT 1")[0][0] == 1
+        assert still_open() == left
+    readers.close()
+    assert still_open() == 0
+
+
+def is_open(c: sqlite3.Connection) -> bool:
+    try:
+        c.execute("SELECT 1")
+    except sqlite3.ProgrammingError:
+        return False
+    return True

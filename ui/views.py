@@ -1,10 +1,12 @@
-"""What the tabs show of the store, drawn once for all tabs: results are kept by (run, revision, selection)."""
+"""What the tabs show of the store, drawn once for all tabs: results are kept by what they depend on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any, Protocol
 
 import gradio as gr
@@ -46,17 +48,41 @@ class Runs(Protocol):
     def edit_reward(self, run_id: str, step: int, group: int, completion: int, reward: float) -> None: ...
 
 
+class Newest:
+    """make(what, version), remembered for the newest version of up to `size` things.
+
+    A live run's curves are another version at every step, all its steps again, and the one before is of no use to anybody.
+    """
+
+    def __init__(self, size: int, make: Callable[[Any, Any], Any]):
+        self._size, self._make, self._lock = size, make, Lock()
+        self._kept: OrderedDict[Hashable, tuple[Hashable, Any]] = OrderedDict()
+
+    def __call__(self, what: Hashable, version: Hashable) -> Any:
+        with self._lock:
+            if what in self._kept and self._kept[what][0] == version:
+                self._kept.move_to_end(what)
+                return self._kept[what][1]
+        made = self._make(what, version)
+        with self._lock:
+            self._kept[what] = version, made
+            self._kept.move_to_end(what)
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return made
+
+
 class Views:
     """Reads with a memory. Every key holds what the result depends on, so nothing is ever out of date and N tabs cost about one."""
 
     def __init__(self, store: Store):
         self.store = store
         self._runs = lru_cache(maxsize=2)(lambda token: store.runs())
-        self._curves = lru_cache(maxsize=16)(self._read_curves)
-        self._figure = lru_cache(maxsize=128)(self._draw)
-        self._advised = lru_cache(maxsize=16)(self._draw_advice)
-        self._advice = lru_cache(maxsize=16)(lambda run_id, key: advise(store, run_id))
-        self._verdicts = lru_cache(maxsize=8)(lambda run_id, groups: store.verdict_series(run_id))
+        self._curves = Newest(16, self._read_curves)
+        self._figure = Newest(128, self._draw)
+        self._advised = Newest(16, self._draw_advice)
+        self._advice = Newest(16, lambda run_id, key: advise(store, run_id))
+        self._verdicts = Newest(8, lambda run_id, groups: store.verdict_series(run_id))
         self._group = lru_cache(maxsize=64)(self._draw_group)
 
     # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -113,10 +139,11 @@ class Views:
 
     def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:
         """One curve of one run, or of several over one another."""
-        return self._figure(name, tuple(self.curves_key(run) for run_id in dict.fromkeys(run_ids) if (run := self.run(run_id))), view)
+        keys = tuple(self.curves_key(run) for run_id in dict.fromkeys(run_ids) if (run := self.run(run_id)))
+        return self._figure((name, tuple(key[0] for key in keys), view), keys)
 
-    def _draw(self, name: str, keys: tuple[tuple[Any, ...], ...], view: charts.View) -> dict[str, Any]:
-        return charts.figure(name, [self._curves(key[0], key) for key in keys], view)
+    def _draw(self, what: tuple[str, tuple[str, ...], charts.View], keys: tuple[tuple[Any, ...], ...]) -> dict[str, Any]:
+        return charts.figure(what[0], [self._curves(key[0], key) for key in keys], what[2])
 
     def verdict_series(self, run_id: str) -> list[VerdictCounts]:
         return self._verdicts(run_id, tuple(self.store.verdict_counts(run_id).items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from grpo_core.errors import StoreBusy, StoreError, StoreFull
 
+IDLE_SECONDS = 10.0  # how long a reading connection is kept that nobody needs
 LOCK_SECONDS = 1.0  # how long a short write (a rename, a delete) of another process is waited for
 
 # FULL: a step that was said to be recorded survives a power cut, not only a crash. It costs 4 ms once a step.
@@ -194,28 +196,40 @@ class Writer:
 
 
 class Readers:
-    """Read-only connections, each lent to one thread at a time, so that as many exist as were ever needed at once."""
+    """Read-only connections, each lent to one thread at a time: as many as are needed at once, and those that nobody needs any longer are closed."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._idle: deque[sqlite3.Connection] = deque()
+        self._idle: deque[tuple[sqlite3.Connection, float]] = deque()  # with the time of their last use, the latest on the right
 
     def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """Every row at once: a half-read result would hold back the checkpoints, and the log would grow."""
         with explained(self._path):
             try:
-                connection = self._idle.pop()
+                connection, _ = self._idle.pop()
             except IndexError:
                 connection = connect(self._path, "ro")
                 connection.row_factory = sqlite3.Row
             try:
                 return connection.execute(sql, values).fetchall()
             finally:
-                self._idle.append(connection)
+                self._idle.append((connection, time.monotonic()))
+                self._close_idle()
+
+    def _close_idle(self) -> None:
+        """The one that was not needed for longest, if that is long."""
+        try:
+            connection, used_at = oldest = self._idle.popleft()
+        except IndexError:  # somebody took the last one
+            return
+        if time.monotonic() - used_at > IDLE_SECONDS:
+            connection.close()
+        else:
+            self._idle.appendleft(oldest)
 
     def close(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
 
 
 def file_bytes(path: Path) -> int:

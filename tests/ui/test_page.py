@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
+import weakref
 from pathlib import Path
 
 import gradio as gr
@@ -26,7 +28,7 @@ from ui.control import Teller, states
 from ui.guard import Guard, own_hosts
 from ui.page import arrival, build_app, launch_options
 from ui.train import Show, pinned_step, start_run, walked
-from ui.views import CURVES
+from ui.views import CURVES, Newest
 
 SKIP = gr.skip()
 PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = 0, 1, 3, 4, 8, 15, 16, 17, 18, 19, 20  # the outputs of train.Show
@@ -147,6 +149,34 @@ def test_an_empty_store_shows_what_will_appear_and_how_to_make_it(views):
     assert "Start training" in out[LINE]
     assert "The groups of each step appear here" in out[GROUP]
     assert out[STOP]["interactive"] is False
+
+
+def test_of_a_runs_curves_only_the_newest_are_kept_and_of_all_runs_those_looked_at_last():
+    class Drawn(list):  # a plain list has no weak references
+        pass
+
+    made = []
+
+    def draw(run, version):
+        curves = Drawn([run, version])
+        made.append(weakref.ref(curves))
+        return curves
+
+    newest = Newest(2, draw)
+    for version in range(50):  # a live run: all its curves anew at every step
+        assert newest("a", version) == ["a", version]
+    assert newest("a", 49) is newest("a", 49)
+    assert len(made) == 50
+    gc.collect()
+    assert sum(ref() is not None for ref in made) == 1
+    newest("b", 0)
+    newest("a", 49)
+    newest("c", 0)  # b was looked at before a
+    assert len(made) == 52
+    newest("a", 49)
+    assert len(made) == 52
+    newest("b", 0)
+    assert len(made) == 53
 
 
 def test_nothing_is_sent_when_nothing_changed(views, store):
