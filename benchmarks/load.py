@@ -3,7 +3,7 @@
     python -m benchmarks.load --clients 50 --browsers 5 --seconds 300
 
 Every client is a gradio_client of its own that asks for the run's status, and beside it polls the page as a tab does, both once a second.
-The same run is made before for as long with nobody looking; so all of it takes a little more than twice the seconds.
+The same run is made for a third as long before and after, with nobody looking: machines are faster at one time than at another.
 
 Visitors have machines of their own. Here they share the server's, so they take only what it leaves, and often wait for a core before they see an
 answer that has long come. How long an answer takes is therefore measured by one visitor more, in a process that waits for nobody.
@@ -148,11 +148,19 @@ def numbers(db: Path) -> list[dict[str, Any]]:
     return [{n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(store.runs()[0].id, 100_000)]
 
 
-def pace(db: Path, steps: int) -> float:
-    """Seconds that the first steps took, evaluation and writing included, the first five aside: the same work, the same numbers, whoever looks."""
+def pace(db: Path) -> float:
+    """Seconds a sampled token, its step's writing included: the median over all steps but the first five. Steps differ in their tokens, and runs here in their steps."""
     store = Store(db)
-    rows = store.steps(store.runs()[0].id, 100_000)[5:steps]
-    return sum(s[name] or 0.0 for s in rows for name in ("step_seconds", "evaluation_seconds", "writing_seconds"))
+    return statistics.median((s["step_seconds"] + (s["writing_seconds"] or 0.0)) / s["tokens"] for s in store.steps(store.runs()[0].id, 100_000)[5:])
+
+
+def alone(db: Path, seconds: float) -> None:
+    page = Page(db)
+    try:
+        page.start(100_000)
+        time.sleep(seconds)
+    finally:
+        page.close()
 
 
 # what was promised -> whether a figure keeps it
@@ -171,15 +179,9 @@ def main() -> int:
         look(*options.look, options.seconds)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        watched, alone = (Path(folder) / f"{name}.sqlite" for name in ("watched", "alone"))
-        page = Page(alone)
-        try:
-            page.start(100_000)
-            time.sleep(options.seconds)
-        finally:
-            page.close()
+        watched, before, after = (Path(folder) / f"{name}.sqlite" for name in ("watched", "before", "after"))
+        alone(before, options.seconds / 3)
         page, polls, asked, errors = Page(watched), [], [], []
-        stand_back(page.process)
         try:
             clients, until = [page.client() for _ in range(options.clients)], 0.0
             run_id = page.start(100_000)
@@ -194,10 +196,12 @@ def main() -> int:
                         at = time.perf_counter()
                         client.predict(run=run_id, api_name="/status")
                         asked.append(time.perf_counter() - at)
+                        here.add(client.session_hash)
                     except Exception as error:
                         errors.append(f"{type(error).__name__}: {error}")
                     time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
 
+            here: set[str] = set()  # those that the server has met: each is some 0.9 MiB of it from then on
             visitors = [threading.Thread(target=visitor, args=(client,)) for client in clients]
             with tabs(page.url, options.browsers, errors):
                 until = time.monotonic() + options.seconds
@@ -206,7 +210,9 @@ def main() -> int:
                 stand_back(page.process, watcher)
                 for v in visitors:
                     v.start()
-                time.sleep(options.seconds / 5)  # whoever looks is there, what they look at is cached: from here on nothing may grow
+                while len(here) < len(clients) and time.monotonic() < until:
+                    time.sleep(1)
+                time.sleep(options.seconds / 10)  # whoever looks is there, what they look at is cached: from here on nothing may grow
                 memory = [page.memory_mib()]
                 for v in visitors:
                     v.join()
@@ -216,15 +222,16 @@ def main() -> int:
                     errors.append(f"the watcher ended with {watcher.returncode}")
         finally:
             page.close()
-        with_them, by_itself = numbers(watched), numbers(alone)
+        alone(after, options.seconds / 3)
+        with_them, by_itself = numbers(watched), numbers(before)
         steps = min(len(with_them), len(by_itself))
         figures = {
             "errors": len(errors), "p95 of a poll, ms": seen[0], "p95 of a status, ms": seen[1],
-            "slower than alone, %": 100 * (pace(watched, steps) / pace(alone, steps) - 1), "memory grew, %": 100 * (memory[1] / memory[0] - 1),
+            "slower than alone, %": 100 * (2 * pace(watched) / (pace(before) + pace(after)) - 1), "memory grew, %": 100 * (memory[1] / memory[0] - 1),
             "numbers that differ": sum(a != b for a, b in zip(with_them[:steps], by_itself[:steps], strict=True))}
-        print(f"{options.clients} clients, {options.browsers} browsers, {options.seconds:.0f} s, {os.cpu_count()} cores, {steps} steps, {len(polls)} polls, {len(asked)} "
+        print(f"{options.clients} clients, {options.browsers} browsers, {options.seconds:.0f} s, {os.cpu_count()} cores, {len(with_them)} steps, {len(polls)} polls, {len(asked)} "
               f"statuses, {memory[0]:.0f} -> {memory[1]:.0f} MiB; as the others saw it, cores short: poll p95 {percentile(polls) * 1000:.0f} ms, "
-              f"status {percentile(asked) * 1000:.0f} ms\n\n| figure | measured | kept |\n|---|---|---|")
+              f"status {percentile(asked) * 1000:.0f} ms; µs a token: {pace(before) * 1e6:.0f} alone, {pace(watched) * 1e6:.0f} watched, {pace(after) * 1e6:.0f} alone\n\n| figure | measured | kept |\n|---|---|---|")
         for name, value in figures.items():
             print(f"| {name} | {value:.1f} | {'yes' if PROMISES[name](value) else 'NO'} |")
         for error in errors[:5]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from grpo_core.ahead import Ahead
 from grpo_core.config import RunConfig
 from grpo_core.control import RunControl
 from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
 from grpo_core.learner.memory import is_out_of_memory
 from grpo_core.policy import Policy
-from grpo_core.rollout import Sampled, sample_groups
+from grpo_core.rollout import Sampled, Whole, sample_groups
 from grpo_core.rubric import Notes, Rubric
 from grpo_core.scoring import score, teaches
 from grpo_core.tasks import Task, train_prompts
@@ -65,17 +66,18 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
         prompts = train_prompts(task, t.seed, step, num_prompts + len(dull))[num_prompts:]
         num_prompts += len(dull)
         ids = [encode(policy, prompt, task, config) for prompt in prompts]
-        sampled = sample(policy, ids, t.group_size, config, t.temperature, rng, control, config.algorithm.off_policy_threshold is not None or t.token_records > 0)
-        tokens += sum(len(s.token_ids) for s in sampled)
-        sampled_at = control.tell.now()
+        keeps_logprobs = config.algorithm.off_policy_threshold is not None or t.token_records > 0
+        with Ahead(rubric, policy, prompts) as ahead:
+            sampled = sample(policy, ids, t.group_size, config, t.temperature, rng, control, keeps_logprobs, ahead.tell if ahead.is_wanted else None)
+            tokens += sum(len(s.token_ids) for s in sampled)
+            sampled_at = control.tell.now()
 
-        control.enter(PhaseStarted(Phase.SCORING, step, t.steps))
-        by_prompt = [sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))]
-        rollouts, why = score(prompts, by_prompt, policy, rubric)
+            control.enter(PhaseStarted(Phase.SCORING, step, t.steps))
+            by_prompt = [sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))]
+            rollouts, why = score(prompts, by_prompt, policy, rubric, ahead)
         fresh = [DrawnGroup(*one) for one in zip(prompts, ids, by_prompt, rollouts, strict=True)]
         for name, more in why.items():
-            notes.setdefault(name, Notes()).update(more)
-            notes[name].used.update(more.used)
+            notes.setdefault(name, Notes()).add(more)
         new_at = dict(zip(dull, fresh, strict=True))
         groups = [new_at.get(i) or groups[i] for i in range(t.prompts_per_step)]
         sampling, scoring = sampling + sampled_at - started, scoring + control.tell.now() - sampled_at
@@ -83,11 +85,11 @@ def draw_groups(step: int, policy: Policy, task: Task, rubric: Rubric, config: R
 
 
 def sample(policy: Policy, prompts: list[list[int]], group_size: int, config: RunConfig, temperature: float, rng: torch.Generator, control: RunControl,
-           keep_logprobs: bool = False) -> list[Sampled]:
-    """Completions of encoded prompts. Raises OutOfMemory, saying what to lower, where they do not fit."""
+           keep_logprobs: bool = False, whole: Whole | None = None) -> list[Sampled]:
+    """Completions of encoded prompts; `whole` is told of each group when it is. Raises OutOfMemory, saying what to lower, where they do not fit."""
     t = config.train
     try:
-        return sample_groups(policy, prompts, group_size, t.max_new_tokens, temperature, rng, control.breathe, keep_logprobs=keep_logprobs)
+        return sample_groups(policy, prompts, group_size, t.max_new_tokens, temperature, rng, control.breathe, keep_logprobs, whole)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

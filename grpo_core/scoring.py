@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from grpo_core.ahead import Ahead, completion
 from grpo_core.config import RunConfig
 from grpo_core.learner import ADVANTAGES, GROUPINGS
 from grpo_core.learner.advantages import compare
@@ -20,15 +21,16 @@ from grpo_core.rubric.shaping import Scores
 from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
 
 
-def score(prompts: Sequence[Prompt], sampled: Sequence[Sequence[Sampled]], policy: Policy, rubric: Rubric) -> tuple[list[tuple[Rollout, ...]], dict[str, Notes]]:
+def score(prompts: Sequence[Prompt], sampled: Sequence[Sequence[Sampled]], policy: Policy, rubric: Rubric, ahead: Ahead) -> tuple[list[tuple[Rollout, ...]], dict[str, Notes]]:
     """Text, scores and reward of each prompt's completions; advantages come when all groups of the step are there to be compared.
 
-    Returns also, by criterion, why it could not score what it could not.
+    What was asked for ahead is waited for and not asked again. Returns also, by criterion, why it could not score what it could not.
     """
-    rows = [(prompt, Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids))) for prompt, siblings in zip(prompts, sampled, strict=True) for s in siblings]
-    scored = rubric.score_all([c for _, c in rows], [p for p, _ in rows])
+    rows = [(prompt, completion(policy, s)) for prompt, siblings in zip(prompts, sampled, strict=True) for s in siblings]
+    known, notes = ahead.found() or (None, {})
+    scored = rubric.score_all([c for _, c in rows], [p for p, _ in rows], known)
     rollouts = iter(Rollout(c, scores, reward, 0.0) for (_, c), scores, reward in zip(rows, scored.scores, scored.rewards, strict=True))
-    return [tuple(next(rollouts) for _ in siblings) for siblings in sampled], scored.notes
+    return [tuple(next(rollouts) for _ in siblings) for siblings in sampled], notes | scored.notes
 
 
 def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig, spread: Spread) -> tuple[tuple[Group, ...], torch.Tensor, Spread]:

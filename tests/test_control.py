@@ -130,8 +130,8 @@ def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_
     # the same run under a rubric that gives this very reward: no control, no edit
     score, wanted = draw.score, (group.prompt_id, 2)
 
-    def generous(prompts, by_prompt, policy, rubric):
-        found, why = score(prompts, by_prompt, policy, rubric)
+    def generous(prompts, by_prompt, policy, rubric, ahead):
+        found, why = score(prompts, by_prompt, policy, rubric, ahead)
         given = [prompt.id == wanted[0] and generous.step == 1 for prompt in prompts]
         return [tuple(replace(r, reward=3.5, edited=True) if yes and i == wanted[1] else r for i, r in enumerate(siblings))
                 for yes, siblings in zip(given, found, strict=True)], why

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+
 import pytest
+import torch
 
 from grpo_core.clock import Clock
 from grpo_core.config import nest, parse
 from grpo_core.control import RunControl
 from grpo_core.draw import draw_groups, generator
+from grpo_core.errors import StopRequested
 from grpo_core.policy import load_policy
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import build_rubric
+from grpo_core.rubric.check import Check, Params
+from grpo_core.rubric.criteria import CHECKS
 from grpo_core.scoring import teaches
 from grpo_core.tasks import TASKS, load_task, train_prompts
 from grpo_core.types import PhaseStarted
@@ -63,3 +70,99 @@ def test_logprobs_kept_from_sampling_are_those_of_the_policy_that_sampled(policy
     batch = Batch(prompts, [s.token_ids for s in sampled], [True] * 6, policy.pad_id, policy.device, [s.logprobs for s in sampled])
     again, _ = token_logprobs(policy.model, batch, 0.7)
     assert (batch.sampled - again)[batch.completion_mask].abs().max() < 1e-4
+
+
+# ---- asked ahead -----------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_told_whole_once_as_soon_as_its_last_completion_has_ended(policy):
+    prompts = [policy.tokenizer(text)["input_ids"] for text in ("Q: 1", "Q: 2+3", "Q: 77")]
+    half = frozenset(range(0, len(policy.tokenizer), 4))  # a quarter of all tokens end a completion: at many different places
+    told, tokens = [], [0]
+
+    def breathe():
+        tokens[0] += 1
+
+    sampled = sample_groups(dataclasses.replace(policy, end_ids=half), prompts, 3, 12, 1.0, torch.Generator().manual_seed(0), breathe,
+                            whole=lambda p, siblings: told.append((p, siblings, tokens[0])))
+    assert sorted(p for p, _, _ in told) == [0, 1, 2]
+    for p, siblings, at in told:
+        assert siblings == sampled[3 * p : 3 * p + 3]
+        # breathed once before the prompts are read and once before each token
+        assert at == 1 + max(len(s.token_ids) for s in siblings)
+    assert len({at for _, _, at in told}) > 1, "the case must have groups that end at different times"
+
+
+@pytest.fixture
+def far(monkeypatch):
+    """A check that waits for somebody else: what it was asked, and what it does about it."""
+
+    class Far:
+        asked: list = []  # noqa: RUF012
+        answer = staticmethod(lambda completions: [len(c.text) % 7 / 7 for c in completions])
+
+    def many(completions, prompts, params, notes):
+        Far.asked.append([p.id for p in prompts])
+        notes["asked"] += 1
+        notes.used["requests"] += len(prompts)
+        return Far.answer(completions)
+
+    Far.asked = []
+    monkeypatch.setitem(CHECKS, "far", Check(lambda completion, prompt, params: Far.answer([completion])[0], Params, "Far away.", many=many, ahead=True))
+    return Far
+
+
+FAR = {"rubric.criteria": [{"name": "far", "check": "far", "weight": 1}, {"name": "length", "check": "length", "weight": 0.5, "params": {"min_tokens": 1, "max_tokens": 8}}],
+       "train.group_size": 2, "train.max_new_tokens": 12}
+
+
+def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_sampled(policy, tiny_settings, far):
+    policy = dataclasses.replace(policy, end_ids=frozenset(range(0, len(policy.tokenizer), 4)))
+    config = parse(nest({**tiny_settings, "train.prompts_per_step": 6, **FAR}))
+    rubric, control, came, during = build_rubric(config.rubric), RunControl(), threading.Event(), []
+    control.tell = Clock(lambda event: during.append(len(far.asked)) if isinstance(event, PhaseStarted) and event.phase == "scoring" else None)
+    answer, breathe = far.answer, control.breathe
+    far.answer = lambda completions: came.set() or answer(completions)
+    tokens = [0]
+
+    def slowly():  # from the tenth token on sampling waits until somebody was asked
+        tokens[0] += 1
+        if tokens[0] > 10:
+            came.wait(10)
+        breathe()
+
+    control.breathe = slowly
+    drawn = draw_groups(1, policy, load_task(config.task), rubric, config, control)
+    assert during[0] > 0, "nobody was asked before all was sampled"
+    assert sorted(p for some in far.asked for p in some) == sorted(g.prompt.id for g in drawn.groups for _ in range(2))  # everybody once
+    assert drawn.notes["far"]["asked"] == len(far.asked)
+    assert drawn.notes["far"].used["requests"] == 12
+    for g in drawn.groups:
+        assert [r.scores["far"] for r in g.rollouts] == answer([r.completion for r in g.rollouts])
+        assert [r.reward for r in g.rollouts] == [r.scores["far"] + 0.5 * r.scores["length"] for r in g.rollouts]
+
+
+def test_a_step_is_the_same_whether_its_scores_were_asked_ahead_or_not(policy, tiny_settings, far, monkeypatch):
+    ahead, _, _ = drawn(policy, tiny_settings, **FAR)
+    monkeypatch.setitem(CHECKS, "far", dataclasses.replace(CHECKS["far"], ahead=False))
+    afterwards, _, _ = drawn(policy, tiny_settings, **FAR)
+    assert ahead.groups == afterwards.groups
+    assert len(far.asked[-1]) == 6  # all in one go
+
+
+def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(policy, tiny_settings, far):
+    threads = threading.active_count()
+
+    def broken(completions):
+        raise ZeroDivisionError("far away")
+
+    answer, far.answer = far.answer, broken
+    with pytest.raises(ZeroDivisionError, match="far away"):
+        drawn(policy, tiny_settings, **FAR)
+    far.answer = answer
+    config = parse(nest({**tiny_settings, **FAR}))
+    control = RunControl()
+    control.tell = Clock(lambda event: control.stop() if isinstance(event, PhaseStarted) else None)
+    with pytest.raises(StopRequested):
+        draw_groups(1, policy, load_task(config.task), build_rubric(config.rubric), config, control)
+    assert threading.active_count() == threads

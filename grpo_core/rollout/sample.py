@@ -22,27 +22,33 @@ class Sampled:
     logprobs: list[float] | None = None  # of each token as it was drawn, in nats, when asked for
 
 
+Whole = Callable[[int, list[Sampled]], None]  # prompt p, all of its completions
+
+
 @torch.inference_mode()
 def sample_groups(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int, temperature: float,
-                  generator: torch.Generator, breathe: Callable[[], None] = lambda: None, keep_logprobs: bool = False) -> list[Sampled]:
+                  generator: torch.Generator, breathe: Callable[[], None] = lambda: None, keep_logprobs: bool = False,
+                  whole: Whole | None = None) -> list[Sampled]:
     """Draw `group_size` completions of each of P prompts; row p·G + g is completion g of prompt p. Temperature 0: the likeliest token.
 
     Every row has its own random numbers, all from `generator`, so what it draws depends neither on its neighbours nor on when these end:
-    the process's own random state is neither read nor moved. `breathe` is called before each token and may raise to abandon.
+    the process's own random state is neither read nor moved. `breathe` is called before each token and may raise to abandon; `whole` when
+    the last completion of a prompt has ended.
     """
     # One number a token, and in float64: 24 bits would never draw a token of probability 1e-8.
     chances = torch.rand(len(prompts), group_size, max_new_tokens, generator=generator, device=policy.device, dtype=torch.float64)
     sampled: list[list[Sampled]] = [[]] * len(prompts)
     for wave in waves(policy, prompts, group_size, max_new_tokens):
-        rows = _decode(policy, [prompts[p] for p in wave], group_size, temperature, chances[wave].flatten(0, 1), breathe, keep_logprobs)
+        rows = _decode(policy, [prompts[p] for p in wave], group_size, temperature, chances[wave].flatten(0, 1), breathe, keep_logprobs,
+                       (lambda i, siblings, wave=wave: whole(wave[i], siblings)) if whole else None)
         for i, p in enumerate(wave):
             sampled[p] = rows[i * group_size : (i + 1) * group_size]
     return [s for group in sampled for s in group]
 
 
 def _decode(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, temperature: float, chances: Tensor, breathe: Callable[[], None],
-            keep_logprobs: bool) -> list[Sampled]:
-    """The completions of prompts that fit memory together. chances (B, T), one for each token that may be drawn."""
+            keep_logprobs: bool, whole: Whole | None) -> list[Sampled]:
+    """The completions of prompts that fit memory together. chances (B, T), one for each token that may be drawn; `whole` counts these prompts alone."""
     device, (num_rows, max_new_tokens) = policy.device, chances.shape
     model = decoder(policy)
     breathe()
@@ -54,6 +60,12 @@ def _decode(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, t
     ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
     alive = torch.arange(num_rows, device=device)  # which row of the whole each row of the batch is
     end_ids = torch.tensor(sorted(policy.end_ids), device=device)
+    going_on = [group_size] * len(prompts)
+
+    def drawn(rows: slice) -> list[Sampled]:
+        return [Sampled(row[:n], "stop" if e else "length", kept[:n] if keep_logprobs else None)
+                for row, n, e, kept in zip(*(t[rows].tolist() for t in (tokens, lengths, ended, logprobs)), strict=True)]
+
     for t in range(max_new_tokens):
         breathe()
         token, logprob = _draw(logits, temperature, chances[alive, t], keep_logprobs)
@@ -63,6 +75,12 @@ def _decode(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, t
         done = alive[torch.isin(token, end_ids) & ~ended[alive]]
         lengths[done] = t + 1
         ended[done] = True
+        if whole is not None:
+            for row in done.tolist():
+                p = row // group_size
+                going_on[p] -= 1
+                if not going_on[p]:
+                    whole(p, drawn(slice(p * group_size, (p + 1) * group_size)))
         if t + 1 == max_new_tokens:
             break
         going = ~ended[alive]
@@ -74,8 +92,11 @@ def _decode(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, t
             model.keep(rows)
             alive, token = alive[rows], token[rows]
         logits = model.step(token)
-    return [Sampled(row[:n], "stop" if e else "length", kept[:n] if keep_logprobs else None)
-            for row, n, e, kept in zip(tokens.tolist(), lengths.tolist(), ended.tolist(), logprobs.tolist(), strict=True)]
+    sampled = drawn(slice(None))
+    if whole is not None:
+        for p in (p for p, n in enumerate(going_on) if n):
+            whole(p, sampled[p * group_size : (p + 1) * group_size])
+    return sampled
 
 
 def _draw(logits: Tensor, temperature: float, chance: Tensor, keep_logprobs: bool) -> tuple[Tensor, Tensor | None]:

@@ -21,6 +21,11 @@ class Notes(Counter[str]):
         super().__init__(*given, **named)
         self.used: Counter[str] = Counter()
 
+    def add(self, more: Notes) -> None:
+        """Both counts."""
+        self.update(more)
+        self.used.update(more.used)
+
 
 One = Callable[[Completion, Prompt, Any], float | None]
 Many = Callable[[Sequence[Completion], Sequence[Prompt], Any, Notes], list[float | None]]
@@ -34,7 +39,8 @@ class Params(BaseModel):
 class Check:
     """A row of CHECKS. `many` scores a whole batch and says in its notes why what is null is null; `score` scores one.
 
-    low and high bound the score; a check without bounds (a reward model's logit) has None.
+    low and high bound the score; a check without bounds (a reward model's logit) has None. `ahead`: what a completion scores depends on
+    nothing else of the step and comes from another process or machine, so it can be asked for while others are still sampled.
     """
 
     score: One
@@ -43,6 +49,7 @@ class Check:
     low: float | None = 0.0
     high: float | None = 1.0
     many: Many | None = None
+    ahead: bool = False
 
     def scores(self, completions: Sequence[Completion], prompts: Sequence[Prompt], params: Any, notes: Notes) -> list[float | None]:
         if self.many is not None:
@@ -50,6 +57,6 @@ class Check:
         return [self.score(c, p, params) for c, p in zip(completions, prompts, strict=True)]
 
 
-def batched(many: Many, params: type[Params], help: str, low: float | None = 0.0, high: float | None = 1.0) -> Check:
+def batched(many: Many, params: type[Params], help: str, low: float | None = 0.0, high: float | None = 1.0, ahead: bool = False) -> Check:
     """A check that is given all completions of a step at once."""
-    return Check(lambda completion, prompt, given: many([completion], [prompt], given, Notes())[0], params, help, low, high, many)
+    return Check(lambda completion, prompt, given: many([completion], [prompt], given, Notes())[0], params, help, low, high, many, ahead)

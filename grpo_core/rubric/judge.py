@@ -34,7 +34,8 @@ Reply with one JSON object and nothing else: {{"reason": "<one sentence>", "scor
 
 
 class JudgeParams(Params):
-    """`url` up to /v1; the key comes from the environment variable GRPO_JUDGE_KEY. Prices per million tokens make the cost; `seconds` limits one request, `step_seconds` a whole step."""
+    """`url` up to /v1; the key comes from the environment variable GRPO_JUDGE_KEY. Prices per million tokens make the cost; `seconds` limits one request, `step_seconds` all that
+    are asked in one go: a step's, but for groups that were whole while others were still sampled, see grpo_core/ahead.py."""
 
     url: str = Field("http://127.0.0.1:8000/v1", min_length=8, max_length=500)
     model: str = Field("judge", min_length=1, max_length=200)
@@ -196,5 +197,5 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 JUDGE_CHECKS: dict[str, Check] = {
-    "judge": batched(judge, JudgeParams, "A language model grades: any OpenAI-compatible endpoint, a JSON verdict, cached. A verdict that fails is null."),
+    "judge": batched(judge, JudgeParams, "A language model grades: any OpenAI-compatible endpoint, a JSON verdict, cached. A verdict that fails is null.", ahead=True),
 }

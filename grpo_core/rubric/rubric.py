@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -74,11 +74,21 @@ class Rubric:
         scored = self.score_all([completion], [prompt])
         return scored.scores[0], scored.rewards[0]
 
-    def score_all(self, completions: Sequence[Completion], prompts: Sequence[Prompt]) -> Scored:
-        """Every completion against its prompt, criterion by criterion, so that models and judges see them all at once."""
+    def only(self, wanted: Callable[[Check], bool]) -> Rubric:
+        """The rubric of those criteria alone."""
+        return Rubric(tuple(row for row in self.rows if wanted(row[1])))
+
+    def score_all(self, completions: Sequence[Completion], prompts: Sequence[Prompt], known: Sequence[Mapping[str, float | None]] | None = None) -> Scored:
+        """Every completion against its prompt, criterion by criterion, so that models and judges see them all at once.
+
+        known: for each completion, scores by criteria that are not to be asked again.
+        """
         columns: dict[str, list[float | None]] = {}
         seconds, notes = {}, {}
         for criterion, check, params in self.rows:
+            if known and criterion.name in known[0]:
+                columns[criterion.name] = [scores[criterion.name] for scores in known]
+                continue
             started, why = perf_counter(), Notes()
             found = check.scores(completions, prompts, params, why)
             assert len(found) == len(completions), f"{criterion.check} returned {len(found)} scores for {len(completions)} completions"
