@@ -1,4 +1,4 @@
-"""What does asking a judge while other groups are still sampled save? The same steps with and without, in turn, and a judge that takes its time.
+"""What does asking a judge while other groups are still sampled save? Steps with and without, in turn, and a judge that takes its time.
 
     python -m benchmarks.ahead [--pairs 5] [--judge-seconds 0.2]
 

@@ -20,6 +20,7 @@ from grpo_core.apart import apart, warm_up
 from grpo_core.config import nest, parse
 from grpo_core.runs import RunManager
 from grpo_core.store import Store
+from grpo_core.store.connection import IDLE_SECONDS
 from grpo_core.trainer import train
 from grpo_core.types import RunStatus
 
@@ -35,6 +36,13 @@ def now(what: str) -> dict[str, float]:
     seen = {"threads": len(os.listdir("/proc/self/task")), "files": len(os.listdir("/proc/self/fd")), "connections": num_connections(), "MiB": resident}
     print(f"| {what} | {seen['threads']} | {seen['files']} | {seen['connections']} | {resident:.0f} |", flush=True)
     return seen
+
+
+def rest(store: Store) -> None:
+    """Long enough for reading connections that were needed at once to be given up by whoever reads next."""
+    time.sleep(IDLE_SECONDS + 1)
+    for _ in range(3):
+        store.runs()
 
 
 def num_connections() -> int:
@@ -71,9 +79,11 @@ def main() -> int:
 
         for _ in range(5):
             cycle()
+        rest(store)
         first = now("after 5 runs")
         for _ in range(options.cycles - 5):
             cycle()
+        rest(store)
         last = now(f"after {options.cycles} runs")
         run_id = manager.start(config)
         warm = late = None
@@ -83,6 +93,7 @@ def main() -> int:
             if late is None and run.steps_done >= options.steps - 10:  # while its process is still there
                 late = now(f"step {run.steps_done} of the long run")
             time.sleep(0.2)
+        rest(store)
         end = now(f"step {run.steps_done}, {run.status}")
         back = {name: end[name] <= first[name] and last[name] <= first[name] for name in ("threads", "files", "connections")}
         manager.close()

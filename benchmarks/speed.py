@@ -59,7 +59,7 @@ WORKLOADS: dict[str, Workload] = {
     "W1-kl.02": Workload("default model and task, kl_coef .02", steps=60, kl_coef=0.02),
     "W2": Workload("25 M parameters, 4 prompts of 256 tokens, 8 × 64 new tokens", steps=2, warm=1, prompts=4, prompt_tokens=256, new_tokens=64, shape=SMALL),
     "W3": Workload("vocabulary of 151,936, 2 prompts, 8 × 128 new tokens", steps=2, warm=1, prompts=2, prompt_tokens=64, new_tokens=128, shape=WIDE),
-    "W3-small": Workload("W3, both sides told to save memory", steps=2, warm=1, prompts=2, prompt_tokens=64, new_tokens=128, shape=WIDE, save_memory=True),
+    "W3-small": Workload("W3, layers computed twice on both sides, and ours in parts of 512 tokens", steps=2, warm=1, prompts=2, prompt_tokens=64, new_tokens=128, shape=WIDE, save_memory=True),
     "W4": Workload("shape of Qwen2.5-0.5B, bfloat16, 8 prompts of 512 tokens, 16 × 512 new tokens", steps=4, warm=2, group_size=16, prompt_tokens=512,
                    new_tokens=512, shape=HALF_BILLION, dtype="bfloat16", cuda=True),
     "recording-W1": Workload("W1, into a store with token records, beside the same without", steps=60, record=True, peer="unrecorded"),

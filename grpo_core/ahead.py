@@ -1,4 +1,4 @@
-"""Scores that come from another process or machine are asked for as soon as a group is sampled, while the others still are."""
+"""A judge is asked about a group as soon as it is sampled, while the others still are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Ahead:
         self._scores: dict[int, list[dict[str, float | None]]] = {}
         self._notes: dict[str, Notes] = {}
         self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="scores ahead")
+        self._is_given_up = False
+        self._thread = threading.Thread(target=self._work, name="scores ahead", daemon=True)
 
     def __enter__(self) -> Self:
         if self.is_wanted:
@@ -42,8 +43,10 @@ class Ahead:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._thread.is_alive():
+            self._is_given_up = kind is not None  # a stop: nothing new is asked, and what was asked already is not waited for
             self._told.put(None)
-            self._thread.join()
+            if not self._is_given_up:
+                self._thread.join()
 
     def tell(self, p: int, siblings: Sequence[Sampled]) -> None:
         """All completions of prompt p."""
@@ -66,7 +69,7 @@ class Ahead:
                 told.append(self._told.get())
             going = None not in told
             groups = [group for group in told if group is not None]
-            if groups and self._problem is None:
+            if groups and self._problem is None and not self._is_given_up:
                 try:
                     self._score(groups)
                 except BaseException as problem:  # whatever it is, it is the trainer's: found() raises it there

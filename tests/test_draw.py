@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 
 import pytest
 import torch
@@ -166,3 +167,25 @@ def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(poli
     with pytest.raises(StopRequested):
         draw_groups(1, policy, load_task(config.task), build_rubric(config.rubric), config, control)
     assert threading.active_count() == threads
+
+
+def test_a_stop_does_not_wait_for_a_judge_that_was_asked_ahead_and_asks_it_nothing_more(policy, tiny_settings, far):
+    policy = dataclasses.replace(policy, end_ids=frozenset(range(0, len(policy.tokenizer), 4)))
+    asked, let_go, control, tokens = threading.Event(), threading.Event(), RunControl(), [0]
+    far.answer = lambda completions: asked.set() or (let_go.wait(20) and [0.0] * len(completions))
+
+    def stopped():
+        tokens[0] += 1
+        if tokens[0] > 8 and asked.wait(10):
+            raise StopRequested
+
+    control.tell, control.breathe = Clock(lambda event: None), stopped
+    config = parse(nest({**tiny_settings, "train.prompts_per_step": 6, **FAR}))
+    started = time.monotonic()
+    with pytest.raises(StopRequested):
+        draw_groups(1, policy, load_task(config.task), build_rubric(config.rubric), config, control)
+    assert time.monotonic() - started < 15  # and not the 20 s of the judge
+    let_go.set()
+    for thread in [t for t in threading.enumerate() if t.name == "scores ahead"]:
+        thread.join(10)
+    assert len(far.asked) == 1

@@ -212,6 +212,15 @@ def test_the_reference_moves_by_alpha_every_n_steps_and_never_otherwise():
     torch.testing.assert_close(weights(moving.reference), 0.25 * weights(moving.model) + 0.75 * start)
 
 
+def test_a_branch_may_do_without_the_reference_that_its_parent_moved():
+    moving = make_learner(ref_every=1)
+    moving.update(make_batch(), A)
+    without = make_learner(measure_kl=False, **NO_KL)
+    without.reference = None
+    without.load_state(moving.state())
+    assert without.num_steps == 1
+
+
 def test_what_a_checkpoint_keeps_of_the_learner_continues_to_the_last_bit():
     options = {"kl_control": "adaptive", "kl_target": 0.01, "kl_horizon": 10, "ref_every": 1, "entropy_coef": 0.1, "entropy_target": 5.0}
     learner = make_learner(**options)

@@ -131,7 +131,9 @@ def kl(runs: Sequence[Curves], view: View) -> Figure:
     out["layout"]["yaxis"].setdefault("rangemode", "tozero")
     coefs = [row["kl_coef"] for row in (runs[0].steps if runs else ()) if is_number(row.get("kl_coef"))]
     if coefs:
-        out["note"] = (f"Coefficient {plain(coefs[-1])}. " if coefs[-1] > 0 else "Coefficient 0: measured, not trained on. ") + out["note"]
+        measured = any(is_number(row.get("kl")) for row in runs[0].steps)
+        out["note"] = (f"Coefficient {plain(coefs[-1])}. " if coefs[-1] > 0 else "Coefficient 0: measured, not trained on. " if measured else
+                       "Not measured: measure_kl is off. ") + out["note"]
     return out
 
 

@@ -67,7 +67,7 @@ def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str) -> str:
         at += len(pieces)
     note = "" if terms is not None else '<p class="note">This group was tied, so nothing was computed of its tokens but what they say.</p>'
     if by == "kl" and known == [] and terms is not None:
-        note = '<p class="note">KL was not measured on this completion: without a coefficient it is measured on an eighth of them.</p>'
+        note = '<p class="note">KL was not measured on this completion: without a coefficient it is measured on an eighth of them, with measure_kl off on none.</p>'
     if shown < len(row.token_ids):
         note += f'<p class="note">The first {shown:,} of {len(row.token_ids):,} tokens.</p>'
     return (f'{_legend(scale, far)}<div class="tokens" dir="auto" role="group" tabindex="0" aria-label="Tokens, coloured by {esc(scale.title)}. Arrow keys walk them.">'

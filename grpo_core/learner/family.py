@@ -55,7 +55,7 @@ class Family:
     def states(self, ids: Tensor, positions: Tensor, attend: Attend, recompute: bool = False, in_place: bool = False) -> Tensor:
         """ids, positions (R, W) -> last hidden states (R, W, H). recompute: see `recomputing`; in_place: see `Embedded`."""
         table = self.body.embed_tokens
-        x = Embedded.apply(ids, table.weight, table.padding_idx) if in_place and table.weight.requires_grad and type(table) is nn.Embedding else table(ids)
+        x = Embedded.apply(ids, table.weight, table.padding_idx) if in_place and _adds_rows(table) else table(ids)
         cos, sin = (t[:, :, None, : self.head_dim // 2] for t in self.body.rotary_emb(x, positions))  # (R, W, 1, d/2), both halves are alike
         for i in range(len(self.body.layers)):
             x = again(self._layer, i, x, cos, sin, attend) if recompute else self._layer(i, x, cos, sin, attend)
@@ -167,6 +167,11 @@ class Embedded(torch.autograd.Function):
             gradient = gradient.masked_fill((ids == ctx.padding_id)[..., None], 0.0)
         gradient_of(ctx.table).index_add_(0, ids.flatten(), gradient.flatten(0, -2))
         return None, None, None
+
+
+def _adds_rows(table: nn.Module) -> bool:
+    """On a GPU adding rows where they stand would give other sums from run to run."""
+    return type(table) is nn.Embedding and table.weight.requires_grad and table.weight.device.type == "cpu"
 
 
 def gradient_of(leaf: Tensor) -> Tensor:

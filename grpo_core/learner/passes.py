@@ -63,7 +63,7 @@ class Passes:
         if isinstance(model, AdapterOff):
             with model.off() as base:
                 return self.score(base, part, **options)
-        return score_tokens(model, part, self.temperature, distribution=self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS, **options)
+        return score_tokens(model, part, self.temperature, distribution=self.reference is not None and self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS, **options)
 
     def backward(self, parts: Sequence[Batch], advantages: Tensor, update: int, coef: Coefficients, size: StepSize, watch_kl: bool,
                  log: TokenLog, breathe: Breathe) -> Pass:

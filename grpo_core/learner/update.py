@@ -220,7 +220,7 @@ class Learner:
         self.fitting.max_tokens = min(self.train.micro_batch_tokens, state["max_tokens"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
-        if state["reference"] is not None:
+        if state["reference"] is not None and self.reference is not None:  # a branch may do without
             self.reference.load_state_dict(state["reference"])
 
     # ---- what is computed together ---------------------------------------------------------------------------------------

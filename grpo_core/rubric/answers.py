@@ -181,7 +181,7 @@ def grader_process() -> Child:
 ANSWER_CHECKS: dict[str, Check] = {
     "exact": Check(exact, ExactParams, "The answer is the right text, character by character."),
     "numeric": Check(numeric, NumericParams, "The answer is the right number within a tolerance; 1,234, $5, 50 %, 3/4 and 1e-4 are read."),
-    "math": batched(math, MathParams, "The answer is the same mathematics as the right one: fractions, LaTeX, intervals, sets (math-verify).", ahead=True),
+    "math": batched(math, MathParams, "The answer is the same mathematics as the right one: fractions, LaTeX, intervals, sets (math-verify)."),
     "choice": Check(choice, ChoiceParams, "The chosen letter, A to J, is the right one."),
-    "json_schema": batched(json_schema, SchemaParams, "JSON that keeps a schema: 1; JSON that breaks it: 0.5; no JSON: 0.", ahead=True),
+    "json_schema": batched(json_schema, SchemaParams, "JSON that keeps a schema: 1; JSON that breaks it: 0.5; no JSON: 0."),
 }

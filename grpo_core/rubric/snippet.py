@@ -137,5 +137,5 @@ os.register_at_fork(after_in_child=_after_fork)
 
 SNIPPET_CHECKS: dict[str, Check] = {
     "python": batched(python, PythonParams, "Your own Python: a function score(completion, prompt, answer, tokens), run in a sandbox without files and network.",
-                      low=None, high=None, ahead=True),
+                      low=None, high=None),
 }

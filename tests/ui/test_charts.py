@@ -25,6 +25,15 @@ def lines(drawn):
     return [t for t in drawn["traces"] if t.get("hoverinfo") != "skip" and t.get("yaxis") != "y2"]
 
 
+def test_the_kl_curve_says_whether_it_is_trained_on_measured_only_or_not_measured():
+    def note(**changes):
+        return figure("kl", [Curves("r", "n", [{**row, **changes} for row in STEPS], {})], View())["note"]
+
+    assert note().startswith("Coefficient 0.02. ")
+    assert note(kl_coef=0.0).startswith("Coefficient 0: measured, not trained on. ")
+    assert note(kl_coef=0.0, kl=None).startswith("Not measured: measure_kl is off. ")
+
+
 @pytest.mark.parametrize("name", charts.FIGURES)
 @pytest.mark.parametrize("runs", [[], [Curves("r", "n", [], {})], [RUN], [RUN, OTHER]], ids=["nothing", "empty run", "one run", "two runs"])
 @pytest.mark.parametrize("view", [View(), View("time", 0.9, True, "clip"), View("tokens", 0.5, False, "gradient")])
