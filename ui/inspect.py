@@ -77,7 +77,8 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     then_show(narrow.say(narrowed, filters, filters, **(QUIET | {"trigger_mode": "always_last"})))
     live = {**QUIET, "trigger_mode": "always_last"}
     for typed in (search, low, high):
-        then_show(typing(typed)(lambda now: changed(now, offset=0), filters, filters, **live))
+        # In the browser and at once: an answer to what the filters were when somebody typed would undo what was chosen meanwhile.
+        then_show(typing(typed)(None, filters, filters, js="now => JSON.stringify({...JSON.parse(now || '{}'), offset: 0})", **live))
     then_show(chips.verdict(choose_verdict, filters, filters, **QUIET))
     then_show(chips.allsteps(lambda now: changed(now, steps=None, offset=0), filters, filters, **QUIET))
     then_show(over_time.pick(pick, [filters, frame.run], filters, **QUIET))
