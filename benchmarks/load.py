@@ -81,6 +81,13 @@ class Page:
                 shown[component] = value["value"]
         return time.perf_counter() - began
 
+    def visit(self, client: Client, run_id: str, shown: dict[int, Any], polls: list[float], asked: list[float]) -> None:
+        """What a visitor does every second: one poll and one status, their seconds added to the lists."""
+        polls.append(self.poll(shown))
+        began = time.perf_counter()
+        client.predict(run=run_id, api_name="/status")
+        asked.append(time.perf_counter() - began)
+
     def client(self) -> Client:
         return Client(self.url, verbose=False, ssl_verify=False)  # plain http: reading the certificates of the world for every question costs more than the question
 
@@ -135,10 +142,7 @@ def look(url: str, run_id: str, seconds: float) -> None:
     client, shown, polls, asked, until = page.client(), dict(page.values), [], [], time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.monotonic()
-        polls.append(page.poll(shown))
-        at = time.perf_counter()
-        client.predict(run=run_id, api_name="/status")
-        asked.append(time.perf_counter() - at)
+        page.visit(client, run_id, shown, polls, asked)
         time.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
     print(json.dumps([polls, asked]))
 
@@ -192,10 +196,7 @@ def main() -> int:
                 while time.monotonic() < until:
                     began = time.monotonic()
                     try:
-                        polls.append(page.poll(shown))
-                        at = time.perf_counter()
-                        client.predict(run=run_id, api_name="/status")
-                        asked.append(time.perf_counter() - at)
+                        page.visit(client, run_id, shown, polls, asked)
                         here.add(client.session_hash)
                     except Exception as error:
                         errors.append(f"{type(error).__name__}: {error}")

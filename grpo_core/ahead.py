@@ -42,11 +42,8 @@ class Ahead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._thread.is_alive():
-            self._is_given_up = kind is not None  # a stop: nothing new is asked, and what was asked already is not waited for
-            self._told.put(None)
-            if not self._is_given_up:
-                self._thread.join()
+        self._is_given_up = kind is not None  # a stop: nothing new is asked, and what was asked already is not waited for
+        self._end()
 
     def tell(self, p: int, siblings: Sequence[Sampled]) -> None:
         """All completions of prompt p."""
@@ -56,10 +53,17 @@ class Ahead:
         """Waits. Scores by criterion of every completion, prompt by prompt, and why some are null; None when no criterion is asked ahead."""
         if not self.is_wanted:
             return None
-        self.__exit__(None, None, None)
+        self._end()
         if self._problem is not None:
             raise self._problem
         return [scores for p in range(len(self._prompts)) for scores in self._scores[p]], self._notes
+
+    def _end(self) -> None:
+        """Nothing more will be told."""
+        if self._thread.is_alive():
+            self._told.put(None)
+            if not self._is_given_up:
+                self._thread.join()
 
     def _work(self) -> None:
         going = True
