@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_main_job import start, wait_until
+from test_main_job import start, wait_until, write
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -35,7 +35,7 @@ def test_own_prompts_are_previewed_checked_probed_trained_on_and_asked_again(ser
     wait_until(lambda: page.locator("#workbench td.said").count() == 24)  # three prompts of eight
     page.get_by_label("Steps", exact=True).fill("3")
     page.get_by_text("More fields").click()
-    page.get_by_label("Held-out prompts", exact=True).fill("4")
+    write(page, "Held-out prompts", "4")
     page.get_by_label("Held-out prompts", exact=True).blur()
     page.get_by_role("button", name="Preflight").click()
     wait_until(lambda: "KL at first" in page.locator("#preflight-report").inner_text(), 60)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_main_job import start, step_shown, wait_until
+from test_main_job import start, step_shown, wait_until, write
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -32,7 +32,7 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
 
     # a breakpoint before the next update; there a reward is edited, and the advantages on the page follow
     page.get_by_role("button", name="Run control").click()
-    page.get_by_label("Wait when").fill(f"step = {store.runs()[0].step + 2}")
+    write(page, "Wait when", f"step = {store.runs()[0].step + 2}")
     press("Set breakpoints")
     page.get_by_text("The run will wait when").wait_for()
     press("Resume")
