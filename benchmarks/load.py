@@ -3,7 +3,8 @@
     python -m benchmarks.load --clients 50 --browsers 5 --seconds 300
 
 Every client is a gradio_client of its own that asks for the run's status, and beside it polls the page as a tab does, both once a second.
-The same run is made for a third as long before and after, with nobody looking: machines are faster at one time than at another.
+The same run is made for as long before and after, with nobody looking: machines are faster at one time than at another. What is compared
+are the steps that all three runs came to, so the same tokens: their seconds in all, evaluation and writing included, and every number of them.
 
 Visitors have machines of their own. Here they share the server's, so they take only what it leaves, and often wait for a core before they see an
 answer that has long come. How long an answer takes is therefore measured by one visitor more, in a process that waits for nobody.
@@ -36,6 +37,7 @@ from grpo_core.store import Store
 from grpo_core.types import STEP_METRICS
 
 ROOT = Path(__file__).parent.parent
+FIRST = 5  # steps of warming up
 TIMELESS = [n for n in STEP_METRICS if "seconds" not in n and "memory" not in n]
 
 
@@ -133,13 +135,16 @@ def stand_back(*but: subprocess.Popen) -> None:
             if os.getsid(process.pid) not in sessions:
                 process.nice(19)
                 # Linux shares cores out among sessions before it looks at nice, and a browser makes sessions of its own.
-                Path(f"/proc/{process.pid}/autogroup").write_text("19")
+                with contextlib.suppress(FileNotFoundError):  # not where it is built without that
+                    Path(f"/proc/{process.pid}/autogroup").write_text("19")
 
 
 def look(url: str, run_id: str, seconds: float) -> None:
-    """The visitor who waits for nobody: prints what it saw as JSON, seconds of each poll and of each status."""
+    """The visitor who waits for nobody: prints a line when it is there, then what it saw as JSON, seconds of each poll and of each status."""
     page = Page.at(url)
-    client, shown, polls, asked, until = page.client(), dict(page.values), [], [], time.monotonic() + seconds
+    client, shown, polls, asked = page.client(), dict(page.values), [], []
+    print("here", flush=True)
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.monotonic()
         page.visit(client, run_id, shown, polls, asked)
@@ -147,15 +152,14 @@ def look(url: str, run_id: str, seconds: float) -> None:
     print(json.dumps([polls, asked]))
 
 
-def numbers(db: Path) -> list[dict[str, Any]]:
+def steps_of(db: Path) -> list[dict[str, Any]]:
     store = Store(db)
-    return [{n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(store.runs()[0].id, 100_000)]
+    return store.steps(store.runs()[0].id, 100_000)
 
 
-def pace(db: Path) -> float:
-    """Seconds a sampled token, its step's writing included: the median over all steps but the first five. Steps differ in their tokens, and runs here in their steps."""
-    store = Store(db)
-    return statistics.median((s["step_seconds"] + (s["writing_seconds"] or 0.0)) / s["tokens"] for s in store.steps(store.runs()[0].id, 100_000)[5:])
+def seconds_of(step: dict[str, Any]) -> float:
+    """All of them, evaluation and waiting for the record included."""
+    return step["step_seconds"] + (step["evaluation_seconds"] or 0.0) + (step["writing_seconds"] or 0.0)
 
 
 def alone(db: Path, seconds: float) -> None:
@@ -184,7 +188,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         watched, before, after = (Path(folder) / f"{name}.sqlite" for name in ("watched", "before", "after"))
-        alone(before, options.seconds / 3)
+        alone(before, options.seconds)
         page, polls, asked, errors = Page(watched), [], [], []
         try:
             clients, until = [page.client() for _ in range(options.clients)], 0.0
@@ -204,17 +208,24 @@ def main() -> int:
 
             here: set[str] = set()  # those that the server has met: each is some 0.9 MiB of it from then on
             visitors = [threading.Thread(target=visitor, args=(client,)) for client in clients]
-            with tabs(page.url, options.browsers, errors):
-                until = time.monotonic() + options.seconds
+            with contextlib.ExitStack() as leaving:
+                leaving.enter_context(tabs(page.url, options.browsers, errors))
                 watcher = subprocess.Popen([sys.executable, "-m", "benchmarks.load", "--look", page.url, run_id, "--seconds", str(options.seconds)], cwd=ROOT,
                                            stdout=subprocess.PIPE, text=True, start_new_session=True)
+                leaving.callback(watcher.kill)
                 stand_back(page.process, watcher)
+                watcher.stdout.readline()
+                until = time.monotonic() + options.seconds
                 for v in visitors:
                     v.start()
-                while len(here) < len(clients) and time.monotonic() < until:
+                latest = time.monotonic() + options.seconds / 5
+                time.sleep(options.seconds / 10)  # whoever looks is there by then, what they look at is cached: from here on nothing may grow
+                while len(here) < len(clients) and time.monotonic() < latest:
                     time.sleep(1)
-                time.sleep(options.seconds / 10)  # whoever looks is there, what they look at is cached: from here on nothing may grow
-                memory = [page.memory_mib()]
+                met, memory = len(here), [page.memory_mib()]
+                while time.monotonic() < until:
+                    time.sleep(options.seconds / 10)
+                    memory.append(page.memory_mib())
                 for v in visitors:
                     v.join()
                 memory.append(page.memory_mib())
@@ -223,16 +234,18 @@ def main() -> int:
                     errors.append(f"the watcher ended with {watcher.returncode}")
         finally:
             page.close()
-        alone(after, options.seconds / 3)
-        with_them, by_itself = numbers(watched), numbers(before)
-        steps = min(len(with_them), len(by_itself))
+        alone(after, options.seconds)
+        runs = {"alone": steps_of(before), "watched": steps_of(watched), "alone again": steps_of(after)}
+        common = min(map(len, runs.values()))
+        took = {name: sum(map(seconds_of, steps[FIRST:common])) for name, steps in runs.items()}
         figures = {
             "errors": len(errors), "p95 of a poll, ms": seen[0], "p95 of a status, ms": seen[1],
-            "slower than alone, %": 100 * (2 * pace(watched) / (pace(before) + pace(after)) - 1), "memory grew, %": 100 * (memory[1] / memory[0] - 1),
-            "numbers that differ": sum(a != b for a, b in zip(with_them[:steps], by_itself[:steps], strict=True))}
-        print(f"{options.clients} clients, {options.browsers} browsers, {options.seconds:.0f} s, {os.cpu_count()} cores, {len(with_them)} steps, {len(polls)} polls, {len(asked)} "
-              f"statuses, {memory[0]:.0f} -> {memory[1]:.0f} MiB; as the others saw it, cores short: poll p95 {percentile(polls) * 1000:.0f} ms, "
-              f"status {percentile(asked) * 1000:.0f} ms; µs a token: {pace(before) * 1e6:.0f} alone, {pace(watched) * 1e6:.0f} watched, {pace(after) * 1e6:.0f} alone\n\n| figure | measured | kept |\n|---|---|---|")
+            "slower than alone, %": 100 * (2 * took["watched"] / (took["alone"] + took["alone again"]) - 1), "memory grew, %": 100 * (memory[-1] / memory[0] - 1),
+            "numbers that differ": sum(a[n] != b[n] for steps in (runs["alone"], runs["alone again"]) for a, b in zip(runs["watched"], steps, strict=False) for n in TIMELESS)}
+        print(f"{options.clients} clients, {options.browsers} browsers, {options.seconds:.0f} s, {os.cpu_count()} cores, {len(polls)} polls, {len(asked)} statuses; "
+              f"as the others saw it, cores short: poll p95 {percentile(polls) * 1000:.0f} ms, status {percentile(asked) * 1000:.0f} ms\n"
+              f"{common} steps in common, seconds for all but the first {FIRST}: " + ", ".join(f"{took[name]:.1f} {name}" for name in runs) + "\n"
+              f"MiB of the server, {met} of {len(clients)} visitors in: " + " ".join(f"{m:.0f}" for m in memory) + "\n\n| figure | measured | kept |\n|---|---|---|")
         for name, value in figures.items():
             print(f"| {name} | {value:.1f} | {'yes' if PROMISES[name](value) else 'NO'} |")
         for error in errors[:5]:

@@ -119,8 +119,8 @@ def group_head(group: GroupRow, num_groups: int, order: str) -> str:
     return (
         f'<div class="group-head"><pre class="prompt" aria-label="Prompt">\n{esc(group.prompt)}</pre>{answer}'
         f'<span class="fact">step <b>{group.step:,}</b> · group <b>{group.position + 1}</b> of {num_groups}</span>'
-        '<span class="tools"><button type="button" class="icon" data-do="walk" data-by="-1" aria-label="Previous group">‹</button>'
-        '<button type="button" class="icon" data-do="walk" data-by="1" aria-label="Next group">›</button>'
+        f'<span class="tools"><button type="button" class="icon" data-do="walk" data-by="-1" data-groups="{num_groups}" aria-label="Previous group">‹</button>'
+        f'<button type="button" class="icon" data-do="walk" data-by="1" data-groups="{num_groups}" aria-label="Next group">›</button>'
         f'<button type="button" data-do="order" data-order="{other}" aria-label="Order of completions: {label}. Change">{label}</button>'
         '<button type="button" data-toggle="texts" aria-pressed="false">Full texts</button></span></div>'
     )

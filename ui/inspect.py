@@ -15,7 +15,7 @@ from ui import charts, found, place, status, tables
 from ui.cards import highest_reward
 from ui.exports import export_folder, file_name
 from ui.live_chart import live_chart
-from ui.opened import ShowOpened, build_opened, open_place
+from ui.opened import ShowOpened, build_opened
 from ui.panel import QUIET, one_of, panel, script, typing
 from ui.setup import Setup
 from ui.text import count, esc, indexing, is_number
@@ -58,12 +58,13 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     inputs = [frame.run, frame.tab, search, low, high, filters, opened, seen, *side.inputs]
     outputs = [chips, over_time, narrow, table, newer, at, seen, *side.outputs]
     show = ShowInspect(ShowGroups(views), side.show)
+    fill = frame.shows.js("inspect", show, inputs)
+
+    def show_on(event: Any) -> None:
+        event(None, inputs, outputs, js=fill, **QUIET)
 
     def then_show(event: Any) -> None:
-        event.then(None, inputs, outputs, js=frame.shows.js("inspect", show, inputs), **QUIET)
-
-    def fresh(now: Any, run_id: Any) -> str:
-        return changed(now, offset=0, fresh=sum(views.store.verdict_counts(run_id).values()) if views.cursor(run_id) else 0)
+        event.then(None, inputs, outputs, js=fill, **QUIET)
 
     def pick(now: Any, run_id: Any, event: gr.EventData) -> str:
         return choose_steps(views, now, run_id, event)
@@ -73,21 +74,24 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
 
     narrow.export(save, [filters, frame.run, search], [file, frame.notice], **QUIET).success(
         None, file, None, js="(file) => { if (file) document.querySelector('#selection-file').click(); }")
-    then_show(mode.input(lambda now, m: changed(now, mode=m, offset=0), [filters, mode], filters, **QUIET))
-    then_show(narrow.say(narrowed, filters, filters, **(QUIET | {"trigger_mode": "always_last"})))
-    live = {**QUIET, "trigger_mode": "always_last"}
+
+    def then_filter(event: Any, change: str, *more: Any) -> None:
+        """change: a JavaScript object, what is new of the filters; `now` is what they were, `given` the value of `more`."""
+        then_show(event(None, [filters, *more], filters, js=f"(filters, given) => studioFilter(filters, now => ({change}))", **QUIET))
+
+    then_filter(mode.input, "{mode: given}", mode)
+    then_filter(narrow.say, "{where: studioForm('narrow')}")
     for typed in (search, low, high):
-        # In the browser and at once: an answer to what the filters were when somebody typed would undo what was chosen meanwhile.
-        then_show(typing(typed)(None, filters, filters, js="now => JSON.stringify({...JSON.parse(now || '{}'), offset: 0})", **live))
-    then_show(chips.verdict(choose_verdict, filters, filters, **QUIET))
-    then_show(chips.allsteps(lambda now: changed(now, steps=None, offset=0), filters, filters, **QUIET))
+        then_filter(typing(typed), "{}")
+    then_filter(chips.verdict, "{verdict: studioPressed.code}")
+    then_filter(chips.allsteps, "{steps: null}")
+    then_filter(table.sort, "{sort: studioPressed.key, descending: now.sort !== studioPressed.key || !now.descending}")  # the same heading again turns the order round
+    then_filter(table.turn, f"{{offset: Math.max(0, now.offset + {PAGE} * studioPressed.by)}}")
+    then_filter(newer.fresh, "{fresh: now.fresh + 1}")
     then_show(over_time.pick(pick, [filters, frame.run], filters, **QUIET))
-    then_show(table.sort(choose_sort, filters, filters, **QUIET))
-    then_show(table.turn(turn_page, filters, filters, **QUIET))
-    then_show(table.open(open_place, None, opened, **QUIET))
-    then_show(newer.fresh(fresh, [filters, frame.run], filters, **QUIET))
-    side.wire(then_show)
-    frame.run.input(lambda: ["", json.dumps(FIRST)], None, [opened, filters], **QUIET)
+    then_show(table.open(None, None, opened, js="() => studioPressed.at", **QUIET))
+    side.wire(then_show, show_on)
+    frame.run.input(None, None, [opened, filters], js=f"() => ['', JSON.stringify({json.dumps(FIRST)})]", **QUIET)
     return Inspect(opened, inputs, outputs, show)
 
 
@@ -119,14 +123,6 @@ def _data(event: gr.EventData) -> dict[str, Any]:
     return event._data if isinstance(event._data, dict) else {}
 
 
-def choose_verdict(filters: Any, event: gr.EventData) -> str:
-    return changed(filters, verdict=_data(event).get("code"), offset=0)
-
-
-def narrowed(filters: Any, event: gr.EventData) -> str:
-    return changed(filters, where=_data(event).get("say"), offset=0)
-
-
 def wanted(now: dict[str, Any], search: Any) -> Wanted:
     """The conditions of the list as the store takes them."""
     steps, where = now["steps"] or [None, None], now["where"]
@@ -153,17 +149,6 @@ def choose_steps(views: Views, filters: Any, run_id: Any, event: gr.EventData) -
     step = _data(event).get("step")
     spans = [s for s in (views.verdict_series(run_id) if views.cursor(run_id) else []) if s.first == step]
     return changed(filters, steps=[spans[0].first, spans[0].last], offset=0) if spans else changed(filters)
-
-
-def choose_sort(filters: Any, event: gr.EventData) -> str:
-    """The same heading again turns the order round."""
-    now, key = read_filters(filters), _data(event).get("key")
-    return changed(filters, sort=key, descending=not now["descending"] if key == now["sort"] else True, offset=0)
-
-
-def turn_page(filters: Any, event: gr.EventData) -> str:
-    by = -PAGE if str(_data(event).get("by")) == "-1" else PAGE
-    return changed(filters, offset=max(0, read_filters(filters)["offset"] + by))
 
 
 def _bound(text: Any) -> float | None:

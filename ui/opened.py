@@ -19,7 +19,7 @@ from ui import whatif as what
 from ui.panel import QUIET, one_of, panel, script
 from ui.setup import Setup
 from ui.text import esc
-from ui.train import SKIP, Frame, chosen_order, parse_tokens, token, walked
+from ui.train import SKIP, Frame, parse_tokens, token
 from ui.views import Views
 
 LOOKS = [("Completions", "cards"), ("Best and worst", "ends"), ("Tokens", "tokens"), ("What if", "whatif"), ("Through time", "time"), ("Two runs", "runs")]
@@ -31,7 +31,7 @@ class Opened:
     inputs: list[Any]
     outputs: list[Any]
     show: ShowOpened
-    wire: Callable[[Any], None]  # then_show -> None, once the whole tab is there
+    wire: Callable[[Any, Any], None]  # (then_show, show_on) -> None, once the whole tab is there
 
 
 def build_opened(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs, at: gr.Textbox) -> Opened:
@@ -45,41 +45,22 @@ def build_opened(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs, at: gr
         ("opened", ""), ("order", "best"), ("said", "{}"), ("looked", "{}")))
     inputs, outputs = [look, order, said, seen], [head, controls, body, seen]
 
-    def walk(run_id: Any, here: Any, event: gr.EventData) -> Any:
-        return walked(views, run_id, here, event._data)
-
     def use(run_id: Any, now: Any) -> list[Any]:
         return use_in_new_run(views, run_id, now)
 
-    def wire(then_show: Any) -> None:
-        then_show(head.walk(walk, [frame.run, at], opened, **QUIET))
-        then_show(head.order(chosen_order, None, order, **QUIET))
-        then_show(look.input(lambda: "{}", None, seen, **QUIET))
-        then_show(controls.say(take, [said, look], said, **(QUIET | {"trigger_mode": "always_last"})))
-        then_show(controls.reset(lambda now: keep(now, "whatif", None), said, said, **QUIET).then(lambda: "{}", None, seen, **QUIET))
-        then_show(body.open(open_place, None, opened, **QUIET))
+    def wire(then_show: Any, show_on: Any) -> None:
+        then_show(head.walk(None, [opened, at], opened, js="(opened, at) => studioWalk(opened || at)", **QUIET))
+        then_show(head.order(None, None, order, js="() => studioPressed.order", **QUIET))
+        show_on(look.input)
+        then_show(controls.say(None, [said, look], said, js="(said, look) => studioLook(said, look, 'look-controls')", **QUIET))
+        then_show(controls.reset(None, [said, look], [said, seen], js="(said, look) => [studioLook(said, look), '{}']", **QUIET))
+        then_show(body.open(None, None, opened, js="() => studioPressed.at", **QUIET))
         controls.use(use, [frame.run, said], [*setup.values, tabs, frame.tab, frame.notice], **QUIET)
 
     return Opened(opened, inputs, outputs, ShowOpened(views), wire)
 
 
 # ---- what a person does ----------------------------------------------------------------------------------------------
-
-
-def open_place(event: gr.EventData) -> Any:
-    return place.text(place.parse(event._data.get("at") if isinstance(event._data, dict) else None)) or SKIP
-
-
-def take(now: Any, look: Any, event: gr.EventData) -> str:
-    """What the form of the present look says, beside what the others said before."""
-    said = event._data.get("say") if isinstance(event._data, dict) else None
-    return keep(now, one_of(look, [key for _, key in LOOKS], "cards"), said)
-
-
-def keep(now: Any, look: str, said: Any) -> str:
-    kept = {k: v for k, v in parse_tokens(now).items() if k != look}
-    text = json.dumps(kept | ({look: said} if isinstance(said, Mapping) else {}))
-    return text if len(text) < 20_000 else "{}"
 
 
 def use_in_new_run(views: Views, run_id: Any, said: Any) -> list[Any]:

@@ -111,7 +111,7 @@ def launch_options(page: gr.Blocks, host: str = "127.0.0.1", share: bool = False
     """What a page of build_app needs of launch(): Gradio 6 takes theme, styles and head there. Nothing in it leaves the machine."""
     here = Path(__file__).parent
     head = (f'<meta name="plotly-js" content="gradio_api/file={esc(plotly_js())}">\n<style>{(here / "style.css").read_text("utf-8")}</style>'
-            f'\n<script>{(here / "shows.js").read_text("utf-8")}</script>')
+            f'\n<script>{(here / "shows.js").read_text("utf-8")}{(here / "choices.js").read_text("utf-8")}</script>')
     guard = Middleware(Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else (), auth=auth)
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]), "head": head, "footer_links": [],

@@ -15,7 +15,10 @@ _CLICKS = """
 const events = new Set([%s]);
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-do]');
-  if (button && element.contains(button) && !button.disabled && events.has(button.dataset.do)) trigger(button.dataset.do, {...button.dataset});
+  if (button && element.contains(button) && !button.disabled && events.has(button.dataset.do)) {
+    window.studioPressed = {...button.dataset};
+    trigger(button.dataset.do, window.studioPressed);
+  }
 });
 """
 

@@ -106,17 +106,15 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
     for figure in figures.values():
         then_show(figure.pick(pick_step, None, pin, **QUIET))
 
-    then_show(advisor.show(pick_place, None, pin, **QUIET))
+    then_show(advisor.show(None, None, pin, js="() => studioPressed.at", **QUIET))
+
     def drop(run_id: Any, event: gr.EventData) -> Any:
         return dismiss(views, run_id, event)
 
     then_show(advisor.dismiss(drop, frame.run, frame.notice, **QUIET))
 
-    def walk(run_id: Any, here: Any, event: gr.EventData) -> Any:
-        return walked(views, run_id, here, event._data)
-
-    then_show(group.walk(walk, [frame.run, at], pin, **QUIET))
-    then_show(group.order(chosen_order, None, order, **QUIET))
+    then_show(group.walk(None, [pin, at], pin, js="(pin, at) => studioWalk(pin || at)", **QUIET))
+    then_show(group.order(None, None, order, js="() => studioPressed.order", **QUIET))
 
     def start(*values: Any) -> list[Any]:
         *fields, name, anyway = values
@@ -164,10 +162,6 @@ def pick_step(event: gr.EventData) -> Any:
     return pinned_step((event._data or {}).get("step") if isinstance(event._data, dict) else None)
 
 
-def pick_place(event: gr.EventData) -> Any:
-    return place.text(place.parse((event._data or {}).get("at") if isinstance(event._data, dict) else None)) or SKIP
-
-
 def dismiss(views: Views, run_id: Any, event: gr.EventData) -> Any:
     """Take one diagnosis of this run off the page, for good."""
     code = event._data.get("code") if isinstance(event._data, dict) else None
@@ -180,20 +174,6 @@ def dismiss(views: Views, run_id: Any, event: gr.EventData) -> Any:
     except StudioError as error:
         return status.banner("The notice was not dismissed.", str(error))
     return ""
-
-
-def walked(views: Views, run_id: Any, here: Any, data: Any) -> Any:
-    """The next or previous group of the step, round and round."""
-    at = place.parse(here)
-    if at is None or views.cursor(run_id) is None:
-        return SKIP
-    groups = len(views.store.group_ids(run_id, at[0]))
-    by = -1 if isinstance(data, dict) and str(data.get("by")) == "-1" else 1
-    return place.text((at[0], (at[1] + by) % groups)) if groups else SKIP
-
-
-def chosen_order(event: gr.EventData) -> str:
-    return "sampled" if isinstance(event._data, dict) and event._data.get("order") == "sampled" else "best"
 
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------

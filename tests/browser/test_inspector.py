@@ -51,6 +51,35 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
     expect(page.locator("#group-table")).to_contain_text("No completion matches")
 
 
+def test_what_is_chosen_before_the_answer_to_the_choice_before_counts_too(server, open_page, tiny_settings):
+    store = Store(server.db)
+    settings = prepare(parse(nest({**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3})))
+    assert execute(store, store.create_run(settings, "tiny"), settings, train, RunControl()) == "finished"
+    page = open_page(server, "?tab=inspect&step=1&group=1")
+    page.evaluate("() => { const near = fetch; window.fetch = async (...asked) => { await new Promise(done => setTimeout(done, 700)); return near(...asked); }; }")  # a server far away
+
+    head = page.locator("#opened-group .group-head")
+    for _ in range(5):  # from the first of three groups: 2, 3, 1, 2, 3
+        head.get_by_role("button", name="Next group").click()
+    expect(head).to_contain_text("group 3 of 3")
+    head.get_by_role("button", name="Previous group").press("ArrowLeft")
+    expect(head).to_contain_text("group 2 of 3")
+
+    page.locator("#look").get_by_role("radio", name="Tokens").check(force=True)
+    page.locator("#look-controls select").select_option("2")
+    page.get_by_role("radio", name="entropy").check(force=True)
+    shown = page.locator("#look-body .tokens")
+    expect(shown).to_have_attribute("aria-label", re.compile("entropy"))
+    third = store.group(store.group_ids(store.runs()[0].id, 1)[1]).rollouts[2]
+    shown.press("End")
+    expect(page.locator(".token-says")).to_contain_text(re.compile(rf"id {store.token_row(third.id).token_ids[-1]}\b"))
+
+    page.locator("#chips button").nth(1).click()
+    page.locator("#group-table [data-key=reward_mean]").click()
+    expect(page.locator("#group-table th[aria-sort=descending]")).to_contain_text("Mean")
+    expect(page.locator("#chips button").nth(1)).to_have_attribute("aria-pressed", "true")
+
+
 def curve_run(store: Store) -> None:
     """Sixty steps whose loss goes 0, .1, .2, .3 over and over, but for three spikes."""
     run_id = store.create_run(RunConfig(), "curves")

@@ -27,7 +27,7 @@ from ui.api import ENDPOINTS, Api
 from ui.control import Teller, states
 from ui.guard import Guard, own_hosts
 from ui.page import arrival, build_app, launch_options
-from ui.train import Show, pinned_step, start_run, walked
+from ui.train import Show, pinned_step, start_run
 from ui.views import CURVES, Newest
 
 SKIP = gr.skip()
@@ -294,14 +294,6 @@ def test_only_a_run_that_exists_is_stopped(views, runs, store):
     assert (teller.stop(run_id), runs.stopped) == ("", [run_id])
     assert "Choose a run first" in teller.stop("nosuch")
     assert runs.stopped == [run_id]
-
-
-def test_arrows_walk_round_the_groups_of_the_step(views, store):
-    run_id = record_run(store)  # two groups a step
-    assert walked(views, run_id, "3/0", {"by": "1"}) == "3/1"
-    assert walked(views, run_id, "3/1", {"by": "1"}) == "3/0"
-    assert walked(views, run_id, "3/0", {"by": "-1"}) == "3/1"
-    assert walked(views, run_id, "9/0", {"by": "1"}) == SKIP
 
 
 @pytest.mark.parametrize("step", [0, -1, 1e300, float("nan"), "x", None, True])
