@@ -21,6 +21,18 @@ window.studioFilter = (filters, change) => {
 // What the forms of the looks say, this look's as it stands now; without a form: nothing.
 window.studioLook = (said, look, form) => JSON.stringify({...JSON.parse(said || '{}'), [look]: form ? window.studioForm(form) : undefined});
 
+// A list of names with one of them put in or taken out.
+window.studioToggle = (names, name) => {
+  const now = JSON.parse(names || '[]');
+  return JSON.stringify(now.includes(name) ? now.filter(other => other !== name) : [...now, name]);
+};
+
+// The order of the runs' table: the same heading again turns it round, words start at A and numbers at the largest.
+window.studioSort = (sort, words) => {
+  const now = JSON.parse(sort || '{}'), {key} = window.studioPressed;
+  return JSON.stringify({key, descending: key === now.key ? !now.descending : !words.includes(key)});
+};
+
 // The next or previous group of the step, round and round. here: "37/2", step 37, third group.
 window.studioWalk = here => {
   const [step, group] = here.split('/').map(Number), {by, groups} = window.studioPressed;

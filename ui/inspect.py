@@ -16,7 +16,7 @@ from ui.cards import highest_reward
 from ui.exports import export_folder, file_name
 from ui.live_chart import live_chart
 from ui.opened import ShowOpened, build_opened
-from ui.panel import QUIET, one_of, panel, script, typing
+from ui.panel import QUIET, data_of, one_of, panel, script, typing
 from ui.setup import Setup
 from ui.text import count, esc, indexing, is_number
 from ui.train import SKIP, Frame, parse_tokens, token
@@ -119,10 +119,6 @@ def changed(filters: Any, **change: Any) -> str:
     return json.dumps({**read_filters(filters), **change})
 
 
-def _data(event: gr.EventData) -> dict[str, Any]:
-    return event._data if isinstance(event._data, dict) else {}
-
-
 def wanted(now: dict[str, Any], search: Any) -> Wanted:
     """The conditions of the list as the store takes them."""
     steps, where = now["steps"] or [None, None], now["where"]
@@ -146,7 +142,7 @@ def export_selection(views: Views, run_id: Any, filters: Any, search: Any) -> li
 
 def choose_steps(views: Views, filters: Any, run_id: Any, event: gr.EventData) -> str:
     """The steps that the clicked point of the curve stands for."""
-    step = _data(event).get("step")
+    step = data_of(event).get("step")
     spans = [s for s in (views.verdict_series(run_id) if views.cursor(run_id) else []) if s.first == step]
     return changed(filters, steps=[spans[0].first, spans[0].last], offset=0) if spans else changed(filters)
 

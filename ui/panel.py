@@ -42,6 +42,11 @@ def typing(control: Any) -> Any:
     return control.change if isinstance(control, gr.Textbox) else control.input
 
 
+def data_of(event: gr.EventData) -> dict[str, Any]:
+    """What an event of a panel or a chart says of itself; whatever arrives is a mapping, and each value is to be checked."""
+    return event._data if isinstance(event._data, dict) else {}
+
+
 def one_of(value: Any, known: Container[str], otherwise: str) -> str:
     """`value` if it is one of the known words; browsers can send anything, lists and objects too."""
     return value if isinstance(value, str) and value in known else otherwise

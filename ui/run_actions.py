@@ -15,10 +15,6 @@ from ui.train import SKIP, parse_tokens
 from ui.views import Runs, Views
 
 
-def data_of(event: gr.EventData) -> dict[str, Any]:
-    return event._data if isinstance(event._data, dict) else {}
-
-
 def read_selected(views: Views, text: Any) -> list[str]:
     """The selected runs that still exist, in the order in which they were selected."""
     try:
@@ -26,18 +22,6 @@ def read_selected(views: Views, text: Any) -> list[str]:
     except (TypeError, ValueError, RecursionError):
         return []
     return [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)] if isinstance(ids, list) else []
-
-
-def toggle(views: Views, selected: Any, run_id: Any) -> str:
-    chosen = read_selected(views, selected)
-    return json.dumps([i for i in chosen if i != run_id] if run_id in chosen else [*chosen, str(run_id)])
-
-
-def choose_sort(now: Any, event: gr.EventData) -> str:
-    sort, key = read_sort(now), one_of(data_of(event).get("key"), tables.RUN_COLUMNS, "")
-    if not key:
-        return json.dumps(sort)
-    return json.dumps({"key": key, "descending": not sort["descending"] if key == sort["key"] else key not in ("name", "status", "model", "task")})
 
 
 def read_sort(text: Any) -> dict[str, Any]:

@@ -18,23 +18,21 @@ from ui import charts, status, tables
 from ui.desk import Desk
 from ui.exports import EXPORTS, export_run, push_run
 from ui.live_chart import live_chart
-from ui.panel import QUIET, panel, typing
+from ui.panel import QUIET, data_of, panel, typing
 from ui.run_actions import (
     ask,
     ask_branch,
     branch_run,
-    choose_sort,
-    data_of,
     delete_runs,
     read_selected,
     read_sort,
     rename_run,
     resume_run,
-    toggle,
 )
 from ui.train import SKIP, Frame, parse_tokens, token
 from ui.views import Runs, Views
 
+WORDS = ["name", "status", "model", "task", "rubric", "algorithm"]  # columns that start with A; the others start with their largest
 COMPARED = ("compared reward", "heldout", "kl")
 
 
@@ -97,9 +95,6 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
     def view_run(run_id: Any) -> list[Any]:
         return [views.picked(run_id), gr.update(selected="train"), "train"] if views.cursor(run_id) else [SKIP, SKIP, SKIP]
 
-    def select_row(chosen: Any, event: gr.EventData) -> str:
-        return toggle(views, chosen, data_of(event).get("run"))
-
     def open_row(event: gr.EventData) -> list[Any]:
         return view_run(data_of(event).get("run"))
 
@@ -108,8 +103,8 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
 
     in_view = [frame.run, tabs, frame.tab]
     typing(search)(None, inputs, outputs, js=fill, **(QUIET | {"trigger_mode": "always_last"}))
-    then_show(table.select(select_row, selected, selected, **QUIET))
-    then_show(table.sort(choose_sort, sort, sort, **QUIET))
+    then_show(table.select(None, selected, selected, js="selected => studioToggle(selected, studioPressed.run)", **QUIET))
+    then_show(table.sort(None, sort, sort, js=f"sort => studioSort(sort, {json.dumps(WORDS)})", **QUIET))
     table.open(open_row, None, in_view, **QUIET)
     open_.click(open_selected, selected, in_view, **QUIET)
     then_show(resume.click(partial(resume_run, runs, views), selected, message, **QUIET))

@@ -15,7 +15,7 @@ from grpo_core.store import RunRow
 from ui import charts, control, form, place, setup, status
 from ui.desk import Desk
 from ui.live_chart import live_chart
-from ui.panel import QUIET, one_of, panel, script
+from ui.panel import QUIET, data_of, one_of, panel, script
 from ui.setup import Setup, build_setup
 from ui.shows import SKIP, Shows
 from ui.views import CURVES, Runs, Views
@@ -159,12 +159,12 @@ def pinned_step(step: Any) -> Any:
 
 
 def pick_step(event: gr.EventData) -> Any:
-    return pinned_step((event._data or {}).get("step") if isinstance(event._data, dict) else None)
+    return pinned_step(data_of(event).get("step"))
 
 
 def dismiss(views: Views, run_id: Any, event: gr.EventData) -> Any:
     """Take one diagnosis of this run off the page, for good."""
-    code = event._data.get("code") if isinstance(event._data, dict) else None
+    code = data_of(event).get("code")
     run = views.run(run_id)
     found = next((n for n in views.notices(run) if n.code == code), None) if run else None
     if found is None:

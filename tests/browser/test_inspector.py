@@ -15,6 +15,11 @@ from grpo_core.store import Recorder, Store
 from grpo_core.trainer import train
 from grpo_core.types import RunStatus, StepCompleted, StepMetrics
 
+FAR_AWAY = """() => {
+  const near = window.fetch;
+  window.fetch = async (...asked) => { await new Promise(done => setTimeout(done, 700)); return near(...asked); };
+}"""  # from here on every answer takes .7 s more
+
 
 def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page, tiny_settings):
     store = Store(server.db)
@@ -56,7 +61,7 @@ def test_what_is_chosen_before_the_answer_to_the_choice_before_counts_too(server
     settings = prepare(parse(nest({**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3})))
     assert execute(store, store.create_run(settings, "tiny"), settings, train, RunControl()) == "finished"
     page = open_page(server, "?tab=inspect&step=1&group=1")
-    page.evaluate("() => { const near = fetch; window.fetch = async (...asked) => { await new Promise(done => setTimeout(done, 700)); return near(...asked); }; }")  # a server far away
+    page.evaluate(FAR_AWAY)
 
     head = page.locator("#opened-group .group-head")
     for _ in range(5):  # from the first of three groups: 2, 3, 1, 2, 3
@@ -78,6 +83,24 @@ def test_what_is_chosen_before_the_answer_to_the_choice_before_counts_too(server
     page.locator("#group-table [data-key=reward_mean]").click()
     expect(page.locator("#group-table th[aria-sort=descending]")).to_contain_text("Mean")
     expect(page.locator("#chips button").nth(1)).to_have_attribute("aria-pressed", "true")
+
+
+def test_runs_are_selected_and_sorted_as_fast_as_one_clicks(server, open_page):
+    store = Store(server.db)
+    for name in ("b", "a"):
+        store.set_status(store.create_run(RunConfig(), name), RunStatus.FINISHED)
+    page = open_page(server, "?tab=runs")
+    names, boxes = page.locator("#run-table td.name"), page.locator("#run-table [data-do=select]")
+    expect(names).to_have_text(["a", "b"])  # the newest first
+    page.evaluate(FAR_AWAY)
+    boxes.nth(0).click()
+    boxes.nth(1).click()
+    expect(page.get_by_text("Where their settings differ")).to_be_visible()
+    name = page.locator("#run-table [data-key=name]")
+    name.click()
+    expect(page.locator("#run-table th[aria-sort=ascending]")).to_contain_text("Name")
+    name.click()
+    expect(names).to_have_text(["b", "a"])
 
 
 def curve_run(store: Store) -> None:
