@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from grpo_core.learner.batch import Batch
+from grpo_core.learner.batch import Batch, read
 from grpo_core.learner.family import Attend
 
 SHORT = 96  # tokens that one query may see for whole rows of weights to be kept; beyond, they are made block by block, twice
@@ -36,7 +36,7 @@ class Flat:
 
 
 def flat(batch: Batch) -> Flat:
-    """Every prompt once, then every completion, with nothing between them. Made once for a batch: the reference looks at the same tokens."""
+    """Every prompt once, then every completion but its last token, with nothing between them. Made once for a batch: the reference looks at the same tokens."""
     return batch.remembered("flat", lambda: _laid_out(batch))
 
 
@@ -47,9 +47,9 @@ def _laid_out(batch: Batch) -> Flat:
             completion = batch.completions[i]
             # The first token of a completion is predicted by its prompt's last, the others by the one before.
             at += [end - 1, *range(len(ids), len(ids) + len(completion) - 1)][: len(completion)]
-            ids += completion
-            positions += range(len(prompt), len(prompt) + len(completion))
-    where = Where([len(p) for p in batch.prompts], [len(c) for c in batch.completions], [len(s) for s in batch.siblings], batch.device)
+            ids += (text := read(completion))
+            positions += range(len(prompt), len(prompt) + len(text))
+    where = Where([len(p) for p in batch.prompts], [len(read(c)) for c in batch.completions], [len(s) for s in batch.siblings], batch.device)
     tokens, places = torch.tensor([ids, positions], device=batch.device), torch.tensor(at, device=batch.device)
     return Flat(tokens[:1], tokens[1:], (torch.zeros_like(places), places), lambda _, q, k, v: _Attention.apply(q, k, v, where))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -102,6 +102,11 @@ class Batch:
     def rows(self) -> Tensor:
         """(B,) where each row stands in the step."""
         return torch.tensor(range(len(self)) if self.places is None else self.places, device=self.device)
+
+
+def read(completion: Sequence[int]) -> Sequence[int]:
+    """What of a completion a model must read: nothing is predicted by its last token, and nothing looks at it. One token is left, a row is never empty."""
+    return completion[:-1] or completion
 
 
 def micro_batches(batch: Batch, max_tokens: int, hidden_size: int, handy: int | None = None) -> list[Batch]:
@@ -212,12 +217,13 @@ def _packed(batch: Batch, dtype: torch.dtype) -> Layout:
     rows, segments, positions, at = [], [], [], []
     for p, (prompt, siblings) in enumerate(zip(batch.prompts, batch.siblings, strict=True)):
         completions = batch.completions[siblings.start : siblings.stop]
-        rows.append([*prompt, *(t for c in completions for t in c)])
-        segments.append([0] * len(prompt) + [g + 1 for g, c in enumerate(completions) for _ in c])
-        positions.append([*range(len(prompt)), *(len(prompt) + t for c in completions for t in range(len(c)))])
-        starts = [*accumulate(map(len, completions), initial=len(prompt))]
+        texts = [*map(read, completions)]
+        rows.append([*prompt, *(t for text in texts for t in text)])
+        segments.append([0] * len(prompt) + [g + 1 for g, text in enumerate(texts) for _ in text])
+        positions.append([*range(len(prompt)), *(len(prompt) + t for text in texts for t in range(len(text)))])
+        starts = accumulate(map(len, texts), initial=len(prompt))
         # The first token of each completion is predicted by the prompt's last, the others by the one before.
-        at += [(p, place) for start, stop in pairwise(starts) for place in [len(prompt) - 1, *range(start, stop - 1)][: stop - start]]
+        at += [(p, place) for start, c in zip(starts, completions, strict=False) for place in [len(prompt) - 1, *range(start, start + len(c) - 1)][: len(c)]]
     ids, segment = _padded(rows, batch.pad_id, batch.device), _padded(segments, -1, batch.device)
     width = ids.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=batch.device).tril()
