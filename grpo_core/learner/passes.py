@@ -95,6 +95,11 @@ class Passes:
         """A micro-batch's share of the loss, its sums for the record (float64) and its largest ratio."""
         a, exists = self.algorithm, part.completion_mask
         with_critic = self.critic is not None and advantages.dim() > 1
+        ref = None
+        if watch_kl:  # first, while the policy's activations do not stand beside it
+            with torch.no_grad():
+                ref = self.score(self.reference, part, entropy=False)
+            log.note(log.ref, part, ref.logprobs)
         policy = self.score(self.model, part, entropy_gradient=coef.entropy > 0, states=with_critic, recompute=self.recompute, in_place=True)
         value = torch.zeros((), device=part.device)
         if with_critic:
@@ -105,11 +110,6 @@ class Passes:
         old = log.of(log.logprobs[0], part).to(policy.logprobs.dtype) if update else policy.logprobs.detach()  # the first ratio is exactly 1
         log.note(log.logprobs[update], part, policy.logprobs)
         log.note(log.entropy[update], part, policy.entropy)
-        ref = None
-        if watch_kl:
-            with torch.no_grad():
-                ref = self.score(self.reference, part, entropy=False)
-            log.note(log.ref, part, ref.logprobs)
         x = Tokens(policy.logprobs, old, policy.entropy, exists, part.loss_mask, advantages, part.sampled, ref and ref.logprobs,
                    policy.distribution, ref and ref.distribution)
         loss = loss_of(x, a, coef, size)
