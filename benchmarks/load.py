@@ -157,9 +157,8 @@ def steps_of(db: Path) -> list[dict[str, Any]]:
     return store.steps(store.runs()[0].id, 100_000)
 
 
-def seconds_of(step: dict[str, Any]) -> float:
-    """All of them, evaluation and waiting for the record included."""
-    return step["step_seconds"] + (step["evaluation_seconds"] or 0.0) + (step["writing_seconds"] or 0.0)
+def seconds_of(steps: list[dict[str, Any]], *phases: str) -> float:
+    return sum(step[f"{phase}_seconds"] or 0.0 for step in steps for phase in phases)
 
 
 def alone(db: Path, seconds: float) -> None:
@@ -237,14 +236,17 @@ def main() -> int:
         alone(after, options.seconds)
         runs = {"alone": steps_of(before), "watched": steps_of(watched), "alone again": steps_of(after)}
         common = min(map(len, runs.values()))
-        took = {name: sum(map(seconds_of, steps[FIRST:common])) for name, steps in runs.items()}
+        same = [steps[FIRST:common] for steps in runs.values()]
+        took = dict(zip(runs, (seconds_of(steps, "step", "evaluation", "writing") for steps in same), strict=True))
+        phases = {phase: [seconds_of(steps, phase) for steps in same] for phase in ("sampling", "scoring", "update", "evaluation", "writing")}
         figures = {
             "errors": len(errors), "p95 of a poll, ms": seen[0], "p95 of a status, ms": seen[1],
             "slower than alone, %": 100 * (2 * took["watched"] / (took["alone"] + took["alone again"]) - 1), "memory grew, %": 100 * (memory[-1] / memory[0] - 1),
             "numbers that differ": sum(a[n] != b[n] for steps in (runs["alone"], runs["alone again"]) for a, b in zip(runs["watched"], steps, strict=False) for n in TIMELESS)}
         print(f"{options.clients} clients, {options.browsers} browsers, {options.seconds:.0f} s, {os.cpu_count()} cores, {len(polls)} polls, {len(asked)} statuses; "
               f"as the others saw it, cores short: poll p95 {percentile(polls) * 1000:.0f} ms, status {percentile(asked) * 1000:.0f} ms\n"
-              f"{common} steps in common, seconds for all but the first {FIRST}: " + ", ".join(f"{took[name]:.1f} {name}" for name in runs) + "\n"
+              f"{common} steps in common, seconds for all but the first {FIRST}: " + ", ".join(f"{took[name]:.1f} {name}" for name in runs) + "; " +
+              ", ".join(f"{phase} " + " / ".join(f"{s:.1f}" for s in seconds) for phase, seconds in phases.items()) + "\n"
               f"MiB of the server, {met} of {len(clients)} visitors in: " + " ".join(f"{m:.0f}" for m in memory) + "\n\n| figure | measured | kept |\n|---|---|---|")
         for name, value in figures.items():
             print(f"| {name} | {value:.1f} | {'yes' if PROMISES[name](value) else 'NO'} |")
