@@ -127,9 +127,14 @@ def tabs(url: str, count: int, errors: list[str]) -> Iterator[None]:
         browser.close()
 
 
-def stand_back(*but: subprocess.Popen) -> None:
-    """This process and all that it started, but for the sessions of these, takes only the cores that they leave."""
-    sessions = {os.getsid(process.pid) for process in but}
+@contextlib.contextmanager
+def stand_back(*but: subprocess.Popen) -> Iterator[None]:
+    """This process and all that it started, but for the sessions of these, takes only the cores that they leave.
+
+    Afterwards this process and its session, which is the shell's, are what they were, where one may: the run alone comes next.
+    """
+    sessions, mine, nice = {os.getsid(process.pid) for process in but}, Path("/proc/self/autogroup"), psutil.Process().nice()
+    before = mine.read_text().split()[-1] if mine.exists() else ""
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getsid(process.pid) not in sessions:
@@ -137,6 +142,13 @@ def stand_back(*but: subprocess.Popen) -> None:
                 # Linux shares cores out among sessions before it looks at nice, and a browser makes sessions of its own.
                 with contextlib.suppress(FileNotFoundError):  # not where it is built without that
                     Path(f"/proc/{process.pid}/autogroup").write_text("19")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, psutil.AccessDenied):  # only root may take more again
+            psutil.Process().nice(nice)
+            if before:
+                mine.write_text(before)
 
 
 def look(url: str, run_id: str, seconds: float) -> None:
@@ -212,7 +224,7 @@ def main() -> int:
                 watcher = subprocess.Popen([sys.executable, "-m", "benchmarks.load", "--look", page.url, run_id, "--seconds", str(options.seconds)], cwd=ROOT,
                                            stdout=subprocess.PIPE, text=True, start_new_session=True)
                 leaving.callback(watcher.kill)
-                stand_back(page.process, watcher)
+                leaving.enter_context(stand_back(page.process, watcher))
                 watcher.stdout.readline()
                 until = time.monotonic() + options.seconds
                 for v in visitors:
