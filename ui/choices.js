@@ -27,10 +27,12 @@ window.studioToggle = (names, name) => {
   return JSON.stringify(now.includes(name) ? now.filter(other => other !== name) : [...now, name]);
 };
 
-// The order of the runs' table: the same heading again turns it round, words start at A and numbers at the largest.
+// Whether a table whose heading was pressed now starts with its largest: the same heading again turns the order round, words start at A.
+window.studioDescending = (key, descending, words = []) => window.studioPressed.key === key ? !descending : !words.includes(window.studioPressed.key);
+
 window.studioSort = (sort, words) => {
-  const now = JSON.parse(sort || '{}'), {key} = window.studioPressed;
-  return JSON.stringify({key, descending: key === now.key ? !now.descending : !words.includes(key)});
+  const now = JSON.parse(sort || '{}');
+  return JSON.stringify({key: window.studioPressed.key, descending: window.studioDescending(now.key, now.descending, words)});
 };
 
 // The next or previous group of the step, round and round. here: "37/2", step 37, third group.

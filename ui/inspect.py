@@ -85,7 +85,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
         then_filter(typing(typed), "{}")
     then_filter(chips.verdict, "{verdict: studioPressed.code}")
     then_filter(chips.allsteps, "{steps: null}")
-    then_filter(table.sort, "{sort: studioPressed.key, descending: now.sort !== studioPressed.key || !now.descending}")  # the same heading again turns the order round
+    then_filter(table.sort, "{sort: studioPressed.key, descending: studioDescending(now.sort, now.descending)}")
     then_filter(table.turn, f"{{offset: Math.max(0, now.offset + {PAGE} * studioPressed.by)}}")
     then_filter(newer.fresh, "{fresh: now.fresh + 1}")
     then_show(over_time.pick(pick, [filters, frame.run], filters, **QUIET))

@@ -41,15 +41,16 @@ def flat(batch: Batch) -> Flat:
 
 
 def _laid_out(batch: Batch) -> Flat:
+    texts = [*map(read, batch.completions)]
     ids, positions, at = [*chain.from_iterable(batch.prompts)], [i for prompt in batch.prompts for i in range(len(prompt))], []
     for prompt, siblings, end in zip(batch.prompts, batch.siblings, accumulate(map(len, batch.prompts)), strict=True):
         for i in siblings:
-            completion = batch.completions[i]
+            num_tokens, text = len(batch.completions[i]), texts[i]
             # The first token of a completion is predicted by its prompt's last, the others by the one before.
-            at += [end - 1, *range(len(ids), len(ids) + len(completion) - 1)][: len(completion)]
-            ids += (text := read(completion))
+            at += [end - 1, *range(len(ids), len(ids) + num_tokens - 1)][:num_tokens]
+            ids += text
             positions += range(len(prompt), len(prompt) + len(text))
-    where = Where([len(p) for p in batch.prompts], [len(read(c)) for c in batch.completions], [len(s) for s in batch.siblings], batch.device)
+    where = Where([len(p) for p in batch.prompts], [len(text) for text in texts], [len(s) for s in batch.siblings], batch.device)
     tokens, places = torch.tensor([ids, positions], device=batch.device), torch.tensor(at, device=batch.device)
     return Flat(tokens[:1], tokens[1:], (torch.zeros_like(places), places), lambda _, q, k, v: _Attention.apply(q, k, v, where))
 
