@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
-    from grpo_core.limits import Visitors, from_environment
     from grpo_core.rubric.judge import HOSTS_VARIABLE
+    from grpo_core.runs.limits import Visitors, from_environment
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
     from grpo_core.tasks.source import ROOTS_VARIABLE
@@ -71,15 +71,15 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     if snapshots is not None and snapshots.restore():
         print(f"restored {options.db} from {options.snapshots}", flush=True)
     store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
-    from grpo_core.apart import apart, warm_up
-    from grpo_core.desk import Desk
-    from grpo_core.policy import check_model, describe_device, pick_device
-    from grpo_core.policy.policy import DEVICE_VARIABLE
+    from grpo_core.models import check_model, describe_device, pick_device
+    from grpo_core.models.device import DEVICE_VARIABLE
+    from grpo_core.preflight.service import Desk
     from grpo_core.rubric import add_plugins
-    from grpo_core.runs import RunManager
-    from grpo_core.trainer import train
+    from grpo_core.runs.manager import RunManager
+    from grpo_core.runs.subprocess_trainer import apart, warm_up
+    from grpo_core.training.trainer import train
     from ui.page import build_app, launch_options
-    from ui.visitor import visitor
+    from ui.server.guard import visitor
 
     add_plugins(options.rewards)
     public = options.host not in LOOPBACK or options.share
@@ -100,7 +100,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     if not ZERO:
         warm_up(train)  # before a run can begin: it goes on by itself, beside what follows
     else:
-        from grpo_core.lease import leased, seconds_from
+        from grpo_core.runs.zerogpu import leased, seconds_from
 
         os.environ[DEVICE_VARIABLE] = "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
         seconds = seconds_from(os.environ)

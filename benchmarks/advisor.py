@@ -19,15 +19,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_core.config import nest, parse
-from grpo_core.control import RunControl
 from grpo_core.rubric import CHECKS, Check
 from grpo_core.rubric.criteria import AccuracyParams
-from grpo_core.runs import execute, prepare
+from grpo_core.runs.manager import execute, prepare
 from grpo_core.store import Store
 from grpo_core.tasks import TASKS
-from grpo_core.tasks.numbers import grade_integer
+from grpo_core.tasks.short import grade_integer
 from grpo_core.tasks.task import Task, instruction
-from grpo_core.trainer import train
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Prompt, RunStatus
 
 
@@ -104,7 +104,7 @@ def train_one(store: Store, name: str, seed: int, ill: Ill) -> None:
 
 
 def judge(store: Store, jobs: list[tuple[str, int, Ill]]) -> None:
-    from grpo_core.advisor import advise
+    from grpo_core.analysis.advisor import advise
 
     rows = {r.name: r for r in store.runs()}
     said: dict[str, list[list[str]]] = {}

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import GROWING, Workload, make_folder
-from grpo_core.clock import Clock
 from grpo_core.config import nest, parse
-from grpo_core.control import RunControl
-from grpo_core.draw import draw_groups
-from grpo_core.policy import load_policy
+from grpo_core.models import load_policy
 from grpo_core.rubric import CHECKS, build_rubric
 from grpo_core.tasks import load_task
+from grpo_core.training.control import RunControl
+from grpo_core.training.rollout_batch import draw_groups
+from grpo_core.training.timing import Clock
 
 
 def judge(seconds: float) -> ThreadingHTTPServer:

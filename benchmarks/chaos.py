@@ -28,13 +28,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.control import RunControl
-from grpo_core.policy.bundled.make import make_tokenizer
-from grpo_core.resume import plan_resume
-from grpo_core.runs import execute, prepare
+from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.resume import plan_resume
 from grpo_core.store import Store
-from grpo_core.trainer import train
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
 from grpo_core.types import STEP_METRICS, RunStatus
+from scripts.bundled_model.make import make_tokenizer
 
 STEPS, EVERY = 120, 4
 VARIANTS: dict[str, dict[str, Any]] = {

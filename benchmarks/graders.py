@@ -20,7 +20,7 @@ from answer_pairs import DIFFERENT, SAME
 
 from grpo_core.rubric import CHECKS
 from grpo_core.rubric.answers import grader_process
-from grpo_core.rubric.worker import math_equal, warm_up
+from grpo_core.rubric.sandbox.worker import math_equal, warm_up
 from grpo_core.tasks.answers import same_answer
 from grpo_core.types import Completion, Prompt
 

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from grpo_core import whatif
+from grpo_core.analysis import what_if as whatif
 from grpo_core.config import nest, parse
 from grpo_core.rubric import resolve_rubric
 from grpo_core.store import Recorder, Store
@@ -101,9 +101,9 @@ def train_beside(store: Store, args: argparse.Namespace, done: threading.Event) 
 
 
 def questions(store: Store, run_id: str) -> dict[str, Callable[[], Any]]:
-    from ui.inspect import FIRST, ShowGroups, ShowInspect
-    from ui.opened import ShowOpened
-    from ui.views import Views
+    from ui.server.views import Views
+    from ui.tabs.inspect import FIRST, ShowGroups, ShowInspect
+    from ui.tabs.inspect_group import ShowOpened
 
     last = store.last_step_with_groups(run_id)
     prompt = store.group(store.group_ids(run_id, last)[0]).prompt_id

@@ -18,9 +18,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.control import RunControl
 from grpo_core.learner import update as learner_update
-from grpo_core.trainer import train
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
 from grpo_core.types import Evaluated, StepCompleted
 
 WINDOW = 10

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from inspector import fill
 
 from grpo_core.store import Store
-from ui.inspect import FIRST
+from ui.tabs.inspect import FIRST
 
 ROOT = Path(__file__).parents[1]
 OPEN_SECONDS, ANSWER_SECONDS = 1.5, 0.3

@@ -91,8 +91,8 @@ OPTIONS: tuple[Option, ...] = (
 def train_one(option: Option, seed: int) -> dict[str, Any]:
     """One run in this process; what is kept of it."""
     from grpo_core.config import nest, parse, with_preset
-    from grpo_core.control import RunControl
-    from grpo_core.trainer import train
+    from grpo_core.training.control import RunControl
+    from grpo_core.training.trainer import train
     from grpo_core.types import Evaluated, StepCompleted
 
     flat = option.flat() | {"train.seed": seed}

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from grpo_core.policy import Policy
+from grpo_core.models import Policy
 from grpo_core.rubric import Rubric
 from grpo_core.types import Completion, Prompt
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import psutil
 
-from grpo_core.apart import apart, warm_up
 from grpo_core.config import nest, parse
-from grpo_core.runs import RunManager
+from grpo_core.runs.manager import RunManager
+from grpo_core.runs.subprocess_trainer import apart, warm_up
 from grpo_core.store import Store
 from grpo_core.store.connection import IDLE_SECONDS
-from grpo_core.trainer import train
+from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
 
 SETTLE_SECONDS = 1.0  # a thread that has done its work may not have ended yet

@@ -106,11 +106,11 @@ def _settings(work: Workload, folder: str) -> dict[str, Any]:
 def _ours(work: Workload, folder: str, side: str, threads: int) -> tuple[list[float], dict[str, list[float]], list[int]]:
     from contextlib import nullcontext
 
-    from grpo_core import trainer
     from grpo_core.config import nest, parse
-    from grpo_core.control import RunControl
     from grpo_core.rubric.check import Check, Params
     from grpo_core.rubric.criteria import CHECKS
+    from grpo_core.training import trainer
+    from grpo_core.training.control import RunControl
     from grpo_core.types import StepCompleted
 
     CHECKS["noise"] = Check(lambda completion, prompt, params: noise(completion.text), Params, "For benchmarks: a number that differs from text to text.")
@@ -156,7 +156,7 @@ def _trl(work: Workload, folder: str, side: str, threads: int) -> tuple[list[flo
     logging.set_verbosity_error()
     from benchmarks.peer import arguments, criterion
     from grpo_core.config import nest, parse
-    from grpo_core.policy import load_policy
+    from grpo_core.models import load_policy
     from grpo_core.rubric import build_rubric
     from grpo_core.tasks import load_task, train_prompts
 

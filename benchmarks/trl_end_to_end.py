@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.peer import arguments, criterion
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.control import RunControl
-from grpo_core.policy import load_policy
+from grpo_core.models import load_policy
 from grpo_core.rubric import build_rubric
 from grpo_core.tasks import load_task, train_prompts
-from grpo_core.trainer import learning_rate, train
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import learning_rate, train
 from grpo_core.types import StepCompleted
 
 STEPS, FIRST, LAST = 60, 40, 60

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_core.runs import RunManager
+from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
 
 
@@ -22,7 +22,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from grpo_core.policy.bundled.make import make_tokenizer
+    from scripts.bundled_model.make import make_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = make_tokenizer()
@@ -53,7 +53,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def manager(store: Store) -> Iterator[RunManager]:
     """Runs that are really trained, with no queue for the device."""
-    from grpo_core.trainer import train  # torch takes seconds
+    from grpo_core.training.trainer import train  # torch takes seconds
 
     manager = RunManager(store, train, device="none")
     yield manager

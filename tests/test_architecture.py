@@ -1,4 +1,4 @@
-"""The import table of the architecture, and what it forbids, held by walking the syntax trees."""
+"""The order of the packages, and what each may import. Held by walking the syntax trees."""
 
 from __future__ import annotations
 
@@ -10,58 +10,154 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "transformers", "gradio", "plotly", "pandas", "sqlite3", "sqlite_utils"}
 
-# package or module -> what of HEAVY it may import at module level or inside functions
+# From the bottom up: a package imports itself and what stands before it.
+ORDER = (
+    "grpo_core.types", "grpo_core.errors", "grpo_core.checkpoint_files", "grpo_core.config", "grpo_core.store",
+    "grpo_core.tasks", "grpo_core.models", "grpo_core.rollout", "grpo_core.rubric", "grpo_core.learner",
+    "grpo_core.training", "grpo_core.analysis", "grpo_core.runs", "grpo_core.exporting", "grpo_core.preflight",
+    "grpo_core.cli", "grpo_core.__main__", "ui.render", "ui.components", "ui.server", "ui.tabs", "ui.page", "app",
+)  # fmt: skip
+PUBLIC = {"grpo_core", "ui"}  # the faces: what they export is imported lazily or by the outside only
+
+HEAVY = {"torch", "transformers", "gradio", "plotly", "pandas", "sqlite3", "sqlite_utils"}
+# package or module -> what of HEAVY it may import, at module level or inside functions
 ALLOWED: dict[str, set[str]] = {
-    "grpo_core/types.py": set(), "grpo_core/config.py": set(), "grpo_core/errors.py": set(), "grpo_core/control.py": set(),
-    "grpo_core/__main__.py": set(), "grpo_core/cli": set(), "grpo_core/doctor.py": {"sqlite3"}, "grpo_core/runs.py": set(),
-    "grpo_core/store": {"sqlite3", "sqlite_utils", "pandas"}, "grpo_core/tasks": set(), "grpo_core/rubric": set(), "grpo_core/rubric/reward_model.py": {"torch"},
-    "grpo_core/learner": {"torch"}, "grpo_core/policy": {"torch", "transformers"}, "grpo_core/rollout": {"torch", "transformers"},
-    "grpo_core/token_terms.py": {"torch"}, "grpo_core/scoring.py": {"torch"}, "grpo_core/checkpoint.py": {"torch"}, "grpo_core/draw.py": {"torch"}, "grpo_core/trainer.py": {"torch"}, "grpo_core/desk.py": {"torch"}, "grpo_core/trained.py": {"torch", "transformers"},
-    "ui": {"gradio"}, "ui/charts.py": {"plotly", "pandas"}, "ui/live_chart.py": {"gradio", "plotly"},
+    "grpo_core/store": {"sqlite3", "sqlite_utils", "pandas"},
+    "grpo_core/models": {"torch", "transformers"},
+    "grpo_core/rollout": {"torch", "transformers"},
+    "grpo_core/rubric/reward_model.py": {"torch"},
+    "grpo_core/learner": {"torch"},
+    "grpo_core/training": {"torch"},
+    "grpo_core/training/control.py": set(),
+    "grpo_core/training/breakpoints.py": set(),
+    "grpo_core/training/timing.py": set(),
+    "grpo_core/analysis/token_loss.py": {"torch"},
+    "grpo_core/runs/doctor.py": {"sqlite3"},
+    "grpo_core/exporting/trained_model.py": {"torch", "transformers"},
+    "grpo_core/preflight/service.py": {"torch"},
+    "grpo_core/preflight/model_report.py": {"torch", "transformers"},
+    "ui": {"gradio"},
+    "ui/render": set(),
+    "ui/render/charts.py": {"plotly", "pandas"},
+    "ui/components/live_chart.py": {"gradio", "plotly"},
 }
+# What the page asks of a model it asks through the service that app.py hands in, so that it starts without torch.
+NOT_FOR_THE_PAGE = tuple(
+    f"grpo_core.{name}"
+    for name in (
+        "models", "rollout", "learner", "training.trainer", "training.scoring", "training.rollout_batch",
+        "training.checkpoint", "preflight", "exporting.trained_model",
+    )
+)  # fmt: skip
 
 
 def sources() -> list[Path]:
     return sorted(p for folder in ("grpo_core", "ui") for p in (ROOT / folder).rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in [*sources(), ROOT / "app.py"]}
+
+
 def imports(path: Path) -> Iterator[str]:
+    """Every imported name: plain, inside functions, and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            assert not node.level, f"{path}: relative import"
+            yield from (
+                whole if (whole := f"{node.module}.{a.name}") in MODULES else node.module
+                for a in node.names
+            )
+
+
+def floor(module: str) -> int | None:
+    """Where a module stands in ORDER; None for what is not ours, and for the faces."""
+    return next((i for i, p in enumerate(ORDER) if module == p or module.startswith(p + ".")), None)
+
+
+def upward(module: str, imported: Iterator[str]) -> list[str]:
+    here = floor(module)
+    above = [] if here is None else [n for n in imported if (there := floor(n)) is not None and there > here]
+    outside = [n for n in above if n.startswith("ui")] if module in PUBLIC else above
+    return outside
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_package_imports_one_above_it(module):
+    assert upward(module, imports(MODULES[module])) == []
+    assert floor(module) is not None or module in PUBLIC
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from grpo_core.training.trainer import train",
+        "def late():\n    import grpo_core.training.trainer",
+        "if TYPE_CHECKING:\n    from grpo_core.training import trainer",
+    ],
+    ids=["plain", "lazy", "TYPE_CHECKING"],
+)
+def test_an_upward_import_of_any_kind_is_found(code, tmp_path):
+    (tmp_path / "module.py").write_text(code)
+    assert len(upward("grpo_core.learner.update", imports(tmp_path / "module.py"))) == 1
+
+
+def test_no_two_modules_import_each_other_by_any_way_round():
+    edges = {m: {n for n in imports(p) if n in MODULES and n != m} for m, p in MODULES.items()}
+    edges |= {face: set() for face in PUBLIC}
+
+    def reach(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            for there in edges[todo.pop()] - seen:
+                # A package's own modules are imported by its face, and not because of it.
+                seen.add(there)
+                todo.append(there)
+        return seen
+
+    assert [m for m in MODULES if m in reach(m)] == []
+
+
+def test_the_library_imports_neither_benchmarks_nor_scripts_nor_tests():
+    outside = ("benchmarks", "scripts", "tests", "docs")
+    found = {m: [n for n in imports(p) if n.split(".")[0] in outside] for m, p in MODULES.items()}
+    assert {m: names for m, names in found.items() if names} == {}
+
+
+def test_at_most_six_modules_lie_flat_in_the_core():
+    assert len([p for p in (ROOT / "grpo_core").glob("*.py") if not p.name.startswith("__")]) <= 6
 
 
 def allowed(path: Path) -> set[str]:
     name = path.relative_to(ROOT).as_posix()
-    best = max((prefix for prefix in ALLOWED if name == prefix or name.startswith(prefix + "/")), key=len, default=None)
+    prefixes = (p for p in ALLOWED if name == p or name.startswith(p + "/"))
+    best = max(prefixes, key=len, default=None)
     return ALLOWED[best] if best else set()
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_a_module_imports_only_what_its_place_in_the_house_allows(path):
+def test_a_module_imports_only_the_heavy_packages_it_may(path):
     heavy = {name.split(".")[0] for name in imports(path)} & HEAVY
     assert heavy <= allowed(path)
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_the_core_never_imports_the_page_and_the_page_never_the_trainer(path):
-    names = set(imports(path))
-    if path.is_relative_to(ROOT / "grpo_core"):
-        assert not any(n == "ui" or n.startswith("ui.") for n in names)
-    else:
-        forbidden = ("grpo_core.trainer", "grpo_core.learner", "grpo_core.policy", "grpo_core.rollout", "grpo_core.scoring", "grpo_core.desk", "grpo_core.fit", "grpo_core.lending", "grpo_core.preflight", "grpo_core.trained")
-        assert not any(n.startswith(forbidden) for n in names)
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("ui")])
+def test_the_page_reaches_no_model_and_no_trainer(module):
+    assert not any(n.startswith(NOT_FOR_THE_PAGE) for n in imports(MODULES[module]))
 
 
 def test_the_trainer_knows_neither_store_nor_page():
-    assert not any(n.startswith(("grpo_core.store", "grpo_core.runs", "ui")) for n in imports(ROOT / "grpo_core" / "trainer.py"))
+    known = set(imports(ROOT / "grpo_core" / "training" / "trainer.py"))
+    assert not any(n.startswith(("grpo_core.store", "grpo_core.runs", "ui")) for n in known)
 
 
-@pytest.mark.parametrize("path", [*sources(), ROOT / "app.py"], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", MODULES.values(), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_page_hands_foreign_text_to_something_that_interprets_it(path):
-    text = path.read_text("utf-8")
-    assert not re.search(r'sanitize_html\s*=\s*False|datatype\s*=\s*"html"|trust_remote_code\s*=\s*True|gr\.(State|Chatbot)\(', text)
+    unsafe = r'sanitize_html\s*=\s*False|datatype\s*=\s*"html"|trust_remote_code\s*=\s*True|gr\.(State|Chatbot)\('
+    assert not re.search(unsafe, path.read_text("utf-8"))

@@ -102,7 +102,7 @@ from grpo_core.store import Store
 from starlette.routing import Mount
 from ui.page import build_app, launch_options
 try:
-    from grpo_core.desk import Desk
+    from grpo_core.preflight.service import Desk
     page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None), Desk())
 except ImportError:
     page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None))

@@ -11,19 +11,20 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from grpo_core.store import Store
-from ui import place, status
-from ui.api import build_api
-from ui.desk import Desk
-from ui.guard import Guard, own_hosts
-from ui.inspect import build_inspect
-from ui.live_chart import plotly_js
-from ui.panel import QUIET, panel, script
-from ui.playground import build_playground
-from ui.runs import build_runs
-from ui.shows import Shows
-from ui.text import esc
-from ui.train import SKIP, Frame, build_train
-from ui.views import Runs, Views
+from ui.components.html_panel import QUIET, panel, script
+from ui.components.live_chart import plotly_js
+from ui.render import status
+from ui.render.text import esc
+from ui.server import group_ref as place
+from ui.server.api import build_api
+from ui.server.guard import Guard, own_hosts
+from ui.server.refresh import Shows
+from ui.server.service import Desk
+from ui.server.views import Runs, Views
+from ui.tabs.inspect import build_inspect
+from ui.tabs.playground import build_playground
+from ui.tabs.runs import build_runs
+from ui.tabs.train import SKIP, Frame, build_train
 
 POLL_SECONDS = 1.0
 STORAGE_SECONDS = 15.0
@@ -109,9 +110,9 @@ def arrival(views: Views, query: dict[str, str]) -> tuple[str | None, str, str, 
 
 def launch_options(page: gr.Blocks, host: str = "127.0.0.1", share: bool = False, auth: tuple[str, str] | None = None) -> dict[str, Any]:
     """What a page of build_app needs of launch(): Gradio 6 takes theme, styles and head there. Nothing in it leaves the machine."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent / "components"
     head = (f'<meta name="plotly-js" content="gradio_api/file={esc(plotly_js())}">\n<style>{(here / "style.css").read_text("utf-8")}</style>'
-            f'\n<script>{(here / "shows.js").read_text("utf-8")}{(here / "choices.js").read_text("utf-8")}</script>')
+            f'\n<script>{(here / "refresh.js").read_text("utf-8")}{(here / "choices.js").read_text("utf-8")}</script>')
     guard = Middleware(Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else (), auth=auth)
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]), "head": head, "footer_links": [],

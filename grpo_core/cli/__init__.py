@@ -8,14 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from grpo_core.cli import checking, reading, serving, training
-from grpo_core.cli.command import adder
-from grpo_core.cli.output import printable
+from grpo_core.cli.terminal import adder, printable
 from grpo_core.errors import InvalidConfig, StudioError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 the run did not finish, 2 the request cannot be carried out."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, arguments.rest = parser.parse_known_args(argv)
+    if arguments.rest and not getattr(arguments, "takes_rest", False):
+        parser.error(f"unrecognized arguments: {' '.join(arguments.rest)}")
     try:
         return arguments.run(arguments)
     except InvalidConfig as error:

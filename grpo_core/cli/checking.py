@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from grpo_core.cli.command import AddCommand
-from grpo_core.cli.output import printable
 from grpo_core.cli.request import build_config, count
+from grpo_core.cli.terminal import AddCommand, printable
 from grpo_core.config import PRESETS
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 def add_commands(command: AddCommand) -> None:
@@ -26,15 +29,14 @@ def add_commands(command: AddCommand) -> None:
     preflight.add_argument("--preset", help=f"an algorithm: {', '.join(PRESETS)}")
     preflight.add_argument("--config", metavar="FILE", help="a configuration as exported")
     preflight.add_argument("--set", metavar="section.field=value", action="append", default=[], help="one field; may be repeated")
-    if (Path(__file__).parents[2] / "benchmarks").is_dir():  # of the checkout, not of the package
-        from benchmarks import speed
-
-        speed.add_arguments(command("bench", bench_command, speed.__doc__))
+    if (CHECKOUT / "benchmarks").is_dir():  # not in an installed package
+        bench = command("bench", bench_command, "A step's speed and memory beside TRL's. Options: python -m benchmarks.speed --help")
+        bench.set_defaults(takes_rest=True)
 
 
 def prompts_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, None, arguments.set)
-    from grpo_core.desk import Desk  # tokenizers and transformers take seconds
+    from grpo_core.preflight.service import Desk  # tokenizers and transformers take seconds
 
     found = Desk().preview(config, arguments.count)
     if arguments.json:
@@ -49,7 +51,7 @@ def prompts_command(arguments: argparse.Namespace) -> int:
 
 def model_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, None, arguments.set)
-    from grpo_core.desk import Desk
+    from grpo_core.preflight.service import Desk
 
     found, sample = Desk().check_model(config, sample=not arguments.no_sample)
     if arguments.json:
@@ -62,9 +64,9 @@ def model_command(arguments: argparse.Namespace) -> int:
 
 def preflight_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, arguments.preset, arguments.set)
-    from grpo_core.desk import Desk
-    from grpo_core.preflight import verdict
-    from grpo_core.runs import prepare
+    from grpo_core.preflight.preflight import verdict
+    from grpo_core.preflight.service import Desk
+    from grpo_core.runs.manager import prepare
 
     found = Desk().preflight(prepare(config))
     if arguments.json:
@@ -75,7 +77,6 @@ def preflight_command(arguments: argparse.Namespace) -> int:
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
-    from benchmarks import speed
-
-    speed.run(arguments)
-    return 0
+    """Run the benchmark as a program of its own: the library does not import what measures it."""
+    options = [*arguments.rest, *(["--json"] if arguments.json else [])]
+    return subprocess.run([sys.executable, "-m", "benchmarks.speed", *options], cwd=CHECKOUT).returncode

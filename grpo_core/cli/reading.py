@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from grpo_core.cli.command import AddCommand
-from grpo_core.cli.output import plain, printable, run_line
+from grpo_core.analysis.text import number
 from grpo_core.cli.request import count, find_run
+from grpo_core.cli.terminal import AddCommand, plain, printable, run_line
 from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
-from grpo_core.number import number
-from grpo_core.recipes import as_command, as_trl_script
+from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.store import Store, export
 
 
@@ -72,7 +71,7 @@ def show_command(arguments: argparse.Namespace) -> int:
 
 def advise_command(arguments: argparse.Namespace) -> int:
     """What is wrong with a run, if anything: its diagnoses, worst first."""
-    from grpo_core.advisor import advise
+    from grpo_core.analysis.advisor import advise
 
     store = Store(arguments.db)
     row = find_run(store, arguments.run_id)
@@ -88,7 +87,7 @@ def advise_command(arguments: argparse.Namespace) -> int:
 
 
 def report_command(arguments: argparse.Namespace) -> int:
-    from grpo_core.report import write_report
+    from grpo_core.analysis.html_report import write_report
 
     store = Store(arguments.db)
     row = find_run(store, arguments.run_id)
@@ -108,14 +107,14 @@ def export_command(arguments: argparse.Namespace) -> int:
     row = find_run(store, arguments.run_id)
     if arguments.format in ("model", "adapter"):
         if arguments.push:
-            from grpo_core.push import check_repository
+            from grpo_core.exporting.hub import check_repository
 
             check_repository(arguments.push)
-        from grpo_core.trained import export_model  # torch
+        from grpo_core.exporting.trained_model import export_model  # torch
 
         folder = export_model(store, row.id, Path(arguments.out or row.id), arguments.step, adapter_only=arguments.format == "adapter")
         if arguments.push:
-            from grpo_core.push import push_folder
+            from grpo_core.exporting.hub import push_folder
 
             address = push_folder(folder, arguments.push, private=not arguments.public)
             print(json.dumps({"run_id": row.id, "format": arguments.format, "path": str(folder), "address": address}) if arguments.json else f"{folder} → {printable(address)}")

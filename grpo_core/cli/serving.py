@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from grpo_core.cli.command import AddCommand
-from grpo_core.cli.output import printable
 from grpo_core.cli.request import assignment
+from grpo_core.cli.terminal import AddCommand, printable
 from grpo_core.errors import StudioError
 
 # A run that another process is training is reached through that process's server alone.
@@ -52,7 +51,7 @@ def tell_command(arguments: argparse.Namespace) -> int:
 
 
 def doctor_command(arguments: argparse.Namespace) -> int:
-    from grpo_core.doctor import examine
+    from grpo_core.runs.doctor import examine
 
     said, left = [], 0
     for finding in examine(arguments.db):

@@ -13,14 +13,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from grpo_core.breakpoints import as_text, parse_breakpoints
-from grpo_core.cli.command import AddCommand
-from grpo_core.cli.output import printable, run_line
 from grpo_core.cli.request import assignment, build_config, count, find_run
+from grpo_core.cli.terminal import AddCommand, printable, run_line
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
-from grpo_core.control import RunControl, Start
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.store import Store
+from grpo_core.training.breakpoints import as_text, parse_breakpoints
+from grpo_core.training.control import RunControl, Start
 from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, RunStatus, StepCompleted
 
 
@@ -57,8 +56,8 @@ def train_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, arguments.preset, arguments.set)
     parse_breakpoints(arguments.wait_when or "")
     # Imported here: torch takes seconds, and the other commands and wrong input need none of it.
-    from grpo_core.policy import check_model
-    from grpo_core.runs import default_name, prepare
+    from grpo_core.models import check_model
+    from grpo_core.runs.manager import default_name, prepare
 
     config = prepare(config, lambda c: check_model(c.model))
     if arguments.preflight and not _looked_first(config, arguments):
@@ -72,8 +71,8 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 def _looked_first(config: RunConfig, arguments: argparse.Namespace) -> bool:
     """Preflight's report on standard error, and whether to go on. Amber asks on the terminal; where there is none, only --anyway answers."""
-    from grpo_core.desk import Desk
-    from grpo_core.preflight import refusal, verdict
+    from grpo_core.preflight.preflight import refusal, verdict
+    from grpo_core.preflight.service import Desk
 
     found = Desk().preflight(config)
     for f in found:
@@ -90,9 +89,9 @@ def _looked_first(config: RunConfig, arguments: argparse.Namespace) -> bool:
 
 
 def resume_command(arguments: argparse.Namespace) -> int:
-    from grpo_core.policy import check_model
-    from grpo_core.resume import plan_branch, plan_resume
-    from grpo_core.runs import prepare
+    from grpo_core.models import check_model
+    from grpo_core.runs.manager import prepare
+    from grpo_core.runs.resume import plan_branch, plan_resume
 
     parse_breakpoints(arguments.wait_when or "")
     store = Store(arguments.db)
@@ -115,8 +114,8 @@ def resume_command(arguments: argparse.Namespace) -> int:
 
 def _train_here(store: Store, run_id: str, config: RunConfig, start: Start | None, arguments: argparse.Namespace) -> int:
     """Train a run of the store in this process, with a progress bar; Ctrl-C stops it."""
-    from grpo_core.runs import execute
-    from grpo_core.trainer import train
+    from grpo_core.runs.manager import execute
+    from grpo_core.training.trainer import train
 
     control = RunControl(store.checkpoint_folder(run_id), start)
     if arguments.wait_when is not None:
@@ -175,8 +174,8 @@ def _show_progress(bar: tqdm, event: Event) -> None:
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
-    from grpo_core.compare import Comparison, Refused, find_presets, measure, summarise, table
-    from grpo_core.runs import prepare
+    from grpo_core.runs.compare import Comparison, Refused, find_presets, measure, summarise, table
+    from grpo_core.runs.manager import prepare
 
     assignments = list(arguments.set)
     for name, value in map(assignment, assignments):

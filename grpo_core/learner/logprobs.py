@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from grpo_core.learner.attention import flat
 from grpo_core.learner.batch import Batch, Layout, packed, separate
-from grpo_core.learner.family import Family, masked, recomputing
-from grpo_core.learner.head import MAX_LOGITS, Chosen, ThroughHead
+from grpo_core.learner.packed_attention import flat
+from grpo_core.models.decoder import Family, forward, masked, recomputing
+from grpo_core.models.lm_head import MAX_LOGITS, Chosen, ThroughHead
 
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
@@ -149,19 +146,3 @@ def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[..., Layou
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # what architectures raise that know no such mask
         return False
     return bool((together - apart).abs().max() <= PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE))
-
-
-def positions(attention_mask: Tensor) -> Tensor:
-    """Position of each token counted from its row's first real one; padding gets 0."""
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
-
-
-def forward(model: nn.Module, weights: Mapping[str, Tensor] | None = None, /, **arguments: Any) -> Any:
-    """model(**arguments), less the arguments that this architecture does not know (e.g. position_ids for ALiBi models).
-
-    weights: by name, in place of the model's own.
-    """
-    parameters = inspect.signature(model.forward).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        arguments = {k: v for k, v in arguments.items() if k in parameters}
-    return model(**arguments) if weights is None else functional_call(model, dict(weights), (), arguments)

@@ -12,8 +12,8 @@ from torch import nn
 
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner.batch import Batch, micro_batches, whole_groups
-from grpo_core.learner.family import Family
 from grpo_core.learner.logprobs import hidden_size
+from grpo_core.models.decoder import Family
 
 log = logging.getLogger("grpo_studio")
 

@@ -16,8 +16,8 @@ from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
 from grpo_core.learner.logprobs import Scored, score_tokens
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
 from grpo_core.learner.objectives import clip_range
-from grpo_core.learner.reference import AdapterOff
 from grpo_core.learner.tokens import TokenLog
+from grpo_core.models.lora import AdapterOff
 
 Breathe = Callable[[], None]
 

@@ -13,10 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from grpo_core.learner.family import Family, fused, masked, rms_norm, swiglu, turn
-from grpo_core.learner.logprobs import forward, positions
-from grpo_core.learner.products import prepared
-from grpo_core.policy import Policy
+from grpo_core.models import Policy
+from grpo_core.models.decoder import Family, forward, fused, masked, positions, rms_norm, swiglu, turn
+from grpo_core.models.products import prepared
 
 UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be recorded
 SHORT = 64  # tokens; up to here copying a prompt to each of its rows costs less than keeping it apart

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpo_core.policy import Policy
+from grpo_core.models import Policy
+from grpo_core.rollout.decode_batches import waves
 from grpo_core.rollout.decoders import decoder
-from grpo_core.rollout.waves import waves
 
 
 @dataclass(frozen=True, slots=True)

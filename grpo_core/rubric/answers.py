@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
-from grpo_core.rubric.child import Child, ChildFailed
+from grpo_core.rubric.sandbox.child import Child, ChildFailed
 from grpo_core.tasks import given_answer
 from grpo_core.tasks.answers import number, same_answer
 from grpo_core.types import Completion, Prompt
@@ -175,7 +175,7 @@ def ask(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | 
 def grader_process() -> Child:
     """The one process of all graders that could hang. Its environment has no secrets in it."""
     root = str(Path(__file__).parents[2])
-    return Child(["-m", "grpo_core.rubric.worker"], {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}, root)
+    return Child(["-m", "grpo_core.rubric.sandbox.worker"], {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}, root)
 
 
 ANSWER_CHECKS: dict[str, Check] = {

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 from grpo_core.rubric.answers import ANSWER_CHECKS
 from grpo_core.rubric.check import MAX_CHARS, Check, Params
 from grpo_core.rubric.judge import JUDGE_CHECKS
-from grpo_core.rubric.plugins import load_plugins
 from grpo_core.rubric.reward_model import MODEL_CHECKS
-from grpo_core.rubric.snippet import SNIPPET_CHECKS
+from grpo_core.rubric.sandbox.plugins import load_plugins
+from grpo_core.rubric.sandbox.snippet import SNIPPET_CHECKS
 from grpo_core.rubric.texts import TEXT_CHECKS
 from grpo_core.tasks import CHOICES, FILE, extract_answer, given_answer
 from grpo_core.types import Completion, Prompt

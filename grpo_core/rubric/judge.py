@@ -35,7 +35,7 @@ Reply with one JSON object and nothing else: {{"reason": "<one sentence>", "scor
 
 class JudgeParams(Params):
     """`url` up to /v1; the key comes from the environment variable GRPO_JUDGE_KEY. Prices per million tokens make the cost; `seconds` limits one request, `step_seconds` all that
-    are asked in one go: a step's, but for groups that were whole while others were still sampled, see grpo_core/ahead.py."""
+    are asked in one go: a step's, but for groups that were whole while others were still sampled, see grpo_core/training/async_scoring.py."""
 
     url: str = Field("http://127.0.0.1:8000/v1", min_length=8, max_length=500)
     model: str = Field("judge", min_length=1, max_length=200)

@@ -54,7 +54,7 @@ def _text(tokenizer: Any, completion: Completion, prompt: Prompt) -> str:
 
 @lru_cache(maxsize=2)
 def _load(name: str, revision: str) -> tuple[Any, Any]:
-    from grpo_core.policy import load_classifier
+    from grpo_core.models import load_classifier
 
     return load_classifier(name, revision)
 

@@ -8,11 +8,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from grpo_core.downsample import stride
 from grpo_core.errors import NotFound, StudioError
 from grpo_core.store import rollouts
 from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
+from grpo_core.store.downsample import stride
 from grpo_core.store.plain import integer, text
 from grpo_core.store.rollouts import Wanted
 from grpo_core.store.rows import GroupPage, GroupRow, GroupSummary, RolloutPage, RolloutRow, TokenRow, VerdictCounts

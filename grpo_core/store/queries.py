@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_core.downsample import min_max, stride
 from grpo_core.errors import NotFound
+from grpo_core.store.downsample import min_max, stride
 from grpo_core.store.group_queries import GroupQueries
 from grpo_core.store.plain import integer, text
 from grpo_core.store.rows import CheckpointRow, Cursor, RunRow

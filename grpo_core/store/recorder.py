@@ -7,11 +7,12 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from grpo_core.errors import NotFound
 from grpo_core.store import search
 from grpo_core.store.plain import number, text, to_json
+from grpo_core.store.schema import SUMMARY
+from grpo_core.store.store import Store
 from grpo_core.types import (
     STEP_METRICS,
     Checkpointed,
@@ -31,23 +32,7 @@ from grpo_core.types import (
     StepTokens,
 )
 
-if TYPE_CHECKING:
-    from grpo_core.store.store import Store
-
 PHASE_SECONDS = 0.2  # phases can change far more often than anybody looks; each write costs a sync to disk
-HELDOUT = "heldout/accuracy"  # the one open metric that the list of runs shows
-
-# Kept with the run, so that a list of hundreds of runs reads hundreds of rows and not hundreds of thousands.
-SUMMARY = f"""
-    UPDATE runs SET
-      steps_done     = (SELECT COALESCE(MAX(step), 0) FROM steps WHERE run_id = runs.id),
-      reward_first   = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step LIMIT 1),
-      reward_last    = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step DESC LIMIT 1),
-      heldout_before = (SELECT value FROM metrics WHERE run_id = runs.id AND name = '{HELDOUT}' ORDER BY step LIMIT 1),
-      heldout_after  = (SELECT value FROM metrics m WHERE run_id = runs.id AND name = '{HELDOUT}' AND step > (SELECT MIN(step)
-                        FROM metrics WHERE run_id = m.run_id AND name = m.name) ORDER BY step DESC LIMIT 1)
-    WHERE id = ?"""
-
 
 class Recorder:
     """Writes what a trainer says about one run. Holds the file for the life of the `with` block.

@@ -185,3 +185,17 @@ def _check_place(path: Path) -> None:
     for kind, place in (("folder", path.parent), ("file", path)):
         if place.exists() and not os.access(place, os.R_OK | os.W_OK):
             raise StoreError(f"{shown}: the {kind} {str(place)!r} cannot be written. Change its permissions, or name another file with --db.")
+
+
+HELDOUT = "heldout/accuracy"  # the one open metric that the list of runs shows
+
+# Kept with the run, so that a list of hundreds of runs reads hundreds of rows and not hundreds of thousands.
+SUMMARY = f"""
+    UPDATE runs SET
+      steps_done     = (SELECT COALESCE(MAX(step), 0) FROM steps WHERE run_id = runs.id),
+      reward_first   = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step LIMIT 1),
+      reward_last    = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step DESC LIMIT 1),
+      heldout_before = (SELECT value FROM metrics WHERE run_id = runs.id AND name = '{HELDOUT}' ORDER BY step LIMIT 1),
+      heldout_after  = (SELECT value FROM metrics m WHERE run_id = runs.id AND name = '{HELDOUT}' AND step > (SELECT MIN(step)
+                        FROM metrics WHERE run_id = m.run_id AND name = m.name) ORDER BY step DESC LIMIT 1)
+    WHERE id = ?"""

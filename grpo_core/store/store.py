@@ -20,7 +20,7 @@ from grpo_core.store import schema, search
 from grpo_core.store.connection import LOCK_SECONDS, Readers, Writer, explain, file_bytes
 from grpo_core.store.plain import text, to_json
 from grpo_core.store.queries import Queries, no_run
-from grpo_core.store.recorder import SUMMARY
+from grpo_core.store.schema import SUMMARY
 from grpo_core.types import Notice, RunStatus
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")

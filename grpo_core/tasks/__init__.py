@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.tasks.answers import FILE, given_answer, grade_answer
 from grpo_core.tasks.countdown import COUNTDOWN
-from grpo_core.tasks.numbers import ARITHMETIC, SUMS
-from grpo_core.tasks.sort import SORT
+from grpo_core.tasks.short import ARITHMETIC, SORT, SUMS
 from grpo_core.tasks.source import check_source, is_file
 from grpo_core.tasks.task import Task, extract_answer, heldout_prompts, is_heldout, prompt_id, train_prompts
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -200,3 +202,19 @@ def _split(keys: np.ndarray, answers: np.ndarray, flags: np.ndarray, own_heldout
 def normal_key(text: str) -> int:
     """64 bits that are equal for texts equal up to case and white space: "What is 2+2?" and "what is  2+2?" are one prompt."""
     return int.from_bytes(blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest(), "big")
+
+
+def keep_upload(source: Path) -> Path:
+    """Copies an upload to where it stays, and returns that place. The same content twice is one file."""
+    digest = blake2b(digest_size=8)
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", source.stem).strip("-")[:60] or "prompts"
+    target = cache_folder().parent / "uploads" / f"{readable}-{digest.hexdigest()}{source.suffix.lower()}"
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not target.exists():
+        part = target.with_suffix(".part")
+        shutil.copyfile(source, part)
+        part.replace(target)
+    return target

@@ -12,10 +12,10 @@ from playwright.sync_api import Page, expect
 from views import views
 
 from grpo_core.config import nest, parse
-from grpo_core.control import RunControl
-from grpo_core.runs import execute, prepare
+from grpo_core.runs.manager import execute, prepare
 from grpo_core.store import Store
-from grpo_core.trainer import train
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
 
 # What is Gradio's own and cannot be mended from outside: rule -> (a selector, the reason).
 GRADIOS_OWN: dict[str, tuple[str, str]] = {}

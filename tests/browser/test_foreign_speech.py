@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from grpo_core.config import nest, parse
-from grpo_core.control import RunControl
-from grpo_core.policy.bundled.make import END, PAD
-from grpo_core.runs import execute, prepare
+from grpo_core.runs.manager import execute, prepare
 from grpo_core.store import Store
-from grpo_core.trainer import train
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
+from scripts.bundled_model.make import END, PAD
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -9,10 +9,10 @@ import struct
 from playwright.sync_api import expect
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.control import RunControl
-from grpo_core.runs import execute, prepare
+from grpo_core.runs.manager import execute, prepare
 from grpo_core.store import Recorder, Store
-from grpo_core.trainer import train
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus, StepCompleted, StepMetrics
 
 FAR_AWAY = """() => {

@@ -6,7 +6,7 @@ import pytest
 from recorded import FakeRuns
 
 from grpo_core.errors import FieldProblem, InvalidConfig
-from ui.views import Views
+from ui.server.views import Views
 
 
 @pytest.fixture

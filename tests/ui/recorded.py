@@ -41,7 +41,7 @@ class FakeRuns:
 
 
 class FakeDesk:
-    """What the page needs of grpo_core.desk. `answer` is what any question gets; an exception is raised."""
+    """What the page needs of grpo_core.preflight.service. `answer` is what any question gets; an exception is raised."""
 
     lease_seconds: int | None = None
     may_push = True

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from recorded import HOSTILE, record_run
 
 from grpo_core.types import Notice, RunStatus
-from ui.advice import advice
-from ui.train import dismiss
+from ui.render.advice import advice
+from ui.tabs.train import dismiss
 
 
 def notice(code="truncation", **more):

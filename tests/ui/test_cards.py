@@ -11,7 +11,7 @@ from recorded import CONFIG, HOSTILE, group, record_run, rollout
 
 from grpo_core.store import GroupPage, GroupSummary
 from grpo_core.types import RunStatus
-from ui import cards, status, tables, text
+from ui.render import cards, status, tables, text
 
 
 class Shown(HTMLParser):

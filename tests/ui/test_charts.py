@@ -9,8 +9,8 @@ import pytest
 from recorded import HOSTILE
 
 from grpo_core.types import STEP_METRICS
-from ui import charts
-from ui.charts import Axis, Curves, View, figure, smoothed
+from ui.render import charts
+from ui.render.charts import Axis, Curves, View, figure, smoothed
 
 STEPS = [{**dict.fromkeys(STEP_METRICS), "step": s, "reward_mean": r, "reward_std": 0.5, "kl": 0.01 * s, "kl_coef": 0.02, "loss": -0.1 * s, "tokens": 100,
           "step_seconds": 2.0, "completion_tokens_mean": 10.0, "entropy": 0.5, "clip_low_frac": 0.1, "clip_high_frac": 0.2, "grad_norm": 1.0}

@@ -10,7 +10,8 @@ from recorded import HOSTILE
 from grpo_core.config import PRESETS, RunConfig, flatten, with_preset
 from grpo_core.rubric import PRESETS as RUBRICS
 from grpo_core.rubric import resolve_rubric
-from ui import form, setup
+from ui.components import form
+from ui.tabs import setup
 
 
 def values(**typed) -> list:

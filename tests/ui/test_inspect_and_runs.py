@@ -15,11 +15,12 @@ from grpo_core.config import parse
 from grpo_core.errors import StudioError
 from grpo_core.store import Recorder, Wanted, search
 from grpo_core.types import Checkpointed, RunStatus
-from ui import exports, form, run_actions
-from ui.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
-from ui.opened import ShowOpened, use_in_new_run
-from ui.run_actions import ask_branch, branch_run, read_changes, resume_run
-from ui.runs import ShowRuns
+from ui.components import form
+from ui.tabs import exports, run_actions
+from ui.tabs.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
+from ui.tabs.inspect_group import ShowOpened, use_in_new_run
+from ui.tabs.run_actions import ask_branch, branch_run, read_changes, resume_run
+from ui.tabs.runs import ShowRuns
 
 COMPARE = 6 + len(exports.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
 

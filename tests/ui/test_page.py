@@ -19,16 +19,19 @@ from starlette.routing import Route
 
 import app
 from grpo_core.errors import StudioError
-from grpo_core.run_log import RunLog
+from grpo_core.runs.run_log import RunLog
 from grpo_core.store import Recorder
 from grpo_core.types import Checkpointed, Edited, Paused, RunStatus
-from ui import charts, form, place, runs, setup, status
-from ui.api import ENDPOINTS, Api
-from ui.control import Teller, states
-from ui.guard import Guard, own_hosts
+from ui.components import form
 from ui.page import arrival, build_app, launch_options
-from ui.train import Show, pinned_step, start_run
-from ui.views import CURVES, Newest
+from ui.render import charts, status
+from ui.server import group_ref as place
+from ui.server.api import ENDPOINTS, Api
+from ui.server.guard import Guard, own_hosts
+from ui.server.views import CURVES, Newest
+from ui.tabs import runs, setup
+from ui.tabs.run_control import Teller, states
+from ui.tabs.train import Show, pinned_step, start_run
 
 SKIP = gr.skip()
 PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = 0, 1, 3, 4, 8, 15, 16, 17, 18, 19, 20  # the outputs of train.Show
@@ -76,8 +79,8 @@ def test_without_its_package_the_tool_server_is_refused_with_the_way_out_before_
 
 
 def test_colours_and_sizes_stand_in_one_file():
-    ui = Path(runs.__file__).parent
-    for source in [*ui.glob("*.py"), *ui.glob("*.js")]:
+    ui = Path(runs.__file__).parents[1]
+    for source in [*ui.rglob("*.py"), *ui.rglob("*.js")]:
         assert not [line for line in source.read_text("utf-8").splitlines() if "rgb(" in line or "#fff" in line.lower() or "px;" in line], source.name
 
 

@@ -10,11 +10,11 @@ from recorded import HOSTILE, FakeDesk, record_run
 
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.types import Completion, Prompt, Rollout
-from ui import setup
-from ui.model import model_card, show_model
-from ui.playground import SKIP, ShowPlayground, play, sides, take_prompt
-from ui.prompts import counted, show_preview, take_upload
-from ui.workbench import findings, pasted, probes, tried
+from ui.tabs import setup
+from ui.tabs.model import model_card, show_model
+from ui.tabs.playground import SKIP, ShowPlayground, play, sides, take_prompt
+from ui.tabs.prompts import counted, show_preview, take_upload
+from ui.tabs.workbench import findings, pasted, probes, tried
 
 
 def rollout(text: str) -> Rollout:
@@ -119,8 +119,8 @@ def test_an_upload_that_is_no_prompt_file_changes_nothing_and_a_good_one_stays(t
 def test_what_preflight_found_holds_a_start_back_until_a_person_answers(views, runs):
     from recorded import FakeDesk
 
-    from ui.setup import _defaults
-    from ui.train import held_back
+    from ui.tabs.setup import _defaults
+    from ui.tabs.train import held_back
 
     desk = FakeDesk()
     assert held_back(desk, _defaults(), False) == ""

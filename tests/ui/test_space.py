@@ -6,12 +6,12 @@ import pytest
 from recorded import FakeDesk, record_run
 
 from grpo_core.config import nest, parse
-from grpo_core.lease import measured_before
+from grpo_core.runs.zerogpu import measured_before
 from grpo_core.store import Recorder
 from grpo_core.types import ModelLoaded
-from ui import status
 from ui.page import build_app
-from ui.setup import _defaults, foreseen
+from ui.render import status
+from ui.tabs.setup import _defaults, foreseen
 
 
 def parts(app) -> list[dict]:

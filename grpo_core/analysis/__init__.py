@@ -1,0 +1,1 @@
+"""What stored rows say about a run, computed without a model."""

@@ -1,0 +1,1 @@
+"""Graders that run code which is not ours: child processes with limits."""

@@ -1,0 +1,1 @@
+"""Makes the bundled model and measures it: `python -m scripts.bundled_model.make`."""

@@ -1,0 +1,144 @@
+"""What a run leaves: answers before and after, a folder that plain transformers loads, the same run as a command and for TRL."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from grpo_core.cli import main
+from grpo_core.cli.request import build_config
+from grpo_core.config import PRESETS, nest, parse, with_preset
+from grpo_core.errors import StudioError
+from grpo_core.exporting.recipes import as_command, as_trl_script
+from grpo_core.exporting.trained_model import export_model, model_card
+from grpo_core.preflight.service import Desk
+from grpo_core.store import Store
+
+SETTINGS = {"task.heldout_size": 8, "train.steps": 2, "train.prompts_per_step": 2, "train.group_size": 4, "train.max_new_tokens": 24, "train.checkpoint_every": 1,
+            "train.learning_rate": 3e-3, "train.warmup_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, tuple[Store, str]]:
+    """Two runs of the bundled model with two saved states each: whole, and with adapters."""
+    db = tmp_path_factory.mktemp("trained") / "runs.sqlite"
+    for name, rank in (("whole", 0), ("adapters <b>|x|</b>", 4)):
+        sets = [part for k, v in {**SETTINGS, "model.lora_rank": rank}.items() for part in ("--set", f"{k}={v}")]
+        assert main(["train", "--db", str(db), "--name", name, *sets]) == 0
+    store = Store(db)
+    return {"whole": (store, store.runs()[1].id), "adapters": (store, store.runs()[0].id)}
+
+
+def greedy(folder: Path | str, text: str, model=None) -> str:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = model or transformers.AutoModelForCausalLM.from_pretrained(folder)
+    out = model.generate(**tokenizer(text, return_tensors="pt"), do_sample=False, max_new_tokens=24, temperature=None, top_k=None, top_p=None)[0]
+    return tokenizer.decode(out[len(tokenizer(text)["input_ids"]):], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapters"])
+def test_an_exported_model_loads_in_plain_transformers_and_says_what_the_playground_says(trained, kind, tmp_path):
+    store, run_id = trained[kind]
+    desk = Desk(store)
+    folder = export_model(store, run_id, tmp_path / "model")
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    for number in range(4):
+        prompt = desk.run_prompt(run_id, number)
+        played = desk.play(run_id, prompt.text, prompt.answer, [0, 2], 1, 0.0)
+        before, after = (side.rollouts[0].completion.text for side in played.sides)
+        assert greedy(folder, prompt.text) == after
+        assert greedy(Path(__file__).parents[2] / "grpo_core" / "models" / "bundled", prompt.text) == before
+    assert desk.play(run_id, prompt.text, prompt.answer, [0, 2], 1, 0.0) == played  # and again, from memory
+
+
+def test_an_adapter_alone_loads_by_peft_onto_its_base_model(trained, tmp_path):
+    from peft import PeftModel
+
+    store, run_id = trained["adapters"]
+    merged, alone = export_model(store, run_id, tmp_path / "model"), export_model(store, run_id, tmp_path / "adapter", adapter_only=True)
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= {p.name for p in alone.iterdir()}
+    bundled = Path(__file__).parents[2] / "grpo_core" / "models" / "bundled"
+    with_adapter = PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(bundled), alone)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    whole = transformers.AutoModelForCausalLM.from_pretrained(merged)
+    assert torch.allclose(with_adapter(ids).logits, whole(ids).logits, atol=1e-4)
+    assert not torch.allclose(whole(ids).logits, transformers.AutoModelForCausalLM.from_pretrained(bundled)(ids).logits, atol=1e-3)
+    with pytest.raises(StudioError, match="no adapter"):
+        export_model(*trained["whole"], tmp_path / "none", adapter_only=True)
+
+
+def test_a_model_card_says_what_was_measured_and_nothing_a_name_could_inject(trained):
+    store, run_id = trained["adapters"]
+    from grpo_core.models import load_policy
+
+    run = store.run(run_id)
+    card = model_card(store, run, 2, load_policy(parse(run.config).model, 0, torch.device("cpu")))
+    held = dict(store.metrics(run_id)["heldout/accuracy"])
+    assert f"| `heldout/accuracy` | {held[0]:.4g} (" in card
+    assert "LoRA of rank 4" in card
+    assert "python -m grpo_core train" in card
+    assert "<b>" not in card
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(trained, tmp_path):
+    store, run_id = trained["whole"]
+    with pytest.raises(StudioError, match=r"no saved state of step 7. Saved: 1, 2"):
+        export_model(store, run_id, tmp_path / "a", step=7)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with pytest.raises(StudioError, match="is not empty"):
+        export_model(store, run_id, tmp_path / "full")
+    without = store.create_run(parse(nest({})), "never started")
+    with pytest.raises(StudioError, match="has no saved state"):
+        export_model(store, without, tmp_path / "b")
+    with pytest.raises(StudioError, match="does not fit the context"):
+        Desk(store).play(run_id, "x" * 5000, "", [0], 1, 0.0)
+    row = store.checkpoints(run_id)[0]
+    (row.path / "policy.safetensors").write_bytes((row.path / "policy.safetensors").read_bytes()[:-8])
+    with pytest.raises(StudioError, match="damaged"):
+        Desk(store).play(run_id, "Q", "", [1], 1, 0.0)
+
+
+def test_both_sides_get_the_same_random_numbers_and_a_typed_prompt_needs_no_answer(trained):
+    store, run_id = trained["whole"]
+    played = Desk(store).play(run_id, "Q: 1+1+1=?", "", [0, 0], 3, 1.0)
+    left, right = ([r.completion.text for r in side.rollouts] for side in played.sides)
+    assert left == right
+    assert all(r.scores["accuracy"] is None for r in played.sides[0].rollouts)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_command_of_a_run_gives_its_configuration_back(preset):
+    config = parse(nest(with_preset({"train.steps": 7, "task.name": "sort", "rubric.clip_low": -0.5, "model.name": "it's; rm -rf /", "train.learning_rate": 1e-5}, preset)))
+    words = shlex.split(as_command(config).replace("\\\n", " "))
+    assert words[:4] == ["python", "-m", "grpo_core", "train"]
+    assert build_config(None, None, words[5::2]) == config
+
+
+def test_the_trl_script_trains_by_trl_and_names_what_trl_cannot_say(tmp_path, monkeypatch, tiny_settings):
+    config = parse(nest({**tiny_settings, "train.steps": 1, "algorithm.dynamic_sampling": 2}))
+    script = as_trl_script(config)
+    assert "#   algorithm.dynamic_sampling = 2" in script
+    assert "Every setting of the run has a word" in as_trl_script(parse(nest({})))
+    (tmp_path / "run.py").write_text(script)
+    monkeypatch.chdir(tmp_path)
+    done = runpy.run_path(str(tmp_path / "run.py"), run_name="__main__")
+    [line] = [entry for entry in done["trainer"].state.log_history if "reward" in entry]
+    assert line["reward"] == line["reward"]
+    assert {f"rewards/{name}/mean" for name in ("accuracy", "format", "language", "reasoning")} <= set(line)
+
+
+def test_the_command_line_exports_a_model_and_both_recipes(trained, tmp_path, capsys):
+    store, run_id = trained["whole"]
+    assert main(["export", run_id, "--db", str(store.path), "--format", "model", "--out", str(tmp_path / "m"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(tmp_path / "m")
+    assert main(["export", run_id, "--db", str(store.path), "--format", "command"]) == 0
+    assert "--set train.steps=2" in capsys.readouterr().out
+    assert main(["export", run_id, "--db", str(store.path), "--format", "trl"]) == 0
+    assert "GRPOTrainer" in capsys.readouterr().out

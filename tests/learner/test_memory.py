@@ -1,0 +1,251 @@
+"""Memory: parts that fit, halved when they do not, and logits that are never all there at once. None of it changes a number."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from grpo_core.config import AlgorithmConfig, TrainConfig, parse
+from grpo_core.errors import OutOfMemory
+from grpo_core.learner import Batch, Learner, logprobs, token_logprobs
+from grpo_core.learner import batch as batches
+from grpo_core.learner.batch import micro_batches
+from grpo_core.learner.logprobs import score_tokens
+from grpo_core.models import Policy
+from grpo_core.models import lm_head as head
+from grpo_core.preflight import model_report as report
+from tests.learner.test_learner import A, TinyLM, make_batch, make_learner
+from tests.rollout.test_fast_paths import make_model, ragged
+
+
+class SmallMachine(TinyLM):
+    """Runs out of memory above `room` tokens, in the forward pass, as torch does."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.refused = room, 0
+
+    def forward(self, input_ids, attention_mask):
+        if input_ids.numel() > self.room:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(input_ids, attention_mask)
+
+
+def gradient(learner) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in learner.model.parameters()])
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "updates_per_batch": 2}, {"entropy_quantile": 0.5}, {"advantage": "value"}, {"objective": "trust_region"}])
+def test_out_of_memory_halves_the_micro_batch_and_the_same_step_is_made(options):
+    options = {"kl_coef": 0.0} | options
+    small, large = (make_learner(model, train={"micro_batch_tokens": 64}, **options) for model in (SmallMachine(9), TinyLM()))
+    for learner in (small, large):
+        learner._packs = True
+        rewards = torch.tensor([1.0, 0.0, 0.5, 0.25])
+        update = learner.update(make_batch(), learner.judge(make_batch(), rewards) if learner.critic else A)
+    assert small.model.refused
+    assert small.fitting.max_tokens <= 9 < large.fitting.max_tokens == 64
+    torch.testing.assert_close(gradient(small), gradient(large), atol=1e-6, rtol=0)
+    assert update.micro_batch_tokens == 64
+    refused = small.model.refused
+    small.update(make_batch(), small.judge(make_batch(), rewards) if small.critic else A)
+    assert small.model.refused == refused  # found out once
+
+
+def test_a_completion_that_does_not_fit_alone_says_how_long_it_is_and_what_to_lower():
+    learner = make_learner(SmallMachine(3), kl_coef=0.0)
+    learner._packs = True
+    with pytest.raises(OutOfMemory, match=r"max_new_tokens.*one completion of 5 tokens"):  # (1, 2) + (4, 5, 6), and (3,) + four 4s
+        learner.update(make_batch(), A)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    class Broken(TinyLM):
+        def forward(self, input_ids, attention_mask):
+            raise RuntimeError("expected scalar type Float but found Half")
+
+    learner = make_learner(Broken(), kl_coef=0.0)
+    learner._packs = True
+    with pytest.raises(RuntimeError, match="scalar type"):
+        learner.update(make_batch(), A)
+
+
+@pytest.mark.parametrize("budget", [1, 5, 12, 40, 1000])
+@pytest.mark.parametrize("hidden_size", [1, 64])
+def test_micro_batches_hold_every_row_once_and_no_more_tokens_than_asked_for(budget, hidden_size):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 30, (24,), generator=generator).tolist()
+    prompts = [tuple(range(1, 2 + p)) for p in (3, 9, 1)]
+    batch = Batch(prompts, [(5,) * n for n in lengths], [True] * 24, 0, torch.device("cpu"))
+    parts = micro_batches(batch, budget, hidden_size)
+    assert sorted(i for part in parts for i in part.places) == list(range(24))
+    for part in parts:
+        widths = [part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)]
+        assert len(part) == 1 or len(widths) * max(widths) <= budget
+        for prompt, rows in zip(part.prompts, part.siblings, strict=True):
+            for i in rows:
+                assert prompt == prompts[part.places[i] // 8]
+                assert len(part.completions[i]) == lengths[part.places[i]]
+
+
+def test_wide_groups_are_cut_into_rows_where_a_longer_prompt_costs_less_than_attention():
+    # √(4·(4 + 6·16)) = 20 completion tokens a row: eight completions of ten tokens make four rows of two.
+    batch = Batch([(1, 2, 3, 4)], [(5,) * 10] * 8, [True] * 8, 0, torch.device("cpu"))
+    assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=16)] == [2, 2, 2, 2]
+    assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=4096)] == [8]
+    assert [len(s) for _, s in batches._strips(batch, 14, hidden_size=4096)] == [1] * 8
+
+
+def test_a_long_prompt_is_computed_once_for_its_whole_group():
+    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    # 2,000 tokens of prompt and 16 x 64 of completions are more than ENOUGH, but cut apart each part would compute the prompt again.
+    batch = Batch([(1,) * 2000], [(5,) * 64] * 16, [True] * 16, 0, torch.device("cpu"))
+    assert [len(part) for part in learner.fitting.parts(batch)] == [16]
+    short = Batch([(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu"))  # 20 + 3 x 500 = 1,520 of at most 1,536
+    assert [len(part) for part in learner.fitting.parts(short)] == [3, 3, 2]
+
+
+def test_a_long_prompt_makes_room_for_its_own_group_and_not_for_all_the_others():
+    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    batch = Batch([(1,) * 2000] + [(1,) * 20] * 7, [(5,) * 48] * 64, [True] * 64, 0, torch.device("cpu"))
+    assert max(sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)) for part in learner.fitting.parts(batch)) == 2000 + 8 * 48
+
+
+def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
+    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    batch, tried = ragged(8), []
+
+    def work(parts):
+        tried.append(max(sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)) for part in parts))
+        if len(tried) < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return True
+
+    assert learner.fitting.attempt(batch, work)
+    assert all(later < earlier for earlier, later in pairwise(tried)), tried
+
+
+# ---- logits in chunks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"entropy_gradient": True}, {"states": True}])
+def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(options, monkeypatch):
+    def found():
+        model = TinyLM()
+        scored = logprobs.score_tokens(model, make_batch(), 0.7, **options)
+        (scored.logprobs.sum() + (0.3 * scored.entropy.sum() if "entropy_gradient" in options else 0)).backward()
+        return scored, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole, expected = found()
+    for module in (logprobs, head):
+        monkeypatch.setattr(module, "MAX_LOGITS", 8 * 11)  # two tokens at a time
+    seen, look_up = [], head._look_up
+    monkeypatch.setattr(head, "_look_up", lambda logits, *rest: (seen.append(len(logits)), look_up(logits, *rest)))
+    chunked, gradient = found()
+    assert max(seen) == 2
+    torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-9, rtol=0)
+    torch.testing.assert_close(chunked.entropy, whole.entropy, atol=1e-9, rtol=0)
+    torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_vocabulary_leaves_the_same_gradient_where_it_stands_micro_batch_by_micro_batch(tied, monkeypatch):
+    model = make_model("Qwen3", torch.float64, tie_word_embeddings=tied, pad_token_id=3)  # token 3 is read, and does not move its row by that
+    batch, weight = ragged(6), model.get_output_embeddings().weight
+    assert any(3 in ids for ids in (*batch.prompts, *batch.completions)), "the case must have the padding token among its own"
+
+    def found(in_place):
+        model.zero_grad()
+        for _ in range(2):  # micro-batches
+            score_tokens(model, batch, 0.7, in_place=in_place).logprobs.sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    for module in (logprobs, head):
+        monkeypatch.setattr(module, "MAX_LOGITS", 8 * 40)  # two tokens at a time
+    torch.testing.assert_close(found(True), found(False), atol=1e-12, rtol=1e-12)
+    by_autograd = torch.autograd.grad(score_tokens(model, batch, 0.7, in_place=True).logprobs.sum(), [weight], allow_unused=True)
+    assert by_autograd == (None,), "the gradient was made beside .grad"
+
+
+def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
+    class Capped(TinyLM):
+        def forward(self, input_ids, attention_mask):
+            out = super().forward(input_ids, attention_mask)
+            out.logits = 3 * torch.tanh(out.logits / 3)
+            return out
+
+    expected, _ = token_logprobs(Capped(), make_batch(), 1.0)
+    monkeypatch.setattr(logprobs, "MAX_LOGITS", 8 * 11)
+    torch.testing.assert_close(token_logprobs(Capped(), make_batch(), 1.0)[0], expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_log_softmax(temperature, monkeypatch):
+    monkeypatch.setattr(head, "MAX_LOGITS", 8 * 13)
+    monkeypatch.setattr(head, "BLOCK", 2 * 13)
+    generator = torch.Generator().manual_seed(0)
+    states, weight, bias = (torch.randn(*s, dtype=torch.float64, generator=generator).requires_grad_() for s in ((7, 5), (13, 5), (13,)))
+    chosen = torch.randint(0, 13, (7,), generator=generator)
+    assert torch.autograd.gradcheck(lambda x: head.Chosen.apply(x @ weight.detach().T, chosen, temperature, True), states)
+    assert torch.autograd.gradcheck(lambda *x: head.ThroughHead.apply(*x, chosen, temperature, True), (states, weight, bias))
+    plain = ((states @ weight.T + bias) / temperature).log_softmax(-1)
+    for picked, entropy in (head.Chosen.apply(states @ weight.T + bias, chosen, temperature, True), head.ThroughHead.apply(states, weight, bias, chosen, temperature, True)):
+        torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
+        torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
+
+
+@pytest.mark.parametrize("function", ["whole", "in chunks"])
+def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(*s, generator=g).bfloat16().requires_grad_() for s in ((6, 8), (40, 8)))
+    chosen = torch.randint(0, 40, (6,), generator=g)
+    picked, entropy = head.Chosen.apply(states @ weight.T, chosen, 1.0, True) if function == "whole" else head.ThroughHead.apply(states, weight, None, chosen, 1.0, True)
+    assert picked.dtype == entropy.dtype == torch.float32
+    (found,) = torch.autograd.grad(picked.sum(), states)
+    exact = states.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad((exact @ weight.double().T).log_softmax(-1).gather(-1, chosen[:, None]).sum(), exact)
+    assert (found.double() - expected).norm() < 0.02 * expected.norm()  # bfloat16 keeps 8 bits
+
+
+# ---- layers computed twice ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["Qwen3", "GPT-2", "Gemma 2"])
+def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the_model_as_it_was(shape):
+    model, batch = make_model(shape), ragged(4)
+    computed: list[int] = []
+    first = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
+    linear = next(m for m in first.modules() if type(m).__name__ in ("Linear", "Conv1D"))
+    linear.register_forward_hook(lambda *_: computed.append(1))
+
+    def found(recompute: bool):
+        kept = 0
+
+        def count(t):
+            nonlocal kept
+            kept += t.numel() * (not isinstance(t, torch.nn.Parameter))
+            return t
+
+        computed.clear()
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            logprobs = score_tokens(model, batch, 1.0, recompute=recompute).logprobs
+            logprobs.sum().backward()
+        return logprobs.detach(), torch.cat([p.grad.flatten() for p in model.parameters()]), kept, len(computed)
+
+    (logprobs, gradient, kept, times), (again, gradient_again, kept_less, times_again) = found(False), found(True)
+    assert torch.equal(again, logprobs)
+    assert torch.equal(gradient_again, gradient)
+    assert (times, times_again) == (1, 2)
+    assert kept_less < kept / 2
+    assert "forward" not in vars(first)
+
+
+@pytest.mark.parametrize(("wanted", "free", "expected"), [("on", 2**60, True), ("off", 0, False), ("auto", 2**60, False), ("auto", 2**20, True)])
+def test_layers_are_computed_twice_when_told_to_or_when_memory_is_too_short(wanted, free, expected, monkeypatch):
+    config = parse({"train": {"gradient_checkpointing": wanted}})
+    monkeypatch.setattr(report, "free_memory", lambda device: free)
+    assert report.recomputes_layers(config, Policy(make_model("Qwen3"), None, frozenset(), 0, 128)) == expected

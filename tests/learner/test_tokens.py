@@ -1,0 +1,103 @@
+"""Token records: what is written of every token is what the model says of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from contextlib import closing
+
+import pytest
+import torch
+
+from grpo_core.config import RunConfig, nest, parse
+from grpo_core.learner import token_logprobs
+from grpo_core.models import Vocabulary, load_policy
+from grpo_core.store import Recorder, Store
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
+from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus, StepCompleted, StepMetrics, StepTokens, TokenRecord
+from tests.learner.test_learner import A, TinyLM, make_batch, make_learner
+
+
+def test_the_log_has_what_every_pass_saw_and_the_reference():
+    before, reference = TinyLM(), TinyLM(seed=1)
+    learner = make_learner(TinyLM(), reference, kl_coef=0.1, updates_per_batch=2)
+    learner.update(make_batch(), A)
+    batch = make_batch()
+    old, entropy = token_logprobs(before, batch, 1.0)
+    ref, _ = token_logprobs(reference, batch, 1.0)
+    for i, record in enumerate(learner.log.records()):
+        n = len(batch.completions[i])
+        assert list(record.token_ids) == list(batch.completions[i])
+        assert list(record.logprobs[:n]) == pytest.approx(old[i, :n].tolist(), abs=1e-5)
+        assert list(record.entropy[:n]) == pytest.approx(entropy[i, :n].tolist(), abs=1e-5)
+        assert list(record.ref_logprobs) == pytest.approx(ref[i, :n].tolist(), abs=1e-5)
+        assert len(record.logprobs) == len(record.entropy) == 2 * n
+        assert record.logprobs[:n] != record.logprobs[n:]  # the second update saw another policy
+
+
+def test_a_tied_group_that_nothing_needed_has_ids_and_no_numbers_unless_kl_was_measured_on_it():
+    learner = make_learner(kl_coef=0.0)
+    learner.update(make_batch(), torch.tensor([0.0, 0.0, 1.0, -1.0]))
+    records = learner.log.records()
+    # An eighth of four rows is one, and two are measured at least: the first group has everything, the second what the update needed.
+    assert [r.ref_logprobs is None for r in records] == [False, False, True, True]
+    assert [r.logprobs is None for r in records] == [False] * 4
+    learner.update(make_batch(), torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    assert [r.logprobs is None for r in learner.log.records()] == [False, False, True, True]
+
+
+def test_a_run_records_the_tokens_it_sampled_and_what_they_say(tiny_model, tmp_path):
+    events = []
+    settings = {"model.name": str(tiny_model), "task.heldout_size": 0, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 2,
+                "train.max_new_tokens": 8, "train.token_records": 2}
+    train(parse(nest(settings)), events.append, RunControl())
+    assert [e.tokens is None for e in events if isinstance(e, StepCompleted)] == [True, False, True]  # every second step
+
+    store = Store(tmp_path / "s.db")
+    run_id = store.create_run(RunConfig(), "a run")
+    with Recorder(store, run_id) as recorder:
+        for event in events:
+            recorder(event)
+    policy = load_policy(parse(nest(settings)).model, 0)
+    with closing(sqlite3.connect(store.path)) as conn:
+        rows = conn.execute("SELECT r.text, r.num_tokens, t.token_ids, t.sampling_logprobs, t.logprobs FROM token_records t "
+                            "JOIN rollouts r ON r.id = t.rollout_id").fetchall()
+        pieces = dict(conn.execute("SELECT token_id, piece FROM token_pieces WHERE run_id = ?", (run_id,)).fetchall())
+    assert len(rows) == 4
+    for text, num_tokens, ids, sampled, logprobs in rows:
+        ids = array("i", ids)
+        assert len(ids) == num_tokens
+        assert policy.decode(ids) == text
+        assert b"".join(pieces[t] for t in ids if t not in policy.end_ids).decode("utf-8", "replace").strip() == text.strip()
+        # Sampled and computed again for the update: the same numbers, by two ways through the model.
+        assert list(array("f", sampled)) == pytest.approx(list(array("f", logprobs)), abs=1e-4)
+
+
+def test_token_records_are_replaced_with_their_step_and_go_with_their_run(tmp_path):
+    store = Store(tmp_path / "s.db")
+    run_id = store.create_run(RunConfig(), "a run")
+    rollouts = tuple(Rollout(Completion(t, "stop", 2), {}, 1.0, 0.0) for t in "ab")
+    scored = GroupsScored(1, (Group(Prompt("p", "p", "", "sums"), rollouts, 1.0, 0.0, "tied"),))
+    with Recorder(store, run_id) as recorder:
+        for first in (1, 7):  # a resumed run says its step again
+            records = tuple(TokenRecord(array("i", [first + i, 9]), logprobs=array("f", [-0.5, -1.5])) for i in range(2))
+            recorder(scored)
+            recorder(StepCompleted(1, StepMetrics(), {}, StepTokens(records, {first: b"\xe2", 9: b"</s>"})))
+    with closing(sqlite3.connect(store.path)) as conn:
+        kept = conn.execute("SELECT token_ids, sampling_logprobs, logprobs FROM token_records ORDER BY rollout_id").fetchall()
+    assert [(list(array("i", ids)), s, list(array("f", p))) for ids, s, p in kept] == [([7, 9], None, [-0.5, -1.5]), ([8, 9], None, [-0.5, -1.5])]
+    store.set_status(run_id, RunStatus.FINISHED)
+    store.delete(run_id)
+    with closing(sqlite3.connect(store.path)) as conn:
+        assert conn.execute("SELECT (SELECT COUNT(*) FROM token_records), (SELECT COUNT(*) FROM token_pieces)").fetchone() == (0, 0)
+
+
+@pytest.mark.parametrize("text", ["12 + 5 = 17", "naïve 数学 🙂", "\n\t  x"])
+def test_pieces_of_a_byte_level_tokenizer_join_to_the_text_even_where_a_character_is_split(text):
+    tokenizer = load_policy(RunConfig().model, 0).tokenizer
+    vocabulary = Vocabulary(tokenizer)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert b"".join(vocabulary.piece(t) for t in ids).decode() == text
+    assert set(vocabulary.news([ids])) == set(ids)
+    assert vocabulary.news([ids]) == {}

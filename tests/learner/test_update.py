@@ -1,0 +1,284 @@
+"""Several updates on a batch, what steers them, and what is skipped."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from grpo_core.config import AlgorithmConfig
+from grpo_core.learner import OBJECTIVES, Batch, token_logprobs
+from grpo_core.learner.controls import KL_CONTROLS, Steering
+from tests.learner.test_learner import ROWS, A, TinyLM, make_batch, make_learner
+
+NO_KL = {"kl_coef": 0.0}
+
+
+class Counting(TinyLM):
+    """Counts the forward passes that carry a gradient, and those that do not."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__(seed)
+        self.with_gradient = self.without = 0
+
+    def forward(self, input_ids, attention_mask):
+        if torch.is_grad_enabled():
+            self.with_gradient += 1
+        else:
+            self.without += 1
+        return super().forward(input_ids, attention_mask)
+
+
+def flat_gradient(learner) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in learner.model.parameters()])
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+# ---- several updates ------------------------------------------------------------------------------------------------
+
+
+def test_the_first_update_needs_no_forward_for_its_old_logprobs():
+    model = Counting()
+    learner = make_learner(model, Counting(1))
+    learner._packs = True  # finding out whether the model can pack takes two passes of its own
+    learner.update(make_batch(), A)
+    assert (model.with_gradient, model.without) == (1, 0)
+
+
+def test_a_second_update_on_a_batch_takes_its_ratio_against_the_policy_before_the_first():
+    a = {"updates_per_batch": 2, "clip_eps_low": 0.9, "clip_eps_high": 9.0, "aggregation": "token_mean", **NO_KL}
+    learner, twin = make_learner(train={"max_grad_norm": 1e6}, **a), TinyLM()
+    batch = make_batch()
+    old, _ = token_logprobs(twin, batch, 1.0)
+    once = make_learner(twin, **a | {"updates_per_batch": 1})
+    first = once.update(batch, A)  # the same first step
+    update = learner.update(batch, A)
+    new, _ = token_logprobs(twin, batch, 1.0)
+    ratio = (new - old.detach()).exp()
+    loss = -(torch.where(batch.completion_mask, ratio * A[:, None], 0.0)).sum() / 10
+    twin.zero_grad()
+    loss.backward()
+    torch.testing.assert_close(flat_gradient(learner), torch.cat([p.grad.flatten() for p in twin.parameters()]), atol=1e-6, rtol=1e-4)
+    assert update.num_updates == 2
+    assert update.loss == pytest.approx((first.loss + loss.item()) / 2, abs=1e-5)
+    assert update.ratio_max == pytest.approx(max(1.0, ratio.detach()[batch.completion_mask].max().item()), abs=1e-5)
+    assert update.ratio_max != 1.0
+
+
+@pytest.mark.parametrize("options", [
+    {"objective": "clip", "ratio_level": "sequence"}, {"objective": "vespo", "entropy_quantile": 0.5}, {"objective": "gmpo", "aggregation": "sequence_mean"},
+    {"objective": "cispo", "entropy_coef": 0.1}, {"objective": "sapo", "kl_estimator": "exact"}, {"kl_ratio_corrected": True, "off_policy_threshold": 0.01}])
+def test_micro_batch_size_changes_nothing_over_three_updates(options):
+    sampled = [[-0.5] * len(completion) for _, completion in ROWS]
+
+    def run(budget):
+        learner = make_learner(train={"micro_batch_tokens": budget}, kl_coef=0.1, updates_per_batch=3, **{k: v for k, v in options.items() if k != "kl_coef"})
+        learner.update(Batch(**{**vars(make_batch()), "sampling_logprobs": sampled}), A)
+        return weights(learner.model)
+
+    whole = run(16_384)
+    for budget in (1, 12):
+        torch.testing.assert_close(run(budget), whole, atol=1e-6, rtol=0)
+
+
+def test_rows_that_drifted_since_they_were_sampled_are_dropped_when_they_were_bad():
+    new, _ = token_logprobs(TinyLM(), make_batch(), 1.0)
+    lost = [[float(p) + 1.0 for p in row[: len(c)]] for row, (_, c) in zip(new.detach(), ROWS, strict=True)]  # every token lost one nat
+    batch = Batch(**{**vars(make_batch()), "sampling_logprobs": lost})
+    update = make_learner(off_policy_threshold=0.5, **NO_KL).update(batch, A)
+    assert update.off_policy_frac == 0.5  # rows 1 and 3 have A < 0
+    assert make_learner(off_policy_threshold=1.5, **NO_KL).update(batch, A).off_policy_frac == 0
+
+
+# ---- skipping what has no gradient ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_skipping_tied_groups_leaves_the_gradient_identical(objective):
+    advantages = torch.tensor([1.0, -1.0, 0.0, 0.0])
+    skipping, whole = make_learner(objective=objective, **NO_KL), make_learner(objective=objective, **NO_KL)
+    whole._teaching = lambda batch, advantages: batch
+    for learner in (skipping, whole):
+        learner.update(make_batch(), advantages)
+    assert torch.equal(flat_gradient(skipping), flat_gradient(whole)) or torch.allclose(flat_gradient(skipping), flat_gradient(whole), atol=1e-9, rtol=0)
+    assert len(skipping._teaching(make_batch(), advantages)) == 2
+
+
+def test_a_step_of_tied_groups_alone_costs_no_backward_still_moves_by_momentum_and_still_shows_kl_and_entropy():
+    skipping, whole = make_learner(Counting(), **NO_KL), make_learner(Counting(), **NO_KL)
+    whole._teaching = lambda batch, advantages: batch
+    for learner in (skipping, whole):
+        learner.update(make_batch(), A)
+        learner.model.with_gradient = 0
+        update = learner.update(make_batch(), torch.zeros(4))
+        assert update.grad_norm == 0
+        assert update.kl > 0
+        assert update.entropy > 0
+    assert (skipping.model.with_gradient, whole.model.with_gradient) == (0, 1)
+    torch.testing.assert_close(weights(skipping.model), weights(whole.model), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"kl_coef": 0.1}, {"entropy_coef": 0.1, **NO_KL}, {"entropy_target": 1.0, **NO_KL}, {"kl_control": "hard", **NO_KL}])
+def test_nothing_is_skipped_where_kl_or_entropy_need_every_row(options):
+    assert len(make_learner(**options)._teaching(make_batch(), torch.zeros(4))) == 4
+
+
+# ---- steering -------------------------------------------------------------------------------------------------------
+
+
+def test_adaptive_kl_follows_zieglers_rule_and_is_clipped_at_a_fifth():
+    a = AlgorithmConfig(kl_control="adaptive", kl_target=0.1, kl_horizon=100)
+    coef = KL_CONTROLS["adaptive"].coef
+    assert coef(0.02, 0.11, 50, a) == pytest.approx(0.02 * (1 + 0.1 * 0.5))  # 10 % above the target, half a horizon
+    assert coef(0.02, 5.0, 50, a) == pytest.approx(0.02 * 1.1)
+    assert coef(0.02, 0.0, 100, a) == pytest.approx(0.02 * 0.8)
+    learner = make_learner(kl_control="adaptive", kl_target=1e-4, kl_horizon=4, kl_coef=0.02)
+    first, second = (learner.update(make_batch(), A) for _ in range(2))  # its reference is another model, so KL is above from the start
+    assert first.kl_coef == 0.02
+    assert second.kl_coef == pytest.approx(0.02 * 1.2)
+
+
+def test_the_adaptive_coefficient_waits_for_kl_to_come_up_to_its_target_before_it_falls_but_not_for_ever():
+    a = AlgorithmConfig(kl_control="adaptive", kl_target=0.1, kl_horizon=100, kl_coef=0.02)
+    s = Steering.start(a)
+    for kl in (0.0, 0.05, 0.099):  # a run's first steps
+        s = s.after_batch(kl, 50, a)
+        assert s.kl_coef == 0.02
+    s = s.after_batch(0.2, 50, a)
+    assert s.kl_coef == pytest.approx(0.02 * 1.1)  # half a horizon, clipped at a fifth
+    assert s.after_batch(0.0, 50, a).kl_coef == pytest.approx(0.02 * 1.1 * 0.9)
+    s = Steering.start(a)
+    for _ in range(10):  # 500 completions, five horizons
+        s = s.after_batch(0.01, 50, a)
+    assert s.kl_coef == 0.02
+    assert s.after_batch(0.01, 50, a).kl_coef == pytest.approx(0.02 * 0.9)  # it never came up: the coefficient is too large
+    fixed = AlgorithmConfig(kl_coef=0.02)
+    assert Steering.start(fixed).after_batch(5.0, 50, fixed).kl_coef == 0.02
+
+
+def test_the_adaptive_coefficient_brings_a_process_of_its_kind_to_the_target_and_keeps_it_there():
+    # KL that answers within about ten steps, and is the smaller the larger the coefficient: kl moves a tenth of the way to .001/coef
+    a = AlgorithmConfig(kl_control="adaptive", kl_target=0.05, kl_coef=0.005)
+    s, kl, seen = Steering.start(a), 0.0, []
+    for _ in range(300):
+        kl += 0.1 * (0.001 / s.kl_coef - kl)  # .2 without control: four times the target
+        seen.append(kl)
+        s = s.after_batch(kl, 64, a)
+    assert max(seen) < 0.2
+    assert all(0.025 < kl < 0.075 for kl in seen[150:])
+
+
+def test_above_a_hard_limit_no_update_is_made_and_the_weights_go_a_tenth_of_the_way_to_the_reference():
+    model, reference = TinyLM(), TinyLM(1)  # two models: far above from the start
+    learner = make_learner(model, reference, kl_control="hard", kl_target=1e-6, updates_per_batch=3)
+    before = weights(model)
+    update = learner.update(make_batch(), A)
+    assert (update.num_updates, update.grad_norm) == (0, None)
+    torch.testing.assert_close(weights(model), 0.9 * before + 0.1 * weights(reference))
+
+
+def test_a_hard_limit_is_exceeded_by_one_update_at_most():
+    model = TinyLM()
+    learner = make_learner(model, TinyLM(), kl_control="hard", kl_target=1e-5, updates_per_batch=8)
+    assert 0 < learner.update(make_batch(), A).num_updates < 8  # the update that crossed the limit was the last
+
+
+def test_a_hard_limit_against_a_frozen_reference_is_no_wall():
+    model, reference = TinyLM(), TinyLM(1)
+    start = make_learner(model, reference).update(make_batch(), torch.zeros(4)).kl
+    learner = make_learner(model, reference, kl_control="hard", kl_target=start / 4, **NO_KL)
+    seen = [learner.update(make_batch(), torch.zeros(4)) for _ in range(30)]
+    above = [u for u in seen if u.num_updates == 0]
+    assert 0 < len(above) < 20  # (.9²)^n reaches 1/4 after 7 steps back where KL is quadratic in the weights
+    assert above == seen[: len(above)]
+    assert all(later.kl < earlier.kl for earlier, later in pairwise(above))
+    assert seen[-1].kl <= start / 4
+
+
+def test_the_reference_moves_by_alpha_every_n_steps_and_never_otherwise():
+    still, moving = make_learner(), make_learner(ref_every=2, ref_alpha=0.25)
+    start = weights(moving.reference)
+    for learner in (still, moving):
+        learner.update(make_batch(), A)
+        assert torch.equal(weights(learner.reference), start)
+        learner.update(make_batch(), A)
+    assert torch.equal(weights(still.reference), start)
+    torch.testing.assert_close(weights(moving.reference), 0.25 * weights(moving.model) + 0.75 * start)
+
+
+def test_a_branch_may_do_without_the_reference_that_its_parent_moved():
+    moving = make_learner(ref_every=1)
+    moving.update(make_batch(), A)
+    without = make_learner(measure_kl=False, **NO_KL)
+    without.reference = None
+    without.load_state(moving.state())
+    assert without.num_steps == 1
+
+
+def test_what_a_checkpoint_keeps_of_the_learner_continues_to_the_last_bit():
+    options = {"kl_control": "adaptive", "kl_target": 0.01, "kl_horizon": 10, "ref_every": 1, "entropy_coef": 0.1, "entropy_target": 5.0}
+    learner = make_learner(**options)
+    learner.update(make_batch(), A)
+    other = make_learner(copy.deepcopy(learner.model), **options)
+    other.load_state(copy.deepcopy(learner.state()))
+    assert [learner.update(make_batch(), A) for _ in range(3)] == [other.update(make_batch(), A) for _ in range(3)]
+
+
+def test_the_entropy_bonus_waits_for_its_target_and_moves_by_its_step():
+    a = AlgorithmConfig(entropy_coef=0.01, entropy_target=1.0, entropy_coef_delta=0.005, entropy_coef_max=0.02)
+    s = Steering.start(a)
+    assert s.entropy_weight(a) == 0.0  # nothing measured yet
+    s = s.after_update(0.5, a)
+    assert (s.entropy_weight(a), s.entropy_coef) == (0.015, 0.015)
+    s = s.after_update(0.5, a).after_update(0.5, a)
+    assert s.entropy_coef == 0.02  # the most
+    assert s.after_update(2.0, a).entropy_weight(a) == 0.0
+
+
+def test_an_entropy_bonus_raises_entropy():
+    with_bonus, without = make_learner(entropy_coef=1.0, **NO_KL), make_learner(**NO_KL)
+    nothing = torch.zeros(4)
+    before = with_bonus.update(make_batch(), nothing)
+    for _ in range(20):
+        after = with_bonus.update(make_batch(), nothing)
+    assert after.entropy > before.entropy + 0.01
+    assert before.entropy_loss == pytest.approx(-before.entropy, rel=1e-5)
+    assert without.update(make_batch(), nothing).entropy_loss == 0
+
+
+def test_the_parts_of_the_loss_add_up_and_each_is_what_it_says():
+    update = make_learner(kl_coef=0.3, entropy_coef=0.2).update(make_batch(), A)
+    assert update.loss == pytest.approx(update.policy_loss + update.kl_loss + update.entropy_loss)
+    assert update.kl_loss == pytest.approx(0.3 * update.kl)  # token_mean: aggregated as it is measured
+    assert update.entropy_loss == pytest.approx(-0.2 * update.entropy)
+
+
+def test_exact_kl_in_a_step_is_the_kl_of_the_two_distributions():
+    model, reference, batch = TinyLM(), TinyLM(1), make_batch()
+    total = 0.0
+    for prompt, completion in ROWS:
+        for t in range(len(completion)):
+            seen = torch.tensor([[*prompt, *completion[:t]]])
+            p, q = (torch.distributions.Categorical(logits=m(seen, torch.ones_like(seen)).logits[0, -1]) for m in (model, reference))
+            total += torch.distributions.kl_divergence(p, q).item()
+    assert make_learner(model, reference, kl_estimator="exact").update(batch, A).kl == pytest.approx(total / 10, rel=1e-5)
+
+
+def test_the_entropy_quantile_leaves_the_policy_term_to_the_forking_tokens():
+    model, batch = TinyLM(), make_batch()
+    new, entropy = token_logprobs(model, batch, 1.0)
+    chosen = entropy[batch.completion_mask].sort(descending=True).values[:5]  # share .5 of 10 tokens: at or above the median
+    carries = batch.completion_mask & (entropy >= chosen[-1])
+    expected = -torch.where(carries, A[:, None].expand_as(new), 0.0).sum().item() / 10  # ratio 1
+    assert make_learner(entropy_quantile=0.5, **NO_KL).update(batch, A).policy_loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_nan_advantage_is_refused_even_where_groups_are_skipped():
+    with pytest.raises(ArithmeticError, match="nan"):
+        make_learner(**NO_KL).update(make_batch(), torch.tensor([math.nan, 0, 0, 0]))

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_core.config import ModelConfig
+from grpo_core.errors import InvalidConfig
+from grpo_core.models import check_model, describe_device, load_policy
+from grpo_core.tasks import TASKS
+from grpo_core.types import Prompt
+
+CPU = torch.device("cpu")
+
+
+def refusal(name: str | Path, **options: object) -> str:
+    with pytest.raises(InvalidConfig) as caught:
+        check_model(ModelConfig(name=str(name), **options))
+    [problem] = caught.value.problems
+    assert problem.field == "model.name"
+    assert "\n" not in str(problem)
+    return str(problem)
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def test_a_folder_loads_with_its_weights_and_a_frozen_copy_is_the_same_model(tiny_model):
+    policy = load_policy(ModelConfig(name=str(tiny_model)), seed=0, device=CPU)
+    copy = policy.frozen_copy()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(policy.model(ids).logits, copy(ids).logits)
+    assert not any(p.requires_grad for p in copy.parameters())
+    assert policy.model.dtype == torch.float32
+    assert not policy.model.training  # dropout off: KL at step 0 is 0
+
+
+def test_random_initial_weights_are_drawn_from_the_seed_alone(tiny_model):
+    def weights(seed: int) -> torch.Tensor:
+        return next(load_policy(ModelConfig(name=str(tiny_model), init="random"), seed=seed, device=CPU).model.parameters())
+
+    before = torch.get_rng_state()
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+    assert not torch.equal(weights(1), next(load_policy(ModelConfig(name=str(tiny_model)), 1, CPU).model.parameters()))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_all_end_of_turn_ids_are_respected_those_of_generation_config_and_of_the_template(copy):
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [7, 9]}))
+    policy = load_policy(ModelConfig(name=str(copy)), seed=0, device=CPU)
+    assert policy.end_ids >= {7, 9, policy.tokenizer.eos_token_id}
+
+
+def test_a_prompt_goes_through_the_chat_template_if_there_is_one_and_bare_otherwise(tiny_model, copy):
+    prompt = Prompt("p", "Q: 1+1+1=?", "3", "sums")
+    bare = load_policy(ModelConfig(name=str(tiny_model)), 0, CPU)
+    assert bare.decode(bare.encode(prompt, TASKS["sums"].instruction)) == "Q: 1+1+1=?"
+    (copy / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}")
+    chat = load_policy(ModelConfig(name=str(copy)), 0, CPU)
+    assert chat.decode(chat.encode(prompt, "Add.")) == "[user]Add.\n\nQ: 1+1+1=?[assistant]"
+
+
+def test_decoding_drops_the_end_token_and_nothing_else(tiny_model):
+    policy = load_policy(ModelConfig(name=str(tiny_model)), 0, CPU)
+    text = "<think>a</think><answer>5</answer> <img src=x onerror=alert(1)> ü 漢"
+    assert policy.decode([*policy.tokenizer(text)["input_ids"], policy.tokenizer.eos_token_id]) == text
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "..", "a/b/c", "no such model!", "\0", "x" * 500, "../../etc"])
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused_on_one_line(name):
+    assert "model.name" in refusal(name)
+
+
+def test_a_hub_model_that_cannot_be_reached_is_refused_on_one_line():
+    assert "configuration cannot be loaded" in refusal("nobody/no-such-model")
+
+
+def test_a_folder_with_pickled_weights_only_is_refused_because_a_pickle_runs_code(copy):
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    assert "pickle" in refusal(copy)
+    assert "pytorch_model.bin" in refusal(copy)
+    check_model(ModelConfig(name=str(copy), init="random"))  # weights are not read then
+
+
+def test_a_folder_that_lacks_something_is_refused_by_what_it_lacks(copy, tmp_path):
+    (copy / "model.safetensors").unlink()
+    assert "no *.safetensors" in refusal(copy)
+    assert "no config.json" in refusal(tmp_path)
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "a file" in refusal(file)
+
+
+def test_a_model_that_wants_to_run_its_own_code_is_refused(copy):
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    assert "code from its own folder" in refusal(copy)
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{", "{}", '{"model_type": "nope"}', '{"model_type": "t5"}'])
+def test_a_broken_or_foreign_configuration_is_refused_on_one_line(copy, config):
+    (copy / "config.json").write_text(config)
+    refusal(copy)
+
+
+def test_damaged_weights_are_refused_on_one_line_when_they_are_read(copy):
+    (copy / "model.safetensors").write_bytes(b"\xff" * 1000)
+    with pytest.raises(InvalidConfig, match=r"model\.name.*cannot be loaded"):
+        load_policy(ModelConfig(name=str(copy)), 0, CPU)
+
+
+def test_the_device_is_described_for_people():
+    assert describe_device(CPU) == f"CPU, {os.cpu_count()} cores"

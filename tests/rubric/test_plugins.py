@@ -1,0 +1,140 @@
+"""Other people's Python: what it may do, what stops it, and that the next step goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from grpo_core.errors import StudioError
+from grpo_core.rubric import CHECKS
+from grpo_core.rubric.sandbox.plugins import load_plugins
+from grpo_core.types import Completion, Prompt
+
+COMPLETIONS = [Completion(text, "stop", 3) for text in ("<answer>5</answer>", "six")]
+PROMPTS = [Prompt("p", "2+3?", "5", "file", {"columns": {"level": 3}}), Prompt("q", "3+3?", "6", "file", {"columns": {"level": 4}})]
+GOOD = "def right(completions, prompts, answer, level, **columns):\n    'Right?'\n    return [float(a in c) * l for c, a, l in zip(completions, answer, level)]\n"
+HOSTILE = {
+    "loops for ever": "while True: pass",
+    "allocates 10 GB": "x = bytearray(10 << 30); x[::4096] = b'1' * len(x[::4096])",
+    "opens a socket": "import socket; socket.create_connection(('127.0.0.1', 1), 1)",
+    "opens a unix socket": "import socket; socket.socket(socket.AF_UNIX)",
+    "reads the environment": "import os; leaked = os.environ['GRPO_CANARY']",
+    "reads its parent's environment": "import os; leaked = open(f'/proc/{os.getppid()}/environ').read()",
+    "reads a file of the machine": "open('/etc/passwd').read()",
+    "reads a home": "import os; os.listdir('/root'); os.listdir('/home')",
+    "forks": "import os; os.fork()",
+    "starts a program": "import subprocess; subprocess.run(['true'], check=True)",
+    "posix_spawn": "import os; os.posix_spawn('/bin/true', ['true'], {})",
+    "writes a file": "open('/tmp/grpo-was-here', 'w').write('x')",
+    "deletes a file": "import os; os.unlink(__FILE__)",
+    "makes a folder": "import os; os.mkdir('/tmp/grpo-was-here')",
+    "kills its parent": "import os; os.kill(os.getppid(), 9)",
+    "lifts its limits": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30)); open('/tmp/grpo-was-here', 'w').write('x')",
+    "writes through ctypes": "import ctypes; l = ctypes.CDLL(None); assert l.creat(b'/tmp/grpo-was-here', 0o644) >= 0",
+    "exits": "import os; os._exit(0)",
+    "raises SystemExit": "raise SystemExit",
+    "recurses in C": "import ctypes; ctypes.string_at(0)",
+    "returns strings": "return ['a', 'b']",
+    "returns NaN": "return [float('nan'), float('inf')]",
+    "returns too few": "return [1.0]",
+    "returns no list": "return 3",
+    "returns a huge list": "return ['x' * 100] * 1_000_000",
+}
+
+
+def plugin(tmp_path: Path, body: str) -> dict:
+    file = tmp_path / "mine.py"
+    file.write_text(body)
+    return load_plugins([str(file)])
+
+
+def run(check, **params):
+    notes = Counter()
+    return check.scores(COMPLETIONS, PROMPTS, check.params.model_validate(params), notes), notes
+
+
+def test_a_function_with_trls_signature_scores_and_gets_the_files_columns(tmp_path):
+    check = plugin(tmp_path, GOOD)["mine.right"]
+    assert run(check) == ([3.0, 0.0], Counter())
+    assert "mine.py" in check.help
+
+
+def test_trls_own_reward_function_works_as_a_plug_in(tmp_path):
+    check = plugin(tmp_path, "import re\n\ndef think(completions, **kwargs):\n    return [1.0 if re.match(r'^<think>(?!.*<think>)(.*?)</think>.*$', c[0]['content'], re.DOTALL) "
+                             "else 0.0 for c in completions]\n")["mine.think"]
+    notes = Counter()
+    texts = [Completion("<think>a</think>b", "stop", 3), Completion("a", "stop", 1)]
+    assert check.scores(texts, PROMPTS, check.params(messages=True), notes) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_python_is_stopped_with_a_message_and_the_next_step_goes_on(tmp_path, what, monkeypatch):
+    monkeypatch.setenv("GRPO_CANARY", "secret-canary")
+    Path("/tmp/grpo-was-here").unlink(missing_ok=True)
+    body = HOSTILE[what].replace("__FILE__", repr(str(tmp_path / "mine.py")))
+    check = plugin(tmp_path, "leaked = ''\n\ndef bad(completions, prompts, **columns):\n    global leaked\n" + textwrap.indent(body, "    ") + "\n    return [1.0, 1.0]\n\n" + GOOD)
+    started = time.monotonic()
+    found, notes = run(check["mine.bad"], seconds=0.5)
+    assert time.monotonic() - started < 8
+    assert found == [None, None]
+    assert notes
+    assert all("canary" not in note for note in notes)
+    assert not Path("/tmp/grpo-was-here").exists()
+    assert (tmp_path / "mine.py").exists()
+    assert run(check["mine.right"])[0] == [3.0, 0.0]
+
+
+def test_printing_a_gigabyte_goes_nowhere(tmp_path):
+    check = plugin(tmp_path, "def loud(completions, **_):\n    for _ in range(1000): print('x' * 1_000_000)\n    return [1.0, 1.0]\n")["mine.loud"]
+    assert run(check, seconds=10) == ([1.0, 1.0], Counter())
+
+
+def test_hostile_code_at_the_top_of_the_file_is_locked_up_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("grpo_core.rubric.sandbox.plugins.START_SECONDS", 1.0)
+    for body, says in (("while True: pass", "took too long"), ("open('/tmp/grpo-was-here', 'w')", "PermissionError"), ("def f(:", "SyntaxError"), ("x = 1", "no public function")):
+        (tmp_path / "mine.py").write_text(body)
+        with pytest.raises(StudioError, match=says):
+            load_plugins([str(tmp_path / "mine.py")])
+    with pytest.raises(StudioError, match="no Python file"):
+        load_plugins([str(tmp_path / "nowhere.py")])
+
+
+SNIPPETS = {
+    "while True: pass": "too long", "return [0] * 10**10": "MemoryError", "return 'a' * 10**12": "MemoryError", "return 9**9**9**9": "MemoryError", "return open('/etc/passwd').read()": "denied",
+    "import os; return os.environ['HOME']": "not supported", "import socket": "No module", "import subprocess": "No module", "return ().__class__.__base__.__subclasses__()": "no attribute",
+    "return __import__('os').system('id')": "NameError", "return 'x'": "no finite number", "return float('nan')": "no finite number", "return 10**400": "no finite number",
+    "return score(a, b, c, d)": "Recursion", "import time; time.sleep(99)": "too long", "x =": "Expected", "return [][1]": "IndexError", "print('x' * 10**9)": "MemoryError",
+    "for i in range(10**9): print('x' * 1000)": "MemoryError",
+}
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
+    check, notes = CHECKS["python"], Counter()
+    body = f"def score(a, b, c, d):\n    {code}\n"
+    started = time.monotonic()
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(code=body, seconds=0.3), notes) == [None, None]
+    assert time.monotonic() - started < 5
+    assert SNIPPETS[code] in str(notes), notes
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
+
+
+def test_a_snippet_that_loops_for_ever_costs_a_step_four_times_its_limit_and_no_more():
+    check, notes, started = CHECKS["python"], Counter(), time.monotonic()
+    found = check.scores(COMPLETIONS * 20, PROMPTS * 20, check.params(code="def score(a, b, c, d):\n    while True: pass\n", seconds=0.2), notes)
+    assert found == [None] * 40
+    assert notes == {"the snippet took too long": 4, "not tried after 4 that took too long": 36}
+    assert time.monotonic() - started < 5  # 40 of 0.2 s would be eight
+
+
+def test_the_jail_holds_a_process_that_is_root_or_not():
+    code = "from grpo_core.rubric.jail import lock_up\nimport sys\nlock_up(['/usr', sys.prefix, sys.base_prefix], 1 << 30)\nopen('/etc/hostname')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": os.getcwd()})
+    assert "PermissionError" in done.stderr

@@ -1,0 +1,230 @@
+"""A server for strangers: what its operator limits, where files may be, and copies of the store that outlive its disk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+import pytest
+
+from grpo_core.config import nest, parse
+from grpo_core.errors import InvalidConfig, StoreError, StudioError
+from grpo_core.preflight.service import Desk
+from grpo_core.runs.limits import Limits, Visitors, from_environment
+from grpo_core.store import Recorder, Store
+from grpo_core.store.snapshot import Snapshots
+from grpo_core.types import Evaluated
+
+
+def refused(limits: Limits, waiting: int = 0, **settings) -> set[str]:
+    try:
+        limits.check(parse(nest({k.replace("__", "."): v for k, v in settings.items()})), waiting)
+    except InvalidConfig as error:
+        return {p.field for p in error.problems}
+    return set()
+
+
+def test_every_limit_names_its_field_and_none_is_set_by_default():
+    assert refused(from_environment({}, None), 99, train__steps=10**6, model__name="/anywhere") == set()
+    limits = from_environment({"GRPO_MAX_STEPS": "80", "GRPO_MAX_NEW_TOKENS": "48", "GRPO_MAX_ROLLOUTS": "64", "GRPO_MAX_HELDOUT": "200", "GRPO_MAX_WAITING": "2",
+                               "GRPO_MODELS": "bundled, owner/small"}, None)
+    assert refused(limits) == set()  # the default run is just allowed: 80 steps of 8 x 8, 48 tokens, 200 held out
+    assert refused(limits, train__steps=81, train__max_new_tokens=49, train__group_size=9, task__heldout_size=201, model__name="owner/big") == {
+        "train.steps", "train.max_new_tokens", "train.group_size", "task.heldout_size", "model.name"}
+    assert refused(limits, 2) == {"train.steps"}
+    assert refused(limits, train__eval_samples=2) == {"task.heldout_size"}
+    with pytest.raises(InvalidConfig, match="GRPO_MAX_STEPS = 'many'"):
+        from_environment({"GRPO_MAX_STEPS": "many"}, None)
+
+
+def test_off_this_machine_files_are_read_below_the_allowed_folders_only(tmp_path):
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    for folder in (allowed, outside):
+        folder.mkdir()
+        (folder / "p.csv").write_text("question,answer\n1,1\n")
+    (allowed / "link.csv").symlink_to(outside / "p.csv")
+    limits = Limits(roots=(allowed,))
+    assert refused(limits, task__path=str(allowed / "p.csv")) == set()
+    for path in (outside / "p.csv", allowed / ".." / "outside" / "p.csv", allowed / "link.csv", "/etc/passwd", "../../etc/passwd", "~/x.csv"):
+        assert refused(limits, task__path=str(path)) == {"task.path"}, path
+    assert refused(limits, task__path=str(allowed / "p.csv"), task__heldout_source=str(outside / "p.csv")) == {"task.heldout_source"}
+    assert refused(limits, model__name=str(outside)) == {"model.name"}
+    assert refused(limits, model__name="/nowhere") == {"model.name"}
+    assert refused(limits, model__name="Qwen/Qwen3-0.6B", task__path="openai/gsm8k") == set()
+    criteria = [{"name": "m", "check": "reward_model", "weight": 1, "params": {"model": str(outside)}}]
+    assert refused(limits, rubric__criteria=criteria) == {"rubric.criteria.0.params.model"}
+
+
+def test_while_a_text_is_scored_no_file_outside_is_read_either(tmp_path, monkeypatch):
+    from ui.components import form
+    from ui.tabs import setup
+
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    secret = tmp_path / "secret.csv"
+    secret.write_text("question,answer\nthe secret question,1\n" + "".join(f"q{i},1\n" for i in range(30)))
+    fields = [{"task.name": "file", "task.path": str(secret)}.get(n, v) for n, v in zip(form.NAMES, setup._defaults(), strict=True)]
+    assert "whose answer is 1" in setup.score_text("x", fields)  # seen, and in the cache
+    monkeypatch.setenv("GRPO_STUDIO_ROOTS", str(tmp_path / "elsewhere"))
+    assert "Choose a task first" in setup.score_text("x", fields)
+    monkeypatch.setenv("GRPO_STUDIO_ROOTS", os.pathsep.join([str(tmp_path / "elsewhere"), str(tmp_path)]))
+    assert "whose answer is 1" in setup.score_text("x", fields)
+
+
+def test_the_desk_asks_before_it_looks(tmp_path):
+    desk = Desk(check=Limits(roots=(tmp_path,)).check)
+    config = parse(nest({"task.path": "/etc/hosts"}))
+    for question in (desk.preview, desk.check_model, desk.preflight, desk.try_rubric, desk.probe, lambda c: desk.score_texts(c, ["a", "b"])):
+        with pytest.raises(InvalidConfig, match="does not read files there"):
+            question(config)
+
+
+def test_a_snapshot_is_whole_renewed_on_change_and_restored_when_the_file_is_gone(tmp_path):
+    db, bucket = tmp_path / "local" / "runs.sqlite", tmp_path / "bucket"
+    snapshots = Snapshots(db, bucket, seconds=0)
+    assert snapshots.restore() is False
+    store = Store(db)
+    run_id = store.create_run(parse(nest({})), "kept")
+    assert snapshots.renew() is True
+    assert snapshots.renew() is False  # nothing changed
+    with Recorder(store, run_id) as record:
+        record(Evaluated(0, {"heldout/accuracy": 0.5}))
+        assert snapshots.renew() is True  # while a run is being written
+    store.close()
+    for file in db.parent.iterdir():
+        file.unlink()
+    assert Snapshots(db, bucket).restore() is True
+    again = Store(db)
+    assert [(r.name, r.heldout_before) for r in again.runs()] == [("kept", 0.5)]
+    again.close()
+    assert Snapshots(db, bucket).restore() is False  # what is there is never overwritten
+    with sqlite3.connect(bucket / "runs.sqlite") as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert sorted(os.listdir(bucket)) == ["runs.sqlite"]
+
+
+def test_a_damaged_snapshot_is_not_taken_for_the_store(tmp_path):
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    (bucket / "runs.sqlite").write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+    with pytest.raises(StoreError, match="is damaged"):
+        Snapshots(tmp_path / "runs.sqlite", bucket).restore()
+    assert os.listdir(tmp_path) == ["bucket"]
+
+
+# ---- what a run may take --------------------------------------------------------------------------------------------------------
+
+
+def test_a_visitor_may_begin_so_many_runs_a_day_and_is_told_when_to_come_back():
+    now = [1000.0]
+    visitors = Visitors(2, clock=lambda: now[0])
+    visitors.admit("address 10.0.0.1")
+    now[0] += 3600
+    visitors.admit("address 10.0.0.1")
+    with pytest.raises(InvalidConfig, match=r"allows a visitor 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours"):
+        visitors.admit("address 10.0.0.1")
+    visitors.admit("address 10.0.0.2")
+    visitors.admit(None)  # the server itself, taking up its queue
+    now[0] += 23 * 3600 + 1  # the first is a day ago
+    visitors.admit("address 10.0.0.1")
+    for _ in range(9):
+        Visitors(None).admit("anybody")
+    assert "10.0.0" not in repr(vars(visitors))
+
+
+def test_time_and_disk_have_limits_with_the_value_and_the_way_out():
+    limits = from_environment({"GRPO_MAX_MINUTES": "10", "GRPO_MAX_DISK_MIB": "100"}, None)
+    assert limits.too_much(600, 100 * 2**20) is None
+    assert limits.too_much(601, 0) == ("This server lets a run take 10 minutes (GRPO_MAX_MINUTES). Its state is saved: press Resume for as long again, or run your own copy.")
+    assert limits.too_much(0, 150 * 2**20).startswith("The runs of this server take 150 MiB of the 100 MiB that they may (GRPO_MAX_DISK_MIB). Delete old runs")
+    limits.check_place(100 * 2**20)
+    with pytest.raises(StudioError, match="150 MiB of the 100 MiB"):
+        limits.check_place(150 * 2**20)
+    assert Limits().too_much(10**9, 10**15) is None
+
+
+def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
+    from processes import until
+
+    from grpo_core.runs import manager as runs
+
+    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+
+    def train(config, emit, control):
+        while True:
+            control.breathe()
+
+    store = Store(tmp_path / "r.sqlite")
+    asked = []
+    manager = runs.RunManager(store, train, limit=lambda seconds: asked.append(seconds) or ("Too long. Go home." if len(asked) > 3 else None))
+    run_id = manager.start(parse(nest({})))
+    until(lambda: store.run(run_id).status == "stopped")
+    assert store.run(run_id).error == "Too long. Go home."
+    assert asked == sorted(asked)
+    again = manager.start(parse(nest({})))  # and one that a person stops says nothing
+    until(lambda: store.run(again).status != "queued")
+    manager.stop(again)
+    until(lambda: store.run(again).status == "stopped")
+    manager.close()
+    (store.checkpoint_folder(run_id)).mkdir(parents=True)
+    (store.checkpoint_folder(run_id) / "state").write_bytes(bytes(5000))
+    assert store.used_bytes() >= store.file_bytes() + 5000
+    store.close()
+
+
+def test_a_bucket_that_is_away_is_said_and_the_server_lives_on(tmp_path):
+    db, bucket = tmp_path / "runs.sqlite", tmp_path / "bucket"
+    bucket.write_text("no folder")
+    snapshots = Snapshots(db, bucket, seconds=0)
+    store = Store(db)
+    store.create_run(parse(nest({})), "kept")
+    assert snapshots.state() == f"No copy in {bucket} yet: the first is made within 0 s of a change."
+    assert snapshots.renew() is False
+    assert "could not be renewed" in snapshots.state()
+    bucket.unlink()
+    assert snapshots.renew() is True  # as soon as it is back
+    assert snapshots.state() == f"Copied to {bucket} 0 s ago."
+    store.close()
+
+
+def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
+    from processes import another_process
+
+    from grpo_core.types import RunStatus
+
+    disk, bucket = tmp_path / "disk", tmp_path / "bucket"
+    server = another_process("""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, "tests/ui")
+        from recorded import record_step
+        from grpo_core.config import nest, parse
+        from grpo_core.store import Recorder, Store
+        from grpo_core.store.snapshot import Snapshots
+        db = Path(sys.argv[1]) / "runs.sqlite"
+        db.parent.mkdir()
+        snapshots, store = Snapshots(db, Path(sys.argv[2]), seconds=0), Store(db)
+        run_id = store.create_run(parse(nest({"train.steps": 100000})), "a run")
+        store.set_status(run_id, "running")
+        with Recorder(store, run_id) as record:
+            for step in range(1, 100000):
+                record_step(record, step)
+                if step % 3 == 0 and snapshots.renew():
+                    print(step, flush=True)
+        """, disk, bucket)
+    said = [int(server.stdout.readline()) for _ in range(4)]
+    server.kill()  # at whatever it is doing, a copy perhaps
+    said += [int(line) for line in server.stdout.read().splitlines() if line.isdecimal()]
+    server.wait()
+    for file in disk.iterdir():
+        file.unlink() if file.is_file() else os.rmdir(file)
+    assert Snapshots(disk / "runs.sqlite", bucket).restore() is True
+    store = Store(disk / "runs.sqlite")
+    [run_id] = store.recover()
+    run = store.run(run_id)
+    assert run.status is RunStatus.INTERRUPTED
+    # What was copied before the kill is there to the last step, whole; a copy that was renamed but not yet said may hold three more.
+    assert run.steps_done in (said[-1], said[-1] + 3)
+    assert [s["step"] for s in store.steps(run_id)] == list(range(1, run.steps_done + 1))
+    store.close()
+    with sqlite3.connect(disk / "runs.sqlite") as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)

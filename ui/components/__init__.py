@@ -1,0 +1,1 @@
+"""Gradio components of our own, with their scripts and the style sheet."""

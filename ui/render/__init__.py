@@ -1,0 +1,1 @@
+"""Rows -> Plotly figures or escaped HTML. Pure: no gradio."""

@@ -1,0 +1,102 @@
+"""Foreign text -> HTML that shows that very text, and numbers -> text a person can compare. Pure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from grpo_core.analysis.text import esc, visible
+
+__all__ = ["MINUS", "NONE", "count", "digits_apart", "duration", "esc", "indexing", "is_number", "number", "percent", "plain", "short", "signed", "size", "visible", "when"]
+
+MINUS, NONE = "−", "–"
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Fixed digits, so that numbers under one another can be compared; a true minus sign; a dash for nothing."""
+    if not is_number(value):
+        return NONE
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:  # no "-0.00"
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A number that always carries its sign, because colour alone must not carry it."""
+    text = number(value, digits)
+    return text if text in (NONE,) or text.startswith(MINUS) or float(text) == 0 else f"+{text}"
+
+
+def short(value: float | None) -> str:
+    """Three significant digits: 1.21, 0.0421, 1.2e-06, 5,210."""
+    if not is_number(value):
+        return NONE
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1000:
+        text = f"{value:,.0f}"
+    elif size >= 0.001:
+        text = f"{value:.{max(0, 2 - math.floor(math.log10(size)))}f}"
+    else:
+        text = f"{value:.1e}"
+    return text.replace("-", MINUS, 1) if value < 0 else text
+
+
+def plain(value: float) -> str:
+    """A setting as a person would write it: 0.2, 1, 1e-06."""
+    return f"{value:g}".replace("-", MINUS, 1) if value < 0 else f"{value:g}"
+
+
+def percent(value: float | None) -> str:
+    return f"{100 * value:.0f} %" if is_number(value) else NONE
+
+
+def digits_apart(values: Sequence[float | None], least: int = 2, most: int = 5) -> int:
+    """The fewest decimals at which values that differ also look different: .500 and .501 must not both read 0.50."""
+    distinct = {v for v in values if is_number(v)}
+    for digits in range(least, most):
+        if len({f"{v:.{digits}f}" for v in distinct}) == len(distinct):
+            return digits
+    return most
+
+
+def duration(seconds: float | None) -> str:
+    """0:06, 12:40, 3:05:00."""
+    if not is_number(seconds):
+        return NONE
+    total = max(0, int(seconds))
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(num_bytes: float) -> str:
+    """812 B, 41 kB, 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(num_bytes) < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} {unit}" if unit in ("B", "kB") else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
+
+
+def when(timestamp: float | None, now: float | None = None) -> str:
+    """The time of day if it was today, else the date too, in the server's own time zone."""
+    if not is_number(timestamp):
+        return NONE
+    then, today = time.localtime(timestamp), time.localtime(now)
+    return time.strftime("%H:%M" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
+
+
+def indexing(unsearched: int) -> str:
+    """What a search has not looked into yet, as a paragraph; empty once the index is whole."""
+    return f'<p class="note" role="status">The index is being built: {count(unsearched, "completion")} not searched yet. This list fills by itself.</p>' if unsearched else ""
+
+
+def count(n: int, noun: str) -> str:
+    """1 group, 2 groups, 6,400 completions."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

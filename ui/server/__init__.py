@@ -1,0 +1,1 @@
+"""What answers the browser: routes, guards, cached views, the API."""

@@ -1,0 +1,193 @@
+"""The page's named endpoints, for gradio_client, plain HTTP and, with --mcp, as tools: what the buttons do, under the same guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from grpo_core.config import nest, parse, with_preset
+from grpo_core.errors import NotFound, StudioError
+from grpo_core.store import RunRow
+from grpo_core.types import STEP_METRICS
+from ui.server.views import Runs, Views
+
+MAX_POINTS = 10_000
+
+
+class Api:
+    """One method an endpoint. `run` is a run's id, or "last" for the one that is going, else the newest."""
+
+    def __init__(self, views: Views, runs: Runs):
+        self._views, self._runs = views, runs
+
+    def _run(self, run: str) -> RunRow:
+        run_id = self._views.default_run() if run in ("", "last") else run
+        found = self._views.run(run_id)
+        if found is None:
+            raise NotFound(f"run = {str(run)!r:.80}: there is no such run. The endpoint /runs lists them.")
+        return found
+
+    def start(self, settings: dict[str, Any], name: str = "", wait_when: str = "") -> dict[str, Any]:
+        """Start a training run, or queue it behind the one that is going.
+
+        Args:
+            settings: dotted names and values, e.g. {"train.steps": 60, "task.name": "sort", "algorithm.preset": "GRPO"}; what is left out has its default
+            name: a name for the run; empty: made from the settings
+            wait_when: breakpoints, e.g. "kl > 0.2, verdict = phantom, step = 40"
+        """
+        preset = settings.get("algorithm.preset")
+        config = parse(nest(with_preset(settings, preset) if isinstance(preset, str) else settings))
+        return self.status(self._runs.start(config, str(name)[:200] or None, str(wait_when)))
+
+    def branch(self, run: str = "last", step: int = 0, settings: dict[str, Any] | None = None, name: str = "") -> dict[str, Any]:
+        """Start a new run from a checkpoint of another, with some settings changed.
+
+        Args:
+            run: id of the parent, or "last"
+            step: the step of the checkpoint; 0: the newest
+            settings: dotted names and values that differ from the parent's
+            name: a name for the new run
+        """
+        return self.status(self._runs.branch(self._run(run).id, int(step) or None, settings or {}, str(name)[:200] or None))
+
+    def status(self, run: str = "last") -> dict[str, Any]:
+        """How a run is going: status, phase, step, reward, held-out accuracy, checkpoints, and why it failed or waits.
+
+        Args:
+            run: id of a run, or "last"
+        """
+        row = self._run(run)
+        shown = ("id", "name", "status", "phase", "step", "num_steps", "steps_done", "reward_first", "reward_last", "heldout_before", "heldout_after",
+                 "model", "task", "rubric", "error", "parent_run_id", "parent_step", "created_at", "duration_seconds")
+        saved = [{"step": c.step, "bytes": c.bytes} for c in self._views.store.checkpoints(row.id)]
+        return {**{field: getattr(row, field) for field in shown}, "checkpoints": saved}
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs, newest first, with their status and results."""
+        return [self.status(row.id) for row in self._views.runs()[:1000]]
+
+    def stop(self, run: str = "last") -> dict[str, Any]:
+        """Stop a run, or take it out of the queue. Everything recorded is kept, and it can be resumed.
+
+        Args:
+            run: id of a run, or "last"
+        """
+        return self._told(run, self._runs.stop)
+
+    def pause(self, run: str = "last") -> dict[str, Any]:
+        """Let a run wait at its next breath.
+
+        Args:
+            run: id of a run, or "last"
+        """
+        return self._told(run, self._runs.pause)
+
+    def step(self, run: str = "last", stride: str = "step") -> dict[str, Any]:
+        """Let a run go on for one step or one phase, and wait again.
+
+        Args:
+            run: id of a run, or "last"
+            stride: step or phase
+        """
+        return self._told(run, lambda run_id: self._runs.step(run_id, stride))
+
+    def resume(self, run: str = "last") -> dict[str, Any]:
+        """Go on: at once where a run waits, from its newest checkpoint where it was stopped, failed or was interrupted.
+
+        Args:
+            run: id of a run, or "last"
+        """
+        return self._told(run, self._runs.resume)
+
+    def checkpoint(self, run: str = "last") -> dict[str, Any]:
+        """Save the state after the last whole step, now.
+
+        Args:
+            run: id of a run, or "last"
+        """
+        return self._told(run, self._runs.checkpoint)
+
+    def change(self, setting: str, value: float, run: str = "last") -> dict[str, Any]:
+        """Change a setting of a running run from the next step on.
+
+        Args:
+            setting: train.learning_rate, algorithm.kl_coef, train.temperature, algorithm.clip_eps_low or algorithm.clip_eps_high
+            value: the new value
+            run: id of a run, or "last"
+        """
+        return self._told(run, lambda run_id: self._runs.set_knob(run_id, setting, value))
+
+    def wait_when(self, conditions: str, run: str = "last") -> dict[str, Any]:
+        """Set breakpoints: the run waits before the update of every step in which one of them holds.
+
+        Args:
+            conditions: e.g. "kl > 0.2, verdict = phantom, step = 40"; empty: none
+            run: id of a run, or "last"
+        """
+        return self._told(run, lambda run_id: self._runs.set_breakpoints(run_id, conditions))
+
+    def edit_reward(self, step: int, group: int, completion: int, reward: float, run: str = "last") -> dict[str, Any]:
+        """Give a completion of a step that waits before its update another reward; the advantages follow.
+
+        Args:
+            step: the step that waits
+            group: number of the group in the step, from 1
+            completion: number of the completion in the group, from 1
+            reward: its new reward
+            run: id of a run, or "last"
+        """
+        return self._told(run, lambda run_id: self._runs.edit_reward(run_id, int(step), int(group) - 1, int(completion) - 1, float(reward)))
+
+    def groups(self, run: str = "last", step: int = 0) -> list[dict[str, Any]]:
+        """The groups of a step: prompt, completions, scores, rewards, advantages and verdict.
+
+        Args:
+            run: id of a run, or "last"
+            step: the step; 0: the newest
+        """
+        row, store = self._run(run), self._views.store
+        at = int(step) or store.last_step_with_groups(row.id)
+        return [asdict(store.group(group_id)) for group_id in store.group_ids(row.id, at)] if at is not None else []
+
+    def metrics(self, run: str = "last", max_points: int = 1000) -> dict[str, Any]:
+        """Every number of every step, and the open metrics (scores by criterion, held-out results) as lists of [step, value].
+
+        Args:
+            run: id of a run, or "last"
+            max_points: more steps than this are thinned
+        """
+        row, points = self._run(run), max(2, min(MAX_POINTS, int(max_points)))
+        store = self._views.store
+        return {"columns": ["step", *STEP_METRICS], "steps": [list(s.values()) for s in store.steps(row.id, points)], "metrics": store.metrics(row.id, max_points=points)}
+
+    def _told(self, run: str, say: Callable[[str], Any]) -> dict[str, Any]:
+        run_id = self._run(run).id
+        say(run_id)
+        return self.status(run_id)
+
+
+ENDPOINTS = tuple(name for name in vars(Api) if not name.startswith("_"))
+
+
+def build_api(views: Views, runs: Runs) -> None:
+    """Make every method of Api an endpoint of the page. Must be called inside gr.Blocks."""
+    api = Api(views, runs)
+    for name in ENDPOINTS:
+        gr.api(_explained(getattr(api, name)), api_name=name, queue=False)
+
+
+def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
+    """What is the caller's to solve reaches it as one line, never as a traceback."""
+    @wraps(method)
+    def call(*values: Any, **named: Any) -> Any:
+        try:
+            return method(*values, **named)
+        except StudioError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise gr.Error(f"{method.__name__}: {error}. See the endpoint's documentation for its parameters.", print_exception=False) from None
+    return call

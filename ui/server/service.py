@@ -1,0 +1,43 @@
+"""What the page needs of grpo_core.preflight.service: handed in by app.py, so that pages are built and tested without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from grpo_core.config import RunConfig
+from grpo_core.types import Prompt
+
+
+class Desk(Protocol):
+    """Answers questions about prompts, models and rubrics. Every method raises StudioError in one line."""
+
+    lease_seconds: int | None
+    may_push: bool
+
+    def outlook(self, config: RunConfig) -> str: ...
+
+    def preview(self, config: RunConfig, count: int = 5) -> Any: ...
+
+    def check_model(self, config: RunConfig, sample: bool = True) -> tuple[Any, str]: ...
+
+    def preflight(self, config: RunConfig) -> Sequence[Any]: ...
+
+    def refusal(self, config: RunConfig, anyway: bool) -> str: ...
+
+    def try_rubric(self, config: RunConfig, num_prompts: int = 3) -> Any: ...
+
+    def score_texts(self, config: RunConfig, texts: Sequence[str]) -> Any: ...
+
+    def reweigh(self, config: RunConfig, key: str) -> Any: ...
+
+    def probe(self, config: RunConfig) -> Sequence[Any]: ...
+
+    def run_prompt(self, run_id: str, number: int) -> Prompt: ...
+
+    def play(self, run_id: str, text: str, answer: str, steps: Sequence[int], count: int, temperature: float) -> Any: ...
+
+    def export_model(self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False) -> Path: ...
+
+    def push_model(self, run_id: str, repository: str, adapter_only: bool = False) -> str: ...

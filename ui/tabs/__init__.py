@@ -1,0 +1,1 @@
+"""One module a tab, and the parts of tabs."""
