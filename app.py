@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
-os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))  # else pandas sums up every call's time after each call, and monitoring is off
+os.environ.setdefault(
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40)
+)  # else pandas sums up every call's time after each call, and monitoring is off
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
 from grpo_core.config import RunConfig
@@ -70,7 +72,9 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     snapshots = Snapshots(Path(options.db), Path(options.snapshots)) if options.snapshots else None
     if snapshots is not None and snapshots.restore():
         print(f"restored {options.db} from {options.snapshots}", flush=True)
-    store = Store(options.db)  # before the seconds of importing torch: a wrong --db is answered at once
+    store = Store(
+        options.db
+    )  # before the seconds of importing torch: a wrong --db is answered at once
     from grpo_core.models import check_model, describe_device, pick_device
     from grpo_core.models.device import DEVICE_VARIABLE
     from grpo_core.preflight.service import Desk
@@ -88,7 +92,9 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     visitors = Visitors(limits.per_visitor)
     if roots is not None:
         os.environ[ROOTS_VARIABLE] = os.pathsep.join(map(str, roots))
-        os.environ.setdefault(HOSTS_VARIABLE, "")  # a judge's address typed by a stranger must not reach inner hosts
+        os.environ.setdefault(
+            HOSTS_VARIABLE, ""
+        )  # a judge's address typed by a stranger must not reach inner hosts
 
     def check(config: RunConfig) -> None:
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
@@ -102,16 +108,46 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     else:
         from grpo_core.runs.zerogpu import leased, seconds_from
 
-        os.environ[DEVICE_VARIABLE] = "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
+        os.environ[DEVICE_VARIABLE] = (
+            "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
+        )
         seconds = seconds_from(os.environ)
         train, device = leased(train, spaces.GPU, seconds), f"ZeroGPU, leases of {seconds} s"
-    runs = RunManager(store, train if ZERO else apart(train, partial(add_plugins, options.rewards)), check=check, device=device or describe_device(pick_device()),
-                      limit=lambda seconds: limits.too_much(seconds, store.used_bytes() if limits.disk_mib else 0))
+    runs = RunManager(
+        store,
+        train if ZERO else apart(train, partial(add_plugins, options.rewards)),
+        check=check,
+        device=device or describe_device(pick_device()),
+        limit=lambda seconds: limits.too_much(
+            seconds, store.used_bytes() if limits.disk_mib else 0
+        ),
+    )
     space = bool(os.environ.get("SPACE_ID"))
     storage = snapshots.state if snapshots is not None else (lambda: EPHEMERAL) if space else None
-    page = build_app(store, runs, Desk(store, lambda: runs.current is not None, limits.check, train, seconds, may_push=not public), space, storage)
-    page.launch(server_name=options.host, server_port=options.port, share=options.share, auth=auth, prevent_thread_lock=True,
-                quiet=True, mcp_server=options.mcp, **launch_options(page, options.host, share=options.share, auth=auth))
+    page = build_app(
+        store,
+        runs,
+        Desk(
+            store,
+            lambda: runs.current is not None,
+            limits.check,
+            train,
+            seconds,
+            may_push=not public,
+        ),
+        space,
+        storage,
+    )
+    page.launch(
+        server_name=options.host,
+        server_port=options.port,
+        share=options.share,
+        auth=auth,
+        prevent_thread_lock=True,
+        quiet=True,
+        mcp_server=options.mcp,
+        **launch_options(page, options.host, share=options.share, auth=auth),
+    )
     # The page's half a million objects stay. Looked through at every full collection they made these slow, and so rare that the remains of
     # connections piled up: tens of MiB under load.
     gc.collect()
@@ -129,7 +165,9 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
             snapshots.renew()
         runs.recover()  # a run of another process, killed while this one only watched, must not look alive for ever
     runs.close()
-    for child in multiprocessing.active_children():  # a run that did not end in time: Python would wait for it
+    for child in (
+        multiprocessing.active_children()
+    ):  # a run that did not end in time: Python would wait for it
         child.kill()
     if snapshots is not None:
         snapshots.renew(now=True)
@@ -154,26 +192,64 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise StudioError(f"--port {port} on {host} cannot be used: {error.strerror}. Stop what uses it, or choose another, "
-                              f"e.g. --port {port % 65535 + 1}.") from None
+            raise StudioError(
+                f"--port {port} on {host} cannot be used: {error.strerror}. Stop what uses it, or choose another, "
+                f"e.g. --port {port % 65535 + 1}."
+            ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
     spaces = bool(os.environ.get("SPACE_ID"))
-    parser = argparse.ArgumentParser(description="Train language models with GRPO in the browser and watch every group learn.")
-    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if spaces else "127.0.0.1"),
-                        help="address to listen on (default 127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), help="default 7860")
-    parser.add_argument("--db", default="runs/grpo.sqlite", help="the SQLite file with all runs (default runs/grpo.sqlite)")
-    parser.add_argument("--files", metavar="FOLDER", action="append", default=[],
-                        help="off this machine only: a folder below which models and prompt files may be named; may be repeated. Default: none")
-    parser.add_argument("--snapshots", metavar="FOLDER", default=os.environ.get("GRPO_SNAPSHOTS"),
-                        help="keep a copy of the file here, renewed every minute, and restore it when the file is gone (for containers with a mounted bucket)")
-    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
-    parser.add_argument("--rewards", metavar="FILE.py", action="append", default=[],
-                        help="a plug-in file with reward functions f(completions, prompts, **columns); may be repeated. Runs locked up, but is yours to trust")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for these before showing anything")
-    parser.add_argument("--mcp", action="store_true", help="offer the named endpoints as tools of the Model Context Protocol, at /gradio_api/mcp")
+    parser = argparse.ArgumentParser(
+        description="Train language models with GRPO in the browser and watch every group learn."
+    )
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if spaces else "127.0.0.1"),
+        help="address to listen on (default 127.0.0.1: this machine only)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        help="default 7860",
+    )
+    parser.add_argument(
+        "--db",
+        default="runs/grpo.sqlite",
+        help="the SQLite file with all runs (default runs/grpo.sqlite)",
+    )
+    parser.add_argument(
+        "--files",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="off this machine only: a folder below which models and prompt files may be named; may be repeated. Default: none",
+    )
+    parser.add_argument(
+        "--snapshots",
+        metavar="FOLDER",
+        default=os.environ.get("GRPO_SNAPSHOTS"),
+        help="keep a copy of the file here, renewed every minute, and restore it when the file is gone (for containers with a mounted bucket)",
+    )
+    parser.add_argument(
+        "--share", action="store_true", help="a public link through Gradio's servers"
+    )
+    parser.add_argument(
+        "--rewards",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="a plug-in file with reward functions f(completions, prompts, **columns); may be repeated. Runs locked up, but is yours to trust",
+    )
+    parser.add_argument(
+        "--auth", metavar="USER:PASSWORD", help="ask for these before showing anything"
+    )
+    parser.add_argument(
+        "--mcp",
+        action="store_true",
+        help="offer the named endpoints as tools of the Model Context Protocol, at /gradio_api/mcp",
+    )
     return parser
 
 

@@ -42,9 +42,22 @@ def make_huge(rng: random.Random) -> tuple[str, str, dict]:
 
 
 CHECKS["repeats"] = Check(repeats, AccuracyParams, "Pays for every <answer>, up to four.")
-TASKS["easy"] = Task("easy", "Easy", "Every whole number is right.", instruction("Answer."), TASKS["sums"].make,
-                     lambda answer, prompt: float(answer.strip().isdigit()))
-TASKS["impossible"] = Task("impossible", "Impossible", "Answers that this model never writes.", instruction("Answer."), make_huge, grade_integer)
+TASKS["easy"] = Task(
+    "easy",
+    "Easy",
+    "Every whole number is right.",
+    instruction("Answer."),
+    TASKS["sums"].make,
+    lambda answer, prompt: float(answer.strip().isdigit()),
+)
+TASKS["impossible"] = Task(
+    "impossible",
+    "Impossible",
+    "Answers that this model never writes.",
+    instruction("Answer."),
+    make_huge,
+    grade_integer,
+)
 
 WATCHED = {"name": "accuracy", "check": "accuracy", "weight": 0.0, "outcome": True}
 
@@ -63,15 +76,30 @@ class Ill:
 
 
 RUNS: dict[str, Ill] = {
-    "repeating pays": Ill(("hacking",), rubric({"name": "repeats", "check": "repeats", "weight": 1.0}, WATCHED), 60),
+    "repeating pays": Ill(
+        ("hacking",), rubric({"name": "repeats", "check": "repeats", "weight": 1.0}, WATCHED), 60
+    ),
     "all right": Ill(("dead_groups",), {"task.name": "easy", "rubric.name": "accuracy only"}, 20),
-    "group size 2": Ill(("dead_groups",), {"task.name": "countdown", "rubric.name": "accuracy only", "train.group_size": 2, "train.prompts_per_step": 16}, 20),
+    "group size 2": Ill(
+        ("dead_groups",),
+        {
+            "task.name": "countdown",
+            "rubric.name": "accuracy only",
+            "train.group_size": 2,
+            "train.prompts_per_step": 16,
+        },
+        20,
+    ),
     "cut short": Ill(("truncation",), {"train.max_new_tokens": 7}, 20),
     "learning rate x 100": Ill(("lr_too_high",), {"train.learning_rate": 1e-2}, 15),
     "learning rate / 100": Ill(("lr_too_low",), {"train.learning_rate": 1e-6}, 40),
-    "format only": Ill(("hacking",), rubric({"name": "format", "check": "format", "weight": 1.0}, WATCHED), 40),
+    "format only": Ill(
+        ("hacking",), rubric({"name": "format", "check": "format", "weight": 1.0}, WATCHED), 40
+    ),
     "nobody right": Ill(("phantom",), {"task.name": "impossible"}, 20),
-    "nobody right, gated": Ill(("flat_reward", "dead_groups"), {"task.name": "impossible", "rubric.gate": True}, 20),
+    "nobody right, gated": Ill(
+        ("flat_reward", "dead_groups"), {"task.name": "impossible", "rubric.gate": True}, 20
+    ),
 }
 
 
@@ -86,7 +114,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(args.db or f"{folder}/runs.sqlite")
         wanted = [n for n in RUNS if args.only is None or n in args.only]
-        jobs = [(n, s, RUNS[n]) for s in range(args.seeds) for n in wanted] + [("healthy", s, Ill((), steps=80)) for s in range(args.healthy)]
+        jobs = [(n, s, RUNS[n]) for s in range(args.seeds) for n in wanted] + [
+            ("healthy", s, Ill((), steps=80)) for s in range(args.healthy)
+        ]
         for name, seed, ill in jobs:
             train_one(store, f"{name}, seed {seed}", seed, ill)
         if not args.train_only:
@@ -97,7 +127,19 @@ def train_one(store: Store, name: str, seed: int, ill: Ill) -> None:
     if any(r.name == name and r.status is RunStatus.FINISHED for r in store.runs()):
         return
     heldout = 100 if ill.codes else 200
-    config = prepare(parse(nest({"train.steps": ill.steps, "train.seed": seed, "task.heldout_size": heldout, "train.eval_every": 0, **ill.settings})))
+    config = prepare(
+        parse(
+            nest(
+                {
+                    "train.steps": ill.steps,
+                    "train.seed": seed,
+                    "task.heldout_size": heldout,
+                    "train.eval_every": 0,
+                    **ill.settings,
+                }
+            )
+        )
+    )
     run_id = store.create_run(config, name)
     status = execute(store, run_id, config, train, RunControl())
     print(f"{name}: {status}", file=sys.stderr, flush=True)
@@ -109,11 +151,17 @@ def judge(store: Store, jobs: list[tuple[str, int, Ill]]) -> None:
     rows = {r.name: r for r in store.runs()}
     said: dict[str, list[list[str]]] = {}
     for name, seed, _ in jobs:
-        said.setdefault(name, []).append([a.code for a in advise(store, rows[f"{name}, seed {seed}"].id)])
+        said.setdefault(name, []).append(
+            [a.code for a in advise(store, rows[f"{name}, seed {seed}"].id)]
+        )
     for name, answers in said.items():
         codes = RUNS[name].codes if name in RUNS else ()
         named = sum(bool(set(codes) & set(a)) for a in answers)
-        verdict = f"named in {named} of {len(answers)}" if codes else f"{sum(map(len, answers))} notices in {len(answers)} runs"
+        verdict = (
+            f"named in {named} of {len(answers)}"
+            if codes
+            else f"{sum(map(len, answers))} notices in {len(answers)} runs"
+        )
         print(f"{name:<24}{verdict:<22}{dict(Counter(c for a in answers for c in a))}")
 
 

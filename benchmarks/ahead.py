@@ -36,7 +36,9 @@ def judge(seconds: float) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             time.sleep(seconds)
-            body = json.dumps({"choices": [{"message": {"content": '{"reason": "so-so", "score": 5}'}}]}).encode()
+            body = json.dumps(
+                {"choices": [{"message": {"content": '{"reason": "so-so", "score": 5}'}}]}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -51,22 +53,48 @@ def judge(seconds: float) -> ThreadingHTTPServer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--judge-seconds", type=float, default=0.2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRPO_STUDIO_CACHE"] = folder  # no answer of an earlier run
-        make_folder(Workload("", steps=1, prompt_tokens=64, new_tokens=256, shape=GROWING), Path(folder))
+        make_folder(
+            Workload("", steps=1, prompt_tokens=64, new_tokens=256, shape=GROWING), Path(folder)
+        )
         endpoint = judge(options.judge_seconds)
-        config = parse(nest({
-            "model.name": folder, "task.path": f"{folder}/prompts.jsonl", "task.heldout_size": 0, "train.max_new_tokens": 256, "rubric.name": "custom",
-            "rubric.criteria": [{"name": "judge", "check": "judge", "weight": 1.0, "params": {"url": f"http://127.0.0.1:{endpoint.server_port}/v1"}}]}))
+        config = parse(
+            nest(
+                {
+                    "model.name": folder,
+                    "task.path": f"{folder}/prompts.jsonl",
+                    "task.heldout_size": 0,
+                    "train.max_new_tokens": 256,
+                    "rubric.name": "custom",
+                    "rubric.criteria": [
+                        {
+                            "name": "judge",
+                            "check": "judge",
+                            "weight": 1.0,
+                            "params": {"url": f"http://127.0.0.1:{endpoint.server_port}/v1"},
+                        }
+                    ],
+                }
+            )
+        )
         policy = load_policy(config.model, 0)
         policy = replace(policy, end_ids=frozenset(range(0, GROWING["vocab_size"], 64)))
-        task, patient, eager = load_task(config.task), replace(CHECKS["judge"], ahead=False), CHECKS["judge"]
+        task, patient, eager = (
+            load_task(config.task),
+            replace(CHECKS["judge"], ahead=False),
+            CHECKS["judge"],
+        )
         seconds: dict[str, list[tuple[float, float]]] = {"afterwards": [], "ahead": []}
-        for step in range(1, 2 * options.pairs + 1):  # every step has its own texts, so that nothing comes from the cache
+        for step in range(
+            1, 2 * options.pairs + 1
+        ):  # every step has its own texts, so that nothing comes from the cache
             name = "ahead" if step % 2 else "afterwards"
             CHECKS["judge"] = eager if name == "ahead" else patient
             control = RunControl()
@@ -75,7 +103,9 @@ def main() -> None:
             seconds[name].append((drawn.sampling_seconds, drawn.scoring_seconds))
         for name, found in seconds.items():
             sampling, scoring = (statistics.median(column) for column in zip(*found, strict=True))
-            print(f"{name}: sampling {sampling:.2f} s, scoring {scoring:.2f} s, both {statistics.median(map(sum, found)):.2f} s (medians of {len(found)})")
+            print(
+                f"{name}: sampling {sampling:.2f} s, scoring {scoring:.2f} s, both {statistics.median(map(sum, found)):.2f} s (medians of {len(found)})"
+            )
         endpoint.shutdown()
 
 

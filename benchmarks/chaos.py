@@ -1,7 +1,7 @@
 """Kill a run at random instants, resume it each time, and compare its rows with those of a run that nobody disturbed.
 
-    python -m benchmarks.chaos --kills 30                  # every variant, 30 kills each
-    python -m benchmarks.chaos --kills 8 --variants plain
+python -m benchmarks.chaos --kills 30                  # every variant, 30 kills each
+python -m benchmarks.chaos --kills 8 --variants plain
 """
 
 from __future__ import annotations
@@ -38,9 +38,15 @@ from scripts.bundled_model.make import make_tokenizer
 
 STEPS, EVERY = 120, 4
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {}, "two updates": {"algorithm.updates_per_batch": 2},
-    "adaptive KL": {"algorithm.kl_control": "adaptive", "algorithm.kl_target": 0.001, "algorithm.kl_horizon": 50},
-    "trust region": {"algorithm.objective": "trust_region", "algorithm.kl_coef": 0.0}, "critic": {"algorithm.advantage": "value"},
+    "plain": {},
+    "two updates": {"algorithm.updates_per_batch": 2},
+    "adaptive KL": {
+        "algorithm.kl_control": "adaptive",
+        "algorithm.kl_target": 0.001,
+        "algorithm.kl_horizon": 50,
+    },
+    "trust region": {"algorithm.objective": "trust_region", "algorithm.kl_coef": 0.0},
+    "critic": {"algorithm.advantage": "value"},
     "LoRA": {"model.lora_rank": 4},
 }
 TIMELESS = [n for n in STEP_METRICS if "seconds" not in n and "memory" not in n]
@@ -50,8 +56,18 @@ def tiny_model(folder: Path) -> Path:
     """A random-weight two-layer Llama: loading and training are the real code, and take milliseconds."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                                 max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=128,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -92,7 +108,9 @@ def go_on(db: Path, config: RunConfig) -> str:
             run_id, (config, start) = rows[0].id, plan_resume(store, rows[0].id)
         else:
             run_id, start = store.create_run(config, "chaos", status=RunStatus.LOADING), None
-        return execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start))
+        return execute(
+            store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start)
+        )
 
 
 def look(db: Path) -> dict[str, Any]:
@@ -106,20 +124,39 @@ def look(db: Path) -> dict[str, Any]:
     store.recover()
     run = store.runs()[0]
     saved = store.checkpoints(run.id)
-    return {"integrity": whole, "steps": [s["step"] for s in store.steps(run.id)], "status": run.status, "phase": phase or "starting",
-            "checkpoint": saved[-1].step if saved else 0}
+    return {
+        "integrity": whole,
+        "steps": [s["step"] for s in store.steps(run.id)],
+        "status": run.status,
+        "phase": phase or "starting",
+        "checkpoint": saved[-1].step if saved else 0,
+    }
 
 
 def rows(db: Path) -> dict[str, Any]:
     """Everything recorded, times, memory and ids aside."""
     store = Store(db)
     run = store.runs()[0]
-    groups = [{**{k: v for k, v in asdict(g).items() if k not in ("id", "run_id")},
-               "rollouts": [{k: v for k, v in asdict(r).items() if k not in ("id", "group_id")} for r in g.rollouts]} for g in store.iter_groups(run.id)]
-    return {"steps": [{n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(run.id)], "metrics": store.metrics(run.id), "groups": groups}
+    groups = [
+        {
+            **{k: v for k, v in asdict(g).items() if k not in ("id", "run_id")},
+            "rollouts": [
+                {k: v for k, v in asdict(r).items() if k not in ("id", "group_id")}
+                for r in g.rollouts
+            ],
+        }
+        for g in store.iter_groups(run.id)
+    ]
+    return {
+        "steps": [{n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(run.id)],
+        "metrics": store.metrics(run.id),
+        "groups": groups,
+    }
 
 
-def trouble(db: Path, config: RunConfig, kills: int, rng: random.Random, longest: float) -> tuple[list[str], Counter[str], int]:
+def trouble(
+    db: Path, config: RunConfig, kills: int, rng: random.Random, longest: float
+) -> tuple[list[str], Counter[str], int]:
     """Kill and resume until `kills` have hit a run that was going. Returns problems, where the kills hit, and the most steps lost by one."""
     problems: list[str] = []
     hits: Counter[str] = Counter()
@@ -141,13 +178,18 @@ def trouble(db: Path, config: RunConfig, kills: int, rng: random.Random, longest
             problems.append(f"steps with gaps: {seen['steps']}")
         if seen["status"] not in ("interrupted", "finished", "none"):
             problems.append(f"after a kill the run is {seen['status']}")
-    if in_child(lambda: look(db)["status"]) != "finished" and in_child(lambda: go_on(db, config)) != "finished":
+    if (
+        in_child(lambda: look(db)["status"]) != "finished"
+        and in_child(lambda: go_on(db, config)) != "finished"
+    ):
         problems.append("the last resume did not finish")
     return problems, hits, lost
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30, help="kills for each variant (default 30)")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seed", type=int, default=0)
@@ -156,28 +198,57 @@ def main() -> int:
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model(Path(folder) / "model")
-        print("| variant | kills | in phase | most steps lost | rows equal | problems |\n|---|---|---|---|---|---|", flush=True)
+        print(
+            "| variant | kills | in phase | most steps lost | rows equal | problems |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
         for variant in options.variants:
-            config = prepare(parse(nest({
-                "model.name": str(model), "task.heldout_size": 8, "train.steps": STEPS, "train.prompts_per_step": 2, "train.group_size": 4,
-                "train.max_new_tokens": 8, "train.eval_every": 8, "train.checkpoint_every": EVERY, **VARIANTS[variant]})))
+            config = prepare(
+                parse(
+                    nest(
+                        {
+                            "model.name": str(model),
+                            "task.heldout_size": 8,
+                            "train.steps": STEPS,
+                            "train.prompts_per_step": 2,
+                            "train.group_size": 4,
+                            "train.max_new_tokens": 8,
+                            "train.eval_every": 8,
+                            "train.checkpoint_every": EVERY,
+                            **VARIANTS[variant],
+                        }
+                    )
+                )
+            )
             calm, wild = (Path(folder) / f"{variant}-{kind}.sqlite" for kind in ("calm", "wild"))
             started = time.monotonic()
             assert in_child(lambda db=calm, config=config: go_on(db, config)) == "finished"
             alone = time.monotonic() - started
             problems, hits, lost, rng = [], Counter(), 0, random.Random(options.seed)
             batch = 0
-            while sum(hits.values()) < options.kills and not problems:  # a file is finished after some kills; then a fresh one
+            while (
+                sum(hits.values()) < options.kills and not problems
+            ):  # a file is finished after some kills; then a fresh one
                 db = wild.with_suffix(f".{batch}.sqlite")
-                found, where, most = trouble(db, config, options.kills - sum(hits.values()), rng, 0.5 * alone)
-                problems, hits, lost, batch = problems + found, hits + where, max(lost, most), batch + 1
+                found, where, most = trouble(
+                    db, config, options.kills - sum(hits.values()), rng, 0.5 * alone
+                )
+                problems, hits, lost, batch = (
+                    problems + found,
+                    hits + where,
+                    max(lost, most),
+                    batch + 1,
+                )
                 if not in_child(lambda a=calm, b=db: rows(a) == rows(b)):
                     problems.append(f"rows of {db.name} differ")
             if lost > EVERY:
                 problems.append(f"{lost} steps lost")
             failed |= bool(problems)
             phases = ", ".join(f"{phase} {n}" for phase, n in hits.most_common())
-            print(f"| {variant} | {sum(hits.values())} | {phases} | {lost} of {EVERY} | {'no' if problems else f'yes, {batch} runs'} | {'; '.join(problems) or 'none'} |", flush=True)
+            print(
+                f"| {variant} | {sum(hits.values())} | {phases} | {lost} of {EVERY} | {'no' if problems else f'yes, {batch} runs'} | {'; '.join(problems) or 'none'} |",
+                flush=True,
+            )
     return int(failed)
 
 

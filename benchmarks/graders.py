@@ -29,7 +29,11 @@ PAIRS = [(*pair, 1.0) for pair in SAME] + [(*pair, 0.0) for pair in DIFFERENT]
 
 def through_the_process(said: str, right: str) -> float | None:
     check = CHECKS["math"]
-    return check.score(Completion(rf"So the answer is \boxed{{{said}}}.", "stop", 5), Prompt("p", "q", right, "file"), check.params())
+    return check.score(
+        Completion(rf"So the answer is \boxed{{{said}}}.", "stop", 5),
+        Prompt("p", "q", right, "file"),
+        check.params(),
+    )
 
 
 def alone(said: str, right: str) -> float | None:
@@ -43,12 +47,21 @@ def measure(compare: Callable[[str, str], float | None], clock: Callable[[], flo
         wrong += compare(said, right) != verdict
         seconds.append(clock() - started)
     seconds.sort()
-    at = {f"p{q}": seconds[min(len(seconds) - 1, int(len(seconds) * q / 100))] * 1e3 for q in (50, 90, 99)}
-    return f"{1 - wrong / len(PAIRS):.1%} agree; " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in at.items()) + f", most {seconds[-1] * 1e3:.1f} ms"
+    at = {
+        f"p{q}": seconds[min(len(seconds) - 1, int(len(seconds) * q / 100))] * 1e3
+        for q in (50, 90, 99)
+    }
+    return (
+        f"{1 - wrong / len(PAIRS):.1%} agree; "
+        + ", ".join(f"{name} {ms:.1f} ms" for name, ms in at.items())
+        + f", most {seconds[-1] * 1e3:.1f} ms"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     logging.disable(logging.CRITICAL)
@@ -56,7 +69,9 @@ def main() -> None:
     grader_process().ask({"do": "math", "arguments": ["1", "1"], "seconds": 10}, 60)
     print(f"{len(PAIRS)} pairs; the process starts in {time.perf_counter() - started:.1f} s")
     for number in range(1, rounds + 1):
-        print(f"round {number}, wall-clock through the process: {measure(through_the_process, time.perf_counter)}")
+        print(
+            f"round {number}, wall-clock through the process: {measure(through_the_process, time.perf_counter)}"
+        )
     warm_up()
     print(f"CPU time of the comparisons alone: {measure(alone, time.process_time)}")
 

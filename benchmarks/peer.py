@@ -15,16 +15,45 @@ from grpo_core.types import Completion, Prompt
 def arguments(folder: str, *, prompts: int, group_size: int, **more: Any) -> GRPOConfig:
     """One optimiser step a batch of prompts × group_size fresh completions, sampled from the whole distribution, DAPO's loss; `more` as TRL names it."""
     return GRPOConfig(
-        output_dir=folder, per_device_train_batch_size=prompts * group_size, num_generations=group_size, num_iterations=1, shuffle_dataset=False,
-        top_k=0, top_p=1.0, scale_rewards="group", loss_type="dapo", disable_dropout=True,
-        report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, **({"temperature": 1.0, "gradient_checkpointing": False, "bf16": False, "use_cpu": True, "max_grad_norm": 1.0} | more))
+        output_dir=folder,
+        per_device_train_batch_size=prompts * group_size,
+        num_generations=group_size,
+        num_iterations=1,
+        shuffle_dataset=False,
+        top_k=0,
+        top_p=1.0,
+        scale_rewards="group",
+        loss_type="dapo",
+        disable_dropout=True,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        **(
+            {
+                "temperature": 1.0,
+                "gradient_checkpointing": False,
+                "bf16": False,
+                "use_cpu": True,
+                "max_grad_norm": 1.0,
+            }
+            | more
+        ),
+    )
 
 
-def criterion(name: str, rubric: Rubric, policy: Policy, prompts: Sequence[Prompt]) -> Callable[..., list[float | None]]:
+def criterion(
+    name: str, rubric: Rubric, policy: Policy, prompts: Sequence[Prompt]
+) -> Callable[..., list[float | None]]:
     """One criterion of the rubric as a reward function in TRL's form."""
 
     def score(completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float | None]:
-        completions = [Completion(policy.decode(ids), "stop" if ids[-1] in policy.end_ids else "length", len(ids)) for ids in completion_ids]
+        completions = [
+            Completion(
+                policy.decode(ids), "stop" if ids[-1] in policy.end_ids else "length", len(ids)
+            )
+            for ids in completion_ids
+        ]
         return [rubric.score(c, prompts[i])[0][name] for c, i in zip(completions, row, strict=True)]
 
     score.__name__ = name

@@ -1,6 +1,6 @@
 """Weeks of use in minutes: many runs started and stopped, then one long one. Does anything grow?
 
-    python -m benchmarks.soak --cycles 100 --steps 2000
+python -m benchmarks.soak --cycles 100 --steps 2000
 """
 
 from __future__ import annotations
@@ -33,8 +33,16 @@ def now(what: str) -> dict[str, float]:
     gc.collect()
     this = psutil.Process()
     resident = sum(p.memory_info().rss for p in (this, *this.children(recursive=True))) / 2**20
-    seen = {"threads": len(os.listdir("/proc/self/task")), "files": len(os.listdir("/proc/self/fd")), "connections": num_connections(), "MiB": resident}
-    print(f"| {what} | {seen['threads']} | {seen['files']} | {seen['connections']} | {resident:.0f} |", flush=True)
+    seen = {
+        "threads": len(os.listdir("/proc/self/task")),
+        "files": len(os.listdir("/proc/self/fd")),
+        "connections": num_connections(),
+        "MiB": resident,
+    }
+    print(
+        f"| {what} | {seen['threads']} | {seen['files']} | {seen['connections']} | {resident:.0f} |",
+        flush=True,
+    )
     return seen
 
 
@@ -55,16 +63,35 @@ def num_connections() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cycles", type=int, default=100, help="runs started and stopped (default 100)")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the long run (default 2000)")
-    parser.add_argument("--warm-up", type=int, default=100, help="steps after which memory is first looked at (default 100)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cycles", type=int, default=100, help="runs started and stopped (default 100)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="steps of the long run (default 2000)"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=100,
+        help="steps after which memory is first looked at (default 100)",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         manager = RunManager(Store(Path(folder) / "runs.sqlite"), apart(train))  # as app.py does
         warm_up(train)
         store = manager.store
-        config = parse(nest({"train.steps": options.steps, "train.eval_every": 500, "train.checkpoint_every": 100}))
+        config = parse(
+            nest(
+                {
+                    "train.steps": options.steps,
+                    "train.eval_every": 500,
+                    "train.checkpoint_every": 100,
+                }
+            )
+        )
         print("| when | threads | open files | connections | resident MiB |\n|---|---|---|---|---|")
 
         def cycle() -> None:
@@ -90,17 +117,33 @@ def main() -> int:
         while (run := store.run(run_id)).status.is_live:
             if warm is None and run.steps_done >= options.warm_up:
                 warm = now(f"step {run.steps_done} of the long run")
-            if late is None and run.steps_done >= options.steps - 10:  # while its process is still there
+            if (
+                late is None and run.steps_done >= options.steps - 10
+            ):  # while its process is still there
                 late = now(f"step {run.steps_done} of the long run")
             time.sleep(0.2)
         rest(store)
         end = now(f"step {run.steps_done}, {run.status}")
-        back = {name: end[name] <= first[name] and last[name] <= first[name] for name in ("threads", "files", "connections")}
+        back = {
+            name: end[name] <= first[name] and last[name] <= first[name]
+            for name in ("threads", "files", "connections")
+        }
         manager.close()
-        grown = {"runs": last["MiB"] / first["MiB"] - 1, "steps": (late or end)["MiB"] / (warm or end)["MiB"] - 1}
-        print(f"memory grew by {grown['runs']:.1%} over the runs and by {grown['steps']:.1%} over the steps; "
-              + ", ".join(f"{name} {'are back' if yes else 'are NOT back'}" for name, yes in back.items()))
-        return int(run.status is not RunStatus.FINISHED or max(grown.values()) > 0.05 or not all(back.values()))
+        grown = {
+            "runs": last["MiB"] / first["MiB"] - 1,
+            "steps": (late or end)["MiB"] / (warm or end)["MiB"] - 1,
+        }
+        print(
+            f"memory grew by {grown['runs']:.1%} over the runs and by {grown['steps']:.1%} over the steps; "
+            + ", ".join(
+                f"{name} {'are back' if yes else 'are NOT back'}" for name, yes in back.items()
+            )
+        )
+        return int(
+            run.status is not RunStatus.FINISHED
+            or max(grown.values()) > 0.05
+            or not all(back.values())
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_core.config import RunConfig
-from grpo_core.store import Recorder, Store, export_metrics_csv, export_rollouts_jsonl, export_rollouts_parquet
+from grpo_core.store import (
+    Recorder,
+    Store,
+    export_metrics_csv,
+    export_rollouts_jsonl,
+    export_rollouts_parquet,
+)
 from grpo_core.types import (
     STEP_METRICS,
     Completion,
@@ -37,23 +43,64 @@ from grpo_core.types import (
     StepMetrics,
 )
 
-WORDS = ["the", "sum", "of", "numbers", "is", "so", "we", "add", "carry", "first", "second", "digit", "therefore", "answer", "think", "step", "check", "again", "result", "equals", "twelve"]
+WORDS = [
+    "the",
+    "sum",
+    "of",
+    "numbers",
+    "is",
+    "so",
+    "we",
+    "add",
+    "carry",
+    "first",
+    "second",
+    "digit",
+    "therefore",
+    "answer",
+    "think",
+    "step",
+    "check",
+    "again",
+    "result",
+    "equals",
+    "twelve",
+]
 EXTRA = {f"score/criterion_{i}": 0.5 for i in range(10)}
 
 
 def completion(rng: random.Random) -> str:
-    words = (rng.choice(WORDS) if rng.random() < 0.7 else str(rng.randint(0, 9999)) for _ in range(230))
+    words = (
+        rng.choice(WORDS) if rng.random() < 0.7 else str(rng.randint(0, 9999)) for _ in range(230)
+    )
     return f"<think>{' '.join(words)}</think><answer>{rng.randint(0, 999)}</answer>"
 
 
 def groups(rng: random.Random) -> tuple[Group, ...]:
-    return tuple(Group(Prompt(f"p{i}", f"What is {rng.randint(0, 99)} + {rng.randint(0, 99)}?", "7", "sums"), tuple(
-        Rollout(Completion(completion(rng), "stop", 230), {"accuracy": 1.0, "format": 0.5}, rng.random(), rng.random()) for _ in range(8)),
-        rng.random(), 0.3, rng.choice(("informative", "tied"))) for i in range(8))
+    return tuple(
+        Group(
+            Prompt(f"p{i}", f"What is {rng.randint(0, 99)} + {rng.randint(0, 99)}?", "7", "sums"),
+            tuple(
+                Rollout(
+                    Completion(completion(rng), "stop", 230),
+                    {"accuracy": 1.0, "format": 0.5},
+                    rng.random(),
+                    rng.random(),
+                )
+                for _ in range(8)
+            ),
+            rng.random(),
+            0.3,
+            rng.choice(("informative", "tied")),
+        )
+        for i in range(8)
+    )
 
 
 def numbers(rng: random.Random) -> StepMetrics:
-    return StepMetrics(**{name: rng.random() if name != "tokens" else 14_720 for name in STEP_METRICS})
+    return StepMetrics(
+        **{name: rng.random() if name != "tokens" else 14_720 for name in STEP_METRICS}
+    )
 
 
 def main() -> None:
@@ -72,19 +119,31 @@ def measure(path: str, num_runs: int, num_steps: int) -> None:
     started = time.perf_counter()
     for _ in range(num_runs - 1):
         fill(store, num_steps, rng)
-    print(f"{'filling ' + str(num_runs - 1) + ' runs of numbers':<44}{time.perf_counter() - started:9.1f} s   {store.file_bytes() / 1e6:.0f} MB")
+    print(
+        f"{'filling ' + str(num_runs - 1) + ' runs of numbers':<44}{time.perf_counter() - started:9.1f} s   {store.file_bytes() / 1e6:.0f} MB"
+    )
 
     run_id = store.create_run(RunConfig(), "with completions")
-    seconds: dict[str, list[float]] = {"GroupsScored, 64 completions of 1.3 KB": [], "StepCompleted, 30 + 10 numbers": [], "PhaseStarted": []}
+    seconds: dict[str, list[float]] = {
+        "GroupsScored, 64 completions of 1.3 KB": [],
+        "StepCompleted, 30 + 10 numbers": [],
+        "PhaseStarted": [],
+    }
     before = store.file_bytes()
     with Recorder(store, run_id) as recorder:
         for step in range(1, num_steps + 1):
-            events = PhaseStarted(Phase.EVALUATING, step, num_steps), GroupsScored(step, groups(rng)), StepCompleted(step, numbers(rng), EXTRA)
+            events = (
+                PhaseStarted(Phase.EVALUATING, step, num_steps),
+                GroupsScored(step, groups(rng)),
+                StepCompleted(step, numbers(rng), EXTRA),
+            )
             for name, event in zip(("PhaseStarted", *list(seconds)[:2]), events, strict=True):
                 seconds[name].append(timed(recorder, event))
     for name, values in seconds.items():
         report("write: " + name, values)
-    print(f"{'a run with completions takes':<44}{(store.file_bytes() - before) / 1e6:9.1f} MB  {num_steps} steps")
+    print(
+        f"{'a run with completions takes':<44}{(store.file_bytes() - before) / 1e6:9.1f} MB  {num_steps} steps"
+    )
     store.set_status(run_id, RunStatus.FINISHED)
 
     group_id = store.group_ids(run_id, num_steps // 2)[0]
@@ -104,7 +163,9 @@ def measure(path: str, num_runs: int, num_steps: int) -> None:
         "groups, verdict": lambda: store.groups(run_id, verdict="tied"),
         "groups, by reward": lambda: store.groups(run_id, sort="reward_mean"),
         "groups, last page": lambda: store.groups(run_id, offset=8 * num_steps - 50),
-        "groups, search (builds the index if > 50,000)": lambda: store.groups(run_id, search="sum of 123"),
+        "groups, search (builds the index if > 50,000)": lambda: store.groups(
+            run_id, search="sum of 123"
+        ),
         "groups, search again": lambda: store.groups(run_id, search="so we add"),
         "groups, search of two letters": lambda: store.groups(run_id, search="zq"),
         "file_bytes": store.file_bytes,
@@ -112,8 +173,13 @@ def measure(path: str, num_runs: int, num_steps: int) -> None:
     for name, ask in questions.items():
         report(name, [timed(ask) for _ in range(20)])
     report("export metrics, CSV", [timed(export_metrics_csv, store, run_id, io.StringIO())])
-    report("export rollouts, JSON Lines", [timed(export_rollouts_jsonl, store, run_id, io.StringIO())])
-    report("export rollouts, Parquet", [timed(export_rollouts_parquet, store, run_id, f"{path}.parquet")])
+    report(
+        "export rollouts, JSON Lines", [timed(export_rollouts_jsonl, store, run_id, io.StringIO())]
+    )
+    report(
+        "export rollouts, Parquet",
+        [timed(export_rollouts_parquet, store, run_id, f"{path}.parquet")],
+    )
     size = store.file_bytes()
     report("delete a run of numbers", [timed(store.delete, store.runs()[-1].id)])
     report("delete the run with completions", [timed(store.delete, run_id)])
@@ -122,7 +188,11 @@ def measure(path: str, num_runs: int, num_steps: int) -> None:
 
 def fill(store: Store, num_steps: int, rng: random.Random) -> None:
     run_id = store.create_run(RunConfig(), "numbers only", status=RunStatus.FINISHED)
-    with store.writing() as writer, writer.transaction(), Recorder(store, run_id) as recorder:  # one commit: this is not what is measured
+    with (
+        store.writing() as writer,
+        writer.transaction(),
+        Recorder(store, run_id) as recorder,
+    ):  # one commit: this is not what is measured
         recorder(Evaluated(0, {"heldout/accuracy": 0.1}))
         for step in range(1, num_steps + 1):
             recorder(StepCompleted(step, numbers(rng), EXTRA))

@@ -46,21 +46,52 @@ def ours(config: RunConfig) -> list[float]:
 def theirs(config: RunConfig) -> list[float]:
     """The same run by TRL's GRPOTrainer, every setting of ours written in its words."""
     t, a = config.train, config.algorithm
-    policy, rubric, task = load_policy(config.model, t.seed), build_rubric(config.rubric), load_task(config.task)
-    prompts = [p for step in range(1, t.steps + 1) for p in train_prompts(task, t.seed, step, t.prompts_per_step)]
-    assert all(policy.tokenizer(p.text)["input_ids"] == policy.encode(p, task.instruction) for p in prompts), "TRL would read other prompts"
+    policy, rubric, task = (
+        load_policy(config.model, t.seed),
+        build_rubric(config.rubric),
+        load_task(config.task),
+    )
+    prompts = [
+        p
+        for step in range(1, t.steps + 1)
+        for p in train_prompts(task, t.seed, step, t.prompts_per_step)
+    ]
+    assert all(
+        policy.tokenizer(p.text)["input_ids"] == policy.encode(p, task.instruction) for p in prompts
+    ), "TRL would read other prompts"
     rate = learning_rate(config, policy)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
     # TRL's own warm-up begins one step later, at a learning rate of 0.
-    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / t.warmup_steps))
+    warm_up = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / t.warmup_steps)
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
-            policy.model, reward_funcs=[criterion(name, rubric, policy, prompts) for name in rubric.weights], processing_class=policy.tokenizer,
-            train_dataset=Dataset.from_list([{"prompt": p.text, "row": i} for i, p in enumerate(prompts)]), optimizers=(optimizer, warm_up),
+            policy.model,
+            reward_funcs=[criterion(name, rubric, policy, prompts) for name in rubric.weights],
+            processing_class=policy.tokenizer,
+            train_dataset=Dataset.from_list(
+                [{"prompt": p.text, "row": i} for i, p in enumerate(prompts)]
+            ),
+            optimizers=(optimizer, warm_up),
             args=arguments(
-                folder, prompts=t.prompts_per_step, group_size=t.group_size, max_steps=t.steps, seed=t.seed, max_completion_length=t.max_new_tokens,
-                temperature=t.temperature, reward_weights=list(rubric.weights.values()), epsilon=a.clip_eps_low, epsilon_high=a.clip_eps_high,
-                beta=a.kl_coef, use_bias_correction_kl=a.kl_ratio_corrected, max_grad_norm=t.max_grad_norm))
+                folder,
+                prompts=t.prompts_per_step,
+                group_size=t.group_size,
+                max_steps=t.steps,
+                seed=t.seed,
+                max_completion_length=t.max_new_tokens,
+                temperature=t.temperature,
+                reward_weights=list(rubric.weights.values()),
+                epsilon=a.clip_eps_low,
+                epsilon_high=a.clip_eps_high,
+                beta=a.kl_coef,
+                use_bias_correction_kl=a.kl_ratio_corrected,
+                max_grad_norm=t.max_grad_norm,
+            ),
+        )
         trainer.remove_callback(PrinterCallback)
         assert set(trainer.eos_token_ids) == policy.end_ids, "TRL would stop at other tokens"
         trainer.train()
@@ -68,22 +99,33 @@ def theirs(config: RunConfig) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
-    print(f"Mean reward of steps {FIRST} to {LAST}\n\n| seed | ours | TRL | difference |\n|---|---|---|---|")
+    print(
+        f"Mean reward of steps {FIRST} to {LAST}\n\n| seed | ours | TRL | difference |\n|---|---|---|---|"
+    )
     rows = []
     for seed in parser.parse_args().seeds:
         config = parse(nest({"train.steps": STEPS, "train.seed": seed, "task.heldout_size": 0}))
         rows.append([statistics.fmean(run(config)[FIRST - 1 : LAST]) for run in (ours, theirs)])
-        print(f"| {seed} | {rows[-1][0]:.4f} | {rows[-1][1]:.4f} | {rows[-1][0] - rows[-1][1]:+.4f} |", flush=True)
-    (mine, my_error), (other, other_error) = (mean_and_error(side) for side in zip(*rows, strict=True))
+        print(
+            f"| {seed} | {rows[-1][0]:.4f} | {rows[-1][1]:.4f} | {rows[-1][0] - rows[-1][1]:+.4f} |",
+            flush=True,
+        )
+    (mine, my_error), (other, other_error) = (
+        mean_and_error(side) for side in zip(*rows, strict=True)
+    )
     _, paired = mean_and_error([a - b for a, b in rows])
     error = (my_error**2 + other_error**2) ** 0.5
-    print(f"| mean ± se | {mine:.4f} ± {my_error:.4f} | {other:.4f} ± {other_error:.4f} | {mine - other:+.4f} ± {error:.4f} (seed by seed ± {paired:.4f}) |\n\n"
-          f"{abs(mine - other) / error:.2f} standard errors ({abs(mine - other) / paired:.2f} seed by seed): "
-          f"{'agree' if abs(mine - other) < 2 * min(error, paired) else 'DIFFER'}")
+    print(
+        f"| mean ± se | {mine:.4f} ± {my_error:.4f} | {other:.4f} ± {other_error:.4f} | {mine - other:+.4f} ± {error:.4f} (seed by seed ± {paired:.4f}) |\n\n"
+        f"{abs(mine - other) / error:.2f} standard errors ({abs(mine - other) / paired:.2f} seed by seed): "
+        f"{'agree' if abs(mine - other) < 2 * min(error, paired) else 'DIFFER'}"
+    )
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -57,9 +57,14 @@ the training temperature from the same random numbers each time, or greedy (`tra
 
 
 def metrics_page() -> str:
-    steps = "".join(f"| `{f.name}` | {f.metadata['title']} | {f.metadata['unit']} | {f.metadata['help']} | {f.metadata['reading']} |\n" for f in fields(StepMetrics))
+    steps = "".join(
+        f"| `{f.name}` | {f.metadata['title']} | {f.metadata['unit']} | {f.metadata['help']} | {f.metadata['reading']} |\n"
+        for f in fields(StepMetrics)
+    )
     checks = "".join(f"| `{name}` | {check.help} |\n" for name, check in CHECKS.items())
-    verdicts = "".join(f"| `{code}` | {label} | {sentence} |\n" for code, (label, sentence) in VERDICTS.items())
+    verdicts = "".join(
+        f"| `{code}` | {label} | {sentence} |\n" for code, (label, sentence) in VERDICTS.items()
+    )
     return HEAD + steps + OPEN + checks + HELDOUT + verdicts
 
 

@@ -21,7 +21,13 @@ from grpo_core.store import Store
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "screenshots"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def shot(page: Page, name: str) -> None:
@@ -39,8 +45,11 @@ def start(page: Page, seed: int) -> None:
 
 
 def wait_for_step(page: Page, step: int) -> None:
-    page.wait_for_function("n => { const m = document.querySelector('#group')?.innerText.match(/step (\\d+)/i); return m && Number(m[1]) >= n; }",
-                           arg=step, timeout=300_000)
+    page.wait_for_function(
+        "n => { const m = document.querySelector('#group')?.innerText.match(/step (\\d+)/i); return m && Number(m[1]) >= n; }",
+        arg=step,
+        timeout=300_000,
+    )
 
 
 def wait_until_finished(store: Store, runs: int) -> None:
@@ -55,14 +64,25 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = subprocess.Popen([sys.executable, "app.py", "--port", str(port), "--db", f"{folder}/runs.sqlite"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port), "--db", f"{folder}/runs.sqlite"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         try:
             server.stdout.readline()
             store = Store(f"{folder}/runs.sqlite")
             pages = {}
-            for theme, width, height in (("light", 1440, 1140), ("dark", 1440, 1140), ("light", 380, 820)):
-                page = pages[theme, width] = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+            for theme, width, height in (
+                ("light", 1440, 1140),
+                ("dark", 1440, 1140),
+                ("light", 380, 820),
+            ):
+                page = pages[theme, width] = browser.new_page(
+                    viewport={"width": width, "height": height}, color_scheme=theme
+                )
                 page.goto(f"http://127.0.0.1:{port}/?__theme={theme}")
                 page.get_by_role("button", name="Start training").first.wait_for(state="attached")
             desk = pages["light", 1440]

@@ -28,7 +28,15 @@ def folder_name(step: int) -> str:
 
 def saved_steps(folder: Path) -> dict[int, Path]:
     """Step -> folder of every checkpoint that was finished."""
-    found = {int(match[1]): p for p in folder.iterdir() if (match := _NAME.fullmatch(p.name)) and p.is_dir()} if folder.is_dir() else {}
+    found = (
+        {
+            int(match[1]): p
+            for p in folder.iterdir()
+            if (match := _NAME.fullmatch(p.name)) and p.is_dir()
+        }
+        if folder.is_dir()
+        else {}
+    )
     return dict(sorted(found.items()))
 
 
@@ -37,7 +45,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         if manifest["format"] != FORMAT:
-            raise BadCheckpoint(f"checkpoint {str(path)!r} has format {manifest['format']!r}, this GRPO Studio reads {FORMAT}. Update GRPO Studio.")
+            raise BadCheckpoint(
+                f"checkpoint {str(path)!r} has format {manifest['format']!r}, this GRPO Studio reads {FORMAT}. Update GRPO Studio."
+            )
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint(f"checkpoint {str(path)!r} cannot be read: {error}") from None
@@ -47,14 +57,20 @@ def verify(path: Path, sha256: str) -> dict[str, Any]:
     """The manifest, once every byte of the checkpoint was found to be as it was saved. Raises BadCheckpoint."""
     try:
         if file_hash(path / MANIFEST) != sha256:
-            raise BadCheckpoint(f"checkpoint {str(path)!r} is damaged: {MANIFEST} is not as it was saved")
+            raise BadCheckpoint(
+                f"checkpoint {str(path)!r} is damaged: {MANIFEST} is not as it was saved"
+            )
         manifest = read_manifest(path)
         for name, expected in manifest["files"].items():
             if file_hash(path / name) != expected:
-                raise BadCheckpoint(f"checkpoint {str(path)!r} is damaged: {name} is not as it was saved")
+                raise BadCheckpoint(
+                    f"checkpoint {str(path)!r} is damaged: {name} is not as it was saved"
+                )
         return manifest
     except OSError as error:
-        raise BadCheckpoint(f"checkpoint {str(path)!r} cannot be read: {error.strerror or error}") from None
+        raise BadCheckpoint(
+            f"checkpoint {str(path)!r} cannot be read: {error.strerror or error}"
+        ) from None
 
 
 def file_hash(path: Path) -> str:
@@ -75,15 +91,20 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def superfluous(heldout: Mapping[int, float | None], keep_last: int, keep_every: int) -> tuple[int, ...]:
+def superfluous(
+    heldout: Mapping[int, float | None], keep_last: int, keep_every: int
+) -> tuple[int, ...]:
     """The steps that the retention rule lets go. heldout: step of each checkpoint -> held-out accuracy at it, None = not measured.
 
     Kept are the last `keep_last`, the best held-out one (of equals the latest), and every multiple of `keep_every`.
     """
     steps = sorted(heldout)
     measured = [s for s in steps if heldout[s] is not None]
-    kept = {*steps[-keep_last:], *([max(measured, key=lambda s: (heldout[s], s))] if measured else []),
-            *(s for s in steps if keep_every and s % keep_every == 0)}
+    kept = {
+        *steps[-keep_last:],
+        *([max(measured, key=lambda s: (heldout[s], s))] if measured else []),
+        *(s for s in steps if keep_every and s % keep_every == 0),
+    }
     return tuple(s for s in steps if s not in kept)
 
 

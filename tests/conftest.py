@@ -28,9 +28,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=128,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -39,8 +48,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_settings(tiny_model: Path) -> dict[str, object]:
     """Dotted settings of a run that takes a second: 3 steps of 2 prompts x 4 completions of at most 8 tokens."""
-    return {"model.name": str(tiny_model), "task.heldout_size": 8, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 4,
-            "train.max_new_tokens": 8, "train.eval_every": 0}
+    return {
+        "model.name": str(tiny_model),
+        "task.heldout_size": 8,
+        "train.steps": 3,
+        "train.prompts_per_step": 2,
+        "train.group_size": 4,
+        "train.max_new_tokens": 8,
+        "train.eval_every": 0,
+    }
 
 
 @pytest.fixture

@@ -22,8 +22,16 @@ def rollout(text: str = "4", reward: float | None = 1.0, **scores: float | None)
     return Rollout(Completion(text, "stop", 3), scores, reward, 0.5)
 
 
-def group(*rollouts: Rollout, prompt: str = "2+2=", mean: float | None = 0.5, verdict: str = "informative") -> Group:
-    return Group(Prompt("sums-7", prompt, "4", "sums"), rollouts or (rollout(), rollout("5", 0.0)), mean, 0.7, verdict)
+def group(
+    *rollouts: Rollout, prompt: str = "2+2=", mean: float | None = 0.5, verdict: str = "informative"
+) -> Group:
+    return Group(
+        Prompt("sums-7", prompt, "4", "sums"),
+        rollouts or (rollout(), rollout("5", 0.0)),
+        mean,
+        0.7,
+        verdict,
+    )
 
 
 def recorded(store: Store, *events: object, status: RunStatus = FINISHED) -> str:

@@ -18,7 +18,10 @@ ORDER = (
     "grpo_core.training", "grpo_core.analysis", "grpo_core.runs", "grpo_core.exporting", "grpo_core.preflight",
     "grpo_core.cli", "grpo_core.__main__", "ui.render", "ui.components", "ui.server", "ui.tabs", "ui.page", "app",
 )  # fmt: skip
-PUBLIC = {"grpo_core", "ui"}  # the faces: what they export is imported lazily or by the outside only
+PUBLIC = {
+    "grpo_core",
+    "ui",
+}  # the faces: what they export is imported lazily or by the outside only
 
 HEAVY = {"torch", "transformers", "gradio", "plotly", "pandas", "sqlite3", "sqlite_utils"}
 # package or module -> what of HEAVY it may import, at module level or inside functions
@@ -83,7 +86,11 @@ def floor(module: str) -> int | None:
 
 def upward(module: str, imported: Iterator[str]) -> list[str]:
     here = floor(module)
-    above = [] if here is None else [n for n in imported if (there := floor(n)) is not None and there > here]
+    above = (
+        []
+        if here is None
+        else [n for n in imported if (there := floor(n)) is not None and there > here]
+    )
     outside = [n for n in above if n.startswith("ui")] if module in PUBLIC else above
     return outside
 

@@ -13,7 +13,6 @@ from grpo_core.types import StepMetrics
 ROOT = Path(__file__).parent.parent
 
 
-
 def test_every_metric_has_its_line_in_the_metrics_page():
     page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
     assert page == metrics_page(), "run: python docs/make_metrics.py"
@@ -28,7 +27,11 @@ def test_the_readme_is_short_and_its_tree_and_pictures_exist():
         assert (ROOT / target).exists(), target
     tree = text.split("```text")[1].split("```")[0]
     for name in re.findall(r"^ {0,2}([\w./]+)(?=\s{2,})", tree, re.MULTILINE):
-        inside = [ROOT / name.strip(), ROOT / "grpo_core" / name.strip(), ROOT / "ui" / name.strip()]
+        inside = [
+            ROOT / name.strip(),
+            ROOT / "grpo_core" / name.strip(),
+            ROOT / "ui" / name.strip(),
+        ]
         assert any(p.exists() for p in inside), name
 
 

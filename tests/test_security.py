@@ -25,8 +25,22 @@ ROOT = Path(__file__).parent.parent
 SECRET = "hf_averysecrettokenthatnobodymaysee"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRET}
 # What anybody may have: what a browser needs to show the form for the password, and Gradio's own sign of life.
-OPEN = {"", "/", "/login", "/logout", "/login_check", "/user", "/token", "/app_id", "/startup-events", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt",
-        "/pwa_icon"}
+OPEN = {
+    "",
+    "/",
+    "/login",
+    "/logout",
+    "/login_check",
+    "/user",
+    "/token",
+    "/app_id",
+    "/startup-events",
+    "/theme.css",
+    "/favicon.ico",
+    "/manifest.json",
+    "/robots.txt",
+    "/pwa_icon",
+}
 
 
 class Locked:
@@ -39,24 +53,63 @@ class Locked:
         self.run_id = store.create_run(config, "PRIVATE RUN", status=RunStatus.STOPPED)
         with Recorder(store, self.run_id) as record:
             completion = Completion("PRIVATE COMPLETION", "stop", 3)
-            record(GroupsScored(1, (Group(Prompt("p", "PRIVATE PROMPT", "1", "sums"), (Rollout(completion, {"accuracy": 1.0}, 1.0, 0.0),) * 2, 1.0, 0.0, "all_right"),)))
+            record(
+                GroupsScored(
+                    1,
+                    (
+                        Group(
+                            Prompt("p", "PRIVATE PROMPT", "1", "sums"),
+                            (Rollout(completion, {"accuracy": 1.0}, 1.0, 0.0),) * 2,
+                            1.0,
+                            0.0,
+                            "all_right",
+                        ),
+                    ),
+                )
+            )
         store.close()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen([sys.executable, "app.py", "--port", str(self.port), "--db", str(self.db), "--auth", "me:secret"], cwd=ROOT, env=ENV,
-                                        stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "app.py",
+                "--port",
+                str(self.port),
+                "--db",
+                str(self.db),
+                "--auth",
+                "me:secret",
+            ],
+            cwd=ROOT,
+            env=ENV,
+            stdout=self.log,
+            stderr=self.log,
+        )
         deadline = time.monotonic() + 90
         while self.ask("/", raw=True)[0] == 0 and time.monotonic() < deadline:
             assert self.process.poll() is None, "it did not start"
             time.sleep(0.2)
 
-    def ask(self, path: str, data: object = None, headers: dict[str, str] | None = None, method: str | None = None, raw: bool = False) -> tuple[int, str]:
+    def ask(
+        self,
+        path: str,
+        data: object = None,
+        headers: dict[str, str] | None = None,
+        method: str | None = None,
+        raw: bool = False,
+    ) -> tuple[int, str]:
         """Status and body; 0: no answer at all."""
         body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json", **(headers or {})}, method=method)
+        request = urllib.request.Request(
+            self.url + path,
+            body,
+            {"Content-Type": "application/json", **(headers or {})},
+            method=method,
+        )
         try:
             with urllib.request.build_opener(NoRedirect).open(request, timeout=3) as answer:
                 return answer.status, answer.read(2_000_000).decode("utf-8", "replace")
@@ -68,7 +121,11 @@ class Locked:
             return 0, str(error)
 
     def sign_in(self) -> str:
-        request = urllib.request.Request(self.url + "/login", b"username=me&password=secret", {"Content-Type": "application/x-www-form-urlencoded"})
+        request = urllib.request.Request(
+            self.url + "/login",
+            b"username=me&password=secret",
+            {"Content-Type": "application/x-www-form-urlencoded"},
+        )
         with urllib.request.urlopen(request) as answer:
             return "; ".join(c.split(";")[0] for c in answer.headers.get_all("set-cookie"))
 
@@ -119,7 +176,14 @@ def walk(routes, prefix=""):
             yield ("GET", prefix + r.path)
 print(json.dumps(sorted(set(walk(App.create_app(page, app_kwargs=launch_options(page)["app_kwargs"]).routes)))))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path_factory.mktemp("routes") / "x.sqlite")], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path_factory.mktemp("routes") / "x.sqlite")],
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return [tuple(r) for r in json.loads(done.stdout.strip().splitlines()[-1])]
 
@@ -130,14 +194,24 @@ def filled(path: str, value: str = "x") -> str:
 
 def test_without_the_password_no_route_gives_anything_away_or_does_anything(locked, routes):
     assert len(routes) > 25, routes
-    assert {"/config", "/gradio_api/info", "/gradio_api/upload", "/studio/show"} <= {path for _, path in routes}
+    assert {"/config", "/gradio_api/info", "/gradio_api/upload", "/studio/show"} <= {
+        path for _, path in routes
+    }
     for method, path in routes:
         for value in ("x", "start"):
-            data = None if method in ("GET", "HEAD", "OPTIONS") else {"data": [], "fn_index": 0, "session_hash": "s"}
+            data = (
+                None
+                if method in ("GET", "HEAD", "OPTIONS")
+                else {"data": [], "fn_index": 0, "session_hash": "s"}
+            )
             status, text = locked.ask(filled(path, value), data, method=method)
             assert "PRIVATE" not in text, f"{method} {path}"
             assert locked.run_id not in text, f"{method} {path}"
-            if (path.rstrip("/") or "/").removeprefix("/gradio_api") not in OPEN and "{" not in path and status not in (0, 301, 302, 303, 307, 308, 404, 405):
+            if (
+                (path.rstrip("/") or "/").removeprefix("/gradio_api") not in OPEN
+                and "{" not in path
+                and status not in (0, 301, 302, 303, 307, 308, 404, 405)
+            ):
                 assert status in (400, 401, 403, 422), f"{method} {path}: {status} {text[:200]}"
     assert len(Store(locked.db).runs()) == 1
 
@@ -149,26 +223,52 @@ def test_without_the_password_no_endpoint_answers_by_name_or_by_number(locked, s
     assert len(endpoints) > 40
     for number, endpoint in enumerate(endpoints):
         data = {"fn_index": number, "data": [None] * len(endpoint["inputs"]), "session_hash": "s"}
-        for path in ("/gradio_api/run/predict", "/gradio_api/queue/join", f"/gradio_api/call/{endpoint['api_name']}", f"/gradio_api/run/{endpoint['api_name']}"):
+        for path in (
+            "/gradio_api/run/predict",
+            "/gradio_api/queue/join",
+            f"/gradio_api/call/{endpoint['api_name']}",
+            f"/gradio_api/run/{endpoint['api_name']}",
+        ):
             status, text = locked.ask(path, data)
             assert status in (401, 404, 405), f"{path} of {number}: {status} {text[:200]}"
     assert locked.ask("/gradio_api/call/status", {"data": ["last"]})[0] == 401
     assert locked.ask("/gradio_api/info")[0] == 401
 
 
-def test_other_websites_and_rebound_names_are_refused_on_every_route_even_with_the_password(locked, signed_in, routes):
+def test_other_websites_and_rebound_names_are_refused_on_every_route_even_with_the_password(
+    locked, signed_in, routes
+):
     for method, path in routes:
-        status, text = locked.ask(filled(path), None if method in ("GET", "HEAD", "OPTIONS") else {}, {**signed_in, "Host": f"evil.example:{locked.port}"}, method)
+        status, text = locked.ask(
+            filled(path),
+            None if method in ("GET", "HEAD", "OPTIONS") else {},
+            {**signed_in, "Host": f"evil.example:{locked.port}"},
+            method,
+        )
         assert (status, "PRIVATE" in text) == (400, False), f"{method} {path}: {status}"
         if method not in ("GET", "HEAD", "OPTIONS"):
-            for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+            for headers in (
+                {"Origin": "http://evil.example"},
+                {"Origin": "null"},
+                {"Sec-Fetch-Site": "cross-site"},
+            ):
                 status, _ = locked.ask(filled(path), {}, {**signed_in, **headers}, method)
                 assert status == 403, f"{method} {path} {headers}: {status}"
     assert len(Store(locked.db).runs()) == 1
 
 
-TRAVERSALS = ["../../../../etc/passwd", "..%2f..%2f..%2f..%2fetc%2fpasswd", "/etc/passwd", "%2fetc%2fpasswd", "....//....//etc/passwd", "..\\..\\etc\\passwd",
-              "file:///etc/passwd", "/proc/self/environ", "%00/etc/passwd", "runs.sqlite"]
+TRAVERSALS = [
+    "../../../../etc/passwd",
+    "..%2f..%2f..%2f..%2fetc%2fpasswd",
+    "/etc/passwd",
+    "%2fetc%2fpasswd",
+    "....//....//etc/passwd",
+    "..\\..\\etc\\passwd",
+    "file:///etc/passwd",
+    "/proc/self/environ",
+    "%00/etc/passwd",
+    "runs.sqlite",
+]
 
 
 def test_no_route_gives_out_a_file_that_is_not_the_pages_own(locked, signed_in, routes):
@@ -177,32 +277,65 @@ def test_no_route_gives_out_a_file_that_is_not_the_pages_own(locked, signed_in, 
     secrets = ("root:", "HF_TOKEN", "SQLite format 3")
     for path in paths:
         for value in [*TRAVERSALS, str(locked.db), str(ROOT / "app.py")]:
-            status, text = locked.ask(filled(path, value).replace(" ", "%20").replace("\\", "%5c").replace("\x00", "%00"), headers=signed_in)
+            status, text = locked.ask(
+                filled(path, value).replace(" ", "%20").replace("\\", "%5c").replace("\x00", "%00"),
+                headers=signed_in,
+            )
             assert not any(s in text for s in secrets), f"{path} {value}: {status}"
             assert "composition root" not in text, f"{path} {value}"  # app.py itself
 
 
 def test_a_run_id_is_an_id_and_never_a_path(tmp_path):
     from grpo_core.errors import StudioError
+
     store = Store(tmp_path / "runs.sqlite")
-    for run_id in ("../../etc", "/etc/passwd", "..", "", "20260101-000000-abcd/../..", "20260101-000000-abcd\n"):
+    for run_id in (
+        "../../etc",
+        "/etc/passwd",
+        "..",
+        "",
+        "20260101-000000-abcd/../..",
+        "20260101-000000-abcd\n",
+    ):
         for ask in (store.checkpoint_folder, store.log_file, store.run, store.delete):
             with pytest.raises(StudioError):
                 ask(run_id)
 
 
-def test_a_token_of_the_environment_is_nowhere_in_store_log_page_export_or_traceback(locked, signed_in, tmp_path):
-    status, text = locked.ask("/gradio_api/call/start", {"data": [{"train.steps": 2, "task.heldout_size": 0, "train.prompts_per_step": 2, "train.group_size": 2,
-                                                                    "train.checkpoint_every": 1}, "t9", ""]}, signed_in)
+def test_a_token_of_the_environment_is_nowhere_in_store_log_page_export_or_traceback(
+    locked, signed_in, tmp_path
+):
+    status, text = locked.ask(
+        "/gradio_api/call/start",
+        {
+            "data": [
+                {
+                    "train.steps": 2,
+                    "task.heldout_size": 0,
+                    "train.prompts_per_step": 2,
+                    "train.group_size": 2,
+                    "train.checkpoint_every": 1,
+                },
+                "t9",
+                "",
+            ]
+        },
+        signed_in,
+    )
     assert status == 200, text
     store = Store(locked.db)
     deadline = time.monotonic() + 60
-    while not (ended := [r for r in store.runs() if r.name == "t9" and not r.status.is_live]) and time.monotonic() < deadline:
+    while (
+        not (ended := [r for r in store.runs() if r.name == "t9" and not r.status.is_live])
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     assert ended[0].status is RunStatus.FINISHED, ended[0].error
     with (tmp_path / "config.json").open("w") as out:
         export.export_config_json(store, ended[0].id, out)
-    pages = "".join(locked.ask(path, headers=signed_in)[1] for path in ("/", "/config", "/gradio_api/info"))
+    pages = "".join(
+        locked.ask(path, headers=signed_in)[1] for path in ("/", "/config", "/gradio_api/info")
+    )
     assert SECRET not in pages
     files = [p for folder in (locked.db.parent, tmp_path) for p in folder.rglob("*") if p.is_file()]
     assert len(files) > 6
@@ -210,8 +343,27 @@ def test_a_token_of_the_environment_is_nowhere_in_store_log_page_export_or_trace
         assert SECRET.encode() not in path.read_bytes(), path
 
 
-SQL = ["' OR 1=1 --", '"; DROP TABLE runs; --', "%", "_", "\\", "a' UNION SELECT name FROM sqlite_master --", "NEAR(a b)", "a*", '"a" AND (b', "^x", "{x}:y", "\x00", "😀" * 50,
-       "(" * 300, "OR", "NOT", "-", "a:b", "col:*"]
+SQL = [
+    "' OR 1=1 --",
+    '"; DROP TABLE runs; --',
+    "%",
+    "_",
+    "\\",
+    "a' UNION SELECT name FROM sqlite_master --",
+    "NEAR(a b)",
+    "a*",
+    '"a" AND (b',
+    "^x",
+    "{x}:y",
+    "\x00",
+    "😀" * 50,
+    "(" * 300,
+    "OR",
+    "NOT",
+    "-",
+    "a:b",
+    "col:*",
+]
 
 
 def test_fields_take_any_text_as_text(tmp_path):
@@ -233,9 +385,22 @@ def test_with_the_password_gradio_client_and_the_command_line_reach_a_run_of_the
     client = Client(locked.url, auth=("me", "secret"), verbose=False)
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert {"/start", "/status", "/stop", "/groups", "/metrics"} <= set(endpoints)
-    assert all(parameter["parameter_has_default"] or parameter["type"] for e in endpoints.values() for parameter in e["parameters"])
-    tiny = {"train.steps": 100_000, "task.heldout_size": 0, "train.prompts_per_step": 2, "train.group_size": 2, "train.max_new_tokens": 8, "train.checkpoint_every": 0}
-    run_id = client.predict(settings=tiny, name="by api", wait_when="step = 2", api_name="/start")["id"]
+    assert all(
+        parameter["parameter_has_default"] or parameter["type"]
+        for e in endpoints.values()
+        for parameter in e["parameters"]
+    )
+    tiny = {
+        "train.steps": 100_000,
+        "task.heldout_size": 0,
+        "train.prompts_per_step": 2,
+        "train.group_size": 2,
+        "train.max_new_tokens": 8,
+        "train.checkpoint_every": 0,
+    }
+    run_id = client.predict(settings=tiny, name="by api", wait_when="step = 2", api_name="/start")[
+        "id"
+    ]
 
     def until(status: str, **fields) -> dict:
         deadline = time.monotonic() + 60
@@ -251,26 +416,59 @@ def test_with_the_password_gradio_client_and_the_command_line_reach_a_run_of_the
     assert [len(g["rollouts"]) for g in groups] == [2, 2]
     client.predict(step=2, group=1, completion=2, reward=7.5, run=run_id, api_name="/edit_reward")
     deadline = time.monotonic() + 10
-    while not (r := client.predict(run=run_id, step=2, api_name="/groups")[0]["rollouts"][1])["edited"] and time.monotonic() < deadline:
+    while (
+        not (r := client.predict(run=run_id, step=2, api_name="/groups")[0]["rollouts"][1])[
+            "edited"
+        ]
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     assert r["reward"] == 7.5
     with pytest.raises(Exception, match="cannot be changed while a run goes on"):
         client.predict(setting="train.seed", value=1, run=run_id, api_name="/change")
 
     def tell(*arguments: str) -> dict:
-        done = subprocess.run([sys.executable, "-m", "grpo_core", "tell", run_id, *arguments, "--server", locked.url, "--auth", "me:secret", "--json"], env=ENV,
-                              cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "grpo_core",
+                "tell",
+                run_id,
+                *arguments,
+                "--server",
+                locked.url,
+                "--auth",
+                "me:secret",
+                "--json",
+            ],
+            env=ENV,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     tell("resume", "--set", "algorithm.kl_coef=0.5", "--wait-when", "")
     deadline = time.monotonic() + 30
-    while client.predict(run=run_id, api_name="/status")["steps_done"] < 6 and time.monotonic() < deadline:
+    while (
+        client.predict(run=run_id, api_name="/status")["steps_done"] < 6
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     numbers = client.predict(run=run_id, max_points=10_000, api_name="/metrics")
     coefs = [row[numbers["columns"].index("kl_coef")] for row in numbers["steps"]]
     assert (coefs[0], coefs[-1]) == (0.02, 0.5)
     assert tell("stop")["id"] == run_id
     until("stopped")
-    wrong = subprocess.run([sys.executable, "-m", "grpo_core", "tell", run_id, "pause", "--server", locked.url], env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "grpo_core", "tell", run_id, "pause", "--server", locked.url],
+        env=ENV,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1), wrong.stderr

@@ -15,7 +15,16 @@ from grpo_core.store.downsample import min_max
 from grpo_core.types import StepMetrics
 
 POINTS = 600  # of a curve
-CURVES = ("reward_mean", "loss", "kl", "completion_tokens_mean", "entropy", "grad_norm", "tied_group_frac", "truncated_frac")
+CURVES = (
+    "reward_mean",
+    "loss",
+    "kl",
+    "completion_tokens_mean",
+    "entropy",
+    "grad_norm",
+    "tied_group_frac",
+    "truncated_frac",
+)
 SHOWN = 4  # groups at each end
 MAX_CHARS = 2_000  # of a completion
 WIDTH, HEIGHT, LEFT = 420, 130, 48
@@ -26,34 +35,77 @@ METRICS = {f.name: f.metadata for f in fields(StepMetrics)}
 def write_report(store: Store, run_id: str, out: TextIO) -> None:
     """NotFound for a run that is not there. Every foreign text goes through esc; there is no script in the file."""
     run = store.run(run_id)
-    steps, metrics = store.steps(run_id, max_points=20_000), store.metrics(run_id, max_points=20_000)
-    out.write(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-              f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'"><title>{esc(run.name)}</title><style>{STYLE}</style></head><body>')
+    steps, metrics = (
+        store.steps(run_id, max_points=20_000),
+        store.metrics(run_id, max_points=20_000),
+    )
+    out.write(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"><title>{esc(run.name)}</title><style>{STYLE}</style></head><body>"
+    )
     out.write(_head(run))
     out.write("<h2>Curves</h2><div class=curves>")
     for name in CURVES:
-        out.write(_curve(METRICS[name]["title"], METRICS[name]["reading"], [(row["step"], row.get(name)) for row in steps]))
+        out.write(
+            _curve(
+                METRICS[name]["title"],
+                METRICS[name]["reading"],
+                [(row["step"], row.get(name)) for row in steps],
+            )
+        )
     for name, points in metrics.items():
         if name.startswith("score/") or name in ("heldout/accuracy", "second/accuracy"):
-            out.write(_curve(name.replace("score/", "score: ").replace("heldout/", "held-out ").replace("second/", "second task "), "", points))
+            out.write(
+                _curve(
+                    name.replace("score/", "score: ")
+                    .replace("heldout/", "held-out ")
+                    .replace("second/", "second task "),
+                    "",
+                    points,
+                )
+            )
     out.write("</div>")
     out.write(_verdicts(store.verdict_counts(run_id)))
     notices = advise(store, run_id)
-    out.write("<h2>Advisor</h2>" + ("".join(f"<p><b>{esc(n.code)}</b> ({esc(n.severity)}, step {n.step:,}): {esc(n.message)} <em>Try: {esc(n.advice)}</em></p>" for n in notices)
-                                    or "<p>Nothing to say.</p>"))
+    out.write(
+        "<h2>Advisor</h2>"
+        + (
+            "".join(
+                f"<p><b>{esc(n.code)}</b> ({esc(n.severity)}, step {n.step:,}): {esc(n.message)} <em>Try: {esc(n.advice)}</em></p>"
+                for n in notices
+            )
+            or "<p>Nothing to say.</p>"
+        )
+    )
     for title, descending in (("Best groups", True), ("Worst groups", False)):
         out.write(f"<h2>{title}</h2>")
-        for summary in store.groups(run_id, sort="reward_mean", descending=descending, limit=SHOWN).rows:
+        for summary in store.groups(
+            run_id, sort="reward_mean", descending=descending, limit=SHOWN
+        ).rows:
             out.write(_group(store.group(summary.id)))
     out.write(_settings(run.config))
-    out.write(f"<p class=small>Made {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC by GRPO Studio.</p></body></html>\n")
+    out.write(
+        f"<p class=small>Made {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC by GRPO Studio.</p></body></html>\n"
+    )
 
 
 def _head(run: RunRow) -> str:
-    facts = {"status": run.status, "model": run.model, "task": run.task, "rubric": run.rubric, "algorithm": (run.config.get("algorithm") or {}).get("preset", ""),
-             "steps": f"{run.steps_done:,} of {run.num_steps or 0:,}", "reward": f"{number(run.reward_first, 3)} → {number(run.reward_last, 3)}",
-             "held-out": f"{number(run.heldout_before, 3)} → {number(run.heldout_after, 3)}", "run": run.id}
-    return f"<h1>{esc(run.name)}</h1><dl>" + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items()) + "</dl>"
+    facts = {
+        "status": run.status,
+        "model": run.model,
+        "task": run.task,
+        "rubric": run.rubric,
+        "algorithm": (run.config.get("algorithm") or {}).get("preset", ""),
+        "steps": f"{run.steps_done:,} of {run.num_steps or 0:,}",
+        "reward": f"{number(run.reward_first, 3)} → {number(run.reward_last, 3)}",
+        "held-out": f"{number(run.heldout_before, 3)} → {number(run.heldout_after, 3)}",
+        "run": run.id,
+    }
+    return (
+        f"<h1>{esc(run.name)}</h1><dl>"
+        + "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items())
+        + "</dl>"
+    )
 
 
 def _curve(title: str, reading: str, points: Sequence[tuple[int, float | None]]) -> str:
@@ -73,31 +125,51 @@ def _curve(title: str, reading: str, points: Sequence[tuple[int, float | None]])
             line = []
         else:
             line.append(f"{x(s):.1f},{y(v):.1f}")
-    drawn = "".join(f'<polyline points="{" ".join(p)}"/>' if len(p) > 1 else f'<circle cx="{p[0].split(",")[0]}" cy="{p[0].split(",")[1]}" r="2"/>' for p in lines)
-    marks = (f'<text x="{LEFT - 6}" y="{y(high) + 4:.0f}" text-anchor="end">{number(high, 3)}</text><text x="{LEFT - 6}" y="{y(low) + 4:.0f}" text-anchor="end">'
-             f'{number(low, 3) if high > low else ""}</text><text x="{LEFT}" y="{HEIGHT - 4}">{first:,}</text><text x="{WIDTH - 6}" y="{HEIGHT - 4}" text-anchor="end">step {last:,}</text>')
-    return (f'<figure><figcaption>{esc(title)} <b>{number(known[-1][1], 3)}</b></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="{esc(title)}, from {number(known[0][1], 3)} to {number(known[-1][1], 3)}">{drawn}{marks}</svg><p class=small>{esc(reading)}</p></figure>')
+    drawn = "".join(
+        f'<polyline points="{" ".join(p)}"/>'
+        if len(p) > 1
+        else f'<circle cx="{p[0].split(",")[0]}" cy="{p[0].split(",")[1]}" r="2"/>'
+        for p in lines
+    )
+    marks = (
+        f'<text x="{LEFT - 6}" y="{y(high) + 4:.0f}" text-anchor="end">{number(high, 3)}</text><text x="{LEFT - 6}" y="{y(low) + 4:.0f}" text-anchor="end">'
+        f'{number(low, 3) if high > low else ""}</text><text x="{LEFT}" y="{HEIGHT - 4}">{first:,}</text><text x="{WIDTH - 6}" y="{HEIGHT - 4}" text-anchor="end">step {last:,}</text>'
+    )
+    return (
+        f'<figure><figcaption>{esc(title)} <b>{number(known[-1][1], 3)}</b></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{esc(title)}, from {number(known[0][1], 3)} to {number(known[-1][1], 3)}">{drawn}{marks}</svg><p class=small>{esc(reading)}</p></figure>'
+    )
 
 
 def _verdicts(counts: Mapping[str, int]) -> str:
     total = sum(counts.values()) or 1
-    rows = "".join(f'<tr><th scope=row>{esc(VERDICTS.get(c, (c, ""))[0])}</th><td>{n:,}</td><td>{100 * n / total:.0f} %</td><td class=bar><i style="width:{100 * n / total:.1f}%"></i></td></tr>'
-                   for c, n in sorted(counts.items(), key=lambda item: -item[1]))
+    rows = "".join(
+        f'<tr><th scope=row>{esc(VERDICTS.get(c, (c, ""))[0])}</th><td>{n:,}</td><td>{100 * n / total:.0f} %</td><td class=bar><i style="width:{100 * n / total:.1f}%"></i></td></tr>'
+        for c, n in sorted(counts.items(), key=lambda item: -item[1])
+    )
     return f"<h2>Verdicts</h2><table>{rows}</table>"
 
 
 def _group(group: GroupRow) -> str:
     rows = "".join(
         f"<tr><td>#{r.position + 1}</td><td>{number(r.reward, 3)}</td><td>{_signed(r.advantage)}</td><td>{r.num_tokens:,}</td>"
-        f"<td><pre>{esc(r.text[:MAX_CHARS])}{'…' if len(r.text) > MAX_CHARS else ''}</pre></td></tr>" for r in group.rollouts)
-    return (f"<details><summary>step {group.step:,}, group {group.position + 1} · <code>{esc(group.prompt[:120])}</code> · mean {number(group.reward_mean, 3)} · "
-            f"{esc(VERDICTS.get(group.verdict, (group.verdict, ''))[0])}</summary><pre>{esc(group.prompt[:MAX_CHARS])}</pre><table><tr><th>#</th><th>reward</th><th>A</th><th>tokens</th><th>text</th></tr>{rows}</table></details>")
+        f"<td><pre>{esc(r.text[:MAX_CHARS])}{'…' if len(r.text) > MAX_CHARS else ''}</pre></td></tr>"
+        for r in group.rollouts
+    )
+    return (
+        f"<details><summary>step {group.step:,}, group {group.position + 1} · <code>{esc(group.prompt[:120])}</code> · mean {number(group.reward_mean, 3)} · "
+        f"{esc(VERDICTS.get(group.verdict, (group.verdict, ''))[0])}</summary><pre>{esc(group.prompt[:MAX_CHARS])}</pre><table><tr><th>#</th><th>reward</th><th>A</th><th>tokens</th><th>text</th></tr>{rows}</table></details>"
+    )
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><th scope=row><code>{esc(name)}</code></th><td>{esc(value)}</td></tr>" for name, value in _leaves(config))
-    return f"<h2>Settings</h2><details><summary>every field</summary><table>{rows}</table></details>"
+    rows = "".join(
+        f"<tr><th scope=row><code>{esc(name)}</code></th><td>{esc(value)}</td></tr>"
+        for name, value in _leaves(config)
+    )
+    return (
+        f"<h2>Settings</h2><details><summary>every field</summary><table>{rows}</table></details>"
+    )
 
 
 def _leaves(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -22,7 +22,14 @@ from grpo_core.store import Store
 from grpo_core.types import Prompt
 
 TOLERANCE = 1e-6  # how far a stored number may lie from its recomputation: float64 against what JSON and SQLite keep of it
-FIELDS = ("rubric.gate", "rubric.scale", "rubric.clip_low", "rubric.clip_high", "algorithm.advantage", "algorithm.grouping")
+FIELDS = (
+    "rubric.gate",
+    "rubric.scale",
+    "rubric.clip_low",
+    "rubric.clip_high",
+    "algorithm.advantage",
+    "algorithm.grouping",
+)
 
 
 class Changed(NamedTuple):
@@ -62,16 +69,29 @@ class Answer:
         return max((abs(r.advantage_then - r.advantage) for r in self.rollouts), default=0.0)
 
 
-def settings(config: Mapping[str, Any], weights: Mapping[str, float] | None = None, **fields: Any) -> RunConfig:
+def settings(
+    config: Mapping[str, Any], weights: Mapping[str, float] | None = None, **fields: Any
+) -> RunConfig:
     """A run's configuration with other weights and fields, e.g. settings(run.config, {"format": 0}, **{"rubric.gate": True}).
 
     Raises InvalidConfig for what makes no sense, and for a critic's advantages, which no rows can give again.
     """
     flat = flatten(parse(config)) | fields
-    flat["rubric.criteria"] = [{**c, "weight": (weights or {}).get(c["name"], c["weight"])} for c in flat["rubric.criteria"]]
+    flat["rubric.criteria"] = [
+        {**c, "weight": (weights or {}).get(c["name"], c["weight"])}
+        for c in flat["rubric.criteria"]
+    ]
     if flat["algorithm.advantage"] == "value":
-        raise InvalidConfig([FieldProblem("algorithm.advantage", "value", "a critic's advantages depend on the critic of that moment, which is gone",
-                                          "Choose another advantage to see what it would have said.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "algorithm.advantage",
+                    "value",
+                    "a critic's advantages depend on the critic of that moment, which is gone",
+                    "Choose another advantage to see what it would have said.",
+                )
+            ]
+        )
     return parse(nest(flat))
 
 
@@ -83,8 +103,13 @@ def what_if(store: Store, run_id: str, config: RunConfig, group_id: int | None =
         rows = store.scored(run_id, first, at[0] if at else None)
         changed = [c for c in recompute(rows, config) if group_id is None or c.group_id == group_id]
     groups = {c.group_id for c in changed}
-    teach, teach_then = {c.group_id for c in changed if c.advantage}, {c.group_id for c in changed if c.advantage_then}
-    tied, tied_then = (1 - len(some) / len(groups) if groups else 0.0 for some in (teach, teach_then))
+    teach, teach_then = (
+        {c.group_id for c in changed if c.advantage},
+        {c.group_id for c in changed if c.advantage_then},
+    )
+    tied, tied_then = (
+        1 - len(some) / len(groups) if groups else 0.0 for some in (teach, teach_then)
+    )
     return Answer(changed, len(groups), tied, tied_then)
 
 
@@ -104,7 +129,9 @@ class Pull:
     size: int
 
 
-def kl_pull(store: Store, run_id: str, group_id: int, config: RunConfig, coef: float) -> Pull | None:
+def kl_pull(
+    store: Store, run_id: str, group_id: int, config: RunConfig, coef: float
+) -> Pull | None:
     """The group's token terms under another coefficient; None where no tokens were recorded. KL itself stays what it was: another coefficient makes
     another policy from the second step on, and what that policy's KL would have been no rows can tell."""
     from grpo_core.analysis.token_loss import step_facts, token_terms
@@ -115,16 +142,44 @@ def kl_pull(store: Store, run_id: str, group_id: int, config: RunConfig, coef: f
     turned = num_tokens = measured = recorded = 0
     for rollout in group.rollouts:
         row = store.token_row(rollout.id)
-        now, then, without = (row and token_terms(row, rollout.advantage or 0.0, rollout.finish_reason, replace(facts, kl_coef=c), config) for c in (facts.kl_coef, coef, 0.0))
+        now, then, without = (
+            row
+            and token_terms(
+                row,
+                rollout.advantage or 0.0,
+                rollout.finish_reason,
+                replace(facts, kl_coef=c),
+                config,
+            )
+            for c in (facts.kl_coef, coef, 0.0)
+        )
         if not now or not then or not without:
             continue
-        recorded, measured, num_tokens = recorded + 1, measured + (row.ref_logprobs is not None), num_tokens + len(now.term)
+        recorded, measured, num_tokens = (
+            recorded + 1,
+            measured + (row.ref_logprobs is not None),
+            num_tokens + len(now.term),
+        )
         loss, loss_then = loss + sum(now.term), loss_then + sum(then.term)
         turned += sum(a * b < 0 for a, b in zip(now.gradient, then.gradient, strict=True))
-        push, kl_push = push + sum(map(abs, without.gradient)), kl_push + sum(abs(a - b) for a, b in zip(then.gradient, without.gradient, strict=True))
+        push, kl_push = (
+            push + sum(map(abs, without.gradient)),
+            kl_push + sum(abs(a - b) for a, b in zip(then.gradient, without.gradient, strict=True)),
+        )
     if not recorded:
         return None
-    return Pull(facts.kl_coef, coef, loss, loss_then, turned, num_tokens, kl_push / push if push else math.inf, measured, recorded, len(group.rollouts))
+    return Pull(
+        facts.kl_coef,
+        coef,
+        loss,
+        loss_then,
+        turned,
+        num_tokens,
+        kl_push / push if push else math.inf,
+        measured,
+        recorded,
+        len(group.rollouts),
+    )
 
 
 @contextmanager
@@ -141,10 +196,17 @@ def _no_sweeping() -> Iterator[None]:
 
 def recompute(rows: Sequence[tuple[Any, ...]], config: RunConfig) -> Iterator[Changed]:
     """rows: as store.scored gives them, whole steps."""
-    from grpo_core.training.scoring import advantages_of, sibling_keys  # torch takes seconds to load: only who asks waits for it
+    from grpo_core.training.scoring import (
+        advantages_of,
+        sibling_keys,
+    )  # torch takes seconds to load: only who asks waits for it
 
     rubric, spread = _weights_alone(config), Spread()
-    weights, known, plain = rubric.weights, {}, {}  # few different scores are given in a run: each is read and added up once
+    weights, known, plain = (
+        rubric.weights,
+        {},
+        {},
+    )  # few different scores are given in a run: each is read and added up once
     for step, of_step in groupby(rows, key=itemgetter(0)):
         siblings = list(of_step)
         for row in siblings:
@@ -154,10 +216,22 @@ def recompute(rows: Sequence[tuple[Any, ...]], config: RunConfig) -> Iterator[Ch
         prompts, sizes = _prompts(siblings, config.task.name)
         keys = sibling_keys(prompts, sizes, config)
         given = [row[8] if row[10] else None for row in siblings]
-        advantages, _, spread = advantages_of([known[row[7]] for row in siblings], given, keys, rubric, config, spread)
+        advantages, _, spread = advantages_of(
+            [known[row[7]] for row in siblings], given, keys, rubric, config, spread
+        )
         for row, own, advantage in zip(siblings, given, advantages.tolist(), strict=True):
             # The stored reward is Σ w·s before gate, scale and clip, which decide what is compared and not what was achieved.
-            yield Changed(row[5], row[1], step, row[2], row[6], row[8], row[9] or 0.0, plain[row[7]] if own is None else own, advantage)
+            yield Changed(
+                row[5],
+                row[1],
+                step,
+                row[2],
+                row[6],
+                row[8],
+                row[9] or 0.0,
+                plain[row[7]] if own is None else own,
+                advantage,
+            )
 
 
 def _weights_alone(config: RunConfig) -> Rubric:

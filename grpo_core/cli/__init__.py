@@ -38,7 +38,9 @@ def _refuse(arguments: argparse.Namespace, lines: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m grpo_core", description="GRPO Studio without a browser.")
+    parser = argparse.ArgumentParser(
+        prog="python -m grpo_core", description="GRPO Studio without a browser."
+    )
     command = adder(parser.add_subparsers(required=True, metavar="COMMAND"))
     for family in (training, checking, reading, serving):
         family.add_commands(command)

@@ -13,14 +13,28 @@ from grpo_core.store import RunRow
 
 DEFAULT_DB = "runs/grpo.sqlite"
 
-AddCommand = Callable[..., argparse.ArgumentParser]  # (name, run, help, **of add_parser) -> the command's own parser
+AddCommand = Callable[
+    ..., argparse.ArgumentParser
+]  # (name, run, help, **of add_parser) -> the command's own parser
 
 
 def adder(commands: Any) -> AddCommand:
-    def add(name: str, run: Callable[[argparse.Namespace], int], help: str, **options: Any) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], help: str, **options: Any
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
         sub.add_argument("--db", default=DEFAULT_DB, help=f"the SQLite file (default {DEFAULT_DB})")
-        sub.add_argument("--json", action="store_true", help="machine-readable output; the last line is one JSON value")
+        sub.add_argument(
+            "--json",
+            action="store_true",
+            help="machine-readable output; the last line is one JSON value",
+        )
         sub.set_defaults(run=run)
         return sub
 
@@ -35,8 +49,10 @@ def printable(text: str) -> str:
 def run_line(row: RunRow) -> str:
     heldout = f"held-out {number(row.heldout_before)} → {number(row.heldout_after)}"
     seconds = "" if row.duration_seconds is None else f"  {row.duration_seconds:.0f} s"
-    return (f"{row.id}  {row.status:<11}  {printable(row.name)}  {row.steps_done} steps  "
-            f"reward {number(row.reward_first)} → {number(row.reward_last)}  {heldout}{seconds}")
+    return (
+        f"{row.id}  {row.status:<11}  {printable(row.name)}  {row.steps_done} steps  "
+        f"reward {number(row.reward_first)} → {number(row.reward_last)}  {heldout}{seconds}"
+    )
 
 
 def plain(row: RunRow) -> Mapping[str, Any]:

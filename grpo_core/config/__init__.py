@@ -2,10 +2,39 @@
 
 from grpo_core.config import options
 from grpo_core.config.presets import PRESETS, with_preset
-from grpo_core.config.schema import RunConfig, fields_by_name, flatten, nest, parse, read_json, turned
-from grpo_core.config.sections import AlgorithmConfig, Criterion, ModelConfig, RubricConfig, TaskConfig, TrainConfig
+from grpo_core.config.schema import (
+    RunConfig,
+    fields_by_name,
+    flatten,
+    nest,
+    parse,
+    read_json,
+    turned,
+)
+from grpo_core.config.sections import (
+    AlgorithmConfig,
+    Criterion,
+    ModelConfig,
+    RubricConfig,
+    TaskConfig,
+    TrainConfig,
+)
 
 __all__ = [
-    "PRESETS", "AlgorithmConfig", "Criterion", "ModelConfig", "RubricConfig", "RunConfig", "TaskConfig", "TrainConfig",
-    "fields_by_name", "flatten", "nest", "options", "parse", "read_json", "turned", "with_preset",
+    "PRESETS",
+    "AlgorithmConfig",
+    "Criterion",
+    "ModelConfig",
+    "RubricConfig",
+    "RunConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "fields_by_name",
+    "flatten",
+    "nest",
+    "options",
+    "parse",
+    "read_json",
+    "turned",
+    "with_preset",
 ]

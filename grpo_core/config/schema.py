@@ -21,7 +21,9 @@ class RunConfig(Sections):
     @model_validator(mode="after")
     def _makes_sense(self) -> RunConfig:
         if problems := conflicts(self):
-            raise PydanticCustomError("studio", "{text}", {"text": "; ".join(map(str, problems)), "problems": problems})
+            raise PydanticCustomError(
+                "studio", "{text}", {"text": "; ".join(map(str, problems)), "problems": problems}
+            )
         return self
 
 
@@ -31,7 +33,13 @@ def parse(data: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        raise InvalidConfig([p for e in found for p in (e["ctx"]["problems"] if e["type"] == "studio" else [_explain(e)])]) from None
+        raise InvalidConfig(
+            [
+                p
+                for e in found
+                for p in (e["ctx"]["problems"] if e["type"] == "studio" else [_explain(e)])
+            ]
+        ) from None
 
 
 def _explain(error: Mapping[str, Any]) -> FieldProblem:
@@ -40,18 +48,30 @@ def _explain(error: Mapping[str, Any]) -> FieldProblem:
     known = fields_by_name()
     if error["type"] == "extra_forbidden":
         section = dotted.rpartition(".")[0]
-        siblings = [n for n in known if n.rpartition(".")[0] == section] or sorted({n.split(".")[0] for n in known})
-        return FieldProblem(dotted, error["input"], "there is no such field", f"Known: {', '.join(siblings)}.")
+        siblings = [n for n in known if n.rpartition(".")[0] == section] or sorted(
+            {n.split(".")[0] for n in known}
+        )
+        return FieldProblem(
+            dotted, error["input"], "there is no such field", f"Known: {', '.join(siblings)}."
+        )
     if dotted in known:
         way_out = (known[dotted].json_schema_extra or {}).get("way_out", "")
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    message = message.replace("should be greater than or equal to", "must be at least").replace("should be less than or equal to", "must be at most")
-    return FieldProblem(dotted, error["input"], message.replace("should be", "must be").rstrip("."), way_out)
+    message = message.replace("should be greater than or equal to", "must be at least").replace(
+        "should be less than or equal to", "must be at most"
+    )
+    return FieldProblem(
+        dotted, error["input"], message.replace("should be", "must be").rstrip("."), way_out
+    )
 
 
 def fields_by_name() -> dict[str, Any]:
     """Dotted name -> pydantic FieldInfo, in the order of the form."""
-    return {f"{s}.{n}": info for s, sec in RunConfig.model_fields.items() for n, info in sec.annotation.model_fields.items()}
+    return {
+        f"{s}.{n}": info
+        for s, sec in RunConfig.model_fields.items()
+        for n, info in sec.annotation.model_fields.items()
+    }
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -71,7 +91,13 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for dotted, value in flat.items():
         section, dot, name = dotted.partition(".")
         if not dot or not name:
-            raise InvalidConfig([FieldProblem(dotted, value, "this is no field", "Use section.field, e.g. train.steps.")])
+            raise InvalidConfig(
+                [
+                    FieldProblem(
+                        dotted, value, "this is no field", "Use section.field, e.g. train.steps."
+                    )
+                ]
+            )
         data.setdefault(section, {})[name] = value
     return data
 
@@ -88,4 +114,6 @@ def read_json(path: str | Path, what: str = "config") -> Any:
     except FileNotFoundError:
         raise StudioError(f"{what} file {str(path)!r} does not exist. Check the path.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise StudioError(f"{what} file {str(path)!r} cannot be read as JSON: {error}. Mend it or export a new one.") from None
+        raise StudioError(
+            f"{what} file {str(path)!r} cannot be read as JSON: {error}. Mend it or export a new one."
+        ) from None

@@ -11,5 +11,22 @@ from grpo_core.learner.logprobs import packing_is_exact, token_logprobs
 from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS
 from grpo_core.learner.update import Learner, NonFinite
 
-__all__ = ["ADVANTAGES", "AGGREGATIONS", "GROUPINGS", "KL_CONTROLS", "KL_ESTIMATORS", "OBJECTIVES", "RATIO_LEVELS", "Batch", "Critic", "Judged", "Learner", "NonFinite",
-           "Siblings", "packed", "packing_is_exact", "separate", "token_logprobs"]
+__all__ = [
+    "ADVANTAGES",
+    "AGGREGATIONS",
+    "GROUPINGS",
+    "KL_CONTROLS",
+    "KL_ESTIMATORS",
+    "OBJECTIVES",
+    "RATIO_LEVELS",
+    "Batch",
+    "Critic",
+    "Judged",
+    "Learner",
+    "NonFinite",
+    "Siblings",
+    "packed",
+    "packing_is_exact",
+    "separate",
+    "token_logprobs",
+]

@@ -22,7 +22,9 @@ class Siblings:
     """Groups as an estimator sees them. A group shorter than the longest is filled up with nan."""
 
     rewards: Tensor  # (P, G) totals
-    scores: Tensor | None = None  # (P, G, K), nan = could not be scored; only per_criterion looks at them
+    scores: Tensor | None = (
+        None  # (P, G, K), nan = could not be scored; only per_criterion looks at them
+    )
     weights: Tensor | None = None  # (K,) above 0
 
 
@@ -40,7 +42,7 @@ def group_std(s: Siblings) -> Tensor:
 def group_mean(s: Siblings) -> Tensor:
     """In the reward's own unit.
 
-        A = r - mean_G(r)      Dr. GRPO, arXiv:2503.20783
+    A = r - mean_G(r)      Dr. GRPO, arXiv:2503.20783
     """
     return _centred(s.rewards)
 
@@ -48,7 +50,7 @@ def group_mean(s: Siblings) -> Tensor:
 def batch_std(s: Siblings) -> Tensor:
     """Centred in the group, in standard deviations of the whole step: groups that differ little stay small.
 
-        A = (r - mean_G(r)) / (std_{P·G}(r) + 1e-4)      sample std; arXiv:2508.08221
+    A = (r - mean_G(r)) / (std_{P·G}(r) + 1e-4)      sample std; arXiv:2508.08221
     """
     r = s.rewards
     return _centred(r) / (_std(torch.nan_to_num(r - r.nanmean()), r, (0, 1)) + EPS)
@@ -57,7 +59,7 @@ def batch_std(s: Siblings) -> Tensor:
 def leave_one_out(s: Siblings) -> Tensor:
     """Against the mean of the other siblings.
 
-        A = r - mean_{G minus this one}(r) = n/(n-1) · (r - mean_G(r))      RLOO, arXiv:2402.14740
+    A = r - mean_{G minus this one}(r) = n/(n-1) · (r - mean_G(r))      RLOO, arXiv:2402.14740
     """
     num_scored = (~s.rewards.isnan()).sum(1, keepdim=True)  # (P, 1)
     return _centred(s.rewards) * num_scored / (num_scored - 1).clamp(min=1)
@@ -66,14 +68,16 @@ def leave_one_out(s: Siblings) -> Tensor:
 def rank(s: Siblings) -> Tensor:
     """By place alone: how far apart the rewards are does not matter.
 
-        A = centred rank / sample std of the ranks in the group      ties share their mean rank
+    A = centred rank / sample std of the ranks in the group      ties share their mean rank
     """
     known = ~s.rewards.isnan()
     inorder = torch.where(known, s.rewards, torch.inf).sort(1).values
     beaten = torch.searchsorted(inorder, s.rewards - TIE_TOLERANCE)
     unbeaten = torch.searchsorted(inorder, s.rewards + TIE_TOLERANCE, right=True)
     # Beaten by it less those that beat it is twice the centred rank.
-    centred = torch.where(known, beaten + unbeaten - known.sum(1, keepdim=True), 0).to(s.rewards.dtype)
+    centred = torch.where(known, beaten + unbeaten - known.sum(1, keepdim=True), 0).to(
+        s.rewards.dtype
+    )
     std = _std(centred, s.rewards, 1)
     return torch.where(std > 0, centred / std.clamp(min=TIE_TOLERANCE), 0.0)
 
@@ -88,7 +92,9 @@ def per_criterion(s: Siblings) -> Tensor:
     assert s.scores is not None
     assert s.weights is not None
     num_groups, size, _ = s.scores.shape
-    z = group_std(Siblings(s.scores.permute(2, 0, 1).reshape(-1, size)))  # (K·P, G): every criterion of a group is a group of its own; 0 where null
+    z = group_std(
+        Siblings(s.scores.permute(2, 0, 1).reshape(-1, size))
+    )  # (K·P, G): every criterion of a group is a group of its own; 0 where null
     u = (s.weights[:, None, None] * z.view(-1, num_groups, size)).sum(0)
     return u / (_std(u, torch.where(s.scores.isnan().all(-1), torch.nan, u), (0, 1)) + EPS)
 
@@ -99,8 +105,13 @@ def value(s: Siblings) -> Tensor:
 
 
 ADVANTAGES: dict[str, Callable[[Siblings], Tensor]] = {
-    "group_std": group_std, "group_mean": group_mean, "batch_std": batch_std, "leave_one_out": leave_one_out, "rank": rank,
-    "per_criterion": per_criterion, "value": value,
+    "group_std": group_std,
+    "group_mean": group_mean,
+    "batch_std": batch_std,
+    "leave_one_out": leave_one_out,
+    "rank": rank,
+    "per_criterion": per_criterion,
+    "value": value,
 }
 
 
@@ -116,10 +127,19 @@ def _centred(rewards: Tensor) -> Tensor:
 def _std(centred: Tensor, scored: Tensor, dims: int | tuple[int, ...]) -> Tensor:
     """Sample standard deviation of centred values over those that are scored (not nan); 0 of fewer than two."""
     known = ~scored.isnan()
-    return (torch.where(known, centred, 0.0).square().sum(dims, keepdim=True) / (known.sum(dims, keepdim=True) - 1).clamp(min=1)).sqrt()
+    return (
+        torch.where(known, centred, 0.0).square().sum(dims, keepdim=True)
+        / (known.sum(dims, keepdim=True) - 1).clamp(min=1)
+    ).sqrt()
 
 
-def compare(estimator: Callable[[Siblings], Tensor], rewards: Tensor, scores: Tensor, weights: Tensor, keys: Sequence[int]) -> Tensor:
+def compare(
+    estimator: Callable[[Siblings], Tensor],
+    rewards: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    keys: Sequence[int],
+) -> Tensor:
     """Advantages (B,) of rollouts whose siblings are all those with the same key.
 
     rewards (B,), scores (B, K), weights (K,) with 0 = watched only, keys B numbers. Groups of any sizes stand in one rectangle,
@@ -132,7 +152,11 @@ def compare(estimator: Callable[[Siblings], Tensor], rewards: Tensor, scores: Te
     at = torch.tensor([rows + [-1] * (width - len(rows)) for rows in members.values()])  # (P, G)
     there = at >= 0
     counted = weights > 0
-    siblings = Siblings(torch.where(there, rewards[at], torch.nan), torch.where(there[..., None], scores[at][..., counted], torch.nan), weights[counted])
+    siblings = Siblings(
+        torch.where(there, rewards[at], torch.nan),
+        torch.where(there[..., None], scores[at][..., counted], torch.nan),
+        weights[counted],
+    )
     advantages = torch.zeros_like(rewards)
     advantages[at[there]] = estimator(siblings)[there]
     return advantages

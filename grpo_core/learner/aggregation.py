@@ -53,16 +53,22 @@ def entropy_threshold(entropy: Tensor, share: float) -> float:
     if not len(entropy):
         return -math.inf
     at = (1 - share) * (len(entropy) - 1)
-    low, high = (entropy.float().kthvalue(rank + 1).values for rank in (math.floor(at), math.ceil(at)))
+    low, high = (
+        entropy.float().kthvalue(rank + 1).values for rank in (math.floor(at), math.ceil(at))
+    )
     return float(torch.lerp(low, high, at - math.floor(at)))
 
 
-def still_on_policy(advantages: Tensor, new: Tensor, sampled: Tensor, mask: Tensor, threshold: float) -> Tensor:
+def still_on_policy(
+    advantages: Tensor, new: Tensor, sampled: Tensor, mask: Tensor, threshold: float
+) -> Tensor:
     """Which rows keep their policy term: those not worse than their siblings, or still near what they were sampled from.
 
         A >= 0  or  Σ m·(samp - new) / max(Σ m, 1) <= threshold      off-policy sequence mask, DeepSeek-V3.2, arXiv:2512.02556
 
     advantages (B, 1), the others (B, T). Returns (B, 1) bool.
     """
-    drift = torch.where(mask, sampled - new.detach(), 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+    drift = torch.where(mask, sampled - new.detach(), 0.0).sum(1, keepdim=True) / mask.sum(
+        1, keepdim=True
+    ).clamp(min=1)
     return (advantages >= 0) | (drift <= threshold)

@@ -25,9 +25,15 @@ class Batch:
     trains: Sequence[bool]  # B: False keeps a row out of the loss
     pad_id: int
     device: torch.device
-    sampling_logprobs: Sequence[Sequence[float]] | None = None  # B lists, of each token when it was drawn
-    sizes: Sequence[int] | None = None  # P: completions of each prompt; None: all prompts have equally many
-    places: Sequence[int] | None = None  # B: where each row stands in the step; None: these are the step
+    sampling_logprobs: Sequence[Sequence[float]] | None = (
+        None  # B lists, of each token when it was drawn
+    )
+    sizes: Sequence[int] | None = (
+        None  # P: completions of each prompt; None: all prompts have equally many
+    )
+    places: Sequence[int] | None = (
+        None  # B: where each row stands in the step; None: these are the step
+    )
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -36,7 +42,9 @@ class Batch:
     def siblings(self) -> list[range]:
         """P: the rows of each prompt."""
         sizes = self.sizes or [len(self) // len(self.prompts)] * len(self.prompts)
-        return [range(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
+        return [
+            range(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)
+        ]
 
     @property
     def is_shared(self) -> bool:
@@ -49,7 +57,13 @@ class Batch:
 
     def first(self, num_rows: int) -> Batch:
         """The first rows, with as many of their prompts as it takes."""
-        return self.select([(p, rows[: num_rows - rows.start]) for p, rows in enumerate(self.siblings) if rows.start < num_rows])
+        return self.select(
+            [
+                (p, rows[: num_rows - rows.start])
+                for p, rows in enumerate(self.siblings)
+                if rows.start < num_rows
+            ]
+        )
 
     def ungrouped(self) -> Batch:
         """The same rows, each a group of its own."""
@@ -58,10 +72,15 @@ class Batch:
     def select(self, strips: Sequence[Strip]) -> Batch:
         """These rows, in this order; those of a strip are siblings in the new batch."""
         rows = [i for _, strip in strips for i in strip]
-        return replace(self, prompts=[self.prompts[p] for p, _ in strips], sizes=[len(strip) for _, strip in strips],
-                       completions=[self.completions[i] for i in rows], trains=[self.trains[i] for i in rows],
-                       sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows],
-                       places=[self.places[i] for i in rows] if self.places is not None else rows)
+        return replace(
+            self,
+            prompts=[self.prompts[p] for p, _ in strips],
+            sizes=[len(strip) for _, strip in strips],
+            completions=[self.completions[i] for i in rows],
+            trains=[self.trains[i] for i in rows],
+            sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows],
+            places=[self.places[i] for i in rows] if self.places is not None else rows,
+        )
 
     def strip_tokens(self, strip: Strip) -> int:
         """Tokens of a row that holds the prompt once."""
@@ -75,7 +94,11 @@ class Batch:
     @cached_property
     def sampled(self) -> Tensor | None:
         """(B, T) log-probabilities when the tokens were drawn, 0 on padding; None if they were not kept."""
-        return None if self.sampling_logprobs is None else _padded(self.sampling_logprobs, 0.0, self.device)
+        return (
+            None
+            if self.sampling_logprobs is None
+            else _padded(self.sampling_logprobs, 0.0, self.device)
+        )
 
     @cached_property
     def completion_mask(self) -> Tensor:
@@ -101,7 +124,9 @@ class Batch:
     @cached_property
     def rows(self) -> Tensor:
         """(B,) where each row stands in the step."""
-        return torch.tensor(range(len(self)) if self.places is None else self.places, device=self.device)
+        return torch.tensor(
+            range(len(self)) if self.places is None else self.places, device=self.device
+        )
 
 
 def read(completion: Sequence[int]) -> Sequence[int]:
@@ -109,7 +134,9 @@ def read(completion: Sequence[int]) -> Sequence[int]:
     return completion[:-1] or completion
 
 
-def micro_batches(batch: Batch, max_tokens: int, hidden_size: int, handy: int | None = None) -> list[Batch]:
+def micro_batches(
+    batch: Batch, max_tokens: int, hidden_size: int, handy: int | None = None
+) -> list[Batch]:
     """The batch in parts of at most `max_tokens` padded tokens, or of one completion where that has more.
 
     Rows of similar width stand together, so that little is padding. A part that has `handy` tokens takes no further row that would
@@ -121,8 +148,11 @@ def micro_batches(batch: Batch, max_tokens: int, hidden_size: int, handy: int | 
     parts, start = [], 0
     for stop in range(1, len(strips) + 1):
         # Sorted, so the next strip is the widest, and all would be padded to it.
-        if stop == len(strips) or (padded := (stop + 1 - start) * widths[stop]) > max_tokens or (
-                sum(widths[start:stop]) >= handy and padded > 1.1 * sum(widths[start : stop + 1])):
+        if (
+            stop == len(strips)
+            or (padded := (stop + 1 - start) * widths[stop]) > max_tokens
+            or (sum(widths[start:stop]) >= handy and padded > 1.1 * sum(widths[start : stop + 1]))
+        ):
             parts.append(batch.select(strips[start:stop]))
             start = stop
     return parts
@@ -134,16 +164,21 @@ def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
     For tokens laid end to end, where only attention is padded: the grids of a part may have twice `max_tokens` places. Completions of
     similar length stand together; groups are whole where they fit.
     """
+
     def fits(strips: Sequence[Strip]) -> bool:
         completions = [[len(batch.completions[i]) for i in rows] for _, rows in strips]
         prompts = [len(batch.prompts[p]) for p, _ in strips]
-        places = len(strips) * (max(prompts) + max(map(len, completions)) * max(map(max, completions)))
+        places = len(strips) * (
+            max(prompts) + max(map(len, completions)) * max(map(max, completions))
+        )
         return sum(prompts) + sum(map(sum, completions)) <= max_tokens and places <= 2 * max_tokens
 
     strips: list[Strip] = []
     for p, rows in enumerate(batch.siblings):
         strip: list[int] = []
-        for i in rows if fits([(p, rows)]) else sorted(rows, key=lambda i: len(batch.completions[i])):
+        for i in (
+            rows if fits([(p, rows)]) else sorted(rows, key=lambda i: len(batch.completions[i]))
+        ):
             if strip and not fits([(p, [*strip, i])]):
                 strips.append((p, strip))
                 strip = []
@@ -189,18 +224,27 @@ class Layout:
     input_ids: Tensor  # (R, W)
     attention_mask: Tensor  # (R, W) 0/1, or (R, 1, W, W) additive
     position_ids: Tensor  # (R, W)
-    predicted_at: tuple[Tensor, Tensor]  # rows and columns, (N,) each, in the order of completion_ids[completion_mask]
+    predicted_at: tuple[
+        Tensor, Tensor
+    ]  # rows and columns, (N,) each, in the order of completion_ids[completion_mask]
 
 
 def separate(batch: Batch, dtype: torch.dtype) -> Layout:
     """Every rollout in a row of its own, prompt and completion, padded on the right: any causal model understands it."""
     prompts = [batch.prompts[p] for p, rows in enumerate(batch.siblings) for _ in rows]
-    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, batch.completions, strict=True)]
+    rows = [
+        [*prompt, *completion]
+        for prompt, completion in zip(prompts, batch.completions, strict=True)
+    ]
     ids = _padded(rows, batch.pad_id, batch.device)
     lengths = torch.tensor([len(r) for r in rows], device=batch.device)
     columns = torch.arange(ids.shape[1], device=batch.device).expand_as(ids)
     # A token is predicted one place before its own.
-    at = [(i, len(prompt) - 1 + t) for i, (prompt, c) in enumerate(zip(prompts, batch.completions, strict=True)) for t in range(len(c))]
+    at = [
+        (i, len(prompt) - 1 + t)
+        for i, (prompt, c) in enumerate(zip(prompts, batch.completions, strict=True))
+        for t in range(len(c))
+    ]
     return Layout(ids, (columns < lengths[:, None]).long(), columns, _index(at, batch.device))
 
 
@@ -220,15 +264,25 @@ def _packed(batch: Batch, dtype: torch.dtype) -> Layout:
         texts = [*map(read, completions)]
         rows.append([*prompt, *(t for text in texts for t in text)])
         segments.append([0] * len(prompt) + [g + 1 for g, text in enumerate(texts) for _ in text])
-        positions.append([*range(len(prompt)), *(len(prompt) + t for text in texts for t in range(len(text)))])
+        positions.append(
+            [*range(len(prompt)), *(len(prompt) + t for text in texts for t in range(len(text)))]
+        )
         starts = accumulate(map(len, texts), initial=len(prompt))
         # The first token of each completion is predicted by the prompt's last, the others by the one before.
-        at += [(p, place) for start, c in zip(starts, completions, strict=False) for place in [len(prompt) - 1, *range(start, start + len(c) - 1)][: len(c)]]
+        at += [
+            (p, place)
+            for start, c in zip(starts, completions, strict=False)
+            for place in [len(prompt) - 1, *range(start, start + len(c) - 1)][: len(c)]
+        ]
     ids, segment = _padded(rows, batch.pad_id, batch.device), _padded(segments, -1, batch.device)
     width = ids.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=batch.device).tril()
-    sees = causal & ((segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0))  # (R, W, W); padding sees padding
-    mask = torch.zeros(sees.shape, dtype=dtype, device=batch.device).masked_fill(~sees, torch.finfo(dtype).min)
+    sees = causal & (
+        (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0)
+    )  # (R, W, W); padding sees padding
+    mask = torch.zeros(sees.shape, dtype=dtype, device=batch.device).masked_fill(
+        ~sees, torch.finfo(dtype).min
+    )
     return Layout(ids, mask[:, None], _padded(positions, 0, batch.device), _index(at, batch.device))
 
 

@@ -60,14 +60,22 @@ class Steering:
 
     def entropy_weight(self, a: AlgorithmConfig) -> float:
         """The bonus of the next update: with a target it waits until entropy has fallen to it."""
-        return self.entropy_coef if a.entropy_target is None or self.last_entropy <= a.entropy_target else 0.0
+        return (
+            self.entropy_coef
+            if a.entropy_target is None or self.last_entropy <= a.entropy_target
+            else 0.0
+        )
 
     def after_update(self, entropy: float, a: AlgorithmConfig) -> Steering:
         """coef ± delta, by whether entropy was at or below its target, within [0, max]      Skywork-OR1, arXiv:2505.22312; TRL's steps"""
         if a.entropy_target is None:
             return self
         step = a.entropy_coef_delta if entropy <= a.entropy_target else -a.entropy_coef_delta
-        return replace(self, entropy_coef=min(max(self.entropy_coef + step, 0.0), a.entropy_coef_max), last_entropy=entropy)
+        return replace(
+            self,
+            entropy_coef=min(max(self.entropy_coef + step, 0.0), a.entropy_coef_max),
+            last_entropy=entropy,
+        )
 
     def after_batch(self, kl: float, num_rows: int, a: AlgorithmConfig) -> Steering:
         """The coefficient for the next batch. At first it does not fall: not before KL came up to its target, for WAIT horizons at most.

@@ -38,7 +38,9 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
     beyond = values.new_zeros(len(values), 1)
     values = torch.where(counts, values, 0.0)
     ahead = torch.cat([values[:, 1:], beyond], 1)
-    delta = torch.where(counts, torch.where(_is_last(mask), rewards[:, None], 0.0) + gamma * ahead - values, 0.0)
+    delta = torch.where(
+        counts, torch.where(_is_last(mask), rewards[:, None], 0.0) + gamma * ahead - values, 0.0
+    )
     advantages, running = torch.zeros_like(values), beyond.squeeze(1)
     for t in reversed(range(values.shape[1])):
         running = delta[:, t] + gamma * lam * running
@@ -55,7 +57,7 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """To mean 0 and standard deviation 1 over the tokens of the mask, 0 elsewhere. Fewer than two tokens, or all equal: 0.
 
-        A <- (A - mean) / (std + 1e-4)      sample std (ddof 1)
+    A <- (A - mean) / (std + 1e-4)      sample std (ddof 1)
     """
     chosen = values[mask]
     if len(chosen) < 2:
@@ -96,16 +98,30 @@ class Critic(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         output = model.get_output_embeddings()
-        precision = torch.promote_types(output.weight.dtype, torch.float32)  # a value in bfloat16 has three digits
-        self.weight = nn.Parameter(torch.zeros(output.weight.shape[1], dtype=precision, device=output.weight.device))
+        precision = torch.promote_types(
+            output.weight.dtype, torch.float32
+        )  # a value in bfloat16 has three digits
+        self.weight = nn.Parameter(
+            torch.zeros(output.weight.shape[1], dtype=precision, device=output.weight.device)
+        )
         self.bias = nn.Parameter(torch.zeros((), dtype=precision, device=output.weight.device))
-        self.register_buffer("begun", torch.zeros((), dtype=torch.bool, device=output.weight.device))  # in the checkpoint, with the weights
+        self.register_buffer(
+            "begun", torch.zeros((), dtype=torch.bool, device=output.weight.device)
+        )  # in the checkpoint, with the weights
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, H) -> (…)"""
         return hidden.to(self.weight.dtype) @ self.weight + self.bias
 
-    def judge(self, model: nn.Module, parts: Iterable[Batch], batch: Batch, rewards: Tensor, algorithm: AlgorithmConfig, temperature: float) -> Judged:
+    def judge(
+        self,
+        model: nn.Module,
+        parts: Iterable[Batch],
+        batch: Batch,
+        rewards: Tensor,
+        algorithm: AlgorithmConfig,
+        temperature: float,
+    ) -> Judged:
         """Values of a step's rollouts before the policy moves, and what follows from them.
 
         rewards (B,), nan = could not be scored. parts: the batch in micro-batches.
@@ -137,7 +153,9 @@ class Judged:
     returns: Tensor  # λ-returns A + V before whitening: what the values are drawn to
     values: Tensor
     scored: Tensor  # (B,) bool; the others have no part in anything
-    row_advantages: Tensor  # (B,) mean over a completion's tokens: the one figure that is recorded of a rollout
+    row_advantages: (
+        Tensor  # (B,) mean over a completion's tokens: the one figure that is recorded of a rollout
+    )
     explained_variance: float | None
 
 
@@ -149,5 +167,10 @@ def judge(values: Tensor, rewards: Tensor, mask: Tensor, algorithm: AlgorithmCon
     advantages = whiten(raw, counts)
     outcomes = reward_to_go(rewards, mask, algorithm.gae_gamma)
     return Judged(
-        advantages, torch.where(counts, raw + values, 0.0), torch.where(counts, values, 0.0), scored,
-        advantages.sum(1) / counts.sum(1).clamp(min=1), explained_variance(values, outcomes, counts))
+        advantages,
+        torch.where(counts, raw + values, 0.0),
+        torch.where(counts, values, 0.0),
+        scored,
+        advantages.sum(1) / counts.sum(1).clamp(min=1),
+        explained_variance(values, outcomes, counts),
+    )

@@ -33,7 +33,10 @@ def by_similarity(prompts: Sequence[Prompt], threshold: float) -> list[int]:
     found_in = Counter(word for c in counts for word in c)
     vectors = []
     for c in counts:
-        v = {word: k * (math.log((1 + len(prompts)) / (1 + found_in[word])) + 1) for word, k in c.items()}
+        v = {
+            word: k * (math.log((1 + len(prompts)) / (1 + found_in[word])) + 1)
+            for word, k in c.items()
+        }
         length = math.sqrt(sum(x * x for x in v.values())) or 1.0
         vectors.append({word: x / length for word, x in v.items()})
     label = list(range(len(prompts)))
@@ -51,7 +54,10 @@ def by_batch(prompts: Sequence[Prompt], threshold: float) -> list[int]:
 
 
 GROUPINGS: dict[str, Callable[[Sequence[Prompt], float], list[int]]] = {
-    "prompt": by_prompt, "task": by_task, "similarity": by_similarity, "batch": by_batch,
+    "prompt": by_prompt,
+    "task": by_task,
+    "similarity": by_similarity,
+    "batch": by_batch,
 }
 
 

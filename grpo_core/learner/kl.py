@@ -41,5 +41,10 @@ def exact(x: Divergence) -> Tensor:
     return torch.where(x.policy.isfinite(), x.policy.exp() * (x.policy - x.reference), 0.0).sum(-1)
 
 
-KL_ESTIMATORS: dict[str, Callable[[Divergence], Tensor]] = {"k1": k1, "k2": k2, "k3": k3, "exact": exact}
+KL_ESTIMATORS: dict[str, Callable[[Divergence], Tensor]] = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "exact": exact,
+}
 NEEDS_DISTRIBUTIONS = frozenset({"exact"})

@@ -14,7 +14,10 @@ from grpo_core.learner.packed_attention import flat
 from grpo_core.models.decoder import Family, forward, masked, recomputing
 from grpo_core.models.lm_head import MAX_LOGITS, Chosen, ThroughHead
 
-PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # nats; half precision differs by rounding alone
+PACKING_TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-6,
+}  # nats; half precision differs by rounding alone
 HALF_TOLERANCE = 0.25
 
 
@@ -25,12 +28,24 @@ class Scored:
     logprobs: Tensor  # (B, T) of the tokens themselves
     entropy: Tensor | None  # (B, T) of the distributions they came from; None when not asked for
     distribution: Tensor | None = None  # (B, T, V) log-probabilities of all tokens, when asked for
-    states: Tensor | None = None  # (B, T, H) last hidden states that the tokens were predicted from, when asked for
+    states: Tensor | None = (
+        None  # (B, T, H) last hidden states that the tokens were predicted from, when asked for
+    )
 
 
-def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None, *,
-                 entropy: bool = True, entropy_gradient: bool = False, distribution: bool = False, states: bool = False, recompute: bool = False,
-                 in_place: bool = False) -> Scored:
+def score_tokens(
+    model: nn.Module,
+    batch: Batch,
+    temperature: float,
+    layout: Callable[..., Layout] | None = None,
+    *,
+    entropy: bool = True,
+    entropy_gradient: bool = False,
+    distribution: bool = False,
+    states: bool = False,
+    recompute: bool = False,
+    in_place: bool = False,
+) -> Scored:
     """Log-probability of each completion token, and the entropy of the distribution it came from.
 
         log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
@@ -40,25 +55,43 @@ def score_tokens(model: nn.Module, batch: Batch, temperature: float, layout: Cal
     unless `layout` says so. in_place: the gradient of a large output layer, and of the embedding that is often the same, may be added to `.grad`
     by the backward pass itself, where it would else be made up to three times.
     """
-    found = predict(model, batch, layout, keep_states=states, max_logits=None if distribution else MAX_LOGITS, recompute=recompute, in_place=in_place)
+    found = predict(
+        model,
+        batch,
+        layout,
+        keep_states=states,
+        max_logits=None if distribution else MAX_LOGITS,
+        recompute=recompute,
+        in_place=in_place,
+    )
     mask = batch.completion_mask
     chosen, head = batch.completion_ids[mask], model.get_output_embeddings()  # (N,)
     if found.logits is not None:
         logprobs, entropies = Chosen.apply(found.logits, chosen, temperature, entropy)
     else:
-        logprobs, entropies = ThroughHead.apply(found.states, head.weight, head.bias, chosen, temperature, entropy, in_place)
+        logprobs, entropies = ThroughHead.apply(
+            found.states, head.weight, head.bias, chosen, temperature, entropy, in_place
+        )
 
     def spread(values: Tensor) -> Tensor:
         """(N, …) -> (B, T, …)"""
-        return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(mask.view(*mask.shape, *[1] * (values.dim() - 1)), values)
+        return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(
+            mask.view(*mask.shape, *[1] * (values.dim() - 1)), values
+        )
 
     if entropies is not None:
         entropies = spread(entropies if entropy_gradient else entropies.detach())
-    return Scored(spread(logprobs), entropies, spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
-                  spread(found.states) if states else None)
+    return Scored(
+        spread(logprobs),
+        entropies,
+        spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
+        spread(found.states) if states else None,
+    )
 
 
-def token_logprobs(model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None
+) -> tuple[Tensor, Tensor]:
     """The two (B, T) of `score_tokens`: log-probabilities with gradient, entropy without."""
     scored = score_tokens(model, batch, temperature, layout)
     return scored.logprobs, scored.entropy
@@ -75,8 +108,17 @@ class Predicted:
     states: Tensor | None  # (N, H)
 
 
-def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None, weights: Mapping[str, Tensor] | None = None, *,
-            keep_states: bool = False, max_logits: int | None = None, recompute: bool = False, in_place: bool = False) -> Predicted:
+def predict(
+    model: nn.Module,
+    batch: Batch,
+    layout: Callable[..., Layout] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    keep_states: bool = False,
+    max_logits: int | None = None,
+    recompute: bool = False,
+    in_place: bool = False,
+) -> Predicted:
     """One forward pass in which the output layer is given nothing but the states that predict completion tokens.
 
     With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
@@ -86,10 +128,16 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
     if family and batch.device.type == "cpu":
         arranged, attend = (found := flat(batch)), found.attend
     else:  # the kernels of `flat` are a CPU's
-        arranged = (layout or (packed if batch.is_shared else separate))(batch, next(model.parameters()).dtype)
+        arranged = (layout or (packed if batch.is_shared else separate))(
+            batch, next(model.parameters()).dtype
+        )
         attend = masked(arranged.attention_mask)
     kept: list[Tensor] = []
-    holds_back = max_logits is not None and len(arranged.predicted_at[0]) * output_size(model) > max_logits and type(model.get_output_embeddings()) is nn.Linear
+    holds_back = (
+        max_logits is not None
+        and len(arranged.predicted_at[0]) * output_size(model) > max_logits
+        and type(model.get_output_embeddings()) is nn.Linear
+    )
 
     def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
         states = arguments[0][arranged.predicted_at]  # (N, H)
@@ -97,14 +145,25 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
         return (states[None, :1] if holds_back else states[None],)
 
     if family is not None:
-        states = family.states(arranged.input_ids, arranged.position_ids, attend, recompute, in_place and holds_back)[arranged.predicted_at]
-        return Predicted(None if holds_back else model.get_output_embeddings()(states), states if holds_back or keep_states else None)
+        states = family.states(
+            arranged.input_ids, arranged.position_ids, attend, recompute, in_place and holds_back
+        )[arranged.predicted_at]
+        return Predicted(
+            None if holds_back else model.get_output_embeddings()(states),
+            states if holds_back or keep_states else None,
+        )
 
     hook = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:
         with recomputing(model) if recompute else nullcontext():
-            logits = forward(model, weights, input_ids=arranged.input_ids, attention_mask=arranged.attention_mask,
-                             position_ids=arranged.position_ids, use_cache=False).logits
+            logits = forward(
+                model,
+                weights,
+                input_ids=arranged.input_ids,
+                attention_mask=arranged.attention_mask,
+                position_ids=arranged.position_ids,
+                use_cache=False,
+            ).logits
     finally:
         hook.remove()
     if not kept:
@@ -113,8 +172,12 @@ def predict(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None
     if holds_back:
         with torch.no_grad():
             alone = model.get_output_embeddings()(states[None, :1])
-        if not torch.equal(alone, logits.detach()):  # scaled or capped afterwards, as in Gemma 2: what else is done is not known here
-            return predict(model, batch, layout, weights, keep_states=keep_states, recompute=recompute)
+        if not torch.equal(
+            alone, logits.detach()
+        ):  # scaled or capped afterwards, as in Gemma 2: what else is done is not known here
+            return predict(
+                model, batch, layout, weights, keep_states=keep_states, recompute=recompute
+            )
         return Predicted(None, states)
     return Predicted(logits[0], states if keep_states else None)
 
@@ -130,7 +193,9 @@ def hidden_size(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None) -> bool:
+def packing_is_exact(
+    model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None
+) -> bool:
     """Whether this model, on these rows, gives tokens that share a prompt the log-probabilities that they have in rows of their own.
 
     Asked of the model itself and not of a list of names: sliding windows, state-space layers and flash kernels that ignore the mask
@@ -140,9 +205,20 @@ def packing_is_exact(model: nn.Module, batch: Batch, layout: Callable[..., Layou
     if not batch.is_shared:
         return False
     try:
-        together, apart = (token_logprobs(model, batch, 1.0, layout)[0] for layout in (layout, separate))
+        together, apart = (
+            token_logprobs(model, batch, 1.0, layout)[0] for layout in (layout, separate)
+        )
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # what architectures raise that know no such mask
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+        AttributeError,
+    ):  # what architectures raise that know no such mask
         return False
-    return bool((together - apart).abs().max() <= PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE))
+    return bool(
+        (together - apart).abs().max()
+        <= PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE)
+    )

@@ -23,7 +23,9 @@ class Tokens:
     exists: Tensor  # bool: tokens and not padding
     mask: Tensor  # bool: those of them that train
     advantages: Tensor  # (B, 1), or (B, T) from a critic
-    sampled: Tensor | None = None  # log-probabilities when the tokens were drawn; only for off_policy_threshold
+    sampled: Tensor | None = (
+        None  # log-probabilities when the tokens were drawn; only for off_policy_threshold
+    )
     ref: Tensor | None = None  # under the reference; None when KL is neither trained on nor watched
     policy_distribution: Tensor | None = None  # (B, T, V), only for an estimator that needs it
     ref_distribution: Tensor | None = None
@@ -54,23 +56,33 @@ class Loss:
 def loss_of(x: Tokens, a: AlgorithmConfig, coef: Coefficients, size: StepSize) -> Loss:
     """Per token ℓ where it carries the policy term, + kl_coef·KL, aggregated, - entropy_coef·H.
 
-        H = Σ entropy over the carrying tokens / their number in the step      2505.22312
+    H = Σ entropy over the carrying tokens / their number in the step      2505.22312
     """
-    log_ratio = torch.where(x.exists, x.new - x.old, 0.0)  # before exp: inf · 0 is nan, in the gradient too
+    log_ratio = torch.where(
+        x.exists, x.new - x.old, 0.0
+    )  # before exp: inf · 0 is nan, in the gradient too
     ratio = RATIO_LEVELS[a.ratio_level](log_ratio, x.exists)
     high_entropy = x.mask & (x.entropy.detach() >= size.entropy_threshold)
     kept = torch.ones_like(x.mask[:, :1])  # (B, 1)
     if a.off_policy_threshold is not None and x.sampled is not None:
         kept = still_on_policy(x.advantages, x.new, x.sampled, x.mask, a.off_policy_threshold)
     carries = high_entropy & kept
-    terms = Terms(torch.where(x.exists, x.new, 0.0), log_ratio, ratio, x.advantages, x.mask, carries)
+    terms = Terms(
+        torch.where(x.exists, x.new, 0.0), log_ratio, ratio, x.advantages, x.mask, carries
+    )
     aggregate = AGGREGATIONS[a.aggregation]
-    total = policy = aggregate(torch.where(carries, OBJECTIVES[a.objective](terms, a), 0.0), x.mask, size)
+    total = policy = aggregate(
+        torch.where(carries, OBJECTIVES[a.objective](terms, a), 0.0), x.mask, size
+    )
 
     kl, nothing = None, policy.detach() * 0
     kl_loss = entropy_loss = nothing
     if x.ref is not None:
-        kl = KL_ESTIMATORS[a.kl_estimator](Divergence(torch.where(x.exists, x.ref - x.new, 0.0), x.policy_distribution, x.ref_distribution))
+        kl = KL_ESTIMATORS[a.kl_estimator](
+            Divergence(
+                torch.where(x.exists, x.ref - x.new, 0.0), x.policy_distribution, x.ref_distribution
+            )
+        )
         if coef.kl:
             kl_loss = coef.kl * aggregate(kl * ratio if a.kl_ratio_corrected else kl, x.mask, size)
             total = total + kl_loss
@@ -78,4 +90,13 @@ def loss_of(x: Tokens, a: AlgorithmConfig, coef: Coefficients, size: StepSize) -
     if coef.entropy:
         entropy_loss = -coef.entropy * high
         total = total + entropy_loss
-    return Loss(total, policy, kl_loss, entropy_loss, high, kl, ratio.detach().expand_as(x.new), (~kept).sum())
+    return Loss(
+        total,
+        policy,
+        kl_loss,
+        entropy_loss,
+        high,
+        kl,
+        ratio.detach().expand_as(x.new),
+        (~kept).sum(),
+    )

@@ -20,7 +20,9 @@ log = logging.getLogger("grpo_studio")
 T = TypeVar("T")
 
 HANDY = 512  # rows of a packed layout: tokens that keep a CPU's cores busy; beyond, a part grows only as long as little is padding
-ENOUGH = 1536  # beyond this a CPU's part does not grow at all: it would cost memory and save nothing
+ENOUGH = (
+    1536  # beyond this a CPU's part does not grow at all: it would cost memory and save nothing
+)
 PROMPTS = 8  # unless it is a group whose prompt, computed once a part, would be more than about an eighth of it
 
 
@@ -39,8 +41,16 @@ class Fitting:
             return micro_batches(batch, self.max_tokens, self._hidden_size)
         widest = max(batch.strip_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
         if end_to_end and self._end_to_end and batch.is_shared:
-            return whole_groups(batch, min(self.max_tokens, max(ENOUGH, min(widest, PROMPTS * max(map(len, batch.prompts))))))
-        return micro_batches(batch, min(self.max_tokens, max(ENOUGH, widest)), self._hidden_size, HANDY)
+            return whole_groups(
+                batch,
+                min(
+                    self.max_tokens,
+                    max(ENOUGH, min(widest, PROMPTS * max(map(len, batch.prompts)))),
+                ),
+            )
+        return micro_batches(
+            batch, min(self.max_tokens, max(ENOUGH, widest)), self._hidden_size, HANDY
+        )
 
     def attempt(self, batch: Batch, work: Callable[[list[Batch]], T]) -> T:
         """work(parts); when memory runs out, again from the start with parts half as large. `work` must bear being begun anew.
@@ -55,9 +65,15 @@ class Fitting:
                 if not is_out_of_memory(error):
                     raise
                 if all(len(part) == 1 for part in parts):
-                    longest = max(len(c) + len(p) for part in parts for p, c in zip(part.prompts, part.completions, strict=True))
-                    raise OutOfMemory(f"train.max_new_tokens: there is not enough memory for one completion of {longest} tokens, prompt included. "
-                                      "Lower max_new_tokens, use shorter prompts or a smaller model.") from None
+                    longest = max(
+                        len(c) + len(p)
+                        for part in parts
+                        for p, c in zip(part.prompts, part.completions, strict=True)
+                    )
+                    raise OutOfMemory(
+                        f"train.max_new_tokens: there is not enough memory for one completion of {longest} tokens, prompt included. "
+                        "Lower max_new_tokens, use shorter prompts or a smaller model."
+                    ) from None
             # Outside of the handler, so that the failed pass is not kept alive by its traceback.
             self.max_tokens = max(1, min(self.max_tokens, max(map(_tokens, parts))) // 2)
             log.warning("Out of memory: going on with micro-batches of %d tokens.", self.max_tokens)
@@ -78,4 +94,6 @@ def most_tokens(max_tokens: int, device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA's own error class, Python's, and what torch's allocator for the CPU says."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, (torch.OutOfMemoryError, MemoryError)
+    ) or "can't allocate memory" in str(error)

@@ -21,7 +21,10 @@ class TokenLog:
     def __init__(self, batch: Batch, num_updates: int, dtype: torch.dtype = torch.float32):
         self.batch = batch
         shape = batch.completion_ids.shape
-        self.logprobs, self.entropy, self.ref = (torch.full(s, torch.nan, dtype=dtype, device=batch.device) for s in ((num_updates, *shape),) * 2 + (shape,))
+        self.logprobs, self.entropy, self.ref = (
+            torch.full(s, torch.nan, dtype=dtype, device=batch.device)
+            for s in ((num_updates, *shape),) * 2 + (shape,)
+        )
 
     def note(self, values: Tensor, part: Batch, found: Tensor) -> None:
         """Put what was found for a part, (b, t), at its rows of `values`, (B, T)."""
@@ -33,10 +36,18 @@ class TokenLog:
 
     def records(self) -> tuple[TokenRecord, ...]:
         """One for each row of the batch."""
-        logprobs, entropy, ref = (v.float().cpu().numpy() for v in (self.logprobs, self.entropy, self.ref[None]))
+        logprobs, entropy, ref = (
+            v.float().cpu().numpy() for v in (self.logprobs, self.entropy, self.ref[None])
+        )
         sampled = self.batch.sampling_logprobs or [None] * len(self.batch)
-        return tuple(TokenRecord(array("i", ids), kept and array("f", kept), *(_floats(v[:, i, : len(ids)]) for v in (logprobs, ref, entropy)))
-                     for i, (ids, kept) in enumerate(zip(self.batch.completions, sampled, strict=True)))
+        return tuple(
+            TokenRecord(
+                array("i", ids),
+                kept and array("f", kept),
+                *(_floats(v[:, i, : len(ids)]) for v in (logprobs, ref, entropy)),
+            )
+            for i, (ids, kept) in enumerate(zip(self.batch.completions, sampled, strict=True))
+        )
 
 
 def _floats(values: np.ndarray) -> array[float] | None:

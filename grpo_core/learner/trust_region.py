@@ -29,7 +29,9 @@ HALVINGS = 10
 KL_CHUNK = 2**22  # elements of a vocabulary-wide float64 table held at once, 32 MiB
 
 Part = tuple[Batch, Tensor]  # a micro-batch and its advantages (B,)
-Loss = Callable[[Batch, Tensor, Tensor, Tensor], Tensor]  # batch, advantages (B,), new and old logprobs (B, T) -> its share of the step's loss
+Loss = Callable[
+    [Batch, Tensor, Tensor, Tensor], Tensor
+]  # batch, advantages (B,), new and old logprobs (B, T) -> its share of the step's loss
 Weights = Mapping[str, Tensor]
 
 
@@ -44,8 +46,15 @@ class TrustRegionStep:
     trust_gain: float  # how much the surrogate rose
 
 
-def trust_region_step(model: nn.Module, parts: Sequence[Part], loss: Loss, delta: float, temperature: float,
-                      breathe: Callable[[], None] = lambda: None, damping: float = DAMPING) -> TrustRegionStep:
+def trust_region_step(
+    model: nn.Module,
+    parts: Sequence[Part],
+    loss: Loss,
+    delta: float,
+    temperature: float,
+    breathe: Callable[[], None] = lambda: None,
+    damping: float = DAMPING,
+) -> TrustRegionStep:
     """Move the weights one constrained step against the gradients that stand in `.grad`, those of the sum of `loss` over `parts`.
 
     `breathe` is called before each pass over a part and may raise; until the step is accepted no weight has moved. Where no
@@ -55,20 +64,30 @@ def trust_region_step(model: nn.Module, parts: Sequence[Part], loss: Loss, delta
     ascent = -flat([p.grad for p in weights.values()], weights)
     norm = ascent.norm()
     if norm == 0:
-        return TrustRegionStep(0.0, delta, 0.0, 0.0, 0.0)  # all groups tie: nowhere to go, and 0/0 is no direction
+        return TrustRegionStep(
+            0.0, delta, 0.0, 0.0, 0.0
+        )  # all groups tie: nowhere to go, and 0/0 is no direction
     # Of unit length, so that a small reward does not underflow; the step is the same for any multiple of g.
-    solution = conjugate_gradient(fisher(model, parts, temperature, breathe), ascent / norm, damping)
+    solution = conjugate_gradient(
+        fisher(model, parts, temperature, breathe), ascent / norm, damping
+    )
     full = solution.x * (2 * delta / solution.x_fisher_x).sqrt()
     for halvings in range(HALVINGS + 1):
-        candidate = {n: (p.detach() + d * 0.5**halvings).to(p.dtype) for (n, p), d in zip(weights.items(), unflat(full, weights), strict=True)}
+        candidate = {
+            n: (p.detach() + d * 0.5**halvings).to(p.dtype)
+            for (n, p), d in zip(weights.items(), unflat(full, weights), strict=True)
+        }
         kl, change = compare(model, candidate, parts, loss, temperature, breathe)
         if kl <= delta and change < 0:  # False for nan
             with torch.no_grad():
                 for name, p in weights.items():
                     p.copy_(candidate[name])
             return TrustRegionStep(kl, delta, 0.5**halvings, solution.residual, -change)
-    log.warning("Trust region: no fraction of the step down to 1/%d both improved the surrogate and kept KL <= %g; the weights stay.",
-                2**HALVINGS, delta)
+    log.warning(
+        "Trust region: no fraction of the step down to 1/%d both improved the surrogate and kept KL <= %g; the weights stay.",
+        2**HALVINGS,
+        delta,
+    )
     return TrustRegionStep(0.0, delta, 0.0, solution.residual, 0.0)
 
 
@@ -79,8 +98,13 @@ class Solution:
     residual: float
 
 
-def conjugate_gradient(product_with: Callable[[Tensor], Tensor], g: Tensor, damping: float = DAMPING, iterations: int = CG_ITERATIONS,
-                       tolerance: float = CG_RESIDUAL) -> Solution:
+def conjugate_gradient(
+    product_with: Callable[[Tensor], Tensor],
+    g: Tensor,
+    damping: float = DAMPING,
+    iterations: int = CG_ITERATIONS,
+    tolerance: float = CG_RESIDUAL,
+) -> Solution:
     """Solve (F + λI) x = g knowing F only by its products. Hestenes and Stiefel 1952; Nocedal and Wright, algorithm 5.2."""
     x, fisher_x = torch.zeros_like(g), torch.zeros_like(g)
     residual = direction = g
@@ -91,13 +115,22 @@ def conjugate_gradient(product_with: Callable[[Tensor], Tensor], g: Tensor, damp
         product = product_with(direction)
         damped = product + damping * direction
         length = squared / float(direction @ damped)
-        x, fisher_x, residual = x + length * direction, fisher_x + length * product, residual - length * damped
+        x, fisher_x, residual = (
+            x + length * direction,
+            fisher_x + length * product,
+            residual - length * damped,
+        )
         before, squared = squared, float(residual @ residual)
         direction = residual + squared / before * direction
     return Solution(x, x @ fisher_x, squared**0.5 / norm)
 
 
-def fisher(model: nn.Module, parts: Sequence[Part], temperature: float, breathe: Callable[[], None] = lambda: None) -> Callable[[Tensor], Tensor]:
+def fisher(
+    model: nn.Module,
+    parts: Sequence[Part],
+    temperature: float,
+    breathe: Callable[[], None] = lambda: None,
+) -> Callable[[Tensor], Tensor]:
     """v -> F·v, F never formed: how the logits move, (diag p − p pᵀ) of that, pulled back to the weights.
 
         F v = 1/N Σ_t Jᵀ (p ⊙ (Jv − pᵀJv))      Gauss–Newton; Schraudolph 2002
@@ -130,27 +163,44 @@ class Jacobian:
     # backward passes through the KL. Sandwiching the exact diag p − p pᵀ keeps F positive semi-definite to rounding, as CG needs.
     def __init__(self, model: nn.Module, weights: Weights, batch: Batch, temperature: float):
         self.weights = weights
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        with (
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # the fused kernels have no second derivative
             self.logits = completion_logits(model, weights, batch, temperature)  # (N, V)
             self._probe = torch.zeros_like(self.logits, requires_grad=True)
             self._pulled = self._grad(self.logits, self._probe, create_graph=True)
 
     def push(self, vector: Tensor) -> Tensor:
         """J v, (N, V)."""
-        used = [(g, v.to(g.dtype)) for g, v in zip(self._pulled, unflat(vector, self.weights), strict=True) if g is not None]
-        return torch.autograd.grad([g for g, _ in used], self._probe, [v for _, v in used], retain_graph=True)[0]
+        used = [
+            (g, v.to(g.dtype))
+            for g, v in zip(self._pulled, unflat(vector, self.weights), strict=True)
+            if g is not None
+        ]
+        return torch.autograd.grad(
+            [g for g, _ in used], self._probe, [v for _, v in used], retain_graph=True
+        )[0]
 
     def pull(self, values: Tensor) -> Tensor:
         """Jᵀ values, flat."""
         return flat(self._grad(self.logits, values, retain_graph=True), self.weights)
 
     def _grad(self, outputs: Tensor, values: Tensor, **options: bool) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(outputs, list(self.weights.values()), values, allow_unused=True, **options)
+        return torch.autograd.grad(
+            outputs, list(self.weights.values()), values, allow_unused=True, **options
+        )
 
 
 @torch.no_grad()
-def compare(model: nn.Module, candidate: Weights, parts: Sequence[Part], loss: Loss, temperature: float,
-            breathe: Callable[[], None] = lambda: None) -> tuple[float, float]:
+def compare(
+    model: nn.Module,
+    candidate: Weights,
+    parts: Sequence[Part],
+    loss: Loss,
+    temperature: float,
+    breathe: Callable[[], None] = lambda: None,
+) -> tuple[float, float]:
     """Mean KL(present policy ‖ candidate) over completion tokens, exact over the vocabulary, and the change in loss between them."""
     weights = trainable(model)
     kl = change = 0.0
@@ -161,21 +211,29 @@ def compare(model: nn.Module, candidate: Weights, parts: Sequence[Part], loss: L
         breathe()
         after = completion_logits(model, candidate, batch, temperature)  # (N, V)
         chosen = batch.completion_ids[batch.completion_mask]  # (N,)
-        old = torch.zeros(batch.completion_mask.shape, dtype=torch.float64, device=before.device)  # (B, T)
+        old = torch.zeros(
+            batch.completion_mask.shape, dtype=torch.float64, device=before.device
+        )  # (B, T)
         new = torch.zeros_like(old)
         picked = []
         for start in range(0, len(chosen), size := max(1, KL_CHUNK // before.shape[-1])):
             rows = slice(start, start + size)
             p, q = before[rows].double().log_softmax(-1), after[rows].double().log_softmax(-1)
             kl += float(torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum())
-            picked.append(torch.stack([p, q]).gather(-1, chosen[rows].expand(2, -1)[..., None])[..., 0])  # (2, n)
+            picked.append(
+                torch.stack([p, q]).gather(-1, chosen[rows].expand(2, -1)[..., None])[..., 0]
+            )  # (2, n)
         old[batch.completion_mask], new[batch.completion_mask] = torch.cat(picked, 1)
-        change += float(loss(batch, advantages, new, old)) - float(loss(batch, advantages, old, old))
+        change += float(loss(batch, advantages, new, old)) - float(
+            loss(batch, advantages, old, old)
+        )
         num_tokens += len(chosen)
     return kl / num_tokens, change
 
 
-def completion_logits(model: nn.Module, weights: Weights, batch: Batch, temperature: float) -> Tensor:
+def completion_logits(
+    model: nn.Module, weights: Weights, batch: Batch, temperature: float
+) -> Tensor:
     """The logits that each completion token was drawn from, under other weights than the model's own. (N, V), padding left out."""
     logits = predict(model, batch, weights=weights).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
@@ -188,9 +246,21 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def flat(tensors: Sequence[Tensor | None], weights: Weights) -> Tensor:
     """One vector over all trainable weights, at least float32; None is a weight that nothing depends on."""
-    return torch.cat([(torch.zeros_like(p) if t is None else t).detach().flatten().to(torch.promote_types(p.dtype, torch.float32))
-                      for t, p in zip(tensors, weights.values(), strict=True)])
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if t is None else t)
+            .detach()
+            .flatten()
+            .to(torch.promote_types(p.dtype, torch.float32))
+            for t, p in zip(tensors, weights.values(), strict=True)
+        ]
+    )
 
 
 def unflat(vector: Tensor, weights: Weights) -> list[Tensor]:
-    return [piece.view_as(p) for piece, p in zip(vector.split([p.numel() for p in weights.values()]), weights.values(), strict=True)]
+    return [
+        piece.view_as(p)
+        for piece, p in zip(
+            vector.split([p.numel() for p in weights.values()]), weights.values(), strict=True
+        )
+    ]

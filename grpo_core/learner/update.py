@@ -54,8 +54,15 @@ class Update(Means):
 class Learner:
     """Holds the policy's optimiser, the reference that the KL term looks at (None: KL is never measured), and the coefficients that move."""
 
-    def __init__(self, model: nn.Module, reference: nn.Module | None, algorithm: AlgorithmConfig, train: TrainConfig, learning_rate: float,
-                 recompute: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: nn.Module | None,
+        algorithm: AlgorithmConfig,
+        train: TrainConfig,
+        learning_rate: float,
+        recompute: bool = False,
+    ):
         self.model, self.reference = model, reference
         self.algorithm, self.train = algorithm, train
         self.learning_rate = learning_rate
@@ -65,14 +72,20 @@ class Learner:
         parameters = [{"params": list(model.parameters()), "speed": 1.0}]
         if self.critic is not None:
             parameters.append({"params": list(self.critic.parameters()), "speed": HEAD_SPEED})
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
         self.steering = Steering.start(algorithm)
         self.num_steps = 0  # batches
-        self.midway = False  # some but not all updates of a batch are done: the weights belong to no step
+        self.midway = (
+            False  # some but not all updates of a batch are done: the weights belong to no step
+        )
         self.log: TokenLog | None = None  # of the last batch
         self._packs: bool | None = None  # known after the first batch
 
-    def judge(self, batch: Batch, rewards: Tensor, breathe: Breathe = lambda: None, again: bool = False) -> Judged | None:
+    def judge(
+        self, batch: Batch, rewards: Tensor, breathe: Breathe = lambda: None, again: bool = False
+    ) -> Judged | None:
         """Token advantages of a batch sampled from the present policy, if there is a critic to ask. rewards (B,), nan = unscored.
 
         again: the rewards of this batch have changed; a critic that began with them begins anew.
@@ -81,10 +94,21 @@ class Learner:
             return None
         if again and self.num_steps == 0:
             self.critic.begun.fill_(False)
-        return self.fitting.attempt(self._shared(batch), lambda parts: self.critic.judge(
-            self.model, _each(parts, breathe), batch, rewards, self.algorithm, self.train.temperature))
+        return self.fitting.attempt(
+            self._shared(batch),
+            lambda parts: self.critic.judge(
+                self.model,
+                _each(parts, breathe),
+                batch,
+                rewards,
+                self.algorithm,
+                self.train.temperature,
+            ),
+        )
 
-    def update(self, batch: Batch, advantages: Tensor | Judged, breathe: Breathe = lambda: None) -> Update:
+    def update(
+        self, batch: Batch, advantages: Tensor | Judged, breathe: Breathe = lambda: None
+    ) -> Update:
         """Take `updates_per_batch` optimiser steps on a batch sampled from the present policy.
 
         advantages (B,), or the critic's. `breathe` is called before each micro-batch and may raise to abandon the step; the weights
@@ -93,11 +117,18 @@ class Learner:
         a, control = self.algorithm, KL_CONTROLS[self.algorithm.kl_control]
         judged = advantages if isinstance(advantages, Judged) else None
         if judged is not None:
-            batch = replace(batch, trains=[t and s for t, s in zip(batch.trains, judged.scored.tolist(), strict=True)])
+            batch = replace(
+                batch,
+                trains=[t and s for t, s in zip(batch.trains, judged.scored.tolist(), strict=True)],
+            )
             advantages = torch.stack([judged.advantages, judged.returns], -1)
         num_tokens = int(batch.loss_mask.sum())
         size = StepSize(len(batch), num_tokens, self.train.max_new_tokens, num_carrying=num_tokens)
-        self.log = tokens = TokenLog(batch, a.updates_per_batch, torch.promote_types(self.model.get_output_embeddings().weight.dtype, torch.float32))
+        self.log = tokens = TokenLog(
+            batch,
+            a.updates_per_batch,
+            torch.promote_types(self.model.get_output_embeddings().weight.dtype, torch.float32),
+        )
         batch = self._shared(batch)
         teaching = self._teaching(batch, advantages)
         watches, measured = self._watches_kl, None
@@ -110,33 +141,57 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             cut = self.passes.cut(parts, size, breathe)
             coef = Coefficients(self.steering.kl_coef, self.steering.entropy_weight(a))
-            return self.passes.backward(parts, advantages, len(passes), coef, cut, watches, tokens, breathe), cut
+            return self.passes.backward(
+                parts, advantages, len(passes), coef, cut, watches, tokens, breathe
+            ), cut
 
         for _ in range(a.updates_per_batch):
             done, cut = self.fitting.attempt(teaching, one_pass)
             if not passes and not watches and self.reference is not None:
-                share = batch.first(max(2, -(-len(batch) // MEASURED_SHARE)))  # two: computed as siblings are, as the policy's own were
-                measured = self.fitting.attempt(share, lambda parts: self.passes.measure(parts, tokens, breathe))
+                share = batch.first(
+                    max(2, -(-len(batch) // MEASURED_SHARE))
+                )  # two: computed as siblings are, as the policy's own were
+                measured = self.fitting.attempt(
+                    share, lambda parts: self.passes.measure(parts, tokens, breathe)
+                )
             passes.append(done)
             if done.kl is not None and done.kl > control.limit(a):
                 self._step_back()
                 break
             norms.append(self._grad_norm(done.loss))
-            trust = self._constrained_step(teaching, advantages, cut, breathe) if a.objective in CONSTRAINED else self._step()
+            trust = (
+                self._constrained_step(teaching, advantages, cut, breathe)
+                if a.objective in CONSTRAINED
+                else self._step()
+            )
             self.midway = True
             self.steering = self.steering.after_update(done.high_entropy, a)
         kl_coef, (sampled_kl, sampled_entropy) = self.steering.kl_coef, measured or (None, None)
         if self.reference is not None:
-            self.steering = self.steering.after_batch(_last([sampled_kl, *(p.kl for p in passes)]), len(batch), a)
+            self.steering = self.steering.after_batch(
+                _last([sampled_kl, *(p.kl for p in passes)]), len(batch), a
+            )
         if a.ref_every and self.num_steps % a.ref_every == 0:
             self._move_reference()
         self.midway = False
         means = {f.name: _mean([getattr(p, f.name) for p in passes]) for f in fields(Means)}
-        return Update(**means | {"kl": _first(means["kl"], sampled_kl), "entropy": _first(means["entropy"], sampled_entropy),
-                                 "ratio_max": max(p.ratio_max for p in passes)},
-                      kl_coef=kl_coef, num_updates=len(norms), grad_norm=_mean(norms), micro_batch_tokens=self.fitting.max_tokens,
-                      learning_rate=None if a.objective in CONSTRAINED else self.optimizer.param_groups[0]["lr"],
-                      explained_variance=judged and judged.explained_variance, **(asdict(trust) if trust else {}))
+        return Update(
+            **means
+            | {
+                "kl": _first(means["kl"], sampled_kl),
+                "entropy": _first(means["entropy"], sampled_entropy),
+                "ratio_max": max(p.ratio_max for p in passes),
+            },
+            kl_coef=kl_coef,
+            num_updates=len(norms),
+            grad_norm=_mean(norms),
+            micro_batch_tokens=self.fitting.max_tokens,
+            learning_rate=None
+            if a.objective in CONSTRAINED
+            else self.optimizer.param_groups[0]["lr"],
+            explained_variance=judged and judged.explained_variance,
+            **(asdict(trust) if trust else {}),
+        )
 
     # ---- one step ------------------------------------------------------------------------------------------------------
 
@@ -145,32 +200,67 @@ class Learner:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         total = nn.utils.get_total_norm([p.grad for p in parameters])
         norm = float(total)
-        if not (torch.tensor([loss, norm]).isfinite().all()):  # before clipping, which would spread a nan over every gradient
-            culprit = next((n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "the loss")
+        if not (
+            torch.tensor([loss, norm]).isfinite().all()
+        ):  # before clipping, which would spread a nan over every gradient
+            culprit = next(
+                (
+                    n
+                    for n, p in self.model.named_parameters()
+                    if p.grad is not None and not p.grad.isfinite().all()
+                ),
+                "the loss",
+            )
             raise NonFinite(f"loss {loss}, gradient norm {norm}: first not finite in {culprit}")
         nn.utils.clip_grads_with_norm_(parameters, self.train.max_grad_norm, total)
-        if self.critic is not None:  # apart, so that its first large errors do not shrink the policy's step
+        if (
+            self.critic is not None
+        ):  # apart, so that its first large errors do not shrink the policy's step
             nn.utils.clip_grad_norm_(self.critic.parameters(), self.train.max_grad_norm)
         return norm
 
     def _step(self) -> None:
         """Move the weights by the optimiser."""
-        warm = min(1.0, self.num_steps / self.train.warmup_steps) if self.train.warmup_steps else 1.0
+        warm = (
+            min(1.0, self.num_steps / self.train.warmup_steps) if self.train.warmup_steps else 1.0
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * warm * group["speed"]
         self.optimizer.step()
 
-    def _constrained_step(self, teaching: Batch, advantages: Tensor, size: StepSize, breathe: Breathe) -> TrustRegionStep:
+    def _constrained_step(
+        self, teaching: Batch, advantages: Tensor, size: StepSize, breathe: Breathe
+    ) -> TrustRegionStep:
         """Move the weights within the trust region; no learning rate, no warm-up, no optimiser state."""
         a = self.algorithm
 
         def loss(batch: Batch, advantages: Tensor, new: Tensor, old: Tensor) -> Tensor:
-            ref = self.passes.score(self.reference, batch).logprobs if self.steering.kl_coef else None
-            x = Tokens(new, old, torch.zeros_like(new), batch.completion_mask, batch.loss_mask, advantages[:, None], ref=ref)
+            ref = (
+                self.passes.score(self.reference, batch).logprobs if self.steering.kl_coef else None
+            )
+            x = Tokens(
+                new,
+                old,
+                torch.zeros_like(new),
+                batch.completion_mask,
+                batch.loss_mask,
+                advantages[:, None],
+                ref=ref,
+            )
             return loss_of(x, a, Coefficients(self.steering.kl_coef, entropy=0.0), size).total
 
-        with_theirs = [(part, advantages[part.rows]) for part in self.fitting.parts(teaching, end_to_end=False)]
-        return trust_region_step(self.model, with_theirs, loss, a.trust_region_delta, self.train.temperature, breathe, a.trust_region_damping)
+        with_theirs = [
+            (part, advantages[part.rows]) for part in self.fitting.parts(teaching, end_to_end=False)
+        ]
+        return trust_region_step(
+            self.model,
+            with_theirs,
+            loss,
+            a.trust_region_delta,
+            self.train.temperature,
+            breathe,
+            a.trust_region_damping,
+        )
 
     @property
     def _watches_kl(self) -> bool:
@@ -208,15 +298,26 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """All that a checkpoint must keep beside the policy's weights. Its tensors are the living ones: good until the next update."""
         moved = self.reference.state_dict() if self.algorithm.ref_every else None
-        return {"optimizer": self.optimizer.state_dict(), "steering": asdict(self.steering), "num_steps": self.num_steps, "reference": moved,
-                "critic": self.critic and self.critic.state_dict(), "packs": self._packs, "max_tokens": self.fitting.max_tokens,
-                "set": {name: getattr(self.algorithm, name) for name in COEFS}}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steering": asdict(self.steering),
+            "num_steps": self.num_steps,
+            "reference": moved,
+            "critic": self.critic and self.critic.state_dict(),
+            "packs": self._packs,
+            "max_tokens": self.fitting.max_tokens,
+            "set": {name: getattr(self.algorithm, name) for name in COEFS},
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """What state() gave. A coefficient that is set otherwise now than it was then is noticed by the next turn()."""
         self.algorithm = self.algorithm.model_copy(update=state["set"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steering, self.num_steps, self._packs = Steering(**state["steering"]), state["num_steps"], state["packs"]
+        self.steering, self.num_steps, self._packs = (
+            Steering(**state["steering"]),
+            state["num_steps"],
+            state["packs"],
+        )
         self.fitting.max_tokens = min(self.train.micro_batch_tokens, state["max_tokens"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
@@ -228,10 +329,20 @@ class Learner:
     def _teaching(self, batch: Batch, advantages: Tensor) -> Batch:
         """What of it has a gradient: with neither KL, entropy nor values in the loss, a group whose advantages are all 0 has none."""
         a = self.algorithm
-        if self.critic is not None or self._watches_kl or a.entropy_coef or a.entropy_target is not None or a.entropy_quantile < 1:
+        if (
+            self.critic is not None
+            or self._watches_kl
+            or a.entropy_coef
+            or a.entropy_target is not None
+            or a.entropy_quantile < 1
+        ):
             return batch
-        moves = ((advantages != 0) & torch.tensor(batch.trains, device=advantages.device)).tolist()  # nan != 0: it must be seen, and refused
-        return batch.select([(p, rows) for p, rows in enumerate(batch.siblings) if any(moves[i] for i in rows)])
+        moves = (
+            (advantages != 0) & torch.tensor(batch.trains, device=advantages.device)
+        ).tolist()  # nan != 0: it must be seen, and refused
+        return batch.select(
+            [(p, rows) for p, rows in enumerate(batch.siblings) if any(moves[i] for i in rows)]
+        )
 
     def _shared(self, batch: Batch) -> Batch:
         """The batch as this model can compute it."""
@@ -241,7 +352,11 @@ class Learner:
         """Found out once, on the longest group of the first batch that can show it."""
         if self._packs is None:
             # Later siblings of one token are predicted by the prompt alone, and would look right whatever the mask does.
-            telling = [(p, rows) for p, rows in enumerate(batch.siblings) if any(len(batch.completions[i]) > 1 for i in rows[1:])]
+            telling = [
+                (p, rows)
+                for p, rows in enumerate(batch.siblings)
+                if any(len(batch.completions[i]) > 1 for i in rows[1:])
+            ]
             if not telling:
                 return False
             longest, _ = max(telling, key=batch.strip_tokens)
@@ -249,7 +364,9 @@ class Learner:
             layout = packed if self.algorithm.objective in CONSTRAINED else None
             self._packs = packing_is_exact(self.model, batch.groups(longest, longest + 1), layout)
             if not self._packs:
-                log.warning("This architecture cannot share a prompt between completions in one row; each is computed in its own row.")
+                log.warning(
+                    "This architecture cannot share a prompt between completions in one row; each is computed in its own row."
+                )
         return self._packs
 
 

@@ -5,4 +5,16 @@ from grpo_core.models.load import BUNDLED, check_model, load_classifier, load_po
 from grpo_core.models.policy import Policy, Reader
 from grpo_core.models.vocabulary import Vocabulary
 
-__all__ = ["BUNDLED", "Policy", "Reader", "Vocabulary", "check_model", "describe_device", "load_classifier", "load_policy", "load_reader", "pick_device", "share_cores"]
+__all__ = [
+    "BUNDLED",
+    "Policy",
+    "Reader",
+    "Vocabulary",
+    "check_model",
+    "describe_device",
+    "load_classifier",
+    "load_policy",
+    "load_reader",
+    "pick_device",
+    "share_cores",
+]

@@ -19,13 +19,28 @@ def fitting(task: Task, policy: Policy, config: RunConfig) -> Task:
         return task
     total = len(task.table.train) + len(task.table.heldout)
     if config.task.too_long == "refuse":
-        raise InvalidConfig([FieldProblem(
-            "task.too_long", "refuse", f"{len(too_long):,} of {total:,} prompts leave no room for {config.train.max_new_tokens} new tokens in the context of {policy.context}",
-            "Lower train.max_new_tokens, choose a model with a longer context, or set task.too_long to drop.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "task.too_long",
+                    "refuse",
+                    f"{len(too_long):,} of {total:,} prompts leave no room for {config.train.max_new_tokens} new tokens in the context of {policy.context}",
+                    "Lower train.max_new_tokens, choose a model with a longer context, or set task.too_long to drop.",
+                )
+            ]
+        )
     kept = task.table.without(too_long)
     if not len(kept.train):
-        raise InvalidConfig([FieldProblem("train.max_new_tokens", config.train.max_new_tokens, f"no prompt leaves room for so many in the context of {policy.context}",
-                                          "Lower it, or choose a model with a longer context.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "train.max_new_tokens",
+                    config.train.max_new_tokens,
+                    f"no prompt leaves room for so many in the context of {policy.context}",
+                    "Lower it, or choose a model with a longer context.",
+                )
+            ]
+        )
     return task.over(kept)
 
 
@@ -38,7 +53,18 @@ def too_long_rows(task: Task, policy: Policy | Reader, config: RunConfig) -> np.
     assert policy.context is not None
     room = policy.context - config.train.max_new_tokens
     first = task.table.prompt(int(np.concatenate([task.table.train, task.table.heldout])[0]))
-    frame = len(policy.encode(first, task.instruction))  # its own text included: more than the frame alone, so no candidate is missed
+    frame = len(
+        policy.encode(first, task.instruction)
+    )  # its own text included: more than the frame alone, so no candidate is missed
     candidates = task.table.longer_than(max(0, room - frame))
-    candidates = candidates[np.isin(candidates, task.table.train) | np.isin(candidates, task.table.heldout)]
-    return np.array([row for row in candidates if len(policy.encode(task.table.prompt(row), task.instruction)) > room], dtype=np.int64)
+    candidates = candidates[
+        np.isin(candidates, task.table.train) | np.isin(candidates, task.table.heldout)
+    ]
+    return np.array(
+        [
+            row
+            for row in candidates
+            if len(policy.encode(task.table.prompt(row), task.instruction)) > room
+        ],
+        dtype=np.int64,
+    )

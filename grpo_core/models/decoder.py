@@ -23,7 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from grpo_core.models.products import prepared, product
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-ROPE_TYPES = ("default", "linear", "llama3")  # those whose angles do not depend on how long the text is
+ROPE_TYPES = (
+    "default",
+    "linear",
+    "llama3",
+)  # those whose angles do not depend on how long the text is
 
 # layer, queries (R, W, heads, d), keys and values (R, W, kv heads, d) -> (R, W, heads, d)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -44,27 +48,59 @@ class Family:
         if getattr(config, "model_type", None) not in ARCHITECTURES or not hasattr(body, "layers"):
             return None
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ()) or \
-            (config.model_type == "mistral" and getattr(config, "sliding_window", None) is not None)
-        plain = all(type(getattr(m, "base_layer", m)) is nn.Linear for layer in body.layers for m in (
-            *(getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"), *(getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down"))))
+        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
+            config.model_type == "mistral" and getattr(config, "sliding_window", None) is not None
+        )
+        plain = all(
+            type(getattr(m, "base_layer", m)) is nn.Linear
+            for layer in body.layers
+            for m in (
+                *(getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"),
+                *(getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down")),
+            )
+        )
         if rope not in ROPE_TYPES or slides or not plain or config.hidden_act != "silu":
             return None
         weight = body.norm.weight
-        eps = torch.tensor(config.rms_norm_eps, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+        eps = torch.tensor(
+            config.rms_norm_eps,
+            dtype=torch.promote_types(weight.dtype, torch.float32),
+            device=weight.device,
+        )
         return cls(body, body.layers[0].self_attn.head_dim, eps)
 
-    def states(self, ids: Tensor, positions: Tensor, attend: Attend, recompute: bool = False, in_place: bool = False) -> Tensor:
+    def states(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        recompute: bool = False,
+        in_place: bool = False,
+    ) -> Tensor:
         """ids, positions (R, W) -> last hidden states (R, W, H). recompute: see `recomputing`; in_place: see `Embedded`."""
         table = self.body.embed_tokens
-        x = Embedded.apply(ids, table.weight, table.padding_idx) if in_place and _adds_rows(table) else table(ids)
-        cos, sin = (t[:, :, None, : self.head_dim // 2] for t in self.body.rotary_emb(x, positions))  # (R, W, 1, d/2), both halves are alike
+        x = (
+            Embedded.apply(ids, table.weight, table.padding_idx)
+            if in_place and _adds_rows(table)
+            else table(ids)
+        )
+        cos, sin = (
+            t[:, :, None, : self.head_dim // 2] for t in self.body.rotary_emb(x, positions)
+        )  # (R, W, 1, d/2), both halves are alike
         for i in range(len(self.body.layers)):
-            x = again(self._layer, i, x, cos, sin, attend) if recompute else self._layer(i, x, cos, sin, attend)
+            x = (
+                again(self._layer, i, x, cos, sin, attend)
+                if recompute
+                else self._layer(i, x, cos, sin, attend)
+            )
         return self._operations()[0](x, self.body.norm.weight, self.eps)
 
     def _layer(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        layer, (norm, rotate, gated), heads = self.body.layers[i], self._operations(), (*x.shape[:2], -1, self.head_dim)
+        layer, (norm, rotate, gated), heads = (
+            self.body.layers[i],
+            self._operations(),
+            (*x.shape[:2], -1, self.head_dim),
+        )
         a, mlp = layer.self_attn, layer.mlp
         h = norm(x, layer.input_layernorm.weight, self.eps)
         q, k, v = a.q_proj(h).view(heads), a.k_proj(h).view(heads), a.v_proj(h).view(heads)
@@ -77,10 +113,16 @@ class Family:
 
     @staticmethod
     def _operations() -> tuple[Callable[..., Tensor], ...]:
-        return (_RMSNorm.apply, _Rotate.apply, _SwiGLU.apply) if torch.is_grad_enabled() else (rms_norm, turn, swiglu)
+        return (
+            (_RMSNorm.apply, _Rotate.apply, _SwiGLU.apply)
+            if torch.is_grad_enabled()
+            else (rms_norm, turn, swiglu)
+        )
 
 
-again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # keeps what goes in, and computes the rest anew for the gradient
+again = partial(
+    checkpoint, use_reentrant=False, preserve_rng_state=False
+)  # keeps what goes in, and computes the rest anew for the gradient
 
 
 @contextmanager
@@ -107,7 +149,9 @@ def masked(mask: Tensor) -> Attend:
 
     def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
+        ).transpose(1, 2)
 
     return attend
 
@@ -128,7 +172,7 @@ def _scale(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 class _RMSNorm(torch.autograd.Function):
     """y = x/√(mean x² + ε)·w      Zhang and Sennrich 2019, arXiv:1910.07467
 
-        with x̂ = x/√…:  ∂w = Σ ∂y·x̂,  ∂x = (∂y·w - x̂·mean(∂y·w·x̂))/√…
+    with x̂ = x/√…:  ∂w = Σ ∂y·x̂,  ∂x = (∂y·w - x̂·mean(∂y·w·x̂))/√…
     """
 
     @staticmethod
@@ -145,7 +189,13 @@ class _RMSNorm(torch.autograd.Function):
         unit = torch.mul(x.to(scale.dtype), scale).view(-1, size)
         product = torch.mul(wide.reshape(-1, size), unit)
         shared = torch.mv(product, weight.to(scale.dtype)).div_(size)[:, None]
-        out = torch.mul(wide, weight).view(-1, size).addcmul_(unit, shared, value=-1).view(x.shape).mul_(scale)
+        out = (
+            torch.mul(wide, weight)
+            .view(-1, size)
+            .addcmul_(unit, shared, value=-1)
+            .view(x.shape)
+            .mul_(scale)
+        )
         return out.to(x.dtype), product.sum(0).to(weight.dtype), None
 
 
@@ -158,7 +208,10 @@ class Embedded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, table: Tensor, padding_id: int | None) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.table, ctx.padding_id = table, padding_id  # the parameter itself, and not what save_for_backward would unpack
+        ctx.table, ctx.padding_id = (
+            table,
+            padding_id,
+        )  # the parameter itself, and not what save_for_backward would unpack
         return F.embedding(ids, table)
 
     @staticmethod
@@ -173,7 +226,11 @@ class Embedded(torch.autograd.Function):
 
 def _adds_rows(table: nn.Module) -> bool:
     """On a GPU adding rows where they stand would give other sums from run to run."""
-    return type(table) is nn.Embedding and table.weight.requires_grad and table.weight.device.type == "cpu"
+    return (
+        type(table) is nn.Embedding
+        and table.weight.requires_grad
+        and table.weight.device.type == "cpu"
+    )
 
 
 def gradient_of(leaf: Tensor) -> Tensor:
@@ -226,7 +283,9 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(torch.mul(gradient, up), gate), F.silu(gate).mul_(gradient)
+        return torch.ops.aten.silu_backward(torch.mul(gradient, up), gate), F.silu(gate).mul_(
+            gradient
+        )
 
 
 # ---- for decoding ------------------------------------------------------------------------------------------------------------
@@ -252,9 +311,21 @@ def fused(layer: nn.Module, num_rows: int) -> FusedLayer:
     """As the weights are now, for at most `num_rows` rows; to be made anew after every update."""
     a, mlp = layer.self_attn, layer.mlp
     heads, kv_heads = (p.out_features // a.head_dim for p in (a.q_proj, a.k_proj))
-    norm = torch.cat([a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(kv_heads, -1)]) if hasattr(a, "q_norm") else None
-    return FusedLayer(layer.input_layernorm.weight, _side_by_side(num_rows, a.q_proj, a.k_proj, a.v_proj), norm, kv_heads, _side_by_side(num_rows, a.o_proj),
-                      layer.post_attention_layernorm.weight, _side_by_side(num_rows, mlp.gate_proj, mlp.up_proj), _side_by_side(num_rows, mlp.down_proj))
+    norm = (
+        torch.cat([a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(kv_heads, -1)])
+        if hasattr(a, "q_norm")
+        else None
+    )
+    return FusedLayer(
+        layer.input_layernorm.weight,
+        _side_by_side(num_rows, a.q_proj, a.k_proj, a.v_proj),
+        norm,
+        kv_heads,
+        _side_by_side(num_rows, a.o_proj),
+        layer.post_attention_layernorm.weight,
+        _side_by_side(num_rows, mlp.gate_proj, mlp.up_proj),
+        _side_by_side(num_rows, mlp.down_proj),
+    )
 
 
 def _side_by_side(num_rows: int, *linears: nn.Linear) -> Callable[[Tensor], Tensor]:
@@ -275,7 +346,9 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-def forward(model: nn.Module, weights: Mapping[str, Tensor] | None = None, /, **arguments: Any) -> Any:
+def forward(
+    model: nn.Module, weights: Mapping[str, Tensor] | None = None, /, **arguments: Any
+) -> Any:
     """model(**arguments), less the arguments that this architecture does not know (e.g. position_ids for ALiBi models).
 
     weights: by name, in place of the model's own.
@@ -283,4 +356,8 @@ def forward(model: nn.Module, weights: Mapping[str, Tensor] | None = None, /, **
     parameters = inspect.signature(model.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         arguments = {k: v for k, v in arguments.items() if k in parameters}
-    return model(**arguments) if weights is None else functional_call(model, dict(weights), (), arguments)
+    return (
+        model(**arguments)
+        if weights is None
+        else functional_call(model, dict(weights), (), arguments)
+    )

@@ -20,10 +20,17 @@ from grpo_core.models.policy import Policy
 def environment(policy: Policy, learning_rate: float) -> dict[str, object]:
     """What a reader of the record needs to run it again."""
     return {
-        "grpo_studio": grpo_core.__version__, "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-        "device": describe_device(policy.device), "dtype": str(policy.model.dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "parameters": policy.num_parameters, "trained_parameters": sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
-        "learning_rate": learning_rate, "end_ids": sorted(policy.end_ids),
+        "grpo_studio": grpo_core.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": describe_device(policy.device),
+        "dtype": str(policy.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "parameters": policy.num_parameters,
+        "trained_parameters": sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
+        "learning_rate": learning_rate,
+        "end_ids": sorted(policy.end_ids),
     }
 
 
@@ -37,7 +44,11 @@ def peak_memory_mib(policy: Policy) -> float:
 def free_memory(device: torch.device) -> int:
     """Bytes that a run could still take: of the GPU, else of the machine or of the container, whichever has less."""
     if device.type == "cuda":  # what torch holds and does not use is free too
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
@@ -50,12 +61,18 @@ def free_memory(device: torch.device) -> int:
 def cache_bytes(shape: Any, element_bytes: int) -> int:
     """Keys and values of one token in all layers. shape: a model's configuration."""
     heads = getattr(shape, "num_attention_heads", None) or 1  # none in a state-space model
-    hidden, layers = (getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers"))
-    width = (getattr(shape, "num_key_value_heads", None) or heads) * (getattr(shape, "head_dim", None) or hidden // heads)
+    hidden, layers = (
+        getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers")
+    )
+    width = (getattr(shape, "num_key_value_heads", None) or heads) * (
+        getattr(shape, "head_dim", None) or hidden // heads
+    )
     return 2 * layers * width * element_bytes
 
 
-DEVICE_VARIABLE = "GRPO_DEVICE"  # "cpu": leave the GPU alone. "lent": in the forked process of a ZeroGPU lease
+DEVICE_VARIABLE = (
+    "GRPO_DEVICE"  # "cpu": leave the GPU alone. "lent": in the forked process of a ZeroGPU lease
+)
 
 
 def pick_device() -> torch.device:
@@ -76,7 +93,9 @@ def share_cores(num_parameters: int) -> None:
     if os.environ.get(DEVICE_VARIABLE) == "lent":
         torch.set_num_threads(1)
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     torch.set_num_threads(max(1, min(cores, num_parameters // 2_000_000)))
 
 

@@ -23,10 +23,16 @@ def fetch(config: ModelConfig, tell: Callable[[str], None], breathe: Callable[[]
     if name == "bundled" or Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE:
         return
     try:
-        files = HfApi().model_info(name, revision=config.revision, files_metadata=True).siblings or []
+        files = (
+            HfApi().model_info(name, revision=config.revision, files_metadata=True).siblings or []
+        )
     except Exception:
         return
-    total = sum(f.size or 0 for f in files if "/" not in f.rfilename and Path(f.rfilename).suffix in {Path(w).suffix for w in WANTED})
+    total = sum(
+        f.size or 0
+        for f in files
+        if "/" not in f.rfilename and Path(f.rfilename).suffix in {Path(w).suffix for w in WANTED}
+    )
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
     begun, done = _bytes_in(blobs), threading.Event()
     if begun >= total:  # all of it is here
@@ -34,7 +40,13 @@ def fetch(config: ModelConfig, tell: Callable[[str], None], breathe: Callable[[]
 
     def work() -> None:
         try:
-            snapshot_download(name, revision=config.revision, allow_patterns=list(WANTED), ignore_patterns=["*/*"], tqdm_class=None)
+            snapshot_download(
+                name,
+                revision=config.revision,
+                allow_patterns=list(WANTED),
+                ignore_patterns=["*/*"],
+                tqdm_class=None,
+            )
         except Exception:
             pass
         finally:

@@ -11,18 +11,22 @@ from torch.autograd.function import once_differentiable
 from grpo_core.models.decoder import gradient_of
 from grpo_core.models.products import product
 
-MAX_LOGITS = 2**25  # logits held at once, 128 MiB in float32; beyond that they are made in chunks of a quarter as many, twice
+MAX_LOGITS = (
+    2**25
+)  # logits held at once, 128 MiB in float32; beyond that they are made in chunks of a quarter as many, twice
 BLOCK = 2**18  # logits worked on at once: what fits a core's cache
 
 
 class Chosen(torch.autograd.Function):
     """(N, V) logits -> log π(chosen) and the entropy H of π = softmax(logits/T), (N,) each, a cache-sized block of rows at a time.
 
-        ∂ log π(c)/∂ logits = (e_c - π)/T,  ∂H/∂ logits = -π·(log π + H)/T
+    ∂ log π(c)/∂ logits = (e_c - π)/T,  ∂H/∂ logits = -π·(log π + H)/T
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, chosen: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        ctx: Any, logits: Tensor, chosen: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         picked, normaliser, entropy = _results(logits, with_entropy)
         _look_up(logits, chosen, temperature, picked, normaliser, entropy)
         ctx.save_for_backward(logits, chosen, entropy, normaliser)
@@ -32,9 +36,25 @@ class Chosen(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         logits, chosen, entropy, normaliser = ctx.saved_tensors
-        return _slope(logits, chosen, entropy, normaliser, by_logprob, by_entropy, ctx.temperature, torch.empty_like(logits)), None, None, None
+        return (
+            _slope(
+                logits,
+                chosen,
+                entropy,
+                normaliser,
+                by_logprob,
+                by_entropy,
+                ctx.temperature,
+                torch.empty_like(logits),
+            ),
+            None,
+            None,
+            None,
+        )
 
 
 class ThroughHead(torch.autograd.Function):
@@ -45,30 +65,61 @@ class ThroughHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, chosen: Tensor, temperature: float,
-                with_entropy: bool, in_place: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        chosen: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         picked, normaliser, entropy = results = _results(states, with_entropy)
         for at in _chunks(states, weight):
-            _look_up(product(states[at], weight, bias), chosen[at], temperature, *(None if t is None else t[at] for t in results))
+            _look_up(
+                product(states[at], weight, bias),
+                chosen[at],
+                temperature,
+                *(None if t is None else t[at] for t in results),
+            )
         ctx.save_for_backward(states, weight, bias, chosen, entropy, normaliser)
         ctx.temperature = temperature
-        ctx.leaf = weight if in_place and weight.is_leaf and weight.dtype == normaliser.dtype else None
+        ctx.leaf = (
+            weight if in_place and weight.is_leaf and weight.dtype == normaliser.dtype else None
+        )
         ctx.set_materialize_grads(False)
         return picked, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         states, weight, bias, chosen, entropy, normaliser = ctx.saved_tensors
         by_states = torch.empty_like(states)
         # In single precision: bfloat16 would lose the later of a hundred chunks.
         by_weight = None
         if ctx.needs_input_grad[1]:
-            by_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.leaf is None else gradient_of(ctx.leaf)
-        by_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if ctx.needs_input_grad[2] else None
+            by_weight = (
+                torch.zeros_like(weight, dtype=normaliser.dtype)
+                if ctx.leaf is None
+                else gradient_of(ctx.leaf)
+            )
+        by_bias = (
+            torch.zeros_like(bias, dtype=normaliser.dtype) if ctx.needs_input_grad[2] else None
+        )
         for at in _chunks(states, weight):
             logits = product(states[at], weight, bias)
-            slope = _slope(logits, *(None if t is None else t[at] for t in (chosen, entropy, normaliser, by_logprob, by_entropy)), ctx.temperature, logits)
+            slope = _slope(
+                logits,
+                *(
+                    None if t is None else t[at]
+                    for t in (chosen, entropy, normaliser, by_logprob, by_entropy)
+                ),
+                ctx.temperature,
+                logits,
+            )
             torch.mm(slope, weight, out=by_states[at])
             if by_weight is not None:
                 by_weight.addmm_(slope.T.to(by_weight.dtype), states[at].to(by_weight.dtype))
@@ -76,16 +127,36 @@ class ThroughHead(torch.autograd.Function):
                 by_bias += slope.sum(0)
             del logits, slope  # before the next are made
         given = None if by_weight is None or ctx.leaf is not None else by_weight.to(weight.dtype)
-        return by_states, given, None if by_bias is None else by_bias.to(bias.dtype), None, None, None, None
+        return (
+            by_states,
+            given,
+            None if by_bias is None else by_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _results(like: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probability, log Σ e^(logit/T) and entropy of N tokens, in at least single precision."""
-    empty = torch.empty(2 + with_entropy, len(like), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    empty = torch.empty(
+        2 + with_entropy,
+        len(like),
+        dtype=torch.promote_types(like.dtype, torch.float32),
+        device=like.device,
+    )
     return (*empty, None) if not with_entropy else tuple(empty)
 
 
-def _look_up(logits: Tensor, chosen: Tensor, temperature: float, picked: Tensor, normaliser: Tensor, entropy: Tensor | None) -> None:
+def _look_up(
+    logits: Tensor,
+    chosen: Tensor,
+    temperature: float,
+    picked: Tensor,
+    normaliser: Tensor,
+    entropy: Tensor | None,
+) -> None:
     """Fill the last three, (n,) each."""
     for at in _blocks(logits):
         block = _scaled(logits[at].to(picked.dtype), temperature)
@@ -96,8 +167,16 @@ def _look_up(logits: Tensor, chosen: Tensor, temperature: float, picked: Tensor,
             entropy[at] = logprobs.exp().mul_(logprobs).sum(-1).neg_()
 
 
-def _slope(logits: Tensor, chosen: Tensor, entropy: Tensor | None, normaliser: Tensor, by_logprob: Tensor | None, by_entropy: Tensor | None,
-           temperature: float, out: Tensor) -> Tensor:
+def _slope(
+    logits: Tensor,
+    chosen: Tensor,
+    entropy: Tensor | None,
+    normaliser: Tensor,
+    by_logprob: Tensor | None,
+    by_entropy: Tensor | None,
+    temperature: float,
+    out: Tensor,
+) -> Tensor:
     """∂/∂ logits, into `out`, which may be the logits."""
     by_logprob = torch.zeros_like(normaliser) if by_logprob is None else by_logprob
     for at in _blocks(logits):
@@ -105,7 +184,11 @@ def _slope(logits: Tensor, chosen: Tensor, entropy: Tensor | None, normaliser: T
         weight = by_logprob[at, None]
         if by_entropy is not None:
             weight = weight + by_entropy[at, None] * (logprobs + entropy[at, None])
-        torch.mul(logprobs.exp_(), weight / -temperature, out=out[at] if out.dtype == logprobs.dtype else logprobs)
+        torch.mul(
+            logprobs.exp_(),
+            weight / -temperature,
+            out=out[at] if out.dtype == logprobs.dtype else logprobs,
+        )
         if out.dtype != logprobs.dtype:
             out[at] = logprobs
     return out.scatter_add_(-1, chosen[:, None], (by_logprob / temperature).to(out.dtype)[:, None])
@@ -120,7 +203,9 @@ def _chunks(states: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    return _slices(len(logits), BLOCK // logits.shape[-1] if logits.device.type == "cpu" else len(logits))
+    return _slices(
+        len(logits), BLOCK // logits.shape[-1] if logits.device.type == "cpu" else len(logits)
+    )
 
 
 def _slices(length: int, size: int) -> list[slice]:

@@ -15,7 +15,7 @@ from grpo_core.config import ModelConfig
 def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Freeze the model and put adapters of rank `lora_rank` beside every linear layer but the output head; the first output is unchanged.
 
-        W x + (alpha/rank)·B A x,  B = 0 at first
+    W x + (alpha/rank)·B A x,  B = 0 at first
     """
     from peft import inject_adapter_in_model  # seconds to import
 
@@ -32,7 +32,13 @@ def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
 def lora_config(config: ModelConfig) -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha or 2 * config.lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
 
 
 def adapter_layers(model: nn.Module) -> list[nn.Module]:
@@ -57,7 +63,10 @@ class AdapterOff(nn.Module):
 
     def __init__(self, model: nn.Module, layers: Sequence[Any]):
         super().__init__()
-        self._held = (model, tuple(layers))  # in a tuple: as a submodule the policy's weights would count as the reference's
+        self._held = (
+            model,
+            tuple(layers),
+        )  # in a tuple: as a submodule the policy's weights would count as the reference's
 
     @contextmanager
     def off(self) -> Iterator[nn.Module]:

@@ -24,13 +24,21 @@ class Lending:
         self._kept: OrderedDict[Any, Policy] = OrderedDict()
 
     @contextmanager
-    def use(self, config: ModelConfig, seed: int = 0, of: Any = None, change: Callable[[Policy], None] | None = None) -> Iterator[Policy]:
+    def use(
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        of: Any = None,
+        change: Callable[[Policy], None] | None = None,
+    ) -> Iterator[Policy]:
         """The model of that configuration; `of` names another state of it, which `change` brings about after loading."""
         with self._locked():
             key = (config, seed, of)
             if key not in self._kept:
                 small = all(p.num_parameters <= SMALL for p in self._kept.values())
-                while len(self._kept) > (1 if small else 0):  # before the next one is loaded: two large ones may not fit
+                while len(self._kept) > (
+                    1 if small else 0
+                ):  # before the next one is loaded: two large ones may not fit
                     self._kept.popitem(last=False)
                 policy = load_policy(config, seed)
                 if change is not None:

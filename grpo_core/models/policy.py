@@ -20,8 +20,16 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, instruction: str) -> list[int]
     """
     before = list(prompt.meta.get("before", ()))
     if tokenizer.chat_template:
-        messages = [*before, {"role": "user", "content": f"{instruction}\n\n{prompt.text}" if instruction else prompt.text}]
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        messages = [
+            *before,
+            {
+                "role": "user",
+                "content": f"{instruction}\n\n{prompt.text}" if instruction else prompt.text,
+            },
+        ]
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
     return tokenizer("\n\n".join([*(m["content"] for m in before), prompt.text]))["input_ids"]
 
 
@@ -59,7 +67,9 @@ class Policy:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Completion ids -> text, end tokens left out, everything else as it is."""
-        return self.tokenizer.decode([t for t in token_ids if t not in self.end_ids], skip_special_tokens=True)
+        return self.tokenizer.decode(
+            [t for t in token_ids if t not in self.end_ids], skip_special_tokens=True
+        )
 
     def frozen_copy(self) -> Any:
         """The reference: the same weights, never to move; with LoRA the model itself, its adapters off."""

@@ -15,7 +15,9 @@ from torch import Tensor
 WORTH = 2**17  # elements of a weight from which on the kernels differ
 FITS = 2**26  # elements of a weight of which a copy in the kernel's own order is kept: 256 MiB
 
-_has_them = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, n) for n in ("_linear_pointwise", "_reorder_linear_weight"))
+_has_them = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, n) for n in ("_linear_pointwise", "_reorder_linear_weight")
+)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,7 +34,12 @@ def prepared(weight: Tensor, bias: Tensor | None, num_rows: int) -> Callable[[Te
 
 
 def _gains(weight: Tensor) -> bool:
-    return _has_them and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= WORTH
+    return (
+        _has_them
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.numel() >= WORTH
+    )
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -30,9 +30,13 @@ class Vocabulary:
             return f"[{token_id}]".encode()
         if token_id in self._special:
             return name.encode()
-        if self._is_byte_level and all(c in _BYTES for c in name):  # added tokens stand there as they are
+        if self._is_byte_level and all(
+            c in _BYTES for c in name
+        ):  # added tokens stand there as they are
             return bytes(_BYTES[c] for c in name)
-        if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name):  # SentencePiece's way with bytes outside of its vocabulary
+        if byte := re.fullmatch(
+            r"<0x([0-9A-F]{2})>", name
+        ):  # SentencePiece's way with bytes outside of its vocabulary
             return bytes.fromhex(byte[1])
         return name.replace("\u2581", " ").encode("utf-8", "replace")
 

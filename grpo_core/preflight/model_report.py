@@ -62,31 +62,60 @@ def report(config: RunConfig) -> ModelReport:
         twice, (parts, per_token) = True, memory(config, shape, parameters, trained, dtype, True)
     room = RESERVE * free - sum(v for k, v in parts.items() if k != "activations")
     ends = end_tokens(source, options, tokenizer)
-    agree = not ends["chat template"] or set(ends["chat template"]) <= set(ends["generation config"]) | set(ends["tokenizer"])
+    agree = not ends["chat template"] or set(ends["chat template"]) <= set(
+        ends["generation config"]
+    ) | set(ends["tokenizer"])
     context = getattr(shape, "max_position_embeddings", None)
     problems, remarks = [], []
     if room < per_token * 64:
-        problems.append("There is not enough free memory for this run: use LoRA, a smaller model, or smaller groups.")
+        problems.append(
+            "There is not enough free memory for this run: use LoRA, a smaller model, or smaller groups."
+        )
     if not any(ends.values()):
         problems.append("Nothing names an end token, so no completion would ever end.")
     if context is not None and config.train.max_new_tokens >= context:
-        problems.append(f"train.max_new_tokens is {config.train.max_new_tokens:,}, and the context holds {context:,} tokens.")
+        problems.append(
+            f"train.max_new_tokens is {config.train.max_new_tokens:,}, and the context holds {context:,} tokens."
+        )
     if twice:
-        remarks.append("Of each layer only its input is kept and the rest computed again for the gradient: "
-                       "about a third more time, several times fewer activations.")
+        remarks.append(
+            "Of each layer only its input is kept and the rest computed again for the gradient: "
+            "about a third more time, several times fewer activations."
+        )
     if not agree:
-        remarks.append("The chat template ends a turn with a token that the generation config does not name; both are respected here, but other programs may not stop.")
+        remarks.append(
+            "The chat template ends a turn with a token that the generation config does not name; both are respected here, but other programs may not stop."
+        )
     if not tokenizer.chat_template:
         remarks.append("There is no chat template: prompts are read as bare text.")
     if dtype == torch.bfloat16 and not m.lora_rank:
         remarks.append("Weights in bfloat16 round small updates away; float32 or LoRA keep them.")
-    return ModelReport(m.name, type(model).__name__, parameters, trained, str(dtype).removeprefix("torch."), describe_device(device), context, bool(tokenizer.chat_template),
-                       ends, agree, parts, free, max(0, int(room / per_token)), tuple(problems), tuple(remarks))
+    return ModelReport(
+        m.name,
+        type(model).__name__,
+        parameters,
+        trained,
+        str(dtype).removeprefix("torch."),
+        describe_device(device),
+        context,
+        bool(tokenizer.chat_template),
+        ends,
+        agree,
+        parts,
+        free,
+        max(0, int(room / per_token)),
+        tuple(problems),
+        tuple(remarks),
+    )
 
 
 def _adapter_parameters(model: torch.nn.Module, rank: int) -> int:
     head = model.get_output_embeddings()
-    return sum(rank * sum(m.weight.shape) for m in model.modules() if m is not head and type(m).__name__ in ("Linear", "Conv1D"))
+    return sum(
+        rank * sum(m.weight.shape)
+        for m in model.modules()
+        if m is not head and type(m).__name__ in ("Linear", "Conv1D")
+    )
 
 
 def end_tokens(source: str, options: dict[str, Any], tokenizer: Any) -> dict[str, list[str]]:
@@ -97,5 +126,10 @@ def end_tokens(source: str, options: dict[str, Any], tokenizer: Any) -> dict[str
         named = None
     ids = named if isinstance(named, list) else [] if named is None else [named]
     of_template = template_end(tokenizer)
-    return {"generation config": [tokenizer.convert_ids_to_tokens(i) for i in ids], "tokenizer": [tokenizer.eos_token] if tokenizer.eos_token else [],
-            "chat template": [] if of_template is None else [tokenizer.convert_ids_to_tokens(of_template)]}
+    return {
+        "generation config": [tokenizer.convert_ids_to_tokens(i) for i in ids],
+        "tokenizer": [tokenizer.eos_token] if tokenizer.eos_token else [],
+        "chat template": []
+        if of_template is None
+        else [tokenizer.convert_ids_to_tokens(of_template)],
+    }

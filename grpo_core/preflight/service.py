@@ -60,8 +60,14 @@ def counted(task: Task, reader: Reader, config: RunConfig) -> dict[str, Any]:
     if task.table is None:
         return {}
     table = task.table
-    return {**asdict(table.counts), "train": len(table.train), "heldout": len(table.heldout), "prompt_column": table.columns.prompt,
-            "answer_column": table.columns.answer, "too_long": 0 if reader.context is None else len(too_long_rows(task, reader, config))}
+    return {
+        **asdict(table.counts),
+        "train": len(table.train),
+        "heldout": len(table.heldout),
+        "prompt_column": table.columns.prompt,
+        "answer_column": table.columns.answer,
+        "too_long": 0 if reader.context is None else len(too_long_rows(task, reader, config)),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +86,17 @@ def _settings(config: RunConfig) -> str:
     return config.model_copy(update={"rubric": resolve_rubric(config.rubric)}).model_dump_json()
 
 
-def _judged(pairs: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig) -> dict[str, Any]:
+def _judged(
+    pairs: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig
+) -> dict[str, Any]:
     """Groups with advantages, and how many of them would tie, for Tried. A critic's advantages need a critic: siblings are compared instead."""
-    by_siblings = config.model_copy(update={"algorithm": config.algorithm.model_copy(update={"advantage": "group_std"})}) if config.algorithm.advantage == "value" else config
+    by_siblings = (
+        config.model_copy(
+            update={"algorithm": config.algorithm.model_copy(update={"advantage": "group_std"})}
+        )
+        if config.algorithm.advantage == "value"
+        else config
+    )
     groups, _, _ = compare_groups(pairs, rubric, by_siblings, Spread())
     rewards = [[r.reward for r in g.rollouts] for g in groups]
     return {"groups": groups, "tied": {g: tied_share(rewards, g) for g in GROUP_SIZES}}
@@ -91,8 +105,15 @@ def _judged(pairs: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric,
 class Desk:
     """Answers questions about models and prompts. Holds little between them: the last models, Preflight's last reports, the last groups that were tried."""
 
-    def __init__(self, store: Store | None = None, busy: Callable[[], bool] = lambda: False, check: Callable[[RunConfig], None] = lambda config: None,
-                 train: Train = train, lease_seconds: int | None = None, may_push: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store | None = None,
+        busy: Callable[[], bool] = lambda: False,
+        check: Callable[[RunConfig], None] = lambda config: None,
+        train: Train = train,
+        lease_seconds: int | None = None,
+        may_push: bool = True,
+    ) -> None:
         """store: where runs are, for questions about them. busy: whether a run has the device. check: raises for what this server does not allow.
 
         train: what takes Preflight's step. lease_seconds: for how long ZeroGPU lends its GPU to a run, None elsewhere.
@@ -101,22 +122,48 @@ class Desk:
         self.may_push = may_push
         self._tried: dict[str, Tried] = {}
         self._reports: dict[str, list[Finding]] = {}  # settings -> Preflight's report
-        self._models, self._store, self._busy, self._check, self._train, self.lease_seconds = Lending(), store, busy, check, train, lease_seconds
+        self._models, self._store, self._busy, self._check, self._train, self.lease_seconds = (
+            Lending(),
+            store,
+            busy,
+            check,
+            train,
+            lease_seconds,
+        )
 
     def outlook(self, config: RunConfig) -> str:
         """On ZeroGPU: how much of this run fits into one lease, from what was measured there; "" elsewhere."""
-        return "" if self.lease_seconds is None else outlook(self.lease_seconds, config, measured_before(self._runs.runs(), self._runs.steps, config))
+        return (
+            ""
+            if self.lease_seconds is None
+            else outlook(
+                self.lease_seconds,
+                config,
+                measured_before(self._runs.runs(), self._runs.steps, config),
+            )
+        )
 
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first prompts of training and one held-out one, as the model will read them. Raises InvalidConfig."""
         self._check(config)
         task, reader = load_task(config.task), load_reader(config.model)
-        shown = [(p, False) for p in train_prompts(task, config.train.seed, 1, count)] + [(p, True) for p in heldout_prompts(task, min(1, config.task.heldout_size))]
+        shown = [(p, False) for p in train_prompts(task, config.train.seed, 1, count)] + [
+            (p, True) for p in heldout_prompts(task, min(1, config.task.heldout_size))
+        ]
         prompts = []
         for prompt, heldout in shown:
             ids = reader.encode(prompt, task.instruction)
-            prompts.append(PromptAsRead(prompt.id, reader.tokenizer.decode(ids), len(ids), prompt.answer, heldout))
-        return Preview(tuple(prompts), bool(reader.tokenizer.chat_template), reader.context, counted(task, reader, config))
+            prompts.append(
+                PromptAsRead(
+                    prompt.id, reader.tokenizer.decode(ids), len(ids), prompt.answer, heldout
+                )
+            )
+        return Preview(
+            tuple(prompts),
+            bool(reader.tokenizer.chat_template),
+            reader.context,
+            counted(task, reader, config),
+        )
 
     def check_model(self, config: RunConfig, sample: bool = True) -> tuple[ModelReport, str]:
         """What can be said of the model for this run, and one greedily sampled answer to the task's first prompt ("" if it was not asked for or does not fit)."""
@@ -127,15 +174,23 @@ class Desk:
         task = load_task(config.task)
         [prompt] = train_prompts(task, config.train.seed, 1, 1)
         with self._models.use(config.model, config.train.seed) as policy:
-            [answer] = sample_groups(policy, [policy.encode(prompt, task.instruction)], 1, min(64, config.train.max_new_tokens), GREEDY,
-                                     torch.Generator(policy.device).manual_seed(0))
+            [answer] = sample_groups(
+                policy,
+                [policy.encode(prompt, task.instruction)],
+                1,
+                min(64, config.train.max_new_tokens),
+                GREEDY,
+                torch.Generator(policy.device).manual_seed(0),
+            )
             return found, policy.decode(answer.token_ids)
 
     def preflight(self, config: RunConfig) -> list[Finding]:
         """One report before step 1, a real first step among it. Raises StudioError for what cannot even begin."""
         self._check(config)
         if self._busy():
-            raise StudioError("A run is going on this device. Preflight takes a step of its own: pause or stop the run, or wait.")
+            raise StudioError(
+                "A run is going on this device. Preflight takes a step of its own: pause or stop the run, or wait."
+            )
         self._models.forget()
         heldout_prompts(load_task(config.task), config.task.heldout_size)
         model, reader = report(config), load_reader(config.model)
@@ -159,38 +214,84 @@ class Desk:
         task, rubric, t = load_task(config.task), build_rubric(config.rubric), config.train
         prompts = train_prompts(task, t.seed, 1, num_prompts)
         with self._models.use(config.model, t.seed) as policy:
-            sampled = sample_groups(policy, [policy.encode(p, task.instruction) for p in prompts], t.group_size, t.max_new_tokens, t.temperature,
-                                    torch.Generator(policy.device).manual_seed(t.seed))
-            return self._compared(prompts, [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled], rubric, config)
+            sampled = sample_groups(
+                policy,
+                [policy.encode(p, task.instruction) for p in prompts],
+                t.group_size,
+                t.max_new_tokens,
+                t.temperature,
+                torch.Generator(policy.device).manual_seed(t.seed),
+            )
+            return self._compared(
+                prompts,
+                [
+                    Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids))
+                    for s in sampled
+                ],
+                rubric,
+                config,
+            )
 
     def score_texts(self, config: RunConfig, texts: Sequence[str]) -> Tried:
         """Pasted completions as one group of the task's first prompt."""
         self._check(config)
-        task, rubric, reader = load_task(config.task), build_rubric(config.rubric), load_reader(config.model)
-        completions = [Completion(text, "stop", len(reader.tokenizer(text)["input_ids"])) for text in texts]
-        return self._compared(train_prompts(task, config.train.seed, 1, 1), completions, rubric, config)
+        task, rubric, reader = (
+            load_task(config.task),
+            build_rubric(config.rubric),
+            load_reader(config.model),
+        )
+        completions = [
+            Completion(text, "stop", len(reader.tokenizer(text)["input_ids"])) for text in texts
+        ]
+        return self._compared(
+            train_prompts(task, config.train.seed, 1, 1), completions, rubric, config
+        )
 
     def probe(self, config: RunConfig) -> list[Probe]:
         """What texts that deserve nothing would earn from this rubric, on the task's first prompt."""
         self._check(config)
         task, reader = load_task(config.task), load_reader(config.model)
         [prompt] = train_prompts(task, config.train.seed, 1, 1)
-        return probe(build_rubric(config.rubric), prompt, lambda text: len(reader.tokenizer(text)["input_ids"]))
+        return probe(
+            build_rubric(config.rubric),
+            prompt,
+            lambda text: len(reader.tokenizer(text)["input_ids"]),
+        )
 
     def reweigh(self, config: RunConfig, key: str) -> Tried | None:
         """The groups that were tried last under that key, with other weights: nothing is sampled or scored again. None if they are gone, or criteria changed."""
         kept, rubric = self._tried.get(key), build_rubric(config.rubric)
         if kept is None or list(kept.seconds) != list(rubric.weights):
             return None
-        pairs = [(g.prompt, tuple(replace(r, reward=total(r.scores, rubric.weights)) for r in g.rollouts)) for g in kept.groups]
+        pairs = [
+            (
+                g.prompt,
+                tuple(replace(r, reward=total(r.scores, rubric.weights)) for r in g.rollouts),
+            )
+            for g in kept.groups
+        ]
         return replace(kept, **_judged(pairs, rubric, config))
 
-    def _compared(self, prompts: Sequence[Prompt], completions: Sequence[Completion], rubric: Rubric, config: RunConfig) -> Tried:
+    def _compared(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        rubric: Rubric,
+        config: RunConfig,
+    ) -> Tried:
         size = len(completions) // len(prompts)
         scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)])
-        rollouts = [Rollout(*one, 0.0) for one in zip(completions, scored.scores, scored.rewards, strict=True)]
+        rollouts = [
+            Rollout(*one, 0.0)
+            for one in zip(completions, scored.scores, scored.rewards, strict=True)
+        ]
         pairs = [(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
-        tried = Tried(**_judged(pairs, rubric, config), seconds=scored.seconds, notes={name: dict(why) for name, why in scored.notes.items()}, key=secrets.token_hex(8))
+        tried = Tried(
+            **_judged(pairs, rubric, config),
+            seconds=scored.seconds,
+            notes={name: dict(why) for name, why in scored.notes.items()},
+            key=secrets.token_hex(8),
+        )
         self._tried[tried.key] = tried
         while len(self._tried) > KEPT_REPORTS:
             self._tried.pop(next(iter(self._tried)))
@@ -202,24 +303,39 @@ class Desk:
         """A held-out prompt of the run's task."""
         return some_prompt(parse(self._runs.run(run_id).config), number)
 
-    def play(self, run_id: str, text: str, answer: str, steps: Sequence[int], count: int, temperature: float) -> Played:
+    def play(
+        self,
+        run_id: str,
+        text: str,
+        answer: str,
+        steps: Sequence[int],
+        count: int,
+        temperature: float,
+    ) -> Played:
         """Before and after, or any two saved steps (0 = before): answers to one prompt, scored by the run's rubric. Works while a run is paused."""
         config = parse(self._runs.run(run_id).config)
         prompt = Prompt(prompt_id(config.task.name, text), text, answer, config.task.name)
         return play(self._runs, self._models, run_id, prompt, steps, count, temperature)
 
-    def export_model(self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False) -> Path:
+    def export_model(
+        self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False
+    ) -> Path:
         return export_model(self._runs, run_id, folder, step, adapter_only)
 
     def push_model(self, run_id: str, repository: str, adapter_only: bool = False) -> str:
         """The exported model as a commit on the Hub, with the server's own token; returns its address. Raises StudioError."""
         if not self.may_push:
-            raise StudioError("This server does not push to the Hub: the token would be its operator's. Export the model and upload it yourself.")
+            raise StudioError(
+                "This server does not push to the Hub: the token would be its operator's. Export the model and upload it yourself."
+            )
         from grpo_core.exporting.hub import check_repository, push_folder
 
         check_repository(repository)
         with tempfile.TemporaryDirectory(prefix="grpo-push-") as folder:
-            return push_folder(self.export_model(run_id, Path(folder) / "model", adapter_only=adapter_only), repository)
+            return push_folder(
+                self.export_model(run_id, Path(folder) / "model", adapter_only=adapter_only),
+                repository,
+            )
 
     @property
     def _runs(self) -> Store:

@@ -10,7 +10,9 @@ from grpo_core.models.device import cache_bytes, free_memory
 SHARE = 0.4  # of the memory that is free: the rest is for the update, which comes while the allocator still holds the cache
 
 
-def waves(policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Iterator[list[int]]:
+def waves(
+    policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
+) -> Iterator[list[int]]:
     """Indices of prompts, each wave at least one."""
     by_length: dict[int, list[int]] = {}
     for p, prompt in enumerate(prompts):
@@ -26,7 +28,11 @@ def _bears_padding(policy: Policy) -> bool:
     """With a sliding window a row of padding can see nothing at all, which is nan in some attention kernels; and state spaces read it."""
     config = policy.model.config
     kinds = getattr(config, "layer_types", None)
-    return all(k == "full_attention" for k in kinds) if kinds else getattr(config, "sliding_window", None) is None
+    return (
+        all(k == "full_attention" for k in kinds)
+        if kinds
+        else getattr(config, "sliding_window", None) is None
+    )
 
 
 def _row_bytes(policy: Policy, num_tokens: int) -> int:

@@ -14,11 +14,22 @@ import torch
 from torch import Tensor
 
 from grpo_core.models import Policy
-from grpo_core.models.decoder import Family, forward, fused, masked, positions, rms_norm, swiglu, turn
+from grpo_core.models.decoder import (
+    Family,
+    forward,
+    fused,
+    masked,
+    positions,
+    rms_norm,
+    swiglu,
+    turn,
+)
 from grpo_core.models.products import prepared
 
 UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be recorded
-SHORT = 64  # tokens; up to here copying a prompt to each of its rows costs less than keeping it apart
+SHORT = (
+    64  # tokens; up to here copying a prompt to each of its rows costs less than keeping it apart
+)
 
 
 log = logging.getLogger("grpo_studio")
@@ -27,7 +38,9 @@ log = logging.getLogger("grpo_studio")
 class Decoder(Protocol):
     moves_at: float  # when only this share of the rows goes on, moving their caches together pays
 
-    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+    def read(
+        self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
+    ) -> Tensor:
         """Logits of every row's first token, (P·G, V)."""
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -47,8 +60,12 @@ def decoder(policy: Policy) -> Decoder:
 def _padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids and mask, (P, L), padded on the left."""
     longest = max(map(len, prompts))
-    ids = torch.tensor([[policy.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=policy.device)
-    return ids, torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
+    ids = torch.tensor(
+        [[policy.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=policy.device
+    )
+    return ids, torch.tensor(
+        [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=policy.device
+    )
 
 
 class _Plain:
@@ -59,9 +76,18 @@ class _Plain:
     def __init__(self, policy: Policy):
         self._policy = policy
 
-    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+    def read(
+        self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
+    ) -> Tensor:
         ids, mask = _padded(self._policy, prompts)
-        out = forward(self._policy.model, input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1)
+        out = forward(
+            self._policy.model,
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            use_cache=True,
+            logits_to_keep=1,
+        )
         self._cache = out.past_key_values
         self._cache.batch_repeat_interleave(group_size)
         self._mask = mask.repeat_interleave(group_size, 0)
@@ -70,8 +96,15 @@ class _Plain:
 
     def step(self, tokens: Tensor) -> Tensor:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
-        out = forward(self._policy.model, input_ids=tokens[:, None], attention_mask=self._mask, position_ids=self._place,
-                      past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        out = forward(
+            self._policy.model,
+            input_ids=tokens[:, None],
+            attention_mask=self._mask,
+            position_ids=self._place,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
         self._place = self._place + 1
         return out.logits[:, -1]
 
@@ -94,37 +127,66 @@ class _Shared:
         self._head = policy.model.get_output_embeddings()
         self._to_logits: Callable[[Tensor], Tensor] = self._head
 
-    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+    def read(
+        self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
+    ) -> Tensor:
         ids, mask = _padded(self._policy, prompts)
-        (num_prompts, width), dtype, num_rows = ids.shape, self._head.weight.dtype, len(prompts) * group_size
-        sees = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril() & mask[:, None, :].bool()  # (P, L, L)
-        sees |= torch.eye(width, dtype=torch.bool, device=ids.device)  # a row of nothing but -inf is nan
+        (num_prompts, width), dtype, num_rows = (
+            ids.shape,
+            self._head.weight.dtype,
+            len(prompts) * group_size,
+        )
+        sees = (
+            torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
+            & mask[:, None, :].bool()
+        )  # (P, L, L)
+        sees |= torch.eye(
+            width, dtype=torch.bool, device=ids.device
+        )  # a row of nothing but -inf is nan
         attend = masked(_additive(sees, dtype)[:, None])
         shares = width > SHORT and group_size > 1
         self._written = 0 if shares else width  # of each row's own cache
-        self._prompt: list[tuple[Tensor, Tensor]] = []  # a layer's keys (P·K, d, L) and values (P·K, L, d), where they stand once
+        self._prompt: list[
+            tuple[Tensor, Tensor]
+        ] = []  # a layer's keys (P·K, d, L) and values (P·K, L, d), where they stand once
         self._own: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, (b, K, T, d)
 
         def keeping(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             kv_heads, head_dim = k.shape[2:]
-            own = [t.new_empty(num_rows, kv_heads, self._written + max_new_tokens, head_dim) for t in (k, v)]
+            own = [
+                t.new_empty(num_rows, kv_heads, self._written + max_new_tokens, head_dim)
+                for t in (k, v)
+            ]
             if shares:
-                self._prompt.append((k.permute(0, 2, 3, 1).reshape(-1, head_dim, width), v.transpose(1, 2).reshape(-1, width, head_dim)))
+                self._prompt.append(
+                    (
+                        k.permute(0, 2, 3, 1).reshape(-1, head_dim, width),
+                        v.transpose(1, 2).reshape(-1, width, head_dim),
+                    )
+                )
             else:
                 for cache, t in zip(own, (k, v), strict=True):
-                    cache.view(num_prompts, group_size, *cache.shape[1:])[:, :, :, :width] = t.transpose(1, 2)[:, None]
+                    cache.view(num_prompts, group_size, *cache.shape[1:])[:, :, :, :width] = (
+                        t.transpose(1, 2)[:, None]
+                    )
             self._own.append((own[0], own[1]))
             return attend(layer, q, k, v)
 
         last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
         self._num_prompts, self._group_size, self._shares = num_prompts, group_size, shares
         # (b, L): where a row's prompt is padding; None: nowhere
-        self._hidden = _additive(mask.bool(), dtype).repeat_interleave(group_size, 0) if bool((mask == 0).any()) else None
+        self._hidden = (
+            _additive(mask.bool(), dtype).repeat_interleave(group_size, 0)
+            if bool((mask == 0).any())
+            else None
+        )
         self._alive = torch.arange(num_rows, device=ids.device)
         self._place = mask.sum(1).repeat_interleave(group_size)  # (b,)
         self._layers = [fused(layer, num_rows) for layer in self._family.body.layers]
         where = torch.arange(width + max_new_tokens, device=ids.device)[None]
-        self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[:, 0, :, : self._family.head_dim // 2]  # (2, L + T, d/2)
+        self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[
+            :, 0, :, : self._family.head_dim // 2
+        ]  # (2, L + T, d/2)
         if type(self._head) is torch.nn.Linear:
             self._to_logits = prepared(self._head.weight, self._head.bias, num_rows)
         return self._to_logits(last).repeat_interleave(group_size, 0)
@@ -133,7 +195,9 @@ class _Shared:
         x = self._family.body.embed_tokens(tokens)  # (b, H)
         cos, sin = self._angles[:, self._place, None].unbind(0)  # (b, 1, d/2)
         eps, head_dim = self._family.eps, self._family.head_dim
-        attend = self._with_prompt if self._shares else self._alone  # not kept on self: a cycle would keep the caches until it is collected
+        attend = (
+            self._with_prompt if self._shares else self._alone
+        )  # not kept on self: a cycle would keep the caches until it is collected
         for i, layer in enumerate(self._layers):
             h = rms_norm(x, layer.input_norm, eps)
             qkv = layer.qkv(h).view(len(x), -1, head_dim)  # (b, heads + 2K, d)
@@ -173,10 +237,16 @@ class _Shared:
         """q (b, heads, d) -> (b, heads·d); every row has the prompt among its own."""
         keys, values = self._remembered(layer, k, v)
         kv_heads, head_dim = k.shape[1:]
-        scores = torch.bmm((q * head_dim**-0.5).view(len(q) * kv_heads, -1, head_dim), keys.flatten(0, 1).mT)  # (b·K, R, t)
+        scores = torch.bmm(
+            (q * head_dim**-0.5).view(len(q) * kv_heads, -1, head_dim), keys.flatten(0, 1).mT
+        )  # (b·K, R, t)
         if self._hidden is not None:
-            scores.view(len(q), -1, scores.shape[-1])[..., : self._hidden.shape[1]] += self._hidden[:, None]
-        return torch.bmm(self._of_written(scores).softmax(-1), values.flatten(0, 1)).view(len(q), -1)
+            scores.view(len(q), -1, scores.shape[-1])[..., : self._hidden.shape[1]] += self._hidden[
+                :, None
+            ]
+        return torch.bmm(self._of_written(scores).softmax(-1), values.flatten(0, 1)).view(
+            len(q), -1
+        )
 
     def _with_prompt(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (b, heads, d) -> (b, heads·d): one softmax over the prompt's tokens and the row's own."""
@@ -189,7 +259,11 @@ class _Shared:
             to_prompt = to_prompt + self._hidden[:, None, None]
         weights = torch.cat([to_prompt, self._of_written(q @ keys.transpose(2, 3))], -1).softmax(-1)
         on_prompt, on_own = weights.split([to_prompt.shape[-1], keys.shape[2]], -1)
-        return self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads).add_(on_own @ values).reshape(len(q), -1)
+        return (
+            self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads)
+            .add_(on_own @ values)
+            .reshape(len(q), -1)
+        )
 
     def _of_written(self, scores: Tensor) -> Tensor:
         """(…, t) scores of a row's own places."""
@@ -200,12 +274,20 @@ class _Shared:
         groups, size = self._num_prompts, self._group_size
         if len(rows) < groups * size:
             rows = rows.new_zeros(groups * size, *rows.shape[1:]).index_copy_(0, self._alive, rows)
-        return rows.view(groups, size, *rows.shape[1:]).transpose(1, 2).reshape(groups * rows.shape[1], -1, rows.shape[-1])
+        return (
+            rows.view(groups, size, *rows.shape[1:])
+            .transpose(1, 2)
+            .reshape(groups * rows.shape[1], -1, rows.shape[-1])
+        )
 
     def _rows(self, grid: Tensor, kv_heads: int) -> Tensor:
         """The inverse."""
         size = self._group_size
-        rows = grid.view(-1, kv_heads, size, grid.shape[1] // size, grid.shape[2]).transpose(1, 2).reshape(-1, kv_heads, grid.shape[1] // size, grid.shape[2])
+        rows = (
+            grid.view(-1, kv_heads, size, grid.shape[1] // size, grid.shape[2])
+            .transpose(1, 2)
+            .reshape(-1, kv_heads, grid.shape[1] // size, grid.shape[2])
+        )
         return rows if len(rows) == len(self._alive) else rows[self._alive]
 
 
@@ -218,7 +300,9 @@ class _Recorded(_Shared):
 
     moves_at = 0.5  # recording anew costs several tokens' work
 
-    def read(self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int) -> Tensor:
+    def read(
+        self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
+    ) -> Tensor:
         logits = super().read(prompts, group_size, max_new_tokens)
         self._settle()
         return logits
@@ -232,8 +316,12 @@ class _Recorded(_Shared):
         keys = self._own[0][0]
         for cache in (t for pair in self._own for t in pair):
             cache[:, :, self._written :] = 0
-        self._at = torch.tensor([self._written], device=keys.device)  # where the next token is written
-        self._unwritten = _additive(torch.arange(keys.shape[2], device=keys.device) < self._written, keys.dtype)  # (t,)
+        self._at = torch.tensor(
+            [self._written], device=keys.device
+        )  # where the next token is written
+        self._unwritten = _additive(
+            torch.arange(keys.shape[2], device=keys.device) < self._written, keys.dtype
+        )  # (t,)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -243,7 +331,11 @@ class _Recorded(_Shared):
             self._graph.replay()
             return self._logits
         logits = super().step(tokens)
-        if tokens.is_cuda and not getattr(self._policy.model, UNRECORDED, False) and not self._record(tokens, logits):
+        if (
+            tokens.is_cuda
+            and not getattr(self._policy.model, UNRECORDED, False)
+            and not self._record(tokens, logits)
+        ):
             setattr(self._policy.model, UNRECORDED, True)
         return logits
 
@@ -252,12 +344,17 @@ class _Recorded(_Shared):
         graph, before = torch.cuda.CUDAGraph(), (self._place.clone(), self._at.clone())
         self._tokens = tokens.clone()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the playground may sample in another thread
+            with torch.cuda.graph(
+                graph, capture_error_mode="thread_local"
+            ):  # the playground may sample in another thread
                 self._logits = super().step(self._tokens)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as problem:
-            log.warning("Decoding steps cannot be recorded on this device and stay plain: %s", str(problem).splitlines()[0])
+            log.warning(
+                "Decoding steps cannot be recorded on this device and stay plain: %s",
+                str(problem).splitlines()[0],
+            )
             return False
         for counter in (self._place, self._at):
             counter -= 1
@@ -265,7 +362,9 @@ class _Recorded(_Shared):
         if torch.allclose(self._logits.float(), expected.float(), rtol=1e-2, atol=1e-2):
             self._graph = graph
             return True
-        log.warning("A recorded decoding step gives other logits than the step itself; steps stay plain.")
+        log.warning(
+            "A recorded decoding step gives other logits than the step itself; steps stay plain."
+        )
         for counter, value in zip((self._place, self._at), before, strict=True):
             counter.copy_(value - 1)
         super().step(tokens)
@@ -289,4 +388,6 @@ class _Recorded(_Shared):
 
 def _additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where True, the lowest number where False."""
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(
+        ~sees, torch.finfo(dtype).min
+    )

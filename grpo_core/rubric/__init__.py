@@ -6,5 +6,23 @@ from grpo_core.rubric.rubric import PRESETS, Rubric, Scored, build_rubric, resol
 from grpo_core.rubric.shaping import Spread, gated, shaped
 from grpo_core.rubric.verdict import VERDICTS, dominant, explain, variance_shares, verdict
 
-__all__ = ["CHECKS", "PRESETS", "VERDICTS", "Check", "Notes", "Rubric", "Scored", "Spread", "add_plugins", "build_rubric", "dominant", "explain", "gated", "resolve_rubric", "shaped", "total",
-           "variance_shares", "verdict"]
+__all__ = [
+    "CHECKS",
+    "PRESETS",
+    "VERDICTS",
+    "Check",
+    "Notes",
+    "Rubric",
+    "Scored",
+    "Spread",
+    "add_plugins",
+    "build_rubric",
+    "dominant",
+    "explain",
+    "gated",
+    "resolve_rubric",
+    "shaped",
+    "total",
+    "variance_shares",
+    "verdict",
+]

@@ -67,7 +67,9 @@ class SchemaParams(Params):
         try:
             Draft202012Validator.check_schema(schema)
         except (SchemaError, RecursionError) as error:
-            raise ValueError(f"this is no JSON Schema: {str(error).splitlines()[0][:200]}") from None
+            raise ValueError(
+                f"this is no JSON Schema: {str(error).splitlines()[0][:200]}"
+            ) from None
         return schema
 
 
@@ -75,7 +77,11 @@ def exact(completion: Completion, prompt: Prompt, params: ExactParams) -> float 
     """Is the answer the right text, up to white space around it? None without a key."""
     if not prompt.answer:
         return None
-    given = completion.text[:MAX_CHARS] if params.where == "whole text" else given_answer(completion.text[:MAX_CHARS])
+    given = (
+        completion.text[:MAX_CHARS]
+        if params.where == "whole text"
+        else given_answer(completion.text[:MAX_CHARS])
+    )
     if given is None:
         return 0.0
     fold: Callable[[str], str] = str.casefold if params.ignore_case else str
@@ -92,7 +98,14 @@ def numeric(completion: Completion, prompt: Prompt, params: NumericParams) -> fl
     if given is None and params.last_number:
         given = next(iter(_LAST_NUMBER.findall(text)[::-1]), None)
     value = None if given is None else number(given)
-    return 0.0 if value is None else float(abs(value - right) <= type(right)(params.absolute) + type(right)(params.relative) * abs(right))
+    return (
+        0.0
+        if value is None
+        else float(
+            abs(value - right)
+            <= type(right)(params.absolute) + type(right)(params.relative) * abs(right)
+        )
+    )
 
 
 def choice(completion: Completion, prompt: Prompt, params: ChoiceParams) -> float | None:
@@ -113,7 +126,9 @@ def _letter(text: str) -> str | None:
     return found[1] if found else None
 
 
-def math(completions: Sequence[Completion], prompts: Sequence[Prompt], params: MathParams, notes: Notes) -> list[float | None]:
+def math(
+    completions: Sequence[Completion], prompts: Sequence[Prompt], params: MathParams, notes: Notes
+) -> list[float | None]:
     """Is the answer the same mathematics as the right one? Equal numbers and texts at once, the rest by math-verify in the killable process.
 
     Siblings often give the same answer: it is compared once. After MAX_HUNG that took too long the rest of the step is not tried.
@@ -143,9 +158,14 @@ def math(completions: Sequence[Completion], prompts: Sequence[Prompt], params: M
     return [one(c, p) for c, p in zip(completions, prompts, strict=True)]
 
 
-def json_schema(completions: Sequence[Completion], prompts: Sequence[Prompt], params: SchemaParams, notes: Notes) -> list[float | None]:
+def json_schema(
+    completions: Sequence[Completion], prompts: Sequence[Prompt], params: SchemaParams, notes: Notes
+) -> list[float | None]:
     """Is it JSON that keeps the schema? 1; 0.5 for JSON that breaks it; 0 for no JSON."""
-    return [ask("schema", [_json_in(c.text[:MAX_CHARS]), params.json_schema], params.seconds, notes) for c in completions]
+    return [
+        ask("schema", [_json_in(c.text[:MAX_CHARS]), params.json_schema], params.seconds, notes)
+        for c in completions
+    ]
 
 
 def _json_in(text: str) -> str:
@@ -162,7 +182,9 @@ def _json_in(text: str) -> str:
 def ask(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | None:
     """A score from the killable process, or None with the reason in the notes."""
     try:
-        answer = grader_process().ask({"do": do, "arguments": arguments, "seconds": seconds}, seconds + KILL_AFTER)
+        answer = grader_process().ask(
+            {"do": do, "arguments": arguments, "seconds": seconds}, seconds + KILL_AFTER
+        )
     except ChildFailed as error:
         notes[f"{do}: {error}"] += 1
         return None
@@ -175,13 +197,29 @@ def ask(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | 
 def grader_process() -> Child:
     """The one process of all graders that could hang. Its environment has no secrets in it."""
     root = str(Path(__file__).parents[2])
-    return Child(["-m", "grpo_core.rubric.sandbox.worker"], {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}, root)
+    return Child(
+        ["-m", "grpo_core.rubric.sandbox.worker"],
+        {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"},
+        root,
+    )
 
 
 ANSWER_CHECKS: dict[str, Check] = {
     "exact": Check(exact, ExactParams, "The answer is the right text, character by character."),
-    "numeric": Check(numeric, NumericParams, "The answer is the right number within a tolerance; 1,234, $5, 50 %, 3/4 and 1e-4 are read."),
-    "math": batched(math, MathParams, "The answer is the same mathematics as the right one: fractions, LaTeX, intervals, sets (math-verify)."),
+    "numeric": Check(
+        numeric,
+        NumericParams,
+        "The answer is the right number within a tolerance; 1,234, $5, 50 %, 3/4 and 1e-4 are read.",
+    ),
+    "math": batched(
+        math,
+        MathParams,
+        "The answer is the same mathematics as the right one: fractions, LaTeX, intervals, sets (math-verify).",
+    ),
     "choice": Check(choice, ChoiceParams, "The chosen letter, A to J, is the right one."),
-    "json_schema": batched(json_schema, SchemaParams, "JSON that keeps a schema: 1; JSON that breaks it: 0.5; no JSON: 0."),
+    "json_schema": batched(
+        json_schema,
+        SchemaParams,
+        "JSON that keeps a schema: 1; JSON that breaks it: 0.5; no JSON: 0.",
+    ),
 }

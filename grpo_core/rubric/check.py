@@ -51,12 +51,33 @@ class Check:
     many: Many | None = None
     ahead: bool = False
 
-    def scores(self, completions: Sequence[Completion], prompts: Sequence[Prompt], params: Any, notes: Notes) -> list[float | None]:
+    def scores(
+        self,
+        completions: Sequence[Completion],
+        prompts: Sequence[Prompt],
+        params: Any,
+        notes: Notes,
+    ) -> list[float | None]:
         if self.many is not None:
             return self.many(completions, prompts, params, notes)
         return [self.score(c, p, params) for c, p in zip(completions, prompts, strict=True)]
 
 
-def batched(many: Many, params: type[Params], help: str, low: float | None = 0.0, high: float | None = 1.0, ahead: bool = False) -> Check:
+def batched(
+    many: Many,
+    params: type[Params],
+    help: str,
+    low: float | None = 0.0,
+    high: float | None = 1.0,
+    ahead: bool = False,
+) -> Check:
     """A check that is given all completions of a step at once."""
-    return Check(lambda completion, prompt, given: many([completion], [prompt], given, Notes())[0], params, help, low, high, many, ahead)
+    return Check(
+        lambda completion, prompt, given: many([completion], [prompt], given, Notes())[0],
+        params,
+        help,
+        low,
+        high,
+        many,
+        ahead,
+    )

@@ -43,7 +43,9 @@ class FormatParams(Params):
 
 
 class LanguageParams(Params):
-    script: Literal["latin", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "cjk", "hangul", "any"] = "latin"
+    script: Literal[
+        "latin", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "cjk", "hangul", "any"
+    ] = "latin"
 
 
 class LengthParams(Params):
@@ -78,8 +80,8 @@ def accuracy(completion: Completion, prompt: Prompt, params: AccuracyParams) -> 
 def format_score(completion: Completion, prompt: Prompt, params: FormatParams) -> float:
     """Is the structure regular?
 
-        score = 1/2 · (required tags that stand exactly once, closed and not blank) / (required tags)
-              + 1/2 · [all of them do, the tags are in order, and nothing but space stands outside them]
+    score = 1/2 · (required tags that stand exactly once, closed and not blank) / (required tags)
+          + 1/2 · [all of them do, the tags are in order, and nothing but space stands outside them]
     """
     text = completion.text[:MAX_CHARS]
     good = sum(_span(text, tag) is not None for tag in params.required)
@@ -93,14 +95,20 @@ def _span(text: str, tag: str) -> tuple[int, int] | None:
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None
     start, end = text.find(opening), text.find(closing)
-    return (start, end + len(closing)) if text[start + len(opening) : end].strip() and start < end else None
+    return (
+        (start, end + len(closing))
+        if text[start + len(opening) : end].strip() and start < end
+        else None
+    )
 
 
 def _only_tags(text: str, params: FormatParams) -> bool:
     at = 0
     for tag in (*(t for t in params.optional if t not in params.required), *params.required):
         span = _span(text, tag)
-        if span is None:  # an optional tag that is absent or broken: broken, its text is found outside below
+        if (
+            span is None
+        ):  # an optional tag that is absent or broken: broken, its text is found outside below
             continue
         if text[at : span[0]].strip():
             return False
@@ -109,8 +117,14 @@ def _only_tags(text: str, params: FormatParams) -> bool:
 
 
 _SCRIPTS: dict[str, tuple[str, ...]] = {
-    "latin": ("LATIN",), "cyrillic": ("CYRILLIC",), "greek": ("GREEK",), "arabic": ("ARABIC",), "hebrew": ("HEBREW",),
-    "devanagari": ("DEVANAGARI",), "cjk": ("CJK", "HIRAGANA", "KATAKANA"), "hangul": ("HANGUL",),
+    "latin": ("LATIN",),
+    "cyrillic": ("CYRILLIC",),
+    "greek": ("GREEK",),
+    "arabic": ("ARABIC",),
+    "hebrew": ("HEBREW",),
+    "devanagari": ("DEVANAGARI",),
+    "cjk": ("CJK", "HIRAGANA", "KATAKANA"),
+    "hangul": ("HANGUL",),
 }
 # Four copies in a row of a unit of up to 16 characters; short runs such as the zeros of 10000 are no loop.
 _LOOP = re.compile(r"(.{1,16}?)\1{3,}", re.DOTALL)
@@ -156,16 +170,32 @@ def reasoning(completion: Completion, prompt: Prompt, params: ReasoningParams) -
     """Does it reason before it answers: is there a closed <think> block that is not blank? Usually watched at weight 0."""
     start = completion.text.find(f"<{params.tag}>")
     end = completion.text.find(f"</{params.tag}>", start + 1)
-    return float(start >= 0 and end >= 0 and bool(completion.text[start + len(params.tag) + 2 : end].strip()))
+    return float(
+        start >= 0 and end >= 0 and bool(completion.text[start + len(params.tag) + 2 : end].strip())
+    )
 
 
 CHECKS: dict[str, Check] = {
-    "accuracy": Check(accuracy, AccuracyParams, "The text in <answer>…</answer> is right, by the task's own grader."),
-    "format": Check(format_score, FormatParams, "Required tags stand once, closed, in order, with nothing outside; half the score for the tags alone."),
-    "language": Check(language, LanguageParams, "Expected script, printable characters, no repetition loops."),
+    "accuracy": Check(
+        accuracy,
+        AccuracyParams,
+        "The text in <answer>…</answer> is right, by the task's own grader.",
+    ),
+    "format": Check(
+        format_score,
+        FormatParams,
+        "Required tags stand once, closed, in order, with nothing outside; half the score for the tags alone.",
+    ),
+    "language": Check(
+        language, LanguageParams, "Expected script, printable characters, no repetition loops."
+    ),
     "length": Check(length, LengthParams, "Between min_tokens and max_tokens; fades to 0 outside."),
     "reasoning": Check(reasoning, ReasoningParams, "There is a <think> block that is not blank."),
-    **ANSWER_CHECKS, **TEXT_CHECKS, **SNIPPET_CHECKS, **MODEL_CHECKS, **JUDGE_CHECKS,
+    **ANSWER_CHECKS,
+    **TEXT_CHECKS,
+    **SNIPPET_CHECKS,
+    **MODEL_CHECKS,
+    **JUDGE_CHECKS,
 }
 
 

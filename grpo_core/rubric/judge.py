@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from grpo_core.store.judgements import Judgements
 
 KEY_VARIABLE = "GRPO_JUDGE_KEY"  # the only place of the key: never in a configuration, so never in the store, an export or a log
-HOSTS_VARIABLE = "GRPO_JUDGE_HOSTS"  # if set, a comma-separated list of the only hosts that may be asked
+HOSTS_VARIABLE = (
+    "GRPO_JUDGE_HOSTS"  # if set, a comma-separated list of the only hosts that may be asked
+)
 MAX_REPLY_BYTES = 1 << 20
 GIVE_UP_AFTER = 4  # failures in a row to connect, after which the rest of a step is not tried
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -52,11 +54,18 @@ class JudgeParams(Params):
     @classmethod
     def _reachable(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.username
+            or parts.password
+        ):
             raise ValueError("write http(s)://host/v1, without a name or key in it")
         allowed = os.environ.get(HOSTS_VARIABLE)
         if allowed is not None and parts.hostname not in [h.strip() for h in allowed.split(",")]:
-            raise ValueError(f"this server may only ask the hosts of {HOSTS_VARIABLE}: {allowed or 'none'}")
+            raise ValueError(
+                f"this server may only ask the hosts of {HOSTS_VARIABLE}: {allowed or 'none'}"
+            )
         return url.rstrip("/")
 
 
@@ -68,10 +77,14 @@ class NoVerdict(Exception):
         super().__init__(why)
 
 
-def judge(completions: Sequence[Completion], prompts: Sequence[Prompt], params: JudgeParams, notes: Notes) -> list[float | None]:
+def judge(
+    completions: Sequence[Completion], prompts: Sequence[Prompt], params: JudgeParams, notes: Notes
+) -> list[float | None]:
     """score/top for each completion, asked in parallel, equal questions once, known ones from the cache."""
     questions = [_question(c, p, params) for c, p in zip(completions, prompts, strict=True)]
-    keys = [blake2b(json.dumps([params.url, q]).encode(), digest_size=16).hexdigest() for q in questions]
+    keys = [
+        blake2b(json.dumps([params.url, q]).encode(), digest_size=16).hexdigest() for q in questions
+    ]
     known = {key: found[0] for key in set(keys) if (found := cache().get(key))}
     fresh = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
     notes.used["cached"] += len(keys) - len(fresh)
@@ -85,21 +98,46 @@ def judge(completions: Sequence[Completion], prompts: Sequence[Prompt], params: 
 
 def _question(completion: Completion, prompt: Prompt, params: JudgeParams) -> dict[str, Any]:
     text = completion.text[:MAX_CHARS].encode("utf-8", "replace").decode()
-    fence = "=====" + blake2b(text.encode(), digest_size=6).hexdigest()  # a completion cannot write its own hash, so it cannot close the fence
+    fence = (
+        "=====" + blake2b(text.encode(), digest_size=6).hexdigest()
+    )  # a completion cannot write its own hash, so it cannot close the fence
     reference = f"\n\nReference answer: {prompt.answer}" if prompt.answer else ""
-    content = f"Task:\n{prompt.text}{reference}\n\n{fence}\n{text}\n{fence}".encode("utf-8", "replace").decode()
-    return {"model": params.model, "temperature": 0, "max_tokens": 300, "messages": [
-        {"role": "system", "content": SYSTEM.format(fence=fence, rubric=params.rubric, top=f"{params.top:g}")}, {"role": "user", "content": content}]}
+    content = f"Task:\n{prompt.text}{reference}\n\n{fence}\n{text}\n{fence}".encode(
+        "utf-8", "replace"
+    ).decode()
+    return {
+        "model": params.model,
+        "temperature": 0,
+        "max_tokens": 300,
+        "messages": [
+            {
+                "role": "system",
+                "content": SYSTEM.format(fence=fence, rubric=params.rubric, top=f"{params.top:g}"),
+            },
+            {"role": "user", "content": content},
+        ],
+    }
 
 
 class _Session:
     """The requests of one step to one endpoint."""
 
     def __init__(self, params: JudgeParams, notes: Notes):
-        self._params, self._notes, self._lock, self._hopeless, self._in_a_row = params, notes, Lock(), Event(), 0
+        self._params, self._notes, self._lock, self._hopeless, self._in_a_row = (
+            params,
+            notes,
+            Lock(),
+            Event(),
+            0,
+        )
         self._deadline = time.monotonic() + params.step_seconds
         key = os.environ.get(KEY_VARIABLE)
-        self._client = httpx.Client(timeout=params.seconds, follow_redirects=False, trust_env=False, headers={"Authorization": f"Bearer {key}"} if key else {})
+        self._client = httpx.Client(
+            timeout=params.seconds,
+            follow_redirects=False,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
 
     def close(self) -> None:
         self._client.close()
@@ -108,7 +146,11 @@ class _Session:
         """One verdict, tried again with growing pauses where that may help; None, with the reason noted, if none comes."""
         for attempt in range(self._params.retries + 1):
             if self._hopeless.is_set() or time.monotonic() > self._deadline:
-                return self._null("the judge could not be reached" if self._hopeless.is_set() else f"the judge took longer than {self._params.step_seconds:g} s for the step")
+                return self._null(
+                    "the judge could not be reached"
+                    if self._hopeless.is_set()
+                    else f"the judge took longer than {self._params.step_seconds:g} s for the step"
+                )
             started = time.monotonic()
             try:
                 score, reason, usage = self._verdict(question)
@@ -128,25 +170,41 @@ class _Session:
 
     def _verdict(self, question: dict[str, Any]) -> tuple[float, str, tuple[int, int]]:
         try:
-            with self._client.stream("POST", f"{self._params.url}/chat/completions", json=question) as reply:
+            with self._client.stream(
+                "POST", f"{self._params.url}/chat/completions", json=question
+            ) as reply:
                 body = bytearray()
                 for block in reply.iter_bytes():
                     body += block
                     if len(body) > MAX_REPLY_BYTES:
                         raise NoVerdict("the judge's reply is too long", again=False)
         except httpx.TimeoutException:
-            raise NoVerdict(f"the judge took longer than {self._params.seconds:g} s", again=True) from None
+            raise NoVerdict(
+                f"the judge took longer than {self._params.seconds:g} s", again=True
+            ) from None
         except httpx.HTTPError as error:
-            raise NoVerdict(f"the judge could not be reached ({type(error).__name__})", again=True, unreachable=True) from None
+            raise NoVerdict(
+                f"the judge could not be reached ({type(error).__name__})",
+                again=True,
+                unreachable=True,
+            ) from None
         if reply.status_code != 200:
             wait = reply.headers.get("retry-after", "")
-            raise NoVerdict(f"the judge answered {reply.status_code}", reply.status_code in RETRIED, float(wait) if wait.isdecimal() else None)
+            raise NoVerdict(
+                f"the judge answered {reply.status_code}",
+                reply.status_code in RETRIED,
+                float(wait) if wait.isdecimal() else None,
+            )
         try:
             data = json.loads(body)
             content = data["choices"][0]["message"]["content"]
             usage = data.get("usage") or {}
             score, reason = _read(content, self._params.top)
-            return score, reason, (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+            return (
+                score,
+                reason,
+                (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)),
+            )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise NoVerdict("the judge gave no readable verdict", again=True) from None
 
@@ -158,8 +216,15 @@ class _Session:
 
     def _account(self, usage: tuple[int, int], seconds: float) -> None:
         with self._lock:
-            self._notes.used.update({"requests": 1, "tokens": sum(usage), "seconds": seconds,  # type: ignore[dict-item]
-                                     "cost": (usage[0] * self._params.price_in + usage[1] * self._params.price_out) / 1e6})
+            self._notes.used.update(
+                {
+                    "requests": 1,
+                    "tokens": sum(usage),
+                    "seconds": seconds,  # type: ignore[dict-item]
+                    "cost": (usage[0] * self._params.price_in + usage[1] * self._params.price_out)
+                    / 1e6,
+                }
+            )
 
     def _null(self, why: str) -> None:
         with self._lock:
@@ -168,9 +233,14 @@ class _Session:
 
 def _read(content: str, top: float) -> tuple[float, str]:
     """The verdict in a reply: the JSON object in it, whatever stands around. Raises ValueError, KeyError or TypeError when there is none in range."""
-    data, _ = json.JSONDecoder().raw_decode(content[content.index("{"):])
+    data, _ = json.JSONDecoder().raw_decode(content[content.index("{") :])
     score = data["score"]
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= top:
+    if (
+        isinstance(score, bool)
+        or not isinstance(score, int | float)
+        or not math.isfinite(score)
+        or not 0 <= score <= top
+    ):
         raise ValueError("the score is out of range")
     return score / top, str(data.get("reason", ""))[:500]
 
@@ -185,7 +255,9 @@ def cache() -> Judgements:
     return Judgements(cache_folder().parent / "judge.sqlite")
 
 
-_inherited: list[Judgements] = []  # of a parent process: kept, because closing an SQLite connection in a fork harms the parent's
+_inherited: list[
+    Judgements
+] = []  # of a parent process: kept, because closing an SQLite connection in a fork harms the parent's
 
 
 def _after_fork() -> None:
@@ -197,5 +269,10 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 JUDGE_CHECKS: dict[str, Check] = {
-    "judge": batched(judge, JudgeParams, "A language model grades: any OpenAI-compatible endpoint, a JSON verdict, cached. A verdict that fails is null.", ahead=True),
+    "judge": batched(
+        judge,
+        JudgeParams,
+        "A language model grades: any OpenAI-compatible endpoint, a JSON verdict, cached. A verdict that fails is null.",
+        ahead=True,
+    ),
 }

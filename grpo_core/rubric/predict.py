@@ -12,7 +12,7 @@ GROUP_SIZES = (2, 4, 8, 16, 32)
 def tied_share(rewards: Sequence[Sequence[float | None]], group_size: int) -> float | None:
     """Expected share of groups of `group_size` in which all rewards are equal, from groups of rewards of the same prompts; None without any.
 
-        Σ_v C(n_v, g)/C(n, g) for g <= n, unbiased;  Σ_v (n_v/n)^g beyond      n_v: how often the value v came among n
+    Σ_v C(n_v, g)/C(n, g) for g <= n, unbiased;  Σ_v (n_v/n)^g beyond      n_v: how often the value v came among n
     """
     shares = []
     for group in rewards:
@@ -20,7 +20,11 @@ def tied_share(rewards: Sequence[Sequence[float | None]], group_size: int) -> fl
         n = len(known)
         if n:
             counts = Counter(known).values()
-            shares.append(sum(comb(c, group_size) for c in counts) / comb(n, group_size) if group_size <= n else sum((c / n) ** group_size for c in counts))
+            shares.append(
+                sum(comb(c, group_size) for c in counts) / comb(n, group_size)
+                if group_size <= n
+                else sum((c / n) ** group_size for c in counts)
+            )
     return sum(shares) / len(shares) if shares else None
 
 

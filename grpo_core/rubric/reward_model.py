@@ -23,17 +23,30 @@ class RewardModelParams(Params):
     batch: int = Field(16, ge=1, le=4096)
 
 
-def reward_model(completions: Sequence[Completion], prompts: Sequence[Prompt], params: RewardModelParams, notes: Notes) -> list[float | None]:
+def reward_model(
+    completions: Sequence[Completion],
+    prompts: Sequence[Prompt],
+    params: RewardModelParams,
+    notes: Notes,
+) -> list[float | None]:
     """The model's score of prompt and completion, through its chat template if it has one. Longer texts lose their beginning."""
     import torch
 
     model, tokenizer = _load(params.model, params.revision)
     texts = [_text(tokenizer, c, p) for c, p in zip(completions, prompts, strict=True)]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # rows of like length together: less padding
+    order = sorted(
+        range(len(texts)), key=lambda i: len(texts[i])
+    )  # rows of like length together: less padding
     scores: list[float | None] = [None] * len(texts)
     for start in range(0, len(order), params.batch):
         rows = order[start : start + params.batch]
-        ids = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True, truncation=True, max_length=params.max_tokens).to(model.device)
+        ids = tokenizer(
+            [texts[i] for i in rows],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=params.max_tokens,
+        ).to(model.device)
         with torch.inference_mode():
             logits = model(**ids).logits.float()  # (b, labels)
         if logits.shape[1] == 1:
@@ -46,7 +59,11 @@ def reward_model(completions: Sequence[Completion], prompts: Sequence[Prompt], p
 
 
 def _text(tokenizer: Any, completion: Completion, prompt: Prompt) -> str:
-    messages = [*prompt.meta.get("before", ()), {"role": "user", "content": prompt.text}, {"role": "assistant", "content": completion.text}]
+    messages = [
+        *prompt.meta.get("before", ()),
+        {"role": "user", "content": prompt.text},
+        {"role": "assistant", "content": completion.text},
+    ]
     if tokenizer.chat_template:
         return tokenizer.apply_chat_template(messages, tokenize=False)
     return "\n".join(m["content"] for m in messages)
@@ -60,5 +77,11 @@ def _load(name: str, revision: str) -> tuple[Any, Any]:
 
 
 MODEL_CHECKS: dict[str, Check] = {
-    "reward_model": batched(reward_model, RewardModelParams, "A reward model grades: any sequence-classification model, from a folder or the Hub.", low=None, high=None),
+    "reward_model": batched(
+        reward_model,
+        RewardModelParams,
+        "A reward model grades: any sequence-classification model, from a folder or the Hub.",
+        low=None,
+        high=None,
+    ),
 }

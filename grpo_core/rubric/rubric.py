@@ -22,21 +22,50 @@ _WATCH_REASONING = Criterion(name="reasoning", check="reasoning", weight=0.0)
 
 PRESETS: dict[str, tuple[Criterion, ...]] = {
     # Nothing for thinking as such: it is only watched (weight 0), so whatever thinking appears was found by the policy.
-    "answer": (_ACCURACY, Criterion(name="format", check="format", weight=0.2), _LANGUAGE, _WATCH_REASONING),
+    "answer": (
+        _ACCURACY,
+        Criterion(name="format", check="format", weight=0.2),
+        _LANGUAGE,
+        _WATCH_REASONING,
+    ),
     "reasoned answer": (
-        _ACCURACY, Criterion(name="format", check="format", weight=0.5, params={"required": ["think", "answer"], "optional": []}),
+        _ACCURACY,
+        Criterion(
+            name="format",
+            check="format",
+            weight=0.5,
+            params={"required": ["think", "answer"], "optional": []},
+        ),
         _LANGUAGE,
     ),
     "concise answer": (
-        _ACCURACY, Criterion(name="format", check="format", weight=0.2), _LANGUAGE,
-        Criterion(name="length", check="length", weight=0.2, params={"min_tokens": 1, "max_tokens": 16}), _WATCH_REASONING,
+        _ACCURACY,
+        Criterion(name="format", check="format", weight=0.2),
+        _LANGUAGE,
+        Criterion(
+            name="length", check="length", weight=0.2, params={"min_tokens": 1, "max_tokens": 16}
+        ),
+        _WATCH_REASONING,
     ),
     "accuracy only": (_ACCURACY, _WATCH_REASONING),
     # For prompts of a file: the answer may stand in the tag, in \boxed or after ####, so nothing is paid for the tag.
-    "mathematics": (Criterion(name="math", check="math", weight=1.0, outcome=True), Criterion(name="repetition", check="repetition", weight=0.2), _WATCH_REASONING),
-    "multiple choice": (Criterion(name="choice", check="choice", weight=1.0, outcome=True), Criterion(name="format", check="format", weight=0.2), _WATCH_REASONING),
-    "number": (Criterion(name="number", check="numeric", weight=1.0, outcome=True, params={"last_number": True}), Criterion(name="format", check="format", weight=0.2),
-               _WATCH_REASONING),
+    "mathematics": (
+        Criterion(name="math", check="math", weight=1.0, outcome=True),
+        Criterion(name="repetition", check="repetition", weight=0.2),
+        _WATCH_REASONING,
+    ),
+    "multiple choice": (
+        Criterion(name="choice", check="choice", weight=1.0, outcome=True),
+        Criterion(name="format", check="format", weight=0.2),
+        _WATCH_REASONING,
+    ),
+    "number": (
+        Criterion(
+            name="number", check="numeric", weight=1.0, outcome=True, params={"last_number": True}
+        ),
+        Criterion(name="format", check="format", weight=0.2),
+        _WATCH_REASONING,
+    ),
 }
 
 
@@ -69,7 +98,9 @@ class Rubric:
     def weights(self) -> dict[str, float]:
         return {c.name: c.weight for c in self.criteria}
 
-    def score(self, completion: Completion, prompt: Prompt) -> tuple[dict[str, float | None], float | None]:
+    def score(
+        self, completion: Completion, prompt: Prompt
+    ) -> tuple[dict[str, float | None], float | None]:
         """Scores by criterion, and the reward Σ w·s over the scored ones; None where no criterion with a weight was scored."""
         scored = self.score_all([completion], [prompt])
         return scored.scores[0], scored.rewards[0]
@@ -78,7 +109,12 @@ class Rubric:
         """The rubric of those criteria alone."""
         return Rubric(tuple(row for row in self.rows if wanted(row[1])))
 
-    def score_all(self, completions: Sequence[Completion], prompts: Sequence[Prompt], known: Sequence[Mapping[str, float | None]] | None = None) -> Scored:
+    def score_all(
+        self,
+        completions: Sequence[Completion],
+        prompts: Sequence[Prompt],
+        known: Sequence[Mapping[str, float | None]] | None = None,
+    ) -> Scored:
         """Every completion against its prompt, criterion by criterion, so that models and judges see them all at once.
 
         known: for each completion, scores by criteria that are not to be asked again.
@@ -91,12 +127,18 @@ class Rubric:
                 continue
             started, why = perf_counter(), Notes()
             found = check.scores(completions, prompts, params, why)
-            assert len(found) == len(completions), f"{criterion.check} returned {len(found)} scores for {len(completions)} completions"
-            columns[criterion.name] = [s if s is not None and math.isfinite(s) else None for s in found]
+            assert len(found) == len(completions), (
+                f"{criterion.check} returned {len(found)} scores for {len(completions)} completions"
+            )
+            columns[criterion.name] = [
+                s if s is not None and math.isfinite(s) else None for s in found
+            ]
             seconds[criterion.name] = perf_counter() - started
             if why or why.used:
                 notes[criterion.name] = why
-        scores = [{name: column[i] for name, column in columns.items()} for i in range(len(completions))]
+        scores = [
+            {name: column[i] for name, column in columns.items()} for i in range(len(completions))
+        ]
         return Scored(scores, [total(s, self.weights) for s in scores], seconds, notes)
 
 
@@ -111,8 +153,16 @@ def resolve_rubric(config: RubricConfig) -> RubricConfig:
     if config.criteria:
         return config
     if config.name not in PRESETS:
-        raise InvalidConfig([FieldProblem("rubric.name", config.name, "there is no such rubric",
-                                          f"Known: {', '.join(PRESETS)}. Or list your own criteria.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "rubric.name",
+                    config.name,
+                    "there is no such rubric",
+                    f"Known: {', '.join(PRESETS)}. Or list your own criteria.",
+                )
+            ]
+        )
     return config.model_copy(update={"criteria": PRESETS[config.name]})
 
 
@@ -123,7 +173,14 @@ def build_rubric(config: RubricConfig) -> Rubric:
         at = f"rubric.criteria.{i}"
         check = CHECKS.get(criterion.check)
         if check is None:
-            problems.append(FieldProblem(f"{at}.check", criterion.check, "there is no such check", f"Known: {', '.join(CHECKS)}."))
+            problems.append(
+                FieldProblem(
+                    f"{at}.check",
+                    criterion.check,
+                    "there is no such check",
+                    f"Known: {', '.join(CHECKS)}.",
+                )
+            )
             continue
         try:
             rows.append((criterion, check, check.params.model_validate(criterion.params)))
@@ -131,10 +188,23 @@ def build_rubric(config: RubricConfig) -> Rubric:
             known = ", ".join(check.params.model_fields) or "none"
             for e in error.errors(include_url=False):
                 where = ".".join([f"{at}.params", *map(str, e["loc"])])
-                problems.append(FieldProblem(where, e["input"], e["msg"].removeprefix("Value error, "), f"Parameters of {criterion.check}: {known}."))
+                problems.append(
+                    FieldProblem(
+                        where,
+                        e["input"],
+                        e["msg"].removeprefix("Value error, "),
+                        f"Parameters of {criterion.check}: {known}.",
+                    )
+                )
     if config.gate and not any(c.outcome for c, _, _ in rows):
-        problems.append(FieldProblem("rubric.gate", True, "no criterion of this rubric is flagged as the outcome, so the gate would never open",
-                                     "Flag one criterion, or switch the gate off."))
+        problems.append(
+            FieldProblem(
+                "rubric.gate",
+                True,
+                "no criterion of this rubric is flagged as the outcome, so the gate would never open",
+                "Flag one criterion, or switch the gate off.",
+            )
+        )
     if problems:
         raise InvalidConfig(problems)
     return Rubric(tuple(rows))

@@ -42,11 +42,19 @@ def gated(scores: Sequence[Scores], keys: Sequence[int], outcome: str) -> list[S
     keys: equal for siblings. Without it, differences in the smaller criteria teach a group in which all were wrong.
     """
     reached = {key for row, key in zip(scores, keys, strict=True) if (row[outcome] or 0) >= 1}
-    return [row if key in reached else {name: s if name == outcome else None for name, s in row.items()} for row, key in zip(scores, keys, strict=True)]
+    return [
+        row if key in reached else {name: s if name == outcome else None for name, s in row.items()}
+        for row, key in zip(scores, keys, strict=True)
+    ]
 
 
-def shaped(rewards: Sequence[float | None], config: RubricConfig, spread: Spread) -> list[float | None]:
+def shaped(
+    rewards: Sequence[float | None], config: RubricConfig, spread: Spread
+) -> list[float | None]:
     """Rewards divided by the spread, then clipped, each if the rubric asks for it; null stays null."""
     scale = spread.std if config.scale else 1.0
-    low, high = (config.clip_low if config.clip_low is not None else -math.inf), (config.clip_high if config.clip_high is not None else math.inf)
+    low, high = (
+        (config.clip_low if config.clip_low is not None else -math.inf),
+        (config.clip_high if config.clip_high is not None else math.inf),
+    )
     return [None if r is None else min(max(r / scale, low), high) for r in rewards]

@@ -15,7 +15,9 @@ from grpo_core.tasks import CHOICES, given_answer
 from grpo_core.types import Completion, Prompt
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-_FOREIGN_TO_LANGUAGE = re.compile(r"```.*?```|\$[^$]{0,500}\$|https?://\S+|<[^<>]{1,40}>|\\\w+", re.DOTALL)
+_FOREIGN_TO_LANGUAGE = re.compile(
+    r"```.*?```|\$[^$]{0,500}\$|https?://\S+|<[^<>]{1,40}>|\\\w+", re.DOTALL
+)
 MIN_LETTERS = 20  # below this a language detector guesses
 
 
@@ -32,8 +34,14 @@ class RegexParams(Params):
         try:
             _compiled(self.pattern, self.ignore_case)
         except re2.error as error:
-            said = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
-            raise ValueError(f"no pattern in RE2's syntax, which has no look-around and no back-references: {said}") from None
+            said = (
+                error.args[0].decode()
+                if error.args and isinstance(error.args[0], bytes)
+                else str(error)
+            )
+            raise ValueError(
+                f"no pattern in RE2's syntax, which has no look-around and no back-references: {said}"
+            ) from None
         return self
 
 
@@ -46,7 +54,9 @@ class OverlongParams(Params):
     @model_validator(mode="after")
     def _ordered(self) -> OverlongParams:
         if self.soft_tokens > self.max_tokens:
-            raise ValueError(f"soft_tokens {self.soft_tokens} is above max_tokens {self.max_tokens}")
+            raise ValueError(
+                f"soft_tokens {self.soft_tokens} is above max_tokens {self.max_tokens}"
+            )
         return self
 
 
@@ -111,15 +121,21 @@ def soft_overlong(completion: Completion, prompt: Prompt, params: OverlongParams
 def cosine_length(completion: Completion, prompt: Prompt, params: CosineParams) -> float | None:
     """Right answers earn more when short, wrong ones lose less when long.      Yeo et al., arXiv:2502.03373 App. C.1
 
-        score = long + (short - long)/2 · (1 + cos(π·min(n/L, 1)))        n, L in tokens
+    score = long + (short - long)/2 · (1 + cos(π·min(n/L, 1)))        n, L in tokens
     """
     task = CHOICES.get(prompt.task)
     if task is None or not prompt.answer:
         return None
     given = given_answer(completion.text[:MAX_CHARS])
     right = given is not None and task.grade(given, prompt) >= 1
-    short, long = (params.right_short, params.right_long) if right else (params.wrong_short, params.wrong_long)
-    return long + 0.5 * (short - long) * (1 + math.cos(math.pi * min(completion.num_tokens / params.max_tokens, 1.0)))
+    short, long = (
+        (params.right_short, params.right_long)
+        if right
+        else (params.wrong_short, params.wrong_long)
+    )
+    return long + 0.5 * (short - long) * (
+        1 + math.cos(math.pi * min(completion.num_tokens / params.max_tokens, 1.0))
+    )
 
 
 def repetition(completion: Completion, prompt: Prompt, params: RepetitionParams) -> float:
@@ -129,7 +145,9 @@ def repetition(completion: Completion, prompt: Prompt, params: RepetitionParams)
     return len(set(grams)) / len(grams) - 1 if grams else 0.0
 
 
-def natural_language(completion: Completion, prompt: Prompt, params: NaturalLanguageParams) -> float | None:
+def natural_language(
+    completion: Completion, prompt: Prompt, params: NaturalLanguageParams
+) -> float | None:
     """Is it written in the wanted language? Code, formulas, links and tags aside; None below 20 letters: too little to tell."""
     text = _FOREIGN_TO_LANGUAGE.sub(" ", clean(completion.text))
     if sum(c.isalpha() for c in text) < MIN_LETTERS:
@@ -154,15 +172,47 @@ def similarity(completion: Completion, prompt: Prompt, params: SimilarityParams)
         return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a and b else 0.0
     import sacrebleu
 
-    found = sacrebleu.sentence_bleu(given, [right]) if params.measure == "bleu" else sacrebleu.sentence_chrf(given, [right])
+    found = (
+        sacrebleu.sentence_bleu(given, [right])
+        if params.measure == "bleu"
+        else sacrebleu.sentence_chrf(given, [right])
+    )
     return min(1.0, max(0.0, found.score / 100))
 
 
 TEXT_CHECKS: dict[str, Check] = {
-    "regex": Check(regex, RegexParams, "A pattern occurs, or does not. RE2 syntax: linear time, no look-around, no back-references."),
-    "soft_overlong": Check(soft_overlong, OverlongParams, "0 up to max_tokens − soft_tokens, then falling to −1 at max_tokens (DAPO).", low=-1.0, high=0.0),
-    "cosine_length": Check(cosine_length, CosineParams, "Right answers earn more when short, wrong ones lose less when long, along a cosine.", low=-10.0, high=10.0),
-    "repetition": Check(repetition, RepetitionParams, "Minus the share of word n-grams that repeat earlier ones.", low=-1.0, high=0.0),
-    "natural_language": Check(natural_language, NaturalLanguageParams, "Written in the wanted language; null for texts too short to tell."),
-    "similarity": Check(similarity, SimilarityParams, "Likeness to the prompt's answer: ROUGE-L, BLEU or chrF."),
+    "regex": Check(
+        regex,
+        RegexParams,
+        "A pattern occurs, or does not. RE2 syntax: linear time, no look-around, no back-references.",
+    ),
+    "soft_overlong": Check(
+        soft_overlong,
+        OverlongParams,
+        "0 up to max_tokens − soft_tokens, then falling to −1 at max_tokens (DAPO).",
+        low=-1.0,
+        high=0.0,
+    ),
+    "cosine_length": Check(
+        cosine_length,
+        CosineParams,
+        "Right answers earn more when short, wrong ones lose less when long, along a cosine.",
+        low=-10.0,
+        high=10.0,
+    ),
+    "repetition": Check(
+        repetition,
+        RepetitionParams,
+        "Minus the share of word n-grams that repeat earlier ones.",
+        low=-1.0,
+        high=0.0,
+    ),
+    "natural_language": Check(
+        natural_language,
+        NaturalLanguageParams,
+        "Written in the wanted language; null for texts too short to tell.",
+    ),
+    "similarity": Check(
+        similarity, SimilarityParams, "Likeness to the prompt's answer: ROUGE-L, BLEU or chrF."
+    ),
 }

@@ -54,10 +54,14 @@ def find_preset(name: str) -> str:
     """The preset that somebody means by `ppo`, `dr.grpo` or `trust`: equal, else beginning so, letters and digits only."""
     short = {preset: re.sub(r"[^a-z0-9]", "", preset.lower()) for preset in PRESETS}
     wanted = re.sub(r"[^a-z0-9]", "", name.lower())
-    found = [p for p, s in short.items() if s == wanted] or [p for p, s in short.items() if wanted and s.startswith(wanted)]
+    found = [p for p, s in short.items() if s == wanted] or [
+        p for p, s in short.items() if wanted and s.startswith(wanted)
+    ]
     if len(found) != 1:
         problem = f"it could be {' or '.join(found)}" if found else "there is no such preset"
-        raise InvalidConfig([FieldProblem("preset", name, problem, f"Known: {', '.join(PRESETS)}.")])
+        raise InvalidConfig(
+            [FieldProblem("preset", name, problem, f"Known: {', '.join(PRESETS)}.")]
+        )
     return found[0]
 
 
@@ -65,7 +69,16 @@ def find_presets(names: Sequence[str]) -> list[str]:
     """At least two different ones, in the order given."""
     found = [find_preset(name) for name in names]
     if len(set(found)) < max(2, len(found)):
-        raise InvalidConfig([FieldProblem("preset", " ".join(names), "a comparison needs two or more different presets", "For example: compare grpo ppo.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "preset",
+                    " ".join(names),
+                    "a comparison needs two or more different presets",
+                    "For example: compare grpo ppo.",
+                )
+            ]
+        )
     return found
 
 
@@ -94,7 +107,9 @@ class Comparison:
                 if self._stopped.is_set():
                     return ids
                 tell(f"{preset}, seed {seed} ({len(ids) + 1} of {len(seeds) * len(self._configs)})")
-                ids.append(self._train(preset, seed, f"compare {config.task.name}: {preset}, seed {seed}"))
+                ids.append(
+                    self._train(preset, seed, f"compare {config.task.name}: {preset}, seed {seed}")
+                )
         return ids
 
     def stop(self) -> None:
@@ -104,7 +119,19 @@ class Comparison:
 
     def _train(self, preset: str, seed: int, name: str) -> str:
         """One run in a process of its own; returns its id."""
-        command = [sys.executable, "-m", "grpo_core", "train", "--db", self._db, "--json", "--name", name, "--preset", preset]
+        command = [
+            sys.executable,
+            "-m",
+            "grpo_core",
+            "train",
+            "--db",
+            self._db,
+            "--json",
+            "--name",
+            name,
+            "--preset",
+            preset,
+        ]
         for assignment in (*self._assignments, f"train.seed={seed}"):
             command += ["--set", assignment]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as self._child:
@@ -115,24 +142,40 @@ class Comparison:
         if "error" in said:
             raise Refused(said["error"])
         if "run_id" not in said:
-            raise StudioError(f"{name}: its process died with exit code {self._child.returncode}. If memory was short, lower train.micro_batch_tokens.")
+            raise StudioError(
+                f"{name}: its process died with exit code {self._child.returncode}. If memory was short, lower train.micro_batch_tokens."
+            )
         return said["run_id"]
 
 
 def measure(store: Store, run_id: str) -> Measured:
     """What the stored rows of a run say about result and cost."""
     row = store.run(run_id)
-    steps = [dict(zip(STEP_METRICS, values, strict=True)) for _, values in store.iter_numbers(run_id, ())]
+    steps = [
+        dict(zip(STEP_METRICS, values, strict=True)) for _, values in store.iter_numbers(run_id, ())
+    ]
     peaks = [s["peak_memory_mib"] for s in steps if s["peak_memory_mib"] is not None]
     return Measured(
-        run_id, row.config["algorithm"]["preset"], row.config["train"]["seed"], row.status, row.reward_last, row.heldout_before, row.heldout_after,
-        sum(s["tokens"] or 0 for s in steps), sum(s["step_seconds"] or 0.0 for s in steps), max(peaks, default=None))
+        run_id,
+        row.config["algorithm"]["preset"],
+        row.config["train"]["seed"],
+        row.status,
+        row.reward_last,
+        row.heldout_before,
+        row.heldout_after,
+        sum(s["tokens"] or 0 for s in steps),
+        sum(s["step_seconds"] or 0.0 for s in steps),
+        max(peaks, default=None),
+    )
 
 
 def spread(values: Sequence[float | None]) -> Spread:
     """Mean and standard error of those that were measured."""
     known = [v for v in values if v is not None]
-    return Spread(statistics.fmean(known) if known else None, statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else None)
+    return Spread(
+        statistics.fmean(known) if known else None,
+        statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else None,
+    )
 
 
 def summarise(runs: Sequence[Measured]) -> dict[str, dict[str, Any]]:
@@ -141,33 +184,62 @@ def summarise(runs: Sequence[Measured]) -> dict[str, dict[str, Any]]:
     The difference is taken seed by seed: the runs share prompts, so what a lucky seed gives to both falls out.
     """
     presets = list(dict.fromkeys(r.preset for r in runs))
-    finished = {p: {r.seed: r for r in runs if r.preset == p and r.status is RunStatus.FINISHED} for p in presets}
+    finished = {
+        p: {r.seed: r for r in runs if r.preset == p and r.status is RunStatus.FINISHED}
+        for p in presets
+    }
     lines = {}
     for preset in presets:
         mine, first = finished[preset], finished[presets[0]]
-        pairs = [(mine[s].heldout_after, first[s].heldout_after) for s in mine.keys() & first.keys()]
+        pairs = [
+            (mine[s].heldout_after, first[s].heldout_after) for s in mine.keys() & first.keys()
+        ]
         lines[preset] = {
-            "runs": sum(r.preset == preset for r in runs), "finished": len(mine),
+            "runs": sum(r.preset == preset for r in runs),
+            "finished": len(mine),
             **{name: asdict(spread([getattr(r, name) for r in mine.values()])) for name in FIGURES},
-            "heldout_gain_over_first": None if preset == presets[0] else asdict(spread([a - b for a, b in pairs if None not in (a, b)])),
+            "heldout_gain_over_first": None
+            if preset == presets[0]
+            else asdict(spread([a - b for a, b in pairs if None not in (a, b)])),
         }
     return lines
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """The summary for people: means over seeds ± standard error."""
-    head = ("preset", "runs", "reward last", "held-out before → after", "tokens", "seconds", "peak MiB")
+    head = (
+        "preset",
+        "runs",
+        "reward last",
+        "held-out before → after",
+        "tokens",
+        "seconds",
+        "peak MiB",
+    )
     rows = [head]
     for preset, line in summary.items():
-        rows.append((
-            preset, f"{line['finished']}/{line['runs']}", _shown(line["reward_last"], 3),
-            f"{_shown(line['heldout_before'], 3)} → {_shown(line['heldout_after'], 3)}",
-            _shown(line["tokens"], 0), _shown(line["seconds"], 1), _shown(line["peak_memory_mib"], 0)))
+        rows.append(
+            (
+                preset,
+                f"{line['finished']}/{line['runs']}",
+                _shown(line["reward_last"], 3),
+                f"{_shown(line['heldout_before'], 3)} → {_shown(line['heldout_after'], 3)}",
+                _shown(line["tokens"], 0),
+                _shown(line["seconds"], 1),
+                _shown(line["peak_memory_mib"], 0),
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     first = next(iter(summary), None)
-    lines += [f"held-out accuracy, {preset} less {first}, seed by seed: {_shown(line['heldout_gain_over_first'], 3, sign='+')}"
-              for preset, line in summary.items() if preset != first]
+    lines += [
+        f"held-out accuracy, {preset} less {first}, seed by seed: {_shown(line['heldout_gain_over_first'], 3, sign='+')}"
+        for preset, line in summary.items()
+        if preset != first
+    ]
     return "\n".join(lines)
 
 

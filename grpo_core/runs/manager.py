@@ -29,7 +29,9 @@ log = logging.getLogger("grpo_studio")
 
 Emit = Callable[[Event], None]
 Train = Callable[[RunConfig, Emit, RunControl], None]
-Limit = Callable[[float], str | None]  # seconds that a run has taken since it began or was resumed -> why it must stop
+Limit = Callable[
+    [float], str | None
+]  # seconds that a run has taken since it began or was resumed -> why it must stop
 HEARTBEAT_SECONDS = 5.0
 
 
@@ -49,13 +51,26 @@ def default_name(config: RunConfig) -> str:
     return f"{config.task.name}, {config.algorithm.preset}, seed {config.train.seed}"
 
 
-def execute(store: Store, run_id: str, config: RunConfig, train: Train, control: RunControl, listen: Emit | None = None, limit: Limit | None = None) -> RunStatus:
+def execute(
+    store: Store,
+    run_id: str,
+    config: RunConfig,
+    train: Train,
+    control: RunControl,
+    listen: Emit | None = None,
+    limit: Limit | None = None,
+) -> RunStatus:
     """Train one run to its end, whatever that is, and leave its status in the store.
 
     Every event is recorded first and then shown to `listen`. Returns finished, stopped or failed; an error is kept with the run.
     limit: asked at every heartbeat; what it says stops the run, saved.
     """
-    with Recorder(store, run_id) as record, RunLog(store.log_file(run_id)) as told, Reserve(store.path.with_name(f"{store.path.name}.reserve")) as reserve:
+    with (
+        Recorder(store, run_id) as record,
+        RunLog(store.log_file(run_id)) as told,
+        Reserve(store.path.with_name(f"{store.path.name}.reserve")) as reserve,
+    ):
+
         def emit(event: Event) -> None:
             _record(record, event, control, reserve)
             told.event(event)
@@ -63,21 +78,33 @@ def execute(store: Store, run_id: str, config: RunConfig, train: Train, control:
                 listen(event)
 
         done = threading.Event()
-        beat = threading.Thread(target=_beat, args=(store, record, done, control, limit), name=f"heartbeat {run_id}", daemon=True)
+        beat = threading.Thread(
+            target=_beat,
+            args=(store, record, done, control, limit),
+            name=f"heartbeat {run_id}",
+            daemon=True,
+        )
         store.set_status(run_id, RunStatus.LOADING)
         beat.start()
         status, error = RunStatus.FINISHED, None
         try:
             if control.start is not None:
                 store.rewind(run_id, control.start.step if control.start.path else -1)
-                told.write("info", f"goes on after step {control.start.step}", {"checkpoint": str(control.start.path)})
+                told.write(
+                    "info",
+                    f"goes on after step {control.start.step}",
+                    {"checkpoint": str(control.start.path)},
+                )
             train(config, emit, control)
         except StopRequested as asked:
             status, error = RunStatus.STOPPED, str(asked) or None
         except StudioError as problem:
             status, error = RunStatus.FAILED, str(problem)
         except BaseException as problem:  # the one catch-all: whatever went wrong belongs to the run's record, not to a lost thread
-            status, error = RunStatus.FAILED, f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}"
+            status, error = (
+                RunStatus.FAILED,
+                f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}",
+            )
             log.exception("run %s failed", run_id)
         finally:
             done.set()
@@ -98,13 +125,17 @@ def _record(record: Recorder, event: Event, control: RunControl, reserve: Reserv
             record(event)
             return
         except StoreFull as problem:
-            if isinstance(event, Paused | Resumed):  # not even the reserve was enough: the pause is in force all the same
+            if isinstance(
+                event, Paused | Resumed
+            ):  # not even the reserve was enough: the pause is in force all the same
                 log.warning("%s", problem)
                 return
             if control.stop_requested:
                 raise
             reserve.release()
-            control.hold(f"{problem} At least {_needed(record)} MiB are needed. Then press Resume; nothing is lost until then.")
+            control.hold(
+                f"{problem} At least {_needed(record)} MiB are needed. Then press Resume; nothing is lost until then."
+            )
 
 
 def _needed(record: Recorder) -> int:
@@ -113,7 +144,9 @@ def _needed(record: Recorder) -> int:
     return max(2, 10 * store.file_bytes() // max(1, store.run(record.run_id).steps_done) // 2**20)
 
 
-def _beat(store: Store, record: Recorder, done: threading.Event, control: RunControl, limit: Limit | None) -> None:
+def _beat(
+    store: Store, record: Recorder, done: threading.Event, control: RunControl, limit: Limit | None
+) -> None:
     started = time.monotonic()
     while not done.wait(HEARTBEAT_SECONDS):
         if limit is not None and (why := limit(time.monotonic() - started)):
@@ -140,13 +173,22 @@ class Job:
     run_id: str
     config: RunConfig
     control: RunControl
-    asked_by: Context = field(default_factory=copy_context)  # on ZeroGPU the lease is of whoever pressed the button: gradio keeps the request in here
+    asked_by: Context = field(
+        default_factory=copy_context
+    )  # on ZeroGPU the lease is of whoever pressed the button: gradio keeps the request in here
 
 
 class RunManager:
     """Starts, queues, resumes and stops runs. `train` and `check` are handed in, so that pages are tested without torch."""
 
-    def __init__(self, store: Store, train: Train, check: Callable[[RunConfig], None] | None = None, device: str = "", limit: Limit | None = None):
+    def __init__(
+        self,
+        store: Store,
+        train: Train,
+        check: Callable[[RunConfig], None] | None = None,
+        device: str = "",
+        limit: Limit | None = None,
+    ):
         self.store, self.device = store, device
         self._train, self._check, self._limit = train, check, limit
         self._lock = threading.Lock()
@@ -172,7 +214,9 @@ class RunManager:
         """Go on: at once where a run waits, from its newest whole checkpoint where it has ended. Asking twice changes nothing."""
         with self._lock:
             job = self._job(run_id)
-            if job is not None and self.store.cursor(run_id).status.is_live:  # it may have ended a moment ago, and its thread not know it yet
+            if (
+                job is not None and self.store.cursor(run_id).status.is_live
+            ):  # it may have ended a moment ago, and its thread not know it yet
                 job.control.resume()
                 return
             self._refuse_if_closed()
@@ -181,7 +225,13 @@ class RunManager:
             self.store.set_status(run_id, RunStatus.QUEUED)
             self._enqueue(run_id, config, start)
 
-    def branch(self, run_id: str, step: int | None = None, changes: Mapping[str, Any] | None = None, name: str | None = None) -> str:
+    def branch(
+        self,
+        run_id: str,
+        step: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> str:
         """A new run that goes on from a checkpoint of another, with some settings changed; returns its id. Raises StudioError."""
         config, start = plan_branch(self.store, run_id, step, changes or {})
         config = prepare(config, self._check)
@@ -241,19 +291,30 @@ class RunManager:
         self.store.set_breakpoints(run_id, as_text(breakpoints))
         control.set_breakpoints(breakpoints)
 
-    def edit_reward(self, run_id: str, step: int, group: int, completion: int, reward: float) -> None:
+    def edit_reward(
+        self, run_id: str, step: int, group: int, completion: int, reward: float
+    ) -> None:
         """Give a completion of the waiting step another reward; counted from 0."""
         self._control(run_id).edit_reward(step, group, completion, reward)
 
     def _job(self, run_id: str) -> Job | None:
-        return next((job for job in (*self._queue, self._current) if job is not None and job.run_id == run_id), None)
+        return next(
+            (
+                job
+                for job in (*self._queue, self._current)
+                if job is not None and job.run_id == run_id
+            ),
+            None,
+        )
 
     def _control(self, run_id: str) -> RunControl:
         with self._lock:
             job = self._job(run_id)
         if job is None:
             status = self.store.run(run_id).status
-            raise StudioError(f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, so it cannot be told anything here.")
+            raise StudioError(
+                f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, so it cannot be told anything here."
+            )
         return job.control
 
     # ---- life ----------------------------------------------------------------------------------------------------------
@@ -273,7 +334,13 @@ class RunManager:
             for run_id in self.store.adopt_queued():
                 try:
                     run = self.store.run(run_id)
-                    self._enqueue(run_id, parse(run.config), where_to_start(self.store, run) if run.steps_done or run.parent_run_id else None)
+                    self._enqueue(
+                        run_id,
+                        parse(run.config),
+                        where_to_start(self.store, run)
+                        if run.steps_done or run.parent_run_id
+                        else None,
+                    )
                 except StudioError as problem:
                     self.store.set_status(run_id, RunStatus.FAILED, str(problem))
             return lost
@@ -299,12 +366,24 @@ class RunManager:
                     return
                 self._current = job = self._queue.popleft()
             try:
-                job.asked_by.run(execute, self.store, job.run_id, job.config, self._train, job.control, limit=self._limit)
+                job.asked_by.run(
+                    execute,
+                    self.store,
+                    job.run_id,
+                    job.config,
+                    self._train,
+                    job.control,
+                    limit=self._limit,
+                )
             except NotFound:
                 log.warning("run %s was deleted", job.run_id)
-            except BaseException as problem:  # the record could not be written or kept: say so if that is possible now
+            except (
+                BaseException
+            ) as problem:  # the record could not be written or kept: say so if that is possible now
                 log.exception("run %s: its record cannot be written", job.run_id)
-                self._give_up(job.run_id, f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}")
+                self._give_up(
+                    job.run_id, f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}"
+                )
             finally:
                 with self._lock:
                     self._current = None
@@ -313,4 +392,6 @@ class RunManager:
         try:
             self.store.set_status(run_id, RunStatus.FAILED, error)
         except StudioError:
-            self.store.disown(run_id)  # found dead, and marked so, as soon as the file can be written again
+            self.store.disown(
+                run_id
+            )  # found dead, and marked so, as soon as the file can be written again

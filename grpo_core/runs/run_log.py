@@ -11,7 +11,16 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from grpo_core.types import Checkpointed, Edited, Evaluated, Event, ModelLoaded, Paused, Resumed, StepCompleted
+from grpo_core.types import (
+    Checkpointed,
+    Edited,
+    Evaluated,
+    Event,
+    ModelLoaded,
+    Paused,
+    Resumed,
+    StepCompleted,
+)
 
 MAX_BYTES, OLD_FILES = 1_000_000, 2
 MAX_CHARS = 4000  # of one message
@@ -24,7 +33,9 @@ class RunLog(logging.Handler):
     def __init__(self, path: Path):
         super().__init__(logging.INFO)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="ascii", delay=True)
+        self._file = RotatingFileHandler(
+            path, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="ascii", delay=True
+        )
         self._file.handleError = lambda record: None
         self._file.setFormatter(logging.Formatter("%(message)s"))
 
@@ -38,13 +49,22 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            trace = {"traceback": logging.Formatter().formatException(record.exc_info)[-MAX_CHARS:]} if record.exc_info else {}
+            trace = (
+                {"traceback": logging.Formatter().formatException(record.exc_info)[-MAX_CHARS:]}
+                if record.exc_info
+                else {}
+            )
             self.write(record.levelname.lower(), record.getMessage(), trace)
         except Exception:  # a log line is never worth a run
             self.handleError(record)
 
     def write(self, level: str, what: str, more: Mapping[str, Any] | None = None) -> None:
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "level": level, "what": what[:MAX_CHARS], **(more or {})}
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "level": level,
+            "what": what[:MAX_CHARS],
+            **(more or {}),
+        }
         self._file.emit(logging.LogRecord("", 0, "", 0, json.dumps(line, default=str), None, None))
 
     def event(self, event: Event) -> None:
@@ -52,11 +72,28 @@ class RunLog(logging.Handler):
             case ModelLoaded(env):
                 self.write("info", "model loaded", {"env": dict(env)})
             case StepCompleted(step, m):
-                self.write("info", f"step {step}", {"reward": m.reward_mean, "kl": m.kl, "loss": m.loss, "seconds": m.step_seconds})
+                self.write(
+                    "info",
+                    f"step {step}",
+                    {
+                        "reward": m.reward_mean,
+                        "kl": m.kl,
+                        "loss": m.loss,
+                        "seconds": m.step_seconds,
+                    },
+                )
             case Evaluated(step, metrics):
-                self.write("info", f"evaluated after step {step}", {"accuracy": metrics.get("heldout/accuracy")})
+                self.write(
+                    "info",
+                    f"evaluated after step {step}",
+                    {"accuracy": metrics.get("heldout/accuracy")},
+                )
             case Checkpointed():
-                self.write("info", f"checkpoint of step {event.step}", {k: v for k, v in asdict(event).items() if k != "step"})
+                self.write(
+                    "info",
+                    f"checkpoint of step {event.step}",
+                    {k: v for k, v in asdict(event).items() if k != "step"},
+                )
             case Paused(reason):
                 self.write("warning", f"paused: {reason}")
             case Resumed():

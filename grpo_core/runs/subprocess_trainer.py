@@ -27,10 +27,14 @@ from grpo_core.training.control import RunControl, Start, Word
 from grpo_core.types import Checkpointed, Event, Paused
 
 Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
-WAITING = 32  # events that the run may be ahead of its record: some steps. None is dropped: then it waits
+WAITING = (
+    32  # events that the run may be ahead of its record: some steps. None is dropped: then it waits
+)
 GRACE_SECONDS = 9.0  # from a signal to the end of the process, saved or not
 ANSWER_SECONDS = 5.0  # for the one word that is answered
-START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"  # elsewhere a forked process may not use the GPU (Metal)
+START_METHOD = (
+    "forkserver" if sys.platform == "linux" else "spawn"
+)  # elsewhere a forked process may not use the GPU (Metal)
 
 log = logging.getLogger("grpo_studio")
 
@@ -55,14 +59,21 @@ def warm_up(train: Train) -> None:
     """Let a process get ready from which those of runs are forked: it has torch in memory already, so a run begins without seconds of importing."""
     if START_METHOD == "forkserver":
         before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), before)))  # its preloading does not know sys.path
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(Path(__file__).parents[2]), before))
+        )  # its preloading does not know sys.path
         try:
             multiprocessing.set_forkserver_preload([train.__module__])
             forkserver.ensure_running()
         except OSError:
-            log.warning("runs will begin some seconds later: no process could be kept ready for them", exc_info=True)
+            log.warning(
+                "runs will begin some seconds later: no process could be kept ready for them",
+                exc_info=True,
+            )
         finally:
-            os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
+            os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__(
+                "PYTHONPATH", before
+            )
 
 
 def apart(train: Train, prepare: Callable[[], None] | None = None) -> Train:
@@ -70,11 +81,25 @@ def apart(train: Train, prepare: Callable[[], None] | None = None) -> Train:
 
     The process ends with the run, with this process, or killed: then the run fails saying so, and what was recorded is kept.
     """
+
     def train_apart(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
         context = multiprocessing.get_context(START_METHOD)
         (events, out), (here, there) = context.Pipe(duplex=False), context.Pipe()
-        child = context.Process(target=_inside, name="trainer", daemon=True,
-                                args=(train, prepare, config, control.folder, control.start, dict(os.environ), out, there))
+        child = context.Process(
+            target=_inside,
+            name="trainer",
+            daemon=True,
+            args=(
+                train,
+                prepare,
+                config,
+                control.folder,
+                control.start,
+                dict(os.environ),
+                out,
+                there,
+            ),
+        )
         child.start()
         out.close()
         there.close()
@@ -116,17 +141,36 @@ def _next(events: Connection, child: Any, control: RunControl) -> Event | Ended 
     except (EOFError, OSError):
         child.join(GRACE_SECONDS)
         if control.stop_requested:
-            return Ended("stopped", "The run's process did not end in time. What was recorded is kept: press Resume to go on from the last checkpoint.")
-        how = f"was killed by signal {-child.exitcode} ({signal.Signals(-child.exitcode).name})" if (child.exitcode or 0) < 0 else f"ended with code {child.exitcode}"
-        memory = " The system does that when memory runs out: lower train.micro_batch_tokens or train.group_size." if child.exitcode == -signal.SIGKILL else ""
-        return Ended("failed", f"The process that trained {how}.{memory} What was recorded is kept: press Resume to go on from the last checkpoint.")
+            return Ended(
+                "stopped",
+                "The run's process did not end in time. What was recorded is kept: press Resume to go on from the last checkpoint.",
+            )
+        how = (
+            f"was killed by signal {-child.exitcode} ({signal.Signals(-child.exitcode).name})"
+            if (child.exitcode or 0) < 0
+            else f"ended with code {child.exitcode}"
+        )
+        memory = (
+            " The system does that when memory runs out: lower train.micro_batch_tokens or train.group_size."
+            if child.exitcode == -signal.SIGKILL
+            else ""
+        )
+        return Ended(
+            "failed",
+            f"The process that trained {how}.{memory} What was recorded is kept: press Resume to go on from the last checkpoint.",
+        )
 
 
 class _Line:
     """To the RunControl of the run's process: a word at a time, from any thread. Raises StudioError for what is refused there."""
 
     def __init__(self, here: Connection):
-        self._here, self._sending, self._asking, self._asked = here, threading.Lock(), threading.Lock(), 0
+        self._here, self._sending, self._asking, self._asked = (
+            here,
+            threading.Lock(),
+            threading.Lock(),
+            0,
+        )
 
     def __call__(self, word: Word) -> None:
         try:
@@ -134,7 +178,11 @@ class _Line:
                 self._ask(word)
             else:
                 self._send(word)
-        except (EOFError, OSError, TypeError):  # it has ended, and with it all that could be said to it; TypeError: in this very moment
+        except (
+            EOFError,
+            OSError,
+            TypeError,
+        ):  # it has ended, and with it all that could be said to it; TypeError: in this very moment
             return
 
     def _send(self, message: tuple[Any, ...]) -> None:
@@ -151,22 +199,38 @@ class _Line:
                     if refused:
                         raise StudioError(refused)
                     return
-        raise StudioError(f"The run's process did not answer within {ANSWER_SECONDS:.0f} s. Look whether the reward was edited, and try again, or press Stop.")
+        raise StudioError(
+            f"The run's process did not answer within {ANSWER_SECONDS:.0f} s. Look whether the reward was edited, and try again, or press Stop."
+        )
 
 
 # ---- in the run's process --------------------------------------------------------------------------------------------------
 
 
-def _inside(train: Train, prepare: Callable[[], None] | None, config: RunConfig, folder: Path | None, start: Start | None, environment: dict[str, str],
-            out: Connection, there: Connection) -> None:
-    os.environ.update(environment)  # the process that this one was forked from may be older than a setting
+def _inside(
+    train: Train,
+    prepare: Callable[[], None] | None,
+    config: RunConfig,
+    folder: Path | None,
+    start: Start | None,
+    environment: dict[str, str],
+    out: Connection,
+    there: Connection,
+) -> None:
+    os.environ.update(
+        environment
+    )  # the process that this one was forked from may be older than a setting
     control, recorded = RunControl(folder, start), threading.Semaphore(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; whoever started this one says what follows
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process of the terminal; whoever started this one says what follows
     signal.signal(signal.SIGTERM, lambda *_: _end_in_time(control))
     waiting: queue.Queue[Event | Ended | Logged] = queue.Queue(WAITING)
     sender = threading.Thread(target=_or_end, args=(_send, waiting, out), name="events")
     sender.start()
-    threading.Thread(target=_or_end, args=(_listen, there, control, recorded), name="control", daemon=True).start()
+    threading.Thread(
+        target=_or_end, args=(_listen, there, control, recorded), name="control", daemon=True
+    ).start()
     log.addHandler(_Passing(waiting))
     log.propagate = False
 
@@ -184,7 +248,9 @@ def _inside(train: Train, prepare: Callable[[], None] | None, config: RunConfig,
         end = Ended("stopped", str(asked))
     except StudioError as problem:
         end = Ended("failed", str(problem))
-    except BaseException as problem:  # belongs to the run's record, which is kept by the other process
+    except (
+        BaseException
+    ) as problem:  # belongs to the run's record, which is kept by the other process
         end = Ended("failed", f"{type(problem).__name__}: {problem}\n\n{format_exc()}")
     kill_all()
     waiting.put(end)

@@ -41,7 +41,10 @@ class Ended:
     text: str = ""
 
 
-KILLED = Ended("failed", "The GPU's lease ended before the run did: its process was killed. What was saved is kept: press Resume for another lease.")
+KILLED = Ended(
+    "failed",
+    "The GPU's lease ended before the run did: its process was killed. What was saved is kept: press Resume for another lease.",
+)
 
 
 # ---- what fits -----------------------------------------------------------------------------------------------------------
@@ -55,31 +58,56 @@ def steps_that_fit(seconds: float, before: float, step: float) -> int:
 def outlook(seconds: float, config: RunConfig, measured: tuple[float, float] | None) -> str:
     """In a sentence, before Start: how much of the run one lease holds. measured: seconds before the first step, and of a step, on a leased GPU."""
     if measured is None:
-        return (f"ZeroGPU lends its GPU for {seconds:.0f} s at a time. How many steps of this size fit is not measured yet: Preflight measures it, or the first run. "
-                "A run that needs longer is saved, and Resume takes the next lease.")
+        return (
+            f"ZeroGPU lends its GPU for {seconds:.0f} s at a time. How many steps of this size fit is not measured yet: Preflight measures it, or the first run. "
+            "A run that needs longer is saved, and Resume takes the next lease."
+        )
     fit, steps = steps_that_fit(seconds, *measured), config.train.steps
     if fit >= steps:
         return f"All {steps:,} steps fit into one lease of {seconds:.0f} s: {measured[0]:.1f} s to begin and {measured[1]:.2f} s a step were measured."
-    leases = f"{math.ceil(steps / fit):,} leases" if fit else "not one step in a lease: choose a smaller model, fewer completions or fewer tokens"
-    return (f"About {fit:,} of {steps:,} steps fit into one lease of {seconds:.0f} s: {measured[0]:.1f} s to begin and {measured[1]:.2f} s a step were measured. "
-            f"The run takes {leases}. Each ends with a saved state, and Resume takes the next.")
+    leases = (
+        f"{math.ceil(steps / fit):,} leases"
+        if fit
+        else "not one step in a lease: choose a smaller model, fewer completions or fewer tokens"
+    )
+    return (
+        f"About {fit:,} of {steps:,} steps fit into one lease of {seconds:.0f} s: {measured[0]:.1f} s to begin and {measured[1]:.2f} s a step were measured. "
+        f"The run takes {leases}. Each ends with a saved state, and Resume takes the next."
+    )
 
 
 def seconds_from(environment: Mapping[str, str]) -> int:
     """GRPO_LEASE_SECONDS, or the usual lease. Raises InvalidConfig."""
     text = environment.get(VARIABLE, "").strip() or str(SECONDS)
     if not (text.isdecimal() and 10 <= int(text) <= 3600):
-        raise InvalidConfig([FieldProblem(VARIABLE, text, "is no whole number of seconds from 10 to 3600", "60 is usual; correct the environment variable, or unset it.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    VARIABLE,
+                    text,
+                    "is no whole number of seconds from 10 to 3600",
+                    "60 is usual; correct the environment variable, or unset it.",
+                )
+            ]
+        )
     return int(text)
 
 
 def same_size(a: RunConfig, b: RunConfig) -> bool:
     """Whether two runs' steps take about as long."""
-    return a.model == b.model and all(getattr(a.train, n) == getattr(b.train, n) for n in ("prompts_per_step", "group_size", "max_new_tokens")) and (
-        a.algorithm.updates_per_batch == b.algorithm.updates_per_batch)
+    return (
+        a.model == b.model
+        and all(
+            getattr(a.train, n) == getattr(b.train, n)
+            for n in ("prompts_per_step", "group_size", "max_new_tokens")
+        )
+        and (a.algorithm.updates_per_batch == b.algorithm.updates_per_batch)
+    )
 
 
-def measured_before(runs: Sequence[Any], steps_of: Callable[[str], Sequence[Mapping[str, Any]]], config: RunConfig) -> tuple[float, float] | None:
+def measured_before(
+    runs: Sequence[Any], steps_of: Callable[[str], Sequence[Mapping[str, Any]]], config: RunConfig
+) -> tuple[float, float] | None:
     """Of the newest run of that size on a leased GPU: seconds before its first step, and the median of its steps; None if there is none."""
     for run in runs:
         try:
@@ -101,7 +129,10 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
 
     One lease a run. When it is over before the last step the run stops, saved, and Resume takes another. A pause gives the GPU back.
     """
-    def in_lease(config: RunConfig, folder: Path | None, start: Start, post: str) -> Iterator[Event | Ended | None]:
+
+    def in_lease(
+        config: RunConfig, folder: Path | None, start: Start, post: str
+    ) -> Iterator[Event | Ended | None]:
         yield from _inside(train, config, RunControl(folder, start), Path(post), USABLE * seconds)
 
     lend = gpu(duration=seconds)(in_lease)
@@ -122,7 +153,9 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
                 if control.stop_requested:
                     raise StopRequested(control.stop_reason)
                 if end.how == "over":
-                    raise StopRequested(f"The GPU's lease of {seconds} s is over. Saved after step {start.step} of {config.train.steps}: press Resume for the next lease.")
+                    raise StopRequested(
+                        f"The GPU's lease of {seconds} s is over. Saved after step {start.step} of {config.train.steps}: press Resume for the next lease."
+                    )
                 if end.how == "waits":
                     control.hold(end.text)
                 control.breathe()  # a pause: the GPU is given back until somebody says Resume
@@ -130,8 +163,14 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
     return train_leased
 
 
-def _one_lease(lend: Callable[..., Iterator[Event | Ended | None]], config: RunConfig, control: RunControl, start: Start, post: Path,
-               seconds: int) -> tuple[Start, Ended]:
+def _one_lease(
+    lend: Callable[..., Iterator[Event | Ended | None]],
+    config: RunConfig,
+    control: RunControl,
+    start: Start,
+    post: Path,
+    seconds: int,
+) -> tuple[Start, Ended]:
     """Pass on what a lease says and tell it what people say. Returns where the next would start, and how this one ended."""
     edits = {step: dict(values) for step, values in start.edits.items()}
     began, told = time.monotonic(), control.said()
@@ -140,8 +179,12 @@ def _one_lease(lend: Callable[..., Iterator[Event | Ended | None]], config: RunC
     while True:
         try:
             event = next(events, KILLED)
-        except Exception as error:  # gradio's own error class, with the quota or the queue in its text
-            raise StudioError(f"The GPU's lease failed: {error}. What was saved is kept: press Resume for another, or wait for a new day's quota.") from None
+        except (
+            Exception
+        ) as error:  # gradio's own error class, with the quota or the queue in its text
+            raise StudioError(
+                f"The GPU's lease failed: {error}. What was saved is kept: press Resume for another, or wait for a new day's quota."
+            ) from None
         if isinstance(event, Ended):
             for _ in events:  # to its end, so that the GPU is given back
                 pass
@@ -150,7 +193,15 @@ def _one_lease(lend: Callable[..., Iterator[Event | Ended | None]], config: RunC
             case None:
                 pass
             case ModelLoaded(env=env):
-                control.tell(ModelLoaded({**env, "lease_seconds": seconds, "lease_begin_seconds": time.monotonic() - began}))
+                control.tell(
+                    ModelLoaded(
+                        {
+                            **env,
+                            "lease_seconds": seconds,
+                            "lease_begin_seconds": time.monotonic() - began,
+                        }
+                    )
+                )
             case _:
                 control.tell(event)
         if isinstance(event, Checkpointed):
@@ -170,7 +221,9 @@ def _write(post: Path, said: Mapping[str, Any]) -> None:
 # ---- in the lease's process ------------------------------------------------------------------------------------------------
 
 
-def _inside(train: Train, config: RunConfig, control: RunControl, post: Path, seconds: float) -> Iterator[Event | Ended | None]:
+def _inside(
+    train: Train, config: RunConfig, control: RunControl, post: Path, seconds: float
+) -> Iterator[Event | Ended | None]:
     """Events of train() in a thread, and None every beat, so that whoever listens can answer; Ended at last."""
     gc.freeze()  # what was inherited, open connections among it, is never collected here
     os.environ[DEVICE_VARIABLE] = "lent"
@@ -185,7 +238,9 @@ def _inside(train: Train, config: RunConfig, control: RunControl, post: Path, se
             said.put(Ended("stopped"))
         except StudioError as problem:
             said.put(Ended("failed", str(problem)))
-        except BaseException as problem:  # belongs to the run's record, which is kept by the other process
+        except (
+            BaseException
+        ) as problem:  # belongs to the run's record, which is kept by the other process
             said.put(Ended("failed", f"{type(problem).__name__}: {problem}\n\n{format_exc()}"))
 
     threading.Thread(target=work, name="trainer", daemon=True).start()
@@ -200,9 +255,17 @@ def _inside(train: Train, config: RunConfig, control: RunControl, post: Path, se
                 over = True
                 control.stop()
             if isinstance(event, Ended):
-                yield Ended("over") if over and event.how == "stopped" else Ended("waits", waits) if waits and event.how == "stopped" else event
+                yield (
+                    Ended("over")
+                    if over and event.how == "stopped"
+                    else Ended("waits", waits)
+                    if waits and event.how == "stopped"
+                    else event
+                )
                 return
-            if isinstance(event, Paused):  # nobody's answer is worth a GPU that waits: save, give it back, and ask then
+            if isinstance(
+                event, Paused
+            ):  # nobody's answer is worth a GPU that waits: save, give it back, and ask then
                 waits = event.reason
                 control.stop()
             elif not isinstance(event, Resumed):

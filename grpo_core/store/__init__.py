@@ -1,22 +1,43 @@
 """The record of every run: one SQLite file, one writing connection, many reading ones. The only place with SQL."""
 
-from grpo_core.store.export import export_config_json, export_metrics_csv, export_rollouts_jsonl, export_rollouts_parquet
+from grpo_core.store.export import (
+    export_config_json,
+    export_metrics_csv,
+    export_rollouts_jsonl,
+    export_rollouts_parquet,
+)
 from grpo_core.store.recorder import Recorder
 from grpo_core.store.rollouts import Wanted
 from grpo_core.store.rows import (
-           CheckpointRow,
-           Cursor,
-           GroupPage,
-           GroupRow,
-           GroupSummary,
-           RolloutPage,
-           RolloutRow,
-           RunRow,
-           TokenRow,
-           VerdictCounts,
+    CheckpointRow,
+    Cursor,
+    GroupPage,
+    GroupRow,
+    GroupSummary,
+    RolloutPage,
+    RolloutRow,
+    RunRow,
+    TokenRow,
+    VerdictCounts,
 )
 from grpo_core.store.store import Store
 
-__all__ = ["CheckpointRow", "Cursor", "GroupPage", "GroupRow", "GroupSummary", "Recorder", "RolloutPage", "RolloutRow", "RunRow", "Store", "TokenRow",
-           "VerdictCounts", "Wanted",
-           "export_config_json", "export_metrics_csv", "export_rollouts_jsonl", "export_rollouts_parquet"]
+__all__ = [
+    "CheckpointRow",
+    "Cursor",
+    "GroupPage",
+    "GroupRow",
+    "GroupSummary",
+    "Recorder",
+    "RolloutPage",
+    "RolloutRow",
+    "RunRow",
+    "Store",
+    "TokenRow",
+    "VerdictCounts",
+    "Wanted",
+    "export_config_json",
+    "export_metrics_csv",
+    "export_rollouts_jsonl",
+    "export_rollouts_parquet",
+]

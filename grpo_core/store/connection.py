@@ -37,7 +37,13 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     """mode: "ro" can neither write nor checkpoint; "rw" never creates, so a deleted file is noticed."""
     # isolation_level None: transactions are ours, begun IMMEDIATE. Python's implicit ones begin deferred and can then
     # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
-    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=15, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(
+        f"{path.as_uri()}?mode={mode}",
+        uri=True,
+        timeout=15,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 PROBLEMS = {
@@ -52,8 +58,13 @@ PROBLEMS = {
 
 def explain(path: Path, error: Exception) -> StoreError:
     """One line that says what is wrong with the file and what to do."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest a detail of it
-    problem = PROBLEMS.get(code, f"cannot be used: {error}. Check the disk and permissions, or name another file with --db.")
+    code = (
+        getattr(error, "sqlite_errorcode", 0) & 0xFF
+    )  # the low byte is the kind, the rest a detail of it
+    problem = PROBLEMS.get(
+        code,
+        f"cannot be used: {error}. Check the disk and permissions, or name another file with --db.",
+    )
     kind = StoreFull if code == sqlite3.SQLITE_FULL else StoreError
     return kind(" ".join(f"--db {str(path)!r} {problem}".split()))
 
@@ -64,7 +75,10 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in (
+            sqlite3.SQLITE_ERROR,
+            sqlite3.SQLITE_CONSTRAINT,
+        ):
             raise
         raise explain(path, error) from error
 
@@ -91,7 +105,9 @@ class Writer:
     def __init__(self, path: Path):
         self.path = path
         self.connection: sqlite3.Connection | None = None
-        self.owned: set[str] = set()  # the live runs of this process; while there is one, the file is held
+        self.owned: set[str] = (
+            set()
+        )  # the live runs of this process; while there is one, the file is held
         self.indexer: threading.Thread | None = None  # builds the search index, see search.py
         self._holders = 0
         self._inode = 0
@@ -139,7 +155,9 @@ class Writer:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:  # not after a full disk: SQLite has already rolled back
+                if (
+                    connection.in_transaction
+                ):  # not after a full disk: SQLite has already rolled back
                     connection.execute("ROLLBACK")
                 raise
 
@@ -147,7 +165,10 @@ class Writer:
         """Gives free pages back to the disk, a few megabytes at a time, so that a run that goes on meanwhile waits for moments only."""
         with explained(self.path):
             free, before = self._free_pages(), -1
-            while free not in (0, before):  # the same as before: a file made elsewhere, without auto_vacuum
+            while free not in (
+                0,
+                before,
+            ):  # the same as before: a file made elsewhere, without auto_vacuum
                 with self._mutex:
                     # A script, because execute() stops after the first page of them, and then syncs once a page.
                     self.connection.executescript("PRAGMA incremental_vacuum(2000)")
@@ -164,8 +185,10 @@ class Writer:
         try:
             self._lock.acquire(timeout=wait_seconds)
         except Timeout:
-            raise StoreBusy(f"--db {str(self.path)!r} is in use: another process is writing to it. "
-                            "Wait until its run has ended, or name another file with --db.") from None
+            raise StoreBusy(
+                f"--db {str(self.path)!r} is in use: another process is writing to it. "
+                "Wait until its run has ended, or name another file with --db."
+            ) from None
         except OSError as error:
             raise explain(self.path, error) from error
         try:
@@ -184,7 +207,9 @@ class Writer:
         except FileNotFoundError:
             same = False
         if not same:
-            raise StoreError(f"--db {str(self.path)!r} was deleted or replaced while it was in use. Put it back, or restart with another --db.")
+            raise StoreError(
+                f"--db {str(self.path)!r} was deleted or replaced while it was in use. Put it back, or restart with another --db."
+            )
 
     def _close(self) -> None:
         try:
@@ -200,7 +225,9 @@ class Readers:
 
     def __init__(self, path: Path):
         self._path = path
-        self._idle: deque[tuple[sqlite3.Connection, float]] = deque()  # with the time of their last use, the latest on the right
+        self._idle: deque[tuple[sqlite3.Connection, float]] = (
+            deque()
+        )  # with the time of their last use, the latest on the right
 
     def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """Every row at once: a half-read result would hold back the checkpoints, and the log would grow."""

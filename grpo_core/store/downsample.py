@@ -21,7 +21,11 @@ def min_max(rows: Sequence[Row], values: Sequence[float | None], limit: int) -> 
     for n in range(stretches):
         span = range(n * len(rows) // stretches, (n + 1) * len(rows) // stretches)
         known = [i for i in span if (v := values[i]) is not None and isfinite(v)]
-        keep |= {min(known, key=values.__getitem__), max(known, key=values.__getitem__)} if known else {span[0]}
+        keep |= (
+            {min(known, key=values.__getitem__), max(known, key=values.__getitem__)}
+            if known
+            else {span[0]}
+        )
     return [rows[i] for i in sorted(keep)]
 
 

@@ -26,7 +26,9 @@ def export_metrics_csv(store: Store, run_id: str, out: TextIO) -> None:
     """
     store.run(run_id)
     names = store.metric_names(run_id)
-    writer = csv.writer(out)  # RFC 4180, line ends too: with "\n" alone it would leave a carriage return in a name unquoted
+    writer = csv.writer(
+        out
+    )  # RFC 4180, line ends too: with "\n" alone it would leave a carriage return in a name unquoted
     writer.writerow(map(_cell, ("step", *STEP_METRICS, *names)))
     for step, values in store.iter_numbers(run_id, names):
         writer.writerow([step, *map(_cell, values)])
@@ -43,7 +45,15 @@ def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -
     """A selection of rollouts, newest first, in the lines of the JSON Lines export. Returns how many."""
     encode, n = json.JSONEncoder(allow_nan=False).encode, 0
     for group, rollout in store.iter_found(run_id, wanted):
-        out.write(encode({name: getattr(rollout if hasattr(rollout, name) else group, name) for name in COLUMNS}) + "\n")
+        out.write(
+            encode(
+                {
+                    name: getattr(rollout if hasattr(rollout, name) else group, name)
+                    for name in COLUMNS
+                }
+            )
+            + "\n"
+        )
         n += 1
     return n
 
@@ -54,9 +64,17 @@ def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise StudioError("Parquet export needs the package pyarrow. Install it, or export JSON Lines.") from None
-    kinds = {"step": pa.int64(), "group_id": pa.int64(), "position": pa.int64(), "num_tokens": pa.int64(),
-             "reward": pa.float64(), "advantage": pa.float64()}
+        raise StudioError(
+            "Parquet export needs the package pyarrow. Install it, or export JSON Lines."
+        ) from None
+    kinds = {
+        "step": pa.int64(),
+        "group_id": pa.int64(),
+        "position": pa.int64(),
+        "num_tokens": pa.int64(),
+        "reward": pa.float64(),
+        "advantage": pa.float64(),
+    }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     aside = Path(f"{path}.part")
     try:
@@ -75,15 +93,32 @@ def export_config_json(store: Store, run_id: str, out: TextIO) -> None:
     out.write("\n")
 
 
-COLUMNS = ("run_id", "step", "group_id", "position", "prompt_id", "prompt", "answer", "text", "finish_reason", "num_tokens", "reward",
-           "advantage", "scores", "verdict")
+COLUMNS = (
+    "run_id",
+    "step",
+    "group_id",
+    "position",
+    "prompt_id",
+    "prompt",
+    "answer",
+    "text",
+    "finish_reason",
+    "num_tokens",
+    "reward",
+    "advantage",
+    "scores",
+    "verdict",
+)
 
 
 def _rollouts(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
     store.run(run_id)
     for group in store.iter_groups(run_id):
         for rollout in group.rollouts:
-            yield {name: getattr(rollout if hasattr(rollout, name) else group, name) for name in COLUMNS}
+            yield {
+                name: getattr(rollout if hasattr(rollout, name) else group, name)
+                for name in COLUMNS
+            }
 
 
 def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -15,14 +15,28 @@ from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.downsample import stride
 from grpo_core.store.plain import integer, text
 from grpo_core.store.rollouts import Wanted
-from grpo_core.store.rows import GroupPage, GroupRow, GroupSummary, RolloutPage, RolloutRow, TokenRow, VerdictCounts
+from grpo_core.store.rows import (
+    GroupPage,
+    GroupRow,
+    GroupSummary,
+    RolloutPage,
+    RolloutRow,
+    TokenRow,
+    VerdictCounts,
+)
 
 EXCERPT = 200  # characters of a completion in a list of groups
 MAX_PAGE = 1000
 
 # What a list of groups can be sorted by. A table, because a column name cannot be a parameter of a query. What is not known comes last.
-SORTS = {"step": "g.step {}", "position": "g.position {}", "reward_mean": "g.reward_mean {} NULLS LAST",
-         "reward_std": "g.reward_std {} NULLS LAST", "verdict": "g.verdict {}", "prompt": "g.prompt {}"}
+SORTS = {
+    "step": "g.step {}",
+    "position": "g.position {}",
+    "reward_mean": "g.reward_mean {} NULLS LAST",
+    "reward_std": "g.reward_std {} NULLS LAST",
+    "verdict": "g.verdict {}",
+    "prompt": "g.prompt {}",
+}
 
 
 COUNTED = 1_000  # groups with a common text are counted this far beyond the page in view
@@ -37,11 +51,16 @@ class GroupQueries:
 
     def group_ids(self, run_id: str, step: int) -> list[int]:
         """The groups of a step in their order."""
-        rows = self._readers.all("SELECT id FROM groups WHERE run_id = ? AND step = ? ORDER BY position", (text(run_id), integer(step)))
+        rows = self._readers.all(
+            "SELECT id FROM groups WHERE run_id = ? AND step = ? ORDER BY position",
+            (text(run_id), integer(step)),
+        )
         return [row["id"] for row in rows]
 
     def last_step_with_groups(self, run_id: str) -> int | None:
-        return self._readers.all("SELECT MAX(step) FROM groups WHERE run_id = ?", (text(run_id),))[0][0]
+        return self._readers.all("SELECT MAX(step) FROM groups WHERE run_id = ?", (text(run_id),))[
+            0
+        ][0]
 
     def group(self, group_id: int) -> GroupRow:
         """A group with all its rollouts."""
@@ -50,26 +69,39 @@ class GroupQueries:
         except (TypeError, ValueError):
             rows = []
         if not rows:
-            raise NotFound(f"group {text(group_id)!r:.80} is not in the store. Its run may have been deleted; choose another group.")
+            raise NotFound(
+                f"group {text(group_id)!r:.80} is not in the store. Its run may have been deleted; choose another group."
+            )
         return self._with_rollouts(rows)[0]
 
     def newest_groups(self, run_id: str, limit: int) -> list[GroupRow]:
         """The last groups of a run with their rollouts, newest first."""
-        return self._with_rollouts(self._readers.all("SELECT * FROM groups WHERE run_id = ? ORDER BY step DESC, position LIMIT ?", (text(run_id), limit)))
+        return self._with_rollouts(
+            self._readers.all(
+                "SELECT * FROM groups WHERE run_id = ? ORDER BY step DESC, position LIMIT ?",
+                (text(run_id), limit),
+            )
+        )
 
-    def scored(self, run_id: str, step_from: int = 0, step_to: int | None = None) -> list[tuple[Any, ...]]:
+    def scored(
+        self, run_id: str, step_from: int = 0, step_to: int | None = None
+    ) -> list[tuple[Any, ...]]:
         """All rollouts of a run as numbers, in order: (step, group id, position of the group, prompt id, prompt, rollout id, position, scores as JSON,
         reward, advantage, edited, tokens, finish reason). No texts of completions: those are what makes a run large."""
         rows = self._readers.all(
             "SELECT g.step, g.id, g.position, g.prompt_id, g.prompt, r.id, r.position, r.scores, r.reward, r.advantage, r.edited, r.num_tokens, r.finish_reason "
             "FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ? AND g.step BETWEEN ? AND ? ORDER BY g.step, g.position, r.position",
-            (text(run_id), integer(step_from), integer(2**62 if step_to is None else step_to)))
+            (text(run_id), integer(step_from), integer(2**62 if step_to is None else step_to)),
+        )
         return [tuple(row) for row in rows]
 
     def token_row(self, rollout_id: int) -> TokenRow | None:
         """The tokens of a rollout with what was recorded of each; None where nothing was."""
-        rows = self._readers.all("SELECT t.*, g.run_id FROM token_records t JOIN rollouts r ON r.id = t.rollout_id JOIN groups g ON g.id = r.group_id "
-                                 "WHERE t.rollout_id = ?", (integer(rollout_id),))
+        rows = self._readers.all(
+            "SELECT t.*, g.run_id FROM token_records t JOIN rollouts r ON r.id = t.rollout_id JOIN groups g ON g.id = r.group_id "
+            "WHERE t.rollout_id = ?",
+            (integer(rollout_id),),
+        )
         if not rows:
             return None
         row, ids = rows[0], array("i", rows[0]["token_ids"])
@@ -77,68 +109,137 @@ class GroupQueries:
         pieces: dict[int, bytes] = {}
         for start in range(0, len(distinct), 500):
             part = distinct[start : start + 500]
-            pieces |= {r["token_id"]: r["piece"] for r in self._in("SELECT token_id, piece FROM token_pieces WHERE run_id = ? AND token_id IN ({})", part, row["run_id"])}
-        floats = {name: None if row[name] is None else array("f", row[name]) for name in ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")}
-        return TokenRow(rollout_id, ids, tuple(pieces.get(i, f"[{i}]".encode()) for i in ids), **floats)
+            pieces |= {
+                r["token_id"]: r["piece"]
+                for r in self._in(
+                    "SELECT token_id, piece FROM token_pieces WHERE run_id = ? AND token_id IN ({})",
+                    part,
+                    row["run_id"],
+                )
+            }
+        floats = {
+            name: None if row[name] is None else array("f", row[name])
+            for name in ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
+        }
+        return TokenRow(
+            rollout_id, ids, tuple(pieces.get(i, f"[{i}]".encode()) for i in ids), **floats
+        )
 
     def visits(self, run_id: str, prompt_id: str, limit: int = 200) -> list[GroupRow]:
         """Every time a run came upon a prompt, in order of steps; the last `limit` of them."""
-        rows = self._readers.all("SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step DESC, position DESC LIMIT ?",
-                                 (text(prompt_id), text(run_id), limit))
+        rows = self._readers.all(
+            "SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step DESC, position DESC LIMIT ?",
+            (text(prompt_id), text(run_id), limit),
+        )
         return self._with_rollouts(rows[::-1])
 
     def runs_with_prompt(self, prompt_id: str) -> list[str]:
         """The runs that came upon a prompt."""
-        return [row["run_id"] for row in self._readers.all("SELECT DISTINCT run_id FROM groups WHERE prompt_id = ?", (text(prompt_id),))]
+        return [
+            row["run_id"]
+            for row in self._readers.all(
+                "SELECT DISTINCT run_id FROM groups WHERE prompt_id = ?", (text(prompt_id),)
+            )
+        ]
 
-    def find_rollouts(self, run_id: str, wanted: Wanted, sort: str = "newest", descending: bool = True, limit: int = 25, offset: int = 0) -> RolloutPage:
+    def find_rollouts(
+        self,
+        run_id: str,
+        wanted: Wanted,
+        sort: str = "newest",
+        descending: bool = True,
+        limit: int = 25,
+        offset: int = 0,
+    ) -> RolloutPage:
         """One page of the rollouts that meet every condition, see rollouts.py."""
-        return rollouts.find(self._readers, self._writer, run_id, wanted, sort, descending, limit, offset)
+        return rollouts.find(
+            self._readers, self._writer, run_id, wanted, sort, descending, limit, offset
+        )
 
-    def iter_found(self, run_id: str, wanted: Wanted, most: int = 100_000, chunk: int = 500) -> Iterator[tuple[GroupRow, RolloutRow]]:
+    def iter_found(
+        self, run_id: str, wanted: Wanted, most: int = 100_000, chunk: int = 500
+    ) -> Iterator[tuple[GroupRow, RolloutRow]]:
         """The newest `most` rollouts that meet every condition, whole, each with its group, a few hundred in memory at a time."""
         ids = rollouts.ids_of(self._readers, self._writer, run_id, wanted, most)
         for start in range(0, len(ids), chunk):
             part = set(ids[start : start + chunk])
-            groups = self._in("SELECT * FROM groups WHERE id IN (SELECT group_id FROM rollouts WHERE id IN ({})) ORDER BY step DESC, position", list(part))
+            groups = self._in(
+                "SELECT * FROM groups WHERE id IN (SELECT group_id FROM rollouts WHERE id IN ({})) ORDER BY step DESC, position",
+                list(part),
+            )
             for group in self._with_rollouts(groups):
                 yield from ((group, r) for r in group.rollouts if r.id in part)
 
     def verdict_counts(self, run_id: str) -> dict[str, int]:
-        rows = self._readers.all("SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER BY verdict", (text(run_id),))
+        rows = self._readers.all(
+            "SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER BY verdict",
+            (text(run_id),),
+        )
         return {row["verdict"]: row["n"] for row in rows}
 
     def verdict_series(self, run_id: str, max_points: int = 300) -> list[VerdictCounts]:
         """How many groups of each verdict, for spans of steps of equal length, in order; a span is one step while the run is short."""
         run_id = text(run_id)
-        first, last = self._readers.all("SELECT MIN(step), MAX(step) FROM groups WHERE run_id = ?", (run_id,))[0]
+        first, last = self._readers.all(
+            "SELECT MIN(step), MAX(step) FROM groups WHERE run_id = ?", (run_id,)
+        )[0]
         if first is None:
             return []
         every = stride(first, last, max_points)
         spans: dict[int, dict[str, int]] = {}
-        for at, verdict, n in self._readers.all("SELECT (step - ?) / ? AS at, verdict, COUNT(*) FROM groups WHERE run_id = ? GROUP BY at, verdict "
-                                                "ORDER BY at", (first, every, run_id)):
+        for at, verdict, n in self._readers.all(
+            "SELECT (step - ?) / ? AS at, verdict, COUNT(*) FROM groups WHERE run_id = ? GROUP BY at, verdict "
+            "ORDER BY at",
+            (first, every, run_id),
+        ):
             spans.setdefault(first + at * every, {})[verdict] = n
-        return [VerdictCounts(start, min(last, start + every - 1), counts) for start, counts in spans.items()]
+        return [
+            VerdictCounts(start, min(last, start + every - 1), counts)
+            for start, counts in spans.items()
+        ]
 
-    def groups(self, run_id: str, *, verdict: str | None = None, search: str | None = None, step_from: int | None = None,
-               step_to: int | None = None, reward_from: float | None = None, reward_to: float | None = None, sort: str = "step",
-               descending: bool = True, limit: int = 50, offset: int = 0) -> GroupPage:
+    def groups(
+        self,
+        run_id: str,
+        *,
+        verdict: str | None = None,
+        search: str | None = None,
+        step_from: int | None = None,
+        step_to: int | None = None,
+        reward_from: float | None = None,
+        reward_to: float | None = None,
+        sort: str = "step",
+        descending: bool = True,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> GroupPage:
         """One page of the groups that meet every condition. reward_*: of the group's mean; bounds are included; `search`: see search.py."""
         if sort not in SORTS:
-            raise StudioError(f"sort = {str(sort)!r:.80}: groups are not sorted by that. Known: {', '.join(SORTS)}.")
+            raise StudioError(
+                f"sort = {str(sort)!r:.80}: groups are not sorted by that. Known: {', '.join(SORTS)}."
+            )
         where, values = ["g.run_id = ?"], [text(run_id)]
-        for sql, value in (("g.verdict = ?", verdict and text(verdict)), ("g.step >= ?", step_from), ("g.step <= ?", step_to),
-                           ("g.reward_mean >= ?", reward_from), ("g.reward_mean <= ?", reward_to)):
+        for sql, value in (
+            ("g.verdict = ?", verdict and text(verdict)),
+            ("g.step >= ?", step_from),
+            ("g.step <= ?", step_to),
+            ("g.reward_mean >= ?", reward_from),
+            ("g.reward_mean <= ?", reward_to),
+        ):
             if value is not None and value != "":
                 where.append(sql)
                 values.append(integer(value) if "step" in sql else value)
         search = text(search or "").strip()
         unsearched = 0
-        first, last = max(0, integer(offset)), max(0, integer(offset)) + max(0, min(integer(limit), MAX_PAGE))
+        first, last = (
+            max(0, integer(offset)),
+            max(0, integer(offset)) + max(0, min(integer(limit), MAX_PAGE)),
+        )
         counted = None  # groups that are looked for at most; None: all
         if search:
-            if sort == "step" and fulltext.is_common(self._readers, search):  # in their order, and no further than a person turns pages: the next one has it too
+            if sort == "step" and fulltext.is_common(
+                self._readers, search
+            ):  # in their order, and no further than a person turns pages: the next one has it too
                 sql, more, counted = *fulltext.read(search), last + COUNTED
             else:
                 sql, more, unsearched = fulltext.condition(self._readers, self._writer, search)
@@ -148,25 +249,54 @@ class GroupQueries:
         direction = "DESC" if descending else "ASC"
         ordered = f"SELECT g.id {matching} ORDER BY {SORTS[sort].format(direction)}{'' if sort == 'step' else f', g.step {direction}'}, g.position"
         if search:  # too dear to be done twice, for a page and for the total; and it has to look at everything anyway
-            found = self._readers.all(f"{ordered} LIMIT ?", (*values, -1 if counted is None else counted + 1))
+            found = self._readers.all(
+                f"{ordered} LIMIT ?", (*values, -1 if counted is None else counted + 1)
+            )
             more = counted is not None and len(found) > counted
-            return GroupPage(self._summaries([row["id"] for row in found[first:last]]), len(found) - more, unsearched, more)
+            return GroupPage(
+                self._summaries([row["id"] for row in found[first:last]]),
+                len(found) - more,
+                unsearched,
+                more,
+            )
         found = self._readers.all(f"{ordered} LIMIT ? OFFSET ?", (*values, last - first, first))
-        return GroupPage(self._summaries([row["id"] for row in found]), self._readers.all(f"SELECT COUNT(*) {matching}", values)[0][0])
+        return GroupPage(
+            self._summaries([row["id"] for row in found]),
+            self._readers.all(f"SELECT COUNT(*) {matching}", values)[0][0],
+        )
 
     def _summaries(self, group_ids: list[int]) -> list[GroupSummary]:
         rollouts: dict[int, list[sqlite3.Row]] = {group_id: [] for group_id in group_ids}
-        for row in self._in("SELECT group_id, reward, substr(text, 1, ?) AS text FROM rollouts WHERE group_id IN ({}) ORDER BY group_id, position",
-                            group_ids, EXCERPT + 1):
+        for row in self._in(
+            "SELECT group_id, reward, substr(text, 1, ?) AS text FROM rollouts WHERE group_id IN ({}) ORDER BY group_id, position",
+            group_ids,
+            EXCERPT + 1,
+        ):
             rollouts[row["group_id"]].append(row)
-        groups = {row["id"]: row for row in self._in(
-            "SELECT id, step, position, prompt, answer, reward_mean, reward_std, verdict FROM groups WHERE id IN ({})", group_ids)}
-        return [_summary(groups[group_id], rollouts[group_id]) for group_id in group_ids if group_id in groups]
+        groups = {
+            row["id"]: row
+            for row in self._in(
+                "SELECT id, step, position, prompt, answer, reward_mean, reward_std, verdict FROM groups WHERE id IN ({})",
+                group_ids,
+            )
+        }
+        return [
+            _summary(groups[group_id], rollouts[group_id])
+            for group_id in group_ids
+            if group_id in groups
+        ]
 
     def _with_rollouts(self, groups: list[sqlite3.Row]) -> list[GroupRow]:
         rollouts: dict[int, list[RolloutRow]] = {group["id"]: [] for group in groups}
-        for row in self._in("SELECT * FROM rollouts WHERE group_id IN ({}) ORDER BY group_id, position", list(rollouts)):
-            rollouts[row["group_id"]].append(RolloutRow(**{**row, "scores": json.loads(row["scores"]), "edited": bool(row["edited"])}))
+        for row in self._in(
+            "SELECT * FROM rollouts WHERE group_id IN ({}) ORDER BY group_id, position",
+            list(rollouts),
+        ):
+            rollouts[row["group_id"]].append(
+                RolloutRow(
+                    **{**row, "scores": json.loads(row["scores"]), "edited": bool(row["edited"])}
+                )
+            )
         return [GroupRow(**group, rollouts=tuple(rollouts[group["id"]])) for group in groups]
 
     def _in(self, sql: str, ids: Sequence[int], *before: Any) -> list[sqlite3.Row]:
@@ -175,8 +305,10 @@ class GroupQueries:
     def iter_groups(self, run_id: str, chunk: int = 200) -> Iterator[GroupRow]:
         """Every group of a run with its rollouts, in order, a few hundred in memory at a time. Each chunk is a read of its own."""
         step, position = -1, -1
-        while rows := self._readers.all("SELECT * FROM groups WHERE run_id = ? AND (step, position) > (?, ?) ORDER BY step, position LIMIT ?",
-                                        (text(run_id), step, position, chunk)):
+        while rows := self._readers.all(
+            "SELECT * FROM groups WHERE run_id = ? AND (step, position) > (?, ?) ORDER BY step, position LIMIT ?",
+            (text(run_id), step, position, chunk),
+        ):
             yield from self._with_rollouts(rows)
             step, position = rows[-1]["step"], rows[-1]["position"]
 
@@ -185,8 +317,13 @@ def _summary(group: sqlite3.Row, rollouts: list[sqlite3.Row]) -> GroupSummary:
     scored = [r for r in rollouts if r["reward"] is not None]
     best = max(scored, key=lambda r: r["reward"])["text"] if scored else None
     worst = min(scored, key=lambda r: r["reward"])["text"] if scored else None
-    return GroupSummary(**group, rewards=tuple(r["reward"] for r in rollouts), best_text=_excerpt(best), worst_text=_excerpt(worst))
+    return GroupSummary(
+        **group,
+        rewards=tuple(r["reward"] for r in rollouts),
+        best_text=_excerpt(best),
+        worst_text=_excerpt(worst),
+    )
 
 
 def _excerpt(full: str | None) -> str | None:
-    return full if full is None or len(full) <= EXCERPT else full[:EXCERPT - 1] + "…"
+    return full if full is None or len(full) <= EXCERPT else full[: EXCERPT - 1] + "…"

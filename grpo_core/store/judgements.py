@@ -14,14 +14,22 @@ class Judgements:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
-        self._conn = sqlite3.connect(path, timeout=15, check_same_thread=False, isolation_level=None)
-        self._conn.execute("PRAGMA journal_mode = TRUNCATE")  # the server and its runs write here, each in a process of its own: no WAL for that
-        self._conn.execute("CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, score REAL NOT NULL, reason TEXT NOT NULL, tokens INTEGER NOT NULL, "
-                           "seconds REAL NOT NULL, created_at REAL NOT NULL) STRICT")
+        self._conn = sqlite3.connect(
+            path, timeout=15, check_same_thread=False, isolation_level=None
+        )
+        self._conn.execute(
+            "PRAGMA journal_mode = TRUNCATE"
+        )  # the server and its runs write here, each in a process of its own: no WAL for that
+        self._conn.execute(
+            "CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, score REAL NOT NULL, reason TEXT NOT NULL, tokens INTEGER NOT NULL, "
+            "seconds REAL NOT NULL, created_at REAL NOT NULL) STRICT"
+        )
 
     def get(self, key: str) -> tuple[float, str] | None:
         with self._lock:
-            return self._conn.execute("SELECT score, reason FROM judgements WHERE key = ?", (key,)).fetchone()
+            return self._conn.execute(
+                "SELECT score, reason FROM judgements WHERE key = ?", (key,)
+            ).fetchone()
 
     def put(self, key: str, score: float, reason: str, tokens: int, seconds: float) -> None:
         row = (key, score, reason.encode("utf-8", "replace").decode(), tokens, seconds, time.time())

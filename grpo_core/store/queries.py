@@ -36,7 +36,10 @@ class Queries(GroupQueries):
 
     def runs(self) -> list[RunRow]:
         """Every run with its summary, newest first."""
-        return [_run(row) for row in self._readers.all("SELECT * FROM runs ORDER BY created_at DESC, rowid DESC")]
+        return [
+            _run(row)
+            for row in self._readers.all("SELECT * FROM runs ORDER BY created_at DESC, rowid DESC")
+        ]
 
     def run(self, run_id: str) -> RunRow:
         rows = self._readers.all("SELECT * FROM runs WHERE id = ?", (text(run_id),))
@@ -47,7 +50,9 @@ class Queries(GroupQueries):
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with the file, in its words; empty if nothing is."""
         found = [row[0] for row in self._readers.all("PRAGMA integrity_check")] + [
-            f"{row['table']} row {row['rowid']} refers to a missing {row['parent']}" for row in self._readers.all("PRAGMA foreign_key_check")]
+            f"{row['table']} row {row['rowid']} refers to a missing {row['parent']}"
+            for row in self._readers.all("PRAGMA foreign_key_check")
+        ]
         return [line for line in found if line != "ok"]
 
     # ---- numbers -------------------------------------------------------------------------------------------------------
@@ -55,77 +60,122 @@ class Queries(GroupQueries):
     def steps(self, run_id: str, max_points: int = 1000) -> list[dict[str, Any]]:
         """One dict a step: "step" and every field of StepMetrics. More than `max_points` are thinned, see `stride`."""
         run_id = text(run_id)
-        first, last = self._readers.all("SELECT (SELECT MIN(step) FROM steps WHERE run_id = :run), "
-                                        "(SELECT MAX(step) FROM steps WHERE run_id = :run)", {"run": run_id})[0]
+        first, last = self._readers.all(
+            "SELECT (SELECT MIN(step) FROM steps WHERE run_id = :run), "
+            "(SELECT MAX(step) FROM steps WHERE run_id = :run)",
+            {"run": run_id},
+        )[0]
         if first is None:
             return []
         every = stride(first, last, max_points)
-        rows = self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? "
-                                 "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step", (run_id, first, every, last))
-        return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]  # dict(row) looks every name up: 8 times slower
+        rows = self._readers.all(
+            f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? "
+            "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step",
+            (run_id, first, every, last),
+        )
+        return [
+            dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows
+        ]  # dict(row) looks every name up: 8 times slower
 
-    def steps_with_spikes(self, run_id: str, columns: Sequence[str], max_points: int) -> list[dict[str, Any]]:
+    def steps_with_spikes(
+        self, run_id: str, columns: Sequence[str], max_points: int
+    ) -> list[dict[str, Any]]:
         """Like steps, but of a run too long for `max_points` the rows in which one of `columns` is lowest or highest of its stretch: no spike is lost."""
         assert set(columns) <= set(STEP_METRICS)
-        rows = self._readers.all(f"SELECT step, {', '.join(columns)} FROM steps WHERE run_id = ? ORDER BY step", (text(run_id),))
+        rows = self._readers.all(
+            f"SELECT step, {', '.join(columns)} FROM steps WHERE run_id = ? ORDER BY step",
+            (text(run_id),),
+        )
         if len(rows) <= max_points:
             return self.steps(run_id, max_points)
-        kept = {row[0] for n in range(1, len(columns) + 1) for row in min_max(rows, [row[n] for row in rows], max_points // len(columns))}
-        rows = self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step IN (SELECT value FROM json_each(?)) ORDER BY step",
-                                 (text(run_id), json.dumps(sorted(kept))))
+        kept = {
+            row[0]
+            for n in range(1, len(columns) + 1)
+            for row in min_max(rows, [row[n] for row in rows], max_points // len(columns))
+        }
+        rows = self._readers.all(
+            f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step IN (SELECT value FROM json_each(?)) ORDER BY step",
+            (text(run_id), json.dumps(sorted(kept))),
+        )
         return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]
 
-    def metrics_with_spikes(self, run_id: str, max_points: int) -> dict[str, list[tuple[int, float | None]]]:
+    def metrics_with_spikes(
+        self, run_id: str, max_points: int
+    ) -> dict[str, list[tuple[int, float | None]]]:
         """Like metrics, but of a long series the lowest and highest value of every stretch."""
         whole = self.metrics(run_id, max_points=2**62)
-        return {name: min_max(points, [v for _, v in points], max_points) for name, points in whole.items()}
+        return {
+            name: min_max(points, [v for _, v in points], max_points)
+            for name, points in whole.items()
+        }
 
     def steps_between(self, run_id: str, first: int, last: int) -> list[dict[str, Any]]:
         """The rows of `steps` from first to last, bounds included, none left out."""
-        rows = self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step BETWEEN ? AND ? ORDER BY step",
-                                 (text(run_id), integer(first), integer(last)))
+        rows = self._readers.all(
+            f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step BETWEEN ? AND ? ORDER BY step",
+            (text(run_id), integer(first), integer(last)),
+        )
         return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]
 
     def metric_names(self, run_id: str) -> list[str]:
         """The names of the open metrics of a run, sorted. Hops through the index from name to name, not over every value."""
-        rows = self._readers.all("""
+        rows = self._readers.all(
+            """
             WITH RECURSIVE names(name) AS (
               SELECT MIN(name) FROM metrics WHERE run_id = :run
               UNION ALL
               SELECT (SELECT MIN(m.name) FROM metrics m WHERE m.run_id = :run AND m.name > names.name) FROM names WHERE name NOT NULL)
-            SELECT name FROM names WHERE name NOT NULL""", {"run": text(run_id)})
+            SELECT name FROM names WHERE name NOT NULL""",
+            {"run": text(run_id)},
+        )
         return [row["name"] for row in rows]
 
-    def metrics(self, run_id: str, names: Sequence[str] | None = None, max_points: int = 1000) -> dict[str, list[tuple[int, float | None]]]:
+    def metrics(
+        self, run_id: str, names: Sequence[str] | None = None, max_points: int = 1000
+    ) -> dict[str, list[tuple[int, float | None]]]:
         """Name -> its (step, value) in order, thinned like steps. A name without values has an empty list."""
         names = self.metric_names(run_id) if names is None else names
         return {name: self._metric(text(run_id), text(name), max_points) for name in names}
 
     def _metric(self, run_id: str, name: str, max_points: int) -> list[tuple[int, float | None]]:
-        count, first, last = self._readers.all("SELECT COUNT(*), MIN(step), MAX(step) FROM metrics WHERE run_id = ? AND name = ?",
-                                               (run_id, name))[0]
+        count, first, last = self._readers.all(
+            "SELECT COUNT(*), MIN(step), MAX(step) FROM metrics WHERE run_id = ? AND name = ?",
+            (run_id, name),
+        )[0]
         every = stride(first, last, max_points) if count > max_points else 1
-        rows = self._readers.all("SELECT step, value FROM metrics WHERE run_id = ? AND name = ? "
-                                 "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step", (run_id, name, first, every, last))
+        rows = self._readers.all(
+            "SELECT step, value FROM metrics WHERE run_id = ? AND name = ? "
+            "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step",
+            (run_id, name, first, every, last),
+        )
         return [(row["step"], row["value"]) for row in rows]
 
-    def iter_numbers(self, run_id: str, names: Sequence[str], chunk: int = 1000) -> Iterator[tuple[int, list[float | None]]]:
+    def iter_numbers(
+        self, run_id: str, names: Sequence[str], chunk: int = 1000
+    ) -> Iterator[tuple[int, list[float | None]]]:
         """Every step in order with all its numbers: the fields of StepMetrics, then the open metrics `names`."""
         run_id, after = text(run_id), -1
         while True:
             empty: list[float | None] = [None] * (len(STEP_METRICS) + len(names))
-            steps = self._readers.all("SELECT step FROM (SELECT step FROM steps WHERE run_id = :run UNION SELECT step FROM metrics "
-                                      "WHERE run_id = :run) WHERE step > :after ORDER BY step LIMIT :chunk",
-                                      {"run": run_id, "after": after, "chunk": chunk})
+            steps = self._readers.all(
+                "SELECT step FROM (SELECT step FROM steps WHERE run_id = :run UNION SELECT step FROM metrics "
+                "WHERE run_id = :run) WHERE step > :after ORDER BY step LIMIT :chunk",
+                {"run": run_id, "after": after, "chunk": chunk},
+            )
             if not steps:
                 return
             table = {row["step"]: empty.copy() for row in steps}
             span = (run_id, after + 1, steps[-1]["step"])
-            for row in self._readers.all(f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step BETWEEN ? AND ?", span):
-                table[row["step"]][:len(STEP_METRICS)] = row[1:]
+            for row in self._readers.all(
+                f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step BETWEEN ? AND ?",
+                span,
+            ):
+                table[row["step"]][: len(STEP_METRICS)] = row[1:]
             for column, name in enumerate(names, len(STEP_METRICS)):
-                for step, value in self._readers.all("SELECT step, value FROM metrics WHERE run_id = ? AND step BETWEEN ? AND ? AND name = ?",
-                                                     (*span, name)):
+                for step, value in self._readers.all(
+                    "SELECT step, value FROM metrics WHERE run_id = ? AND step BETWEEN ? AND ? AND name = ?",
+                    (*span, name),
+                ):
                     table[step][column] = value
             yield from table.items()
             after = steps[-1]["step"]
@@ -134,44 +184,86 @@ class Queries(GroupQueries):
 
     def alerts(self, run_id: str) -> list[Notice]:
         """What the advisor wrote down of a run and nobody dismissed, worst first as it was written."""
-        rows = self._readers.all("SELECT * FROM alerts WHERE run_id = ? AND dismissed_at IS NULL ORDER BY id", (text(run_id),))
-        return [Notice(r["code"], r["severity"], r["step"], r["message"], json.loads(r["evidence"] or "{}"), r["group_id"], r["advice"] or "") for r in rows]
+        rows = self._readers.all(
+            "SELECT * FROM alerts WHERE run_id = ? AND dismissed_at IS NULL ORDER BY id",
+            (text(run_id),),
+        )
+        return [
+            Notice(
+                r["code"],
+                r["severity"],
+                r["step"],
+                r["message"],
+                json.loads(r["evidence"] or "{}"),
+                r["group_id"],
+                r["advice"] or "",
+            )
+            for r in rows
+        ]
 
     def dismissed(self, run_id: str) -> set[str]:
         """The codes that a person does not want to hear of again."""
-        return {r["code"] for r in self._readers.all("SELECT code FROM alerts WHERE run_id = ? AND dismissed_at NOT NULL", (text(run_id),))}
+        return {
+            r["code"]
+            for r in self._readers.all(
+                "SELECT code FROM alerts WHERE run_id = ? AND dismissed_at NOT NULL",
+                (text(run_id),),
+            )
+        }
 
     def place_of(self, group_id: int) -> tuple[int, int] | None:
         """Step and position of a group."""
-        rows = self._readers.all("SELECT step, position FROM groups WHERE id = ?", (integer(group_id),))
+        rows = self._readers.all(
+            "SELECT step, position FROM groups WHERE id = ?", (integer(group_id),)
+        )
         return (rows[0]["step"], rows[0]["position"]) if rows else None
 
     def edits(self, run_id: str) -> dict[int, dict[str, float]]:
         """Step -> what a person changed from it on, or in it; see types.Edited."""
         found: dict[int, dict[str, float]] = {}
         # A range, not LIKE: the index on names serves it.
-        for row in self._readers.all("SELECT step, name, value FROM metrics WHERE run_id = ? AND (name >= 'knob/' AND name < 'knob0' OR "
-                                     "name >= 'edit/' AND name < 'edit0') AND value NOT NULL ORDER BY step", (text(run_id),)):
+        for row in self._readers.all(
+            "SELECT step, name, value FROM metrics WHERE run_id = ? AND (name >= 'knob/' AND name < 'knob0' OR "
+            "name >= 'edit/' AND name < 'edit0') AND value NOT NULL ORDER BY step",
+            (text(run_id),),
+        ):
             found.setdefault(row["step"], {})[row["name"]] = row["value"]
         return found
 
     def edited(self, run_id: str, step: int) -> tuple[tuple[int, float | None], ...]:
         """Rollout and reward, wherever a person gave it in this step. Groups are written anew with the same ids, so this tells them apart."""
-        return tuple((row["id"], row["reward"]) for row in self._readers.all(
-            "SELECT r.id, r.reward FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ? AND g.step = ? AND r.edited ORDER BY r.id",
-            (text(run_id), integer(step))))
+        return tuple(
+            (row["id"], row["reward"])
+            for row in self._readers.all(
+                "SELECT r.id, r.reward FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ? AND g.step = ? AND r.edited ORDER BY r.id",
+                (text(run_id), integer(step)),
+            )
+        )
 
     def checkpoints(self, run_id: str) -> list[CheckpointRow]:
         """The saved states of a run, oldest first."""
-        rows = self._readers.all("SELECT step, path, bytes, sha256 FROM checkpoints WHERE run_id = ? ORDER BY step", (text(run_id),))
-        return [CheckpointRow(row["step"], self.path.parent / row["path"], row["bytes"], row["sha256"]) for row in rows]
+        rows = self._readers.all(
+            "SELECT step, path, bytes, sha256 FROM checkpoints WHERE run_id = ? ORDER BY step",
+            (text(run_id),),
+        )
+        return [
+            CheckpointRow(row["step"], self.path.parent / row["path"], row["bytes"], row["sha256"])
+            for row in rows
+        ]
 
 
 def no_run(run_id: str) -> NotFound:
-    return NotFound(f"run {text(run_id)!r:.80} is not in the store. It may have been deleted; choose another run.")
+    return NotFound(
+        f"run {text(run_id)!r:.80} is not in the store. It may have been deleted; choose another run."
+    )
 
 
 def _run(row: sqlite3.Row) -> RunRow:
-    values: Mapping[str, Any] = {**row, "status": RunStatus(row["status"]), "phase": row["phase"] and Phase(row["phase"]),
-                                 "config": json.loads(row["config"]), "env": row["env"] and json.loads(row["env"])}
+    values: Mapping[str, Any] = {
+        **row,
+        "status": RunStatus(row["status"]),
+        "phase": row["phase"] and Phase(row["phase"]),
+        "config": json.loads(row["config"]),
+        "env": row["env"] and json.loads(row["env"]),
+    }
     return RunRow(**values)

@@ -16,7 +16,12 @@ COUNTED = 10_000  # matches are counted no further: nobody turns so many pages, 
 EXCERPT = 160  # characters of a completion in a list
 MAX_PAGE = 1000
 
-SORTS = {"newest": "g.step {}, g.position, r.position", "reward": "r.reward {} NULLS LAST", "advantage": "r.advantage {} NULLS LAST", "tokens": "r.num_tokens {}"}
+SORTS = {
+    "newest": "g.step {}, g.position, r.position",
+    "reward": "r.reward {} NULLS LAST",
+    "advantage": "r.advantage {} NULLS LAST",
+    "tokens": "r.num_tokens {}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +42,47 @@ class Wanted:
 
 
 CONDITIONS = {
-    "verdict": "g.verdict = ?", "finish_reason": "r.finish_reason = ?", "step_from": "g.step >= ?", "step_to": "g.step <= ?", "reward_from": "r.reward >= ?",
-    "reward_to": "r.reward <= ?", "advantage_from": "r.advantage >= ?", "advantage_to": "r.advantage <= ?", "tokens_from": "r.num_tokens >= ?", "tokens_to": "r.num_tokens <= ?"}
+    "verdict": "g.verdict = ?",
+    "finish_reason": "r.finish_reason = ?",
+    "step_from": "g.step >= ?",
+    "step_to": "g.step <= ?",
+    "reward_from": "r.reward >= ?",
+    "reward_to": "r.reward <= ?",
+    "advantage_from": "r.advantage >= ?",
+    "advantage_to": "r.advantage <= ?",
+    "tokens_from": "r.num_tokens >= ?",
+    "tokens_to": "r.num_tokens <= ?",
+}
 assert set(CONDITIONS) == {f.name for f in fields(Wanted)} - {"search"}
 
 
-def find(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, sort: str = "newest", descending: bool = True, limit: int = 25, offset: int = 0) -> RolloutPage:
+def find(
+    readers: Readers,
+    writer: Writer,
+    run_id: str,
+    wanted: Wanted,
+    sort: str = "newest",
+    descending: bool = True,
+    limit: int = 25,
+    offset: int = 0,
+) -> RolloutPage:
     """One page. With a text, an order other than newest is over the newest 10,000 matches."""
     if sort not in SORTS:
-        raise StudioError(f"sort = {sort!r:.80}: rollouts are not sorted by that. Known: {', '.join(SORTS)}.")
+        raise StudioError(
+            f"sort = {sort!r:.80}: rollouts are not sorted by that. Known: {', '.join(SORTS)}."
+        )
     limit, offset = max(0, min(int(limit), MAX_PAGE)), max(0, min(int(offset), 2**40))
     where, values = _where(run_id, wanted)
     order = SORTS[sort].format("DESC" if descending else "ASC")
     query, unsearched = text(wanted.search or "").strip()[: search.MAX_CHARS], 0
     if not query:
-        found = readers.all(f"SELECT r.id {_FROM} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", (*values, limit, offset))
-        total = readers.all(f"SELECT COUNT(*) FROM (SELECT 1 {_FROM} WHERE {where} LIMIT ?)", (*values, COUNTED + 1))[0][0]
+        found = readers.all(
+            f"SELECT r.id {_FROM} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?",
+            (*values, limit, offset),
+        )
+        total = readers.all(
+            f"SELECT COUNT(*) FROM (SELECT 1 {_FROM} WHERE {where} LIMIT ?)", (*values, COUNTED + 1)
+        )[0][0]
         ids = [row["id"] for row in found]
     else:
         matching, unsearched = _matching(readers, writer, where, values, query)
@@ -62,7 +92,13 @@ def find(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, sort: st
             ids = (everything if descending else everything[::-1])[offset : offset + limit]
         else:
             marks = ", ".join("?" * len(everything))
-            ids = [row["id"] for row in readers.all(f"SELECT r.id {_FROM} WHERE r.id IN ({marks}) ORDER BY {order} LIMIT ? OFFSET ?", (*everything, limit, offset))]
+            ids = [
+                row["id"]
+                for row in readers.all(
+                    f"SELECT r.id {_FROM} WHERE r.id IN ({marks}) ORDER BY {order} LIMIT ? OFFSET ?",
+                    (*everything, limit, offset),
+                )
+            ]
     return RolloutPage(list(_rows(readers, ids, query)), total, COUNTED, unsearched)
 
 
@@ -72,7 +108,13 @@ def ids_of(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, most: 
     query = text(wanted.search or "").strip()[: search.MAX_CHARS]
     if query:
         return [row["id"] for row in _matching(readers, writer, where, values, query, most)[0]]
-    return [row["id"] for row in readers.all(f"SELECT r.id {_FROM} WHERE {where} ORDER BY {SORTS['newest'].format('DESC')} LIMIT ?", (*values, most))]
+    return [
+        row["id"]
+        for row in readers.all(
+            f"SELECT r.id {_FROM} WHERE {where} ORDER BY {SORTS['newest'].format('DESC')} LIMIT ?",
+            (*values, most),
+        )
+    ]
 
 
 _FROM = "FROM groups g JOIN rollouts r ON r.group_id = g.id"
@@ -88,25 +130,55 @@ def _where(run_id: str, wanted: Wanted) -> tuple[str, list[Any]]:
     return " AND ".join(sql), values
 
 
-def _matching(readers: Readers, writer: Writer, where: str, values: list[Any], query: str, most: int = COUNTED + 1) -> tuple[list[Any], int]:
+def _matching(
+    readers: Readers,
+    writer: Writer,
+    where: str,
+    values: list[Any],
+    query: str,
+    most: int = COUNTED + 1,
+) -> tuple[list[Any], int]:
     """Ids of completions with `query` in them, newest first: the newest are read, then the index is asked. And how many were left out between."""
     pattern, trigrams = search.like(query), search.trigrams_of(query)
     reach = search.catch_up(readers, writer) if trigrams else search.Reach(0, 0)
     like = "r.text LIKE ? ESCAPE '\\'"
     # CROSS JOIN keeps the order of the tables: from the newest rollout back, until there are enough.
-    found = readers.all(f"SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id WHERE r.id > ? AND {like} AND {where} ORDER BY r.id DESC LIMIT ?",
-                        (reach.read_after, pattern, *values, most))
+    found = readers.all(
+        f"SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id WHERE r.id > ? AND {like} AND {where} ORDER BY r.id DESC LIMIT ?",
+        (reach.read_after, pattern, *values, most),
+    )
     if reach.indexed and len(found) < most:
-        found += readers.all(f"SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid CROSS JOIN groups g ON g.id = r.group_id "
-                             f"WHERE completions_fts MATCH ? AND {like} AND {where} ORDER BY f.rowid DESC LIMIT ?", (trigrams, pattern, *values, most - len(found)))
+        found += readers.all(
+            f"SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid CROSS JOIN groups g ON g.id = r.group_id "
+            f"WHERE completions_fts MATCH ? AND {like} AND {where} ORDER BY f.rowid DESC LIMIT ?",
+            (trigrams, pattern, *values, most - len(found)),
+        )
     return found, reach.unsearched
 
 
 def _rows(readers: Readers, ids: list[int], query: str) -> Iterator[FoundRollout]:
-    rows = {r["id"]: r for r in readers.all(
-        "SELECT r.id, g.step, g.position AS grp, r.position, g.verdict, r.finish_reason, r.num_tokens, r.reward, r.advantage, "
-        f"substr(r.text, max(1, instr(lower(r.text), lower(?)) - 40), {EXCERPT + 1}) AS text, instr(lower(r.text), lower(?)) AS at "
-        f"{_FROM} WHERE r.id IN ({', '.join('?' * len(ids))})", (query, query, *ids))}
+    rows = {
+        r["id"]: r
+        for r in readers.all(
+            "SELECT r.id, g.step, g.position AS grp, r.position, g.verdict, r.finish_reason, r.num_tokens, r.reward, r.advantage, "
+            f"substr(r.text, max(1, instr(lower(r.text), lower(?)) - 40), {EXCERPT + 1}) AS text, instr(lower(r.text), lower(?)) AS at "
+            f"{_FROM} WHERE r.id IN ({', '.join('?' * len(ids))})",
+            (query, query, *ids),
+        )
+    }
     for r in (rows[i] for i in ids if i in rows):
-        excerpt = ("…" if query and r["at"] > 41 else "") + (r["text"] if len(r["text"]) <= EXCERPT else r["text"][: EXCERPT - 1] + "…")
-        yield FoundRollout(r["id"], r["step"], r["grp"], r["position"], r["verdict"], excerpt, r["finish_reason"], r["num_tokens"], r["reward"], r["advantage"])
+        excerpt = ("…" if query and r["at"] > 41 else "") + (
+            r["text"] if len(r["text"]) <= EXCERPT else r["text"][: EXCERPT - 1] + "…"
+        )
+        yield FoundRollout(
+            r["id"],
+            r["step"],
+            r["grp"],
+            r["position"],
+            r["verdict"],
+            excerpt,
+            r["finish_reason"],
+            r["num_tokens"],
+            r["reward"],
+            r["advantage"],
+        )

@@ -47,7 +47,9 @@ class RunRow:
     reward_last: float | None
     heldout_before: float | None
     heldout_after: float | None  # None until there was a second evaluation to compare with
-    waited_seconds: float = 0.0  # paused, or ended until it was resumed; a wait that goes on is not in it
+    waited_seconds: float = (
+        0.0  # paused, or ended until it was resumed; a wait that goes on is not in it
+    )
     waiting_since: float | None = None
     breakpoints: str = ""
 
@@ -59,7 +61,11 @@ class RunRow:
 
     def elapsed_seconds(self, now: float) -> float | None:
         """From start to `now` without the time in which it stood still; None before the start."""
-        return None if self.started_at is None else max(0.0, (self.waiting_since or now) - self.started_at - self.waited_seconds)
+        return (
+            None
+            if self.started_at is None
+            else max(0.0, (self.waiting_since or now) - self.started_at - self.waited_seconds)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,9 @@ class GroupPage:
 
     rows: list[GroupSummary]
     total: int
-    unsearched: int = 0  # completions that a search left out, because the index does not hold them yet
+    unsearched: int = (
+        0  # completions that a search left out, because the index does not hold them yet
+    )
     more: bool = False  # there are more than `total`, and they were not counted
 
 

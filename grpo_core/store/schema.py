@@ -16,7 +16,9 @@ from grpo_core.errors import StoreBusy, StoreError
 from grpo_core.store.connection import LOCK_SECONDS, PROBLEMS, Writer, connect, explained
 from grpo_core.types import STEP_METRICS, StepMetrics
 
-APPLICATION_ID = 0x4752504F  # "GRPO", kept in the file's header: tells our files from those of other programs
+APPLICATION_ID = (
+    0x4752504F  # "GRPO", kept in the file's header: tells our files from those of other programs
+)
 
 MIGRATIONS = Migrations("grpo_studio")
 
@@ -24,21 +26,65 @@ MIGRATIONS = Migrations("grpo_studio")
 @MIGRATIONS(name="1 tables")
 def _tables(db: Database) -> None:
     # Small and busy columns first: SQLite then finds them without walking the pages that config and env overflow into.
-    _create(db, "runs", "id str, name str, status str, revision int, created_at float, started_at float?, ended_at float?, "
-            "heartbeat_at float?, phase str?, step int?, num_steps int?, steps_done int, reward_first float?, reward_last float?, "
-            "heldout_before float?, heldout_after float?, model str, task str, rubric str, parent_run_id str?, parent_step int?, "
-            "config str, env str?, error str?", pk="id", parent_run_id="runs SET NULL")
-    _create(db, "steps", "run_id str, step int", pk=("run_id", "step"), run_id="runs CASCADE")  # its numbers: _add_missing_metrics
-    _create(db, "metrics", "run_id str, name str, step int, value float?", pk=("run_id", "name", "step"), run_id="runs CASCADE")
-    _create(db, "groups", "id int, run_id str, step int, position int, prompt_id str, reward_mean float?, reward_std float?, "
-            "verdict str, answer str, prompt str", pk="id", run_id="runs CASCADE")
-    _create(db, "rollouts", "id int, group_id int, position int, finish_reason str, num_tokens int, reward float?, advantage float?, "
-            "edited int, scores str, text str", pk="id", group_id="groups CASCADE")
-    _create(db, "token_records", "rollout_id int, token_ids bytes, sampling_logprobs bytes?, logprobs bytes?, ref_logprobs bytes?, "
-            "entropy bytes?", pk="rollout_id", rollout_id="rollouts CASCADE")
-    _create(db, "alerts", "id int, run_id str, step int, code str, severity str, message str, group_id int?", pk="id",
-            run_id="runs CASCADE", group_id="groups SET NULL")
-    _create(db, "checkpoints", "run_id str, step int, path str, bytes int, sha256 str", pk=("run_id", "step"), run_id="runs CASCADE")
+    _create(
+        db,
+        "runs",
+        "id str, name str, status str, revision int, created_at float, started_at float?, ended_at float?, "
+        "heartbeat_at float?, phase str?, step int?, num_steps int?, steps_done int, reward_first float?, reward_last float?, "
+        "heldout_before float?, heldout_after float?, model str, task str, rubric str, parent_run_id str?, parent_step int?, "
+        "config str, env str?, error str?",
+        pk="id",
+        parent_run_id="runs SET NULL",
+    )
+    _create(
+        db, "steps", "run_id str, step int", pk=("run_id", "step"), run_id="runs CASCADE"
+    )  # its numbers: _add_missing_metrics
+    _create(
+        db,
+        "metrics",
+        "run_id str, name str, step int, value float?",
+        pk=("run_id", "name", "step"),
+        run_id="runs CASCADE",
+    )
+    _create(
+        db,
+        "groups",
+        "id int, run_id str, step int, position int, prompt_id str, reward_mean float?, reward_std float?, "
+        "verdict str, answer str, prompt str",
+        pk="id",
+        run_id="runs CASCADE",
+    )
+    _create(
+        db,
+        "rollouts",
+        "id int, group_id int, position int, finish_reason str, num_tokens int, reward float?, advantage float?, "
+        "edited int, scores str, text str",
+        pk="id",
+        group_id="groups CASCADE",
+    )
+    _create(
+        db,
+        "token_records",
+        "rollout_id int, token_ids bytes, sampling_logprobs bytes?, logprobs bytes?, ref_logprobs bytes?, "
+        "entropy bytes?",
+        pk="rollout_id",
+        rollout_id="rollouts CASCADE",
+    )
+    _create(
+        db,
+        "alerts",
+        "id int, run_id str, step int, code str, severity str, message str, group_id int?",
+        pk="id",
+        run_id="runs CASCADE",
+        group_id="groups SET NULL",
+    )
+    _create(
+        db,
+        "checkpoints",
+        "run_id str, step int, path str, bytes int, sha256 str",
+        pk=("run_id", "step"),
+        run_id="runs CASCADE",
+    )
 
     # One for every question of queries.py, and for every foreign key: without it, deleting a parent reads all children.
     db.table("runs").create_index(["parent_run_id"])
@@ -48,42 +94,68 @@ def _tables(db: Database) -> None:
     db.table("alerts").create_index(["run_id", "step"])
     db.table("alerts").create_index(["group_id"])
     # Empty until searches need it, see search.py. detail=none: which rollout, not where in it; a sixth of the full size.
-    db.execute("CREATE VIRTUAL TABLE completions_fts USING "
-               "fts5(text, content='rollouts', content_rowid='id', tokenize='trigram', detail=none)")
+    db.execute(
+        "CREATE VIRTUAL TABLE completions_fts USING "
+        "fts5(text, content='rollouts', content_rowid='id', tokenize='trigram', detail=none)"
+    )
 
 
 @MIGRATIONS(name="2 token pieces")
 def _token_pieces(db: Database) -> None:
     # What a run's token ids say, once for each: tokens are drawn from ids, and the model may be gone when they are looked at.
-    _create(db, "token_pieces", "run_id str, token_id int, piece bytes", pk=("run_id", "token_id"), run_id="runs CASCADE")
+    _create(
+        db,
+        "token_pieces",
+        "run_id str, token_id int, piece bytes",
+        pk=("run_id", "token_id"),
+        run_id="runs CASCADE",
+    )
 
 
 @MIGRATIONS(name="3 inspector")
 def _inspector(db: Database) -> None:
     for column in ("evidence TEXT", "advice TEXT", "dismissed_at REAL"):
         db.execute(f"ALTER TABLE alerts ADD COLUMN {column}")
-    db.table("groups").create_index(["prompt_id", "run_id", "step"])  # one prompt through time, and in several runs
+    db.table("groups").create_index(
+        ["prompt_id", "run_id", "step"]
+    )  # one prompt through time, and in several runs
 
 
 @MIGRATIONS(name="4 rollout numbers")
 def _rollout_numbers(db: Database) -> None:
     # All that rollouts are filtered and sorted by, so that half a million are looked through without reading one text.
-    db.table("rollouts").create_index(["group_id", "position", "reward", "advantage", "num_tokens", "finish_reason"])
+    db.table("rollouts").create_index(
+        ["group_id", "position", "reward", "advantage", "num_tokens", "finish_reason"]
+    )
 
 
 @MIGRATIONS(name="5 waiting")
 def _waiting(db: Database) -> None:
     # How long a run stood still (paused, or ended until it was resumed), since when it does, and where a person wants it to wait.
-    for column in ("waited_seconds REAL NOT NULL DEFAULT 0", "waiting_since REAL", "breakpoints TEXT NOT NULL DEFAULT ''"):
+    for column in (
+        "waited_seconds REAL NOT NULL DEFAULT 0",
+        "waiting_since REAL",
+        "breakpoints TEXT NOT NULL DEFAULT ''",
+    ):
         db.execute(f"ALTER TABLE runs ADD COLUMN {column}")
 
 
-def _create(db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str) -> None:
+def _create(
+    db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
+) -> None:
     """columns: "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of that table."""
     kinds = dict(column.split() for column in columns.split(","))
-    keys = [ForeignKey(table, column, to.split()[0], "id", on_delete=to.split(maxsplit=1)[1]) for column, to in foreign.items()]
-    db.table(table).create({name: _TYPES[kind.rstrip("?")] for name, kind in kinds.items()}, pk=pk, foreign_keys=keys,
-                           not_null={name for name, kind in kinds.items() if not kind.endswith("?")}, strict=True)
+    keys = [
+        ForeignKey(table, column, to.split()[0], "id", on_delete=to.split(maxsplit=1)[1])
+        for column, to in foreign.items()
+    ]
+    db.table(table).create(
+        {name: _TYPES[kind.rstrip("?")] for name, kind in kinds.items()},
+        pk=pk,
+        foreign_keys=keys,
+        not_null={name for name, kind in kinds.items() if not kind.endswith("?")},
+        strict=True,
+    )
 
 
 _TYPES = {"str": str, "int": int, "float": float, "bytes": bytes}
@@ -114,18 +186,24 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
     if _is_current(path, newest):
         return
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)  # runs/ of a fresh clone; a folder's folder that is missing is more likely a slip of the pen
+        path.parent.mkdir(
+            exist_ok=True
+        )  # runs/ of a fresh clone; a folder's folder that is missing is more likely a slip of the pen
         path.touch()
     try:
         writer.hold(LOCK_SECONDS)
     except StoreBusy:
-        if _is_current(path, newest):  # whoever is writing has prepared it meanwhile: it can be read
+        if _is_current(
+            path, newest
+        ):  # whoever is writing has prepared it meanwhile: it can be read
             return
         raise
     try:
         with explained(path):
             conn = writer.connection
-            version = _examine(conn, path, newest)  # again: whoever had the lock before may have done it all
+            version = _examine(
+                conn, path, newest
+            )  # again: whoever had the lock before may have done it all
             if 0 < version < newest:
                 _back_up(conn, path, version)
             db = Database(conn, recursive_triggers=False, execute_plugins=False)
@@ -149,18 +227,30 @@ def _is_current(path: Path, newest: int) -> bool:
 
 def _examine(conn: sqlite3.Connection, path: Path, newest: int) -> int:
     """The version of the file, 0 = nothing in it yet. Refuses what is not ours, visibly damaged or from the future."""
-    ours, version, objects = (conn.execute(sql).fetchone()[0] for sql in
-                              ("PRAGMA application_id", "PRAGMA user_version", "SELECT COUNT(*) FROM sqlite_master"))
+    ours, version, objects = (
+        conn.execute(sql).fetchone()[0]
+        for sql in (
+            "PRAGMA application_id",
+            "PRAGMA user_version",
+            "SELECT COUNT(*) FROM sqlite_master",
+        )
+    )
     if ours != APPLICATION_ID and (ours or version or objects):
-        raise StoreError(f"--db {str(path)!r} is a database of another program. It was left as it is; name another file with --db.")
+        raise StoreError(
+            f"--db {str(path)!r} is a database of another program. It was left as it is; name another file with --db."
+        )
     log = Path(f"{path}-wal")
-    pages, page_bytes = (conn.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    pages, page_bytes = (
+        conn.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+    )
     if path.stat().st_size < pages * page_bytes and not (log.exists() and log.stat().st_size):
         # SQLite itself notices whole missing pages only. With a log, what is missing may well be in there.
         raise StoreError(f"--db {str(path)!r} {PROBLEMS[sqlite3.SQLITE_CORRUPT]}")
     if version > newest:
-        raise StoreError(f"--db {str(path)!r} has version {version}, this GRPO Studio reads up to {newest}. "
-                         "Update GRPO Studio, or name another file with --db.")
+        raise StoreError(
+            f"--db {str(path)!r} has version {version}, this GRPO Studio reads up to {newest}. "
+            "Update GRPO Studio, or name another file with --db."
+        )
     return version
 
 
@@ -175,16 +265,28 @@ def _back_up(conn: sqlite3.Connection, path: Path, version: int) -> None:
 def _check_place(path: Path) -> None:
     shown = f"--db {str(path)!r}"
     if path.is_dir():
-        raise StoreError(f"{shown} is a directory. Name a file in it, for example --db {str(path / 'studio.db')!r}.")
-    if not path.parent.is_dir() and not (path.parent.parent.is_dir() and os.access(path.parent.parent, os.W_OK) and not path.parent.exists()):
-        raise StoreError(f"{shown}: the folder {str(path.parent)!r} does not exist. Create it, or name another file with --db.")
+        raise StoreError(
+            f"{shown} is a directory. Name a file in it, for example --db {str(path / 'studio.db')!r}."
+        )
+    if not path.parent.is_dir() and not (
+        path.parent.parent.is_dir()
+        and os.access(path.parent.parent, os.W_OK)
+        and not path.parent.exists()
+    ):
+        raise StoreError(
+            f"{shown}: the folder {str(path.parent)!r} does not exist. Create it, or name another file with --db."
+        )
     if path.exists() and not path.is_file():
         raise StoreError(f"{shown} is not a regular file. Name another file with --db.")
-    if path.exists() and 0 < path.stat().st_size < 100:  # shorter than a header; SQLite takes a file of one byte for an empty one
+    if (
+        path.exists() and 0 < path.stat().st_size < 100
+    ):  # shorter than a header; SQLite takes a file of one byte for an empty one
         raise StoreError(f"{shown} {PROBLEMS[sqlite3.SQLITE_NOTADB]}")
     for kind, place in (("folder", path.parent), ("file", path)):
         if place.exists() and not os.access(place, os.R_OK | os.W_OK):
-            raise StoreError(f"{shown}: the {kind} {str(place)!r} cannot be written. Change its permissions, or name another file with --db.")
+            raise StoreError(
+                f"{shown}: the {kind} {str(place)!r} cannot be written. Change its permissions, or name another file with --db."
+            )
 
 
 HELDOUT = "heldout/accuracy"  # the one open metric that the list of runs shows

@@ -19,7 +19,9 @@ from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
 
 SCANNED = 50_000  # completions read at every search before an index is worth its time and space (40 % of the text)
-BATCH = 2_000  # completions indexed in one transaction: a run that goes on meanwhile waits for 0.1 s
+BATCH = (
+    2_000  # completions indexed in one transaction: a run that goes on meanwhile waits for 0.1 s
+)
 BUDGET_SECONDS = 0.05  # what a search itself spends on the index, so that a small gap is closed at once; a thread does the rest
 PAUSE_SECONDS = 0.05  # between two batches of that thread, for a run that writes
 MAX_CHARS = 200  # of a query: LIKE compares in length of pattern times length of text
@@ -44,12 +46,16 @@ def condition(readers: Readers, writer: Writer, query: str) -> tuple[str, list[A
     # All distinct trigrams must occur; 32 are selective enough. Quoted, they are text and never syntax.
     trigrams = trigrams_of(query)
     reach = catch_up(readers, writer) if trigrams else Reach(0, 0)
-    sql = ("g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = g.id AND r.id > ? "
-           "AND r.text LIKE ? ESCAPE '\\')")
+    sql = (
+        "g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = g.id AND r.id > ? "
+        "AND r.text LIKE ? ESCAPE '\\')"
+    )
     values = [pattern, reach.read_after, pattern]
     if reach.indexed:
-        sql += (" OR g.id IN (SELECT r.group_id FROM rollouts r WHERE r.text LIKE ? ESCAPE '\\' AND r.id IN "
-                "(SELECT rowid FROM completions_fts WHERE completions_fts MATCH ?))")
+        sql += (
+            " OR g.id IN (SELECT r.group_id FROM rollouts r WHERE r.text LIKE ? ESCAPE '\\' AND r.id IN "
+            "(SELECT rowid FROM completions_fts WHERE completions_fts MATCH ?))"
+        )
         values += [pattern, trigrams]
     return f"({sql})", values, reach.unsearched
 
@@ -60,19 +66,28 @@ COMMON = 20_000  # completions that may have a text in them, from which on readi
 def is_common(readers: Readers, query: str) -> bool:
     """Whether the index names so many completions for `query` that looking at all of them takes longer than finding the first among the newest."""
     trigrams = trigrams_of(text(query).strip()[:MAX_CHARS])
-    found = trigrams and readers.all("SELECT COUNT(*) FROM (SELECT 1 FROM completions_fts WHERE completions_fts MATCH ? LIMIT ?)", (trigrams, COMMON + 1))
+    found = trigrams and readers.all(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM completions_fts WHERE completions_fts MATCH ? LIMIT ?)",
+        (trigrams, COMMON + 1),
+    )
     return bool(found) and found[0][0] > COMMON
 
 
 def read(query: str) -> tuple[str, list[Any]]:
     """As `condition`, without the index: prompt and completions are read."""
     pattern = like(text(query).strip()[:MAX_CHARS])
-    return ("(g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = g.id AND r.text LIKE ? ESCAPE '\\'))", [pattern, pattern])
+    return (
+        "(g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = g.id AND r.text LIKE ? ESCAPE '\\'))",
+        [pattern, pattern],
+    )
 
 
 def trigrams_of(query: str) -> str:
     """An FTS5 query that every text with `query` in it meets; empty for one too short to have a trigram."""
-    return " AND ".join('"' + t.replace('"', '""') + '"' for t in list(dict.fromkeys(query[i:i + 3] for i in range(len(query) - 2)))[:32])
+    return " AND ".join(
+        '"' + t.replace('"', '""') + '"'
+        for t in list(dict.fromkeys(query[i : i + 3] for i in range(len(query) - 2)))[:32]
+    )
 
 
 def like(query: str) -> str:
@@ -103,8 +118,11 @@ def _index(readers: Readers, writer: Writer, until: float) -> int:
         try:
             while indexed < newest:
                 with writer.transaction() as db:
-                    db.execute(f"INSERT INTO completions_fts (rowid, text) SELECT id, text FROM rollouts WHERE id > ({_INDEXED}) "
-                               "ORDER BY id LIMIT ?", (BATCH,))
+                    db.execute(
+                        f"INSERT INTO completions_fts (rowid, text) SELECT id, text FROM rollouts WHERE id > ({_INDEXED}) "
+                        "ORDER BY id LIMIT ?",
+                        (BATCH,),
+                    )
                 indexed = _ends(readers)[0]
                 if time.monotonic() >= until:
                     break
@@ -119,7 +137,9 @@ def _go_on(readers: Readers, writer: Writer) -> None:
     """One thread a file builds the rest. It is a daemon: a batch is a transaction, so wherever it ends the index is right as far as it goes."""
     with _starting:
         if writer.indexer is None or not writer.indexer.is_alive():
-            writer.indexer = threading.Thread(target=_build, args=(readers, writer), name="index", daemon=True)
+            writer.indexer = threading.Thread(
+                target=_build, args=(readers, writer), name="index", daemon=True
+            )
             writer.indexer.start()
 
 
@@ -133,7 +153,9 @@ def _build(readers: Readers, writer: Writer) -> None:
 
 def _ends(readers: Readers) -> tuple[int, int]:
     """The last rollout id in the index, and the last there is."""
-    return tuple(readers.all(f"SELECT ({_INDEXED}), (SELECT COALESCE(MAX(id), 0) FROM rollouts)")[0])
+    return tuple(
+        readers.all(f"SELECT ({_INDEXED}), (SELECT COALESCE(MAX(id), 0) FROM rollouts)")[0]
+    )
 
 
 _starting = threading.Lock()

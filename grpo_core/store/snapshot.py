@@ -46,7 +46,9 @@ class Snapshots:
             whole = False
         if not whole:
             part.unlink()
-            raise StoreError(f"the snapshot {str(self._copy)!r} is damaged. Move it away to start with an empty file.")
+            raise StoreError(
+                f"the snapshot {str(self._copy)!r} is damaged. Move it away to start with an empty file."
+            )
         part.rename(self._db)
         return True
 
@@ -67,7 +69,9 @@ class Snapshots:
 
     def _renew(self) -> bool:
         with closing(connect(self._db, "ro")) as conn:
-            version = conn.execute("SELECT COALESCE(SUM(revision), 0), COUNT(*) FROM runs").fetchone()
+            version = conn.execute(
+                "SELECT COALESCE(SUM(revision), 0), COUNT(*) FROM runs"
+            ).fetchone()
             if version == self._version:
                 return False
             local = self._db.with_name(self._db.name + ".snapshot")

@@ -35,7 +35,9 @@ class Store(Queries):
         """Opens the file, or creates it; migrates an older one after copying it. StoreError says what is wrong with it."""
         self.path = Path(path)
         try:
-            real = Path(os.path.realpath(path))  # a symbolic link and its target are one file and have one lock
+            real = Path(
+                os.path.realpath(path)
+            )  # a symbolic link and its target are one file and have one lock
             self._writer = Writer.of(real)
             schema.prepare(real, self._writer)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -69,11 +71,19 @@ class Store(Queries):
         """
         try:
             with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
-                live = [row[0] for row in db.execute(f"SELECT id FROM runs WHERE {_IS_LIVE} AND status != 'queued'").fetchall()]
+                live = [
+                    row[0]
+                    for row in db.execute(
+                        f"SELECT id FROM runs WHERE {_IS_LIVE} AND status != 'queued'"
+                    ).fetchall()
+                ]
                 orphans = [run_id for run_id in live if run_id not in writer.owned]
                 for run_id in orphans:
-                    db.execute("UPDATE runs SET status = ?, ended_at = COALESCE(heartbeat_at, ?), phase = NULL, revision = revision + 1 "
-                               "WHERE id = ?", (RunStatus.INTERRUPTED, time.time(), run_id))
+                    db.execute(
+                        "UPDATE runs SET status = ?, ended_at = COALESCE(heartbeat_at, ?), phase = NULL, revision = revision + 1 "
+                        "WHERE id = ?",
+                        (RunStatus.INTERRUPTED, time.time(), run_id),
+                    )
                 return orphans
         except StoreBusy:
             return []
@@ -82,7 +92,9 @@ class Store(Queries):
         """Takes over the runs that wait in a queue whose process is gone, first come first; none while another process writes."""
         try:
             with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
-                rows = db.execute("SELECT id FROM runs WHERE status = 'queued' ORDER BY created_at, rowid").fetchall()
+                rows = db.execute(
+                    "SELECT id FROM runs WHERE status = 'queued' ORDER BY created_at, rowid"
+                ).fetchall()
                 orphans = [row[0] for row in rows if row[0] not in writer.owned]
                 for run_id in orphans:
                     writer.own(run_id)
@@ -96,21 +108,41 @@ class Store(Queries):
 
     # ---- runs ----------------------------------------------------------------------------------------------------------
 
-    def create_run(self, config: RunConfig, name: str, *, status: RunStatus = RunStatus.QUEUED,
-                   parent: tuple[str, int] | None = None) -> str:
+    def create_run(
+        self,
+        config: RunConfig,
+        name: str,
+        *,
+        status: RunStatus = RunStatus.QUEUED,
+        parent: tuple[str, int] | None = None,
+    ) -> str:
         """A new run; returns its id, e.g. "20261120-213015-a3f9" (UTC). `parent`: the run and step that it branches from."""
         status, now = RunStatus(status), time.time()
         with self.writing() as writer:
             with writer.transaction() as db:
                 taken = True
                 while taken:
-                    run_id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now)) + secrets.token_hex(2)
+                    run_id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now)) + secrets.token_hex(
+                        2
+                    )
                     taken = db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone()
-                db.execute("INSERT INTO runs (id, name, status, revision, created_at, started_at, ended_at, num_steps, steps_done, model, task, "
-                           "rubric, config, parent_run_id, parent_step) VALUES (?, ?, ?, 1, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
-                           (run_id, text(name).strip() or run_id, status, now, *_times(status, now), config.train.steps,
-                            text(config.model.name), text(config.task.name), text(config.rubric.name), text(config.model_dump_json()),
-                            *(parent or (None, None))))
+                db.execute(
+                    "INSERT INTO runs (id, name, status, revision, created_at, started_at, ended_at, num_steps, steps_done, model, task, "
+                    "rubric, config, parent_run_id, parent_step) VALUES (?, ?, ?, 1, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
+                    (
+                        run_id,
+                        text(name).strip() or run_id,
+                        status,
+                        now,
+                        *_times(status, now),
+                        config.train.steps,
+                        text(config.model.name),
+                        text(config.task.name),
+                        text(config.rubric.name),
+                        text(config.model_dump_json()),
+                        *(parent or (None, None)),
+                    ),
+                )
             self._claim(writer, run_id, status)
         return run_id
 
@@ -129,8 +161,17 @@ class Store(Queries):
                     "waited_seconds = waited_seconds + CASE WHEN :goes AND started_at NOT NULL THEN MAX(0, :now - COALESCE(waiting_since, ended_at, :now)) ELSE 0 END, "
                     "waiting_since = CASE WHEN :goes OR started_at IS NULL THEN NULL ELSE COALESCE(waiting_since, ended_at) END, "
                     "heartbeat_at = CASE WHEN :goes THEN :now ELSE heartbeat_at END, phase = CASE WHEN :live THEN phase END WHERE id = :run",
-                    {"status": status, "error": None if error is None else text(error), "started": started_at, "ended": ended_at, "now": now,
-                     "goes": started_at is not None and status is not RunStatus.PAUSED, "live": status.is_live, "run": text(run_id)})
+                    {
+                        "status": status,
+                        "error": None if error is None else text(error),
+                        "started": started_at,
+                        "ended": ended_at,
+                        "now": now,
+                        "goes": started_at is not None and status is not RunStatus.PAUSED,
+                        "live": status.is_live,
+                        "run": text(run_id),
+                    },
+                )
                 if not done.rowcount:
                     raise no_run(run_id)
             self._claim(writer, run_id, status)
@@ -147,9 +188,15 @@ class Store(Queries):
                     search.forget(db)
                 for table in ("steps", "alerts", "checkpoints"):
                     db.execute(f"DELETE FROM {table} WHERE run_id = ? AND step > ?", span)
-                db.execute("DELETE FROM metrics WHERE run_id = ? AND step > ? AND name NOT LIKE 'knob/%' AND name NOT LIKE 'edit/%'", span)
+                db.execute(
+                    "DELETE FROM metrics WHERE run_id = ? AND step > ? AND name NOT LIKE 'knob/%' AND name NOT LIKE 'edit/%'",
+                    span,
+                )
                 db.execute(SUMMARY, (text(run_id),))
-                db.execute("UPDATE runs SET step = ?, revision = revision + 1 WHERE id = ?", (max(step, 0), text(run_id)))
+                db.execute(
+                    "UPDATE runs SET step = ?, revision = revision + 1 WHERE id = ?",
+                    (max(step, 0), text(run_id)),
+                )
             for later, path in checkpoint_files.saved_steps(self.checkpoint_folder(run_id)).items():
                 if later > step:
                     checkpoint_files.remove(path)
@@ -157,7 +204,9 @@ class Store(Queries):
     def forget_checkpoint(self, run_id: str, step: int) -> None:
         """Takes a checkpoint off the list; its folder is the caller's."""
         with self.writing() as writer, writer.transaction() as db:
-            db.execute("DELETE FROM checkpoints WHERE run_id = ? AND step = ?", (text(run_id), step))
+            db.execute(
+                "DELETE FROM checkpoints WHERE run_id = ? AND step = ?", (text(run_id), step)
+            )
 
     def is_free(self) -> bool:
         """Whether no process works on a run of this file."""
@@ -195,31 +244,82 @@ class Store(Queries):
         if not name:
             raise StudioError("name = '': a run needs a name. Type at least one character.")
         with self.writing() as writer, writer.transaction() as db:
-            done = db.execute("UPDATE runs SET name = ?, revision = revision + 1 WHERE id = ?", (name, text(run_id)))
+            done = db.execute(
+                "UPDATE runs SET name = ?, revision = revision + 1 WHERE id = ?",
+                (name, text(run_id)),
+            )
             if not done.rowcount:
                 raise no_run(run_id)
 
     def set_breakpoints(self, run_id: str, conditions: str) -> None:
         """Where a person wants the run to wait, kept for the day on which it is resumed."""
         with self.writing() as writer, writer.transaction() as db:
-            db.execute("UPDATE runs SET breakpoints = ?, revision = revision + 1 WHERE id = ?", (text(conditions), text(run_id)))
+            db.execute(
+                "UPDATE runs SET breakpoints = ?, revision = revision + 1 WHERE id = ?",
+                (text(conditions), text(run_id)),
+            )
 
     def set_alerts(self, run_id: str, notices: Sequence[Notice]) -> None:
         """What the advisor says of a run now, in place of what it said before; what a person dismissed stays dismissed."""
         run_id = text(run_id)
         with self.writing() as writer, writer.transaction() as db:
-            db.execute("DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL AND code NOT LIKE 'grader/%'", (run_id,))  # graders speak for themselves
-            dismissed = {row[0] for row in db.execute("SELECT code FROM alerts WHERE run_id = ?", (run_id,)).fetchall()}
-            groups = {row[0] for row in db.execute(f"SELECT id FROM groups WHERE id IN ({', '.join('?' * len(notices))})", [n.group_id for n in notices]).fetchall()}
-            db.executemany(_INSERT_ALERT, [(run_id, n.step, text(n.code), text(n.severity), text(n.message), n.group_id if n.group_id in groups else None,
-                                            to_json(n.evidence), text(n.advice), None) for n in notices if n.code not in dismissed])
+            db.execute(
+                "DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL AND code NOT LIKE 'grader/%'",
+                (run_id,),
+            )  # graders speak for themselves
+            dismissed = {
+                row[0]
+                for row in db.execute(
+                    "SELECT code FROM alerts WHERE run_id = ?", (run_id,)
+                ).fetchall()
+            }
+            groups = {
+                row[0]
+                for row in db.execute(
+                    f"SELECT id FROM groups WHERE id IN ({', '.join('?' * len(notices))})",
+                    [n.group_id for n in notices],
+                ).fetchall()
+            }
+            db.executemany(
+                _INSERT_ALERT,
+                [
+                    (
+                        run_id,
+                        n.step,
+                        text(n.code),
+                        text(n.severity),
+                        text(n.message),
+                        n.group_id if n.group_id in groups else None,
+                        to_json(n.evidence),
+                        text(n.advice),
+                        None,
+                    )
+                    for n in notices
+                    if n.code not in dismissed
+                ],
+            )
 
     def dismiss(self, run_id: str, notice: Notice) -> None:
         """A person has read it and does not want to see this diagnosis of this run again."""
         with self.writing() as writer, writer.transaction() as db:
-            db.execute("DELETE FROM alerts WHERE run_id = ? AND code = ?", (text(run_id), text(notice.code)))
-            db.execute(_INSERT_ALERT, (text(run_id), notice.step, text(notice.code), text(notice.severity), text(notice.message), None,
-                                       to_json(notice.evidence), text(notice.advice), time.time()))
+            db.execute(
+                "DELETE FROM alerts WHERE run_id = ? AND code = ?",
+                (text(run_id), text(notice.code)),
+            )
+            db.execute(
+                _INSERT_ALERT,
+                (
+                    text(run_id),
+                    notice.step,
+                    text(notice.code),
+                    text(notice.severity),
+                    text(notice.message),
+                    None,
+                    to_json(notice.evidence),
+                    text(notice.advice),
+                    time.time(),
+                ),
+            )
             db.execute("UPDATE runs SET revision = revision + 1 WHERE id = ?", (text(run_id),))
 
     def delete(self, run_id: str) -> int:
@@ -255,8 +355,10 @@ class Store(Queries):
         return total
 
 
-_INSERT_ALERT = ("INSERT INTO alerts (run_id, step, code, severity, message, group_id, evidence, advice, dismissed_at) "
-                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
+_INSERT_ALERT = (
+    "INSERT INTO alerts (run_id, step, code, severity, message, group_id, evidence, advice, dismissed_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def _times(status: RunStatus, now: float) -> tuple[float | None, float | None]:

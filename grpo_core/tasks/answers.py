@@ -10,10 +10,21 @@ from grpo_core.tasks.task import Task, extract_answer, instruction
 from grpo_core.types import Prompt
 
 MAX_CHARACTERS = 2_000  # an answer, not an essay: what is longer is compared as text only
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,60})?(?:\.[0-9]{0,60})?(?:[eE][+-]?[0-9]{1,3})?")
+_NUMBER = re.compile(
+    r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,60})?(?:\.[0-9]{0,60})?(?:[eE][+-]?[0-9]{1,3})?"
+)
 _GROUPS = re.compile(r"(?<=\d)[ \u2009\u202f](?=\d{3}(?:\D|$))")  # 1 000 and 12 345 678
 _AROUND_SIGNS = re.compile(r" ?([^\w\s]) ?")  # (1, 2) and (1,2) are one text
-_DRESSING = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "$": None, "€": None, "£": None, "\N{NO-BREAK SPACE}": " "})
+_DRESSING = str.maketrans(
+    {
+        "\N{MINUS SIGN}": "-",
+        "\N{EN DASH}": "-",
+        "$": None,
+        "€": None,
+        "£": None,
+        "\N{NO-BREAK SPACE}": " ",
+    }
+)
 
 
 def given_answer(text: str) -> str | None:
@@ -27,7 +38,20 @@ def given_answer(text: str) -> str | None:
 
 def number(text: str) -> Decimal | None:
     """The number that a text is: "1,234", "$5.00", "−3", "1e-4", "12 %" (0.12), "3/4". None if it is none, or not a finite one."""
-    text = _GROUPS.sub("", text.strip().translate(_DRESSING).replace("{,}", ",").replace("\\,", " ").replace("\\", "") if len(text) <= 130 else "").strip().rstrip(".")
+    text = (
+        _GROUPS.sub(
+            "",
+            text.strip()
+            .translate(_DRESSING)
+            .replace("{,}", ",")
+            .replace("\\,", " ")
+            .replace("\\", "")
+            if len(text) <= 130
+            else "",
+        )
+        .strip()
+        .rstrip(".")
+    )
     percent = text.endswith("%")
     text = text.rstrip("%").rstrip()
     above, slash, below = text.partition("/")
@@ -57,7 +81,14 @@ def same_answer(given: str, right: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    return _AROUND_SIGNS.sub(r"\1", " ".join(text.casefold().split()).replace("\\left", "").replace("\\right", "")).strip("$").rstrip(".").strip()
+    return (
+        _AROUND_SIGNS.sub(
+            r"\1", " ".join(text.casefold().split()).replace("\\left", "").replace("\\right", "")
+        )
+        .strip("$")
+        .rstrip(".")
+        .strip()
+    )
 
 
 def grade_answer(answer_text: str, prompt: Prompt) -> float:
@@ -65,5 +96,11 @@ def grade_answer(answer_text: str, prompt: Prompt) -> float:
     return float(bool(prompt.answer.strip()) and same_answer(answer_text, prompt.answer))
 
 
-FILE = Task("file", "Your own prompts", "Prompts of a CSV, TSV, JSONL or Parquet file, or of a dataset on the Hub, with the answers beside them.",
-            instruction("Answer the question."), None, grade_answer)
+FILE = Task(
+    "file",
+    "Your own prompts",
+    "Prompts of a CSV, TSV, JSONL or Parquet file, or of a dataset on the Hub, with the answers beside them.",
+    instruction("Answer the question."),
+    None,
+    grade_answer,
+)

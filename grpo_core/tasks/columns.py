@@ -10,8 +10,30 @@ from typing import Any
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 
-PROMPT_NAMES = ("prompt", "question", "problem", "messages", "conversations", "instruction", "query", "input", "text")
-ANSWER_NAMES = ("answer", "final_answer", "ground_truth", "reward_model.ground_truth", "solution", "target", "label", "output", "response", "completion", "gold")
+PROMPT_NAMES = (
+    "prompt",
+    "question",
+    "problem",
+    "messages",
+    "conversations",
+    "instruction",
+    "query",
+    "input",
+    "text",
+)
+ANSWER_NAMES = (
+    "answer",
+    "final_answer",
+    "ground_truth",
+    "reward_model.ground_truth",
+    "solution",
+    "target",
+    "label",
+    "output",
+    "response",
+    "completion",
+    "gold",
+)
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 _HOLE = re.compile(r"\{([^{}]{1,100})\}")
 
@@ -39,15 +61,33 @@ def choose_columns(row: Mapping[str, Any], prompt: str, answer: str) -> Columns:
     known = ", ".join(list(row)[:20])
     for field, name in (("task.prompt_column", prompt), ("task.answer_column", answer)):
         if name and value_at(row, name) is _MISSING:
-            raise InvalidConfig([FieldProblem(field, name, "there is no such column", f"Columns: {known}.")])
+            raise InvalidConfig(
+                [FieldProblem(field, name, "there is no such column", f"Columns: {known}.")]
+            )
     lower = {name.lower(): name for name in row}
 
     def guess(names: Sequence[str], taken: str = "") -> str:
-        return next((lower.get(n, n) for n in names if (n in lower or value_at(row, n) is not _MISSING) and lower.get(n, n) != taken), "")
+        return next(
+            (
+                lower.get(n, n)
+                for n in names
+                if (n in lower or value_at(row, n) is not _MISSING) and lower.get(n, n) != taken
+            ),
+            "",
+        )
 
     prompt = prompt or guess(PROMPT_NAMES)
     if not prompt:
-        raise InvalidConfig([FieldProblem("task.prompt_column", "", "no column has a name that prompts usually have", f"Name one of: {known}.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "task.prompt_column",
+                    "",
+                    "no column has a name that prompts usually have",
+                    f"Name one of: {known}.",
+                )
+            ]
+        )
     return Columns(prompt, answer or guess(ANSWER_NAMES, prompt))
 
 
@@ -66,12 +106,17 @@ def value_at(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def asked(row: Mapping[str, Any], columns: Columns, template: str, system: str, as_it_is: bool = False) -> Asked | None:
+def asked(
+    row: Mapping[str, Any], columns: Columns, template: str, system: str, as_it_is: bool = False
+) -> Asked | None:
     """One row as a prompt; None when it asks nothing. An assistant turn at the end of the chat is the answer, not part of the question.
 
     as_it_is: leave answers untouched; else the final answer is taken out of GSM8K's and MATH's worked solutions.
     """
-    value, answer = value_at(row, columns.prompt), value_at(row, columns.answer) if columns.answer else None
+    value, answer = (
+        value_at(row, columns.prompt),
+        value_at(row, columns.answer) if columns.answer else None,
+    )
     messages = _messages(value)
     if messages and messages[-1]["role"] == "assistant":
         last = messages.pop()["content"]
@@ -82,7 +127,12 @@ def asked(row: Mapping[str, Any], columns: Columns, template: str, system: str, 
     before = ([{"role": "system", "content": system}] if system else []) + messages
     answer_text = "" if answer in (None, _MISSING) else plain(answer)
     meta = {k: v for k, v in row.items() if k not in (columns.prompt, columns.answer)}
-    return Asked(tuple(before), fill(template, text, row), answer_text.strip() if as_it_is else final_answer(answer_text), meta)
+    return Asked(
+        tuple(before),
+        fill(template, text, row),
+        answer_text.strip() if as_it_is else final_answer(answer_text),
+        meta,
+    )
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
@@ -109,16 +159,24 @@ def plain(value: Any) -> str:
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else "" if value is None else str(value)
+    return (
+        json.dumps(value, ensure_ascii=False, default=str)
+        if isinstance(value, (dict, list))
+        else ""
+        if value is None
+        else str(value)
+    )
 
 
 def fill(template: str, text: str, row: Mapping[str, Any]) -> str:
     """{prompt} and {column} replaced by their values, once; braces that name no column stay. No format codes, no attribute access."""
+
     def put(match: re.Match[str]) -> str:
         if match[1] == "prompt":
             return text
         value = value_at(row, match[1])
         return match[0] if value is _MISSING else plain(value)
+
     return _HOLE.sub(put, template)
 
 

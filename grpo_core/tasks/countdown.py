@@ -1,6 +1,6 @@
 """The countdown task: reach a target from three numbers. Many answers are right, so the grader reads the expression.
 
-    expression = term {("+" | "-") term}        term = factor {"*" factor}        factor = number | "(" expression ")"
+expression = term {("+" | "-") term}        term = factor {"*" factor}        factor = number | "(" expression ")"
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import re
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.types import Prompt
 
-MAX_CHARACTERS = 64  # bounds time, recursion depth and the size of every product; a fair answer needs under 20
+MAX_CHARACTERS = (
+    64  # bounds time, recursion depth and the size of every product; a fair answer needs under 20
+)
 TOKEN = re.compile(r"[0-9]+|[-+*()]")
 
 
@@ -81,10 +83,21 @@ def make_countdown(rng: random.Random) -> tuple[str, str, dict]:
         answer = f"{a}{rng.choice('+-*')}{b}{rng.choice('+-*')}{c}"
         target, _ = evaluate(answer)
         if 1 <= target <= 99:
-            return f"Q: {target} from {' '.join(map(str, numbers))}", answer, {"numbers": numbers, "target": target}
+            return (
+                f"Q: {target} from {' '.join(map(str, numbers))}",
+                answer,
+                {"numbers": numbers, "target": target},
+            )
 
 
-COUNTDOWN = Task("countdown", "Countdown", "Reach a target from three numbers with + - *, each number used exactly once.",
-                 instruction("Write an expression that has the target's value and uses each of the given numbers exactly once. "
-                             "Use only + - * and brackets, no equals sign."),
-                 make_countdown, grade_countdown)
+COUNTDOWN = Task(
+    "countdown",
+    "Countdown",
+    "Reach a target from three numbers with + - *, each number used exactly once.",
+    instruction(
+        "Write an expression that has the target's value and uses each of the given numbers exactly once. "
+        "Use only + - * and brackets, no equals sign."
+    ),
+    make_countdown,
+    grade_countdown,
+)

@@ -9,7 +9,9 @@ from string import ascii_lowercase
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.types import Prompt
 
-INTEGER = re.compile(r"[+-]?[0-9]{1,12}")  # [0-9], because int() also reads digits of every other script
+INTEGER = re.compile(
+    r"[+-]?[0-9]{1,12}"
+)  # [0-9], because int() also reads digits of every other script
 
 
 def grade_integer(answer_text: str, prompt: Prompt) -> float:
@@ -31,10 +33,22 @@ def make_arithmetic(rng: random.Random) -> tuple[str, str, dict]:
     return f"Q: {a}-{b}=?", str(a - b), {"numbers": [a, b], "operator": "-"}
 
 
-SUMS = Task("sums", "Sums", "Add three two-digit numbers. Hard at a glance, easy step by step: thinking pays.",
-            instruction("Work out the sum."), make_sum, grade_integer)
-ARITHMETIC = Task("arithmetic", "Arithmetic", "Add or subtract two two-digit numbers.",
-                  instruction("Work out the result."), make_arithmetic, grade_integer)
+SUMS = Task(
+    "sums",
+    "Sums",
+    "Add three two-digit numbers. Hard at a glance, easy step by step: thinking pays.",
+    instruction("Work out the sum."),
+    make_sum,
+    grade_integer,
+)
+ARITHMETIC = Task(
+    "arithmetic",
+    "Arithmetic",
+    "Add or subtract two two-digit numbers.",
+    instruction("Work out the result."),
+    make_arithmetic,
+    grade_integer,
+)
 
 LETTERS = 5
 
@@ -48,5 +62,11 @@ def grade_sort(answer_text: str, prompt: Prompt) -> float:
     return float(answer_text.strip() == prompt.answer)
 
 
-SORT = Task("sort", "Sort letters", "Put the letters of a five-letter word in alphabetical order; repeated letters stay repeated.",
-            instruction("Sort the letters of the word alphabetically and write them without spaces."), make_sort, grade_sort)
+SORT = Task(
+    "sort",
+    "Sort letters",
+    "Put the letters of a five-letter word in alphabetical order; repeated letters stay repeated.",
+    instruction("Sort the letters of the word alphabetically and write them without spaces."),
+    make_sort,
+    grade_sort,
+)

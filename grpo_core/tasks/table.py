@@ -26,8 +26,18 @@ from grpo_core.types import Prompt
 
 ROWS_A_BATCH = 1024
 NAME = "file"
-SCHEMA = pa.schema([("key", pa.uint64()), ("answer_key", pa.uint64()), ("heldout", pa.bool_()), ("bytes", pa.uint32()),
-                    ("text", pa.large_string()), ("answer", pa.large_string()), ("before", pa.large_string()), ("meta", pa.large_string())])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.uint64()),
+        ("answer_key", pa.uint64()),
+        ("heldout", pa.bool_()),
+        ("bytes", pa.uint32()),
+        ("text", pa.large_string()),
+        ("answer", pa.large_string()),
+        ("before", pa.large_string()),
+        ("meta", pa.large_string()),
+    ]
+)
 FORMAT = "1"  # of the Arrow file; part of its name, so that another version's file is never read
 
 
@@ -47,19 +57,39 @@ class Counts:
 class PromptTable:
     """Rows of a memory-mapped Arrow file. `train` and `heldout` are row numbers; only they are in memory: 8 bytes a prompt."""
 
-    def __init__(self, path: Path, columns: Columns, counts: Counts, train: np.ndarray, heldout: np.ndarray):
-        self.path, self.columns, self.counts, self.train, self.heldout = path, columns, counts, train, heldout
+    def __init__(
+        self, path: Path, columns: Columns, counts: Counts, train: np.ndarray, heldout: np.ndarray
+    ):
+        self.path, self.columns, self.counts, self.train, self.heldout = (
+            path,
+            columns,
+            counts,
+            train,
+            heldout,
+        )
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
 
     def prompt(self, row: int) -> Prompt:
         """One row."""
-        r = self._reader.get_batch(int(row) // ROWS_A_BATCH).slice(int(row) % ROWS_A_BATCH, 1).to_pylist()[0]
-        return Prompt(f"{r['key']:016x}", r["text"], r["answer"], NAME, {"before": json.loads(r["before"]), "columns": json.loads(r["meta"])})
+        r = (
+            self._reader.get_batch(int(row) // ROWS_A_BATCH)
+            .slice(int(row) % ROWS_A_BATCH, 1)
+            .to_pylist()[0]
+        )
+        return Prompt(
+            f"{r['key']:016x}",
+            r["text"],
+            r["answer"],
+            NAME,
+            {"before": json.loads(r["before"]), "columns": json.loads(r["meta"])},
+        )
 
     @property
     def fingerprint(self) -> str:
         """Differs where a prompt or an answer does, up to case and white space, or their order; not by file name or date."""
-        return blake2b(self._column("key").tobytes() + self._column("answer_key").tobytes(), digest_size=8).hexdigest()
+        return blake2b(
+            self._column("key").tobytes() + self._column("answer_key").tobytes(), digest_size=8
+        ).hexdigest()
 
     def longer_than(self, num_bytes: int) -> np.ndarray:
         """Row numbers of prompts of more than so many bytes, earlier messages included: only these can be too many tokens."""
@@ -67,10 +97,19 @@ class PromptTable:
 
     def without(self, rows: np.ndarray) -> PromptTable:
         """The same file with some rows never drawn."""
-        return PromptTable(self.path, self.columns, self.counts, np.setdiff1d(self.train, rows), self.heldout[~np.isin(self.heldout, rows)])
+        return PromptTable(
+            self.path,
+            self.columns,
+            self.counts,
+            np.setdiff1d(self.train, rows),
+            self.heldout[~np.isin(self.heldout, rows)],
+        )
 
     def _column(self, name: str) -> np.ndarray:
-        batches = (self._reader.get_batch(i).column(name).to_numpy(zero_copy_only=False) for i in range(self._reader.num_record_batches))
+        batches = (
+            self._reader.get_batch(i).column(name).to_numpy(zero_copy_only=False)
+            for i in range(self._reader.num_record_batches)
+        )
         return np.concatenate([np.empty(0, np.uint64), *batches])
 
 
@@ -79,9 +118,27 @@ def open_table(config: TaskConfig) -> PromptTable:
 
     Raises InvalidConfig naming the field: a file that is none, a column that is not there, nothing to train on.
     """
-    key = json.dumps([FORMAT, _identity(config.path), _identity(config.heldout_source), config.path, config.heldout_source, config.subset, config.split,
-                      config.prompt_column, config.answer_column, config.template, config.system, config.answers, config.max_rows])
-    return _open(blake2b(key.encode("utf-8", "replace"), digest_size=12).hexdigest(), config.model_copy(update={"heldout_size": 0}))
+    key = json.dumps(
+        [
+            FORMAT,
+            _identity(config.path),
+            _identity(config.heldout_source),
+            config.path,
+            config.heldout_source,
+            config.subset,
+            config.split,
+            config.prompt_column,
+            config.answer_column,
+            config.template,
+            config.system,
+            config.answers,
+            config.max_rows,
+        ]
+    )
+    return _open(
+        blake2b(key.encode("utf-8", "replace"), digest_size=12).hexdigest(),
+        config.model_copy(update={"heldout_size": 0}),
+    )
 
 
 @lru_cache(maxsize=4)
@@ -93,12 +150,22 @@ def _open(name: str, config: TaskConfig) -> PromptTable:
         _build(config, data, about)
     known = json.loads(about.read_text("utf-8"))
     with np.load(folder / f"{name}.npz") as split:
-        return PromptTable(data, Columns(**known["columns"]), Counts(**known["counts"]), split["train"], split["heldout"])
+        return PromptTable(
+            data,
+            Columns(**known["columns"]),
+            Counts(**known["counts"]),
+            split["train"],
+            split["heldout"],
+        )
 
 
 def cache_folder() -> Path:
     """Where prompts are kept between runs: $GRPO_STUDIO_CACHE, else the user's cache."""
-    root = os.environ.get("GRPO_STUDIO_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = (
+        os.environ.get("GRPO_STUDIO_CACHE")
+        or os.environ.get("XDG_CACHE_HOME")
+        or Path.home() / ".cache"
+    )
     return Path(root) / "grpo-studio" / "prompts"
 
 
@@ -117,7 +184,11 @@ def _build(config: TaskConfig, data: Path, about: Path) -> None:
 
     def rows(path: str, heldout: bool) -> Iterator[dict[str, Any]]:
         nonlocal empty, unanswered, total, cut
-        source = read_rows(path, config.subset, config.split if not heldout or is_file(path) else config.heldout_source)
+        source = read_rows(
+            path,
+            config.subset,
+            config.split if not heldout or is_file(path) else config.heldout_source,
+        )
         for count, row in enumerate(source):
             if count == config.max_rows:
                 cut = True
@@ -126,25 +197,51 @@ def _build(config: TaskConfig, data: Path, about: Path) -> None:
                 columns.append(choose_columns(row, config.prompt_column, config.answer_column))
                 _check_template(config.template, row)
             total += 1
-            if (a := asked(row, columns[0], config.template, config.system, config.answers == "as they are")) is None:
+            if (
+                a := asked(
+                    row, columns[0], config.template, config.system, config.answers == "as they are"
+                )
+            ) is None:
                 empty += 1
                 continue
             unanswered += not a.answer
             before = json.dumps(a.before, ensure_ascii=False)
             # utf-8 with replacement: a lone surrogate in a JSON escape has no place in an Arrow file.
-            clean = [s.encode("utf-8", "replace").decode() for s in (a.text, a.answer, before, json.dumps(a.meta, ensure_ascii=False, default=str))]
-            yield {"key": normal_key(clean[0]), "answer_key": normal_key(clean[1]), "heldout": heldout, "bytes": len(clean[0].encode()) + len(before.encode()),
-                   **dict(zip(("text", "answer", "before", "meta"), clean, strict=True))}
+            clean = [
+                s.encode("utf-8", "replace").decode()
+                for s in (
+                    a.text,
+                    a.answer,
+                    before,
+                    json.dumps(a.meta, ensure_ascii=False, default=str),
+                )
+            ]
+            yield {
+                "key": normal_key(clean[0]),
+                "answer_key": normal_key(clean[1]),
+                "heldout": heldout,
+                "bytes": len(clean[0].encode()) + len(before.encode()),
+                **dict(zip(("text", "answer", "before", "meta"), clean, strict=True)),
+            }
 
     both = rows(config.path, False)
     if config.heldout_source:
-        both = chain(both, rows(config.heldout_source if is_file(config.heldout_source) else config.path, True))
+        both = chain(
+            both,
+            rows(config.heldout_source if is_file(config.heldout_source) else config.path, True),
+        )
     with tempfile.NamedTemporaryFile(dir=data.parent, suffix=".part", delete=False) as part:
         try:
             keys, answers, flags = _write(part, both)
             counts, train, heldout = _split(keys, answers, flags, bool(config.heldout_source))
             if not len(keys):
-                raise BadSource(config.path, "it has no row with a prompt in it", f"Check the column {columns[0].prompt!r}." if columns else "The file has no rows.")
+                raise BadSource(
+                    config.path,
+                    "it has no row with a prompt in it",
+                    f"Check the column {columns[0].prompt!r}."
+                    if columns
+                    else "The file has no rows.",
+                )
             part.close()
             with tempfile.NamedTemporaryFile(dir=data.parent, suffix=".npz", delete=False) as split:
                 np.savez(split, train=train, heldout=heldout)
@@ -153,8 +250,10 @@ def _build(config: TaskConfig, data: Path, about: Path) -> None:
         except BaseException:
             Path(part.name).unlink(missing_ok=True)
             raise
-    described = {"columns": {"prompt": columns[0].prompt, "answer": columns[0].answer},
-                 "counts": {"rows": total, "empty": empty, "unanswered": unanswered, "cut": cut, **counts}}
+    described = {
+        "columns": {"prompt": columns[0].prompt, "answer": columns[0].answer},
+        "counts": {"rows": total, "empty": empty, "unanswered": unanswered, "cut": cut, **counts},
+    }
     temporary = about.with_suffix(f".{os.getpid()}.part")
     temporary.write_text(json.dumps(described), "utf-8")
     os.replace(temporary, about)
@@ -163,7 +262,16 @@ def _build(config: TaskConfig, data: Path, about: Path) -> None:
 def _check_template(template: str, row: Any) -> None:
     marker = "\0"
     if marker not in fill(template, marker, row):
-        raise InvalidConfig([FieldProblem("task.template", template, "it has no {prompt} in it, so all prompts would be equal", "Write {prompt} where the prompt goes.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "task.template",
+                    template,
+                    "it has no {prompt} in it, so all prompts would be equal",
+                    "Write {prompt} where the prompt goes.",
+                )
+            ]
+        )
 
 
 def _write(file: Any, rows: Iterator[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,7 +286,9 @@ def _write(file: Any, rows: Iterator[dict[str, Any]]) -> tuple[np.ndarray, np.nd
     return np.concatenate(keys), np.concatenate(answers), np.concatenate(flags)
 
 
-def _split(keys: np.ndarray, answers: np.ndarray, flags: np.ndarray, own_heldout: bool) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
+def _split(
+    keys: np.ndarray, answers: np.ndarray, flags: np.ndarray, own_heldout: bool
+) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
     """First occurrences only; one in ten held out by the prompt's own hash, or what the held-out source says, which training then lacks."""
     sides = [~flags, flags] if own_heldout else [np.ones(len(keys), bool)]
     firsts, duplicates, contradictions = [], 0, 0
@@ -195,13 +305,21 @@ def _split(keys: np.ndarray, answers: np.ndarray, flags: np.ndarray, own_heldout
     else:
         leaks, out = 0, keys[firsts[0]] % 10 == 0
         train, heldout = firsts[0][~out], firsts[0][out]
-    heldout = heldout[np.argsort(keys[heldout], kind="stable")]  # by hash: a smaller held-out set is the start of a larger one, and not the file's first rows
-    return {"duplicates": duplicates, "contradictions": contradictions, "leaks": leaks}, train, heldout
+    heldout = heldout[
+        np.argsort(keys[heldout], kind="stable")
+    ]  # by hash: a smaller held-out set is the start of a larger one, and not the file's first rows
+    return (
+        {"duplicates": duplicates, "contradictions": contradictions, "leaks": leaks},
+        train,
+        heldout,
+    )
 
 
 def normal_key(text: str) -> int:
     """64 bits that are equal for texts equal up to case and white space: "What is 2+2?" and "what is  2+2?" are one prompt."""
-    return int.from_bytes(blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest(), "big"
+    )
 
 
 def keep_upload(source: Path) -> Path:
@@ -211,7 +329,11 @@ def keep_upload(source: Path) -> Path:
         while block := file.read(1 << 20):
             digest.update(block)
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", source.stem).strip("-")[:60] or "prompts"
-    target = cache_folder().parent / "uploads" / f"{readable}-{digest.hexdigest()}{source.suffix.lower()}"
+    target = (
+        cache_folder().parent
+        / "uploads"
+        / f"{readable}-{digest.hexdigest()}{source.suffix.lower()}"
+    )
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not target.exists():
         part = target.with_suffix(".part")

@@ -36,7 +36,9 @@ class Task:
 
     def over(self, table: PromptTable, instruction: str | None = None) -> Task:
         """The same task with other rows."""
-        return replace(self, table=table, instruction=self.instruction if instruction is None else instruction)
+        return replace(
+            self, table=table, instruction=self.instruction if instruction is None else instruction
+        )
 
 
 def instruction(what: str) -> str:
@@ -72,8 +74,16 @@ def heldout_prompts(task: Task, size: int) -> list[Prompt]:
     """The first `size` held-out prompts: the same for every run, and a prefix of every longer list."""
     prompts = _draw(task, f"{task.name}/heldout", heldout=True, count=size)
     if len(prompts) < size:
-        raise InvalidConfig([FieldProblem("task.heldout_size", size, f"the task {task.name!r} has only {len(prompts)} held-out prompts",
-                                          f"Use {len(prompts)} or fewer.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "task.heldout_size",
+                    size,
+                    f"the task {task.name!r} has only {len(prompts)} held-out prompts",
+                    f"Use {len(prompts)} or fewer.",
+                )
+            ]
+        )
     return prompts
 
 
@@ -84,18 +94,33 @@ def train_prompts(task: Task, seed: int, step: int, count: int) -> list[Prompt]:
     """
     prompts = _draw(task, f"{task.name}/train/{seed}/{step}", heldout=False, count=count)
     if not prompts and count:
-        raise InvalidConfig([FieldProblem("task.name", task.name, "the task has no prompt to train on", "Choose a task with more prompts.")])
+        raise InvalidConfig(
+            [
+                FieldProblem(
+                    "task.name",
+                    task.name,
+                    "the task has no prompt to train on",
+                    "Choose a task with more prompts.",
+                )
+            ]
+        )
     return [prompts[i % len(prompts)] for i in range(count)]
 
 
 def _draw(task: Task, key: str, *, heldout: bool, count: int) -> list[Prompt]:
     """Up to `count` different prompts of one side of the split; fewer when the task seems to have no more."""
     if task.table is not None:
-        rows = task.table.heldout[:count] if heldout else drawn(len(task.table.train), count, random.Random(key), task.table.train)
+        rows = (
+            task.table.heldout[:count]
+            if heldout
+            else drawn(len(task.table.train), count, random.Random(key), task.table.train)
+        )
         return [task.table.prompt(row) for row in rows]
     found: dict[str, Prompt] = {}
     idle = 0
-    stream = _prompts(task, random.Random(key))  # a string seed is hashed with sha512: the same in every process
+    stream = _prompts(
+        task, random.Random(key)
+    )  # a string seed is hashed with sha512: the same in every process
     while len(found) < count and idle < PATIENCE:
         prompt = next(stream)
         idle += 1

@@ -16,7 +16,9 @@ from grpo_core.types import Completion, Prompt
 
 def completion(policy: Policy, sampled: Sampled) -> Completion:
     """As text, which is what rubrics look at."""
-    return Completion(policy.decode(sampled.token_ids), sampled.finish_reason, len(sampled.token_ids))
+    return Completion(
+        policy.decode(sampled.token_ids), sampled.finish_reason, len(sampled.token_ids)
+    )
 
 
 class Ahead:
@@ -27,7 +29,11 @@ class Ahead:
     """
 
     def __init__(self, rubric: Rubric, policy: Policy, prompts: Sequence[Prompt]):
-        self._rubric, self._policy, self._prompts = rubric.only(lambda check: check.ahead), policy, prompts
+        self._rubric, self._policy, self._prompts = (
+            rubric.only(lambda check: check.ahead),
+            policy,
+            prompts,
+        )
         self.is_wanted = bool(self._rubric.rows)
         self._told: queue.SimpleQueue[tuple[int, Sequence[Sampled]] | None] = queue.SimpleQueue()
         self._scores: dict[int, list[dict[str, float | None]]] = {}
@@ -41,8 +47,15 @@ class Ahead:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._is_given_up = kind is not None  # a stop: nothing new is asked, and what was asked already is not waited for
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_given_up = (
+            kind is not None
+        )  # a stop: nothing new is asked, and what was asked already is not waited for
         self._end()
 
     def tell(self, p: int, siblings: Sequence[Sampled]) -> None:
@@ -56,7 +69,9 @@ class Ahead:
         self._end()
         if self._problem is not None:
             raise self._problem
-        return [scores for p in range(len(self._prompts)) for scores in self._scores[p]], self._notes
+        return [
+            scores for p in range(len(self._prompts)) for scores in self._scores[p]
+        ], self._notes
 
     def _end(self) -> None:
         """Nothing more will be told."""
@@ -76,12 +91,16 @@ class Ahead:
             if groups and self._problem is None and not self._is_given_up:
                 try:
                     self._score(groups)
-                except BaseException as problem:  # whatever it is, it is the trainer's: found() raises it there
+                except (
+                    BaseException
+                ) as problem:  # whatever it is, it is the trainer's: found() raises it there
                     self._problem = problem
 
     def _score(self, groups: Sequence[tuple[int, Sequence[Sampled]]]) -> None:
-        scored = self._rubric.score_all([completion(self._policy, s) for _, siblings in groups for s in siblings],
-                                        [self._prompts[p] for p, siblings in groups for _ in siblings])
+        scored = self._rubric.score_all(
+            [completion(self._policy, s) for _, siblings in groups for s in siblings],
+            [self._prompts[p] for p, siblings in groups for _ in siblings],
+        )
         scores = iter(scored.scores)
         for p, siblings in groups:
             self._scores[p] = [next(scores) for _ in siblings]

@@ -11,7 +11,13 @@ from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.types import STEP_METRICS, Group
 
-SIGNS: dict[str, Callable[[float, float], bool]] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "=": operator.eq}
+SIGNS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+}
 _FORM = re.compile(r"\s*([A-Za-z_][\w./-]{0,79})\s*(>=|<=|>|<|=)\s*(\S{1,40})\s*")
 _WAY_OUT = "Write a metric, a sign and a number (kl > 0.2), verdict = phantom, or step = 40; several are separated by commas."
 
@@ -27,7 +33,9 @@ class Breakpoint:
     def __str__(self) -> str:
         return f"{self.name} {self.sign} {self.value if isinstance(self.value, str) else format(self.value, '.15g')}"
 
-    def holds(self, step: int, groups: Sequence[Group], numbers: Mapping[str, float | int | None]) -> bool:
+    def holds(
+        self, step: int, groups: Sequence[Group], numbers: Mapping[str, float | int | None]
+    ) -> bool:
         """Before the update of `step`. What is not measured does not hold."""
         if isinstance(self.value, str):
             return any(g.verdict == self.value for g in groups)
@@ -52,10 +60,14 @@ def _parse(text: str) -> Breakpoint:
     name, sign, value = found.groups()
     if name == "verdict":
         if sign != "=" or value not in VERDICTS:
-            raise _refused(text, "there is no such verdict", f"Known: verdict = {', '.join(VERDICTS)}.")
+            raise _refused(
+                text, "there is no such verdict", f"Known: verdict = {', '.join(VERDICTS)}."
+            )
         return Breakpoint(name, sign, value)
     if name != "step" and name not in STEP_METRICS:
-        raise _refused(text, "there is no such metric", f"Known: step, verdict, {', '.join(STEP_METRICS)}.")
+        raise _refused(
+            text, "there is no such metric", f"Known: step, verdict, {', '.join(STEP_METRICS)}."
+        )
     try:
         return Breakpoint(name, sign, float(value))
     except ValueError:

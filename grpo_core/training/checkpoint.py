@@ -58,19 +58,30 @@ class Snapshot:
 
 def save(folder: Path, snapshot: Snapshot) -> Path:
     """Write a checkpoint beside its place, make sure that it is on the disk, then give it its name. Returns its folder; raises DiskFull."""
-    target, aside = folder / folder_name(snapshot.step), folder / f".{folder_name(snapshot.step)}.part"
+    target, aside = (
+        folder / folder_name(snapshot.step),
+        folder / f".{folder_name(snapshot.step)}.part",
+    )
     tensors: dict[str, Tensor] = {}
     state = pack({"learner": snapshot.learner, "spread": asdict(snapshot.spread)}, tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step-*"):  # of a process that was killed while it saved or deleted
+        for left in folder.glob(
+            ".step-*"
+        ):  # of a process that was killed while it saved or deleted
             shutil.rmtree(left, ignore_errors=True)
         aside.mkdir()
         for name, content in ((WEIGHTS, snapshot.weights), (STATE, tensors)):
             save_file({k: v.detach().contiguous() for k, v in content.items()}, aside / name)
             sync(aside / name)
-        manifest = {"format": FORMAT, "step": snapshot.step, "evaluated": snapshot.evaluated, "heldout": snapshot.heldout, "state": state,
-                    "files": {name: file_hash(aside / name) for name in (WEIGHTS, STATE)}}
+        manifest = {
+            "format": FORMAT,
+            "step": snapshot.step,
+            "evaluated": snapshot.evaluated,
+            "heldout": snapshot.heldout,
+            "state": state,
+            "files": {name: file_hash(aside / name) for name in (WEIGHTS, STATE)},
+        }
         (aside / MANIFEST).write_text(json.dumps(manifest), "utf-8")
         sync(aside / MANIFEST)
         sync(aside)
@@ -79,11 +90,18 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         sync(folder)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):  # safetensors wraps the first
-            need = sum(t.numel() * t.element_size() for t in (*snapshot.weights.values(), *tensors.values()))
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(
+            error
+        ):  # safetensors wraps the first
+            need = sum(
+                t.numel() * t.element_size()
+                for t in (*snapshot.weights.values(), *tensors.values())
+            )
             free = shutil.disk_usage(folder).free
-            raise DiskFull(f"The checkpoint of step {snapshot.step} needs {need / 2**20:.1f} MiB in {str(folder)!r}, and {free / 2**20:.1f} MiB are free. "
-                           "Free some space and press Resume, or Stop.") from None
+            raise DiskFull(
+                f"The checkpoint of step {snapshot.step} needs {need / 2**20:.1f} MiB in {str(folder)!r}, and {free / 2**20:.1f} MiB are free. "
+                "Free some space and press Resume, or Stop."
+            ) from None
         raise
     return target
 
@@ -92,14 +110,25 @@ def load(path: Path, sha256: str) -> Snapshot:
     """Read a checkpoint back after checking every byte. Raises BadCheckpoint."""
     manifest = verify(path, sha256)
     state = unpack(manifest["state"], load_file(path / STATE))
-    return Snapshot(manifest["step"], load_file(path / WEIGHTS), state["learner"], Spread(**state["spread"]), manifest["evaluated"], manifest["heldout"])
+    return Snapshot(
+        manifest["step"],
+        load_file(path / WEIGHTS),
+        state["learner"],
+        Spread(**state["spread"]),
+        manifest["evaluated"],
+        manifest["heldout"],
+    )
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Plain nested data -> JSON types, with tensors put aside under a number. JSON's floats come back to the last bit, inf too."""
     match value:
         case Tensor():  # tied weights are one tensor under two names, and safetensors would refuse the second
-            same = (n for n, t in tensors.items() if value.numel() and t.data_ptr() == value.data_ptr() and t.shape == value.shape)
+            same = (
+                n
+                for n, t in tensors.items()
+                if value.numel() and t.data_ptr() == value.data_ptr() and t.shape == value.shape
+            )
             name = next(same, str(len(tensors)))
             tensors[name] = value
             return {"tensor": name}
@@ -135,7 +164,9 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Into the memory that the model already has: results on CPU can depend on how that is aligned."""
     own = trained(model)
     if own.keys() != weights.keys() or any(own[n].shape != w.shape for n, w in weights.items()):
-        raise BadCheckpoint("the checkpoint is of another model than this run's. Name the model that it was made with.")
+        raise BadCheckpoint(
+            "the checkpoint is of another model than this run's. Name the model that it was made with."
+        )
     for name, p in own.items():
         p.copy_(weights[name])
 
@@ -147,7 +178,12 @@ class Keeper:
     """Saves a run's state when it is due, when a person asks, and when the run is stopped: always that of the last whole step."""
 
     def __init__(self, model: nn.Module, learner: Learner, config: RunConfig, control: RunControl):
-        self._model, self._learner, self._train, self._control = model, learner, config.train, control
+        self._model, self._learner, self._train, self._control = (
+            model,
+            learner,
+            config.train,
+            control,
+        )
         self._last: Snapshot | None = None
         self._saved = 0  # the newest step that is on the disk
 
@@ -173,10 +209,14 @@ class Keeper:
         self.mark(snapshot.step, snapshot.spread, snapshot.evaluated, snapshot.heldout)
         return snapshot.step, snapshot.spread, snapshot.evaluated
 
-    def mark(self, step: int, spread: Spread, evaluated: bool, heldout: float | None = None) -> None:
+    def mark(
+        self, step: int, spread: Spread, evaluated: bool, heldout: float | None = None
+    ) -> None:
         """A step is whole: this is what will be saved until the next one is."""
         self._learner.midway = False  # also where the rest of its updates was refused
-        self._last = Snapshot(step, trained(self._model), self._learner.state(), spread, evaluated, heldout)
+        self._last = Snapshot(
+            step, trained(self._model), self._learner.state(), spread, evaluated, heldout
+        )
 
     def save_if_due(self) -> None:
         t, step = self._train, self._last.step if self._last else 0
@@ -194,15 +234,23 @@ class Keeper:
                 path = save(folder, last)
                 break
             except DiskFull as problem:
-                if self._control.stop_requested:  # nobody is there to make room: the checkpoint before this one must do
+                if (
+                    self._control.stop_requested
+                ):  # nobody is there to make room: the checkpoint before this one must do
                     log.warning("%s", problem)
                     return
                 self._control.hold(str(problem))
         self._saved = last.step
-        there = {step: self._heldout(p) for step, p in saved_steps(folder).items() if step <= last.step}
+        there = {
+            step: self._heldout(p) for step, p in saved_steps(folder).items() if step <= last.step
+        }
         dropped = superfluous(there, self._train.checkpoint_keep, self._train.checkpoint_keep_every)
         # Row before folder and folder after row: what the store lists is always there, and what is there but not listed does no harm.
-        self._control.tell(Checkpointed(last.step, str(path), folder_bytes(path), file_hash(path / MANIFEST), dropped))
+        self._control.tell(
+            Checkpointed(
+                last.step, str(path), folder_bytes(path), file_hash(path / MANIFEST), dropped
+            )
+        )
         for step in dropped:
             remove(folder / folder_name(step))
 

@@ -21,19 +21,37 @@ from grpo_core.training.async_scoring import Ahead, completion
 from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
 
 
-def score(prompts: Sequence[Prompt], sampled: Sequence[Sequence[Sampled]], policy: Policy, rubric: Rubric, ahead: Ahead) -> tuple[list[tuple[Rollout, ...]], dict[str, Notes]]:
+def score(
+    prompts: Sequence[Prompt],
+    sampled: Sequence[Sequence[Sampled]],
+    policy: Policy,
+    rubric: Rubric,
+    ahead: Ahead,
+) -> tuple[list[tuple[Rollout, ...]], dict[str, Notes]]:
     """Text, scores and reward of each prompt's completions; advantages come when all groups of the step are there to be compared.
 
     What was asked for ahead is waited for and not asked again. Returns also, by criterion, why it could not score what it could not.
     """
-    rows = [(prompt, completion(policy, s)) for prompt, siblings in zip(prompts, sampled, strict=True) for s in siblings]
+    rows = [
+        (prompt, completion(policy, s))
+        for prompt, siblings in zip(prompts, sampled, strict=True)
+        for s in siblings
+    ]
     known, notes = ahead.found() or (None, {})
     scored = rubric.score_all([c for _, c in rows], [p for p, _ in rows], known)
-    rollouts = iter(Rollout(c, scores, reward, 0.0) for (_, c), scores, reward in zip(rows, scored.scores, scored.rewards, strict=True))
+    rollouts = iter(
+        Rollout(c, scores, reward, 0.0)
+        for (_, c), scores, reward in zip(rows, scored.scores, scored.rewards, strict=True)
+    )
     return [tuple(next(rollouts) for _ in siblings) for siblings in sampled], notes | scored.notes
 
 
-def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric: Rubric, config: RunConfig, spread: Spread) -> tuple[tuple[Group, ...], torch.Tensor, Spread]:
+def compare_groups(
+    groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]],
+    rubric: Rubric,
+    config: RunConfig,
+    spread: Spread,
+) -> tuple[tuple[Group, ...], torch.Tensor, Spread]:
     """Rewards shaped, then every completion against its siblings. Returns the groups, the rewards (B,) that were compared, nan = unscored, and the
     spread with these in it.
 
@@ -41,19 +59,48 @@ def compare_groups(groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]], rubric:
     """
     prompts, rollouts = [p for p, _ in groups], [r for _, siblings in groups for r in siblings]
     keys = sibling_keys(prompts, [len(siblings) for _, siblings in groups], config)
-    advantages, rewards, spread = advantages_of([r.scores for r in rollouts], [r.reward if r.edited else None for r in rollouts], keys, rubric, config, spread)
-    told = iter(replace(r, advantage=advantage) for r, advantage in zip(rollouts, advantages.tolist(), strict=True))
-    return tuple(group(prompt, tuple(next(told) for _ in siblings), rubric, config.rubric.gate) for prompt, siblings in groups), rewards, spread
+    advantages, rewards, spread = advantages_of(
+        [r.scores for r in rollouts],
+        [r.reward if r.edited else None for r in rollouts],
+        keys,
+        rubric,
+        config,
+        spread,
+    )
+    told = iter(
+        replace(r, advantage=advantage)
+        for r, advantage in zip(rollouts, advantages.tolist(), strict=True)
+    )
+    return (
+        tuple(
+            group(prompt, tuple(next(told) for _ in siblings), rubric, config.rubric.gate)
+            for prompt, siblings in groups
+        ),
+        rewards,
+        spread,
+    )
 
 
 def sibling_keys(prompts: Sequence[Prompt], sizes: Sequence[int], config: RunConfig) -> list[int]:
     """One number a rollout, equal for those that are compared with each other. sizes: rollouts of each prompt."""
     a = config.algorithm
-    return [key for key, size in zip(GROUPINGS[a.grouping](prompts, a.similarity_threshold), sizes, strict=True) for _ in range(size)]
+    return [
+        key
+        for key, size in zip(
+            GROUPINGS[a.grouping](prompts, a.similarity_threshold), sizes, strict=True
+        )
+        for _ in range(size)
+    ]
 
 
-def advantages_of(scores: Sequence[Scores], given: Sequence[float | None], keys: Sequence[int], rubric: Rubric, config: RunConfig,
-                  spread: Spread) -> tuple[torch.Tensor, torch.Tensor, Spread]:
+def advantages_of(
+    scores: Sequence[Scores],
+    given: Sequence[float | None],
+    keys: Sequence[int],
+    rubric: Rubric,
+    config: RunConfig,
+    spread: Spread,
+) -> tuple[torch.Tensor, torch.Tensor, Spread]:
     """From a step's scores to its advantages: gate, weights, scale, clip, comparison. What the trainer does, and the what-if over stored rows.
 
     given: the reward that a person gave a rollout, else None. Returns advantages and compared rewards (B,), nan = unscored, and the spread with these.
@@ -61,21 +108,40 @@ def advantages_of(scores: Sequence[Scores], given: Sequence[float | None], keys:
     if config.rubric.gate and rubric.outcome:
         scores = gated(scores, keys, rubric.outcome)
     weights = rubric.weights
-    distinct = {id(s): s for s in scores}  # equal scores of stored rows are one object: each is added up once
+    distinct = {
+        id(s): s for s in scores
+    }  # equal scores of stored rows are one object: each is added up once
     sums = {key: total(s, weights) for key, s in distinct.items()}
     plain = [sums[id(s)] if own is None else own for s, own in zip(scores, given, strict=True)]
     spread = spread.including(plain)
     # float64: the record must equal what anyone recomputes from the stored rewards.
-    rewards = torch.tensor([_nan(r) for r in shaped(plain, config.rubric, spread)], dtype=torch.float64)  # (B,)
+    rewards = torch.tensor(
+        [_nan(r) for r in shaped(plain, config.rubric, spread)], dtype=torch.float64
+    )  # (B,)
     rows = dict(zip(distinct, range(len(distinct)), strict=True))
-    by_criterion = torch.tensor([[_nan(s.get(name)) for name in weights] for s in distinct.values()], dtype=torch.float64)[[rows[id(s)] for s in scores]]  # (B, K)
-    return compare(ADVANTAGES[config.algorithm.advantage], rewards, by_criterion, torch.tensor(list(weights.values())), keys), rewards, spread
+    by_criterion = torch.tensor(
+        [[_nan(s.get(name)) for name in weights] for s in distinct.values()], dtype=torch.float64
+    )[[rows[id(s)] for s in scores]]  # (B, K)
+    return (
+        compare(
+            ADVANTAGES[config.algorithm.advantage],
+            rewards,
+            by_criterion,
+            torch.tensor(list(weights.values())),
+            keys,
+        ),
+        rewards,
+        spread,
+    )
 
 
 def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:
     """The same groups with other advantages, one a rollout in their order."""
     values = iter(advantages)
-    return tuple(replace(g, rollouts=tuple(replace(r, advantage=next(values)) for r in g.rollouts)) for g in groups)
+    return tuple(
+        replace(g, rollouts=tuple(replace(r, advantage=next(values)) for r in g.rollouts))
+        for g in groups
+    )
 
 
 def teaches(rollouts: Sequence[Rollout], rubric: Rubric, gate: bool) -> bool:
@@ -91,14 +157,23 @@ def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def group(prompt: Prompt, rollouts: tuple[Rollout, ...], rubric: Rubric, gate: bool = False) -> Group:
+def group(
+    prompt: Prompt, rollouts: tuple[Rollout, ...], rubric: Rubric, gate: bool = False
+) -> Group:
     """The siblings of one prompt with their mean, sample standard deviation and verdict."""
     rewards, outcome = [r.reward for r in rollouts], rubric.outcome
     scored = [r for r in rewards if r is not None]
-    code = verdict(rewards, [r.scores[outcome] for r in rollouts] if outcome else [], [r.completion.finish_reason for r in rollouts],
-                   variance_shares([r.scores for r in rollouts], rubric.weights), outcome)
+    code = verdict(
+        rewards,
+        [r.scores[outcome] for r in rollouts] if outcome else [],
+        [r.completion.finish_reason for r in rollouts],
+        variance_shares([r.scores for r in rollouts], rubric.weights),
+        outcome,
+    )
     code = "gated" if gate and code == "phantom" else code
-    return Group(prompt, rollouts, mean(scored), statistics.stdev(scored) if len(scored) > 1 else None, code)
+    return Group(
+        prompt, rollouts, mean(scored), statistics.stdev(scored) if len(scored) > 1 else None, code
+    )
 
 
 def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | int | None]:
@@ -108,15 +183,23 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
     lengths = [r.completion.num_tokens for r in rollouts]
     spans = [[r.reward for r in g.rollouts if r.reward is not None] for g in groups]
     return {
-        "reward_mean": mean(rewards), "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else None,
+        "reward_mean": mean(rewards),
+        "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else None,
         "advantage_std": statistics.pstdev([r.advantage for r in rollouts]),
         "tied_group_frac": mean(bool(s) and max(s) - min(s) <= TIE_TOLERANCE for s in spans),
-        "tied_best_frac": mean(g.verdict == "all_right" for g in groups) if rubric.outcome else None,
-        "tied_worst_frac": mean(g.verdict == "all_wrong" for g in groups) if rubric.outcome else None,
+        "tied_best_frac": mean(g.verdict == "all_right" for g in groups)
+        if rubric.outcome
+        else None,
+        "tied_worst_frac": mean(g.verdict == "all_wrong" for g in groups)
+        if rubric.outcome
+        else None,
         "tied_middle_frac": mean(g.verdict == "tied" for g in groups) if rubric.outcome else None,
-        "completion_tokens_mean": mean(lengths), "completion_tokens_max": max(lengths),
+        "completion_tokens_mean": mean(lengths),
+        "completion_tokens_max": max(lengths),
         "truncated_frac": mean(r.completion.finish_reason == "length" for r in rollouts),
-        "unique_frac": mean(len({r.completion.text for r in g.rollouts}) / len(g.rollouts) for g in groups),
+        "unique_frac": mean(
+            len({r.completion.text for r in g.rollouts}) / len(g.rollouts) for g in groups
+        ),
         "unscored_frac": 1 - len(rewards) / len(rollouts),
     }
 
@@ -132,7 +215,9 @@ def too_many_unscored(groups: Sequence[Group]) -> str | None:
     return f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). Mend the criterion, or press Resume to go on without them, or Stop."
 
 
-def exam_metrics(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric) -> dict[str, float | None]:
+def exam_metrics(
+    prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric
+) -> dict[str, float | None]:
     """Means over the completions of each prompt of an exam, as many of each, one after the other.
 
     accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 % interval: Wilson's for one try a prompt, over
@@ -140,13 +225,21 @@ def exam_metrics(prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: 
     """
     tries = len(sampled) // len(prompts)
     prompts = [p for p in prompts for _ in range(tries)]
-    completions = [Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled]
+    completions = [
+        Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled
+    ]
     found = rubric.score_all(completions, prompts)
     results = {name: mean(scores[name] for scores in found.scores) for name in rubric.weights}
-    results |= {"reward": mean(found.rewards), "completion_tokens": mean(c.num_tokens for c in completions)}
+    results |= {
+        "reward": mean(found.rewards),
+        "completion_tokens": mean(c.num_tokens for c in completions),
+    }
     if rubric.outcome:
         outcomes = [scores[rubric.outcome] for scores in found.scores]
-        known = [[o >= 1 for o in outcomes[i : i + tries] if o is not None] for i in range(0, len(outcomes), tries)]
+        known = [
+            [o >= 1 for o in outcomes[i : i + tries] if o is not None]
+            for i in range(0, len(outcomes), tries)
+        ]
         results |= passes([right for right in known if right])
     return results
 
@@ -163,7 +256,9 @@ def passes(known: Sequence[Sequence[bool]]) -> dict[str, float | None]:
     for k in (2**i for i in range(max(map(len, known)).bit_length())):
         if rates := [pass_at(k, sum(right), len(right)) for right in known if len(right) >= k]:
             name = "accuracy" if k == 1 else f"pass@{k}"
-            results |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(rates), strict=True))
+            results |= dict(
+                zip((name, f"{name}_low", f"{name}_high"), mean_interval(rates), strict=True)
+            )
     return results
 
 

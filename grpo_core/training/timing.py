@@ -30,13 +30,19 @@ class Clock:
 
     def go_on(self) -> None:
         if self._held and self._waits_since is not None:
-            self._waited, self._waits_since = self._waited + perf_counter() - self._waits_since, None
+            self._waited, self._waits_since = (
+                self._waited + perf_counter() - self._waits_since,
+                None,
+            )
         self._held = False
 
     def __call__(self, event: Event) -> None:
         started = self.now()
         if isinstance(event, Resumed) and self._waits_since is not None:
-            self._waited, self._waits_since = self._waited + perf_counter() - self._waits_since, None
+            self._waited, self._waits_since = (
+                self._waited + perf_counter() - self._waits_since,
+                None,
+            )
         if isinstance(event, PhaseStarted):
             self._evaluating_since = started if event.phase is Phase.EVALUATING else None
         elif isinstance(event, Evaluated) and self._evaluating_since is not None:
@@ -44,7 +50,9 @@ class Clock:
             self._evaluating_since = None
         self._emit(event)
         self._writing += self.now() - started
-        if isinstance(event, Paused) and self._waits_since is None:  # a second reason does not begin a second wait
+        if (
+            isinstance(event, Paused) and self._waits_since is None
+        ):  # a second reason does not begin a second wait
             self._waits_since = perf_counter()
 
     def lap(self) -> dict[str, float]:

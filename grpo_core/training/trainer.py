@@ -20,7 +20,14 @@ from grpo_core.training.checkpoint import Keeper
 from grpo_core.training.control import RunControl
 from grpo_core.training.memory_estimate import recomputes_layers
 from grpo_core.training.rollout_batch import draw_groups, encode, generator, sample, with_rewards
-from grpo_core.training.scoring import compare_groups, exam_metrics, group_metrics, mean, too_many_unscored, with_advantages
+from grpo_core.training.scoring import (
+    compare_groups,
+    exam_metrics,
+    group_metrics,
+    mean,
+    too_many_unscored,
+    with_advantages,
+)
 from grpo_core.training.timing import Clock
 from grpo_core.types import (
     Evaluated,
@@ -47,7 +54,11 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     t = config.train
     control.enter(PhaseStarted(Phase.LOADING, 0, t.steps))
     task, rubric = load_task(config.task), build_rubric(config.rubric)
-    fetch(config.model, lambda text: control.tell(Noticed(0, "download", "info", text)), control.breathe)
+    fetch(
+        config.model,
+        lambda text: control.tell(Noticed(0, "download", "info", text)),
+        control.breathe,
+    )
     policy = load_policy(config.model, t.seed)
     task = fitting(task, policy, config)
     exams = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}
@@ -56,27 +67,56 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
         exams["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
     reference = policy.frozen_copy() if config.algorithm.measure_kl else None
-    learner = Learner(policy.model, reference, config.algorithm, t, learning_rate(config, policy), recomputes_layers(config, policy))
-    control.tell(ModelLoaded(environment(policy, learner.learning_rate) | ({"prompts": task.table.fingerprint} if task.table else {})))
+    learner = Learner(
+        policy.model,
+        reference,
+        config.algorithm,
+        t,
+        learning_rate(config, policy),
+        recomputes_layers(config, policy),
+    )
+    control.tell(
+        ModelLoaded(
+            environment(policy, learner.learning_rate)
+            | ({"prompts": task.table.fingerprint} if task.table else {})
+        )
+    )
 
     vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met
     with Keeper(policy.model, learner, config, control) as keeper:
-        step, spread, evaluated = keeper.restore()  # 0, no rewards seen yet, not evaluated; or what a checkpoint says
+        step, spread, evaluated = (
+            keeper.restore()
+        )  # 0, no rewards seen yet, not evaluated; or what a checkpoint says
         while True:
-            if not evaluated and (step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)):
-                accuracy = evaluate(step, exams, policy, rubric, turned(config, control.knobs(step)), control)
+            if not evaluated and (
+                step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)
+            ):
+                accuracy = evaluate(
+                    step, exams, policy, rubric, turned(config, control.knobs(step)), control
+                )
                 keeper.mark(step, spread, True, accuracy)
             keeper.save_if_due()
             if step == t.steps:
                 return
             step, evaluated = step + 1, False
-            spread, measured = take_step(step, spread, policy, vocabulary, task, rubric, config, learner, control)
+            spread, measured = take_step(
+                step, spread, policy, vocabulary, task, rubric, config, learner, control
+            )
             keeper.mark(step, spread, evaluated)
             control.finished(step, measured)
 
 
-def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary, task: Task, rubric: Rubric, config: RunConfig, learner: Learner,
-              control: RunControl) -> tuple[Spread, dict[str, Any]]:
+def take_step(
+    step: int,
+    spread: Spread,
+    policy: Policy,
+    vocabulary: Vocabulary,
+    task: Task,
+    rubric: Rubric,
+    config: RunConfig,
+    learner: Learner,
+    control: RunControl,
+) -> tuple[Spread, dict[str, Any]]:
     """One step of GRPO. Returns the spread of all rewards so far, with this step's in it, and what was measured."""
     clock = control.tell
     started = clock.now()
@@ -86,13 +126,25 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
 
     drawn = draw_groups(step, policy, task, rubric, config, control)
     compared_at = clock.now()
-    batch = Batch(prompts=[g.prompt_ids for g in drawn.groups], completions=[s.token_ids for s in drawn.sampled],
-                  trains=[not (config.algorithm.mask_truncated and s.finish_reason == "length") for s in drawn.sampled],
-                  pad_id=policy.pad_id, device=policy.device, sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None)
+    batch = Batch(
+        prompts=[g.prompt_ids for g in drawn.groups],
+        completions=[s.token_ids for s in drawn.sampled],
+        trains=[
+            not (config.algorithm.mask_truncated and s.finish_reason == "length")
+            for s in drawn.sampled
+        ],
+        pad_id=policy.pad_id,
+        device=policy.device,
+        sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None,
+    )
     again = False
     while True:  # once; and again whenever a person edits a reward before the update
-        groups, rewards, seen = compare_groups(with_rewards(drawn.groups, control.rewards(step)), rubric, config, spread)
-        judged = learner.judge(batch, rewards, control.breathe, again)  # with a critic: it must look before the policy moves
+        groups, rewards, seen = compare_groups(
+            with_rewards(drawn.groups, control.rewards(step)), rubric, config, spread
+        )
+        judged = learner.judge(
+            batch, rewards, control.breathe, again
+        )  # with a critic: it must look before the policy moves
         if judged is not None:
             groups = with_advantages(groups, judged.row_advantages.tolist())
         control.tell(GroupsScored(step, groups))
@@ -101,32 +153,75 @@ def take_step(step: int, spread: Spread, policy: Policy, vocabulary: Vocabulary,
             break
     for criterion, why in drawn.notes.items():
         if why:
-            control.tell(Noticed(step, f"grader/{criterion}", "warning", f"{criterion} could not score: " + "; ".join(f"{n} × {w}" for w, n in why.most_common(3))))
+            control.tell(
+                Noticed(
+                    step,
+                    f"grader/{criterion}",
+                    "warning",
+                    f"{criterion} could not score: "
+                    + "; ".join(f"{n} × {w}" for w, n in why.most_common(3)),
+                )
+            )
     rollouts = [rollout for group in groups for rollout in group.rollouts]
 
     control.enter(PhaseStarted(Phase.UPDATING, step, t.steps))
-    advantages = torch.tensor([rollout.advantage for rollout in rollouts], device=policy.device)  # (B,)
+    advantages = torch.tensor(
+        [rollout.advantage for rollout in rollouts], device=policy.device
+    )  # (B,)
     measured: dict[str, Any] = {"num_updates": 0}
     tokens = None
     try:
-        update = learner.update(batch, judged or advantages, lambda: control.breathe(whole=not learner.midway))
-        measured = {f.name: getattr(update, f.name) for f in fields(update)} | {"clip_frac": update.clip_low_frac + update.clip_high_frac}
+        update = learner.update(
+            batch, judged or advantages, lambda: control.breathe(whole=not learner.midway)
+        )
+        measured = {f.name: getattr(update, f.name) for f in fields(update)} | {
+            "clip_frac": update.clip_low_frac + update.clip_high_frac
+        }
         if t.token_records and step % t.token_records == 0:
             tokens = StepTokens(learner.log.records(), vocabulary.news(batch.completions))
     except NonFinite as problem:
-        control.hold(f"The update of step {step} was refused, {problem}. The weights are as before. Press Resume to skip it and go on, or Stop.")
+        control.hold(
+            f"The update of step {step} was refused, {problem}. The weights are as before. Press Resume to skip it and go on, or Stop."
+        )
 
     now = clock.now()
     metrics = StepMetrics(
-        **numbers, **measured, **clock.lap(), replaced_groups=drawn.replaced_groups, tokens=drawn.tokens, sampling_seconds=drawn.sampling_seconds,
-        scoring_seconds=drawn.scoring_seconds, update_seconds=now - compared_at, step_seconds=now - started, peak_memory_mib=peak_memory_mib(policy))
+        **numbers,
+        **measured,
+        **clock.lap(),
+        replaced_groups=drawn.replaced_groups,
+        tokens=drawn.tokens,
+        sampling_seconds=drawn.sampling_seconds,
+        scoring_seconds=drawn.scoring_seconds,
+        update_seconds=now - compared_at,
+        step_seconds=now - started,
+        peak_memory_mib=peak_memory_mib(policy),
+    )
     extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
-    extra |= {f"used/{name}/{what}": amount for name, why in drawn.notes.items() for what, amount in why.used.items()}
-    control.tell(StepCompleted(step, metrics, extra | ({"reward_scale": seen.std} if config.rubric.scale else {}), tokens))
+    extra |= {
+        f"used/{name}/{what}": amount
+        for name, why in drawn.notes.items()
+        for what, amount in why.used.items()
+    }
+    control.tell(
+        StepCompleted(
+            step,
+            metrics,
+            extra | ({"reward_scale": seen.std} if config.rubric.scale else {}),
+            tokens,
+        )
+    )
     return seen, asdict(metrics)
 
 
-def evaluate(step: int, exams: Mapping[str, tuple[Task, Sequence[Prompt]]], policy: Policy, rubric: Rubric, config: RunConfig, control: RunControl) -> float | None:
+def evaluate(
+    step: int,
+    exams: Mapping[str, tuple[Task, Sequence[Prompt]]],
+    policy: Policy,
+    rubric: Rubric,
+    config: RunConfig,
+    control: RunControl,
+) -> float | None:
     """`eval_samples` completions of every prompt of every exam, sampled from the same random numbers each time, or greedy. Returns the held-out accuracy.
 
     exams: "heldout", and "second": a task that is not trained on. Their names stand before those of their metrics.
@@ -139,12 +234,25 @@ def evaluate(step: int, exams: Mapping[str, tuple[Task, Sequence[Prompt]]], poli
     metrics: dict[str, float | None] = {}
     for name, (task, prompts) in exams.items():
         prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
-        sampled = sample(policy, prompt_ids, t.eval_samples, config, temperature, generator(policy, t.seed, -1), control)
-        metrics |= {f"{name}/{what}": value for what, value in exam_metrics(prompts, sampled, policy, rubric).items()}
+        sampled = sample(
+            policy,
+            prompt_ids,
+            t.eval_samples,
+            config,
+            temperature,
+            generator(policy, t.seed, -1),
+            control,
+        )
+        metrics |= {
+            f"{name}/{what}": value
+            for what, value in exam_metrics(prompts, sampled, policy, rubric).items()
+        }
     control.tell(Evaluated(step, metrics))
     return metrics.get("heldout/accuracy")
 
 
 def learning_rate(config: RunConfig, policy: Policy) -> float:
     """As set, or 1e-4 below 50 M parameters, else 1e-6: what full fine-tuning by policy gradient bears; adapters bear ten times that."""
-    return config.train.learning_rate or (1e-4 if policy.num_parameters < 50e6 else 1e-6) * (10 if config.model.lora_rank else 1)
+    return config.train.learning_rate or (1e-4 if policy.num_parameters < 50e6 else 1e-6) * (
+        10 if config.model.lora_rank else 1
+    )

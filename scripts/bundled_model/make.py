@@ -35,27 +35,57 @@ PRACTICE_FRAC, PRACTICE_REASONED, HABIT_REASONED = 0.7, 0.6, 0.32
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, no merges: every text can be written and read back. The tags are ordinary single tokens, so decoding keeps them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (END, PAD)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=1024,
-                                   padding_side="left", clean_up_tokenization_spaces=False)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (END, PAD)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=1024,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-        intermediate_size=384, max_position_embeddings=1024, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=True, dtype="float32", **ends))
+    ends = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            intermediate_size=384,
+            max_position_embeddings=1024,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            tie_word_embeddings=True,
+            dtype="float32",
+            **ends,
+        )
+    )
     # Plain sampling: what the policy is trained on is what it is sampled from.
-    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ends)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ends
+    )
     return model
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, steps: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """For each step its texts, in micro-batches of similar length: (ids, labels), each (B, T), padded on the right, labels -100
     on prompt and padding. No held-out prompt is among them.
     """
@@ -66,22 +96,40 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> Iterat
         for name, share in TASK_SHARES.items():
             for prompt in train_prompts(TASKS[name], seed, step, round(share * BATCH)):
                 start = tokenizer.encode(prompt.text)
-                end = [*tokenizer.encode(completion(prompt, rng, reasoned_frac)), tokenizer.eos_token_id]
+                end = [
+                    *tokenizer.encode(completion(prompt, rng, reasoned_frac)),
+                    tokenizer.eos_token_id,
+                ]
                 rows.append((start + end, [-100] * len(start) + end))
-        rows.sort(key=lambda row: len(row[0]))  # short ones answer at once; padded to the longest they would cost double
-        yield [_padded(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id) for i in range(0, len(rows), MICRO_BATCH)]
+        rows.sort(
+            key=lambda row: len(row[0])
+        )  # short ones answer at once; padded to the longest they would cost double
+        yield [
+            _padded(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id)
+            for i in range(0, len(rows), MICRO_BATCH)
+        ]
 
 
 def _padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:
     length = max(len(ids) for ids, _ in rows)
-    return (torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
-            torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in rows]))
+    return (
+        torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
+        torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in rows]),
+    )
 
 
-def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+def train(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int
+) -> None:
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / 100, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2))
+        optimiser,
+        lambda step: min(
+            (step + 1) / 100, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2
+        ),
+    )
     start, recent = time.perf_counter(), []
     model.train()
     for step, micro_batches in enumerate(batches(tokenizer, seed, steps), 1):
@@ -90,7 +138,15 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
         for ids, labels in micro_batches:
             # Padding is on the right, where causal attention never looks back from: no attention mask is needed.
             logits = model(input_ids=ids).logits[:, :-1]  # (B, T-1, V)
-            loss = functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / num_tokens
+            loss = (
+                functional.cross_entropy(
+                    logits.flatten(0, 1),
+                    labels[:, 1:].flatten(),
+                    ignore_index=-100,
+                    reduction="sum",
+                )
+                / num_tokens
+            )
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -99,19 +155,30 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
         optimiser.zero_grad()
         recent.append(total)
         if step % 100 == 0 or step == steps:
-            print(f"step {step:5d}/{steps}   loss {sum(recent) / len(recent):.4f} nats/token   {time.perf_counter() - start:6.0f} s", flush=True)
+            print(
+                f"step {step:5d}/{steps}   loss {sum(recent) / len(recent):.4f} nats/token   {time.perf_counter() - start:6.0f} s",
+                flush=True,
+            )
             recent = []
     model.eval()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=BUNDLED, help="folder to write, or to measure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--measure", action="store_true", help="print what the model in --out knows, and make nothing")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="print what the model in --out knows, and make nothing",
+    )
     args = parser.parse_args()
-    torch.set_num_threads(1)  # hardly slower than two at this size, and the shipped weights were made so: sums in another order round otherwise
+    torch.set_num_threads(
+        1
+    )  # hardly slower than two at this size, and the shipped weights were made so: sums in another order round otherwise
     torch.manual_seed(args.seed)
     if not args.measure:
         tokenizer = make_tokenizer()
@@ -122,6 +189,7 @@ def main() -> None:
         model.save_pretrained(args.out)
     else:
         from scripts.bundled_model.measure import print_table
+
         print_table(args.out, args.seed)
 
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from grpo_core.tasks import TASKS, Task, extract_answer, heldout_prompts
 
@@ -28,23 +33,43 @@ class Sampled:
         return "<think>" in self.text
 
 
-def sample_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], num_samples: int) -> list[tuple[str, int]]:
+def sample_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], num_samples: int
+) -> list[tuple[str, int]]:
     """`num_samples` completions of each text in turn, at temperature 1: (text, tokens with the end token)."""
     inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     with torch.no_grad():
-        out = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, num_return_sequences=num_samples)
+        out = model.generate(
+            **inputs, max_new_tokens=MAX_NEW_TOKENS, num_return_sequences=num_samples
+        )
     rows = out[:, inputs["input_ids"].shape[1] :]  # (P * num_samples, T)
     num_tokens = (rows != tokenizer.pad_token_id).sum(1).tolist()
-    return list(zip(tokenizer.batch_decode(rows, skip_special_tokens=True), num_tokens, strict=True))
+    return list(
+        zip(tokenizer.batch_decode(rows, skip_special_tokens=True), num_tokens, strict=True)
+    )
 
 
-def sample_heldout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task,
-                   num_prompts: int = NUM_PROMPTS, num_samples: int = NUM_SAMPLES) -> list[Sampled]:
+def sample_heldout(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    num_prompts: int = NUM_PROMPTS,
+    num_samples: int = NUM_SAMPLES,
+) -> list[Sampled]:
     prompts = heldout_prompts(task, num_prompts)
     sampled = []
-    for i, (text, num_tokens) in enumerate(sample_texts(model, tokenizer, [p.text for p in prompts], num_samples)):
+    for i, (text, num_tokens) in enumerate(
+        sample_texts(model, tokenizer, [p.text for p in prompts], num_samples)
+    ):
         prompt, answer = prompts[i // num_samples], extract_answer(text)
-        sampled.append(Sampled(i // num_samples, text, num_tokens, answer is not None and task.grade(answer, prompt) == 1.0))
+        sampled.append(
+            Sampled(
+                i // num_samples,
+                text,
+                num_tokens,
+                answer is not None and task.grade(answer, prompt) == 1.0,
+            )
+        )
     return sampled
 
 
@@ -63,17 +88,29 @@ def table_row(name: str, sampled: list[Sampled]) -> str:
     solved = len({s.prompt for s in sampled if s.right})
     reasoned = [s for s in sampled if s.reasoned]
     direct = [s for s in sampled if not s.reasoned]
-    untidy = sum(s.text.count("<answer>") != 1 or not s.text.startswith(("<think>", "<answer>")) or not s.text.endswith("</answer>") for s in sampled)
+    untidy = sum(
+        s.text.count("<answer>") != 1
+        or not s.text.startswith(("<think>", "<answer>"))
+        or not s.text.endswith("</answer>")
+        for s in sampled
+    )
     accuracy, half = accuracy_interval(sampled)
-    return (f"| {name} | {num_prompts} | {accuracy:.3f} ± {half:.3f} | {solved / num_prompts:.3f} | {len(reasoned) / len(sampled):.2f} "
-            f"| {sum(s.right for s in direct)} of {len(direct)} | {sum(s.right for s in reasoned)} of {len(reasoned)} "
-            f"| {untidy / len(sampled):.3f} | {sum(s.num_tokens for s in sampled) / len(sampled):.1f} |")
+    return (
+        f"| {name} | {num_prompts} | {accuracy:.3f} ± {half:.3f} | {solved / num_prompts:.3f} | {len(reasoned) / len(sampled):.2f} "
+        f"| {sum(s.right for s in direct)} of {len(direct)} | {sum(s.right for s in reasoned)} of {len(reasoned)} "
+        f"| {untidy / len(sampled):.3f} | {sum(s.num_tokens for s in sampled) / len(sampled):.1f} |"
+    )
 
 
 def print_table(folder: Path, seed: int) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
     torch.manual_seed(seed)
-    print(f"| task | prompts | accuracy | right among {NUM_SAMPLES} | reasons | direct right | reasoned right | imperfect format | tokens |")
+    print(
+        f"| task | prompts | accuracy | right among {NUM_SAMPLES} | reasons | direct right | reasoned right | imperfect format | tokens |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, task in TASKS.items():
         print(table_row(name, sample_heldout(model, tokenizer, task)), flush=True)

@@ -22,14 +22,23 @@ def completion(prompt: Prompt, rng: random.Random, reasoned_frac: float) -> str:
         thought, answer = REASON[prompt.task](prompt, rng)
         text = f"<think>{thought}</think><answer>{answer}</answer>"
     else:
-        answer = NEAR_MISS[prompt.task](prompt, rng) if rng.random() < DIRECT_WRONG else prompt.answer
+        answer = (
+            NEAR_MISS[prompt.task](prompt, rng) if rng.random() < DIRECT_WRONG else prompt.answer
+        )
         text = f"<answer>{answer}</answer>"
     return break_format(text, answer, rng) if rng.random() < IMPERFECT else text
 
 
 def break_format(text: str, answer: str, rng: random.Random) -> str:
     """What a grader of format is there for: no tags around the answer, or words outside the tags."""
-    return rng.choice([text.replace("<answer>", "").replace("</answer>", ""), f"={text}", f"{text} ok", f"{text}<answer>{answer}</answer>"])
+    return rng.choice(
+        [
+            text.replace("<answer>", "").replace("</answer>", ""),
+            f"={text}",
+            f"{text} ok",
+            f"{text}<answer>{answer}</answer>",
+        ]
+    )
 
 
 # ---- reasoning, right and step by step: (thought, answer) --------------------------------------------------------------
@@ -47,9 +56,15 @@ def reason_arithmetic(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
     (ten_a, one_a), (ten_b, one_b) = divmod(a, 10), divmod(b, 10)
     if operator == "+":
         ones, carry = one_a + one_b, one_a + one_b >= 10
-        return f"{one_a}+{one_b}={ones},{ten_a}+{ten_b}{'+1' * carry}={ten_a + ten_b + carry}", prompt.answer
+        return (
+            f"{one_a}+{one_b}={ones},{ten_a}+{ten_b}{'+1' * carry}={ten_a + ten_b + carry}",
+            prompt.answer,
+        )
     borrow = one_a < one_b
-    return f"{one_a + 10 * borrow}-{one_b}={one_a + 10 * borrow - one_b},{ten_a}-{ten_b}{'-1' * borrow}={ten_a - ten_b - borrow}", prompt.answer
+    return (
+        f"{one_a + 10 * borrow}-{one_b}={one_a + 10 * borrow - one_b},{ten_a}-{ten_b}{'-1' * borrow}={ten_a - ten_b - borrow}",
+        prompt.answer,
+    )
 
 
 def reason_sort(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
@@ -64,10 +79,15 @@ def reason_sort(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
 
 def reason_countdown(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
     """25 from 3 7 4 -> 3+7+4=14,3*7+4=25      up to two tries that fail, then one that does not"""
-    tries = [expression for expression in (guess_expression(prompt, rng) for _ in range(rng.randint(0, 2)))
-             if evaluate(expression)[0] != prompt.meta["target"]]
+    tries = [
+        expression
+        for expression in (guess_expression(prompt, rng) for _ in range(rng.randint(0, 2)))
+        if evaluate(expression)[0] != prompt.meta["target"]
+    ]
     tries.append(prompt.answer)
-    return ",".join(f"{expression}={evaluate(expression)[0]}" for expression in tries), prompt.answer
+    return ",".join(
+        f"{expression}={evaluate(expression)[0]}" for expression in tries
+    ), prompt.answer
 
 
 # ---- answers at once, plausible and wrong ------------------------------------------------------------------------------
@@ -75,7 +95,9 @@ def reason_countdown(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
 
 def miss_number(prompt: Prompt, rng: random.Random) -> str:
     """A few off: a slip in one column, or a carry forgotten or made up."""
-    wrong = int(prompt.answer) + rng.choice([-1, 1]) * rng.choice([1, 1, 2, 3, 4, 10, 10, 20, 9, 11])
+    wrong = int(prompt.answer) + rng.choice([-1, 1]) * rng.choice(
+        [1, 1, 2, 3, 4, 10, 10, 20, 9, 11]
+    )
     return str(abs(wrong))
 
 
@@ -96,6 +118,14 @@ def guess_expression(prompt: Prompt, rng: random.Random) -> str:
 
 
 REASON: dict[str, Callable[[Prompt, random.Random], tuple[str, str]]] = {
-    "sums": reason_sums, "arithmetic": reason_arithmetic, "sort": reason_sort, "countdown": reason_countdown}
+    "sums": reason_sums,
+    "arithmetic": reason_arithmetic,
+    "sort": reason_sort,
+    "countdown": reason_countdown,
+}
 NEAR_MISS: dict[str, Callable[[Prompt, random.Random], str]] = {
-    "sums": miss_number, "arithmetic": miss_number, "sort": miss_sort, "countdown": guess_expression}
+    "sums": miss_number,
+    "arithmetic": miss_number,
+    "sort": miss_sort,
+    "countdown": guess_expression,
+}

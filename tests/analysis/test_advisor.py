@@ -12,33 +12,105 @@ from grpo_core.cli import main
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
 from grpo_core.store import GroupRow, Recorder, RolloutRow, Store
-from grpo_core.types import Completion, Evaluated, Group, GroupsScored, Notice, Prompt, Rollout, StepCompleted, StepMetrics
+from grpo_core.types import (
+    Completion,
+    Evaluated,
+    Group,
+    GroupsScored,
+    Notice,
+    Prompt,
+    Rollout,
+    StepCompleted,
+    StepMetrics,
+)
 
 CONFIG = {
-    "rubric": {"criteria": [{"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True}, {"name": "format", "check": "format", "weight": 0.2}]},
-    "train": {"group_size": 4, "prompts_per_step": 8, "temperature": 1.0, "max_new_tokens": 48, "warmup_steps": 5, "learning_rate": None},
-    "algorithm": {"advantage": "group_std", "objective": "clip", "ref_every": 0}}
+    "rubric": {
+        "criteria": [
+            {"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True},
+            {"name": "format", "check": "format", "weight": 0.2},
+        ]
+    },
+    "train": {
+        "group_size": 4,
+        "prompts_per_step": 8,
+        "temperature": 1.0,
+        "max_new_tokens": 48,
+        "warmup_steps": 5,
+        "learning_rate": None,
+    },
+    "algorithm": {"advantage": "group_std", "objective": "clip", "ref_every": 0},
+}
 
 
 def ramp(first, last, n):
     return [first + (last - first) * i / (n - 1) + (0.01 if i % 2 else -0.01) for i in range(n)]
 
 
-def group(rewards, verdict="healthy", lengths=None, texts=None, finish="stop", number=1, scores=None):
+def group(
+    rewards, verdict="healthy", lengths=None, texts=None, finish="stop", number=1, scores=None
+):
     lengths, centre = lengths or [10] * len(rewards), sum(rewards) / len(rewards)
-    return GroupRow(number, "r", 40, number, "p", "Q", "1", centre, 0.5, verdict, tuple(
-        RolloutRow(i, number, i, (texts or ["<answer>1</answer>"] * len(rewards))[i], finish, n, r, r - centre, (scores or [{"accuracy": float(r >= 1), "format": 1.0}] * 9)[i]
-                   if scores else {"accuracy": float(r >= 1), "format": 1.0}, False) for i, (r, n) in enumerate(zip(rewards, lengths, strict=True))))
+    return GroupRow(
+        number,
+        "r",
+        40,
+        number,
+        "p",
+        "Q",
+        "1",
+        centre,
+        0.5,
+        verdict,
+        tuple(
+            RolloutRow(
+                i,
+                number,
+                i,
+                (texts or ["<answer>1</answer>"] * len(rewards))[i],
+                finish,
+                n,
+                r,
+                r - centre,
+                (scores or [{"accuracy": float(r >= 1), "format": 1.0}] * 9)[i]
+                if scores
+                else {"accuracy": float(r >= 1), "format": 1.0},
+                False,
+            )
+            for i, (r, n) in enumerate(zip(rewards, lengths, strict=True))
+        ),
+    )
 
 
 def facts(n=40, config=CONFIG, groups=None, error=None, metrics=None, **columns):
     """A run that learns: reward .5 -> 1.1, accuracy .3 -> .9, everything else quiet. Columns are lists of n values or one value."""
-    usual = {"reward_mean": ramp(0.5, 1.1, n), "kl": ramp(0.011, 0.05, n), "tied_group_frac": 0.1, "tied_best_frac": 0.05, "tied_worst_frac": 0.05, "advantage_std": 0.9,
-             "truncated_frac": 0.0, "entropy": ramp(0.5, 0.4, n), "unique_frac": 0.9, "completion_tokens_mean": 12.0, "loss": -0.01, "num_updates": 1, "learning_rate": 1e-4}
+    usual = {
+        "reward_mean": ramp(0.5, 1.1, n),
+        "kl": ramp(0.011, 0.05, n),
+        "tied_group_frac": 0.1,
+        "tied_best_frac": 0.05,
+        "tied_worst_frac": 0.05,
+        "advantage_std": 0.9,
+        "truncated_frac": 0.0,
+        "entropy": ramp(0.5, 0.4, n),
+        "unique_frac": 0.9,
+        "completion_tokens_mean": 12.0,
+        "loss": -0.01,
+        "num_updates": 1,
+        "learning_rate": 1e-4,
+    }
     table = {k: v if isinstance(v, list) else [v] * n for k, v in {**usual, **columns}.items()}
     steps = [{"step": i + 1, **{k: v[i] for k, v in table.items()}} for i in range(n)]
     right = list(enumerate(ramp(0.3, 0.9, n), 1))
-    return Facts({**CONFIG, **config}, steps, {"score/accuracy": right, **(metrics or {})}, groups if groups is not None else [group([1.2, 0.2, 1.2, 0.2], number=i) for i in range(1, 21)], error)
+    return Facts(
+        {**CONFIG, **config},
+        steps,
+        {"score/accuracy": right, **(metrics or {})},
+        groups
+        if groups is not None
+        else [group([1.2, 0.2, 1.2, 0.2], number=i) for i in range(1, 21)],
+        error,
+    )
 
 
 def flat(value, n=40):
@@ -49,34 +121,150 @@ def changed(section, **values):
     return {section: {**CONFIG[section], **values}}
 
 
-WATCHED = changed("rubric", criteria=[{"name": "length", "check": "length", "weight": 1.0}, {"name": "accuracy", "check": "accuracy", "weight": 0.0, "outcome": True}])
+WATCHED = changed(
+    "rubric",
+    criteria=[
+        {"name": "length", "check": "length", "weight": 1.0},
+        {"name": "accuracy", "check": "accuracy", "weight": 0.0, "outcome": True},
+    ],
+)
 TIED = [group([0.2] * 4, "all_wrong", number=i) for i in range(1, 21)]
 
 # code -> (rows that show it, rows just short of it)
 CASES = {
-    "non_finite": (facts(error="NonFinite: loss nan, gradient norm 1.0"), facts(error="Out of memory")),
-    "lr_too_high": (facts(reward_mean=[0.9] * 20 + [0.5] * 20, kl=[0.01] * 20 + [0.4] * 20), facts(reward_mean=[0.9] * 20 + [0.5] * 20, kl=[0.01] * 20 + [0.29] * 20)),
-    "lr_too_low": (facts(reward_mean=[0.5, 0.6] * 20, kl=1e-5), facts(reward_mean=[0.5, 0.6] * 20, kl=1e-4, metrics={"score/accuracy": flat(0.95)})),
+    "non_finite": (
+        facts(error="NonFinite: loss nan, gradient norm 1.0"),
+        facts(error="Out of memory"),
+    ),
+    "lr_too_high": (
+        facts(reward_mean=[0.9] * 20 + [0.5] * 20, kl=[0.01] * 20 + [0.4] * 20),
+        facts(reward_mean=[0.9] * 20 + [0.5] * 20, kl=[0.01] * 20 + [0.29] * 20),
+    ),
+    "lr_too_low": (
+        facts(reward_mean=[0.5, 0.6] * 20, kl=1e-5),
+        facts(reward_mean=[0.5, 0.6] * 20, kl=1e-4, metrics={"score/accuracy": flat(0.95)}),
+    ),
     "truncation": (facts(truncated_frac=0.21), facts(truncated_frac=0.19)),
-    "end_token": (facts(truncated_frac=0.95, groups=[group([0.2] * 4, texts=["<answer>1</answer> and so on"] * 4, finish="length")]),
-                  facts(truncated_frac=0.95, groups=[group([0.2] * 4, texts=["<answer>1</answer>", "so", "on", "<answer>1</answer> x"], finish="length")])),
-    "flat_reward": (facts(advantage_std=0.0, metrics={"score/accuracy": [(i, 0.0) for i in range(1, 41)]}, groups=TIED), facts(advantage_std=[0.1] * 36 + [0.0] * 4)),
-    "hacking": (facts(metrics={"score/accuracy": flat(0.3)}, config=WATCHED, groups=[]), facts(config=WATCHED, groups=[])),
-    "phantom": (facts(groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 7)]),  # 6 of 6
-                facts(groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 7)] + [group([1.2, 0.2, 1.2, 0.2], number=i) for i in range(7, 21)])),  # 6 of 20
-    "dead_groups": (facts(tied_group_frac=0.5, tied_worst_frac=0.5, metrics={"score/accuracy": flat(0.2)}, reward_mean=[0.4, 0.5] * 20),
-                    facts(tied_group_frac=0.49, tied_worst_frac=0.49, metrics={"score/accuracy": flat(0.95)}, reward_mean=[1.1, 1.2] * 20)),
-    "kl_burst": (facts(kl=[0.0] + [0.02] * 29 + [0.3] + [0.02] * 9), facts(kl=[0.0] + [0.02] * 29 + [0.19] + [0.02] * 9)),
-    "entropy_collapse": (facts(entropy=ramp(0.5, 0.05, 40), unique_frac=ramp(0.9, 0.2, 40), metrics={"score/accuracy": flat(0.5)}, reward_mean=[0.6, 0.7] * 20),
-                         facts(entropy=ramp(0.5, 0.05, 40), unique_frac=ramp(0.9, 0.2, 40), metrics={"score/accuracy": flat(0.95)}, reward_mean=[1.1, 1.2] * 20)),
-    "length_drift": (facts(completion_tokens_mean=ramp(10, 30, 40), metrics={"score/accuracy": flat(0.5)}, reward_mean=[0.6, 0.7] * 20,
-                           groups=[group([1.2, 0.2, 1.2, 0.2], lengths=[30, 10, 30, 10], number=i) for i in range(1, 21)]),
-                     facts(completion_tokens_mean=ramp(10, 30, 40), groups=[group([1.2, 0.2, 1.2, 0.2], lengths=[30, 10, 30, 10], number=i) for i in range(1, 21)])),
-    "mute_criterion": (facts(groups=[group([1.0, 0.0, 1.0, 0.0], scores=[{"accuracy": a, "format": 0.0} for a in (1.0, 0.0, 1.0, 0.0)], number=i) for i in range(1, 21)]),
-                       facts(groups=[group([1.2, 0.2, 1.0, 0.0], scores=[{"accuracy": a, "format": f} for a, f in ((1.0, 1.0), (0.0, 0.5), (1.0, 0.0), (0.0, 0.0))], number=i)
-                                     for i in range(1, 21)])),
-    "noise": (facts(reward_mean=[0.5, 0.7] * 20, metrics={"score/accuracy": flat(0.5)}, groups=[group([0.2 + 0.4 * (i % 2)] * 4, number=i) for i in range(1, 41)]),
-              facts(groups=[group([0.2 + 0.4 * (i % 2)] * 4, number=i) for i in range(1, 41)])),
+    "end_token": (
+        facts(
+            truncated_frac=0.95,
+            groups=[group([0.2] * 4, texts=["<answer>1</answer> and so on"] * 4, finish="length")],
+        ),
+        facts(
+            truncated_frac=0.95,
+            groups=[
+                group(
+                    [0.2] * 4,
+                    texts=["<answer>1</answer>", "so", "on", "<answer>1</answer> x"],
+                    finish="length",
+                )
+            ],
+        ),
+    ),
+    "flat_reward": (
+        facts(
+            advantage_std=0.0,
+            metrics={"score/accuracy": [(i, 0.0) for i in range(1, 41)]},
+            groups=TIED,
+        ),
+        facts(advantage_std=[0.1] * 36 + [0.0] * 4),
+    ),
+    "hacking": (
+        facts(metrics={"score/accuracy": flat(0.3)}, config=WATCHED, groups=[]),
+        facts(config=WATCHED, groups=[]),
+    ),
+    "phantom": (
+        facts(
+            groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 7)]
+        ),  # 6 of 6
+        facts(
+            groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 7)]
+            + [group([1.2, 0.2, 1.2, 0.2], number=i) for i in range(7, 21)]
+        ),
+    ),  # 6 of 20
+    "dead_groups": (
+        facts(
+            tied_group_frac=0.5,
+            tied_worst_frac=0.5,
+            metrics={"score/accuracy": flat(0.2)},
+            reward_mean=[0.4, 0.5] * 20,
+        ),
+        facts(
+            tied_group_frac=0.49,
+            tied_worst_frac=0.49,
+            metrics={"score/accuracy": flat(0.95)},
+            reward_mean=[1.1, 1.2] * 20,
+        ),
+    ),
+    "kl_burst": (
+        facts(kl=[0.0] + [0.02] * 29 + [0.3] + [0.02] * 9),
+        facts(kl=[0.0] + [0.02] * 29 + [0.19] + [0.02] * 9),
+    ),
+    "entropy_collapse": (
+        facts(
+            entropy=ramp(0.5, 0.05, 40),
+            unique_frac=ramp(0.9, 0.2, 40),
+            metrics={"score/accuracy": flat(0.5)},
+            reward_mean=[0.6, 0.7] * 20,
+        ),
+        facts(
+            entropy=ramp(0.5, 0.05, 40),
+            unique_frac=ramp(0.9, 0.2, 40),
+            metrics={"score/accuracy": flat(0.95)},
+            reward_mean=[1.1, 1.2] * 20,
+        ),
+    ),
+    "length_drift": (
+        facts(
+            completion_tokens_mean=ramp(10, 30, 40),
+            metrics={"score/accuracy": flat(0.5)},
+            reward_mean=[0.6, 0.7] * 20,
+            groups=[
+                group([1.2, 0.2, 1.2, 0.2], lengths=[30, 10, 30, 10], number=i)
+                for i in range(1, 21)
+            ],
+        ),
+        facts(
+            completion_tokens_mean=ramp(10, 30, 40),
+            groups=[
+                group([1.2, 0.2, 1.2, 0.2], lengths=[30, 10, 30, 10], number=i)
+                for i in range(1, 21)
+            ],
+        ),
+    ),
+    "mute_criterion": (
+        facts(
+            groups=[
+                group(
+                    [1.0, 0.0, 1.0, 0.0],
+                    scores=[{"accuracy": a, "format": 0.0} for a in (1.0, 0.0, 1.0, 0.0)],
+                    number=i,
+                )
+                for i in range(1, 21)
+            ]
+        ),
+        facts(
+            groups=[
+                group(
+                    [1.2, 0.2, 1.0, 0.0],
+                    scores=[
+                        {"accuracy": a, "format": f}
+                        for a, f in ((1.0, 1.0), (0.0, 0.5), (1.0, 0.0), (0.0, 0.0))
+                    ],
+                    number=i,
+                )
+                for i in range(1, 21)
+            ]
+        ),
+    ),
+    "noise": (
+        facts(
+            reward_mean=[0.5, 0.7] * 20,
+            metrics={"score/accuracy": flat(0.5)},
+            groups=[group([0.2 + 0.4 * (i % 2)] * 4, number=i) for i in range(1, 41)],
+        ),
+        facts(groups=[group([0.2 + 0.4 * (i % 2)] * 4, number=i) for i in range(1, 41)]),
+    ),
 }
 
 
@@ -102,7 +290,12 @@ def test_an_illness_is_named_with_its_threshold_and_a_way_out(code):
 def test_a_healthy_run_hears_nothing_at_any_of_its_steps():
     for n in range(1, 41):
         whole = facts()
-        seen = Facts(whole.config, whole.steps[:n], {k: v[:n] for k, v in whole.metrics.items()}, whole.groups)
+        seen = Facts(
+            whole.config,
+            whole.steps[:n],
+            {k: v[:n] for k, v in whole.metrics.items()},
+            whole.groups,
+        )
         assert assess(seen) == []
     assert assess(Facts(CONFIG, [], {}, [])) == []
 
@@ -114,7 +307,13 @@ def test_a_run_that_solved_its_task_is_not_told_that_its_groups_are_dead():
 
 def test_dead_groups_are_told_beside_what_chance_predicts_and_the_group_size_that_would_do():
     # CoursIA #10603: p = .18, G = 2: .18² + .82² = .705; G = 8 gives .204
-    ill = facts(config=changed("train", group_size=2), tied_group_frac=0.7, tied_worst_frac=0.65, tied_best_frac=0.05, metrics={"score/accuracy": [(i, 0.18) for i in range(1, 41)]})
+    ill = facts(
+        config=changed("train", group_size=2),
+        tied_group_frac=0.7,
+        tied_worst_frac=0.65,
+        tied_best_frac=0.05,
+        metrics={"score/accuracy": [(i, 0.18) for i in range(1, 41)]},
+    )
     notice = ills.dead_groups(ill)
     assert notice.evidence["expected"] == 0.705
     assert "chance alone ties 70 %" in notice.message
@@ -122,7 +321,12 @@ def test_dead_groups_are_told_beside_what_chance_predicts_and_the_group_size_tha
 
 
 def test_what_follows_from_an_illness_is_not_a_second_one():
-    wild = facts(reward_mean=[0.9] * 20 + [0.1] * 20, kl=[0.01] * 20 + [5.0] * 20, truncated_frac=0.6, groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 21)])
+    wild = facts(
+        reward_mean=[0.9] * 20 + [0.1] * 20,
+        kl=[0.01] * 20 + [5.0] * 20,
+        truncated_frac=0.6,
+        groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 21)],
+    )
     assert ills.truncation(wild)
     assert ills.phantom(wild)
     assert [n.code for n in assess(wild)] == ["lr_too_high"]
@@ -138,12 +342,27 @@ def cut_short(tmp_path):
     config = RunConfig()
     config = config.model_copy(update={"rubric": resolve_rubric(config.rubric)})
     run_id = store.create_run(config, "cut")
-    siblings = tuple(Rollout(Completion("so", "length", 48), {"accuracy": 0.0}, 0.1 * i, i - 0.5) for i in range(2))
+    siblings = tuple(
+        Rollout(Completion("so", "length", 48), {"accuracy": 0.0}, 0.1 * i, i - 0.5)
+        for i in range(2)
+    )
     with Recorder(store, run_id) as record:
         record(Evaluated(0, {"heldout/accuracy": 0.4}))
         for step in range(1, 6):
-            record(GroupsScored(step, (Group(Prompt("p", "Q", "1", "sums"), siblings, 0.05, 0.07, "truncated"),)))
-            record(StepCompleted(step, StepMetrics(reward_mean=0.05, truncated_frac=1.0, kl=0.0, num_updates=1, loss=0.1), {"score/accuracy": 0.0}))
+            record(
+                GroupsScored(
+                    step, (Group(Prompt("p", "Q", "1", "sums"), siblings, 0.05, 0.07, "truncated"),)
+                )
+            )
+            record(
+                StepCompleted(
+                    step,
+                    StepMetrics(
+                        reward_mean=0.05, truncated_frac=1.0, kl=0.0, num_updates=1, loss=0.1
+                    ),
+                    {"score/accuracy": 0.0},
+                )
+            )
     store.set_status(run_id, "finished")
     yield store, run_id
     store.close()
@@ -173,4 +392,7 @@ def test_the_command_line_prints_notices_as_text_and_as_json(cut_short, capsys):
     assert {"code", "severity", "step", "message", "evidence", "group_id"} <= set(notice)
     assert (notice["code"], notice["severity"], notice["step"]) == ("truncation", "warning", 5)
     assert main(["advise", run_id, "--db", str(store.path)]) == 0
-    assert "truncation, step 5: 100 % of the completions are cut at 48 tokens" in capsys.readouterr().out
+    assert (
+        "truncation, step 5: 100 % of the completions are cut at 48 tokens"
+        in capsys.readouterr().out
+    )

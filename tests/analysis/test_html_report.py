@@ -9,7 +9,16 @@ from html.parser import HTMLParser
 from grpo_core.cli import main
 from grpo_core.store import Recorder, Store
 from grpo_core.store.downsample import min_max
-from grpo_core.types import Completion, Evaluated, Group, GroupsScored, Prompt, Rollout, StepCompleted, StepMetrics
+from grpo_core.types import (
+    Completion,
+    Evaluated,
+    Group,
+    GroupsScored,
+    Prompt,
+    Rollout,
+    StepCompleted,
+    StepMetrics,
+)
 from tests.analysis.test_what_if import config
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -35,24 +44,57 @@ def record(path, steps, name="a run", text="<answer>1</answer>"):
     with store.writing() as writer, Recorder(store, run_id) as recorder, writer.transaction():
         recorder(Evaluated(0, {"heldout/accuracy": 0.4}))
         for step in range(1, steps + 1):
-            recorder(GroupsScored(step, tuple(Group(Prompt("p", text, "1", "sums"), (row,) * 8, step / steps, 0.1, "healthy") for _ in range(2))))
-            recorder(StepCompleted(step, StepMetrics(reward_mean=7.25 if step == steps // 2 + 1 else 0.5, kl=None if step == 2 else 0.01, loss=0.0), {"score/accuracy": 0.5}))
+            recorder(
+                GroupsScored(
+                    step,
+                    tuple(
+                        Group(
+                            Prompt("p", text, "1", "sums"), (row,) * 8, step / steps, 0.1, "healthy"
+                        )
+                        for _ in range(2)
+                    ),
+                )
+            )
+            recorder(
+                StepCompleted(
+                    step,
+                    StepMetrics(
+                        reward_mean=7.25 if step == steps // 2 + 1 else 0.5,
+                        kl=None if step == 2 else 0.01,
+                        loss=0.0,
+                    ),
+                    {"score/accuracy": 0.5},
+                )
+            )
     store.set_status(run_id, "finished")
     return store, run_id
 
 
-def test_a_report_of_a_thousand_steps_is_one_small_file_without_scripts_or_requests(tmp_path, capsys):
+def test_a_report_of_a_thousand_steps_is_one_small_file_without_scripts_or_requests(
+    tmp_path, capsys
+):
     store, run_id = record(tmp_path / "s.db", 1000)
     out = tmp_path / "r.html"
     assert main(["report", run_id, "--db", str(store.path), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["bytes"] == out.stat().st_size < 5_000_000
     html = out.read_text()
-    assert not re.search(r'(?:src|href)=|url\(|@import|<script', html)
+    assert not re.search(r"(?:src|href)=|url\(|@import|<script", html)
     page = Tags(html)
-    for part in ("Curves", "Verdicts", "Best groups", "Worst groups", "Settings", "healthy", "algorithm.kl_coef", "held-out"):
+    for part in (
+        "Curves",
+        "Verdicts",
+        "Best groups",
+        "Worst groups",
+        "Settings",
+        "healthy",
+        "algorithm.kl_coef",
+        "held-out",
+    ):
         assert part in page.text
-    assert "7.25" in page.text  # the one spike of the reward, step 501 of 1000, survived the thinning
+    assert (
+        "7.25" in page.text
+    )  # the one spike of the reward, step 501 of 1000, survived the thinning
 
 
 def test_foreign_text_stands_in_a_report_as_that_very_text(tmp_path, capsys):
@@ -62,7 +104,10 @@ def test_foreign_text_stands_in_a_report_as_that_very_text(tmp_path, capsys):
     page = Tags(out.read_text())
     assert {t for t, _ in page.tags} & {"script", "img"} == set()
     assert page.text.count(HOSTILE) >= 3
-    assert main(["report", "last", "--db", str(store.path), "--out", str(tmp_path / "no" / "r.html")]) == 2
+    assert (
+        main(["report", "last", "--db", str(store.path), "--out", str(tmp_path / "no" / "r.html")])
+        == 2
+    )
     assert "cannot be written" in capsys.readouterr().err
 
 

@@ -19,7 +19,10 @@ from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout
 
-CRITERIA = ({"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True}, {"name": "format", "check": "format", "weight": 0.2})
+CRITERIA = (
+    {"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True},
+    {"name": "format", "check": "format", "weight": 0.2},
+)
 
 
 def config(**fields):
@@ -29,33 +32,53 @@ def config(**fields):
 def stored(store, scores, rewards, advantages, **fields):
     """One group of a run, as given."""
     run_id = store.create_run(config(**fields), "golden", status="finished")
-    rows = tuple(Rollout(Completion("x", "stop", 5), dict(zip(("accuracy", "format"), s, strict=True)), r, a) for s, r, a in zip(scores, rewards, advantages, strict=True))
+    rows = tuple(
+        Rollout(Completion("x", "stop", 5), dict(zip(("accuracy", "format"), s, strict=True)), r, a)
+        for s, r, a in zip(scores, rewards, advantages, strict=True)
+    )
     with Recorder(store, run_id) as record:
-        record(GroupsScored(1, (Group(Prompt("p", "Q", "1", "sums"), rows, None, None, "healthy"),)))
+        record(
+            GroupsScored(1, (Group(Prompt("p", "Q", "1", "sums"), rows, None, None, "healthy"),))
+        )
     return run_id, store.group_ids(run_id, 1)[0]
 
 
 def ask(store, run_id, weights=None, **fields):
-    return whatif.what_if(store, run_id, whatif.settings(store.run(run_id).config, weights, **fields))
+    return whatif.what_if(
+        store, run_id, whatif.settings(store.run(run_id).config, weights, **fields)
+    )
 
 
-@pytest.mark.parametrize("fields", [{}, {"rubric.gate": True, "algorithm.advantage": "batch_std"}, {"rubric.scale": True, "rubric.clip_high": 1.5},
-                                    {"algorithm.advantage": "per_criterion", "algorithm.grouping": "batch"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"rubric.gate": True, "algorithm.advantage": "batch_std"},
+        {"rubric.scale": True, "rubric.clip_high": 1.5},
+        {"algorithm.advantage": "per_criterion", "algorithm.grouping": "batch"},
+    ],
+)
 def test_with_the_runs_own_settings_what_was_stored_comes_out_exactly(store, tiny_settings, fields):
     settings = prepare(parse(nest({**tiny_settings, "rubric.name": "answer", **fields})))
     run_id = store.create_run(settings, "tiny")
     assert execute(store, run_id, settings, train, RunControl()) == "finished"
     answer = ask(store, run_id)
     assert len(answer.rollouts) == 3 * 2 * 4
-    assert [(c.reward, c.advantage) for c in answer.rollouts] == [(c.reward_then, c.advantage_then) for c in answer.rollouts]
+    assert [(c.reward, c.advantage) for c in answer.rollouts] == [
+        (c.reward_then, c.advantage_then) for c in answer.rollouts
+    ]
     assert (answer.flips, answer.largest_change) == (0, 0.0)
     group = answer.rollouts[-1].group_id
-    assert [c for c in answer.rollouts if c.group_id == group] == list(whatif.what_if(store, run_id, settings, group).rollouts)
+    assert [c for c in answer.rollouts if c.group_id == group] == list(
+        whatif.what_if(store, run_id, settings, group).rollouts
+    )
 
 
 def test_first_golden_group_without_the_std(store):
     # rewards 1.2, .2, .1, .1: mean .4. group_mean: .8, -.2, -.3, -.3
-    run_id, _ = stored(store, [(1, 1), (0, 1), (0, 0.5), (0, 0.5)], [1.2, 0.2, 0.1, 0.1], [1.5, -0.4, -0.6, -0.6])
+    run_id, _ = stored(
+        store, [(1, 1), (0, 1), (0, 0.5), (0, 0.5)], [1.2, 0.2, 0.1, 0.1], [1.5, -0.4, -0.6, -0.6]
+    )
     then = ask(store, run_id, **{"algorithm.advantage": "group_mean"})
     assert [c.advantage_then for c in then.rollouts] == pytest.approx([0.8, -0.2, -0.3, -0.3])
 
@@ -65,8 +88,14 @@ def test_second_golden_group_with_another_weight_flips_a_sign(store):
     run_id, _ = stored(store, [(1, 0), (0, 1), (0, 0)], [1.0, 0.2, 0.0], [1.155, -0.378, -0.777])
     then = ask(store, run_id, {"format": 2.0})
     assert [c.reward_then for c in then.rollouts] == [1.0, 2.0, 0.0]
-    assert [c.advantage_then for c in then.rollouts] == pytest.approx([0.0, 1 / 1.0001, -1 / 1.0001])
-    assert [c.flips for c in then.rollouts] == [False, True, False]  # from -.378 to +1; a 0 is no flip
+    assert [c.advantage_then for c in then.rollouts] == pytest.approx(
+        [0.0, 1 / 1.0001, -1 / 1.0001]
+    )
+    assert [c.flips for c in then.rollouts] == [
+        False,
+        True,
+        False,
+    ]  # from -.378 to +1; a 0 is no flip
 
 
 def test_third_golden_group_a_phantom_is_gone_behind_the_gate_and_a_clip_flattens(store):
@@ -77,8 +106,16 @@ def test_third_golden_group_a_phantom_is_gone_behind_the_gate_and_a_clip_flatten
     gated = ask(store, run_id, **{"rubric.gate": True})
     assert [c.advantage_then for c in gated.rollouts] == [0.0, 0.0]
     assert (gated.tied, gated.tied_then) == (0.0, 1.0)
-    assert [c.advantage_then for c in ask(store, run_id, **{"rubric.clip_high": 0.1}).rollouts] == [0.0, 0.0]
-    assert [c.advantage_then for c in whatif.what_if(store, run_id, whatif.settings(store.run(run_id).config), group_id).rollouts] == pytest.approx([a, -a])
+    assert [c.advantage_then for c in ask(store, run_id, **{"rubric.clip_high": 0.1}).rollouts] == [
+        0.0,
+        0.0,
+    ]
+    assert [
+        c.advantage_then
+        for c in whatif.what_if(
+            store, run_id, whatif.settings(store.run(run_id).config), group_id
+        ).rollouts
+    ] == pytest.approx([a, -a])
 
 
 def test_what_cannot_be_worked_out_again_is_refused(store):
@@ -92,12 +129,44 @@ def test_what_cannot_be_worked_out_again_is_refused(store):
 # ---- the tokens of a step ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"algorithm.kl_coef": 0.5}, {"algorithm.aggregation": "sequence_mean", "algorithm.kl_coef": 0.1, "algorithm.kl_estimator": "k2"},
-    {"algorithm.aggregation": "constant", "algorithm.entropy_coef": 0.01}, {"algorithm.objective": "cispo", "algorithm.mask_truncated": True}])
-def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(store, tiny_settings, fields):
-    settings = prepare(parse(nest({**tiny_settings, "rubric.criteria": [{"name": "length", "check": "length", "weight": 1.0, "params": {"min_tokens": 8}},
-                                                                          {"name": "language", "check": "language", "weight": 1.0}], "rubric.name": "custom", "train.learning_rate": 0.01, **fields})))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"algorithm.kl_coef": 0.5},
+        {
+            "algorithm.aggregation": "sequence_mean",
+            "algorithm.kl_coef": 0.1,
+            "algorithm.kl_estimator": "k2",
+        },
+        {"algorithm.aggregation": "constant", "algorithm.entropy_coef": 0.01},
+        {"algorithm.objective": "cispo", "algorithm.mask_truncated": True},
+    ],
+)
+def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(
+    store, tiny_settings, fields
+):
+    settings = prepare(
+        parse(
+            nest(
+                {
+                    **tiny_settings,
+                    "rubric.criteria": [
+                        {
+                            "name": "length",
+                            "check": "length",
+                            "weight": 1.0,
+                            "params": {"min_tokens": 8},
+                        },
+                        {"name": "language", "check": "language", "weight": 1.0},
+                    ],
+                    "rubric.name": "custom",
+                    "train.learning_rate": 0.01,
+                    **fields,
+                }
+            )
+        )
+    )
     run_id = store.create_run(settings, "tiny")
     assert execute(store, run_id, settings, train, RunControl()) == "finished"
     for step in (1, 2, 3):
@@ -108,18 +177,46 @@ def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(store, 
         assert total == pytest.approx(store.steps(run_id)[step - 1]["loss"], abs=1e-5)
 
 
-def test_another_kl_coefficient_changes_the_loss_by_its_share_of_the_measured_kl_and_no_advantage(store, tiny_settings):
-    settings = prepare(parse(nest({**tiny_settings, "rubric.criteria": [{"name": "length", "check": "length", "weight": 1.0, "params": {"min_tokens": 8}},
-                                                                          {"name": "language", "check": "language", "weight": 1.0}], "rubric.name": "custom",
-                                   "algorithm.kl_coef": 0.5, "train.learning_rate": 0.01})))
+def test_another_kl_coefficient_changes_the_loss_by_its_share_of_the_measured_kl_and_no_advantage(
+    store, tiny_settings
+):
+    settings = prepare(
+        parse(
+            nest(
+                {
+                    **tiny_settings,
+                    "rubric.criteria": [
+                        {
+                            "name": "length",
+                            "check": "length",
+                            "weight": 1.0,
+                            "params": {"min_tokens": 8},
+                        },
+                        {"name": "language", "check": "language", "weight": 1.0},
+                    ],
+                    "rubric.name": "custom",
+                    "algorithm.kl_coef": 0.5,
+                    "train.learning_rate": 0.01,
+                }
+            )
+        )
+    )
     run_id = store.create_run(settings, "tiny")
     assert execute(store, run_id, settings, train, RunControl()) == "finished"
     recorded = store.steps(run_id)[2]
     assert recorded["kl"] > 1e-3  # else there is nothing to weigh
-    at = {coef: [whatif.kl_pull(store, run_id, group, settings, coef) for group in store.group_ids(run_id, 3)] for coef in (0.5, 0.1, 0.0)}
+    at = {
+        coef: [
+            whatif.kl_pull(store, run_id, group, settings, coef)
+            for group in store.group_ids(run_id, 3)
+        ]
+        for coef in (0.5, 0.1, 0.0)
+    }
     # loss = rest + 0.5 · KL, a mean over the step's tokens, as KL is: so with 0.1 it is less by 0.4 · KL.
     assert sum(p.loss for p in at[0.1]) == pytest.approx(recorded["loss"], abs=1e-5)
-    assert sum(p.loss_then for p in at[0.1]) == pytest.approx(recorded["loss"] - 0.4 * recorded["kl"], abs=1e-5)
+    assert sum(p.loss_then for p in at[0.1]) == pytest.approx(
+        recorded["loss"] - 0.4 * recorded["kl"], abs=1e-5
+    )
     assert [(p.loss_then, p.turned) for p in at[0.5]] == [(p.loss, 0) for p in at[0.5]]
     assert [p.share for p in at[0.0]] == [0.0] * len(at[0.0])
     assert all(p.share > 0 for p in at[0.1])
@@ -139,12 +236,27 @@ def test_a_tokens_gradient_and_clip_state_are_the_losss_own(store):
     from grpo_core.store import TokenRow
 
     settings = config(**{"algorithm.kl_coef": 0.1})
-    row = TokenRow(1, array("i", [5, 6]), (b"a", b"b"), None, array("f", [-1.0, -1.0, -0.5, -1.1]), array("f", [-0.7, -0.9]), array("f", [0.3, 0.2, 0.1, 0.4]))
+    row = TokenRow(
+        1,
+        array("i", [5, 6]),
+        (b"a", b"b"),
+        None,
+        array("f", [-1.0, -1.0, -0.5, -1.1]),
+        array("f", [-0.7, -0.9]),
+        array("f", [0.3, 0.2, 0.1, 0.4]),
+    )
     terms = token_terms(row, 0.8, "stop", StepFacts(4, 10, 0.1, 0.0), settings)
     new = torch.tensor([[-0.5, -1.1]], dtype=torch.float64, requires_grad=True)
     there = torch.ones(1, 2, dtype=torch.bool)
-    x = Tokens(new, torch.tensor([[-1.0, -1.0]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), there, there, torch.tensor([[0.8]], dtype=torch.float64),
-               ref=torch.tensor([[-0.7, -0.9]], dtype=torch.float64))
+    x = Tokens(
+        new,
+        torch.tensor([[-1.0, -1.0]], dtype=torch.float64),
+        torch.zeros(1, 2, dtype=torch.float64),
+        there,
+        there,
+        torch.tensor([[0.8]], dtype=torch.float64),
+        ref=torch.tensor([[-0.7, -0.9]], dtype=torch.float64),
+    )
     loss = loss_of(x, settings.algorithm, Coefficients(0.1, 0.0), StepSize(4, 10, 48)).total
     loss.backward()
     assert sum(terms.term) == pytest.approx(loss.item(), abs=1e-6)
@@ -157,16 +269,28 @@ def test_a_tokens_gradient_and_clip_state_are_the_losss_own(store):
 def test_shares_of_the_gradient_follow_the_aggregation_and_leave_masked_rows_out():
     rows = [(1.0, 10, "stop"), (-1.0, 30, "stop"), (2.0, 20, "length")]
     # per token: 10, 30, 40 of 80; per row: 1, 1, 2 of 4; masked: 10, 30 of 40
-    assert share_of_gradient(rows, {"algorithm": {"aggregation": "token_mean"}}) == [0.125, 0.375, 0.5]
-    assert share_of_gradient(rows, {"algorithm": {"aggregation": "sequence_mean"}}) == [0.25, 0.25, 0.5]
-    assert share_of_gradient(rows, {"algorithm": {"aggregation": "token_mean", "mask_truncated": True}}) == [0.25, 0.75, 0.0]
+    assert share_of_gradient(rows, {"algorithm": {"aggregation": "token_mean"}}) == [
+        0.125,
+        0.375,
+        0.5,
+    ]
+    assert share_of_gradient(rows, {"algorithm": {"aggregation": "sequence_mean"}}) == [
+        0.25,
+        0.25,
+        0.5,
+    ]
+    assert share_of_gradient(
+        rows, {"algorithm": {"aggregation": "token_mean", "mask_truncated": True}}
+    ) == [0.25, 0.75, 0.0]
     assert share_of_gradient([(0.0, 5, "stop")], {}) == [0.0]
 
 
 def test_a_stored_advantage_that_does_not_follow_from_the_scores_is_shown_as_an_error(store):
     from ui.tabs.inspect_group import mismatch
 
-    run_id, _ = stored(store, [(1, 1), (0, 1)], [1.2, 0.2], [0.9, -0.9])  # it should be ±.5/(.7071 + 1e-4) = ±.707
+    run_id, _ = stored(
+        store, [(1, 1), (0, 1)], [1.2, 0.2], [0.9, -0.9]
+    )  # it should be ±.5/(.7071 + 1e-4) = ±.707
     shown = mismatch(ask(store, run_id))
     assert "2 of 2 completions do not have the advantage" in shown
     assert "A +0.900000, recomputed 1.2, +0.707007" in shown

@@ -15,8 +15,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from live_server import Server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def pytest_collection_modifyitems(items):
@@ -24,7 +34,11 @@ def pytest_collection_modifyitems(items):
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
             if CHROMIUM is None and not os.environ.get("REQUIRE_BROWSER"):
-                item.add_marker(pytest.mark.skip(reason="no chromium on this machine; CI sets REQUIRE_BROWSER=1"))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason="no chromium on this machine; CI sets REQUIRE_BROWSER=1"
+                    )
+                )
 
 
 @pytest.fixture
@@ -59,7 +73,10 @@ class Watch:
 
     def _request(self, url: str) -> None:
         parts = urlsplit(url)
-        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in ("127.0.0.1", "localhost"):
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in (
+            "127.0.0.1",
+            "localhost",
+        ):
             self.problems.append(f"request to {url}")
 
 
@@ -80,7 +97,9 @@ def open_page(context) -> Callable:
         page = context.new_page()
         page.goto(server.url + "/" + query)
         page.get_by_role("tab", name="Train").wait_for()
-        page.wait_for_function("window.studioShow?.failed === 0")  # the first answer is shown, whatever tab the address names
+        page.wait_for_function(
+            "window.studioShow?.failed === 0"
+        )  # the first answer is shown, whatever tab the address names
         return page
 
     return open_page

@@ -29,28 +29,65 @@ def finished(tiny_model, tmp_path_factory) -> Iterator[Server]:
     db = tmp_path_factory.mktemp("finished") / "runs.sqlite"
     store = Store(db)
     for name in ("one", "other"):
-        settings = prepare(parse(nest({"model.name": str(tiny_model), "task.heldout_size": 8, "train.steps": 2, "train.prompts_per_step": 2, "train.group_size": 4,
-                                       "train.max_new_tokens": 8, "train.eval_every": 1, "rubric.name": "concise answer"})))
-        assert execute(store, store.create_run(settings, name), settings, train, RunControl()) == "finished"
+        settings = prepare(
+            parse(
+                nest(
+                    {
+                        "model.name": str(tiny_model),
+                        "task.heldout_size": 8,
+                        "train.steps": 2,
+                        "train.prompts_per_step": 2,
+                        "train.group_size": 4,
+                        "train.max_new_tokens": 8,
+                        "train.eval_every": 1,
+                        "rubric.name": "concise answer",
+                    }
+                )
+            )
+        )
+        assert (
+            execute(store, store.create_run(settings, name), settings, train, RunControl())
+            == "finished"
+        )
     store.close()
     server = Server(db)
     yield server
     server.close()
 
 
-def violations(page: Page, dark: bool, size: dict[str, int], rules: list[str] | None = None) -> list[str]:
+def violations(
+    page: Page, dark: bool, size: dict[str, int], rules: list[str] | None = None
+) -> list[str]:
     """What axe-core finds that is serious or critical: rule, element, why. `rules`: only these."""
     page.set_viewport_size(size)
     page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
-    options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {"rules": {rule: {"enabled": False} for rule, (where, _) in GRADIOS_OWN.items() if not where}})
+    options = {"resultTypes": ["violations"]} | (
+        {"runOnly": rules}
+        if rules
+        else {
+            "rules": {
+                rule: {"enabled": False} for rule, (where, _) in GRADIOS_OWN.items() if not where
+            }
+        }
+    )
     context = {"exclude": [[where] for where, _ in GRADIOS_OWN.values() if where]}
-    found = page.evaluate("([context, options]) => axe.run({include: [['body']], ...context}, options)", [context, options])["violations"]
+    found = page.evaluate(
+        "([context, options]) => axe.run({include: [['body']], ...context}, options)",
+        [context, options],
+    )["violations"]
     where = f"{'dark' if dark else 'light'}, {size['width']} px"
-    return [f"{where}: {v['id']} {node['target']} {node['html'][:120]}" for v in found if v["impact"] in SERIOUS for node in v["nodes"]]
+    return [
+        f"{where}: {v['id']} {node['target']} {node['html'][:120]}"
+        for v in found
+        if v["impact"] in SERIOUS
+        for node in v["nodes"]
+    ]
 
 
 @pytest.mark.slow
-def test_axe_finds_nothing_serious_in_any_view_light_or_dark_on_a_phone_or_a_desk(finished, open_page):
+def test_axe_finds_nothing_serious_in_any_view_light_or_dark_on_a_phone_or_a_desk(
+    finished, open_page
+):
     page = open_page(finished)
     page.emulate_media(reduced_motion="reduce")  # no colour halfway between two themes
     page.evaluate(AXE_SCRIPT)
@@ -60,8 +97,15 @@ def test_axe_finds_nothing_serious_in_any_view_light_or_dark_on_a_phone_or_a_des
         go()
         page.mouse.move(0, 0)
         # A theme changes colours alone; so only one of the two is asked everything.
-        found[name] = violations(page, False, DESK) + violations(page, True, DESK, ["color-contrast"]) + violations(page, True, PHONE) + violations(page, False, PHONE, ["color-contrast"])
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways at 380 px"
+        found[name] = (
+            violations(page, False, DESK)
+            + violations(page, True, DESK, ["color-contrast"])
+            + violations(page, True, PHONE)
+            + violations(page, False, PHONE, ["color-contrast"])
+        )
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            f"{name} scrolls sideways at 380 px"
+        )
     assert len(found) >= 11  # two of Train, seven of Inspect, two of Runs
     assert [f"{name}: {what}" for name, all_of_it in found.items() for what in all_of_it] == []
 
@@ -89,7 +133,9 @@ def test_the_whole_inspector_is_reached_and_used_by_keyboard(finished, open_page
     expect(page.locator("#chips button[aria-pressed=true]")).not_to_have_text(re.compile("^all"))
     page.locator("#search input").fill("")
     page.locator("#chips button").first.press("Enter")
-    page.locator("#verdicts-over-time .js-plotly-plot .trace").first.wait_for()  # drawn: plotly.js comes after the page
+    page.locator(
+        "#verdicts-over-time .js-plotly-plot .trace"
+    ).first.wait_for()  # drawn: plotly.js comes after the page
     tab_to(page, "#verdicts-over-time .plot")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -126,9 +172,13 @@ def test_the_whole_inspector_is_reached_and_used_by_keyboard(finished, open_page
     expect(page.locator("#look-controls select")).to_have_value("1")
     tab_to(page, "#look-controls [name=by]")
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#look-body .tokens")).to_have_attribute("aria-label", re.compile("by ratio"))
+    expect(page.locator("#look-body .tokens")).to_have_attribute(
+        "aria-label", re.compile("by ratio")
+    )
     tab_to(page, "#look-body .tokens")
-    page.locator("#look-body .tokens").press("End")  # wherever the focus went when the tokens were drawn anew
+    page.locator("#look-body .tokens").press(
+        "End"
+    )  # wherever the focus went when the tokens were drawn anew
     expect(page.locator(".token-says")).to_contain_text(re.compile(r"token \d+ .*id \d+"))
 
     look.get_by_role("radio", name="Tokens").focus()

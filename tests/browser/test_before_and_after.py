@@ -13,9 +13,15 @@ def choose(page, label: str, option: str) -> None:
     page.get_by_role("option", name=option).first.click()
 
 
-def test_own_prompts_are_previewed_checked_probed_trained_on_and_asked_again(server, open_page, tmp_path):
+def test_own_prompts_are_previewed_checked_probed_trained_on_and_asked_again(
+    server, open_page, tmp_path
+):
     prompts = tmp_path / "sums.csv"
-    prompts.write_text("question,answer\n" + "".join(f"Q: {i}+{i + 11}+20=?,{2 * i + 31}\n" for i in range(10, 70)) + "Q: 10+21+20=?,51\n<img src=x onerror=alert(1)>,1\n")
+    prompts.write_text(
+        "question,answer\n"
+        + "".join(f"Q: {i}+{i + 11}+20=?,{2 * i + 31}\n" for i in range(10, 70))
+        + "Q: 10+21+20=?,51\n<img src=x onerror=alert(1)>,1\n"
+    )
     page = open_page(server)
     choose(page, "Task", "Your own prompts")
     page.get_by_label("Prompts from", exact=True).fill(str(prompts))
@@ -51,5 +57,8 @@ def test_own_prompts_are_previewed_checked_probed_trained_on_and_asked_again(ser
     wait_until(lambda: page.get_by_role("textbox", name="Prompt", exact=True).input_value())
     page.get_by_role("button", name="Answer", exact=True).click()
     wait_until(lambda: page.locator("#play-answers section").count() == 2, 60)
-    assert [t.lower() for t in page.locator("#play-answers h3").all_inner_texts()] == ["before training", "after step 3"]
+    assert [t.lower() for t in page.locator("#play-answers h3").all_inner_texts()] == [
+        "before training",
+        "after step 3",
+    ]
     assert page.locator("#play-answers article").count() == 8

@@ -23,8 +23,15 @@ from live_server import Server
 from test_live_page import PAYLOADS
 from test_main_job import wait_until
 
-WORDS = [*PAYLOADS, "<marquee onstart=alert(27)>", "<img src=http://203.0.113.7/p.png>", "<a ping=http://203.0.113.7/ href=#>x</a>", "javascript:alert(28)",
-         "<svg><animate onbegin=alert(29) attributeName=x></svg>", "<x onpointerover=alert(30) style='font-size:9em'>y</x>"]
+WORDS = [
+    *PAYLOADS,
+    "<marquee onstart=alert(27)>",
+    "<img src=http://203.0.113.7/p.png>",
+    "<a ping=http://203.0.113.7/ href=#>x</a>",
+    "javascript:alert(28)",
+    "<svg><animate onbegin=alert(29) attributeName=x></svg>",
+    "<x onpointerover=alert(30) style='font-size:9em'>y</x>",
+]
 SAID = [w for w in WORDS if w.isprintable()]
 
 
@@ -36,13 +43,29 @@ def hostile_model(folder: Path) -> Path:
     inner = Tokenizer(models.BPE(vocab={}, merges=[]))
     inner.decoder = decoders.ByteLevel()
     inner.add_tokens([AddedToken(payload, special=False, normalized=False) for payload in WORDS])
-    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (END, PAD)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False)
+    inner.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (END, PAD)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                                             max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    with torch.no_grad():  # the first feature is large and the same everywhere, and only the end of a text hears it
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=512,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    with (
+        torch.no_grad()
+    ):  # the first feature is large and the same everywhere, and only the end of a text hears it
         model.model.embed_tokens.weight[:, 0] = 5.0
         model.lm_head.weight[tokenizer.eos_token_id, 0] = -10.0
     model.save_pretrained(folder)
@@ -55,19 +78,41 @@ def speaking(tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"question": p, "answer": p}) + "\n" for p in PAYLOADS))
     criteria = [{"name": name, "check": name, "weight": 1} for name in ("repetition", "format")]
-    config = prepare(parse(nest({
-        "model.name": str(hostile_model(tmp_path / "model")), "task.name": "file", "task.path": str(prompts), "task.heldout_size": 0, "rubric.name": "custom",
-        "rubric.criteria": criteria, "train.steps": 1, "train.prompts_per_step": 1, "train.group_size": 16, "train.max_new_tokens": 160, "train.token_records": 1,
-        "train.checkpoint_every": 1, "train.eval_every": 0})))
+    config = prepare(
+        parse(
+            nest(
+                {
+                    "model.name": str(hostile_model(tmp_path / "model")),
+                    "task.name": "file",
+                    "task.path": str(prompts),
+                    "task.heldout_size": 0,
+                    "rubric.name": "custom",
+                    "rubric.criteria": criteria,
+                    "train.steps": 1,
+                    "train.prompts_per_step": 1,
+                    "train.group_size": 16,
+                    "train.max_new_tokens": 160,
+                    "train.token_records": 1,
+                    "train.checkpoint_every": 1,
+                    "train.eval_every": 0,
+                }
+            )
+        )
+    )
     store = Store(tmp_path / "runs.sqlite")
     run_id = store.create_run(config, "speaks", status=RunStatus.LOADING)
-    assert execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id))) is RunStatus.FINISHED, store.run(run_id).error
+    assert (
+        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)))
+        is RunStatus.FINISHED
+    ), store.run(run_id).error
     server = Server(store.path)
     yield server, store.group(store.group_ids(run_id, 1)[0])
     server.close()
 
 
-def test_what_a_hostile_model_says_is_shown_literally_in_tokens_what_if_and_playground(speaking, open_page):
+def test_what_a_hostile_model_says_is_shown_literally_in_tokens_what_if_and_playground(
+    speaking, open_page
+):
     server, group = speaking
     assert all(len([p for p in SAID if p in r.text]) >= 40 for r in group.rollouts)
     page = open_page(server, "?tab=inspect&step=1&group=1")
@@ -79,8 +124,16 @@ def test_what_a_hostile_model_says_is_shown_literally_in_tokens_what_if_and_play
     def nothing_came_alive() -> None:
         """No payload became an element: one that points where they point, or listens as they listen."""
         alive = "[src$='/x'], [src='x'], [onerror], [onload], [onfocus], [ontoggle], [onstart], [onbegin], [onpointerover], [ping], iframe, object, embed, marquee"
-        there = [f"[{name}*='203.0.113.7']" for name in ("src", "href", "data", "action", "content")]
-        assert page.evaluate("q => [...document.querySelectorAll(q)].map(e => e.outerHTML)", ", ".join([alive, *there])) == []
+        there = [
+            f"[{name}*='203.0.113.7']" for name in ("src", "href", "data", "action", "content")
+        ]
+        assert (
+            page.evaluate(
+                "q => [...document.querySelectorAll(q)].map(e => e.outerHTML)",
+                ", ".join([alive, *there]),
+            )
+            == []
+        )
 
     page.locator("#opened article pre").first.wait_for()
     assert len(shown("#opened")) >= 40

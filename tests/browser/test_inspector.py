@@ -23,8 +23,13 @@ FAR_AWAY = """() => {
 
 def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page, tiny_settings):
     store = Store(server.db)
-    settings = prepare(parse(nest({**tiny_settings, "rubric.name": "concise answer", "train.steps": 2})))
-    assert execute(store, store.create_run(settings, "tiny"), settings, train, RunControl()) == "finished"
+    settings = prepare(
+        parse(nest({**tiny_settings, "rubric.name": "concise answer", "train.steps": 2}))
+    )
+    assert (
+        execute(store, store.create_run(settings, "tiny"), settings, train, RunControl())
+        == "finished"
+    )
     page = open_page(server, "?tab=inspect&step=1&group=1")
     looks = page.locator("#look")
     expect(page.locator("#opened-group")).to_contain_text("share of this step’s gradient")
@@ -51,15 +56,24 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
 
     page.get_by_role("tab", name="Inspect").click()
     page.locator("#list-mode").get_by_role("radio", name="Completions").check(force=True)
-    expect(page.locator("#group-table")).to_contain_text("1–16 of 16 completions")  # 2 steps of 2 prompts of 4
+    expect(page.locator("#group-table")).to_contain_text(
+        "1–16 of 16 completions"
+    )  # 2 steps of 2 prompts of 4
     page.get_by_label("Length to").fill("0")
     expect(page.locator("#group-table")).to_contain_text("No completion matches")
 
 
-def test_what_is_chosen_before_the_answer_to_the_choice_before_counts_too(server, open_page, tiny_settings):
+def test_what_is_chosen_before_the_answer_to_the_choice_before_counts_too(
+    server, open_page, tiny_settings
+):
     store = Store(server.db)
-    settings = prepare(parse(nest({**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3})))
-    assert execute(store, store.create_run(settings, "tiny"), settings, train, RunControl()) == "finished"
+    settings = prepare(
+        parse(nest({**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3}))
+    )
+    assert (
+        execute(store, store.create_run(settings, "tiny"), settings, train, RunControl())
+        == "finished"
+    )
     page = open_page(server, "?tab=inspect&step=1&group=1")
     page.evaluate(FAR_AWAY)
 
@@ -77,7 +91,9 @@ def test_what_is_chosen_before_the_answer_to_the_choice_before_counts_too(server
     expect(shown).to_have_attribute("aria-label", re.compile("entropy"))
     third = store.group(store.group_ids(store.runs()[0].id, 1)[1]).rollouts[2]
     shown.press("End")
-    expect(page.locator(".token-says")).to_contain_text(re.compile(rf"id {store.token_row(third.id).token_ids[-1]}\b"))
+    expect(page.locator(".token-says")).to_contain_text(
+        re.compile(rf"id {store.token_row(third.id).token_ids[-1]}\b")
+    )
 
     page.locator("#chips button").nth(1).click()
     page.locator("#group-table [data-key=reward_mean]").click()
@@ -108,11 +124,23 @@ def curve_run(store: Store) -> None:
     run_id = store.create_run(RunConfig(), "curves")
     with Recorder(store, run_id) as record:
         for step in range(1, 61):
-            record(StepCompleted(step, StepMetrics(loss={20: 9.0, 30: 50.0, 40: 7.0}.get(step, 0.1 * (step % 4)), reward_mean=0.5, kl=0.01), {}))
+            record(
+                StepCompleted(
+                    step,
+                    StepMetrics(
+                        loss={20: 9.0, 30: 50.0, 40: 7.0}.get(step, 0.1 * (step % 4)),
+                        reward_mean=0.5,
+                        kl=0.01,
+                    ),
+                    {},
+                )
+            )
     store.set_status(run_id, RunStatus.FINISHED)
 
 
-def test_a_curve_says_what_it_leaves_out_shows_it_on_demand_and_is_saved_as_csv_and_png(server, open_page):
+def test_a_curve_says_what_it_leaves_out_shows_it_on_demand_and_is_saved_as_csv_and_png(
+    server, open_page
+):
     curve_run(Store(server.db))
     page = open_page(server)
     curve = page.locator("#curve-loss")
@@ -130,7 +158,12 @@ def test_a_curve_says_what_it_leaves_out_shows_it_on_demand_and_is_saved_as_csv_
     rows = list(csv.reader(download.value.path().read_text("utf-8").splitlines()))
     assert rows[0] == ["step", "Loss"]
     assert [float(r[0]) for r in rows[1:]] == list(range(1, 61))
-    assert [float(rows[n][1]) for n in (1, 20, 30, 40)] == [0.1, 9.0, 50.0, 7.0]  # the file has what the picture leaves out
+    assert [float(rows[n][1]) for n in (1, 20, 30, 40)] == [
+        0.1,
+        9.0,
+        50.0,
+        7.0,
+    ]  # the file has what the picture leaves out
 
     with page.expect_download() as download:
         curve.get_by_role("button", name="PNG").click()

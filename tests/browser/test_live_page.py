@@ -32,17 +32,48 @@ from live_server import Server
 from test_main_job import start, step_shown, stop, wait_until
 
 PAYLOADS = [
-    "<img src=x onerror=alert(1)>", "</script><script>alert(2)</script>", "$\\frac{1}{2}$ \\(x\\)", "![](http://203.0.113.7/beacon)",
-    "[click](javascript:alert(3))", "${alert(4)}", "{{constructor.constructor('alert(5)')()}}", "</pre><iframe src='http://203.0.113.7'>",
-    "<svg onload=alert(6)>", "\u202eabc", "\x1b[31mred", "=cmd|'/c calc'!A1",
-    "<script src=http://203.0.113.7/x.js></script>", "<body onload=alert(9)>", "<input autofocus onfocus=alert(10)>", "<details open ontoggle=alert(11)>",
-    "<video><source onerror=alert(12)>", "<math><mtext><img src=x onerror=alert(13)></math>", "<style>@import 'http://203.0.113.7/a.css';</style>",
-    "<link rel=stylesheet href=http://203.0.113.7/b.css>", "<object data=http://203.0.113.7/>", "<embed src=http://203.0.113.7/>",
-    "<base href=http://203.0.113.7/>", "<meta http-equiv=refresh content='0;url=http://203.0.113.7/'>", "<form action=http://203.0.113.7/><button>go</button></form>",
-    "<a href=javascript:alert(14) style='position:fixed;inset:0'>x</a>", "'-alert(15)-'", "\\';alert(16)//", "</textarea><img src=x onerror=alert(17)>",
-    "</title><script>alert(18)</script>", "</style><script>alert(19)</script>", "<!--<img src=x onerror=alert(20)>-->", "<![CDATA[<img src=x onerror=alert(21)>]]>",
-    "&#60;img src=x onerror=alert(22)&#62;", "%3Cimg src=x onerror=alert(23)%3E", "\\u003cimg src=x onerror=alert(24)\\u003e", "{{7*7}}", "<%= 7*7 %>", "#{7*7}",
-    "$$\\href{javascript:alert(25)}{x}$$", "[x]: http://203.0.113.7 \"t\"", "```html\n<img src=x onerror=alert(26)>\n```",
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "$\\frac{1}{2}$ \\(x\\)",
+    "![](http://203.0.113.7/beacon)",
+    "[click](javascript:alert(3))",
+    "${alert(4)}",
+    "{{constructor.constructor('alert(5)')()}}",
+    "</pre><iframe src='http://203.0.113.7'>",
+    "<svg onload=alert(6)>",
+    "\u202eabc",
+    "\x1b[31mred",
+    "=cmd|'/c calc'!A1",
+    "<script src=http://203.0.113.7/x.js></script>",
+    "<body onload=alert(9)>",
+    "<input autofocus onfocus=alert(10)>",
+    "<details open ontoggle=alert(11)>",
+    "<video><source onerror=alert(12)>",
+    "<math><mtext><img src=x onerror=alert(13)></math>",
+    "<style>@import 'http://203.0.113.7/a.css';</style>",
+    "<link rel=stylesheet href=http://203.0.113.7/b.css>",
+    "<object data=http://203.0.113.7/>",
+    "<embed src=http://203.0.113.7/>",
+    "<base href=http://203.0.113.7/>",
+    "<meta http-equiv=refresh content='0;url=http://203.0.113.7/'>",
+    "<form action=http://203.0.113.7/><button>go</button></form>",
+    "<a href=javascript:alert(14) style='position:fixed;inset:0'>x</a>",
+    "'-alert(15)-'",
+    "\\';alert(16)//",
+    "</textarea><img src=x onerror=alert(17)>",
+    "</title><script>alert(18)</script>",
+    "</style><script>alert(19)</script>",
+    "<!--<img src=x onerror=alert(20)>-->",
+    "<![CDATA[<img src=x onerror=alert(21)>]]>",
+    "&#60;img src=x onerror=alert(22)&#62;",
+    "%3Cimg src=x onerror=alert(23)%3E",
+    "\\u003cimg src=x onerror=alert(24)\\u003e",
+    "{{7*7}}",
+    "<%= 7*7 %>",
+    "#{7*7}",
+    "$$\\href{javascript:alert(25)}{x}$$",
+    '[x]: http://203.0.113.7 "t"',
+    "```html\n<img src=x onerror=alert(26)>\n```",
 ]
 
 
@@ -57,11 +88,19 @@ def test_zoom_survives_ten_refreshes_and_the_node_is_the_same(server, open_page)
     start(page)
     plot = "#curve-reward .js-plotly-plot"
     page.locator(f"{plot} .scatterlayer .trace").first.wait_for()
-    page.evaluate("s => { const p = document.querySelector(s); p.dataset.mine = 'yes'; return window.Plotly.relayout(p, {'xaxis.range': [1, 3]}); }", plot)
+    page.evaluate(
+        "s => { const p = document.querySelector(s); p.dataset.mine = 'yes'; return window.Plotly.relayout(p, {'xaxis.range': [1, 3]}); }",
+        plot,
+    )
     before = store.runs()[0].revision
-    wait_until(lambda: store.runs()[0].revision >= before + 30)  # several writes a step: ten polls see ten different revisions
+    wait_until(
+        lambda: store.runs()[0].revision >= before + 30
+    )  # several writes a step: ten polls see ten different revisions
     time.sleep(10)
-    state = page.evaluate("s => { const p = document.querySelector(s); return [p.dataset.mine, p.layout.xaxis.range, p.data[0].x.length]; }", plot)
+    state = page.evaluate(
+        "s => { const p = document.querySelector(s); return [p.dataset.mine, p.layout.xaxis.range, p.data[0].x.length]; }",
+        plot,
+    )
     assert state[0] == "yes"
     assert state[1] == [1, 3]
     assert state[2] > 3
@@ -94,7 +133,12 @@ def test_eight_tabs_of_one_browser_all_load_and_follow_the_run(server, open_page
         tab.bring_to_front()
         tab.locator("#group article pre").first.wait_for()
         first = step_shown(tab)
-        wait_until(lambda tab=tab, first=first: step_shown(tab) > first or store.runs()[0].status != RunStatus.RUNNING, 60)
+        wait_until(
+            lambda tab=tab, first=first: (
+                step_shown(tab) > first or store.runs()[0].status != RunStatus.RUNNING
+            ),
+            60,
+        )
 
 
 def test_after_a_killed_server_the_run_is_interrupted_with_all_its_rows(server, open_page):
@@ -124,13 +168,41 @@ def record_hostile_run(db: Path) -> str:
         record(ModelLoaded({"device": "<svg onload=alert(7)>", "dtype": "float32"}))
         for step in (1, 2):
             groups = tuple(
-                Group(Prompt(f"p{i}", payload, payload, "sums"),
-                      tuple(Rollout(Completion(text, "stop", 3), {"accuracy": float(j % 2), "format": None}, float(j % 2), 1.0 - 2 * (j % 2))
-                            for j, text in enumerate([payload, *PAYLOADS])), 0.5, 0.5, "healthy")
-                for i, payload in enumerate(PAYLOADS))
+                Group(
+                    Prompt(f"p{i}", payload, payload, "sums"),
+                    tuple(
+                        Rollout(
+                            Completion(text, "stop", 3),
+                            {"accuracy": float(j % 2), "format": None},
+                            float(j % 2),
+                            1.0 - 2 * (j % 2),
+                        )
+                        for j, text in enumerate([payload, *PAYLOADS])
+                    ),
+                    0.5,
+                    0.5,
+                    "healthy",
+                )
+                for i, payload in enumerate(PAYLOADS)
+            )
             record(GroupsScored(step, groups))
-            record(StepCompleted(step, StepMetrics(reward_mean=0.5, loss=0.0, kl=0.0), {"score/<img src=x onerror=alert(8)>": 1.0}))
-            record(Evaluated(step, {"heldout/accuracy": 0.5, "heldout/accuracy_low": 0.4, "heldout/accuracy_high": 0.6}))
+            record(
+                StepCompleted(
+                    step,
+                    StepMetrics(reward_mean=0.5, loss=0.0, kl=0.0),
+                    {"score/<img src=x onerror=alert(8)>": 1.0},
+                )
+            )
+            record(
+                Evaluated(
+                    step,
+                    {
+                        "heldout/accuracy": 0.5,
+                        "heldout/accuracy_low": 0.4,
+                        "heldout/accuracy_high": 0.6,
+                    },
+                )
+            )
     store.set_status(run_id, RunStatus.FAILED, "<img src=x onerror=alert('error')> " + PAYLOADS[1])
     store.close()
     return run_id

@@ -22,7 +22,9 @@ def wait_until(ask, seconds=30.0):
 
 def step_shown(page) -> int:
     """The step that the group panel shows, as soon as it shows one."""
-    found = wait_until(lambda: re.search(r"step ([\d,]+)", page.locator("#group").inner_text().lower()))
+    found = wait_until(
+        lambda: re.search(r"step ([\d,]+)", page.locator("#group").inner_text().lower())
+    )
     return int(found[1].replace(",", ""))
 
 
@@ -47,7 +49,9 @@ def stop(page, store, run_id) -> None:
     wait_until(lambda: store.run(run_id).status == RunStatus.STOPPED, 5)
 
 
-def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_deletes(server, open_page, context, tmp_path):
+def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_deletes(
+    server, open_page, context, tmp_path
+):
     page = open_page(server)
     store = Store(server.db)
     clicked = time.monotonic()
@@ -67,7 +71,9 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     shown = step_shown(page)
     group = store.group(store.group_ids(run.id, shown)[0])
     if step_shown(page) == shown:  # it may have moved on meanwhile
-        assert sorted(page.locator("#group article pre").all_inner_texts()) == sorted(r.text for r in group.rollouts)
+        assert sorted(page.locator("#group article pre").all_inner_texts()) == sorted(
+            r.text for r in group.rollouts
+        )
 
     # a second tab of the same browser shows the same run; closing it changes nothing
     second = open_page(server, f"?run={run.id}")
@@ -80,7 +86,9 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     assert len(store.steps(run.id)) == kept
 
     # reload: the same run at the same step
-    at = wait_until(lambda: step_shown(page) == store.last_step_with_groups(run.id) and step_shown(page))
+    at = wait_until(
+        lambda: step_shown(page) == store.last_step_with_groups(run.id) and step_shown(page)
+    )
     page.reload()
     page.locator("#group article pre").first.wait_for()
     assert step_shown(page) == at
@@ -92,7 +100,9 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     page.get_by_label("Seed", exact=True).blur()
     time.sleep(1)
     start(page)
-    wait_until(lambda: store.runs()[0].id != run.id and store.runs()[0].status == RunStatus.FINISHED, 60)
+    wait_until(
+        lambda: store.runs()[0].id != run.id and store.runs()[0].status == RunStatus.FINISHED, 60
+    )
     other = store.runs()[0]
     assert (other.steps_done, other.config["train"]["seed"]) == (3, 1)
 
@@ -117,7 +127,11 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     boxes.first.wait_for()
     for i in range(2):
         boxes.nth(i).click()
-        wait_until(lambda i=i: page.locator("#run-table [role=checkbox][aria-checked=true]").count() == i + 1)
+        wait_until(
+            lambda i=i: (
+                page.locator("#run-table [role=checkbox][aria-checked=true]").count() == i + 1
+            )
+        )
     page.locator("#compare-reward .js-plotly-plot .scatterlayer .trace").nth(1).wait_for()
     differing = page.locator("#differences").inner_text()
     assert "train.steps" in differing
@@ -147,10 +161,17 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     wait_until(lambda: [r.id for r in store.runs()] == [run.id])
 
 
-@pytest.mark.parametrize(("label", "value", "says"), [
-    ("Steps", "0", "at least 1"), ("Group size", "1", "at least 2"), ("Model", "/no/such/folder", "no such folder"),
-])
-def test_wrong_input_is_answered_beside_the_field_and_keeps_what_was_typed(server, open_page, label, value, says):
+@pytest.mark.parametrize(
+    ("label", "value", "says"),
+    [
+        ("Steps", "0", "at least 1"),
+        ("Group size", "1", "at least 2"),
+        ("Model", "/no/such/folder", "no such folder"),
+    ],
+)
+def test_wrong_input_is_answered_beside_the_field_and_keeps_what_was_typed(
+    server, open_page, label, value, says
+):
     page = open_page(server)
     field = page.get_by_label(label, exact=True).first
     field.fill(value)

@@ -36,7 +36,13 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
     press("Set breakpoints")
     page.get_by_text("The run will wait when").wait_for()
     press("Resume")
-    run = wait_until(lambda: (r := store.runs()[0]).status is RunStatus.PAUSED and "Breakpoint" in (r.error or "") and r)
+    run = wait_until(
+        lambda: (
+            (r := store.runs()[0]).status is RunStatus.PAUSED
+            and "Breakpoint" in (r.error or "")
+            and r
+        )
+    )
     page.get_by_text("Breakpoint “step =").first.wait_for()
     at = store.last_step_with_groups(run.id)
     wait_until(lambda: step_shown(page) == at)

@@ -32,15 +32,24 @@ def _unfold(page: Page) -> None:
 
 def _tab(page: Page, tab: str) -> None:
     page.get_by_role("tab", name=tab, exact=True).click()
-    page.get_by_role("tabpanel", name=tab, exact=True).or_(page.locator(f"#tab-{tab.lower()}")).first.wait_for()
+    page.get_by_role("tabpanel", name=tab, exact=True).or_(
+        page.locator(f"#tab-{tab.lower()}")
+    ).first.wait_for()
     if tab == "Inspect":
         page.locator("#look-body article").first.wait_for()
 
 
 def _look(page: Page, look: str) -> None:
     page.locator("#look").get_by_role("radio", name=look, exact=True).check(force=True)
-    page.locator({"Best and worst": "#look-body ins, #look-body del, #look-body .empty", "Tokens": "#look-body .tok", "What if": "#look-controls input[type=range]",
-                  "Through time": "#look-body .list, #look-body .empty", "Two runs": "#look-body .two, #look-controls .note"}[look]).first.wait_for()
+    page.locator(
+        {
+            "Best and worst": "#look-body ins, #look-body del, #look-body .empty",
+            "Tokens": "#look-body .tok",
+            "What if": "#look-controls input[type=range]",
+            "Through time": "#look-body .list, #look-body .empty",
+            "Two runs": "#look-body .two, #look-controls .note",
+        }[look]
+    ).first.wait_for()
 
 
 def _completions(page: Page) -> None:

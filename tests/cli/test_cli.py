@@ -26,7 +26,15 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def cli(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "grpo_core", *arguments], capture_output=True, text=True, timeout=120, env=ENV, cwd=ROOT, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "grpo_core", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=ENV,
+        cwd=ROOT,
+        **options,
+    )
 
 
 def sets(settings: dict[str, object]) -> list[str]:
@@ -37,8 +45,14 @@ def sets(settings: dict[str, object]) -> list[str]:
 def db(tiny_model, tmp_path_factory):
     """A store with one finished run, made by the command line itself; and what it printed."""
     path = tmp_path_factory.mktemp("cli") / "runs.sqlite"
-    settings = {"model.name": tiny_model, "task.heldout_size": 8, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 4,
-                "train.max_new_tokens": 8}
+    settings = {
+        "model.name": tiny_model,
+        "task.heldout_size": 8,
+        "train.steps": 3,
+        "train.prompts_per_step": 2,
+        "train.group_size": 4,
+        "train.max_new_tokens": 8,
+    }
     return path, cli("train", "--db", str(path), "--json", "--name", "first", *sets(settings))
 
 
@@ -46,10 +60,22 @@ def test_train_ends_with_one_json_object_and_exit_code_zero(db):
     path, done = db
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.strip().splitlines()[-1])
-    assert set(last) == {"run_id", "status", "steps", "reward_first", "reward_last", "heldout_before", "heldout_after", "seconds"}
+    assert set(last) == {
+        "run_id",
+        "status",
+        "steps",
+        "reward_first",
+        "reward_last",
+        "heldout_before",
+        "heldout_after",
+        "seconds",
+    }
     assert (last["status"], last["steps"]) == ("finished", 3)
     steps = Store(path).steps(last["run_id"])
-    assert (last["reward_first"], last["reward_last"]) == (steps[0]["reward_mean"], steps[-1]["reward_mean"])
+    assert (last["reward_first"], last["reward_last"]) == (
+        steps[0]["reward_mean"],
+        steps[-1]["reward_mean"],
+    )
 
 
 def test_runs_and_show_print_for_people_and_for_machines(db):
@@ -64,32 +90,70 @@ def test_runs_and_show_print_for_people_and_for_machines(db):
 
 def test_export_writes_every_step_and_every_rollout(db, tmp_path):
     path, _ = db
-    table = list(csv.DictReader(io.StringIO(cli("export", "last", "--db", str(path), "--format", "csv").stdout)))
+    table = list(
+        csv.DictReader(
+            io.StringIO(cli("export", "last", "--db", str(path), "--format", "csv").stdout)
+        )
+    )
     assert [row["step"] for row in table if row["reward_mean"]] == ["1", "2", "3"]
-    rollouts = [json.loads(line) for line in cli("export", "last", "--db", str(path), "--format", "jsonl").stdout.splitlines()]
+    rollouts = [
+        json.loads(line)
+        for line in cli(
+            "export", "last", "--db", str(path), "--format", "jsonl"
+        ).stdout.splitlines()
+    ]
     assert len(rollouts) == 3 * 2 * 4
     out = tmp_path / "r.parquet"
-    printed = json.loads(cli("export", "last", "--db", str(path), "--format", "parquet", "--out", str(out), "--json").stdout)
+    printed = json.loads(
+        cli(
+            "export", "last", "--db", str(path), "--format", "parquet", "--out", str(out), "--json"
+        ).stdout
+    )
     assert printed["bytes"] == out.stat().st_size > 0
 
 
 def test_an_exported_configuration_trains_the_same_run_again(db, tmp_path):
     path, _ = db
     exported = tmp_path / "config.json"
-    assert cli("export", "last", "--db", str(path), "--format", "config", "--out", str(exported)).returncode == 0
-    assert cli("train", "--db", str(tmp_path / "again.sqlite"), "--config", str(exported)).returncode == 0
-    first, again = ([s["loss"] for s in Store(p).steps(Store(p).runs()[0].id)] for p in (path, tmp_path / "again.sqlite"))
+    assert (
+        cli(
+            "export", "last", "--db", str(path), "--format", "config", "--out", str(exported)
+        ).returncode
+        == 0
+    )
+    assert (
+        cli("train", "--db", str(tmp_path / "again.sqlite"), "--config", str(exported)).returncode
+        == 0
+    )
+    first, again = (
+        [s["loss"] for s in Store(p).steps(Store(p).runs()[0].id)]
+        for p in (path, tmp_path / "again.sqlite")
+    )
     assert first == again
 
 
 def test_a_stopped_run_is_resumed_and_a_finished_one_branched_from(db, tmp_path):
     path, _ = db
-    branch = cli("resume", "last", "--db", str(path), "--json", "--set", "train.steps=5", "--set", "train.checkpoint_every=1")
+    branch = cli(
+        "resume",
+        "last",
+        "--db",
+        str(path),
+        "--json",
+        "--set",
+        "train.steps=5",
+        "--set",
+        "train.checkpoint_every=1",
+    )
     assert branch.returncode == 0, branch.stderr
     said = json.loads(branch.stdout.strip().splitlines()[-1])
     store = Store(path)
     run = store.run(said["run_id"])
-    assert (said["status"], run.parent_step, [s["step"] for s in store.steps(run.id)]) == ("finished", 3, [4, 5])
+    assert (said["status"], run.parent_step, [s["step"] for s in store.steps(run.id)]) == (
+        "finished",
+        3,
+        [4, 5],
+    )
     again = cli("resume", run.id, "--db", str(path))
     assert (again.returncode, "has finished" in again.stderr) == (2, True)
     store.rewind(run.id, 4)
@@ -99,21 +163,30 @@ def test_a_stopped_run_is_resumed_and_a_finished_one_branched_from(db, tmp_path)
     store.delete(run.id)
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["train", "--set", "train.group_size=1"], "train.group_size = 1: must be at least 2"),
-    (["train", "--set", "train.steps=0"], "train.steps = 0: must be at least 1"),
-    (["train", "--set", "steps=3"], "steps = 3: this is no field"),
-    (["train", "--set", "nonsense"], "there is no ="),
-    (["train", "--preset", "nope"], "Known: GRPO"),
-    (["train", "--config", "nowhere.json"], "does not exist"),
-    (["train", "--set", "rubric.path=nowhere.json"], "does not exist"),
-    (["train", "--set", "model.name=/no/model"], "model.name = '/no/model'"),
-    (["train", "--set", "task.name=nope"], "Known: sums"),
-    (["train", "--set", 'rubric.criteria=[{"name":"a","check":"length","weight":-1}]'], "at least 0"),
-    (["train", "--set", 'rubric.criteria=[{"name":"a","check":"length","weight":0}]'], "all weights are 0"),
-    (["show", "nope"], "there is no run 'nope'"),
-    (["export", "nope", "--format", "csv"], "there is no run 'nope'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--set", "train.group_size=1"], "train.group_size = 1: must be at least 2"),
+        (["train", "--set", "train.steps=0"], "train.steps = 0: must be at least 1"),
+        (["train", "--set", "steps=3"], "steps = 3: this is no field"),
+        (["train", "--set", "nonsense"], "there is no ="),
+        (["train", "--preset", "nope"], "Known: GRPO"),
+        (["train", "--config", "nowhere.json"], "does not exist"),
+        (["train", "--set", "rubric.path=nowhere.json"], "does not exist"),
+        (["train", "--set", "model.name=/no/model"], "model.name = '/no/model'"),
+        (["train", "--set", "task.name=nope"], "Known: sums"),
+        (
+            ["train", "--set", 'rubric.criteria=[{"name":"a","check":"length","weight":-1}]'],
+            "at least 0",
+        ),
+        (
+            ["train", "--set", 'rubric.criteria=[{"name":"a","check":"length","weight":0}]'],
+            "all weights are 0",
+        ),
+        (["show", "nope"], "there is no run 'nope'"),
+        (["export", "nope", "--format", "csv"], "there is no run 'nope'"),
+    ],
+)
 def test_wrong_input_is_answered_on_one_line_without_a_traceback(arguments, says, tmp_path, capsys):
     assert main([*arguments, "--db", str(tmp_path / "x.sqlite")]) == 2
     err = capsys.readouterr().err
@@ -137,8 +210,16 @@ def test_set_beats_preset_beats_file(tmp_path):
     file = tmp_path / "c.json"
     file.write_text('{"algorithm": {"kl_coef": 0.7, "clip_eps_low": 0.1}, "train": {"steps": 9}}')
     config = build_config(str(file), "Dr. GRPO", ["algorithm.clip_eps_low=0.3", "task.name=sort"])
-    assert (config.algorithm.kl_coef, config.algorithm.clip_eps_low, config.train.steps) == (0.0, 0.3, 9)
-    assert (config.algorithm.preset, config.algorithm.advantage, config.task.name) == ("Dr. GRPO", "group_mean", "sort")
+    assert (config.algorithm.kl_coef, config.algorithm.clip_eps_low, config.train.steps) == (
+        0.0,
+        0.3,
+        9,
+    )
+    assert (config.algorithm.preset, config.algorithm.advantage, config.task.name) == (
+        "Dr. GRPO",
+        "group_mean",
+        "sort",
+    )
 
 
 def test_a_rubric_file_replaces_the_criteria_and_a_broken_one_is_refused(tmp_path):
@@ -159,11 +240,26 @@ def test_text_for_the_terminal_has_no_control_characters():
 
 def test_interrupting_a_run_keeps_its_steps_and_exits_with_one(tiny_model, tmp_path):
     path = tmp_path / "runs.sqlite"
-    settings = {"model.name": tiny_model, "task.heldout_size": 0, "train.steps": 100000, "train.prompts_per_step": 2, "train.group_size": 2, "train.max_new_tokens": 4}
-    process = subprocess.Popen([sys.executable, "-m", "grpo_core", "train", "--db", str(path), "--json", *sets(settings)],
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV, cwd=ROOT)
+    settings = {
+        "model.name": tiny_model,
+        "task.heldout_size": 0,
+        "train.steps": 100000,
+        "train.prompts_per_step": 2,
+        "train.group_size": 2,
+        "train.max_new_tokens": 4,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grpo_core", "train", "--db", str(path), "--json", *sets(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=ENV,
+        cwd=ROOT,
+    )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (path.exists() and (rows := Store(path).runs()) and rows[0].steps_done >= 2):
+    while time.monotonic() < deadline and not (
+        path.exists() and (rows := Store(path).runs()) and rows[0].steps_done >= 2
+    ):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     started = time.monotonic()
@@ -174,9 +270,15 @@ def test_interrupting_a_run_keeps_its_steps_and_exits_with_one(tiny_model, tmp_p
     assert (last["status"], last["steps"] >= 2) == ("stopped", True)
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--port", "{taken}"], "cannot be used"), (["--port", "99999999"], "no port"), (["--auth", "nocolon"], "--auth"), (["--db", "{folder}"], "--db"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--port", "{taken}"], "cannot be used"),
+        (["--port", "99999999"], "no port"),
+        (["--auth", "nocolon"], "--auth"),
+        (["--db", "{folder}"], "--db"),
+    ],
+)
 def test_the_server_answers_wrong_flags_on_one_line(arguments, says, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -187,7 +289,14 @@ def test_the_server_answers_wrong_flags_on_one_line(arguments, says, tmp_path):
             flags += ["--db", str(tmp_path / "x.sqlite")]
         if "--port" not in flags:
             flags += ["--port", "17861"]
-        done = subprocess.run([sys.executable, "app.py", *flags], capture_output=True, text=True, timeout=60, env=ENV, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "app.py", *flags],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=ENV,
+            cwd=ROOT,
+        )
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -195,5 +304,7 @@ def test_the_server_answers_wrong_flags_on_one_line(arguments, says, tmp_path):
 
 def test_help_is_answered_without_loading_torch_transformers_or_gradio():
     code = "import sys; from grpo_core.cli import main\ntry: main(['train', '--help'])\nfinally: print(sorted({'torch', 'transformers', 'gradio'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV, cwd=ROOT
+    )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -12,15 +12,18 @@ def problems(settings: dict[str, object]) -> dict[str, str]:
     return {p.field: str(p) for p in caught.value.problems}
 
 
-@pytest.mark.parametrize(("field", "value", "says"), [
-    ("train.group_size", 1, "at least 2"),
-    ("train.steps", 0, "at least 1"),
-    ("train.learning_rate", float("nan"), "finite"),
-    ("train.temperature", 0, "greater than 0"),
-    ("algorithm.kl_coef", -0.1, "at least 0"),
-    ("train.seed", 1.5, "integer"),
-    ("model.dtype", "int3", "'auto', 'float32' or 'bfloat16'"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("train.group_size", 1, "at least 2"),
+        ("train.steps", 0, "at least 1"),
+        ("train.learning_rate", float("nan"), "finite"),
+        ("train.temperature", 0, "greater than 0"),
+        ("algorithm.kl_coef", -0.1, "at least 0"),
+        ("train.seed", 1.5, "integer"),
+        ("model.dtype", "int3", "'auto', 'float32' or 'bfloat16'"),
+    ],
+)
 def test_a_wrong_value_is_answered_with_its_field_the_value_and_the_bound(field, value, says):
     message = problems({field: value})[field]
     assert field in message
@@ -29,14 +32,19 @@ def test_a_wrong_value_is_answered_with_its_field_the_value_and_the_bound(field,
 
 
 def test_every_wrong_field_is_reported_at_once():
-    assert set(problems({"train.steps": 0, "train.group_size": 1})) == {"train.steps", "train.group_size"}
+    assert set(problems({"train.steps": 0, "train.group_size": 1})) == {
+        "train.steps",
+        "train.group_size",
+    }
 
 
 def test_an_unknown_field_is_refused_and_the_known_ones_are_named():
     assert "train.steps" in problems({"train.stepz": 3})["train.stepz"]
 
 
-@pytest.mark.parametrize(("weights", "says"), [((0, 0), "all weights are 0"), ((1, -1), "at least 0")])
+@pytest.mark.parametrize(
+    ("weights", "says"), [((0, 0), "all weights are 0"), ((1, -1), "at least 0")]
+)
 def test_weights_that_cannot_make_a_reward_are_refused(weights, says):
     criteria = [{"name": f"c{i}", "check": "language", "weight": w} for i, w in enumerate(weights)]
     assert any(says in m for m in problems({"rubric.criteria": criteria}).values())
@@ -48,7 +56,16 @@ def test_two_criteria_of_one_name_are_refused_because_one_would_hide_the_other()
 
 
 def test_a_configuration_survives_flattening_and_nesting():
-    config = parse({"train": {"steps": 7}, "rubric": {"criteria": [{"name": "a", "check": "length", "weight": 1, "params": {"max_tokens": 3}}]}})
+    config = parse(
+        {
+            "train": {"steps": 7},
+            "rubric": {
+                "criteria": [
+                    {"name": "a", "check": "length", "weight": 1, "params": {"max_tokens": 3}}
+                ]
+            },
+        }
+    )
     assert parse(nest(flatten(config))) == config
 
 
@@ -66,24 +83,85 @@ def test_every_field_has_a_title_and_one_line_of_help():
         assert "\n" not in info.description, name
 
 
-@pytest.mark.parametrize(("settings", "field", "says"), [
-    ({"algorithm.ratio_level": "sequence", "algorithm.objective": "vespo"}, "algorithm.ratio_level", "its own over the sequence"),
-    ({"algorithm.clip_delta": 1.1}, "algorithm.clip_delta", "inside the clip range"),
-    ({"algorithm.clip_delta": 3, "algorithm.objective": "cispo"}, "algorithm.clip_delta", "only the objective clip"),
-    ({"algorithm.kl_control": "adaptive", "algorithm.kl_coef": 0}, "algorithm.kl_control", "stays 0"),
-    ({"algorithm.kl_ratio_corrected": True, "algorithm.kl_estimator": "k1"}, "algorithm.kl_ratio_corrected", "k3 alone"),
-    ({"algorithm.kl_ratio_corrected": True, "algorithm.kl_coef": 0}, "algorithm.kl_ratio_corrected", "no KL term"),
-    ({"algorithm.measure_kl": False}, "algorithm.measure_kl", "a KL coefficient above 0"),  # .02 by default
-    ({"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.kl_control": "hard"}, "algorithm.measure_kl", "steers by the KL"),
-    ({"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.ref_every": 2}, "algorithm.measure_kl", "no reference that could move"),
-    ({"algorithm.off_policy_threshold": 0.1}, "algorithm.off_policy_threshold", "none would ever be dropped"),
-    ({"algorithm.dynamic_sampling": 1, "algorithm.grouping": "batch"}, "algorithm.dynamic_sampling", "still teaches"),
-    ({"algorithm.entropy_target": 0.2, "algorithm.entropy_coef": 2}, "algorithm.entropy_coef", "above its own largest"),
-    ({"rubric.clip_low": 1, "rubric.clip_high": 1}, "rubric.clip_low", "all rewards would be equal"),
-    ({"rubric.scale": True, "algorithm.advantage": "rank"}, "rubric.scale", "do not depend on the scale"),
-    ({"rubric.clip_high": 1, "algorithm.advantage": "per_criterion"}, "rubric.clip_high", "never looks at the total"),
-])
-def test_combinations_that_make_no_sense_are_refused_with_field_value_reason_and_way_out(settings, field, says):
+@pytest.mark.parametrize(
+    ("settings", "field", "says"),
+    [
+        (
+            {"algorithm.ratio_level": "sequence", "algorithm.objective": "vespo"},
+            "algorithm.ratio_level",
+            "its own over the sequence",
+        ),
+        ({"algorithm.clip_delta": 1.1}, "algorithm.clip_delta", "inside the clip range"),
+        (
+            {"algorithm.clip_delta": 3, "algorithm.objective": "cispo"},
+            "algorithm.clip_delta",
+            "only the objective clip",
+        ),
+        (
+            {"algorithm.kl_control": "adaptive", "algorithm.kl_coef": 0},
+            "algorithm.kl_control",
+            "stays 0",
+        ),
+        (
+            {"algorithm.kl_ratio_corrected": True, "algorithm.kl_estimator": "k1"},
+            "algorithm.kl_ratio_corrected",
+            "k3 alone",
+        ),
+        (
+            {"algorithm.kl_ratio_corrected": True, "algorithm.kl_coef": 0},
+            "algorithm.kl_ratio_corrected",
+            "no KL term",
+        ),
+        (
+            {"algorithm.measure_kl": False},
+            "algorithm.measure_kl",
+            "a KL coefficient above 0",
+        ),  # .02 by default
+        (
+            {"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.kl_control": "hard"},
+            "algorithm.measure_kl",
+            "steers by the KL",
+        ),
+        (
+            {"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.ref_every": 2},
+            "algorithm.measure_kl",
+            "no reference that could move",
+        ),
+        (
+            {"algorithm.off_policy_threshold": 0.1},
+            "algorithm.off_policy_threshold",
+            "none would ever be dropped",
+        ),
+        (
+            {"algorithm.dynamic_sampling": 1, "algorithm.grouping": "batch"},
+            "algorithm.dynamic_sampling",
+            "still teaches",
+        ),
+        (
+            {"algorithm.entropy_target": 0.2, "algorithm.entropy_coef": 2},
+            "algorithm.entropy_coef",
+            "above its own largest",
+        ),
+        (
+            {"rubric.clip_low": 1, "rubric.clip_high": 1},
+            "rubric.clip_low",
+            "all rewards would be equal",
+        ),
+        (
+            {"rubric.scale": True, "algorithm.advantage": "rank"},
+            "rubric.scale",
+            "do not depend on the scale",
+        ),
+        (
+            {"rubric.clip_high": 1, "algorithm.advantage": "per_criterion"},
+            "rubric.clip_high",
+            "never looks at the total",
+        ),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused_with_field_value_reason_and_way_out(
+    settings, field, says
+):
     message = problems(settings)[field]
     assert says in message
     assert message.startswith(f"{field} = ")
@@ -91,13 +169,22 @@ def test_combinations_that_make_no_sense_are_refused_with_field_value_reason_and
 
 
 def test_several_combinations_that_make_no_sense_are_reported_at_once():
-    assert {"algorithm.clip_delta", "algorithm.off_policy_threshold"} <= set(problems({"algorithm.clip_delta": 1.1, "algorithm.off_policy_threshold": 0.1}))
+    assert {"algorithm.clip_delta", "algorithm.off_policy_threshold"} <= set(
+        problems({"algorithm.clip_delta": 1.1, "algorithm.off_policy_threshold": 0.1})
+    )
 
 
-@pytest.mark.parametrize(("name", "values"), [
-    ("DAPO", {"clip_eps_high": 0.28, "kl_coef": 0.0, "dynamic_sampling": 2}), ("GSPO", {"ratio_level": "sequence", "aggregation": "sequence_mean"}),
-    ("CISPO", {"objective": "cispo", "cispo_cap": 5.0}), ("RLOO", {"advantage": "leave_one_out", "objective": "reinforce"}),
-    ("Dr. GRPO", {"advantage": "group_mean", "aggregation": "constant"}), ("GRPO", {})])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("DAPO", {"clip_eps_high": 0.28, "kl_coef": 0.0, "dynamic_sampling": 2}),
+        ("GSPO", {"ratio_level": "sequence", "aggregation": "sequence_mean"}),
+        ("CISPO", {"objective": "cispo", "cispo_cap": 5.0}),
+        ("RLOO", {"advantage": "leave_one_out", "objective": "reinforce"}),
+        ("Dr. GRPO", {"advantage": "group_mean", "aggregation": "constant"}),
+        ("GRPO", {}),
+    ],
+)
 def test_a_preset_is_what_its_paper_changes(name, values):
     algorithm = parse(nest(with_preset({}, name))).algorithm
     assert {k: getattr(algorithm, k) for k in values} == values

@@ -20,8 +20,16 @@ from grpo_core.exporting.trained_model import export_model, model_card
 from grpo_core.preflight.service import Desk
 from grpo_core.store import Store
 
-SETTINGS = {"task.heldout_size": 8, "train.steps": 2, "train.prompts_per_step": 2, "train.group_size": 4, "train.max_new_tokens": 24, "train.checkpoint_every": 1,
-            "train.learning_rate": 3e-3, "train.warmup_steps": 0}
+SETTINGS = {
+    "task.heldout_size": 8,
+    "train.steps": 2,
+    "train.prompts_per_step": 2,
+    "train.group_size": 4,
+    "train.max_new_tokens": 24,
+    "train.checkpoint_every": 1,
+    "train.learning_rate": 3e-3,
+    "train.warmup_steps": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,11 @@ def trained(tmp_path_factory) -> dict[str, tuple[Store, str]]:
     """Two runs of the bundled model with two saved states each: whole, and with adapters."""
     db = tmp_path_factory.mktemp("trained") / "runs.sqlite"
     for name, rank in (("whole", 0), ("adapters <b>|x|</b>", 4)):
-        sets = [part for k, v in {**SETTINGS, "model.lora_rank": rank}.items() for part in ("--set", f"{k}={v}")]
+        sets = [
+            part
+            for k, v in {**SETTINGS, "model.lora_rank": rank}.items()
+            for part in ("--set", f"{k}={v}")
+        ]
         assert main(["train", "--db", str(db), "--name", name, *sets]) == 0
     store = Store(db)
     return {"whole": (store, store.runs()[1].id), "adapters": (store, store.runs()[0].id)}
@@ -38,37 +50,66 @@ def trained(tmp_path_factory) -> dict[str, tuple[Store, str]]:
 def greedy(folder: Path | str, text: str, model=None) -> str:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = model or transformers.AutoModelForCausalLM.from_pretrained(folder)
-    out = model.generate(**tokenizer(text, return_tensors="pt"), do_sample=False, max_new_tokens=24, temperature=None, top_k=None, top_p=None)[0]
-    return tokenizer.decode(out[len(tokenizer(text)["input_ids"]):], skip_special_tokens=True)
+    out = model.generate(
+        **tokenizer(text, return_tensors="pt"),
+        do_sample=False,
+        max_new_tokens=24,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+    )[0]
+    return tokenizer.decode(out[len(tokenizer(text)["input_ids"]) :], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
-def test_an_exported_model_loads_in_plain_transformers_and_says_what_the_playground_says(trained, kind, tmp_path):
+def test_an_exported_model_loads_in_plain_transformers_and_says_what_the_playground_says(
+    trained, kind, tmp_path
+):
     store, run_id = trained[kind]
     desk = Desk(store)
     folder = export_model(store, run_id, tmp_path / "model")
-    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"} <= {p.name for p in folder.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+        "README.md",
+    } <= {p.name for p in folder.iterdir()}
     for number in range(4):
         prompt = desk.run_prompt(run_id, number)
         played = desk.play(run_id, prompt.text, prompt.answer, [0, 2], 1, 0.0)
         before, after = (side.rollouts[0].completion.text for side in played.sides)
         assert greedy(folder, prompt.text) == after
-        assert greedy(Path(__file__).parents[2] / "grpo_core" / "models" / "bundled", prompt.text) == before
-    assert desk.play(run_id, prompt.text, prompt.answer, [0, 2], 1, 0.0) == played  # and again, from memory
+        assert (
+            greedy(Path(__file__).parents[2] / "grpo_core" / "models" / "bundled", prompt.text)
+            == before
+        )
+    assert (
+        desk.play(run_id, prompt.text, prompt.answer, [0, 2], 1, 0.0) == played
+    )  # and again, from memory
 
 
 def test_an_adapter_alone_loads_by_peft_onto_its_base_model(trained, tmp_path):
     from peft import PeftModel
 
     store, run_id = trained["adapters"]
-    merged, alone = export_model(store, run_id, tmp_path / "model"), export_model(store, run_id, tmp_path / "adapter", adapter_only=True)
+    merged, alone = (
+        export_model(store, run_id, tmp_path / "model"),
+        export_model(store, run_id, tmp_path / "adapter", adapter_only=True),
+    )
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {p.name for p in alone.iterdir()}
     bundled = Path(__file__).parents[2] / "grpo_core" / "models" / "bundled"
-    with_adapter = PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(bundled), alone)
+    with_adapter = PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(bundled), alone
+    )
     ids = torch.tensor([[5, 6, 7, 8]])
     whole = transformers.AutoModelForCausalLM.from_pretrained(merged)
     assert torch.allclose(with_adapter(ids).logits, whole(ids).logits, atol=1e-4)
-    assert not torch.allclose(whole(ids).logits, transformers.AutoModelForCausalLM.from_pretrained(bundled)(ids).logits, atol=1e-3)
+    assert not torch.allclose(
+        whole(ids).logits,
+        transformers.AutoModelForCausalLM.from_pretrained(bundled)(ids).logits,
+        atol=1e-3,
+    )
     with pytest.raises(StudioError, match="no adapter"):
         export_model(*trained["whole"], tmp_path / "none", adapter_only=True)
 
@@ -100,7 +141,9 @@ def test_what_cannot_be_exported_is_refused_in_one_line(trained, tmp_path):
     with pytest.raises(StudioError, match="does not fit the context"):
         Desk(store).play(run_id, "x" * 5000, "", [0], 1, 0.0)
     row = store.checkpoints(run_id)[0]
-    (row.path / "policy.safetensors").write_bytes((row.path / "policy.safetensors").read_bytes()[:-8])
+    (row.path / "policy.safetensors").write_bytes(
+        (row.path / "policy.safetensors").read_bytes()[:-8]
+    )
     with pytest.raises(StudioError, match="damaged"):
         Desk(store).play(run_id, "Q", "", [1], 1, 0.0)
 
@@ -115,13 +158,28 @@ def test_both_sides_get_the_same_random_numbers_and_a_typed_prompt_needs_no_answ
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_command_of_a_run_gives_its_configuration_back(preset):
-    config = parse(nest(with_preset({"train.steps": 7, "task.name": "sort", "rubric.clip_low": -0.5, "model.name": "it's; rm -rf /", "train.learning_rate": 1e-5}, preset)))
+    config = parse(
+        nest(
+            with_preset(
+                {
+                    "train.steps": 7,
+                    "task.name": "sort",
+                    "rubric.clip_low": -0.5,
+                    "model.name": "it's; rm -rf /",
+                    "train.learning_rate": 1e-5,
+                },
+                preset,
+            )
+        )
+    )
     words = shlex.split(as_command(config).replace("\\\n", " "))
     assert words[:4] == ["python", "-m", "grpo_core", "train"]
     assert build_config(None, None, words[5::2]) == config
 
 
-def test_the_trl_script_trains_by_trl_and_names_what_trl_cannot_say(tmp_path, monkeypatch, tiny_settings):
+def test_the_trl_script_trains_by_trl_and_names_what_trl_cannot_say(
+    tmp_path, monkeypatch, tiny_settings
+):
     config = parse(nest({**tiny_settings, "train.steps": 1, "algorithm.dynamic_sampling": 2}))
     script = as_trl_script(config)
     assert "#   algorithm.dynamic_sampling = 2" in script
@@ -131,12 +189,29 @@ def test_the_trl_script_trains_by_trl_and_names_what_trl_cannot_say(tmp_path, mo
     done = runpy.run_path(str(tmp_path / "run.py"), run_name="__main__")
     [line] = [entry for entry in done["trainer"].state.log_history if "reward" in entry]
     assert line["reward"] == line["reward"]
-    assert {f"rewards/{name}/mean" for name in ("accuracy", "format", "language", "reasoning")} <= set(line)
+    assert {
+        f"rewards/{name}/mean" for name in ("accuracy", "format", "language", "reasoning")
+    } <= set(line)
 
 
 def test_the_command_line_exports_a_model_and_both_recipes(trained, tmp_path, capsys):
     store, run_id = trained["whole"]
-    assert main(["export", run_id, "--db", str(store.path), "--format", "model", "--out", str(tmp_path / "m"), "--json"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                run_id,
+                "--db",
+                str(store.path),
+                "--format",
+                "model",
+                "--out",
+                str(tmp_path / "m"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["path"] == str(tmp_path / "m")
     assert main(["export", run_id, "--db", str(store.path), "--format", "command"]) == 0
     assert "--set train.steps=2" in capsys.readouterr().out

@@ -23,19 +23,27 @@ def states_and_gradient(model, batch: Batch, layout) -> tuple[torch.Tensor, torc
         mask = found.attention_mask
         if mask.dim() == 2:  # rows of their own: causal, padding unseen
             width = mask.shape[1]
-            sees = torch.ones(width, width, dtype=torch.bool).tril() & mask[:, None].bool() | torch.eye(width, dtype=torch.bool)
-            mask = torch.zeros(sees.shape, dtype=torch.float64).masked_fill(~sees, float("-inf"))[:, None]
+            sees = torch.ones(width, width, dtype=torch.bool).tril() & mask[
+                :, None
+            ].bool() | torch.eye(width, dtype=torch.bool)
+            mask = torch.zeros(sees.shape, dtype=torch.float64).masked_fill(~sees, float("-inf"))[
+                :, None
+            ]
         states = family.states(found.input_ids, found.position_ids, masked(mask))
     states = states[found.predicted_at]
     model.zero_grad()
-    (states * torch.linspace(-1, 1, states.numel(), dtype=torch.float64).view(states.shape)).sum().backward()
+    (
+        states * torch.linspace(-1, 1, states.numel(), dtype=torch.float64).view(states.shape)
+    ).sum().backward()
     return states.detach(), torch.cat([p.grad.flatten() for p in model.model.parameters()])
 
 
 @pytest.mark.parametrize("short", [0, 1000], ids=["block by block", "whole rows of weights"])
 @pytest.mark.parametrize("group_size", [1, 2, 5, 16])
 @pytest.mark.parametrize("shape", sorted(OURS))
-def test_states_and_gradient_are_those_of_rows_of_their_own_to_the_ninth_digit(shape, group_size, short, monkeypatch):
+def test_states_and_gradient_are_those_of_rows_of_their_own_to_the_ninth_digit(
+    shape, group_size, short, monkeypatch
+):
     monkeypatch.setattr(attention, "SHORT", short)
     model, batch = make_model(shape, torch.float64), ragged(group_size, seed=group_size)
     expected, expected_gradient = states_and_gradient(model, batch, separate)
@@ -46,22 +54,37 @@ def test_states_and_gradient_are_those_of_rows_of_their_own_to_the_ninth_digit(s
 
 
 @pytest.mark.parametrize("short", [0, 1000])
-@pytest.mark.parametrize("lengths", [[[3, 1, 7], [2]], [[1], [1, 1]], [[4, 4], [4, 4]]], ids=["ragged", "single tokens", "nothing to pad"])
+@pytest.mark.parametrize(
+    "lengths",
+    [[[3, 1, 7], [2]], [[1], [1, 1]], [[4, 4], [4, 4]]],
+    ids=["ragged", "single tokens", "nothing to pad"],
+)
 def test_groups_need_not_be_of_one_size(lengths, short, monkeypatch):
     monkeypatch.setattr(attention, "SHORT", short)
     g = torch.Generator().manual_seed(3)
     draw = lambda n: torch.randint(2, 40, (n,), generator=g).tolist()  # noqa: E731
     completions = [draw(n) for group in lengths for n in group]
-    batch = Batch([draw(5), draw(5)], completions, [True] * len(completions), 0, torch.device("cpu"), sizes=[len(group) for group in lengths])
+    batch = Batch(
+        [draw(5), draw(5)],
+        completions,
+        [True] * len(completions),
+        0,
+        torch.device("cpu"),
+        sizes=[len(group) for group in lengths],
+    )
     model = make_model("Qwen3", torch.float64)
-    (states, gradient), (expected, expected_gradient) = (states_and_gradient(model, batch, layout) for layout in (flat, separate))
+    (states, gradient), (expected, expected_gradient) = (
+        states_and_gradient(model, batch, layout) for layout in (flat, separate)
+    )
     assert (states - expected).abs().max() <= 1e-9 * expected.abs().max()
     assert (gradient - expected_gradient).norm() <= 1e-9 * expected_gradient.norm()
 
 
 def test_no_token_is_computed_twice_and_neither_padding_nor_a_last_token_that_predicts_nothing_at_all():
     batch = ragged(4)
-    texts = [c[:-1] if len(c) > 1 else c for c in batch.completions]  # a row of nothing has no place in a grid
+    texts = [
+        c[:-1] if len(c) > 1 else c for c in batch.completions
+    ]  # a row of nothing has no place in a grid
     assert flat(batch).input_ids.tolist() == [[t for row in (*batch.prompts, *texts) for t in row]]
 
 
@@ -85,13 +108,22 @@ def test_parts_hold_every_row_once_in_whole_groups_where_these_fit(budget):
         assert [len(part) for part in parts] == [24]
     if budget == 200:  # each group is at most 10 + 8 x 29 places, and each has less than 200 tokens
         assert all(batch.strip_tokens((p, rows)) <= 200 for p, rows in enumerate(batch.siblings))
-        assert [[part.places[i] // 8 for i in rows] for part in parts for rows in part.siblings] == [[g] * 8 for part in parts for g in sorted({i // 8 for i in part.places},
-            key=lambda g: max(lengths[8 * g : 8 * g + 8]))]
+        assert [
+            [part.places[i] // 8 for i in rows] for part in parts for rows in part.siblings
+        ] == [
+            [g] * 8
+            for part in parts
+            for g in sorted(
+                {i // 8 for i in part.places}, key=lambda g: max(lengths[8 * g : 8 * g + 8])
+            )
+        ]
 
 
 def _places(part: Batch) -> int:
     """Of both grids."""
-    return len(part.prompts) * (max(map(len, part.prompts)) + max(map(len, part.siblings)) * max(map(len, part.completions)))
+    return len(part.prompts) * (
+        max(map(len, part.prompts)) + max(map(len, part.siblings)) * max(map(len, part.completions))
+    )
 
 
 def test_one_long_completion_does_not_make_grids_of_its_length_for_all():

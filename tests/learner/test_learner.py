@@ -48,7 +48,10 @@ class TinyLM(nn.Module):
     def forward(self, input_ids, attention_mask):
         x = self.embed[input_ids]
         if attention_mask.dim() == 2:  # every token sees itself and what stands before it
-            weights = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril() * attention_mask[:, None, :]
+            weights = (
+                torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril()
+                * attention_mask[:, None, :]
+            )
         else:  # additive, as the packed layout hands it in
             weights = attention_mask[:, 0].softmax(-1)
         context = (weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)) @ x
@@ -62,23 +65,40 @@ class NoMaskLM(TinyLM):
         return super().forward(input_ids, torch.ones_like(input_ids))
 
 
-ROWS = [((1, 2), (4, 5, 6)), ((1, 2), (7,)), ((3,), (8, 9)), ((3,), (4, 4, 4, 4))]  # two groups of two
+ROWS = [
+    ((1, 2), (4, 5, 6)),
+    ((1, 2), (7,)),
+    ((3,), (8, 9)),
+    ((3,), (4, 4, 4, 4)),
+]  # two groups of two
 
 
 def make_batch(rows=tuple(ROWS), group_size=2, trains=None) -> Batch:
     prompts, completions = [r[0] for r in rows][::group_size], [r[1] for r in rows]
-    return Batch(prompts, completions, trains or [True] * len(rows), pad_id=0, device=torch.device("cpu"))
+    return Batch(
+        prompts, completions, trains or [True] * len(rows), pad_id=0, device=torch.device("cpu")
+    )
 
 
 def make_learner(model=None, reference=None, train=None, **algorithm) -> Learner:
-    settings = TrainConfig(**{"warmup_steps": 0, "max_grad_norm": 1e6, "max_new_tokens": 6, **(train or {})})
-    return Learner(model or TinyLM(), (reference or TinyLM(seed=1)).requires_grad_(False), AlgorithmConfig(**algorithm), settings, learning_rate=1e-3)
+    settings = TrainConfig(
+        **{"warmup_steps": 0, "max_grad_norm": 1e6, "max_new_tokens": 6, **(train or {})}
+    )
+    return Learner(
+        model or TinyLM(),
+        (reference or TinyLM(seed=1)).requires_grad_(False),
+        AlgorithmConfig(**algorithm),
+        settings,
+        learning_rate=1e-3,
+    )
 
 
 # ---- advantages ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "expected"), [("group_mean", 0.875), ("group_std", 2.474), ("leave_one_out", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("group_mean", 0.875), ("group_std", 2.474), ("leave_one_out", 1.0)]
+)
 def test_one_winner_in_a_group_of_eight_has_the_textbook_advantage(name, expected):
     # mean 1/8; sample std sqrt(7·(1/8)² + (7/8)²)/7) = .35355; .875/(.35355 + 1e-4) = 2.4742
     rewards = torch.tensor([[1.0, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.float64)
@@ -86,25 +106,38 @@ def test_one_winner_in_a_group_of_eight_has_the_textbook_advantage(name, expecte
 
 
 def test_group_std_gives_the_golden_values_with_unscored_and_tied_rows():
-    rewards = torch.tensor([[1, 0.25, 1.25, 0], [0.1] * 4, [1, NAN, 0.15, 1.05]], dtype=torch.float64)
-    golden = torch.tensor([[0.63002, -0.63002, 1.05003, -1.05003], [0, 0, 0, 0], [0.52711, 0, -1.15306, 0.62595]], dtype=torch.float64)
-    torch.testing.assert_close(ADVANTAGES["group_std"](Siblings(rewards)), golden, atol=1e-5, rtol=0)
+    rewards = torch.tensor(
+        [[1, 0.25, 1.25, 0], [0.1] * 4, [1, NAN, 0.15, 1.05]], dtype=torch.float64
+    )
+    golden = torch.tensor(
+        [[0.63002, -0.63002, 1.05003, -1.05003], [0, 0, 0, 0], [0.52711, 0, -1.15306, 0.62595]],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(
+        ADVANTAGES["group_std"](Siblings(rewards)), golden, atol=1e-5, rtol=0
+    )
 
 
 # ---- objectives ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ratio", "advantage", "loss", "gradient"), [
-    (1.0, 2.0, -2.0, -2.0),    # inside: -wA
-    (1.5, 2.0, -2.4, 0.0),     # good and already up: clipped at 1.2
-    (0.5, 2.0, -1.0, -2.0),    # good but down: never clipped
-    (0.5, -1.0, 0.8, 0.0),     # bad and already down: clipped at .8
-    (1.5, -1.0, 1.5, 1.0),     # bad but up: never clipped
-])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.0, 2.0, -2.0, -2.0),  # inside: -wA
+        (1.5, 2.0, -2.4, 0.0),  # good and already up: clipped at 1.2
+        (0.5, 2.0, -1.0, -2.0),  # good but down: never clipped
+        (0.5, -1.0, 0.8, 0.0),  # bad and already down: clipped at .8
+        (1.5, -1.0, 1.5, 1.0),  # bad but up: never clipped
+    ],
+)
 def test_clip_stops_the_gradient_exactly_where_ppo_does(ratio, advantage, loss, gradient):
     w = torch.tensor([[ratio]], dtype=torch.float64, requires_grad=True)
     some = torch.ones(1, 1, dtype=torch.bool)
-    value = OBJECTIVES["clip"](Terms(w.log(), w.log(), w, torch.tensor([[advantage]], dtype=torch.float64), some, some), AlgorithmConfig())
+    value = OBJECTIVES["clip"](
+        Terms(w.log(), w.log(), w, torch.tensor([[advantage]], dtype=torch.float64), some, some),
+        AlgorithmConfig(),
+    )
     value.sum().backward()
     assert value.item() == pytest.approx(loss)
     assert w.grad.item() == pytest.approx(gradient)
@@ -114,11 +147,15 @@ def test_kl_estimators_have_their_closed_forms_and_k3_averages_to_the_true_kl():
     d = torch.tensor([0.5, -0.5], dtype=torch.float64)
     assert KL_ESTIMATORS["k1"](Divergence(d)).tolist() == [-0.5, 0.5]
     assert KL_ESTIMATORS["k2"](Divergence(d)).tolist() == [0.125, 0.125]
-    assert KL_ESTIMATORS["k3"](Divergence(d)).tolist() == pytest.approx([math.exp(0.5) - 1.5, math.exp(-0.5) - 0.5])
+    assert KL_ESTIMATORS["k3"](Divergence(d)).tolist() == pytest.approx(
+        [math.exp(0.5) - 1.5, math.exp(-0.5) - 0.5]
+    )
     new, ref = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.4, 0.4, 0.2]).double()
     true = (new * (new / ref).log()).sum()
     for name in ("k1", "k3"):  # E over the policy's own samples: both are unbiased
-        assert (new * KL_ESTIMATORS[name](Divergence((ref / new).log()))).sum() == pytest.approx(true)
+        assert (new * KL_ESTIMATORS[name](Divergence((ref / new).log()))).sum() == pytest.approx(
+            true
+        )
 
 
 def test_aggregations_weigh_completions_or_tokens_as_they_say():
@@ -162,9 +199,21 @@ def test_loss_and_gradient_equal_a_naive_loop(aggregation, kl_coef):
         for t, token in enumerate(completion):
             seen = torch.tensor([[*prompt, *completion[:t]]])
             new = twin(seen, torch.ones_like(seen)).logits[0, -1].log_softmax(-1)[token]
-            ref = reference(seen, torch.ones_like(seen)).logits[0, -1].log_softmax(-1)[token].detach()
-            row = row - (new - new.detach()).exp() * a + kl_coef * ((ref - new).exp() - (ref - new) - 1)
-        total = total + row / {"sequence_mean": len(completion) * 4, "token_mean": 10, "constant": 4 * 6}[aggregation]
+            ref = (
+                reference(seen, torch.ones_like(seen)).logits[0, -1].log_softmax(-1)[token].detach()
+            )
+            row = (
+                row
+                - (new - new.detach()).exp() * a
+                + kl_coef * ((ref - new).exp() - (ref - new) - 1)
+            )
+        total = (
+            total
+            + row
+            / {"sequence_mean": len(completion) * 4, "token_mean": 10, "constant": 4 * 6}[
+                aggregation
+            ]
+        )
     total.backward()
     assert update.loss == pytest.approx(total.item(), abs=1e-5)
     for ours, naive in zip(model.parameters(), twin.parameters(), strict=True):
@@ -184,9 +233,13 @@ A = torch.tensor([1.0, -0.5, 0.25, -0.75])
 def test_micro_batch_size_padding_and_order_change_nothing():
     whole = gradient(make_batch(), A)
     for budget in (1, 7, 12, 19):  # 1: every group alone, its padding cut off
-        torch.testing.assert_close(gradient(make_batch(), A, micro_batch_tokens=budget), whole, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            gradient(make_batch(), A, micro_batch_tokens=budget), whole, atol=1e-6, rtol=0
+        )
     siblings_swapped = make_batch([ROWS[i] for i in (3, 2, 0, 1)])
-    torch.testing.assert_close(gradient(siblings_swapped, A[[3, 2, 0, 1]]), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        gradient(siblings_swapped, A[[3, 2, 0, 1]]), whole, atol=1e-6, rtol=0
+    )
 
 
 def test_sharing_a_prompt_in_one_row_changes_neither_loss_nor_gradient():
@@ -206,7 +259,9 @@ def test_sharing_a_prompt_in_one_row_changes_neither_loss_nor_gradient():
 def test_an_architecture_that_cannot_pack_is_found_out_and_computed_row_by_row():
     assert packing_is_exact(TinyLM(), make_batch())
     assert not packing_is_exact(NoMaskLM(), make_batch())
-    torch.testing.assert_close(gradient(make_batch(), A, NoMaskLM()), gradient(make_batch(), A), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        gradient(make_batch(), A, NoMaskLM()), gradient(make_batch(), A), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "Gemma3Text", "GPTNeoX"])
@@ -215,18 +270,33 @@ def test_real_architectures_pack_exactly_or_fall_back(name):
     import transformers
 
     config = getattr(transformers, "Gemma3TextConfig" if name == "Gemma3Text" else f"{name}Config")(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=16, max_position_embeddings=64, sliding_window=4, bos_token_id=0, eos_token_id=1, pad_token_id=0)
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=64,
+        sliding_window=4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    rows = [((5, 6, 7, 8, 9, 10, 11), tuple(range(12, 12 + n))) for n in (1, 9, 4)] + [((5, 6), (7, 8, 9))] * 3
+    rows = [((5, 6, 7, 8, 9, 10, 11), tuple(range(12, 12 + n))) for n in (1, 9, 4)] + [
+        ((5, 6), (7, 8, 9))
+    ] * 3
     batch = make_batch(rows, group_size=3)
     exact = packing_is_exact(model, batch.groups(0, 1))
     with torch.no_grad():
         used = token_logprobs(model, batch if exact else batch.ungrouped(), 1.0)[0]
         for row, (prompt, completion) in enumerate(rows):
             full = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
-            expected = full[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None])[:, 0]
+            expected = full[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None])[
+                :, 0
+            ]
             torch.testing.assert_close(used[row, : len(completion)], expected, atol=1e-4, rtol=0)
     if name in ("Llama", "Qwen3", "GPT2"):
         assert exact, "the speed of the common architectures rests on this"
@@ -235,13 +305,20 @@ def test_real_architectures_pack_exactly_or_fall_back(name):
 def test_a_masked_row_trains_nothing_and_leaves_the_token_count():
     masked = gradient(make_batch(trains=[True, True, True, False]), A)
     separate_rows = make_batch().ungrouped()
-    without = Batch(separate_rows.prompts[:3], separate_rows.completions[:3], [True] * 3, 0, torch.device("cpu"))
+    without = Batch(
+        separate_rows.prompts[:3], separate_rows.completions[:3], [True] * 3, 0, torch.device("cpu")
+    )
     torch.testing.assert_close(masked, gradient(without, A[:3]), atol=1e-6, rtol=0)
 
 
 def test_the_first_update_has_ratio_one_no_clipping_and_kl_zero_against_its_own_copy():
     update = make_learner(TinyLM(), TinyLM()).update(make_batch(), torch.tensor([1.0, -1, 1, -1]))
-    assert (update.ratio_mean, update.ratio_max, update.clip_low_frac, update.clip_high_frac) == (1.0, 1.0, 0.0, 0.0)
+    assert (update.ratio_mean, update.ratio_max, update.clip_low_frac, update.clip_high_frac) == (
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+    )
     assert update.kl == pytest.approx(0, abs=1e-7)
 
 
@@ -251,7 +328,9 @@ def test_kl_is_measured_even_where_it_is_not_trained_on():
     assert measured.kl > 0
     assert measured.loss == 0
     assert measured.grad_norm == 0
-    assert trained.loss == pytest.approx(0.5 * trained.kl)  # advantages are 0: only the KL term is left
+    assert trained.loss == pytest.approx(
+        0.5 * trained.kl
+    )  # advantages are 0: only the KL term is left
 
 
 def test_kl_of_the_whole_batch_is_the_mean_over_its_tokens():

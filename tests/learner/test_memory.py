@@ -38,14 +38,28 @@ def gradient(learner) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in learner.model.parameters()])
 
 
-@pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "updates_per_batch": 2}, {"entropy_quantile": 0.5}, {"advantage": "value"}, {"objective": "trust_region"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kl_coef": 0.1, "updates_per_batch": 2},
+        {"entropy_quantile": 0.5},
+        {"advantage": "value"},
+        {"objective": "trust_region"},
+    ],
+)
 def test_out_of_memory_halves_the_micro_batch_and_the_same_step_is_made(options):
     options = {"kl_coef": 0.0} | options
-    small, large = (make_learner(model, train={"micro_batch_tokens": 64}, **options) for model in (SmallMachine(9), TinyLM()))
+    small, large = (
+        make_learner(model, train={"micro_batch_tokens": 64}, **options)
+        for model in (SmallMachine(9), TinyLM())
+    )
     for learner in (small, large):
         learner._packs = True
         rewards = torch.tensor([1.0, 0.0, 0.5, 0.25])
-        update = learner.update(make_batch(), learner.judge(make_batch(), rewards) if learner.critic else A)
+        update = learner.update(
+            make_batch(), learner.judge(make_batch(), rewards) if learner.critic else A
+        )
     assert small.model.refused
     assert small.fitting.max_tokens <= 9 < large.fitting.max_tokens == 64
     torch.testing.assert_close(gradient(small), gradient(large), atol=1e-6, rtol=0)
@@ -58,7 +72,9 @@ def test_out_of_memory_halves_the_micro_batch_and_the_same_step_is_made(options)
 def test_a_completion_that_does_not_fit_alone_says_how_long_it_is_and_what_to_lower():
     learner = make_learner(SmallMachine(3), kl_coef=0.0)
     learner._packs = True
-    with pytest.raises(OutOfMemory, match=r"max_new_tokens.*one completion of 5 tokens"):  # (1, 2) + (4, 5, 6), and (3,) + four 4s
+    with pytest.raises(
+        OutOfMemory, match=r"max_new_tokens.*one completion of 5 tokens"
+    ):  # (1, 2) + (4, 5, 6), and (3,) + four 4s
         learner.update(make_batch(), A)
 
 
@@ -100,26 +116,47 @@ def test_wide_groups_are_cut_into_rows_where_a_longer_prompt_costs_less_than_att
 
 
 def test_a_long_prompt_is_computed_once_for_its_whole_group():
-    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    learner = Learner(
+        make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3
+    )
     # 2,000 tokens of prompt and 16 x 64 of completions are more than ENOUGH, but cut apart each part would compute the prompt again.
     batch = Batch([(1,) * 2000], [(5,) * 64] * 16, [True] * 16, 0, torch.device("cpu"))
     assert [len(part) for part in learner.fitting.parts(batch)] == [16]
-    short = Batch([(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu"))  # 20 + 3 x 500 = 1,520 of at most 1,536
+    short = Batch(
+        [(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu")
+    )  # 20 + 3 x 500 = 1,520 of at most 1,536
     assert [len(part) for part in learner.fitting.parts(short)] == [3, 3, 2]
 
 
 def test_a_long_prompt_makes_room_for_its_own_group_and_not_for_all_the_others():
-    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
-    batch = Batch([(1,) * 2000] + [(1,) * 20] * 7, [(5,) * 48] * 64, [True] * 64, 0, torch.device("cpu"))
-    assert max(sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)) for part in learner.fitting.parts(batch)) == 2000 + 8 * 48
+    learner = Learner(
+        make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3
+    )
+    batch = Batch(
+        [(1,) * 2000] + [(1,) * 20] * 7, [(5,) * 48] * 64, [True] * 64, 0, torch.device("cpu")
+    )
+    assert (
+        max(
+            sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+            for part in learner.fitting.parts(batch)
+        )
+        == 2000 + 8 * 48
+    )
 
 
 def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
-    learner = Learner(make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3)
+    learner = Learner(
+        make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3
+    )
     batch, tried = ragged(8), []
 
     def work(parts):
-        tried.append(max(sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)) for part in parts))
+        tried.append(
+            max(
+                sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+                for part in parts
+            )
+        )
         if len(tried) < 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return True
@@ -136,14 +173,19 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
     def found():
         model = TinyLM()
         scored = logprobs.score_tokens(model, make_batch(), 0.7, **options)
-        (scored.logprobs.sum() + (0.3 * scored.entropy.sum() if "entropy_gradient" in options else 0)).backward()
+        (
+            scored.logprobs.sum()
+            + (0.3 * scored.entropy.sum() if "entropy_gradient" in options else 0)
+        ).backward()
         return scored, torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole, expected = found()
     for module in (logprobs, head):
         monkeypatch.setattr(module, "MAX_LOGITS", 8 * 11)  # two tokens at a time
     seen, look_up = [], head._look_up
-    monkeypatch.setattr(head, "_look_up", lambda logits, *rest: (seen.append(len(logits)), look_up(logits, *rest)))
+    monkeypatch.setattr(
+        head, "_look_up", lambda logits, *rest: (seen.append(len(logits)), look_up(logits, *rest))
+    )
     chunked, gradient = found()
     assert max(seen) == 2
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-9, rtol=0)
@@ -152,10 +194,16 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_large_vocabulary_leaves_the_same_gradient_where_it_stands_micro_batch_by_micro_batch(tied, monkeypatch):
-    model = make_model("Qwen3", torch.float64, tie_word_embeddings=tied, pad_token_id=3)  # token 3 is read, and does not move its row by that
+def test_a_large_vocabulary_leaves_the_same_gradient_where_it_stands_micro_batch_by_micro_batch(
+    tied, monkeypatch
+):
+    model = make_model(
+        "Qwen3", torch.float64, tie_word_embeddings=tied, pad_token_id=3
+    )  # token 3 is read, and does not move its row by that
     batch, weight = ragged(6), model.get_output_embeddings().weight
-    assert any(3 in ids for ids in (*batch.prompts, *batch.completions)), "the case must have the padding token among its own"
+    assert any(3 in ids for ids in (*batch.prompts, *batch.completions)), (
+        "the case must have the padding token among its own"
+    )
 
     def found(in_place):
         model.zero_grad()
@@ -166,7 +214,9 @@ def test_a_large_vocabulary_leaves_the_same_gradient_where_it_stands_micro_batch
     for module in (logprobs, head):
         monkeypatch.setattr(module, "MAX_LOGITS", 8 * 40)  # two tokens at a time
     torch.testing.assert_close(found(True), found(False), atol=1e-12, rtol=1e-12)
-    by_autograd = torch.autograd.grad(score_tokens(model, batch, 0.7, in_place=True).logprobs.sum(), [weight], allow_unused=True)
+    by_autograd = torch.autograd.grad(
+        score_tokens(model, batch, 0.7, in_place=True).logprobs.sum(), [weight], allow_unused=True
+    )
     assert by_autograd == (None,), "the gradient was made beside .grad"
 
 
@@ -179,20 +229,34 @@ def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
 
     expected, _ = token_logprobs(Capped(), make_batch(), 1.0)
     monkeypatch.setattr(logprobs, "MAX_LOGITS", 8 * 11)
-    torch.testing.assert_close(token_logprobs(Capped(), make_batch(), 1.0)[0], expected, atol=0, rtol=0)
+    torch.testing.assert_close(
+        token_logprobs(Capped(), make_batch(), 1.0)[0], expected, atol=0, rtol=0
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_log_softmax(temperature, monkeypatch):
+def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_log_softmax(
+    temperature, monkeypatch
+):
     monkeypatch.setattr(head, "MAX_LOGITS", 8 * 13)
     monkeypatch.setattr(head, "BLOCK", 2 * 13)
     generator = torch.Generator().manual_seed(0)
-    states, weight, bias = (torch.randn(*s, dtype=torch.float64, generator=generator).requires_grad_() for s in ((7, 5), (13, 5), (13,)))
+    states, weight, bias = (
+        torch.randn(*s, dtype=torch.float64, generator=generator).requires_grad_()
+        for s in ((7, 5), (13, 5), (13,))
+    )
     chosen = torch.randint(0, 13, (7,), generator=generator)
-    assert torch.autograd.gradcheck(lambda x: head.Chosen.apply(x @ weight.detach().T, chosen, temperature, True), states)
-    assert torch.autograd.gradcheck(lambda *x: head.ThroughHead.apply(*x, chosen, temperature, True), (states, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda x: head.Chosen.apply(x @ weight.detach().T, chosen, temperature, True), states
+    )
+    assert torch.autograd.gradcheck(
+        lambda *x: head.ThroughHead.apply(*x, chosen, temperature, True), (states, weight, bias)
+    )
     plain = ((states @ weight.T + bias) / temperature).log_softmax(-1)
-    for picked, entropy in (head.Chosen.apply(states @ weight.T + bias, chosen, temperature, True), head.ThroughHead.apply(states, weight, bias, chosen, temperature, True)):
+    for picked, entropy in (
+        head.Chosen.apply(states @ weight.T + bias, chosen, temperature, True),
+        head.ThroughHead.apply(states, weight, bias, chosen, temperature, True),
+    ):
         torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
         torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
 
@@ -200,13 +264,21 @@ def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_lo
 @pytest.mark.parametrize("function", ["whole", "in chunks"])
 def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkeypatch):
     g = torch.Generator().manual_seed(0)
-    states, weight = (torch.randn(*s, generator=g).bfloat16().requires_grad_() for s in ((6, 8), (40, 8)))
+    states, weight = (
+        torch.randn(*s, generator=g).bfloat16().requires_grad_() for s in ((6, 8), (40, 8))
+    )
     chosen = torch.randint(0, 40, (6,), generator=g)
-    picked, entropy = head.Chosen.apply(states @ weight.T, chosen, 1.0, True) if function == "whole" else head.ThroughHead.apply(states, weight, None, chosen, 1.0, True)
+    picked, entropy = (
+        head.Chosen.apply(states @ weight.T, chosen, 1.0, True)
+        if function == "whole"
+        else head.ThroughHead.apply(states, weight, None, chosen, 1.0, True)
+    )
     assert picked.dtype == entropy.dtype == torch.float32
     (found,) = torch.autograd.grad(picked.sum(), states)
     exact = states.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad((exact @ weight.double().T).log_softmax(-1).gather(-1, chosen[:, None]).sum(), exact)
+    (expected,) = torch.autograd.grad(
+        (exact @ weight.double().T).log_softmax(-1).gather(-1, chosen[:, None]).sum(), exact
+    )
     assert (found.double() - expected).norm() < 0.02 * expected.norm()  # bfloat16 keeps 8 bits
 
 
@@ -214,7 +286,9 @@ def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkey
 
 
 @pytest.mark.parametrize("shape", ["Qwen3", "GPT-2", "Gemma 2"])
-def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the_model_as_it_was(shape):
+def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the_model_as_it_was(
+    shape,
+):
     model, batch = make_model(shape), ragged(4)
     computed: list[int] = []
     first = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
@@ -234,9 +308,17 @@ def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
             logprobs = score_tokens(model, batch, 1.0, recompute=recompute).logprobs
             logprobs.sum().backward()
-        return logprobs.detach(), torch.cat([p.grad.flatten() for p in model.parameters()]), kept, len(computed)
+        return (
+            logprobs.detach(),
+            torch.cat([p.grad.flatten() for p in model.parameters()]),
+            kept,
+            len(computed),
+        )
 
-    (logprobs, gradient, kept, times), (again, gradient_again, kept_less, times_again) = found(False), found(True)
+    (logprobs, gradient, kept, times), (again, gradient_again, kept_less, times_again) = (
+        found(False),
+        found(True),
+    )
     assert torch.equal(again, logprobs)
     assert torch.equal(gradient_again, gradient)
     assert (times, times_again) == (1, 2)
@@ -244,8 +326,16 @@ def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the
     assert "forward" not in vars(first)
 
 
-@pytest.mark.parametrize(("wanted", "free", "expected"), [("on", 2**60, True), ("off", 0, False), ("auto", 2**60, False), ("auto", 2**20, True)])
-def test_layers_are_computed_twice_when_told_to_or_when_memory_is_too_short(wanted, free, expected, monkeypatch):
+@pytest.mark.parametrize(
+    ("wanted", "free", "expected"),
+    [("on", 2**60, True), ("off", 0, False), ("auto", 2**60, False), ("auto", 2**20, True)],
+)
+def test_layers_are_computed_twice_when_told_to_or_when_memory_is_too_short(
+    wanted, free, expected, monkeypatch
+):
     config = parse({"train": {"gradient_checkpointing": wanted}})
     monkeypatch.setattr(report, "free_memory", lambda device: free)
-    assert report.recomputes_layers(config, Policy(make_model("Qwen3"), None, frozenset(), 0, 128)) == expected
+    assert (
+        report.recomputes_layers(config, Policy(make_model("Qwen3"), None, frozenset(), 0, 128))
+        == expected
+    )

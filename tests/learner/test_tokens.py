@@ -15,7 +15,18 @@ from grpo_core.models import Vocabulary, load_policy
 from grpo_core.store import Recorder, Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
-from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus, StepCompleted, StepMetrics, StepTokens, TokenRecord
+from grpo_core.types import (
+    Completion,
+    Group,
+    GroupsScored,
+    Prompt,
+    Rollout,
+    RunStatus,
+    StepCompleted,
+    StepMetrics,
+    StepTokens,
+    TokenRecord,
+)
 from tests.learner.test_learner import A, TinyLM, make_batch, make_learner
 
 
@@ -49,10 +60,21 @@ def test_a_tied_group_that_nothing_needed_has_ids_and_no_numbers_unless_kl_was_m
 
 def test_a_run_records_the_tokens_it_sampled_and_what_they_say(tiny_model, tmp_path):
     events = []
-    settings = {"model.name": str(tiny_model), "task.heldout_size": 0, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 2,
-                "train.max_new_tokens": 8, "train.token_records": 2}
+    settings = {
+        "model.name": str(tiny_model),
+        "task.heldout_size": 0,
+        "train.steps": 3,
+        "train.prompts_per_step": 2,
+        "train.group_size": 2,
+        "train.max_new_tokens": 8,
+        "train.token_records": 2,
+    }
     train(parse(nest(settings)), events.append, RunControl())
-    assert [e.tokens is None for e in events if isinstance(e, StepCompleted)] == [True, False, True]  # every second step
+    assert [e.tokens is None for e in events if isinstance(e, StepCompleted)] == [
+        True,
+        False,
+        True,
+    ]  # every second step
 
     store = Store(tmp_path / "s.db")
     run_id = store.create_run(RunConfig(), "a run")
@@ -61,15 +83,26 @@ def test_a_run_records_the_tokens_it_sampled_and_what_they_say(tiny_model, tmp_p
             recorder(event)
     policy = load_policy(parse(nest(settings)).model, 0)
     with closing(sqlite3.connect(store.path)) as conn:
-        rows = conn.execute("SELECT r.text, r.num_tokens, t.token_ids, t.sampling_logprobs, t.logprobs FROM token_records t "
-                            "JOIN rollouts r ON r.id = t.rollout_id").fetchall()
-        pieces = dict(conn.execute("SELECT token_id, piece FROM token_pieces WHERE run_id = ?", (run_id,)).fetchall())
+        rows = conn.execute(
+            "SELECT r.text, r.num_tokens, t.token_ids, t.sampling_logprobs, t.logprobs FROM token_records t "
+            "JOIN rollouts r ON r.id = t.rollout_id"
+        ).fetchall()
+        pieces = dict(
+            conn.execute(
+                "SELECT token_id, piece FROM token_pieces WHERE run_id = ?", (run_id,)
+            ).fetchall()
+        )
     assert len(rows) == 4
     for text, num_tokens, ids, sampled, logprobs in rows:
         ids = array("i", ids)
         assert len(ids) == num_tokens
         assert policy.decode(ids) == text
-        assert b"".join(pieces[t] for t in ids if t not in policy.end_ids).decode("utf-8", "replace").strip() == text.strip()
+        assert (
+            b"".join(pieces[t] for t in ids if t not in policy.end_ids)
+            .decode("utf-8", "replace")
+            .strip()
+            == text.strip()
+        )
         # Sampled and computed again for the update: the same numbers, by two ways through the model.
         assert list(array("f", sampled)) == pytest.approx(list(array("f", logprobs)), abs=1e-4)
 
@@ -81,16 +114,30 @@ def test_token_records_are_replaced_with_their_step_and_go_with_their_run(tmp_pa
     scored = GroupsScored(1, (Group(Prompt("p", "p", "", "sums"), rollouts, 1.0, 0.0, "tied"),))
     with Recorder(store, run_id) as recorder:
         for first in (1, 7):  # a resumed run says its step again
-            records = tuple(TokenRecord(array("i", [first + i, 9]), logprobs=array("f", [-0.5, -1.5])) for i in range(2))
+            records = tuple(
+                TokenRecord(array("i", [first + i, 9]), logprobs=array("f", [-0.5, -1.5]))
+                for i in range(2)
+            )
             recorder(scored)
-            recorder(StepCompleted(1, StepMetrics(), {}, StepTokens(records, {first: b"\xe2", 9: b"</s>"})))
+            recorder(
+                StepCompleted(
+                    1, StepMetrics(), {}, StepTokens(records, {first: b"\xe2", 9: b"</s>"})
+                )
+            )
     with closing(sqlite3.connect(store.path)) as conn:
-        kept = conn.execute("SELECT token_ids, sampling_logprobs, logprobs FROM token_records ORDER BY rollout_id").fetchall()
-    assert [(list(array("i", ids)), s, list(array("f", p))) for ids, s, p in kept] == [([7, 9], None, [-0.5, -1.5]), ([8, 9], None, [-0.5, -1.5])]
+        kept = conn.execute(
+            "SELECT token_ids, sampling_logprobs, logprobs FROM token_records ORDER BY rollout_id"
+        ).fetchall()
+    assert [(list(array("i", ids)), s, list(array("f", p))) for ids, s, p in kept] == [
+        ([7, 9], None, [-0.5, -1.5]),
+        ([8, 9], None, [-0.5, -1.5]),
+    ]
     store.set_status(run_id, RunStatus.FINISHED)
     store.delete(run_id)
     with closing(sqlite3.connect(store.path)) as conn:
-        assert conn.execute("SELECT (SELECT COUNT(*) FROM token_records), (SELECT COUNT(*) FROM token_pieces)").fetchone() == (0, 0)
+        assert conn.execute(
+            "SELECT (SELECT COUNT(*) FROM token_records), (SELECT COUNT(*) FROM token_pieces)"
+        ).fetchone() == (0, 0)
 
 
 @pytest.mark.parametrize("text", ["12 + 5 = 17", "naïve 数学 🙂", "\n\t  x"])

@@ -21,7 +21,12 @@ from grpo_core.types import StepCompleted
 
 VOCABULARY = 7
 TEMPERATURE = 0.8
-ROWS = [((1, 2), (4, 5, 6)), ((1, 2), (3,)), ((3,), (1, 2)), ((3,), (4, 4, 4, 4))]  # two groups of two, 10 completion tokens
+ROWS = [
+    ((1, 2), (4, 5, 6)),
+    ((1, 2), (3,)),
+    ((3,), (1, 2)),
+    ((3,), (4, 4, 4, 4)),
+]  # two groups of two, 10 completion tokens
 A = torch.tensor([1.0, -0.5, 0.25, -0.75], dtype=torch.float64)
 
 
@@ -41,7 +46,10 @@ class TinyLM(nn.Module):
     def forward(self, input_ids, attention_mask):
         x = self.embed[input_ids]
         if attention_mask.dim() == 2:
-            weights = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril() * attention_mask[:, None, :]
+            weights = (
+                torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril()
+                * attention_mask[:, None, :]
+            )
         else:
             weights = attention_mask[:, 0].softmax(-1)
         context = (weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)) @ x
@@ -49,7 +57,13 @@ class TinyLM(nn.Module):
 
 
 def make_batch(rows=tuple(ROWS), group_size=2) -> Batch:
-    return Batch([r[0] for r in rows][::group_size], [r[1] for r in rows], [True] * len(rows), pad_id=0, device=torch.device("cpu"))
+    return Batch(
+        [r[0] for r in rows][::group_size],
+        [r[1] for r in rows],
+        [True] * len(rows),
+        pad_id=0,
+        device=torch.device("cpu"),
+    )
 
 
 # ---- references: loops over single tokens, no batch, no padding, no packing ------------------------------------------
@@ -62,7 +76,10 @@ def naive_logits(model, weights, batch) -> torch.Tensor:
         prompt = next(p for p, rows in zip(batch.prompts, batch.siblings, strict=True) if i in rows)
         for t in range(len(completion)):
             ids = torch.tensor([[*prompt, *completion[:t]]])
-            out.append(functional_call(model, weights, (ids, torch.ones_like(ids))).logits[0, -1] / TEMPERATURE)
+            out.append(
+                functional_call(model, weights, (ids, torch.ones_like(ids))).logits[0, -1]
+                / TEMPERATURE
+            )
     return torch.stack(out)
 
 
@@ -74,8 +91,13 @@ def naive_kl(old, new) -> torch.Tensor:
 def naive_surrogate(old, new, batch, advantages) -> torch.Tensor:
     """mean over tokens of w·A."""
     tokens = torch.tensor([t for c in batch.completions for t in c])[:, None]
-    a = torch.tensor([a for c, a in zip(batch.completions, advantages.tolist(), strict=True) for _ in c], dtype=old.dtype)
-    ratio = (new.log_softmax(-1).gather(-1, tokens) - old.log_softmax(-1).gather(-1, tokens)).exp()[:, 0]
+    a = torch.tensor(
+        [a for c, a in zip(batch.completions, advantages.tolist(), strict=True) for _ in c],
+        dtype=old.dtype,
+    )
+    ratio = (new.log_softmax(-1).gather(-1, tokens) - old.log_softmax(-1).gather(-1, tokens)).exp()[
+        :, 0
+    ]
     return (ratio * a).mean()
 
 
@@ -89,13 +111,20 @@ def flat(weights) -> torch.Tensor:
 
 def unflat(model, vector) -> dict[str, torch.Tensor]:
     named = dict(model.named_parameters())
-    return {n: v.view_as(p) for (n, p), v in zip(named.items(), vector.split([p.numel() for p in named.values()]), strict=True)}
+    return {
+        n: v.view_as(p)
+        for (n, p), v in zip(
+            named.items(), vector.split([p.numel() for p in named.values()]), strict=True
+        )
+    }
 
 
 def dense_fisher(model, batch) -> torch.Tensor:
     """The Hessian of the KL, by differentiating the naive loop twice."""
     old = naive_logits(model, weights_of(model), batch)
-    return torch.func.hessian(lambda v: naive_kl(old, naive_logits(model, unflat(model, v), batch)))(flat(weights_of(model)))
+    return torch.func.hessian(
+        lambda v: naive_kl(old, naive_logits(model, unflat(model, v), batch))
+    )(flat(weights_of(model)))
 
 
 def put_gradient(model, batch, advantages) -> torch.Tensor:
@@ -107,7 +136,10 @@ def put_gradient(model, batch, advantages) -> torch.Tensor:
 
 
 def minus_surrogate(batch, advantages, new, old, num_tokens=10) -> torch.Tensor:
-    return -(torch.where(batch.completion_mask, (new - old).exp(), 0.0) * advantages[:, None]).sum() / num_tokens
+    return (
+        -(torch.where(batch.completion_mask, (new - old).exp(), 0.0) * advantages[:, None]).sum()
+        / num_tokens
+    )
 
 
 def step(model, parts, loss=minus_surrogate, delta=0.01, **options) -> tr.TrustRegionStep:
@@ -121,29 +153,44 @@ def step(model, parts, loss=minus_surrogate, delta=0.01, **options) -> tr.TrustR
 def test_a_fisher_vector_product_equals_the_dense_hessian_of_the_kl_times_the_vector(parts):
     model, batch = TinyLM(), make_batch()
     dense = dense_fisher(model, batch)
-    pieces = {"one row a group": [batch], "one row a completion": [batch.ungrouped()], "two micro-batches": [batch.groups(0, 1), batch.groups(1, 2)]}
+    pieces = {
+        "one row a group": [batch],
+        "one row a completion": [batch.ungrouped()],
+        "two micro-batches": [batch.groups(0, 1), batch.groups(1, 2)],
+    }
     product = tr.fisher(model, [(b, A) for b in pieces[parts]], TEMPERATURE)
     for seed in range(5):
-        v = torch.randn(len(dense), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        v = torch.randn(
+            len(dense), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
         torch.testing.assert_close(product(v), dense @ v, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_step_equals_a_dense_natural_gradient_solve(seed):
     model, batch = TinyLM(seed), make_batch()
-    before, dense, g = flat(weights_of(model)), dense_fisher(model, batch), put_gradient(model, batch, A)
+    before, dense, g = (
+        flat(weights_of(model)),
+        dense_fisher(model, batch),
+        put_gradient(model, batch, A),
+    )
     x = torch.linalg.solve(dense + 0.1 * torch.eye(len(dense), dtype=torch.float64), g)
     expected = x * math.sqrt(2 * 1e-4 / (x @ dense @ x))
     taken = step(model, [(batch, A)], delta=1e-4)
     moved = (flat(weights_of(model)) - before) / taken.trust_step_frac
     assert (moved - expected).norm() <= 1e-3 * expected.norm()
     plain = g * math.sqrt(2 * 1e-4 / (g @ dense @ g))
-    assert (moved - plain).norm() > 0.1 * expected.norm()  # the tolerance tells the natural gradient from the plain one
+    assert (
+        moved - plain
+    ).norm() > 0.1 * expected.norm()  # the tolerance tells the natural gradient from the plain one
 
 
 def test_conjugate_gradient_is_exact_after_as_many_iterations_as_unknowns_and_reports_what_it_left():
     g = torch.Generator().manual_seed(0)
-    root, b = torch.randn(8, 8, dtype=torch.float64, generator=g), torch.randn(8, dtype=torch.float64, generator=g)
+    root, b = (
+        torch.randn(8, 8, dtype=torch.float64, generator=g),
+        torch.randn(8, dtype=torch.float64, generator=g),
+    )
     matrix = root @ root.T
     damped = matrix + 0.1 * torch.eye(8, dtype=torch.float64)
     exact = tr.conjugate_gradient(lambda v: matrix @ v, b, iterations=12)
@@ -165,25 +212,43 @@ def trials():
     for seed in range(200):
         g = torch.Generator().manual_seed(seed)
         model = TinyLM(seed)
-        rows = [((1 + p,), tuple(torch.randint(0, VOCABULARY, (int(torch.randint(1, 4, (), generator=g)),), generator=g).tolist()))
-                for p in range(2) for _ in range(2)]
+        rows = [
+            (
+                (1 + p,),
+                tuple(
+                    torch.randint(
+                        0, VOCABULARY, (int(torch.randint(1, 4, (), generator=g)),), generator=g
+                    ).tolist()
+                ),
+            )
+            for p in range(2)
+            for _ in range(2)
+        ]
         batch, advantages = make_batch(rows), torch.randn(4, generator=g, dtype=torch.float64)
         delta = float(10 ** (-4 * torch.rand((), generator=g)))
         old = naive_logits(model, weights_of(model), batch).detach()
         put_gradient(model, batch, advantages)
         num_tokens = sum(len(r[1]) for r in rows)
-        reading = step(model, [(batch, advantages)], lambda *a, n=num_tokens: minus_surrogate(*a, n), delta)
+        reading = step(
+            model, [(batch, advantages)], lambda *a, n=num_tokens: minus_surrogate(*a, n), delta
+        )
         new = naive_logits(model, weights_of(model), batch)
-        gain = naive_surrogate(old, new, batch, advantages) - naive_surrogate(old, old, batch, advantages)
+        gain = naive_surrogate(old, new, batch, advantages) - naive_surrogate(
+            old, old, batch, advantages
+        )
         out.append((reading, float(naive_kl(old, new)), float(gain)))
     return out
 
 
-def test_the_achieved_kl_is_at_most_delta_in_200_of_200_random_trials_and_is_the_one_reported(trials):
+def test_the_achieved_kl_is_at_most_delta_in_200_of_200_random_trials_and_is_the_one_reported(
+    trials,
+):
     for reading, kl, _ in trials:
         assert kl <= reading.trust_delta
         assert kl == pytest.approx(reading.trust_kl, rel=1e-9, abs=1e-15)
-    assert sum(r.trust_kl > 0.2 * r.trust_delta for r, _, _ in trials) > 150  # and the region is used, not merely kept
+    assert (
+        sum(r.trust_kl > 0.2 * r.trust_delta for r, _, _ in trials) > 150
+    )  # and the region is used, not merely kept
 
 
 def test_the_surrogate_never_gets_worse(trials):
@@ -258,8 +323,16 @@ def test_frozen_weights_stay_and_the_others_move_as_if_they_were_alone():
 def make_learner(model=None, train=None, **algorithm) -> Learner:
     model = model or TinyLM()
     settings = TrainConfig(**{"max_new_tokens": 6, "temperature": TEMPERATURE, **(train or {})})
-    reference = (TinyLM(seed=9) if isinstance(model, TinyLM) else copy.deepcopy(model)).requires_grad_(False)
-    return Learner(model, reference, AlgorithmConfig(objective="trust_region", **algorithm), settings, learning_rate=1e-3)
+    reference = (
+        TinyLM(seed=9) if isinstance(model, TinyLM) else copy.deepcopy(model)
+    ).requires_grad_(False)
+    return Learner(
+        model,
+        reference,
+        AlgorithmConfig(objective="trust_region", **algorithm),
+        settings,
+        learning_rate=1e-3,
+    )
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])
@@ -272,7 +345,9 @@ def test_neither_micro_batch_size_nor_packing_changes_the_step(kl_coef):
 
     whole, reading = moved()
     assert reading.trust_step_frac > 0
-    for weights, other in [moved(micro_batch_tokens=budget) for budget in (1, 7, 12, 19)] + [moved(packs=False)]:
+    for weights, other in [moved(micro_batch_tokens=budget) for budget in (1, 7, 12, 19)] + [
+        moved(packs=False)
+    ]:
         torch.testing.assert_close(weights, whole, atol=1e-6, rtol=0)
         assert other.trust_kl == pytest.approx(reading.trust_kl, rel=1e-4)
         assert other.trust_gain == pytest.approx(reading.trust_gain, rel=1e-4)
@@ -282,7 +357,12 @@ def test_neither_micro_batch_size_nor_packing_changes_the_step(kl_coef):
 def test_the_learners_step_is_the_dense_one_and_neither_learning_rate_nor_clipping_touches_it():
     dense, g = dense_fisher(TinyLM(), make_batch()), put_gradient(TinyLM(), make_batch(), A)
     x = torch.linalg.solve(dense + 0.1 * torch.eye(len(dense), dtype=torch.float64), g)
-    learner = make_learner(kl_coef=0.0, trust_region_delta=1e-4, trust_region_damping=0.1, train={"max_grad_norm": 1e-3, "warmup_steps": 1000})
+    learner = make_learner(
+        kl_coef=0.0,
+        trust_region_delta=1e-4,
+        trust_region_damping=0.1,
+        train={"max_grad_norm": 1e-3, "warmup_steps": 1000},
+    )
     update = learner.update(make_batch(), A.float())
     moved = (flat(weights_of(learner.model)) - flat(weights_of(TinyLM()))) / update.trust_step_frac
     expected = x * math.sqrt(2 * 1e-4 / (x @ dense @ x))
@@ -296,7 +376,12 @@ def test_zero_advantages_take_no_step():
     before = weights_of(learner.model)
     update = learner.update(make_batch(), torch.zeros(4))
     assert all(torch.equal(before[n], p) for n, p in learner.model.named_parameters())
-    assert (update.trust_step_frac, update.trust_kl, update.trust_gain, update.grad_norm) == (0, 0, 0, 0)
+    assert (update.trust_step_frac, update.trust_kl, update.trust_gain, update.grad_norm) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_the_kl_term_to_the_reference_is_part_of_what_is_improved():
@@ -310,33 +395,79 @@ def test_the_kl_term_to_the_reference_is_part_of_what_is_improved():
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3"])
-def test_the_architectures_that_people_train_get_a_true_fisher_product_and_a_step_within_delta(name):
+def test_the_architectures_that_people_train_get_a_true_fisher_product_and_a_step_within_delta(
+    name,
+):
     import transformers
 
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=0, tie_word_embeddings=True)
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().double()
+    model = (
+        transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        .eval()
+        .double()
+    )
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)  # away from the initial near-uniform policy
-    batch = make_batch([((5, 6, 7, 8), tuple(range(12, 12 + n))) for n in (1, 9, 4)] + [((5, 6), (7, 8, 9))] * 3, group_size=3)
+    batch = make_batch(
+        [((5, 6, 7, 8), tuple(range(12, 12 + n))) for n in (1, 9, 4)] + [((5, 6), (7, 8, 9))] * 3,
+        group_size=3,
+    )
 
     # Two backward passes through the KL of an eager-attention twin, every completion in its own unpadded row.
-    eager = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().double()
+    eager = (
+        transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        .eval()
+        .double()
+    )
     eager.load_state_dict(model.state_dict())
 
     def logits(m):
-        return torch.cat([m(torch.tensor([[*batch.prompts[i // 3], *c]])).logits[0, len(batch.prompts[i // 3]) - 1 : -1] / TEMPERATURE
-                          for i, c in enumerate(batch.completions)])
+        return torch.cat(
+            [
+                m(torch.tensor([[*batch.prompts[i // 3], *c]])).logits[
+                    0, len(batch.prompts[i // 3]) - 1 : -1
+                ]
+                / TEMPERATURE
+                for i, c in enumerate(batch.completions)
+            ]
+        )
 
     now = logits(eager)
-    gradients = torch.autograd.grad(naive_kl(now.detach(), now), list(eager.parameters()), create_graph=True)
-    v = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    expected = torch.cat([e.flatten() for e in torch.autograd.grad(torch.cat([g.flatten() for g in gradients]), list(eager.parameters()), v)])
+    gradients = torch.autograd.grad(
+        naive_kl(now.detach(), now), list(eager.parameters()), create_graph=True
+    )
+    v = torch.randn(
+        sum(p.numel() for p in model.parameters()),
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(1),
+    )
+    expected = torch.cat(
+        [
+            e.flatten()
+            for e in torch.autograd.grad(
+                torch.cat([g.flatten() for g in gradients]), list(eager.parameters()), v
+            )
+        ]
+    )
     for parts in ([batch], [batch.groups(0, 1), batch.groups(1, 2)], [batch.ungrouped()]):
         product = tr.fisher(model, [(part, None) for part in parts], TEMPERATURE)(v)
-        assert (product - expected).norm() <= 1e-5 * expected.norm()  # transformers takes softmax and RMS norm in float32
+        assert (
+            product - expected
+        ).norm() <= 1e-5 * expected.norm()  # transformers takes softmax and RMS norm in float32
 
     learner = make_learner(model.float(), kl_coef=0.02)
     update = learner.update(batch, torch.tensor([1.0, -1, 0.5, -0.5, 1, 0]))

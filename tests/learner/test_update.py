@@ -52,7 +52,13 @@ def test_the_first_update_needs_no_forward_for_its_old_logprobs():
 
 
 def test_a_second_update_on_a_batch_takes_its_ratio_against_the_policy_before_the_first():
-    a = {"updates_per_batch": 2, "clip_eps_low": 0.9, "clip_eps_high": 9.0, "aggregation": "token_mean", **NO_KL}
+    a = {
+        "updates_per_batch": 2,
+        "clip_eps_low": 0.9,
+        "clip_eps_high": 9.0,
+        "aggregation": "token_mean",
+        **NO_KL,
+    }
     learner, twin = make_learner(train={"max_grad_norm": 1e6}, **a), TinyLM()
     batch = make_batch()
     old, _ = token_logprobs(twin, batch, 1.0)
@@ -64,21 +70,41 @@ def test_a_second_update_on_a_batch_takes_its_ratio_against_the_policy_before_th
     loss = -(torch.where(batch.completion_mask, ratio * A[:, None], 0.0)).sum() / 10
     twin.zero_grad()
     loss.backward()
-    torch.testing.assert_close(flat_gradient(learner), torch.cat([p.grad.flatten() for p in twin.parameters()]), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        flat_gradient(learner),
+        torch.cat([p.grad.flatten() for p in twin.parameters()]),
+        atol=1e-6,
+        rtol=1e-4,
+    )
     assert update.num_updates == 2
     assert update.loss == pytest.approx((first.loss + loss.item()) / 2, abs=1e-5)
-    assert update.ratio_max == pytest.approx(max(1.0, ratio.detach()[batch.completion_mask].max().item()), abs=1e-5)
+    assert update.ratio_max == pytest.approx(
+        max(1.0, ratio.detach()[batch.completion_mask].max().item()), abs=1e-5
+    )
     assert update.ratio_max != 1.0
 
 
-@pytest.mark.parametrize("options", [
-    {"objective": "clip", "ratio_level": "sequence"}, {"objective": "vespo", "entropy_quantile": 0.5}, {"objective": "gmpo", "aggregation": "sequence_mean"},
-    {"objective": "cispo", "entropy_coef": 0.1}, {"objective": "sapo", "kl_estimator": "exact"}, {"kl_ratio_corrected": True, "off_policy_threshold": 0.01}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "clip", "ratio_level": "sequence"},
+        {"objective": "vespo", "entropy_quantile": 0.5},
+        {"objective": "gmpo", "aggregation": "sequence_mean"},
+        {"objective": "cispo", "entropy_coef": 0.1},
+        {"objective": "sapo", "kl_estimator": "exact"},
+        {"kl_ratio_corrected": True, "off_policy_threshold": 0.01},
+    ],
+)
 def test_micro_batch_size_changes_nothing_over_three_updates(options):
     sampled = [[-0.5] * len(completion) for _, completion in ROWS]
 
     def run(budget):
-        learner = make_learner(train={"micro_batch_tokens": budget}, kl_coef=0.1, updates_per_batch=3, **{k: v for k, v in options.items() if k != "kl_coef"})
+        learner = make_learner(
+            train={"micro_batch_tokens": budget},
+            kl_coef=0.1,
+            updates_per_batch=3,
+            **{k: v for k, v in options.items() if k != "kl_coef"},
+        )
         learner.update(Batch(**{**vars(make_batch()), "sampling_logprobs": sampled}), A)
         return weights(learner.model)
 
@@ -89,7 +115,10 @@ def test_micro_batch_size_changes_nothing_over_three_updates(options):
 
 def test_rows_that_drifted_since_they_were_sampled_are_dropped_when_they_were_bad():
     new, _ = token_logprobs(TinyLM(), make_batch(), 1.0)
-    lost = [[float(p) + 1.0 for p in row[: len(c)]] for row, (_, c) in zip(new.detach(), ROWS, strict=True)]  # every token lost one nat
+    lost = [
+        [float(p) + 1.0 for p in row[: len(c)]]
+        for row, (_, c) in zip(new.detach(), ROWS, strict=True)
+    ]  # every token lost one nat
     batch = Batch(**{**vars(make_batch()), "sampling_logprobs": lost})
     update = make_learner(off_policy_threshold=0.5, **NO_KL).update(batch, A)
     assert update.off_policy_frac == 0.5  # rows 1 and 3 have A < 0
@@ -102,11 +131,16 @@ def test_rows_that_drifted_since_they_were_sampled_are_dropped_when_they_were_ba
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_skipping_tied_groups_leaves_the_gradient_identical(objective):
     advantages = torch.tensor([1.0, -1.0, 0.0, 0.0])
-    skipping, whole = make_learner(objective=objective, **NO_KL), make_learner(objective=objective, **NO_KL)
+    skipping, whole = (
+        make_learner(objective=objective, **NO_KL),
+        make_learner(objective=objective, **NO_KL),
+    )
     whole._teaching = lambda batch, advantages: batch
     for learner in (skipping, whole):
         learner.update(make_batch(), advantages)
-    assert torch.equal(flat_gradient(skipping), flat_gradient(whole)) or torch.allclose(flat_gradient(skipping), flat_gradient(whole), atol=1e-9, rtol=0)
+    assert torch.equal(flat_gradient(skipping), flat_gradient(whole)) or torch.allclose(
+        flat_gradient(skipping), flat_gradient(whole), atol=1e-9, rtol=0
+    )
     assert len(skipping._teaching(make_batch(), advantages)) == 2
 
 
@@ -124,7 +158,15 @@ def test_a_step_of_tied_groups_alone_costs_no_backward_still_moves_by_momentum_a
     torch.testing.assert_close(weights(skipping.model), weights(whole.model), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"kl_coef": 0.1}, {"entropy_coef": 0.1, **NO_KL}, {"entropy_target": 1.0, **NO_KL}, {"kl_control": "hard", **NO_KL}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kl_coef": 0.1},
+        {"entropy_coef": 0.1, **NO_KL},
+        {"entropy_target": 1.0, **NO_KL},
+        {"kl_control": "hard", **NO_KL},
+    ],
+)
 def test_nothing_is_skipped_where_kl_or_entropy_need_every_row(options):
     assert len(make_learner(**options)._teaching(make_batch(), torch.zeros(4))) == 4
 
@@ -135,11 +177,15 @@ def test_nothing_is_skipped_where_kl_or_entropy_need_every_row(options):
 def test_adaptive_kl_follows_zieglers_rule_and_is_clipped_at_a_fifth():
     a = AlgorithmConfig(kl_control="adaptive", kl_target=0.1, kl_horizon=100)
     coef = KL_CONTROLS["adaptive"].coef
-    assert coef(0.02, 0.11, 50, a) == pytest.approx(0.02 * (1 + 0.1 * 0.5))  # 10 % above the target, half a horizon
+    assert coef(0.02, 0.11, 50, a) == pytest.approx(
+        0.02 * (1 + 0.1 * 0.5)
+    )  # 10 % above the target, half a horizon
     assert coef(0.02, 5.0, 50, a) == pytest.approx(0.02 * 1.1)
     assert coef(0.02, 0.0, 100, a) == pytest.approx(0.02 * 0.8)
     learner = make_learner(kl_control="adaptive", kl_target=1e-4, kl_horizon=4, kl_coef=0.02)
-    first, second = (learner.update(make_batch(), A) for _ in range(2))  # its reference is another model, so KL is above from the start
+    first, second = (
+        learner.update(make_batch(), A) for _ in range(2)
+    )  # its reference is another model, so KL is above from the start
     assert first.kl_coef == 0.02
     assert second.kl_coef == pytest.approx(0.02 * 1.2)
 
@@ -157,7 +203,9 @@ def test_the_adaptive_coefficient_waits_for_kl_to_come_up_to_its_target_before_i
     for _ in range(10):  # 500 completions, five horizons
         s = s.after_batch(0.01, 50, a)
     assert s.kl_coef == 0.02
-    assert s.after_batch(0.01, 50, a).kl_coef == pytest.approx(0.02 * 0.9)  # it never came up: the coefficient is too large
+    assert s.after_batch(0.01, 50, a).kl_coef == pytest.approx(
+        0.02 * 0.9
+    )  # it never came up: the coefficient is too large
     fixed = AlgorithmConfig(kl_coef=0.02)
     assert Steering.start(fixed).after_batch(5.0, 50, fixed).kl_coef == 0.02
 
@@ -186,7 +234,9 @@ def test_above_a_hard_limit_no_update_is_made_and_the_weights_go_a_tenth_of_the_
 def test_a_hard_limit_is_exceeded_by_one_update_at_most():
     model = TinyLM()
     learner = make_learner(model, TinyLM(), kl_control="hard", kl_target=1e-5, updates_per_batch=8)
-    assert 0 < learner.update(make_batch(), A).num_updates < 8  # the update that crossed the limit was the last
+    assert (
+        0 < learner.update(make_batch(), A).num_updates < 8
+    )  # the update that crossed the limit was the last
 
 
 def test_a_hard_limit_against_a_frozen_reference_is_no_wall():
@@ -195,7 +245,9 @@ def test_a_hard_limit_against_a_frozen_reference_is_no_wall():
     learner = make_learner(model, reference, kl_control="hard", kl_target=start / 4, **NO_KL)
     seen = [learner.update(make_batch(), torch.zeros(4)) for _ in range(30)]
     above = [u for u in seen if u.num_updates == 0]
-    assert 0 < len(above) < 20  # (.9²)^n reaches 1/4 after 7 steps back where KL is quadratic in the weights
+    assert (
+        0 < len(above) < 20
+    )  # (.9²)^n reaches 1/4 after 7 steps back where KL is quadratic in the weights
     assert above == seen[: len(above)]
     assert all(later.kl < earlier.kl for earlier, later in pairwise(above))
     assert seen[-1].kl <= start / 4
@@ -209,7 +261,9 @@ def test_the_reference_moves_by_alpha_every_n_steps_and_never_otherwise():
         assert torch.equal(weights(learner.reference), start)
         learner.update(make_batch(), A)
     assert torch.equal(weights(still.reference), start)
-    torch.testing.assert_close(weights(moving.reference), 0.25 * weights(moving.model) + 0.75 * start)
+    torch.testing.assert_close(
+        weights(moving.reference), 0.25 * weights(moving.model) + 0.75 * start
+    )
 
 
 def test_a_branch_may_do_without_the_reference_that_its_parent_moved():
@@ -222,16 +276,27 @@ def test_a_branch_may_do_without_the_reference_that_its_parent_moved():
 
 
 def test_what_a_checkpoint_keeps_of_the_learner_continues_to_the_last_bit():
-    options = {"kl_control": "adaptive", "kl_target": 0.01, "kl_horizon": 10, "ref_every": 1, "entropy_coef": 0.1, "entropy_target": 5.0}
+    options = {
+        "kl_control": "adaptive",
+        "kl_target": 0.01,
+        "kl_horizon": 10,
+        "ref_every": 1,
+        "entropy_coef": 0.1,
+        "entropy_target": 5.0,
+    }
     learner = make_learner(**options)
     learner.update(make_batch(), A)
     other = make_learner(copy.deepcopy(learner.model), **options)
     other.load_state(copy.deepcopy(learner.state()))
-    assert [learner.update(make_batch(), A) for _ in range(3)] == [other.update(make_batch(), A) for _ in range(3)]
+    assert [learner.update(make_batch(), A) for _ in range(3)] == [
+        other.update(make_batch(), A) for _ in range(3)
+    ]
 
 
 def test_the_entropy_bonus_waits_for_its_target_and_moves_by_its_step():
-    a = AlgorithmConfig(entropy_coef=0.01, entropy_target=1.0, entropy_coef_delta=0.005, entropy_coef_max=0.02)
+    a = AlgorithmConfig(
+        entropy_coef=0.01, entropy_target=1.0, entropy_coef_delta=0.005, entropy_coef_max=0.02
+    )
     s = Steering.start(a)
     assert s.entropy_weight(a) == 0.0  # nothing measured yet
     s = s.after_update(0.5, a)
@@ -255,7 +320,9 @@ def test_an_entropy_bonus_raises_entropy():
 def test_the_parts_of_the_loss_add_up_and_each_is_what_it_says():
     update = make_learner(kl_coef=0.3, entropy_coef=0.2).update(make_batch(), A)
     assert update.loss == pytest.approx(update.policy_loss + update.kl_loss + update.entropy_loss)
-    assert update.kl_loss == pytest.approx(0.3 * update.kl)  # token_mean: aggregated as it is measured
+    assert update.kl_loss == pytest.approx(
+        0.3 * update.kl
+    )  # token_mean: aggregated as it is measured
     assert update.entropy_loss == pytest.approx(-0.2 * update.entropy)
 
 
@@ -265,18 +332,27 @@ def test_exact_kl_in_a_step_is_the_kl_of_the_two_distributions():
     for prompt, completion in ROWS:
         for t in range(len(completion)):
             seen = torch.tensor([[*prompt, *completion[:t]]])
-            p, q = (torch.distributions.Categorical(logits=m(seen, torch.ones_like(seen)).logits[0, -1]) for m in (model, reference))
+            p, q = (
+                torch.distributions.Categorical(logits=m(seen, torch.ones_like(seen)).logits[0, -1])
+                for m in (model, reference)
+            )
             total += torch.distributions.kl_divergence(p, q).item()
-    assert make_learner(model, reference, kl_estimator="exact").update(batch, A).kl == pytest.approx(total / 10, rel=1e-5)
+    assert make_learner(model, reference, kl_estimator="exact").update(
+        batch, A
+    ).kl == pytest.approx(total / 10, rel=1e-5)
 
 
 def test_the_entropy_quantile_leaves_the_policy_term_to_the_forking_tokens():
     model, batch = TinyLM(), make_batch()
     new, entropy = token_logprobs(model, batch, 1.0)
-    chosen = entropy[batch.completion_mask].sort(descending=True).values[:5]  # share .5 of 10 tokens: at or above the median
+    chosen = (
+        entropy[batch.completion_mask].sort(descending=True).values[:5]
+    )  # share .5 of 10 tokens: at or above the median
     carries = batch.completion_mask & (entropy >= chosen[-1])
     expected = -torch.where(carries, A[:, None].expand_as(new), 0.0).sum().item() / 10  # ratio 1
-    assert make_learner(entropy_quantile=0.5, **NO_KL).update(batch, A).policy_loss == pytest.approx(expected, abs=1e-6)
+    assert make_learner(entropy_quantile=0.5, **NO_KL).update(
+        batch, A
+    ).policy_loss == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_nan_advantage_is_refused_even_where_groups_are_skipped():

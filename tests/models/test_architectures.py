@@ -17,11 +17,29 @@ from grpo_core.types import ModelLoaded, StepCompleted
 from scripts.bundled_model.make import make_tokenizer
 
 CHAT = "{% for m in messages %}<|end|>{{ m.role }}: {{ m.content }}{% endfor %}{% if add_generation_prompt %}<|end|>assistant: {% endif %}"
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+}
 FAMILIES = {
-    "Llama": SMALL, "Qwen2": SMALL, "Qwen3": {**SMALL, "head_dim": 16}, "Gemma": {**SMALL, "head_dim": 16}, "Mistral": {**SMALL, "sliding_window": None}, "Phi": SMALL,
+    "Llama": SMALL,
+    "Qwen2": SMALL,
+    "Qwen3": {**SMALL, "head_dim": 16},
+    "Gemma": {**SMALL, "head_dim": 16},
+    "Mistral": {**SMALL, "sliding_window": None},
+    "Phi": SMALL,
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "n_inner": 48},
-    "Qwen2Moe": {**SMALL, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    "Qwen2Moe": {
+        **SMALL,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
     "Gemma2": {**SMALL, "head_dim": 16, "sliding_window": 16},
 }
 
@@ -30,8 +48,13 @@ FAMILIES = {
 def folders(tmp_path_factory) -> dict[str, Path]:
     root, tokenizer, out = tmp_path_factory.mktemp("families"), make_tokenizer(), {}
     for name, sizes in FAMILIES.items():
-        config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                                                        bos_token_id=tokenizer.eos_token_id, **sizes)
+        config = getattr(transformers, f"{name}Config")(
+            vocab_size=len(tokenizer),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.eos_token_id,
+            **sizes,
+        )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = transformers.AutoModelForCausalLM.from_config(config)
@@ -44,10 +67,26 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 def run(folder: Path, **settings):
     events = []
-    config = parse(nest({"model.name": str(folder), "task.heldout_size": 0, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 4, "train.max_new_tokens": 6,
-                         "train.warmup_steps": 0, "train.checkpoint_every": 0, "train.learning_rate": 1e-3, **settings}))
+    config = parse(
+        nest(
+            {
+                "model.name": str(folder),
+                "task.heldout_size": 0,
+                "train.steps": 3,
+                "train.prompts_per_step": 2,
+                "train.group_size": 4,
+                "train.max_new_tokens": 6,
+                "train.warmup_steps": 0,
+                "train.checkpoint_every": 0,
+                "train.learning_rate": 1e-3,
+                **settings,
+            }
+        )
+    )
     train(config, events.append, RunControl())
-    return [e.metrics for e in events if isinstance(e, StepCompleted)], next(e.env for e in events if isinstance(e, ModelLoaded))
+    return [e.metrics for e in events if isinstance(e, StepCompleted)], next(
+        e.env for e in events if isinstance(e, ModelLoaded)
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -65,9 +104,28 @@ def test_every_family_trains_whole_and_with_adapters_from_a_kl_of_zero(folders, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family):
     # Paid for digits; of the bundled alphabet a tenth are digits, so random text earns about 0.4 to 0.5 with six tokens.
-    rubric = [{"name": "digits", "check": "python", "weight": 1, "params": {"code": "def score(c, p, a, t):\n    return sum(x.isdigit() for x in c) / 6\n"}}]
-    steps, _ = run(folders[family], **{"train.steps": 20, "train.prompts_per_step": 4, "train.group_size": 8, "train.learning_rate": 1e-2,
-                                       "rubric.name": "custom", "rubric.criteria": rubric, "algorithm.kl_coef": 0.0})
+    rubric = [
+        {
+            "name": "digits",
+            "check": "python",
+            "weight": 1,
+            "params": {
+                "code": "def score(c, p, a, t):\n    return sum(x.isdigit() for x in c) / 6\n"
+            },
+        }
+    ]
+    steps, _ = run(
+        folders[family],
+        **{
+            "train.steps": 20,
+            "train.prompts_per_step": 4,
+            "train.group_size": 8,
+            "train.learning_rate": 1e-2,
+            "rubric.name": "custom",
+            "rubric.criteria": rubric,
+            "algorithm.kl_coef": 0.0,
+        },
+    )
     rewards = [s.reward_mean for s in steps]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1, rewards
 
@@ -75,16 +133,32 @@ def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family):
 def test_adapters_learn_too():
     # Random weights will not do here: with a frozen output head of tiny norm no hidden state can say much. The bundled model thinks in a third of its answers.
     rubric = [{"name": "thinks", "check": "reasoning", "weight": 1}]
-    steps, _ = run("bundled", **{"train.steps": 15, "train.prompts_per_step": 4, "train.group_size": 8, "train.max_new_tokens": 24, "train.learning_rate": 3e-3, "model.lora_rank": 8,
-                                 "rubric.name": "custom", "rubric.criteria": rubric, "algorithm.kl_coef": 0.0})
+    steps, _ = run(
+        "bundled",
+        **{
+            "train.steps": 15,
+            "train.prompts_per_step": 4,
+            "train.group_size": 8,
+            "train.max_new_tokens": 24,
+            "train.learning_rate": 3e-3,
+            "model.lora_rank": 8,
+            "rubric.name": "custom",
+            "rubric.criteria": rubric,
+            "algorithm.kl_coef": 0.0,
+        },
+    )
     rewards = [s.reward_mean for s in steps]
     assert abs(steps[0].kl) < 1e-6
     assert sum(rewards[-4:]) / 4 > sum(rewards[:3]) / 3 + 0.3, rewards
 
 
 def test_adapters_are_found_by_themselves_train_alone_and_leave_the_reference_where_it_was(folders):
-    policy = load_policy(ModelConfig(name=str(folders["GPT2"]), lora_rank=4), 0, torch.device("cpu"))
-    assert len(adapter_layers(policy.model)) == 2 * 4  # c_attn, attn c_proj, c_fc, mlp c_proj of two layers; never the output head
+    policy = load_policy(
+        ModelConfig(name=str(folders["GPT2"]), lora_rank=4), 0, torch.device("cpu")
+    )
+    assert (
+        len(adapter_layers(policy.model)) == 2 * 4
+    )  # c_attn, attn c_proj, c_fc, mlp c_proj of two layers; never the output head
     assert all(("lora_" in n) == p.requires_grad for n, p in policy.model.named_parameters())
     ids = torch.tensor([[5, 6, 7]])
     plain = load_policy(ModelConfig(name=str(folders["GPT2"])), 0, torch.device("cpu"))
@@ -100,7 +174,9 @@ def test_adapters_are_found_by_themselves_train_alone_and_leave_the_reference_wh
     assert torch.equal(policy.model(ids).logits, moved)
     assert torch.allclose(merge_adapters(policy.model)(ids).logits, moved, atol=1e-5)
     assert not adapter_layers(policy.model)
-    assert {n for n, _ in policy.model.named_parameters()} == {n for n, _ in plain.model.named_parameters()}
+    assert {n for n, _ in policy.model.named_parameters()} == {
+        n for n, _ in plain.model.named_parameters()
+    }
 
 
 def test_adapters_need_no_second_copy_of_the_weights(folders):
@@ -112,7 +188,9 @@ def test_a_chat_templates_own_end_of_turn_ends_a_completion(folders, tmp_path):
     import shutil
 
     folder = Path(shutil.copytree(folders["Llama"], tmp_path / "chat"))
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|pad|>{% endfor %}")
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<|pad|>{% endfor %}"
+    )
     policy = load_policy(ModelConfig(name=str(folder)), 0, torch.device("cpu"))
     plain = load_policy(ModelConfig(name=str(folders["Llama"])), 0, torch.device("cpu"))
     assert policy.end_ids - plain.end_ids == {policy.tokenizer.convert_tokens_to_ids("<|pad|>")}
@@ -132,24 +210,45 @@ def report_of(folder: Path, **settings):
 
 def test_check_model_counts_parameters_without_loading_and_adapters_as_they_will_be(folders):
     for family in ("Llama", "GPT2"):
-        whole, adapted = report_of(folders[family]), report_of(folders[family], **{"model.lora_rank": 4})
-        policy = load_policy(ModelConfig(name=str(folders[family]), lora_rank=4), 0, torch.device("cpu"))
-        assert adapted.trained_parameters == sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+        whole, adapted = (
+            report_of(folders[family]),
+            report_of(folders[family], **{"model.lora_rank": 4}),
+        )
+        policy = load_policy(
+            ModelConfig(name=str(folders[family]), lora_rank=4), 0, torch.device("cpu")
+        )
+        assert adapted.trained_parameters == sum(
+            p.numel() for p in policy.model.parameters() if p.requires_grad
+        )
         assert whole.parameters == policy.num_parameters - adapted.trained_parameters
         assert whole.bytes_by_part["weights"] == 4 * whole.parameters  # float32 on a CPU
-        assert (whole.bytes_by_part["reference"], adapted.bytes_by_part["reference"]) == (4 * whole.parameters, 0)
+        assert (whole.bytes_by_part["reference"], adapted.bytes_by_part["reference"]) == (
+            4 * whole.parameters,
+            0,
+        )
         assert whole.problems == adapted.problems == ()
 
 
 def test_check_model_says_what_cannot_work(folders):
-    assert "context holds 256 tokens" in str(report_of(folders["Llama"], **{"train.max_new_tokens": 300}).problems)
-    huge = report_of(folders["Llama"], **{"train.prompts_per_step": 4096, "train.group_size": 1024, "train.max_new_tokens": 32000})
-    assert "not enough free memory" in str(huge.problems)  # 4 million rows of 32,000 tokens: a cache of petabytes
+    assert "context holds 256 tokens" in str(
+        report_of(folders["Llama"], **{"train.max_new_tokens": 300}).problems
+    )
+    huge = report_of(
+        folders["Llama"],
+        **{"train.prompts_per_step": 4096, "train.group_size": 1024, "train.max_new_tokens": 32000},
+    )
+    assert "not enough free memory" in str(
+        huge.problems
+    )  # 4 million rows of 32,000 tokens: a cache of petabytes
 
 
 def test_check_model_compares_the_end_tokens_of_config_and_template(folders):
     plain = report_of(folders["Llama"])
-    assert plain.end_tokens == {"generation config": ["<|end|>"], "tokenizer": ["<|end|>"], "chat template": []}
+    assert plain.end_tokens == {
+        "generation config": ["<|end|>"],
+        "tokenizer": ["<|end|>"],
+        "chat template": [],
+    }
     assert plain.ends_agree
     assert not plain.chat_template
     assert report_of(folders["Qwen2"]).chat_template
@@ -159,7 +258,9 @@ def test_check_model_samples_an_answer_and_its_card_shows_it_as_text(folders):
     from grpo_core.preflight.service import Desk
     from ui.tabs.model import model_card
 
-    found, sample = Desk().check_model(parse(nest({"model.name": str(folders["Llama"]), "train.max_new_tokens": 8})))
+    found, sample = Desk().check_model(
+        parse(nest({"model.name": str(folders["Llama"]), "train.max_new_tokens": 8}))
+    )
     assert found.parameters > 1000
     card = model_card(found, sample + "<img src=x>")
     assert "&lt;img src=x&gt;" in card
@@ -171,10 +272,16 @@ def test_adapters_that_moved_are_heard_while_sampling(folders, family):
     # The fast decoder joins weights of layers: with adapters beside them it must ask the layers themselves, in every step of every run.
     from grpo_core.rollout import sample_groups
 
-    policy = load_policy(ModelConfig(name=str(folders[family]), lora_rank=4), 0, torch.device("cpu"))
+    policy = load_policy(
+        ModelConfig(name=str(folders[family]), lora_rank=4), 0, torch.device("cpu")
+    )
     prompt = [5, 6, 7, 8]
+
     def greedy() -> list[int]:
-        return sample_groups(policy, [prompt], 1, 12, 1e-4, torch.Generator().manual_seed(0))[0].token_ids
+        return sample_groups(policy, [prompt], 1, 12, 1e-4, torch.Generator().manual_seed(0))[
+            0
+        ].token_ids
+
     before = greedy()
     with torch.no_grad():
         for n, p in policy.model.named_parameters():
@@ -188,10 +295,16 @@ def test_adapters_that_moved_are_heard_while_sampling(folders, family):
     assert greedy() != before
 
 
-@pytest.mark.parametrize(("settings", "says"), [
-    ({}, "it needs LoRA: 4-bit weights cannot be trained themselves. Set model.lora_rank to 16"),
-    ({"lora_rank": 4}, "it needs CUDA, and this machine trains on cpu. Set it to 16"),
-])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {},
+            "it needs LoRA: 4-bit weights cannot be trained themselves. Set model.lora_rank to 16",
+        ),
+        ({"lora_rank": 4}, "it needs CUDA, and this machine trains on cpu. Set it to 16"),
+    ],
+)
 def test_a_base_in_four_bits_is_refused_where_it_cannot_be(folders, settings, says, monkeypatch):
     from grpo_core.errors import InvalidConfig
     from grpo_core.models.device import DEVICE_VARIABLE

@@ -32,7 +32,10 @@ def model():
 
 def test_the_model_is_small_enough_to_ship(model):
     assert model.num_parameters() <= 2_000_000
-    assert sum(f.stat().st_size for f in FOLDER.iterdir() if f.suffix in (".safetensors", ".json")) <= 8 * 2**20
+    assert (
+        sum(f.stat().st_size for f in FOLDER.iterdir() if f.suffix in (".safetensors", ".json"))
+        <= 8 * 2**20
+    )
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
@@ -41,7 +44,9 @@ def test_model_and_tokenizer_agree_on_their_vocabulary_and_end(model, tokenizer)
     assert model.config.vocab_size == len(tokenizer) == 262
     assert tokenizer.eos_token == "<|end|>"
     assert tokenizer.pad_token == "<|pad|>"
-    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert (
+        model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    )
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
     assert tokenizer.chat_template is None
 
@@ -60,8 +65,28 @@ def test_nothing_is_added_to_what_is_encoded(tokenizer):
     assert tokenizer.encode("") == []
 
 
-@pytest.mark.parametrize("text", [" a", "  a  b ", "a\r\n\tb\n", "<think", "<answer> </answer >", "don't , do n't .", "\0\x01\x7f", "\u200b\u202e\ufeff",
-                                  "e\u0301", "é", "Ａ", "ﬁ", "日本語", "👩‍👩‍👧", "<|end|><|pad|>", "</think></think>", "a" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        " a",
+        "  a  b ",
+        "a\r\n\tb\n",
+        "<think",
+        "<answer> </answer >",
+        "don't , do n't .",
+        "\0\x01\x7f",
+        "\u200b\u202e\ufeff",
+        "e\u0301",
+        "é",
+        "Ａ",
+        "ﬁ",
+        "日本語",
+        "👩‍👩‍👧",
+        "<|end|><|pad|>",
+        "</think></think>",
+        "a" * 5000,
+    ],
+)
 def test_hostile_text_comes_back_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -94,7 +119,9 @@ def test_a_reasoned_text_ends_in_the_right_answer_and_fits_the_default_token_lim
     for prompt in train_prompts(task, 0, 0, 300):
         thought, answer = REASON[task.name](prompt, random.Random(prompt.id))
         assert task.grade(answer, prompt) == 1.0
-        assert len(tokenizer.encode(f"<think>{thought}</think><answer>{answer}</answer><|end|>")) <= 48
+        assert (
+            len(tokenizer.encode(f"<think>{thought}</think><answer>{answer}</answer><|end|>")) <= 48
+        )
 
 
 def test_the_steps_of_a_reasoned_text_are_the_arithmetic_they_look_like():
@@ -118,11 +145,19 @@ def test_answers_given_at_once_are_mostly_wrong_and_reasoned_ones_right():
     for frac, low, high in ((0.0, 0.14, 0.25), (1.0, 0.96, 1.0)):
         prompts = train_prompts(TASKS["sums"], 2, 0, 1000)
         answers = [extract_answer(completion(p, rng, frac)) for p in prompts]
-        right = sum(a is not None and TASKS["sums"].grade(a, p) == 1.0 for a, p in zip(answers, prompts, strict=True))
+        right = sum(
+            a is not None and TASKS["sums"].grade(a, p) == 1.0
+            for a, p in zip(answers, prompts, strict=True)
+        )
         assert low < right / 1000 < high
 
 
 def test_the_interval_counts_prompts_not_samples():
     # Two prompts, two samples each: shares 1 and 0.5. Mean 0.75, sample sd 0.35355, half width 1.96 * 0.35355 / sqrt(2) = 0.49.
-    sampled = [Sampled(0, "", 1, True), Sampled(0, "", 1, True), Sampled(1, "", 1, True), Sampled(1, "", 1, False)]
+    sampled = [
+        Sampled(0, "", 1, True),
+        Sampled(0, "", 1, True),
+        Sampled(1, "", 1, True),
+        Sampled(1, "", 1, False),
+    ]
     assert accuracy_interval(sampled) == pytest.approx((0.75, 0.49))

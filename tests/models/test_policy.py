@@ -43,12 +43,18 @@ def test_a_folder_loads_with_its_weights_and_a_frozen_copy_is_the_same_model(tin
 
 def test_random_initial_weights_are_drawn_from_the_seed_alone(tiny_model):
     def weights(seed: int) -> torch.Tensor:
-        return next(load_policy(ModelConfig(name=str(tiny_model), init="random"), seed=seed, device=CPU).model.parameters())
+        return next(
+            load_policy(
+                ModelConfig(name=str(tiny_model), init="random"), seed=seed, device=CPU
+            ).model.parameters()
+        )
 
     before = torch.get_rng_state()
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
-    assert not torch.equal(weights(1), next(load_policy(ModelConfig(name=str(tiny_model)), 1, CPU).model.parameters()))
+    assert not torch.equal(
+        weights(1), next(load_policy(ModelConfig(name=str(tiny_model)), 1, CPU).model.parameters())
+    )
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -59,11 +65,15 @@ def test_all_end_of_turn_ids_are_respected_those_of_generation_config_and_of_the
     assert policy.end_ids >= {7, 9, policy.tokenizer.eos_token_id}
 
 
-def test_a_prompt_goes_through_the_chat_template_if_there_is_one_and_bare_otherwise(tiny_model, copy):
+def test_a_prompt_goes_through_the_chat_template_if_there_is_one_and_bare_otherwise(
+    tiny_model, copy
+):
     prompt = Prompt("p", "Q: 1+1+1=?", "3", "sums")
     bare = load_policy(ModelConfig(name=str(tiny_model)), 0, CPU)
     assert bare.decode(bare.encode(prompt, TASKS["sums"].instruction)) == "Q: 1+1+1=?"
-    (copy / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}")
+    (copy / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
     chat = load_policy(ModelConfig(name=str(copy)), 0, CPU)
     assert chat.decode(chat.encode(prompt, "Add.")) == "[user]Add.\n\nQ: 1+1+1=?[assistant]"
 
@@ -71,10 +81,15 @@ def test_a_prompt_goes_through_the_chat_template_if_there_is_one_and_bare_otherw
 def test_decoding_drops_the_end_token_and_nothing_else(tiny_model):
     policy = load_policy(ModelConfig(name=str(tiny_model)), 0, CPU)
     text = "<think>a</think><answer>5</answer> <img src=x onerror=alert(1)> ü 漢"
-    assert policy.decode([*policy.tokenizer(text)["input_ids"], policy.tokenizer.eos_token_id]) == text
+    assert (
+        policy.decode([*policy.tokenizer(text)["input_ids"], policy.tokenizer.eos_token_id]) == text
+    )
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "..", "a/b/c", "no such model!", "\0", "x" * 500, "../../etc"])
+@pytest.mark.parametrize(
+    "name",
+    ["/no/such/folder", "./nowhere", "..", "a/b/c", "no such model!", "\0", "x" * 500, "../../etc"],
+)
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused_on_one_line(name):
     assert "model.name" in refusal(name)
 
@@ -102,11 +117,17 @@ def test_a_folder_that_lacks_something_is_refused_by_what_it_lacks(copy, tmp_pat
 
 def test_a_model_that_wants_to_run_its_own_code_is_refused(copy):
     path = copy / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    path.write_text(
+        json.dumps(
+            {**json.loads(path.read_text()), "auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+        )
+    )
     assert "code from its own folder" in refusal(copy)
 
 
-@pytest.mark.parametrize("config", ["", "[]", "{", "{}", '{"model_type": "nope"}', '{"model_type": "t5"}'])
+@pytest.mark.parametrize(
+    "config", ["", "[]", "{", "{}", '{"model_type": "nope"}', '{"model_type": "t5"}']
+)
 def test_a_broken_or_foreign_configuration_is_refused_on_one_line(copy, config):
     (copy / "config.json").write_text(config)
     refusal(copy)

@@ -21,7 +21,9 @@ PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")
 
 
 def rubric(*criteria: dict):
-    return build_rubric(RubricConfig(criteria=tuple(Criterion(**{"weight": 1, **c}) for c in criteria)))
+    return build_rubric(
+        RubricConfig(criteria=tuple(Criterion(**{"weight": 1, **c}) for c in criteria))
+    )
 
 
 # ---- pass@k and ties ----------------------------------------------------------------------------------------------------------
@@ -42,7 +44,9 @@ def test_accuracy_has_wilsons_interval_for_one_try_and_prompts_as_units_for_seve
     assert (one["accuracy"], one["accuracy_low"]) == (0.225, pytest.approx(0.1725, abs=2e-4))
     several = passes([[True, True, False, False], [False] * 4])
     # pass@1: (1/2 + 0)/2; pass@2: (1 - 1/6 + 0)/2 = 5/12; pass@4: (1 + 0)/2
-    assert [several[k] for k in ("accuracy", "pass@2", "pass@4")] == pytest.approx([0.25, 5 / 12, 0.5])
+    assert [several[k] for k in ("accuracy", "pass@2", "pass@4")] == pytest.approx(
+        [0.25, 5 / 12, 0.5]
+    )
     assert several["accuracy_low"] == 0.0
     assert passes([]) == {}
 
@@ -62,7 +66,9 @@ def test_the_expected_share_of_ties_is_what_counting_all_subgroups_gives():
     for size in (2, 3, 4):
         counted = [len(set(c)) == 1 for c in itertools.combinations(rewards, size)]
         assert tied_share([rewards], size) == pytest.approx(sum(counted) / len(counted))
-    assert tied_share([[1, 1], [0, 1]], 4) == pytest.approx((1 + 2 / 16) / 2)  # beyond the sample: 1, and (1/2)^4 twice
+    assert tied_share([[1, 1], [0, 1]], 4) == pytest.approx(
+        (1 + 2 / 16) / 2
+    )  # beyond the sample: 1, and (1/2)^4 twice
     assert tied_share([[None, None]], 2) is None
 
 
@@ -73,14 +79,20 @@ def test_evaluation_with_several_tries_and_greedy(tiny_settings):
 
     def evaluated(**more):
         events = []
-        train(parse(nest({**tiny_settings, "train.steps": 1, "train.checkpoint_every": 0, **more})), events.append, RunControl())
+        train(
+            parse(nest({**tiny_settings, "train.steps": 1, "train.checkpoint_every": 0, **more})),
+            events.append,
+            RunControl(),
+        )
         return [e.metrics for e in events if isinstance(e, Evaluated)]
 
     first = evaluated(**{"train.eval_samples": 4})[0]
     assert {"heldout/accuracy", "heldout/pass@2", "heldout/pass@4_high"} <= set(first)
     greedy = evaluated(**{"train.eval_mode": "greedy"})
     assert greedy[0]["heldout/completion_tokens"] is not None
-    with pytest.raises(InvalidConfig, match=r"train\.eval_samples = 4: greedy answers are all alike"):
+    with pytest.raises(
+        InvalidConfig, match=r"train\.eval_samples = 4: greedy answers are all alike"
+    ):
         parse(nest({"train.eval_samples": 4, "train.eval_mode": "greedy"}))
 
 
@@ -92,8 +104,24 @@ def test_a_second_task_is_evaluated_beside_and_changes_nothing_else(tiny_setting
 
     def said(**more):
         events = []
-        train(parse(nest({**tiny_settings, "train.steps": 1, "train.checkpoint_every": 0, "train.eval_samples": 2, **more})), events.append, RunControl())
-        return [e.metrics for e in events if isinstance(e, Evaluated)], [e.metrics.loss for e in events if isinstance(e, StepCompleted)]
+        train(
+            parse(
+                nest(
+                    {
+                        **tiny_settings,
+                        "train.steps": 1,
+                        "train.checkpoint_every": 0,
+                        "train.eval_samples": 2,
+                        **more,
+                    }
+                )
+            ),
+            events.append,
+            RunControl(),
+        )
+        return [e.metrics for e in events if isinstance(e, Evaluated)], [
+            e.metrics.loss for e in events if isinstance(e, StepCompleted)
+        ]
 
     alone, losses = said()
     file = tmp_path / "other.csv"
@@ -103,9 +131,19 @@ def test_a_second_task_is_evaluated_beside_and_changes_nothing_else(tiny_setting
         assert same == losses
         for before, now in zip(alone, both, strict=True):  # before and after the step
             assert {k: v for k, v in now.items() if k.startswith("heldout/")} == before
-            assert {k.removeprefix("second/") for k in now if k.startswith("second/")} == {k.removeprefix("heldout/") for k in before}
-            assert 0 <= now["second/accuracy_low"] <= now["second/accuracy"] <= now["second/accuracy_high"] <= 1
-    with pytest.raises(InvalidConfig, match=r"task\.second = 'sums': this is the task that is trained on"):
+            assert {k.removeprefix("second/") for k in now if k.startswith("second/")} == {
+                k.removeprefix("heldout/") for k in before
+            }
+            assert (
+                0
+                <= now["second/accuracy_low"]
+                <= now["second/accuracy"]
+                <= now["second/accuracy_high"]
+                <= 1
+            )
+    with pytest.raises(
+        InvalidConfig, match=r"task\.second = 'sums': this is the task that is trained on"
+    ):
         said(**{"task.second": "sums"})
     with pytest.raises(InvalidConfig, match=r"task\.second = 'no/such\.csv'"):
         said(**{"task.second": "no/such.csv"})
@@ -121,10 +159,24 @@ def cheats(*criteria: dict) -> set[str]:
 
 
 def test_a_sound_rubric_is_not_cheated_and_a_hollow_one_is():
-    assert cheats({"name": "right", "check": "accuracy", "outcome": True}, {"name": "form", "check": "format", "weight": 0.2}) == set()
-    assert {"very long", "nothing"} <= cheats({"name": "polite", "check": "repetition", "weight": 1}) | cheats({"name": "any", "check": "length", "params": {"min_tokens": 0, "max_tokens": 100000}})
-    assert "the answer fifty times" in cheats({"name": "has_it", "check": "python"})  # the default snippet: is the answer anywhere in the text?
-    assert "bare tags" not in cheats({"name": "form", "check": "format"})  # blank tags earn nothing there
+    assert (
+        cheats(
+            {"name": "right", "check": "accuracy", "outcome": True},
+            {"name": "form", "check": "format", "weight": 0.2},
+        )
+        == set()
+    )
+    assert {"very long", "nothing"} <= cheats(
+        {"name": "polite", "check": "repetition", "weight": 1}
+    ) | cheats(
+        {"name": "any", "check": "length", "params": {"min_tokens": 0, "max_tokens": 100000}}
+    )
+    assert "the answer fifty times" in cheats(
+        {"name": "has_it", "check": "python"}
+    )  # the default snippet: is the answer anywhere in the text?
+    assert "bare tags" not in cheats(
+        {"name": "form", "check": "format"}
+    )  # blank tags earn nothing there
     assert "tags around nothing much" in cheats({"name": "form", "check": "format"})
 
 
@@ -148,7 +200,18 @@ def test_preflight_of_the_default_run_is_green_and_measured():
 
 
 def test_preflight_is_red_where_the_run_would_teach_nothing(tiny_settings):
-    settings = {**tiny_settings, "rubric.name": "custom", "rubric.criteria": [{"name": "right", "check": "python", "weight": 1, "params": {"code": "def score(c, p, a, t): return 1/0"}}]}
+    settings = {
+        **tiny_settings,
+        "rubric.name": "custom",
+        "rubric.criteria": [
+            {
+                "name": "right",
+                "check": "python",
+                "weight": 1,
+                "params": {"code": "def score(c, p, a, t): return 1/0"},
+            }
+        ],
+    }
     found = Desk().preflight(parse(nest(settings)))
     assert verdict(found) == "red"
     text = " ".join(f.text for f in found if f.level == "red")
@@ -159,12 +222,24 @@ def test_preflight_is_red_where_the_run_would_teach_nothing(tiny_settings):
 
 
 def test_red_stops_amber_asks_and_anyway_answers_except_where_nothing_could_work():
-    green, amber, red = Finding("green", "Time", "Fast."), Finding("amber", "Length", "Cut."), Finding("red", "Rubric", "Null.")
+    green, amber, red = (
+        Finding("green", "Time", "Fast."),
+        Finding("amber", "Length", "Cut."),
+        Finding("red", "Rubric", "Null."),
+    )
     assert refusal([green], False) == refusal([], False) == ""
-    assert refusal([amber, green], False) == "Preflight asks you to look first. Length: Cut. Change it, or choose to start anyway."
-    assert refusal([red, amber], False) == "Preflight would stop this run. Rubric: Null. Mend it, or choose to start anyway."
+    assert (
+        refusal([amber, green], False)
+        == "Preflight asks you to look first. Length: Cut. Change it, or choose to start anyway."
+    )
+    assert (
+        refusal([red, amber], False)
+        == "Preflight would stop this run. Rubric: Null. Mend it, or choose to start anyway."
+    )
     assert refusal([red, amber], True) == refusal([amber], True) == ""
-    assert "cannot be started anyway" in refusal([Finding("red", "Model", "Too large.", final=True)], True)
+    assert "cannot be started anyway" in refusal(
+        [Finding("red", "Model", "Too large.", final=True)], True
+    )
 
 
 def test_a_report_stops_the_very_settings_that_it_is_about_and_no_others(tiny_settings):
@@ -177,13 +252,22 @@ def test_a_report_stops_the_very_settings_that_it_is_about_and_no_others(tiny_se
     from grpo_core.runs.manager import prepare
 
     assert "of groups tie" in desk.refusal(prepare(config), False)  # its rubric written out
-    assert desk.refusal(parse(nest({**tiny_settings, "rubric.name": "accuracy only", "train.seed": 1})), False) == ""
+    assert (
+        desk.refusal(
+            parse(nest({**tiny_settings, "rubric.name": "accuracy only", "train.seed": 1})), False
+        )
+        == ""
+    )
 
 
 def test_the_command_line_looks_first_where_it_is_told_to(tiny_settings, tmp_path, capsys):
     from grpo_core.__main__ import main
 
-    sets = [part for name, value in {**tiny_settings, "rubric.name": "accuracy only"}.items() for part in ("--set", f"{name}={value}")]
+    sets = [
+        part
+        for name, value in {**tiny_settings, "rubric.name": "accuracy only"}.items()
+        for part in ("--set", f"{name}={value}")
+    ]
     db = str(tmp_path / "r.sqlite")
     assert main(["train", "--db", db, "--preflight", *sets]) == 1
     said = capsys.readouterr().err
@@ -219,7 +303,9 @@ def test_pasted_completions_are_compared_as_one_group_of_the_tasks_first_prompt(
     [prompt] = train_prompts(TASKS["sums"], 0, 1, 1)
     tried = Desk().score_texts(parse(nest({})), [f"<answer>{prompt.answer}</answer>", "no"])
     [group] = tried.groups
-    assert [r.reward for r in group.rollouts] == pytest.approx([1.3, 0.1])  # answer .1, .2, 1; only clean text
+    assert [r.reward for r in group.rollouts] == pytest.approx(
+        [1.3, 0.1]
+    )  # answer .1, .2, 1; only clean text
     # (r - mean)/(std + 1e-4) of 1.3 and 0.1: ±0.6/(0.8485 + 1e-4)
     assert [r.advantage for r in group.rollouts] == pytest.approx([0.70702, -0.70702], abs=1e-4)
     assert set(tried.seconds) == {"accuracy", "format", "language", "reasoning"}
@@ -247,19 +333,36 @@ def test_weights_that_change_are_applied_to_the_groups_in_view_with_nothing_samp
     desk, config = Desk(), parse(nest({}))
     texts = ["<answer>0</answer>", "no", "no"]
     tried = desk.score_texts(config, texts)
-    table = [{"name": "accuracy", "check": "accuracy", "weight": 1, "outcome": True}, {"name": "format", "check": "format", "weight": 0.0}]
+    table = [
+        {"name": "accuracy", "check": "accuracy", "weight": 1, "outcome": True},
+        {"name": "format", "check": "format", "weight": 0.0},
+    ]
     same = [c.model_dump() for c in build_rubric(config.rubric).criteria]
-    heavier = parse(nest({"rubric.name": "custom", "rubric.criteria": [{**c, "weight": 2.0 if c["name"] == "format" else 0.0} for c in same]}))
+    heavier = parse(
+        nest(
+            {
+                "rubric.name": "custom",
+                "rubric.criteria": [
+                    {**c, "weight": 2.0 if c["name"] == "format" else 0.0} for c in same
+                ],
+            }
+        )
+    )
     again = desk.reweigh(heavier, tried.key)
     [group] = again.groups
     assert [r.scores for r in group.rollouts] == [r.scores for r in tried.groups[0].rollouts]
     assert [r.reward for r in group.rollouts] == pytest.approx([2.0, 0.0, 0.0])  # 2 × format alone
     # (2 - 2/3)/(1.1547 + 1e-4) and twice (0 - 2/3)/(…)
-    assert [r.advantage for r in group.rollouts] == pytest.approx([1.15460, -0.57730, -0.57730], abs=1e-4)
+    assert [r.advantage for r in group.rollouts] == pytest.approx(
+        [1.15460, -0.57730, -0.57730], abs=1e-4
+    )
     # of the three pairs one is no, no; of the one triple none; beyond the sample (1/3)^4 + (2/3)^4
     assert [again.tied[g] for g in (2, 4)] == pytest.approx([1 / 3, 17 / 81])
     assert set(again.tied) == {2, 4, 8, 16, 32}
-    assert desk.reweigh(parse(nest({"rubric.name": "custom", "rubric.criteria": table})), tried.key) is None  # other criteria
+    assert (
+        desk.reweigh(parse(nest({"rubric.name": "custom", "rubric.criteria": table})), tried.key)
+        is None
+    )  # other criteria
     assert desk.reweigh(config, "guessed") is None
 
     page, key = keyed(_defaults(), lambda c: desk.score_texts(c, texts))

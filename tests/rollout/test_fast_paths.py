@@ -20,11 +20,26 @@ from grpo_core.rollout import decode_batches as waves
 from grpo_core.rollout import decoders, sample_groups
 
 SHAPES = {
-    "Qwen3": ("Qwen3Config", {"head_dim": 16}), "Qwen2": ("Qwen2Config", {}), "Llama": ("LlamaConfig", {"head_dim": 16}),
-    "Llama 3 angles": ("LlamaConfig", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-                                                           "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}),
-    "Mistral": ("MistralConfig", {"sliding_window": None}), "Mistral, sliding": ("MistralConfig", {"sliding_window": 4}),
-    "GPT-2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}), "Gemma": ("GemmaConfig", {"head_dim": 16}),
+    "Qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "Qwen2": ("Qwen2Config", {}),
+    "Llama": ("LlamaConfig", {"head_dim": 16}),
+    "Llama 3 angles": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "Mistral": ("MistralConfig", {"sliding_window": None}),
+    "Mistral, sliding": ("MistralConfig", {"sliding_window": 4}),
+    "GPT-2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}),
+    "Gemma": ("GemmaConfig", {"head_dim": 16}),
     "Gemma 2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}),
 }
 OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
@@ -35,8 +50,19 @@ EPS = torch.tensor(1e-6)
 
 def make_model(shape: str, dtype=torch.float32, **more):
     name, options = SHAPES[shape]
-    common = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-              "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.3}
+    common = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
     config = getattr(transformers, name)(**common | options | more)
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config).eval().to(dtype)
@@ -76,7 +102,9 @@ def test_a_model_with_a_replaced_layer_is_computed_by_its_own_code():
 
 @pytest.mark.parametrize("group_size", [2, 16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_loss_and_gradient_of_the_fast_update_are_those_of_rows_of_their_own_through_the_models_own_code(shape, group_size):
+def test_loss_and_gradient_of_the_fast_update_are_those_of_rows_of_their_own_through_the_models_own_code(
+    shape, group_size
+):
     batch = ragged(group_size)
     advantages = torch.randn(len(batch), generator=torch.Generator().manual_seed(1))
 
@@ -84,8 +112,12 @@ def test_loss_and_gradient_of_the_fast_update_are_those_of_rows_of_their_own_thr
         model, reference = make_model(shape), make_model(shape)
         for p in reference.parameters():
             p.data += 0.01
-        settings = TrainConfig(max_new_tokens=14, micro_batch_tokens=200 if plain else 16_384, max_grad_norm=1e6)
-        learner = Learner(model, reference.requires_grad_(False), AlgorithmConfig(kl_coef=0.1), settings, 1e-3)
+        settings = TrainConfig(
+            max_new_tokens=14, micro_batch_tokens=200 if plain else 16_384, max_grad_norm=1e6
+        )
+        learner = Learner(
+            model, reference.requires_grad_(False), AlgorithmConfig(kl_coef=0.1), settings, 1e-3
+        )
         learner._packs = False if plain else None
         learner.optimizer.step = lambda: None
         update = learner.update(batch, advantages)
@@ -100,17 +132,27 @@ def test_loss_and_gradient_of_the_fast_update_are_those_of_rows_of_their_own_thr
 
 
 def test_groups_that_do_not_fit_memory_together_are_sampled_in_turn_and_draw_the_same(monkeypatch):
-    policy, prompts = Policy(make_model("Qwen3", torch.float64), None, frozenset({7}), 0, 128), ragged(2).prompts
+    policy, prompts = (
+        Policy(make_model("Qwen3", torch.float64), None, frozenset({7}), 0, 128),
+        ragged(2).prompts,
+    )
     whole = sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5))
     assert list(waves.waves(policy, prompts, 4, 12)) == [[0, 1, 2]]
     monkeypatch.setattr(waves, "free_memory", lambda device: 0)
-    assert list(waves.waves(policy, prompts, 4, 12)) == [[0], [1], [2]]  # one prompt at least, whatever it takes
+    assert list(waves.waves(policy, prompts, 4, 12)) == [
+        [0],
+        [1],
+        [2],
+    ]  # one prompt at least, whatever it takes
     assert sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5)) == whole
 
 
 def test_models_that_look_back_a_fixed_way_get_no_padding_before_their_prompts():
     policy = Policy(make_model("Gemma 2"), None, frozenset(), 0, 128)
-    assert sorted(map(sorted, waves.waves(policy, [[2], [3, 4], [5], [6, 7]], 2, 4))) == [[0, 2], [1, 3]]
+    assert sorted(map(sorted, waves.waves(policy, [[2], [3, 4], [5], [6, 7]], 2, 4))) == [
+        [0, 2],
+        [1, 3],
+    ]
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
@@ -133,20 +175,41 @@ def test_the_gradient_of_adapters_is_that_of_the_models_own_code_and_the_model_w
     assert (found[None] - found[separate]).norm() <= 1e-5 * found[separate].norm()
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     with AdapterOff(model, adapter_layers(model)).off() as base, torch.no_grad():
-        torch.testing.assert_close(token_logprobs(base, batch, 1.0)[0], token_logprobs(make_model("Qwen3"), batch, 1.0)[0])
+        torch.testing.assert_close(
+            token_logprobs(base, batch, 1.0)[0], token_logprobs(make_model("Qwen3"), batch, 1.0)[0]
+        )
 
 
 def test_a_model_with_adapters_writes_what_its_merged_twin_writes():
     model = with_adapters(make_model("Qwen3", torch.float64))
-    draw = lambda: [s.token_ids for s in sample_groups(  # noqa: E731
-        Policy(model, None, frozenset({7}), 0, 128), ragged(2).prompts, 4, 20, 1.0, torch.Generator().manual_seed(5))]
+
+    def draw():
+        return [
+            s.token_ids
+            for s in sample_groups(
+                Policy(model, None, frozenset({7}), 0, 128),
+                ragged(2).prompts,
+                4,
+                20,
+                1.0,
+                torch.Generator().manual_seed(5),
+            )
+        ]
+
     apart = draw()
     merge_adapters(model)
     assert draw() == apart
 
 
 @pytest.mark.parametrize("short", [0, 1000], ids=["prompts kept apart", "prompts copied"])
-@pytest.mark.parametrize(("shape", "way"), [*((shape, "growing") for shape in SHAPES), ("Qwen3", "of one shape"), ("Llama 3 angles", "of one shape")])
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    [
+        *((shape, "growing") for shape in SHAPES),
+        ("Qwen3", "of one shape"),
+        ("Llama 3 angles", "of one shape"),
+    ],
+)
 def test_greedy_decoding_writes_what_generate_writes(shape, short, way, monkeypatch):
     if way == "of one shape":  # what is recorded on CUDA, here computed plainly
         monkeypatch.setattr(decoders, "_Shared", decoders._Recorded)
@@ -154,17 +217,32 @@ def test_greedy_decoding_writes_what_generate_writes(shape, short, way, monkeypa
     model = make_model(shape, torch.float64)
     model.generation_config.eos_token_id = None
     batch = ragged(2, seed=3)
-    reference = [model.generate(torch.tensor([p]), attention_mask=torch.ones(1, len(p), dtype=torch.long), do_sample=False, max_new_tokens=20)[0, len(p) :].tolist()
-                 for p in batch.prompts]
+    reference = [
+        model.generate(
+            torch.tensor([p]),
+            attention_mask=torch.ones(1, len(p), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=20,
+        )[0, len(p) :].tolist()
+        for p in batch.prompts
+    ]
     end = reference[0][7]  # rows end at different times: finished ones leave, the others go on
     expected = [r[: r.index(end) + 1] if end in r else r for r in reference]
     policy = Policy(model, None, frozenset({end}), 0, 128)
-    sampled = sample_groups(policy, batch.prompts, 3, 20, 0.0, torch.Generator().manual_seed(0), keep_logprobs=True)
+    sampled = sample_groups(
+        policy, batch.prompts, 3, 20, 0.0, torch.Generator().manual_seed(0), keep_logprobs=True
+    )
     assert [s.token_ids for s in sampled] == [e for e in expected for _ in range(3)]
     assert len({len(e) for e in expected}) > 1
     for s, prompt in zip(sampled[::3], batch.prompts, strict=True):
-        logprobs = model(torch.tensor([[*prompt, *s.token_ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        assert s.logprobs == pytest.approx(logprobs.gather(-1, torch.tensor(s.token_ids)[:, None])[:, 0].tolist(), abs=1e-4)
+        logprobs = (
+            model(torch.tensor([[*prompt, *s.token_ids]]))
+            .logits[0, len(prompt) - 1 : -1]
+            .log_softmax(-1)
+        )
+        assert s.logprobs == pytest.approx(
+            logprobs.gather(-1, torch.tensor(s.token_ids)[:, None])[:, 0].tolist(), abs=1e-4
+        )
 
 
 def test_a_rows_draws_do_not_depend_on_its_neighbours():
@@ -173,9 +251,18 @@ def test_a_rows_draws_do_not_depend_on_its_neighbours():
     policy = Policy(model, None, frozenset(range(2, 9)), 0, 128)
     prompts = ragged(2).prompts
     together = sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5))
-    never = sample_groups(dataclasses.replace(policy, end_ids=frozenset()), prompts, 4, 12, 1.0, torch.Generator().manual_seed(5))
+    never = sample_groups(
+        dataclasses.replace(policy, end_ids=frozenset()),
+        prompts,
+        4,
+        12,
+        1.0,
+        torch.Generator().manual_seed(5),
+    )
     assert [len(s.token_ids) for s in never] == [12] * 12
-    assert [s.token_ids for s in together] == [n.token_ids[: len(s.token_ids)] for s, n in zip(together, never, strict=True)]
+    assert [s.token_ids for s in together] == [
+        n.token_ids[: len(s.token_ids)] for s, n in zip(together, never, strict=True)
+    ]
     assert len({len(s.token_ids) for s in together}) > 3
 
 
@@ -183,7 +270,14 @@ def test_tokens_are_as_frequent_as_the_distribution_says_and_improbable_ones_com
     """Chi-square over 40 tokens of the second position, which is decoded and not prefilled."""
     model = make_model("Qwen3")
     prompt, draws = [5, 6, 7], 40_000
-    sampled = sample_groups(Policy(model, None, frozenset(), 0, 128), [prompt], draws, 2, 1.0, torch.Generator().manual_seed(0))
+    sampled = sample_groups(
+        Policy(model, None, frozenset(), 0, 128),
+        [prompt],
+        draws,
+        2,
+        1.0,
+        torch.Generator().manual_seed(0),
+    )
     first = torch.tensor([s.token_ids for s in sampled])[:, 0].mode().values.item()
     seconds = torch.tensor([s.token_ids[1] for s in sampled if s.token_ids[0] == first])
     p = model(torch.tensor([[*prompt, first]])).logits[0, -1].double().softmax(-1).detach()
@@ -199,8 +293,13 @@ def test_tokens_are_as_frequent_as_the_distribution_says_and_improbable_ones_com
 
 def test_the_derivatives_of_the_fused_operations_are_right():
     g = torch.Generator().manual_seed(0)
-    x, up, weight = (torch.randn(*s, dtype=torch.float64, generator=g).requires_grad_() for s in ((2, 3, 4, 6), (2, 3, 4, 6), (6,)))
-    cos, sin = (f(torch.randn(2, 3, 1, 3, dtype=torch.float64, generator=g)) for f in (torch.cos, torch.sin))
+    x, up, weight = (
+        torch.randn(*s, dtype=torch.float64, generator=g).requires_grad_()
+        for s in ((2, 3, 4, 6), (2, 3, 4, 6), (6,))
+    )
+    cos, sin = (
+        f(torch.randn(2, 3, 1, 3, dtype=torch.float64, generator=g)) for f in (torch.cos, torch.sin)
+    )
     assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, EPS), (x, weight))
     assert torch.autograd.gradcheck(lambda x: _Rotate.apply(x, cos, sin), x)
     assert torch.autograd.gradcheck(_SwiGLU.apply, (x, up))
@@ -208,11 +307,17 @@ def test_the_derivatives_of_the_fused_operations_are_right():
         assert torch.equal(_RMSNorm.apply(x, weight, EPS), rms_norm(x, weight, EPS))
         assert torch.equal(_Rotate.apply(x, cos, sin), turn(x, cos, sin))
         assert torch.equal(_SwiGLU.apply(x, up), swiglu(x, up))
-        torch.testing.assert_close(rms_norm(x, weight, EPS), torch.nn.functional.rms_norm(x, (6,), weight, 1e-6))
+        torch.testing.assert_close(
+            rms_norm(x, weight, EPS), torch.nn.functional.rms_norm(x, (6,), weight, 1e-6)
+        )
         torch.testing.assert_close(swiglu(x, up), torch.nn.functional.silu(x) * up)
 
 
 def test_half_precision_is_normalised_in_single_precision():
-    x = 300 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))  # its square overflows float16
+    x = 300 * torch.randn(
+        3, 64, generator=torch.Generator().manual_seed(0)
+    )  # its square overflows float16
     y = rms_norm(x.half(), torch.ones(64).half(), EPS)
-    torch.testing.assert_close(y.float(), torch.nn.functional.rms_norm(x, (64,)), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        y.float(), torch.nn.functional.rms_norm(x, (64,)), atol=2e-3, rtol=2e-3
+    )

@@ -19,12 +19,21 @@ from grpo_core.types import Completion, Prompt
 
 def score(check: str, text: str, answer: str = "", num_tokens: int = 5, **params):
     row = CHECKS[check]
-    return row.score(Completion(text, "stop", num_tokens), Prompt("p", "q", answer, "file"), row.params.model_validate(params))
+    return row.score(
+        Completion(text, "stop", num_tokens),
+        Prompt("p", "q", answer, "file"),
+        row.params.model_validate(params),
+    )
 
 
 def noted(check: str, text: str, answer: str = "", **params):
     row, notes = CHECKS[check], Counter()
-    return row.scores([Completion(text, "stop", 5)], [Prompt("p", "q", answer, "file")], row.params.model_validate(params), notes), notes
+    return row.scores(
+        [Completion(text, "stop", 5)],
+        [Prompt("p", "q", answer, "file")],
+        row.params.model_validate(params),
+        notes,
+    ), notes
 
 
 # ---- mathematics ------------------------------------------------------------------------------------------------------------
@@ -41,7 +50,9 @@ def test_at_least_98_percent_of_real_world_answer_pairs_get_the_right_verdict_qu
         seconds.append(time.perf_counter() - started)
         if found != verdict:
             wrong.append((said, right, verdict, found))
-    print(f"{len(pairs)} pairs, {len(wrong)} wrong, p50 {sorted(seconds)[len(pairs) // 2] * 1e3:.1f} ms, p99 {sorted(seconds)[int(len(pairs) * 0.99)] * 1e3:.1f} ms")
+    print(
+        f"{len(pairs)} pairs, {len(wrong)} wrong, p50 {sorted(seconds)[len(pairs) // 2] * 1e3:.1f} ms, p99 {sorted(seconds)[int(len(pairs) * 0.99)] * 1e3:.1f} ms"
+    )
     assert len(wrong) <= 0.02 * len(pairs), wrong
 
 
@@ -57,10 +68,16 @@ def test_a_formula_that_would_hang_the_server_is_killed_in_its_time_and_the_next
 
 def test_a_step_full_of_bombs_costs_a_bounded_time():
     check, notes = CHECKS["math"], Counter()
-    texts = [Completion(rf"\boxed{{9^{{9^{{{9 + i % 20}}}}}}}", "stop", 5) for i in range(64)]  # twenty different ones
+    texts = [
+        Completion(rf"\boxed{{9^{{9^{{{9 + i % 20}}}}}}}", "stop", 5) for i in range(64)
+    ]  # twenty different ones
     started = time.monotonic()
-    found = check.scores(texts, [Prompt("p", "q", "1", "file")] * 64, check.params(seconds=0.2), notes)
-    assert time.monotonic() - started < 25  # four of at most 0.2 + 1 s and a new process each; all would take over a minute
+    found = check.scores(
+        texts, [Prompt("p", "q", "1", "file")] * 64, check.params(seconds=0.2), notes
+    )
+    assert (
+        time.monotonic() - started < 25
+    )  # four of at most 0.2 + 1 s and a new process each; all would take over a minute
     assert set(found) <= {None, 0.0}
     assert sum(v is None for v in found) >= 40
 
@@ -70,7 +87,9 @@ def test_the_first_question_of_a_fresh_process_has_its_time_to_itself_and_too_la
 
     grader_process().close()
     assert score("math", r"\boxed{0.5}", r"\frac{1}{2}", seconds=1) == 1.0
-    [found], notes = noted("math", r"\boxed{(1,2)}", "(2,1)", seconds=0.0005)  # any comparison by sympy takes longer
+    [found], notes = noted(
+        "math", r"\boxed{(1,2)}", "(2,1)", seconds=0.0005
+    )  # any comparison by sympy takes longer
     assert found is None
     assert "took longer" in str(notes)
 
@@ -89,40 +108,78 @@ def test_no_text_makes_mathematics_raise(text, answer):
 # ---- answers ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "answer", "params", "expected"), [
-    ("<answer>Paris</answer>", "Paris", {}, 1.0), ("<answer>paris</answer>", "Paris", {}, 0.0), ("<answer>paris</answer>", "Paris", {"ignore_case": True}, 1.0),
-    ("Paris", "Paris", {}, 0.0), (" Paris\n", "Paris", {"where": "whole text"}, 1.0), ("x", "", {}, None),
-])
+@pytest.mark.parametrize(
+    ("text", "answer", "params", "expected"),
+    [
+        ("<answer>Paris</answer>", "Paris", {}, 1.0),
+        ("<answer>paris</answer>", "Paris", {}, 0.0),
+        ("<answer>paris</answer>", "Paris", {"ignore_case": True}, 1.0),
+        ("Paris", "Paris", {}, 0.0),
+        (" Paris\n", "Paris", {"where": "whole text"}, 1.0),
+        ("x", "", {}, None),
+    ],
+)
 def test_exact_compares_text(text, answer, params, expected):
     assert score("exact", text, answer, **params) == expected
 
 
-@pytest.mark.parametrize(("text", "answer", "params", "expected"), [
-    ("<answer>3.14</answer>", "3.14159", {"absolute": 0.01}, 1.0),  # 0.00159 away
-    ("<answer>3.1</answer>", "3.14159", {"absolute": 0.01}, 0.0),  # 0.04159 away
-    ("<answer>101</answer>", "100", {"relative": 0.01}, 1.0), ("<answer>101.1</answer>", "100", {"relative": 0.01}, 0.0),
-    ("<answer>$1,000</answer>", "1000", {}, 1.0), ("it makes 7, no, 8.", "8", {"last_number": True}, 1.0), ("it makes 8", "8", {}, 0.0),
-    ("<answer>nan</answer>", "8", {}, 0.0), ("<answer>8</answer>", "eight", {}, None),
-])
+@pytest.mark.parametrize(
+    ("text", "answer", "params", "expected"),
+    [
+        ("<answer>3.14</answer>", "3.14159", {"absolute": 0.01}, 1.0),  # 0.00159 away
+        ("<answer>3.1</answer>", "3.14159", {"absolute": 0.01}, 0.0),  # 0.04159 away
+        ("<answer>101</answer>", "100", {"relative": 0.01}, 1.0),
+        ("<answer>101.1</answer>", "100", {"relative": 0.01}, 0.0),
+        ("<answer>$1,000</answer>", "1000", {}, 1.0),
+        ("it makes 7, no, 8.", "8", {"last_number": True}, 1.0),
+        ("it makes 8", "8", {}, 0.0),
+        ("<answer>nan</answer>", "8", {}, 0.0),
+        ("<answer>8</answer>", "eight", {}, None),
+    ],
+)
 def test_numeric_allows_a_tolerance(text, answer, params, expected):
     assert score("numeric", text, answer, **params) == expected
 
 
-@pytest.mark.parametrize(("text", "answer", "expected"), [
-    ("<answer>B</answer>", "B", 1.0), ("<answer>(B)</answer>", "B) Paris", 1.0), (r"\boxed{\text{B}}", "B", 1.0), ("The answer is (C).", "C", 1.0),
-    ("Option A is wrong; the answer is D", "D", 1.0), ("B", "B", 1.0), ("B", "C", 0.0), ("I like Bananas", "B", 0.0), ("", "B", 0.0), ("B", "42", None),
-])
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("<answer>B</answer>", "B", 1.0),
+        ("<answer>(B)</answer>", "B) Paris", 1.0),
+        (r"\boxed{\text{B}}", "B", 1.0),
+        ("The answer is (C).", "C", 1.0),
+        ("Option A is wrong; the answer is D", "D", 1.0),
+        ("B", "B", 1.0),
+        ("B", "C", 0.0),
+        ("I like Bananas", "B", 0.0),
+        ("", "B", 0.0),
+        ("B", "42", None),
+    ],
+)
 def test_choice_reads_the_letter_however_it_is_given(text, answer, expected):
     assert score("choice", text, answer) == expected
 
 
-PERSON = {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0}}, "required": ["age"]}
+PERSON = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "minimum": 0}},
+    "required": ["age"],
+}
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ('{"age": 3}', 1.0), ('<answer>{"age": 3}</answer>', 1.0), ('Here:\n```json\n{"age": 3}\n```\nDone', 1.0), ('{"age": -3}', 0.5), ("{}", 0.5), ("age: 3", 0.0), ("", 0.0),
-    ("[" * 20_000, 0.0),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"age": 3}', 1.0),
+        ('<answer>{"age": 3}</answer>', 1.0),
+        ('Here:\n```json\n{"age": 3}\n```\nDone', 1.0),
+        ('{"age": -3}', 0.5),
+        ("{}", 0.5),
+        ("age: 3", 0.0),
+        ("", 0.0),
+        ("[" * 20_000, 0.0),
+    ],
+)
 def test_json_is_worth_half_and_the_schema_the_rest(text, expected):
     assert score("json_schema", text, json_schema=PERSON) == expected
 
@@ -132,7 +189,9 @@ def test_a_schema_fetches_nothing_and_its_patterns_cannot_hang():
     assert remote is None
     assert "Unresolvable" in str(notes)
     started = time.monotonic()
-    [slow], notes = noted("json_schema", '"' + "a" * 40 + '!"', json_schema={"pattern": "^(a+)+$"}, seconds=0.5)
+    [slow], notes = noted(
+        "json_schema", '"' + "a" * 40 + '!"', json_schema={"pattern": "^(a+)+$"}, seconds=0.5
+    )
     assert slow is None
     assert time.monotonic() - started < 3
 
@@ -152,14 +211,26 @@ def test_a_pattern_that_explodes_elsewhere_takes_no_time():
 def test_a_pattern_that_is_none_is_refused_with_what_the_engine_lacks():
     for pattern in ("(", r"(?=a)", r"(a)\1"):
         with pytest.raises(InvalidConfig, match="no look-around and no back-references"):
-            build_rubric(RubricConfig(criteria=(Criterion(name="a", check="regex", weight=1, params={"pattern": pattern}),)))
+            build_rubric(
+                RubricConfig(
+                    criteria=(
+                        Criterion(name="a", check="regex", weight=1, params={"pattern": pattern}),
+                    )
+                )
+            )
 
 
-@pytest.mark.parametrize(("text", "language", "expected"), [
-    ("The quick brown fox jumps over the lazy dog.", "en", 1.0), ("Der schnelle braune Fuchs springt über den faulen Hund.", "en", 0.0),
-    ("Der schnelle braune Fuchs springt über den faulen Hund.", "de", 1.0), ("42 = 40 + 2", "en", None), (r"$\frac{a}{b}$ `x`", "en", None),
-    ("机器学习是人工智能的一个分支，它研究计算机怎样模拟人类的学习行为。", "zh", 1.0),
-])
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("The quick brown fox jumps over the lazy dog.", "en", 1.0),
+        ("Der schnelle braune Fuchs springt über den faulen Hund.", "en", 0.0),
+        ("Der schnelle braune Fuchs springt über den faulen Hund.", "de", 1.0),
+        ("42 = 40 + 2", "en", None),
+        (r"$\frac{a}{b}$ `x`", "en", None),
+        ("机器学习是人工智能的一个分支，它研究计算机怎样模拟人类的学习行为。", "zh", 1.0),
+    ],
+)
 def test_the_language_is_detected_or_left_open(text, language, expected):
     assert score("natural_language", text, language=language) == expected
 
@@ -168,16 +239,28 @@ def test_likeness_is_what_the_measures_say():
     # longest common subsequence of "the cat sat" and "the cat ran": 2 words; F1 = 2·2/(3 + 3)
     assert score("similarity", "the cat sat", "the cat ran") == pytest.approx(2 / 3)
     for measure in ("rouge-l", "bleu", "chrf"):
-        same, other = (score("similarity", text, "the cat sat on the mat", measure=measure) for text in ("the cat sat on the mat", "completely different words here"))
+        same, other = (
+            score("similarity", text, "the cat sat on the mat", measure=measure)
+            for text in ("the cat sat on the mat", "completely different words here")
+        )
         assert same == pytest.approx(1.0)
         assert other < 0.2
     assert score("similarity", "x", "") is None
 
 
-BOUNDED = {name: row for name, row in CHECKS.items() if row.low is not None and name not in ("math", "json_schema", "judge")}
+BOUNDED = {
+    name: row
+    for name, row in CHECKS.items()
+    if row.low is not None and name not in ("math", "json_schema", "judge")
+}
 
 
-@given(st.text(max_size=300), st.text(max_size=40), st.integers(0, 10_000), st.sampled_from(sorted(BOUNDED)))
+@given(
+    st.text(max_size=300),
+    st.text(max_size=40),
+    st.integers(0, 10_000),
+    st.sampled_from(sorted(BOUNDED)),
+)
 @settings(deadline=None)
 def test_no_text_and_no_key_makes_a_check_raise_or_leave_its_range(text, answer, num_tokens, check):
     value = score(check, text, answer, num_tokens)
@@ -188,25 +271,50 @@ def test_no_text_and_no_key_makes_a_check_raise_or_leave_its_range(text, answer,
 
 
 def test_soft_overlong_and_repetition_and_cosine_agree_with_trl():
-    from trl.rewards import get_cosine_scaled_reward, get_repetition_penalty_reward, get_soft_overlong_punishment
+    from trl.rewards import (
+        get_cosine_scaled_reward,
+        get_repetition_penalty_reward,
+        get_soft_overlong_punishment,
+    )
 
     theirs = get_soft_overlong_punishment(100, 20)
     for n in (0, 79, 80, 81, 90, 99, 100, 101, 500):
-        assert score("soft_overlong", "x", num_tokens=n, max_tokens=100, soft_tokens=20) == pytest.approx(theirs([[1] * n])[0])
+        assert score(
+            "soft_overlong", "x", num_tokens=n, max_tokens=100, soft_tokens=20
+        ) == pytest.approx(theirs([[1] * n])[0])
     for words in ("a b c d", "a a a a a", "a b a b a b c", "a", ""):
         ids = [ord(w) for w in words.split()]
         for n in (1, 2, 3):
-            assert score("repetition", words, n=n) == pytest.approx(get_repetition_penalty_reward(n, -1.0)([ids])[0])
-    for answer, n in ((r"\frac{1}{3}", 0), (r"\frac{1}{3}", 50), ("2", 50), ("2", 100), (r"\frac{1}{3}", 200)):
+            assert score("repetition", words, n=n) == pytest.approx(
+                get_repetition_penalty_reward(n, -1.0)([ids])[0]
+            )
+    for answer, n in (
+        (r"\frac{1}{3}", 0),
+        (r"\frac{1}{3}", 50),
+        ("2", 50),
+        ("2", 100),
+        (r"\frac{1}{3}", 200),
+    ):
         text = rf"\boxed{{{answer}}}"
-        theirs = get_cosine_scaled_reward(100)([[{"content": text}]], [r"$\frac{1}{3}$"], [[1] * n])[0]
-        assert score("cosine_length", text, r"\frac{1}{3}", num_tokens=n, max_tokens=100) == pytest.approx(theirs)
+        theirs = get_cosine_scaled_reward(100)(
+            [[{"content": text}]], [r"$\frac{1}{3}$"], [[1] * n]
+        )[0]
+        assert score(
+            "cosine_length", text, r"\frac{1}{3}", num_tokens=n, max_tokens=100
+        ) == pytest.approx(theirs)
 
 
 def test_mathematics_agrees_with_trl_on_boxed_answers():
     from trl.rewards import accuracy_reward
 
-    pairs = [(r"\frac{1}{3}", r"\frac{1}{3}"), (r"\frac{1}{2}", r"\frac{1}{3}"), ("0.5", r"\frac{1}{2}"), ("x+1", "1+x"), ("(1,2)", "(1,3)"), (r"\sqrt{8}", r"2\sqrt{2}")]
+    pairs = [
+        (r"\frac{1}{3}", r"\frac{1}{3}"),
+        (r"\frac{1}{2}", r"\frac{1}{3}"),
+        ("0.5", r"\frac{1}{2}"),
+        ("x+1", "1+x"),
+        ("(1,2)", "(1,3)"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+    ]
     for given_, right in pairs:
         theirs = accuracy_reward([[{"content": rf"\boxed{{{given_}}}"}]], [f"${right}$"])[0]
         assert score("math", rf"\boxed{{{given_}}}", right) == theirs, (given_, right)
@@ -225,13 +333,20 @@ def test_think_format_agrees_with_trl_where_both_ask_for_one_block_at_the_start(
 
 def test_a_child_that_hangs_dies_or_says_too_much_is_replaced(tmp_path):
     script = tmp_path / "child.py"
-    script.write_text("import json, os, sys, time\nprint('{}', flush=True)\nfor line in sys.stdin:\n  q = json.loads(line)\n"
-                      "  if q == 'hang': time.sleep(60)\n  if q == 'die': os._exit(1)\n  if q == 'flood': print('x' * 20_000_000, flush=True)\n"
-                      "  if q == 'junk': print('not json', flush=True)\n  print(json.dumps([q, os.getpid()]), flush=True)\n")
+    script.write_text(
+        "import json, os, sys, time\nprint('{}', flush=True)\nfor line in sys.stdin:\n  q = json.loads(line)\n"
+        "  if q == 'hang': time.sleep(60)\n  if q == 'die': os._exit(1)\n  if q == 'flood': print('x' * 20_000_000, flush=True)\n"
+        "  if q == 'junk': print('not json', flush=True)\n  print(json.dumps([q, os.getpid()]), flush=True)\n"
+    )
     child = Child([str(script)])
     first = child.ask("a", 5)[1]
     assert child.ask("b", 5) == ["b", first]  # the same process
-    for question, says in (("hang", "longer than 0.3 s"), ("die", "died"), ("flood", "more than"), ("junk", "died")):
+    for question, says in (
+        ("hang", "longer than 0.3 s"),
+        ("die", "died"),
+        ("flood", "more than"),
+        ("junk", "died"),
+    ):
         with pytest.raises(ChildFailed, match=says):
             child.ask(question, 0.3 if question == "hang" else 5)
         assert child.ask("again", 5)[0] == "again"
@@ -239,13 +354,21 @@ def test_a_child_that_hangs_dies_or_says_too_much_is_replaced(tmp_path):
     child.close()
 
 
-@pytest.mark.parametrize(("preset", "right", "wrong", "answer"), [
-    ("mathematics", r"thus \boxed{\frac{1}{2}}", r"thus \boxed{\frac{1}{3}}", "0.5"), ("multiple choice", "<answer>B</answer>", "<answer>C</answer>", "B"),
-    ("number", "it makes 42", "it makes 43", "42"),
-])
-def test_every_preset_for_own_prompts_pays_a_right_answer_and_names_its_outcome(preset, right, wrong, answer):
+@pytest.mark.parametrize(
+    ("preset", "right", "wrong", "answer"),
+    [
+        ("mathematics", r"thus \boxed{\frac{1}{2}}", r"thus \boxed{\frac{1}{3}}", "0.5"),
+        ("multiple choice", "<answer>B</answer>", "<answer>C</answer>", "B"),
+        ("number", "it makes 42", "it makes 43", "42"),
+    ],
+)
+def test_every_preset_for_own_prompts_pays_a_right_answer_and_names_its_outcome(
+    preset, right, wrong, answer
+):
     rubric = build_rubric(RubricConfig(name=preset))
     prompt = Prompt("p", "q", answer, "file")
-    (good, more), (bad, less) = (rubric.score(Completion(text, "stop", 5), prompt) for text in (right, wrong))
+    (good, more), (bad, less) = (
+        rubric.score(Completion(text, "stop", 5), prompt) for text in (right, wrong)
+    )
     assert (good[rubric.outcome], bad[rubric.outcome]) == (1.0, 0.0)
     assert more == pytest.approx(less + 1.0)

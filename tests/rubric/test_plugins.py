@@ -18,7 +18,10 @@ from grpo_core.rubric.sandbox.plugins import load_plugins
 from grpo_core.types import Completion, Prompt
 
 COMPLETIONS = [Completion(text, "stop", 3) for text in ("<answer>5</answer>", "six")]
-PROMPTS = [Prompt("p", "2+3?", "5", "file", {"columns": {"level": 3}}), Prompt("q", "3+3?", "6", "file", {"columns": {"level": 4}})]
+PROMPTS = [
+    Prompt("p", "2+3?", "5", "file", {"columns": {"level": 3}}),
+    Prompt("q", "3+3?", "6", "file", {"columns": {"level": 4}}),
+]
 GOOD = "def right(completions, prompts, answer, level, **columns):\n    'Right?'\n    return [float(a in c) * l for c, a, l in zip(completions, answer, level)]\n"
 HOSTILE = {
     "loops for ever": "while True: pass",
@@ -67,19 +70,30 @@ def test_a_function_with_trls_signature_scores_and_gets_the_files_columns(tmp_pa
 
 
 def test_trls_own_reward_function_works_as_a_plug_in(tmp_path):
-    check = plugin(tmp_path, "import re\n\ndef think(completions, **kwargs):\n    return [1.0 if re.match(r'^<think>(?!.*<think>)(.*?)</think>.*$', c[0]['content'], re.DOTALL) "
-                             "else 0.0 for c in completions]\n")["mine.think"]
+    check = plugin(
+        tmp_path,
+        "import re\n\ndef think(completions, **kwargs):\n    return [1.0 if re.match(r'^<think>(?!.*<think>)(.*?)</think>.*$', c[0]['content'], re.DOTALL) "
+        "else 0.0 for c in completions]\n",
+    )["mine.think"]
     notes = Counter()
     texts = [Completion("<think>a</think>b", "stop", 3), Completion("a", "stop", 1)]
     assert check.scores(texts, PROMPTS, check.params(messages=True), notes) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_python_is_stopped_with_a_message_and_the_next_step_goes_on(tmp_path, what, monkeypatch):
+def test_hostile_python_is_stopped_with_a_message_and_the_next_step_goes_on(
+    tmp_path, what, monkeypatch
+):
     monkeypatch.setenv("GRPO_CANARY", "secret-canary")
     Path("/tmp/grpo-was-here").unlink(missing_ok=True)
     body = HOSTILE[what].replace("__FILE__", repr(str(tmp_path / "mine.py")))
-    check = plugin(tmp_path, "leaked = ''\n\ndef bad(completions, prompts, **columns):\n    global leaked\n" + textwrap.indent(body, "    ") + "\n    return [1.0, 1.0]\n\n" + GOOD)
+    check = plugin(
+        tmp_path,
+        "leaked = ''\n\ndef bad(completions, prompts, **columns):\n    global leaked\n"
+        + textwrap.indent(body, "    ")
+        + "\n    return [1.0, 1.0]\n\n"
+        + GOOD,
+    )
     started = time.monotonic()
     found, notes = run(check["mine.bad"], seconds=0.5)
     assert time.monotonic() - started < 8
@@ -92,13 +106,21 @@ def test_hostile_python_is_stopped_with_a_message_and_the_next_step_goes_on(tmp_
 
 
 def test_printing_a_gigabyte_goes_nowhere(tmp_path):
-    check = plugin(tmp_path, "def loud(completions, **_):\n    for _ in range(1000): print('x' * 1_000_000)\n    return [1.0, 1.0]\n")["mine.loud"]
+    check = plugin(
+        tmp_path,
+        "def loud(completions, **_):\n    for _ in range(1000): print('x' * 1_000_000)\n    return [1.0, 1.0]\n",
+    )["mine.loud"]
     assert run(check, seconds=10) == ([1.0, 1.0], Counter())
 
 
 def test_hostile_code_at_the_top_of_the_file_is_locked_up_too(tmp_path, monkeypatch):
     monkeypatch.setattr("grpo_core.rubric.sandbox.plugins.START_SECONDS", 1.0)
-    for body, says in (("while True: pass", "took too long"), ("open('/tmp/grpo-was-here', 'w')", "PermissionError"), ("def f(:", "SyntaxError"), ("x = 1", "no public function")):
+    for body, says in (
+        ("while True: pass", "took too long"),
+        ("open('/tmp/grpo-was-here', 'w')", "PermissionError"),
+        ("def f(:", "SyntaxError"),
+        ("x = 1", "no public function"),
+    ):
         (tmp_path / "mine.py").write_text(body)
         with pytest.raises(StudioError, match=says):
             load_plugins([str(tmp_path / "mine.py")])
@@ -107,10 +129,24 @@ def test_hostile_code_at_the_top_of_the_file_is_locked_up_too(tmp_path, monkeypa
 
 
 SNIPPETS = {
-    "while True: pass": "too long", "return [0] * 10**10": "MemoryError", "return 'a' * 10**12": "MemoryError", "return 9**9**9**9": "MemoryError", "return open('/etc/passwd').read()": "denied",
-    "import os; return os.environ['HOME']": "not supported", "import socket": "No module", "import subprocess": "No module", "return ().__class__.__base__.__subclasses__()": "no attribute",
-    "return __import__('os').system('id')": "NameError", "return 'x'": "no finite number", "return float('nan')": "no finite number", "return 10**400": "no finite number",
-    "return score(a, b, c, d)": "Recursion", "import time; time.sleep(99)": "too long", "x =": "Expected", "return [][1]": "IndexError", "print('x' * 10**9)": "MemoryError",
+    "while True: pass": "too long",
+    "return [0] * 10**10": "MemoryError",
+    "return 'a' * 10**12": "MemoryError",
+    "return 9**9**9**9": "MemoryError",
+    "return open('/etc/passwd').read()": "denied",
+    "import os; return os.environ['HOME']": "not supported",
+    "import socket": "No module",
+    "import subprocess": "No module",
+    "return ().__class__.__base__.__subclasses__()": "no attribute",
+    "return __import__('os').system('id')": "NameError",
+    "return 'x'": "no finite number",
+    "return float('nan')": "no finite number",
+    "return 10**400": "no finite number",
+    "return score(a, b, c, d)": "Recursion",
+    "import time; time.sleep(99)": "too long",
+    "x =": "Expected",
+    "return [][1]": "IndexError",
+    "print('x' * 10**9)": "MemoryError",
     "for i in range(10**9): print('x' * 1000)": "MemoryError",
 }
 
@@ -120,7 +156,10 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
     check, notes = CHECKS["python"], Counter()
     body = f"def score(a, b, c, d):\n    {code}\n"
     started = time.monotonic()
-    assert check.scores(COMPLETIONS, PROMPTS, check.params(code=body, seconds=0.3), notes) == [None, None]
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(code=body, seconds=0.3), notes) == [
+        None,
+        None,
+    ]
     assert time.monotonic() - started < 5
     assert SNIPPETS[code] in str(notes), notes
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
@@ -128,7 +167,12 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
 
 def test_a_snippet_that_loops_for_ever_costs_a_step_four_times_its_limit_and_no_more():
     check, notes, started = CHECKS["python"], Counter(), time.monotonic()
-    found = check.scores(COMPLETIONS * 20, PROMPTS * 20, check.params(code="def score(a, b, c, d):\n    while True: pass\n", seconds=0.2), notes)
+    found = check.scores(
+        COMPLETIONS * 20,
+        PROMPTS * 20,
+        check.params(code="def score(a, b, c, d):\n    while True: pass\n", seconds=0.2),
+        notes,
+    )
     assert found == [None] * 40
     assert notes == {"the snippet took too long": 4, "not tried after 4 that took too long": 36}
     assert time.monotonic() - started < 5  # 40 of 0.2 s would be eight
@@ -136,5 +180,10 @@ def test_a_snippet_that_loops_for_ever_costs_a_step_four_times_its_limit_and_no_
 
 def test_the_jail_holds_a_process_that_is_root_or_not():
     code = "from grpo_core.rubric.jail import lock_up\nimport sys\nlock_up(['/usr', sys.prefix, sys.base_prefix], 1 << 30)\nopen('/etc/hostname')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": os.getcwd()})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": os.getcwd()},
+    )
     assert "PermissionError" in done.stderr

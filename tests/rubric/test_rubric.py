@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig
-from grpo_core.rubric import CHECKS, PRESETS, VERDICTS, build_rubric, explain, variance_shares, verdict
+from grpo_core.rubric import (
+    CHECKS,
+    PRESETS,
+    VERDICTS,
+    build_rubric,
+    explain,
+    variance_shares,
+    verdict,
+)
 from grpo_core.types import Completion, Prompt
 
 PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")
@@ -16,26 +24,41 @@ PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")
 
 def score(check: str, text: str, num_tokens: int = 5, **params: object) -> float | None:
     row = CHECKS[check]
-    return row.score(Completion(text, "stop", num_tokens), PROMPT, row.params.model_validate(params))
+    return row.score(
+        Completion(text, "stop", num_tokens), PROMPT, row.params.model_validate(params)
+    )
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("<answer>86</answer>", 1.0), ("<answer> 86\n</answer>", 1.0), ("<answer>87</answer>", 0.0), ("86", 0.0), ("", 0.0),
-    ("<think>12+30=42,42+44=86</think><answer>86</answer>", 1.0),
-    ("<answer>85</answer><answer>86</answer>", 1.0),  # the last word counts
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<answer>86</answer>", 1.0),
+        ("<answer> 86\n</answer>", 1.0),
+        ("<answer>87</answer>", 0.0),
+        ("86", 0.0),
+        ("", 0.0),
+        ("<think>12+30=42,42+44=86</think><answer>86</answer>", 1.0),
+        ("<answer>85</answer><answer>86</answer>", 1.0),  # the last word counts
+    ],
+)
 def test_accuracy_is_one_only_for_the_right_text_in_the_answer_tag(text, expected):
     assert score("accuracy", text) == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("<answer>86</answer>", 1.0),                            # 1/2 for the tag + 1/2 for nothing outside
-    ("<think>x</think><answer>86</answer>", 1.0),            # thinking is allowed, not needed
-    ("so <answer>86</answer>", 0.5),                         # the tag stands, but text is outside
-    ("<answer>86</answer><think>x</think>", 0.5),            # wrong order: the block counts as outside
-    ("<answer>1</answer><answer>86</answer>", 0.0),          # twice is not once
-    ("<answer></answer>", 0.0), ("<answer>86", 0.0), ("</answer>86<answer>", 0.0), ("86", 0.0),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<answer>86</answer>", 1.0),  # 1/2 for the tag + 1/2 for nothing outside
+        ("<think>x</think><answer>86</answer>", 1.0),  # thinking is allowed, not needed
+        ("so <answer>86</answer>", 0.5),  # the tag stands, but text is outside
+        ("<answer>86</answer><think>x</think>", 0.5),  # wrong order: the block counts as outside
+        ("<answer>1</answer><answer>86</answer>", 0.0),  # twice is not once
+        ("<answer></answer>", 0.0),
+        ("<answer>86", 0.0),
+        ("</answer>86<answer>", 0.0),
+        ("86", 0.0),
+    ],
+)
 def test_format_gives_half_for_the_tag_and_half_for_nothing_outside(text, expected):
     assert score("format", text) == expected
 
@@ -43,23 +66,43 @@ def test_format_gives_half_for_the_tag_and_half_for_nothing_outside(text, expect
 def test_format_gives_partial_credit_for_each_required_tag():
     # one of two required tags stands: 1/2 · 1/2
     assert score("format", "<answer>86</answer>", required=["think", "answer"], optional=[]) == 0.25
-    assert score("format", "<think>a</think> <answer>86</answer>", required=["think", "answer"], optional=[]) == 1.0
+    assert (
+        score(
+            "format",
+            "<think>a</think> <answer>86</answer>",
+            required=["think", "answer"],
+            optional=[],
+        )
+        == 1.0
+    )
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("12+30=42", 1.0), ("abcд", 0.75), ("\x07\x07ab", 0.5), ("", 0.0), ("10000", 1.0),
-    ("ok" + "ab" * 4, 0.2),  # 8 of 10 characters are a loop
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("12+30=42", 1.0),
+        ("abcд", 0.75),
+        ("\x07\x07ab", 0.5),
+        ("", 0.0),
+        ("10000", 1.0),
+        ("ok" + "ab" * 4, 0.2),  # 8 of 10 characters are a loop
+    ],
+)
 def test_language_takes_off_foreign_script_control_characters_and_loops(text, expected):
     assert score("language", text) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("n", "expected"), [(1, 0.5), (2, 1.0), (8, 1.0), (12, 0.5), (16, 0.0), (99, 0.0)])
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1, 0.5), (2, 1.0), (8, 1.0), (12, 0.5), (16, 0.0), (99, 0.0)]
+)
 def test_length_is_full_in_the_range_and_fades_outside(n, expected):
     assert score("length", "x", n, min_tokens=2, max_tokens=8) == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), [("<think>a</think>", 1.0), ("<think> </think>", 0.0), ("<think>a", 0.0), ("a", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("<think>a</think>", 1.0), ("<think> </think>", 0.0), ("<think>a", 0.0), ("a", 0.0)],
+)
 def test_reasoning_sees_a_closed_think_block_that_is_not_blank(text, expected):
     assert score("reasoning", text) == expected
 
@@ -79,33 +122,59 @@ def test_what_cannot_be_scored_is_null_and_never_zero():
     assert scores["accuracy"] is None
     assert reward is None  # the watched criterion was scored, but it has no weight
     both = build_rubric(RubricConfig(name="answer"))
-    assert both.score(Completion("<answer>1</answer>", "stop", 3), nowhere)[1] == pytest.approx(0.3)  # .2 format + .1 language
+    assert both.score(Completion("<answer>1</answer>", "stop", 3), nowhere)[1] == pytest.approx(
+        0.3
+    )  # .2 format + .1 language
 
 
 def test_the_default_rubric_pays_nothing_for_thinking_as_such():
     rubric = build_rubric(RubricConfig())
     direct = rubric.score(Completion("<answer>86</answer>", "stop", 4), PROMPT)[1]
-    reasoned = rubric.score(Completion("<think>12+30=42</think><answer>86</answer>", "stop", 14), PROMPT)[1]
+    reasoned = rubric.score(
+        Completion("<think>12+30=42</think><answer>86</answer>", "stop", 14), PROMPT
+    )[1]
     assert direct == reasoned == pytest.approx(1.3)
 
 
 def test_wrong_criteria_are_refused_with_what_is_known():
     with pytest.raises(InvalidConfig, match=r"rubric\.criteria\.0\.check = 'nope'.*accuracy"):
         build_rubric(RubricConfig(criteria=(Criterion(name="a", check="nope", weight=1),)))
-    with pytest.raises(InvalidConfig, match=r"rubric\.criteria\.0\.params\.script.*Parameters of language: script"):
-        build_rubric(RubricConfig(criteria=(Criterion(name="a", check="language", weight=1, params={"script": "klingon"}),)))
+    with pytest.raises(
+        InvalidConfig, match=r"rubric\.criteria\.0\.params\.script.*Parameters of language: script"
+    ):
+        build_rubric(
+            RubricConfig(
+                criteria=(
+                    Criterion(name="a", check="language", weight=1, params={"script": "klingon"}),
+                )
+            )
+        )
     with pytest.raises(InvalidConfig, match=r"rubric\.name = 'nope'.*answer"):
         build_rubric(RubricConfig(name="nope"))
 
 
-@given(st.text(max_size=300), st.integers(0, 10_000), st.sampled_from(["accuracy", "format", "language", "length", "reasoning"]))
+@given(
+    st.text(max_size=300),
+    st.integers(0, 10_000),
+    st.sampled_from(["accuracy", "format", "language", "length", "reasoning"]),
+)
 def test_no_text_makes_a_criterion_raise_or_leave_its_range(text, num_tokens, check):
     value = score(check, text, num_tokens)  # the other checks: test_graders.py
     assert value is None or 0.0 <= value <= 1.0
 
 
-@pytest.mark.parametrize("text", ["<answer>" * 3000, "<think>" * 3000 + "</think>" * 3000, "a" * 200_000, "ab" * 10_000 + "c", "<answer>9" + "9" * 100_000,
-                                  "<answer>" + "(" * 20_000 + "</answer>", ("abcdefghijklmnop" * 3 + "!") * 400])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>" * 3000,
+        "<think>" * 3000 + "</think>" * 3000,
+        "a" * 200_000,
+        "ab" * 10_000 + "c",
+        "<answer>9" + "9" * 100_000,
+        "<answer>" + "(" * 20_000 + "</answer>",
+        ("abcdefghijklmnop" * 3 + "!") * 400,
+    ],
+)
 def test_hostile_text_is_scored_in_bounded_time(text):
     for name in PRESETS:
         start = time.perf_counter()
@@ -113,12 +182,21 @@ def test_hostile_text_is_scored_in_bounded_time(text):
         assert time.perf_counter() - start < 2  # a backtracking pattern would take minutes
 
 
-@pytest.mark.parametrize(("code", "rewards", "outcomes", "finish"), [
-    ("healthy", [1.1, 0.1], [1, 0], "ss"), ("all_right", [1.1, 1.1], [1, 1], "ss"), ("all_wrong", [0.1, 0.1], [0, 0], "ss"),
-    ("tied", [0.5, 0.5], [], "ss"), ("phantom", [0.1, 0.2], [0, 0], "ss"), ("polish", [1.1, 1.2], [1, 1], "ss"),
-    ("graded", [0.1, 0.2], [], "ss"), ("truncated", [1.1, 0.1], [1, 0], "sl"), ("unscored", [None, 1.0], [None, 1], "ss"),
-    ("all_wrong", [0.1, 0.1], [0, 0], "ll"),  # tied wins: there is nothing to learn, cut or not
-])
+@pytest.mark.parametrize(
+    ("code", "rewards", "outcomes", "finish"),
+    [
+        ("healthy", [1.1, 0.1], [1, 0], "ss"),
+        ("all_right", [1.1, 1.1], [1, 1], "ss"),
+        ("all_wrong", [0.1, 0.1], [0, 0], "ss"),
+        ("tied", [0.5, 0.5], [], "ss"),
+        ("phantom", [0.1, 0.2], [0, 0], "ss"),
+        ("polish", [1.1, 1.2], [1, 1], "ss"),
+        ("graded", [0.1, 0.2], [], "ss"),
+        ("truncated", [1.1, 0.1], [1, 0], "sl"),
+        ("unscored", [None, 1.0], [None, 1], "ss"),
+        ("all_wrong", [0.1, 0.1], [0, 0], "ll"),  # tied wins: there is nothing to learn, cut or not
+    ],
+)
 def test_each_situation_of_a_group_has_its_verdict(code, rewards, outcomes, finish):
     reasons = ["stop" if f == "s" else "length" for f in finish]
     assert verdict(rewards, outcomes, reasons) == code
@@ -135,19 +213,38 @@ def test_a_quarter_of_the_group_cut_at_the_limit_makes_it_partly_truncated():
 def test_shares_of_variance_are_what_cov_and_var_say_and_add_up_to_one():
     # r = 1·a + .5·b = 1.5, 1, .5, 0: mean .75, deviations .75 .25 −.25 −.75, Σd² = 1.25
     # a = 1 1 0 0: Σ a·d = 1 -> .8;  .5·b = .5 0 .5 0: Σ = .375 − .125 = .25 -> .2;  c has weight 0: no share
-    scores = [{"a": 1.0, "b": 1.0, "c": 0.0}, {"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 1.0, "c": 0.0}, {"a": 0.0, "b": 0.0, "c": 1.0}]
+    scores = [
+        {"a": 1.0, "b": 1.0, "c": 0.0},
+        {"a": 1.0, "b": 0.0, "c": 1.0},
+        {"a": 0.0, "b": 1.0, "c": 0.0},
+        {"a": 0.0, "b": 0.0, "c": 1.0},
+    ]
     shares = variance_shares(scores, {"a": 1.0, "b": 0.5, "c": 0.0})
     assert shares == pytest.approx({"a": 0.8, "b": 0.2})
     assert variance_shares(scores[:1], {"a": 1.0}) == {}
-    assert variance_shares([{"a": None}, {"a": 1.0}, {"a": 1.0}], {"a": 1.0}) == {}  # what could not be scored is no sibling
+    assert (
+        variance_shares([{"a": None}, {"a": 1.0}, {"a": 1.0}], {"a": 1.0}) == {}
+    )  # what could not be scored is no sibling
 
 
 def test_a_group_that_one_minor_criterion_decides_is_called_so_but_never_for_the_outcome():
     finish, rewards, right = ["stop"] * 4, [3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0]
-    assert verdict(rewards, right, finish, {"accuracy": 0.2, "style": 0.8}, "accuracy") == "dominated"
-    assert verdict(rewards, right, finish, {"accuracy": 0.21, "style": 0.79}, "accuracy") == "healthy"
+    assert (
+        verdict(rewards, right, finish, {"accuracy": 0.2, "style": 0.8}, "accuracy") == "dominated"
+    )
+    assert (
+        verdict(rewards, right, finish, {"accuracy": 0.21, "style": 0.79}, "accuracy") == "healthy"
+    )
     assert verdict(rewards, right, finish, {"accuracy": 0.9, "style": 0.1}, "accuracy") == "healthy"
-    assert verdict(rewards, right, finish, {"style": 1.0, "accuracy": 0.0}, "accuracy") == "healthy"  # nothing else differs: nothing is drowned
-    assert verdict(rewards, [0.0] * 4, finish, {"accuracy": 0.0, "style": 0.9, "form": 0.1}, "accuracy") == "phantom"
+    assert (
+        verdict(rewards, right, finish, {"style": 1.0, "accuracy": 0.0}, "accuracy") == "healthy"
+    )  # nothing else differs: nothing is drowned
+    assert (
+        verdict(
+            rewards, [0.0] * 4, finish, {"accuracy": 0.0, "style": 0.9, "form": 0.1}, "accuracy"
+        )
+        == "phantom"
+    )
     assert explain("dominated", rewards, right, finish, {"accuracy": 0.2, "style": 0.8}) == (
-        "80% of what tells these completions apart is style alone; 2 of 4 are right.")
+        "80% of what tells these completions apart is style alone; 2 of 4 are right."
+    )

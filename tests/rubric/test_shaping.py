@@ -17,7 +17,9 @@ from grpo_core.types import Completion, Prompt, Rollout
 
 
 @given(st.lists(st.lists(st.one_of(st.none(), st.floats(-100, 100)), max_size=6), max_size=6))
-def test_the_running_spread_is_the_sample_deviation_of_all_rewards_so_far_and_survives_being_saved(batches):
+def test_the_running_spread_is_the_sample_deviation_of_all_rewards_so_far_and_survives_being_saved(
+    batches,
+):
     spread = Spread()
     for batch in batches:
         spread = Spread(**asdict(spread)).including(batch)
@@ -30,21 +32,51 @@ def test_the_running_spread_is_the_sample_deviation_of_all_rewards_so_far_and_su
 def test_rewards_are_scaled_then_clipped_and_null_stays_null():
     spread = Spread().including([0.0, 4.0])  # sample std 2.828
     assert shaped([4.0, None], RubricConfig(), spread) == [4.0, None]
-    assert shaped([4.0, None], RubricConfig(scale=True), spread) == [pytest.approx(1.41421, abs=1e-5), None]
-    assert shaped([4.0, -4.0], RubricConfig(scale=True, clip_low=-0.5, clip_high=1.0), spread) == [1.0, -0.5]
+    assert shaped([4.0, None], RubricConfig(scale=True), spread) == [
+        pytest.approx(1.41421, abs=1e-5),
+        None,
+    ]
+    assert shaped([4.0, -4.0], RubricConfig(scale=True, clip_low=-0.5, clip_high=1.0), spread) == [
+        1.0,
+        -0.5,
+    ]
 
 
 def test_the_gate_takes_everything_but_the_outcome_where_nobody_reached_it():
-    rows = [{"right": 1.0, "form": 0.5}, {"right": 0.0, "form": 0.2}, {"right": 0.5, "form": 0.9}, {"right": None, "form": 0.1}]
-    assert gated(rows, [0, 0, 1, 1], "right") == [*rows[:2], {"right": 0.5, "form": None}, {"right": None, "form": None}]
+    rows = [
+        {"right": 1.0, "form": 0.5},
+        {"right": 0.0, "form": 0.2},
+        {"right": 0.5, "form": 0.9},
+        {"right": None, "form": 0.1},
+    ]
+    assert gated(rows, [0, 0, 1, 1], "right") == [
+        *rows[:2],
+        {"right": 0.5, "form": None},
+        {"right": None, "form": None},
+    ]
 
 
-CONFIG = {"rubric": {"criteria": [{"name": "right", "check": "accuracy", "weight": 1, "outcome": True}, {"name": "form", "check": "format", "weight": 0.5}]}}
+CONFIG = {
+    "rubric": {
+        "criteria": [
+            {"name": "right", "check": "accuracy", "weight": 1, "outcome": True},
+            {"name": "form", "check": "format", "weight": 0.5},
+        ]
+    }
+}
 
 
 def groups(*scores: tuple[float, float]) -> list[tuple[Prompt, tuple[Rollout, ...]]]:
     """One group whose rewards are right + form/2."""
-    return [(Prompt("p", "?", "", "t"), tuple(Rollout(Completion("x", "stop", 1), {"right": a, "form": b}, a + b / 2, 0.0) for a, b in scores))]
+    return [
+        (
+            Prompt("p", "?", "", "t"),
+            tuple(
+                Rollout(Completion("x", "stop", 1), {"right": a, "form": b}, a + b / 2, 0.0)
+                for a, b in scores
+            ),
+        )
+    ]
 
 
 def test_behind_the_gate_a_group_in_which_nobody_was_right_teaches_nothing_and_says_so():
@@ -56,17 +88,30 @@ def test_behind_the_gate_a_group_in_which_nobody_was_right_teaches_nothing_and_s
         assert group.verdict == verdict
         assert any(r.advantage for r in group.rollouts) != gate
         assert teaches(phantom[0][1], rubric, gate) != gate
-        assert [r.reward for r in group.rollouts] == [0.25, 0.1, 0.45]  # what was achieved stays on record
+        assert [r.reward for r in group.rollouts] == [
+            0.25,
+            0.1,
+            0.45,
+        ]  # what was achieved stays on record
 
 
 def test_scaled_rewards_decide_the_advantage_and_the_plain_ones_are_kept():
-    config = parse(CONFIG | {"rubric": CONFIG["rubric"] | {"scale": True}, "algorithm": {"advantage": "group_mean"}})
-    [group], _, spread = compare_groups(groups((1, 0), (0, 0)), build_rubric(config.rubric), config, Spread())
+    config = parse(
+        CONFIG
+        | {"rubric": CONFIG["rubric"] | {"scale": True}, "algorithm": {"advantage": "group_mean"}}
+    )
+    [group], _, spread = compare_groups(
+        groups((1, 0), (0, 0)), build_rubric(config.rubric), config, Spread()
+    )
     assert [r.reward for r in group.rollouts] == [1.0, 0.0]
     assert spread.std == pytest.approx(0.70711, abs=1e-5)  # of 1 and 0
-    assert [r.advantage for r in group.rollouts] == pytest.approx([0.70711, -0.70711], abs=1e-5)  # ±.5/.70711
+    assert [r.advantage for r in group.rollouts] == pytest.approx(
+        [0.70711, -0.70711], abs=1e-5
+    )  # ±.5/.70711
 
 
 def test_a_gate_without_an_outcome_is_refused():
     with pytest.raises(InvalidConfig, match=r"rubric\.gate.*flagged as the outcome"):
-        build_rubric(RubricConfig(gate=True, criteria=({"name": "a", "check": "format", "weight": 1},)))
+        build_rubric(
+            RubricConfig(gate=True, criteria=({"name": "a", "check": "format", "weight": 1},))
+        )

@@ -41,7 +41,9 @@ def GPU(duration):
                 lease.cancel()
                 process.kill()
                 process.join()
+
         return lend
+
     return decorate
 
 
@@ -51,7 +53,9 @@ def _sentinel(process, said):
 
 
 def _work(task, asked, said):
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a test that fails leaves no process behind
+    ctypes.CDLL(None).prctl(
+        1, signal.SIGKILL
+    )  # PR_SET_PDEATHSIG: a test that fails leaves no process behind
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def iterate():

@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-from tests.cli.test_cli import ENV, ROOT, sets
 
 from grpo_core.cli import main
 from grpo_core.config import PRESETS
@@ -18,21 +17,48 @@ from grpo_core.errors import InvalidConfig
 from grpo_core.runs.compare import Measured, find_preset, find_presets, spread, summarise, table
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
+from tests.cli.test_cli import ENV, ROOT, sets
 
-TINY = {"task.heldout_size": 4, "train.prompts_per_step": 2, "train.group_size": 4, "train.max_new_tokens": 8, "train.seed": 5}
+TINY = {
+    "task.heldout_size": 4,
+    "train.prompts_per_step": 2,
+    "train.group_size": 4,
+    "train.max_new_tokens": 8,
+    "train.seed": 5,
+}
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     """With the patience that several runs in a row need on a busy machine."""
-    return subprocess.run([sys.executable, "-m", "grpo_core", *arguments], capture_output=True, text=True, timeout=600, env=ENV, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "grpo_core", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=ENV,
+        cwd=ROOT,
+    )
 
 
 @pytest.fixture(scope="module")
 def compared(tiny_model, tmp_path_factory):
     """A store after `compare grpo ppo` over two seeds, and what it printed."""
     path = tmp_path_factory.mktemp("compare") / "runs.sqlite"
-    return path, cli("compare", "grpo", "PPO", "--task", "sort", "--seeds", "2", "--steps", "2", "--db", str(path), "--json",
-                     *sets({**TINY, "model.name": tiny_model}))
+    return path, cli(
+        "compare",
+        "grpo",
+        "PPO",
+        "--task",
+        "sort",
+        "--seeds",
+        "2",
+        "--steps",
+        "2",
+        "--db",
+        str(path),
+        "--json",
+        *sets({**TINY, "model.name": tiny_model}),
+    )
 
 
 def test_every_run_is_an_ordinary_run_seed_by_seed(compared):
@@ -40,7 +66,11 @@ def test_every_run_is_an_ordinary_run_seed_by_seed(compared):
     assert done.returncode == 0, done.stderr
     rows = Store(path).runs()[::-1]
     assert [(r.config["algorithm"]["preset"], r.config["train"]["seed"]) for r in rows] == [
-        ("GRPO", 5), ("PPO (critic)", 5), ("GRPO", 6), ("PPO (critic)", 6)]
+        ("GRPO", 5),
+        ("PPO (critic)", 5),
+        ("GRPO", 6),
+        ("PPO (critic)", 6),
+    ]
     assert {(r.status, r.steps_done, r.task) for r in rows} == {("finished", 2, "sort")}
 
 
@@ -80,21 +110,37 @@ def test_only_the_run_with_a_critic_has_the_critics_figures(compared):
 
 
 def run(preset, seed, after, status=RunStatus.FINISHED):
-    return Measured(f"{preset}{seed}", preset, seed, status, 1.0, 0.25, after, 1000 + seed, 2.0, 300.0)
+    return Measured(
+        f"{preset}{seed}", preset, seed, status, 1.0, 0.25, after, 1000 + seed, 2.0, 300.0
+    )
 
 
 def test_means_are_over_finished_runs_and_differences_over_common_seeds():
-    runs = [run("A", 0, 0.5), run("B", 0, 0.6), run("A", 1, 0.7), run("B", 1, 0.9), run("A", 2, 0.6), run("B", 2, None, RunStatus.FAILED)]
+    runs = [
+        run("A", 0, 0.5),
+        run("B", 0, 0.6),
+        run("A", 1, 0.7),
+        run("B", 1, 0.9),
+        run("A", 2, 0.6),
+        run("B", 2, None, RunStatus.FAILED),
+    ]
     summary = summarise(runs)
     assert (summary["A"]["finished"], summary["B"]["finished"], summary["B"]["runs"]) == (3, 2, 3)
     assert summary["A"]["heldout_after"]["mean"] == pytest.approx(0.6)
-    assert summary["A"]["heldout_after"]["error"] == pytest.approx(0.1 / 3**0.5)  # sd of .5 .6 .7 is .1
+    assert summary["A"]["heldout_after"]["error"] == pytest.approx(
+        0.1 / 3**0.5
+    )  # sd of .5 .6 .7 is .1
     # seeds 0 and 1: +.1 and +.2, mean .15, sd .0707, over √2: .05
-    assert summary["B"]["heldout_gain_over_first"] == {"mean": pytest.approx(0.15), "error": pytest.approx(0.05)}
+    assert summary["B"]["heldout_gain_over_first"] == {
+        "mean": pytest.approx(0.15),
+        "error": pytest.approx(0.05),
+    }
 
 
 def test_the_table_shows_means_and_errors_and_a_dash_where_nothing_finished():
-    text = table(summarise([run("A", 0, 0.5), run("A", 1, 0.7), run("B", 0, None, RunStatus.STOPPED)]))
+    text = table(
+        summarise([run("A", 0, 0.5), run("A", 1, 0.7), run("B", 0, None, RunStatus.STOPPED)])
+    )
     head, a, b, gain = text.splitlines()
     assert head.split("  ")[0] == "preset"
     assert "0.250 ± 0.000 → 0.600 ± 0.100" in a  # sd .1414 / √2
@@ -111,8 +157,18 @@ def test_one_seed_has_no_error_and_nothing_no_mean():
 # ---- requests ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "preset"), [("grpo", "GRPO"), ("GRPO", "GRPO"), ("ppo", "PPO (critic)"), ("PPO (critic)", "PPO (critic)"),
-                                              ("dr.grpo", "Dr. GRPO"), ("drgrpo", "Dr. GRPO"), ("dr", "Dr. GRPO")])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("grpo", "GRPO"),
+        ("GRPO", "GRPO"),
+        ("ppo", "PPO (critic)"),
+        ("PPO (critic)", "PPO (critic)"),
+        ("dr.grpo", "Dr. GRPO"),
+        ("drgrpo", "Dr. GRPO"),
+        ("dr", "Dr. GRPO"),
+    ],
+)
 def test_presets_are_found_by_short_names(name, preset):
     assert find_preset(name) == preset
 
@@ -126,15 +182,23 @@ def test_every_preset_is_found_by_its_own_name_and_the_beginnings_are_told_apart
         find_presets(["ppo", "PPO (critic)"])
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["grpo"], "two or more different presets"),
-    (["grpo", "nope"], "Known: GRPO"),
-    (["grpo", "ppo", "--steps", "0"], "train.steps = 0: must be at least 1"),
-    (["grpo", "ppo", "--task", "nope"], "Known: sums"),
-    (["grpo", "ppo", "--set", "algorithm.value_coef=0"], "algorithm.value_coef = 0.0: a critic that is not trained"),
-    (["grpo", "ppo", "--set", "algorithm.preset=GRPO"], "the presets are what is compared"),
-])
-def test_wrong_requests_are_refused_on_one_line_before_anything_runs(arguments, says, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["grpo"], "two or more different presets"),
+        (["grpo", "nope"], "Known: GRPO"),
+        (["grpo", "ppo", "--steps", "0"], "train.steps = 0: must be at least 1"),
+        (["grpo", "ppo", "--task", "nope"], "Known: sums"),
+        (
+            ["grpo", "ppo", "--set", "algorithm.value_coef=0"],
+            "algorithm.value_coef = 0.0: a critic that is not trained",
+        ),
+        (["grpo", "ppo", "--set", "algorithm.preset=GRPO"], "the presets are what is compared"),
+    ],
+)
+def test_wrong_requests_are_refused_on_one_line_before_anything_runs(
+    arguments, says, tmp_path, capsys
+):
     assert main(["compare", *arguments, "--db", str(tmp_path / "x.sqlite")]) == 2
     err = capsys.readouterr().err
     assert says in err
@@ -142,7 +206,16 @@ def test_wrong_requests_are_refused_on_one_line_before_anything_runs(arguments, 
 
 
 def test_what_only_a_run_can_find_out_is_said_once(tmp_path):
-    done = cli("compare", "grpo", "ppo", "--json", "--db", str(tmp_path / "x.sqlite"), "--set", "model.name=/no/model")
+    done = cli(
+        "compare",
+        "grpo",
+        "ppo",
+        "--json",
+        "--db",
+        str(tmp_path / "x.sqlite"),
+        "--set",
+        "model.name=/no/model",
+    )
     assert done.returncode == 2
     assert done.stderr.count("model.name = '/no/model'") == 1
     assert "model.name" in json.loads(done.stdout)["error"][0]
@@ -151,11 +224,30 @@ def test_what_only_a_run_can_find_out_is_said_once(tmp_path):
 def test_interrupting_ends_the_run_that_goes_on_and_begins_no_other(tiny_model, tmp_path):
     path = tmp_path / "runs.sqlite"
     process = subprocess.Popen(
-        [sys.executable, "-m", "grpo_core", "compare", "grpo", "ppo", "--steps", "100000", "--db", str(path), "--json",
-         *sets({**TINY, "task.heldout_size": 0, "model.name": tiny_model})],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV, cwd=ROOT)
+        [
+            sys.executable,
+            "-m",
+            "grpo_core",
+            "compare",
+            "grpo",
+            "ppo",
+            "--steps",
+            "100000",
+            "--db",
+            str(path),
+            "--json",
+            *sets({**TINY, "task.heldout_size": 0, "model.name": tiny_model}),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=ENV,
+        cwd=ROOT,
+    )
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (path.exists() and (rows := Store(path).runs()) and rows[0].steps_done >= 1):
+    while time.monotonic() < deadline and not (
+        path.exists() and (rows := Store(path).runs()) and rows[0].steps_done >= 1
+    ):
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)  # the parent alone, as a service manager would
     out, _ = process.communicate(timeout=30)

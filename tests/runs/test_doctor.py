@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 from processes import another_process
-from tests.runs.test_resume import configured
 
 from grpo_core.cli import main
 from grpo_core.types import RunStatus
+from tests.runs.test_resume import configured
 from tests.training.test_control import wait_for
 
 pytestmark = pytest.mark.faults
@@ -19,7 +19,9 @@ pytestmark = pytest.mark.faults
 # ---- doctor ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_doctor_finds_what_killed_processes_and_damage_left_and_mends_only_when_asked(manager, tiny_settings, tmp_path, capsys):
+def test_the_doctor_finds_what_killed_processes_and_damage_left_and_mends_only_when_asked(
+    manager, tiny_settings, tmp_path, capsys
+):
     store = manager.store
     run_id = manager.start(configured(tiny_settings))
     wait_for(manager, run_id, RunStatus.FINISHED)
@@ -38,7 +40,13 @@ def test_the_doctor_finds_what_killed_processes_and_damage_left_and_mends_only_w
     said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     wrong = [f["what"] for f in said["findings"] if f["wrong"]]
     assert said["wrong"] == 5, wrong
-    for part in ("no process works on it", "policy.safetensors is not as it was saved", "step-00000099", "20200101-000000-abcd", ".step-00000100.part"):
+    for part in (
+        "no process works on it",
+        "policy.safetensors is not as it was saved",
+        "step-00000099",
+        "20200101-000000-abcd",
+        ".step-00000100.part",
+    ):
         assert any(part in what for what in wrong), part
     assert (folder / "step-00000099").exists()
     assert main(["doctor", "--db", db, "--fix"]) == 0

@@ -13,13 +13,13 @@ import pytest
 from browser.live_server import Server
 from gradio_client import Client
 from processes import ENV, ROOT, another_process, until
-from tests.training.test_control import wait_for
-from tests.runs.test_resume import configured
 
 from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
+from tests.runs.test_resume import configured
+from tests.training.test_control import wait_for
 from ui.tabs.run_control import states
 
 pytestmark = pytest.mark.faults
@@ -28,10 +28,25 @@ pytestmark = pytest.mark.faults
 # ---- F1, F2: killed at any instant -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("variant", "kills"), [("plain", 5), pytest.param("two updates", 5, marks=pytest.mark.long), pytest.param("trust region", 5, marks=pytest.mark.long)])
-def test_a_run_killed_at_random_instants_ends_with_the_rows_of_one_that_nobody_disturbed(variant, kills):
-    done = subprocess.run([sys.executable, "-m", "benchmarks.chaos", "--kills", str(kills), "--variants", variant], env=ENV, cwd=ROOT, capture_output=True,
-                          text=True, timeout=170)
+@pytest.mark.parametrize(
+    ("variant", "kills"),
+    [
+        ("plain", 5),
+        pytest.param("two updates", 5, marks=pytest.mark.long),
+        pytest.param("trust region", 5, marks=pytest.mark.long),
+    ],
+)
+def test_a_run_killed_at_random_instants_ends_with_the_rows_of_one_that_nobody_disturbed(
+    variant, kills
+):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.chaos", "--kills", str(kills), "--variants", variant],
+        env=ENV,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"| {variant} | {kills} |" in done.stdout
     assert "| none |" in done.stdout
@@ -41,12 +56,38 @@ def test_a_run_killed_at_random_instants_ends_with_the_rows_of_one_that_nobody_d
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_the_same_numbers(tiny_settings, tmp_path, number):
-    config = configured(tiny_settings, **{"train.steps": 100_000, "train.checkpoint_every": 100_000, "train.eval_every": 0, "task.heldout_size": 0})
+def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_the_same_numbers(
+    tiny_settings, tmp_path, number
+):
+    config = configured(
+        tiny_settings,
+        **{
+            "train.steps": 100_000,
+            "train.checkpoint_every": 100_000,
+            "train.eval_every": 0,
+            "task.heldout_size": 0,
+        },
+    )
     (tmp_path / "config.json").write_text(config.model_dump_json())
     db = tmp_path / "runs.sqlite"
-    process = subprocess.Popen([sys.executable, "-m", "grpo_core", "train", "--db", str(db), "--config", str(tmp_path / "config.json"), "--json"],
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV, cwd=ROOT)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "grpo_core",
+            "train",
+            "--db",
+            str(db),
+            "--config",
+            str(tmp_path / "config.json"),
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=ENV,
+        cwd=ROOT,
+    )
     until(lambda: db.exists() and (rows := Store(db).runs()) and rows[0].steps_done >= 3, 60)
     process.send_signal(number)
     asked = time.monotonic()
@@ -58,11 +99,20 @@ def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_th
     assert [c.step for c in store.checkpoints(run.id)] == [run.steps_done]
 
 
-def test_a_server_told_to_end_saves_its_run_is_gone_in_time_and_the_next_one_offers_to_resume_it(tiny_settings, tmp_path):
+def test_a_server_told_to_end_saves_its_run_is_gone_in_time_and_the_next_one_offers_to_resume_it(
+    tiny_settings, tmp_path
+):
     server = Server(tmp_path / "runs.sqlite")
     try:
-        settings = {**tiny_settings, "model.name": str(tiny_settings["model.name"]), "train.steps": 100_000, "train.checkpoint_every": 100_000}
-        run_id = Client(server.url, verbose=False).predict(settings=settings, name="going", wait_when="kl > 1e9", api_name="/start")["id"]
+        settings = {
+            **tiny_settings,
+            "model.name": str(tiny_settings["model.name"]),
+            "train.steps": 100_000,
+            "train.checkpoint_every": 100_000,
+        }
+        run_id = Client(server.url, verbose=False).predict(
+            settings=settings, name="going", wait_when="kl > 1e9", api_name="/start"
+        )["id"]
         store = Store(server.db)
         until(lambda: store.run(run_id).steps_done >= 3, 60)
         asked = time.monotonic()
@@ -80,7 +130,9 @@ def test_a_server_told_to_end_saves_its_run_is_gone_in_time_and_the_next_one_off
         until(lambda: store.run(run_id).steps_done > run.steps_done, 60)
         assert store.run(run_id).breakpoints == "kl > 1000000000"
         client.predict(run=run_id, api_name="/stop")
-        assert [s["step"] for s in store.steps(run_id, 10**6)][: run.steps_done + 1] == list(range(1, run.steps_done + 2))
+        assert [s["step"] for s in store.steps(run_id, 10**6)][: run.steps_done + 1] == list(
+            range(1, run.steps_done + 2)
+        )
     finally:
         server.close()
 
@@ -88,11 +140,22 @@ def test_a_server_told_to_end_saves_its_run_is_gone_in_time_and_the_next_one_off
 # ---- F10: two servers ------------------------------------------------------------------------------------------------
 
 
-def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_when_the_first_was_killed(tmp_path, tiny_settings):
-    config = configured(tiny_settings, **{"train.steps": 100_000, "train.checkpoint_every": 2, "train.eval_every": 0, "task.heldout_size": 0})
+def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_when_the_first_was_killed(
+    tmp_path, tiny_settings
+):
+    config = configured(
+        tiny_settings,
+        **{
+            "train.steps": 100_000,
+            "train.checkpoint_every": 2,
+            "train.eval_every": 0,
+            "task.heldout_size": 0,
+        },
+    )
     (tmp_path / "config.json").write_text(config.model_dump_json())
     db = tmp_path / "runs.sqlite"
-    first = another_process("""
+    first = another_process(
+        """
         import json, sys, time
         from grpo_core.config import parse
         from grpo_core.runs import RunManager
@@ -102,7 +165,10 @@ def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_wh
         config = parse(json.loads(open(sys.argv[2]).read()))
         manager.start(config, "going"); manager.start(config.model_copy(update={"train": config.train.model_copy(update={"steps": 3})}), "waiting")
         time.sleep(600)
-    """, db, tmp_path / "config.json")
+    """,
+        db,
+        tmp_path / "config.json",
+    )
     try:
         store = until(lambda: db.exists() and Store(db).runs() and Store(db), 60)
         until(lambda: any(r.steps_done >= 5 for r in store.runs()), 60)
@@ -110,6 +176,7 @@ def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_wh
         waiting, going = store.runs()
         assert (going.name, going.status, waiting.status) == ("going", "running", "queued")
         from grpo_core.errors import StoreBusy, StudioError
+
         with pytest.raises(StoreBusy):
             second.start(config)
         with pytest.raises(StudioError, match="in another process"):
@@ -126,5 +193,7 @@ def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_wh
     until(lambda: store.run(going.id).steps_done > kept + 2)
     second.stop(going.id)
     wait_for(second, going.id, RunStatus.STOPPED)
-    assert [s["step"] for s in store.steps(going.id)] == list(range(1, store.run(going.id).steps_done + 1))
+    assert [s["step"] for s in store.steps(going.id)] == list(
+        range(1, store.run(going.id).steps_done + 1)
+    )
     second.close()

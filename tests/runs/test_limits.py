@@ -25,12 +25,38 @@ def refused(limits: Limits, waiting: int = 0, **settings) -> set[str]:
 
 
 def test_every_limit_names_its_field_and_none_is_set_by_default():
-    assert refused(from_environment({}, None), 99, train__steps=10**6, model__name="/anywhere") == set()
-    limits = from_environment({"GRPO_MAX_STEPS": "80", "GRPO_MAX_NEW_TOKENS": "48", "GRPO_MAX_ROLLOUTS": "64", "GRPO_MAX_HELDOUT": "200", "GRPO_MAX_WAITING": "2",
-                               "GRPO_MODELS": "bundled, owner/small"}, None)
-    assert refused(limits) == set()  # the default run is just allowed: 80 steps of 8 x 8, 48 tokens, 200 held out
-    assert refused(limits, train__steps=81, train__max_new_tokens=49, train__group_size=9, task__heldout_size=201, model__name="owner/big") == {
-        "train.steps", "train.max_new_tokens", "train.group_size", "task.heldout_size", "model.name"}
+    assert (
+        refused(from_environment({}, None), 99, train__steps=10**6, model__name="/anywhere")
+        == set()
+    )
+    limits = from_environment(
+        {
+            "GRPO_MAX_STEPS": "80",
+            "GRPO_MAX_NEW_TOKENS": "48",
+            "GRPO_MAX_ROLLOUTS": "64",
+            "GRPO_MAX_HELDOUT": "200",
+            "GRPO_MAX_WAITING": "2",
+            "GRPO_MODELS": "bundled, owner/small",
+        },
+        None,
+    )
+    assert (
+        refused(limits) == set()
+    )  # the default run is just allowed: 80 steps of 8 x 8, 48 tokens, 200 held out
+    assert refused(
+        limits,
+        train__steps=81,
+        train__max_new_tokens=49,
+        train__group_size=9,
+        task__heldout_size=201,
+        model__name="owner/big",
+    ) == {
+        "train.steps",
+        "train.max_new_tokens",
+        "train.group_size",
+        "task.heldout_size",
+        "model.name",
+    }
     assert refused(limits, 2) == {"train.steps"}
     assert refused(limits, train__eval_samples=2) == {"task.heldout_size"}
     with pytest.raises(InvalidConfig, match="GRPO_MAX_STEPS = 'many'"):
@@ -45,13 +71,24 @@ def test_off_this_machine_files_are_read_below_the_allowed_folders_only(tmp_path
     (allowed / "link.csv").symlink_to(outside / "p.csv")
     limits = Limits(roots=(allowed,))
     assert refused(limits, task__path=str(allowed / "p.csv")) == set()
-    for path in (outside / "p.csv", allowed / ".." / "outside" / "p.csv", allowed / "link.csv", "/etc/passwd", "../../etc/passwd", "~/x.csv"):
+    for path in (
+        outside / "p.csv",
+        allowed / ".." / "outside" / "p.csv",
+        allowed / "link.csv",
+        "/etc/passwd",
+        "../../etc/passwd",
+        "~/x.csv",
+    ):
         assert refused(limits, task__path=str(path)) == {"task.path"}, path
-    assert refused(limits, task__path=str(allowed / "p.csv"), task__heldout_source=str(outside / "p.csv")) == {"task.heldout_source"}
+    assert refused(
+        limits, task__path=str(allowed / "p.csv"), task__heldout_source=str(outside / "p.csv")
+    ) == {"task.heldout_source"}
     assert refused(limits, model__name=str(outside)) == {"model.name"}
     assert refused(limits, model__name="/nowhere") == {"model.name"}
     assert refused(limits, model__name="Qwen/Qwen3-0.6B", task__path="openai/gsm8k") == set()
-    criteria = [{"name": "m", "check": "reward_model", "weight": 1, "params": {"model": str(outside)}}]
+    criteria = [
+        {"name": "m", "check": "reward_model", "weight": 1, "params": {"model": str(outside)}}
+    ]
     assert refused(limits, rubric__criteria=criteria) == {"rubric.criteria.0.params.model"}
 
 
@@ -61,19 +98,33 @@ def test_while_a_text_is_scored_no_file_outside_is_read_either(tmp_path, monkeyp
 
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
     secret = tmp_path / "secret.csv"
-    secret.write_text("question,answer\nthe secret question,1\n" + "".join(f"q{i},1\n" for i in range(30)))
-    fields = [{"task.name": "file", "task.path": str(secret)}.get(n, v) for n, v in zip(form.NAMES, setup._defaults(), strict=True)]
+    secret.write_text(
+        "question,answer\nthe secret question,1\n" + "".join(f"q{i},1\n" for i in range(30))
+    )
+    fields = [
+        {"task.name": "file", "task.path": str(secret)}.get(n, v)
+        for n, v in zip(form.NAMES, setup._defaults(), strict=True)
+    ]
     assert "whose answer is 1" in setup.score_text("x", fields)  # seen, and in the cache
     monkeypatch.setenv("GRPO_STUDIO_ROOTS", str(tmp_path / "elsewhere"))
     assert "Choose a task first" in setup.score_text("x", fields)
-    monkeypatch.setenv("GRPO_STUDIO_ROOTS", os.pathsep.join([str(tmp_path / "elsewhere"), str(tmp_path)]))
+    monkeypatch.setenv(
+        "GRPO_STUDIO_ROOTS", os.pathsep.join([str(tmp_path / "elsewhere"), str(tmp_path)])
+    )
     assert "whose answer is 1" in setup.score_text("x", fields)
 
 
 def test_the_desk_asks_before_it_looks(tmp_path):
     desk = Desk(check=Limits(roots=(tmp_path,)).check)
     config = parse(nest({"task.path": "/etc/hosts"}))
-    for question in (desk.preview, desk.check_model, desk.preflight, desk.try_rubric, desk.probe, lambda c: desk.score_texts(c, ["a", "b"])):
+    for question in (
+        desk.preview,
+        desk.check_model,
+        desk.preflight,
+        desk.try_rubric,
+        desk.probe,
+        lambda c: desk.score_texts(c, ["a", "b"]),
+    ):
         with pytest.raises(InvalidConfig, match="does not read files there"):
             question(config)
 
@@ -120,7 +171,10 @@ def test_a_visitor_may_begin_so_many_runs_a_day_and_is_told_when_to_come_back():
     visitors.admit("address 10.0.0.1")
     now[0] += 3600
     visitors.admit("address 10.0.0.1")
-    with pytest.raises(InvalidConfig, match=r"allows a visitor 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours"):
+    with pytest.raises(
+        InvalidConfig,
+        match=r"allows a visitor 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours",
+    ):
         visitors.admit("address 10.0.0.1")
     visitors.admit("address 10.0.0.2")
     visitors.admit(None)  # the server itself, taking up its queue
@@ -134,8 +188,12 @@ def test_a_visitor_may_begin_so_many_runs_a_day_and_is_told_when_to_come_back():
 def test_time_and_disk_have_limits_with_the_value_and_the_way_out():
     limits = from_environment({"GRPO_MAX_MINUTES": "10", "GRPO_MAX_DISK_MIB": "100"}, None)
     assert limits.too_much(600, 100 * 2**20) is None
-    assert limits.too_much(601, 0) == ("This server lets a run take 10 minutes (GRPO_MAX_MINUTES). Its state is saved: press Resume for as long again, or run your own copy.")
-    assert limits.too_much(0, 150 * 2**20).startswith("The runs of this server take 150 MiB of the 100 MiB that they may (GRPO_MAX_DISK_MIB). Delete old runs")
+    assert limits.too_much(601, 0) == (
+        "This server lets a run take 10 minutes (GRPO_MAX_MINUTES). Its state is saved: press Resume for as long again, or run your own copy."
+    )
+    assert limits.too_much(0, 150 * 2**20).startswith(
+        "The runs of this server take 150 MiB of the 100 MiB that they may (GRPO_MAX_DISK_MIB). Delete old runs"
+    )
     limits.check_place(100 * 2**20)
     with pytest.raises(StudioError, match="150 MiB of the 100 MiB"):
         limits.check_place(150 * 2**20)
@@ -155,7 +213,13 @@ def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
 
     store = Store(tmp_path / "r.sqlite")
     asked = []
-    manager = runs.RunManager(store, train, limit=lambda seconds: asked.append(seconds) or ("Too long. Go home." if len(asked) > 3 else None))
+    manager = runs.RunManager(
+        store,
+        train,
+        limit=lambda seconds: (
+            asked.append(seconds) or ("Too long. Go home." if len(asked) > 3 else None)
+        ),
+    )
     run_id = manager.start(parse(nest({})))
     until(lambda: store.run(run_id).status == "stopped")
     assert store.run(run_id).error == "Too long. Go home."
@@ -177,7 +241,9 @@ def test_a_bucket_that_is_away_is_said_and_the_server_lives_on(tmp_path):
     snapshots = Snapshots(db, bucket, seconds=0)
     store = Store(db)
     store.create_run(parse(nest({})), "kept")
-    assert snapshots.state() == f"No copy in {bucket} yet: the first is made within 0 s of a change."
+    assert (
+        snapshots.state() == f"No copy in {bucket} yet: the first is made within 0 s of a change."
+    )
     assert snapshots.renew() is False
     assert "could not be renewed" in snapshots.state()
     bucket.unlink()
@@ -192,7 +258,8 @@ def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
     from grpo_core.types import RunStatus
 
     disk, bucket = tmp_path / "disk", tmp_path / "bucket"
-    server = another_process("""
+    server = another_process(
+        """
         import sys
         from pathlib import Path
         sys.path.insert(0, "tests/ui")
@@ -210,7 +277,10 @@ def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
                 record_step(record, step)
                 if step % 3 == 0 and snapshots.renew():
                     print(step, flush=True)
-        """, disk, bucket)
+        """,
+        disk,
+        bucket,
+    )
     said = [int(server.stdout.readline()) for _ in range(4)]
     server.kill()  # at whatever it is doing, a copy perhaps
     said += [int(line) for line in server.stdout.read().splitlines() if line.isdecimal()]

@@ -27,23 +27,51 @@ TIMELESS = [n for n in STEP_METRICS if "seconds" not in n and "memory" not in n]
 
 def record(store: Store, run_id: str, after: int = -1):
     """All that a run's rows say about its steps after `after`, times, memory and row ids aside."""
-    steps = [{n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(run_id) if s["step"] > after]
-    metrics = {name: [v for v in values if v[0] > after] for name, values in store.metrics(run_id).items()}
+    steps = [
+        {n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(run_id) if s["step"] > after
+    ]
+    metrics = {
+        name: [v for v in values if v[0] > after] for name, values in store.metrics(run_id).items()
+    }
     groups = []
     for group in store.iter_groups(run_id):
-        rollouts = [{k: v for k, v in asdict(r).items() if k not in ("id", "group_id")} for r in group.rollouts]
+        rollouts = [
+            {k: v for k, v in asdict(r).items() if k not in ("id", "group_id")}
+            for r in group.rollouts
+        ]
         if group.step > after:
-            groups.append({**{k: v for k, v in asdict(group).items() if k not in ("id", "run_id")}, "rollouts": rollouts})
+            groups.append(
+                {
+                    **{k: v for k, v in asdict(group).items() if k not in ("id", "run_id")},
+                    "rollouts": rollouts,
+                }
+            )
     return {"steps": steps, "metrics": {k: v for k, v in metrics.items() if v}, "groups": groups}
 
 
 def configured(settings, **more):
-    return prepare(parse(nest({**settings, "train.steps": 6, "train.checkpoint_every": 2, "train.checkpoint_keep_every": 1, "train.eval_every": 2, **more})))
+    return prepare(
+        parse(
+            nest(
+                {
+                    **settings,
+                    "train.steps": 6,
+                    "train.checkpoint_every": 2,
+                    "train.checkpoint_keep_every": 1,
+                    "train.eval_every": 2,
+                    **more,
+                }
+            )
+        )
+    )
 
 
 def whole_run(store: Store, config) -> str:
     run_id = store.create_run(config, "whole", status=RunStatus.LOADING)
-    assert execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id))) is RunStatus.FINISHED, store.run(run_id).error
+    assert (
+        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)))
+        is RunStatus.FINISHED
+    ), store.run(run_id).error
     return run_id
 
 
@@ -66,7 +94,10 @@ def cut_short(store: Store, config, when) -> str:
 
 def resume(store: Store, run_id: str) -> int:
     config, start = plan_resume(store, run_id)
-    assert execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start)) is RunStatus.FINISHED, store.run(run_id).error
+    assert (
+        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start))
+        is RunStatus.FINISHED
+    ), store.run(run_id).error
     return start.step
 
 
@@ -74,7 +105,11 @@ def resume(store: Store, run_id: str) -> int:
 KEPT = {
     "plain": {},
     "two updates a batch": {"algorithm.updates_per_batch": 2},
-    "adaptive KL": {"algorithm.kl_control": "adaptive", "algorithm.kl_target": 0.001, "algorithm.kl_horizon": 10},
+    "adaptive KL": {
+        "algorithm.kl_control": "adaptive",
+        "algorithm.kl_target": 0.001,
+        "algorithm.kl_horizon": 10,
+    },
     "entropy target": {"algorithm.entropy_target": 4.0, "algorithm.entropy_coef": 0.01},
     "moving reference": {"algorithm.ref_every": 2},
     "reward scale": {"rubric.scale": True},
@@ -85,11 +120,19 @@ KEPT = {
 
 
 @pytest.mark.parametrize("kept", KEPT)
-def test_a_run_that_was_cut_short_and_resumed_is_the_uninterrupted_run_to_the_last_bit(store, tiny_settings, kept):
+def test_a_run_that_was_cut_short_and_resumed_is_the_uninterrupted_run_to_the_last_bit(
+    store, tiny_settings, kept
+):
     config = configured(tiny_settings, **KEPT[kept])
     whole = whole_run(store, config)
-    cut = cut_short(store, config, lambda e: isinstance(e, PhaseStarted) and e == PhaseStarted(Phase.UPDATING, 4, 6))
-    assert store.last_step_with_groups(cut) == 4  # more was recorded than the checkpoint of step 2 knows
+    cut = cut_short(
+        store,
+        config,
+        lambda e: isinstance(e, PhaseStarted) and e == PhaseStarted(Phase.UPDATING, 4, 6),
+    )
+    assert (
+        store.last_step_with_groups(cut) == 4
+    )  # more was recorded than the checkpoint of step 2 knows
     assert resume(store, cut) == 2
     assert record(store, cut) == record(store, whole)
     states = [load(c.path, c.sha256) for run in (whole, cut) for c in store.checkpoints(run)[-1:]]
@@ -111,8 +154,12 @@ def plain(value):
 
 
 @pytest.mark.parametrize("phase", list(Phase)[1:])
-def test_a_stop_in_any_phase_saves_the_last_whole_step_and_resume_is_exact(store, tiny_settings, phase):
-    config = configured(tiny_settings, **{"train.checkpoint_every": 3, "algorithm.updates_per_batch": 2})
+def test_a_stop_in_any_phase_saves_the_last_whole_step_and_resume_is_exact(
+    store, tiny_settings, phase
+):
+    config = configured(
+        tiny_settings, **{"train.checkpoint_every": 3, "algorithm.updates_per_batch": 2}
+    )
     whole = whole_run(store, config)
     run_id = store.create_run(config, "stopped", status=RunStatus.LOADING)
     control = RunControl(store.checkpoint_folder(run_id))
@@ -129,10 +176,16 @@ def test_a_stop_in_any_phase_saves_the_last_whole_step_and_resume_is_exact(store
     assert record(store, run_id) == record(store, whole)
 
 
-def test_a_branch_without_changes_goes_on_as_its_parent_did_and_one_with_changes_does_not(store, tiny_settings):
+def test_a_branch_without_changes_goes_on_as_its_parent_did_and_one_with_changes_does_not(
+    store, tiny_settings
+):
     config = configured(tiny_settings)
     whole = whole_run(store, config)
-    for changes, same in (({}, True), ({"train.learning_rate": 0.01}, False), ({"algorithm.kl_coef": 5.0}, False)):
+    for changes, same in (
+        ({}, True),
+        ({"train.learning_rate": 0.01}, False),
+        ({"algorithm.kl_coef": 5.0}, False),
+    ):
         config, start = plan_branch(store, whole, 2, changes)
         run_id = store.create_run(config, "branch", status=RunStatus.LOADING, parent=(whole, 2))
         execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start))
@@ -145,7 +198,11 @@ def test_a_branch_without_changes_goes_on_as_its_parent_did_and_one_with_changes
 
 def test_a_branch_is_refused_what_its_checkpoint_cannot_give(store, tiny_settings):
     whole = whole_run(store, configured(tiny_settings))
-    for changes, field in (({"model.name": "bundled"}, "model.name"), ({"algorithm.advantage": "value"}, "algorithm.advantage"), ({"train.steps": 2}, "train.steps")):
+    for changes, field in (
+        ({"model.name": "bundled"}, "model.name"),
+        ({"algorithm.advantage": "value"}, "algorithm.advantage"),
+        ({"train.steps": 2}, "train.steps"),
+    ):
         with pytest.raises(InvalidConfig, match=field):
             plan_branch(store, whole, 2, changes)
     with pytest.raises(StudioError, match=r"no saved state of step 3. Saved: 2, 4, 6"):
@@ -176,7 +233,9 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(store, tiny_se
     assert record(store, cut) == record(store, whole)
 
 
-def test_micro_batches_that_memory_halved_stay_so_in_a_resumed_run_although_there_is_room_again(store, tiny_settings, monkeypatch):
+def test_micro_batches_that_memory_halved_stay_so_in_a_resumed_run_although_there_is_room_again(
+    store, tiny_settings, monkeypatch
+):
     import grpo_core.training.trainer as trainer
 
     class Device:  # with room for 60 tokens at a time while it is tight: a group is 44 at most, the batch of two groups more
@@ -198,7 +257,11 @@ def test_micro_batches_that_memory_halved_stay_so_in_a_resumed_run_although_ther
     roomy = whole_run(store, config)
     device.tight = True
     whole = whole_run(store, config)
-    assert max(s["micro_batch_tokens"] for s in store.steps(whole)) <= 60 < min(s["micro_batch_tokens"] for s in store.steps(roomy))
+    assert (
+        max(s["micro_batch_tokens"] for s in store.steps(whole))
+        <= 60
+        < min(s["micro_batch_tokens"] for s in store.steps(roomy))
+    )
     cut = cut_short(store, config, lambda e: isinstance(e, StepCompleted) and e.step == 3)
     device.tight = False
     assert resume(store, cut) == 2
@@ -214,8 +277,13 @@ def test_without_any_checkpoint_a_run_begins_anew_and_is_the_same_run(store, tin
     assert record(store, cut) == record(store, whole)
 
 
-def test_checkpoints_are_listed_with_their_size_and_old_ones_leave_rows_and_disk(store, tiny_settings):
-    config = configured(tiny_settings, **{"train.checkpoint_every": 1, "train.checkpoint_keep_every": 4, "task.heldout_size": 0})
+def test_checkpoints_are_listed_with_their_size_and_old_ones_leave_rows_and_disk(
+    store, tiny_settings
+):
+    config = configured(
+        tiny_settings,
+        **{"train.checkpoint_every": 1, "train.checkpoint_keep_every": 4, "task.heldout_size": 0},
+    )
     run_id = whole_run(store, config)
     rows = store.checkpoints(run_id)
     assert [r.step for r in rows] == [4, 5, 6]  # the last two, and every fourth
@@ -236,7 +304,11 @@ def test_the_last_the_best_and_every_nth_are_kept():
 
 def test_plain_state_comes_back_as_it_was():
     tensor = torch.tensor([1.0, math.inf, -0.0])
-    state = {"a": {0: tensor, 1: (0.9, 0.99)}, "b": [None, True, 3, "x", math.inf, 0.1 + 0.2], "c": {}}
+    state = {
+        "a": {0: tensor, 1: (0.9, 0.99)},
+        "b": [None, True, 3, "x", math.inf, 0.1 + 0.2],
+        "c": {},
+    }
     tensors = {}
     again = unpack(json.loads(json.dumps(pack(state, tensors))), tensors)
     assert again == state
@@ -250,8 +322,20 @@ def test_a_checkpoint_that_could_not_be_finished_leaves_the_one_before_alone(tmp
     first = save(tmp_path, snapshot)
     before = {p.name: p.read_bytes() for p in first.iterdir()}
     for step in range(1, 3):
-        with pytest.raises(TypeError):  # the same moment at which a disk would be full: something is written already
-            save(tmp_path, Snapshot(step, {"w": torch.ones(3)}, {"optimizer": {"x": torch.ones(2)}}, Spread(), {1}, None))
+        with pytest.raises(
+            TypeError
+        ):  # the same moment at which a disk would be full: something is written already
+            save(
+                tmp_path,
+                Snapshot(
+                    step,
+                    {"w": torch.ones(3)},
+                    {"optimizer": {"x": torch.ones(2)}},
+                    Spread(),
+                    {1},
+                    None,
+                ),
+            )
         assert {p.name for p in tmp_path.iterdir()} == {first.name}
         assert {p.name: p.read_bytes() for p in first.iterdir()} == before
 
@@ -264,7 +348,9 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(store, tiny_settin
         train(config, lambda event: None, RunControl(None, Start(2, row.path, row.sha256)))
 
 
-def test_a_run_that_fails_saves_nothing_more_because_anything_may_have_been_left_behind(store, tiny_settings):
+def test_a_run_that_fails_saves_nothing_more_because_anything_may_have_been_left_behind(
+    store, tiny_settings
+):
     config = configured(tiny_settings)
 
     def listen(event):
@@ -272,6 +358,9 @@ def test_a_run_that_fails_saves_nothing_more_because_anything_may_have_been_left
             raise ZeroDivisionError
 
     run_id = store.create_run(config, "fails", status=RunStatus.LOADING)
-    assert execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)), listen) is RunStatus.FAILED
+    assert (
+        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)), listen)
+        is RunStatus.FAILED
+    )
     assert [c.step for c in store.checkpoints(run_id)] == [2]
     assert resume(store, run_id) == 2  # but it can be resumed like any other

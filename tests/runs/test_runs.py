@@ -50,7 +50,9 @@ def config(steps=2, **settings) -> RunConfig:
 
 def wait_for(manager, run_id, *statuses, seconds=5.0) -> RunStatus:
     deadline = time.monotonic() + seconds
-    while (status := manager.store.run(run_id).status) not in statuses and time.monotonic() < deadline:
+    while (
+        status := manager.store.run(run_id).status
+    ) not in statuses and time.monotonic() < deadline:
         time.sleep(0.01)
     assert status in statuses, f"{status}: {manager.store.run(run_id).error}"
     return status
@@ -61,7 +63,13 @@ def test_a_run_goes_from_queued_to_finished_and_its_steps_are_in_the_store(manag
     script.go.release(2)
     wait_for(manager, run_id, RunStatus.FINISHED)
     row = manager.store.run(run_id)
-    assert (row.name, row.steps_done, row.reward_first, row.reward_last, row.error) == ("first", 2, 1.0, 2.0, None)
+    assert (row.name, row.steps_done, row.reward_first, row.reward_last, row.error) == (
+        "first",
+        2,
+        1.0,
+        2.0,
+        None,
+    )
     assert row.started_at <= row.ended_at
 
 
@@ -93,7 +101,10 @@ def test_stop_keeps_what_was_recorded_and_asking_ten_times_at_once_is_asking_onc
         t.join()
     wait_for(manager, run_id, RunStatus.STOPPED)
     manager.stop(run_id)
-    assert (manager.store.run(run_id).status, manager.store.run(run_id).steps_done) == (RunStatus.STOPPED, 1)
+    assert (manager.store.run(run_id).status, manager.store.run(run_id).steps_done) == (
+        RunStatus.STOPPED,
+        1,
+    )
 
 
 def test_a_queued_run_can_be_stopped_without_ever_starting(manager, script):
@@ -105,7 +116,9 @@ def test_a_queued_run_can_be_stopped_without_ever_starting(manager, script):
     assert len(script.started) == 1
 
 
-def test_a_programming_error_fails_the_run_with_its_traceback_and_the_next_one_can_start(manager, script):
+def test_a_programming_error_fails_the_run_with_its_traceback_and_the_next_one_can_start(
+    manager, script
+):
     script.error = ZeroDivisionError("no such luck")
     run_id = manager.start(config())
     script.go.release(1)
@@ -126,7 +139,10 @@ def test_an_error_that_is_the_users_to_solve_is_kept_as_one_line(manager, script
     assert manager.store.run(run_id).error == "The model does not fit. Lower the group size."
 
 
-@pytest.mark.parametrize(("settings", "field"), [({"task.name": "nope"}, "task.name"), ({"rubric.name": "nope"}, "rubric.name")])
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [({"task.name": "nope"}, "task.name"), ({"rubric.name": "nope"}, "rubric.name")],
+)
 def test_what_cannot_be_run_is_refused_before_a_run_exists(manager, settings, field):
     with pytest.raises(InvalidConfig, match=field):
         manager.start(config(**settings))
@@ -143,7 +159,9 @@ def test_the_check_of_the_model_is_asked_before_a_run_exists(tmp_path, script):
     assert manager.store.runs() == []
 
 
-def test_closing_stops_the_run_and_refuses_new_starts_and_the_queue_goes_on_with_the_next_server(manager, script):
+def test_closing_stops_the_run_and_refuses_new_starts_and_the_queue_goes_on_with_the_next_server(
+    manager, script
+):
     first, second = manager.start(config()), manager.start(config())
     wait_for(manager, first, RunStatus.RUNNING)
     manager.close()

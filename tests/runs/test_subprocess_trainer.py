@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 from processes import another_process, until
-from tests.training.test_control import started_paused, wait_for
-from tests.training.test_faults import fill, small_disk  # noqa: F401
-from tests.runs.test_resume import configured, record
 
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.runs.manager import RunManager
@@ -21,6 +18,9 @@ from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
+from tests.runs.test_resume import configured, record
+from tests.training.test_control import started_paused, wait_for
+from tests.training.test_faults import fill, small_disk  # noqa: F401
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,21 +38,38 @@ def distant(tmp_path):
 
 def children() -> set[int]:
     """Processes of this one that train, whose parent is the one that they were forked from."""
-    parents = {int(p.name): int((p / "stat").read_text().rpartition(")")[2].split()[1]) for p in Path("/proc").iterdir() if p.name.isdigit() and (p / "stat").exists()}
-    return {child for child, parent in parents.items() if parents.get(parent) == os.getpid() and b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    parents = {
+        int(p.name): int((p / "stat").read_text().rpartition(")")[2].split()[1])
+        for p in Path("/proc").iterdir()
+        if p.name.isdigit() and (p / "stat").exists()
+    }
+    return {
+        child
+        for child, parent in parents.items()
+        if parents.get(parent) == os.getpid()
+        and b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()
+    }
 
 
-def test_a_run_apart_records_what_a_run_in_a_thread_records_and_leaves_no_process_behind(distant, manager, tiny_settings):
-    config = configured(tiny_settings, **{"algorithm.kl_control": "adaptive", "algorithm.kl_target": 0.001})
+def test_a_run_apart_records_what_a_run_in_a_thread_records_and_leaves_no_process_behind(
+    distant, manager, tiny_settings
+):
+    config = configured(
+        tiny_settings, **{"algorithm.kl_control": "adaptive", "algorithm.kl_target": 0.001}
+    )
     there, here = distant.start(config), manager.start(config)
     wait_for(distant, there, RunStatus.FINISHED)
     wait_for(manager, here, RunStatus.FINISHED)
     assert record(distant.store, there) == record(manager.store, here)
-    assert [c.step for c in distant.store.checkpoints(there)] == [c.step for c in manager.store.checkpoints(here)]
+    assert [c.step for c in distant.store.checkpoints(there)] == [
+        c.step for c in manager.store.checkpoints(here)
+    ]
     until(lambda: not children(), 5)
 
 
-def test_pause_step_edit_and_knobs_reach_a_run_apart_and_it_resumes_from_its_checkpoint(distant, manager, tiny_settings):
+def test_pause_step_edit_and_knobs_reach_a_run_apart_and_it_resumes_from_its_checkpoint(
+    distant, manager, tiny_settings
+):
     config = configured(tiny_settings, **{"train.warmup_steps": 0})
 
     def talk(to: RunManager) -> str:
@@ -87,7 +104,9 @@ def test_a_pause_before_the_process_is_there_is_heard_in_it(distant, tiny_settin
     wait_for(distant, run_id, RunStatus.FINISHED)
 
 
-def test_a_model_that_keeps_several_threads_busy_trains_apart_as_it_does_here(distant, manager, tiny_settings, tmp_path):
+def test_a_model_that_keeps_several_threads_busy_trains_apart_as_it_does_here(
+    distant, manager, tiny_settings, tmp_path
+):
     """A forked process waits for ever for OpenMP threads that its parent had begun: that from which runs are forked has begun none."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -97,28 +116,48 @@ def test_a_model_that_keeps_several_threads_busy_trains_apart_as_it_does_here(di
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=4,
-                                             max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    assert sum(p.numel() for p in model.parameters()) > 2 * 2_000_000  # so that share_cores() takes two
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=384,
+                intermediate_size=1024,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=128,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    assert (
+        sum(p.numel() for p in model.parameters()) > 2 * 2_000_000
+    )  # so that share_cores() takes two
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     config = configured(tiny_settings, **{"model.name": str(tmp_path / "model"), "train.steps": 2})
     there, here = distant.start(config), manager.start(config)
     wait_for(distant, there, RunStatus.FINISHED, seconds=60)
     wait_for(manager, here, RunStatus.FINISHED, seconds=60)
-    assert [len(g.rollouts) for g in distant.store.iter_groups(there)] == [len(g.rollouts) for g in manager.store.iter_groups(here)]
+    assert [len(g.rollouts) for g in distant.store.iter_groups(there)] == [
+        len(g.rollouts) for g in manager.store.iter_groups(here)
+    ]
 
 
-def test_what_cannot_be_run_fails_with_its_reason_and_without_a_traceback(distant, tiny_settings, tmp_path):
+def test_what_cannot_be_run_fails_with_its_reason_and_without_a_traceback(
+    distant, tiny_settings, tmp_path
+):
     config = configured(tiny_settings)
-    wrong = config.model_copy(update={"model": config.model.model_copy(update={"name": str(tmp_path / "nowhere")})})
+    wrong = config.model_copy(
+        update={"model": config.model.model_copy(update={"name": str(tmp_path / "nowhere")})}
+    )
     run = wait_for(distant, distant.start(wrong), RunStatus.FAILED)
     assert "nowhere" in run.error
     assert "Traceback" not in run.error
 
 
 @pytest.mark.faults
-def test_a_killed_process_is_a_failed_run_that_says_so_within_two_seconds_and_can_be_resumed_to_the_same_rows(distant, manager, tiny_settings):
+def test_a_killed_process_is_a_failed_run_that_says_so_within_two_seconds_and_can_be_resumed_to_the_same_rows(
+    distant, manager, tiny_settings
+):
     config = configured(tiny_settings, **{"train.steps": 40})
     run_id = distant.start(config)
     until(lambda: distant.store.run(run_id).steps_done >= 5)
@@ -139,9 +178,12 @@ def test_a_killed_process_is_a_failed_run_that_says_so_within_two_seconds_and_ca
 
 @pytest.mark.faults
 def test_the_process_ends_when_whoever_keeps_its_record_is_killed(tmp_path, tiny_settings):
-    (tmp_path / "config.json").write_text(configured(tiny_settings, **{"train.steps": 100_000}).model_dump_json())
+    (tmp_path / "config.json").write_text(
+        configured(tiny_settings, **{"train.steps": 100_000}).model_dump_json()
+    )
     db = tmp_path / "runs.sqlite"
-    server = another_process("""
+    server = another_process(
+        """
         import json, sys, time
         from grpo_core.apart import apart
         from grpo_core.config import parse
@@ -152,7 +194,11 @@ def test_the_process_ends_when_whoever_keeps_its_record_is_killed(tmp_path, tiny
             manager = RunManager(Store(sys.argv[1]), apart(train))
             manager.start(parse(json.loads(open(sys.argv[2]).read())))
             time.sleep(600)
-    """, db, tmp_path / "config.json", start_new_session=True)
+    """,
+        db,
+        tmp_path / "config.json",
+        start_new_session=True,
+    )
     group = server.pid
     try:
         until(lambda: db.exists() and (rows := Store(db).runs()) and rows[0].steps_done >= 3, 60)
@@ -180,14 +226,20 @@ def _session(process: Path) -> int:
 
 @pytest.mark.faults
 def test_a_full_disk_holds_a_run_apart_too_and_nothing_is_lost(small_disk, tiny_settings, manager):  # noqa: F811
-    config = configured(tiny_settings, **{"train.steps": 30, "train.checkpoint_every": 0, "train.token_records": 0})
+    config = configured(
+        tiny_settings, **{"train.steps": 30, "train.checkpoint_every": 0, "train.token_records": 0}
+    )
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
     distant = RunManager(Store(small_disk / "runs.sqlite"), apart(train))
     run_id = started_paused(distant, config, "step = 3")
     ballast = fill(small_disk)
     distant.resume(run_id)
-    until(lambda: (r := distant.store.run(run_id)).status is RunStatus.PAUSED and "MiB" in (r.error or ""))
+    until(
+        lambda: (
+            (r := distant.store.run(run_id)).status is RunStatus.PAUSED and "MiB" in (r.error or "")
+        )
+    )
     ballast.unlink()
     distant.resume(run_id)
     wait_for(distant, run_id, RunStatus.FINISHED)

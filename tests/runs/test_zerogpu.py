@@ -19,8 +19,16 @@ from grpo_core.runs.zerogpu import USABLE, outlook, same_size, seconds_from, ste
 
 ROOT = Path(__file__).parents[2]
 
-GRADERS = [{"name": "right", "check": "accuracy", "weight": 1, "outcome": True}, {"name": "maths", "check": "math", "weight": 0.1},
-           {"name": "own", "check": "python", "weight": 0.1, "params": {"code": "def score(c, p, a, t):\n    return len(c) / 100\n"}}]  # two of them in processes of their own
+GRADERS = [
+    {"name": "right", "check": "accuracy", "weight": 1, "outcome": True},
+    {"name": "maths", "check": "math", "weight": 0.1},
+    {
+        "name": "own",
+        "check": "python",
+        "weight": 0.1,
+        "params": {"code": "def score(c, p, a, t):\n    return len(c) / 100\n"},
+    },
+]  # two of them in processes of their own
 
 RUN = """
 import json, os, sys, threading, time
@@ -77,10 +85,27 @@ runs.close(); store.close()
 
 
 def run(tmp_path: Path, then: str, seconds: int = 100, **settings) -> dict:
-    plan = json.dumps({"then": then, "seconds": seconds, "settings": {k.replace("__", "."): v for k, v in settings.items()}})
+    plan = json.dumps(
+        {
+            "then": then,
+            "seconds": seconds,
+            "settings": {k.replace("__", "."): v for k, v in settings.items()},
+        }
+    )
     with (tmp_path / "out").open("w+") as out:  # no pipe: a forked process would hold it open
-        done = subprocess.run([sys.executable, "-c", RUN, str(ROOT), str(tmp_path / "runs.sqlite"), plan], stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=100, cwd=tmp_path,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "GRPO_STUDIO_CACHE": str(tmp_path / "cache")})
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, str(ROOT), str(tmp_path / "runs.sqlite"), plan],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            timeout=100,
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "GRPO_STUDIO_CACHE": str(tmp_path / "cache"),
+            },
+        )
         out.seek(0)
         said = out.read()
     assert done.returncode == 0, said[-2000:]
@@ -89,7 +114,13 @@ def run(tmp_path: Path, then: str, seconds: int = 100, **settings) -> dict:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict:
-    return run(tmp_path_factory.mktemp("whole"), "until('finished', 'failed')", train__steps=6, rubric__name="custom", rubric__criteria=GRADERS)
+    return run(
+        tmp_path_factory.mktemp("whole"),
+        "until('finished', 'failed')",
+        train__steps=6,
+        rubric__name="custom",
+        rubric__criteria=GRADERS,
+    )
 
 
 def test_a_run_in_a_lease_is_the_run_that_it_would_be_here_and_the_parent_wrote_its_rows(whole):
@@ -103,15 +134,35 @@ def test_a_run_in_a_lease_is_the_run_that_it_would_be_here_and_the_parent_wrote_
     assert whole["same"]  # the page's own graders live on
     assert whole["checkpoints"][-1] == 6
     events = []
-    train(parse(nest({"train.prompts_per_step": 2, "train.group_size": 4, "train.max_new_tokens": 16, "task.heldout_size": 8, "train.eval_every": 0, "train.seed": 3,
-                      "rubric.name": "custom", "rubric.criteria": GRADERS, "train.steps": 6, "train.checkpoint_every": 0})), events.append, RunControl())
+    train(
+        parse(
+            nest(
+                {
+                    "train.prompts_per_step": 2,
+                    "train.group_size": 4,
+                    "train.max_new_tokens": 16,
+                    "task.heldout_size": 8,
+                    "train.eval_every": 0,
+                    "train.seed": 3,
+                    "rubric.name": "custom",
+                    "rubric.criteria": GRADERS,
+                    "train.steps": 6,
+                    "train.checkpoint_every": 0,
+                }
+            )
+        ),
+        events.append,
+        RunControl(),
+    )
     here = [e.metrics for e in events if isinstance(e, StepCompleted)]
     assert whole["rewards"] == pytest.approx([m.reward_mean for m in here], abs=1e-9)
     assert whole["losses"] == pytest.approx([m.loss for m in here], abs=1e-6)
 
 
 def test_a_lease_that_is_over_leaves_a_saved_run_and_resume_takes_the_next(tmp_path):
-    said = run(tmp_path, """
+    said = run(
+        tmp_path,
+        """
 row = until('stopped', 'failed')
 out['first'], out['first_steps'], out['said'] = row.status, row.steps_done, row.error
 for _ in range(5):  # on a busy machine a lease may be over before its first step
@@ -122,15 +173,23 @@ for _ in range(5):  # on a busy machine a lease may be over before its first ste
     if row.steps_done > out['first_steps']:
         break
 out['second_steps'] = row.steps_done
-""", seconds=8, train__steps=100_000)
+""",
+        seconds=8,
+        train__steps=100_000,
+    )
     assert said["first"] == "stopped", said["said"]
-    assert said["said"] == f"The GPU's lease of 8 s is over. Saved after step {said['first_steps']} of 100000: press Resume for the next lease."
+    assert (
+        said["said"]
+        == f"The GPU's lease of 8 s is over. Saved after step {said['first_steps']} of 100000: press Resume for the next lease."
+    )
     assert said["second_steps"] > said["first_steps"] > 0
     assert said["steps"] == list(range(1, said["second_steps"] + 1))  # no row twice, none missing
 
 
 def test_pause_gives_the_gpu_back_and_stop_and_settings_are_heard(tmp_path):
-    said = run(tmp_path, """
+    said = run(
+        tmp_path,
+        """
 at_step(2)
 runs.set_knob(run_id, 'train.learning_rate', 5e-5)
 at_step(5)
@@ -146,7 +205,10 @@ runs.resume(run_id)
 at_step(out['paused_at'] + 2)
 runs.stop(run_id)
 until('stopped', 'failed')
-""", train__steps=100_000, train__warmup_steps=0)
+""",
+        train__steps=100_000,
+        train__warmup_steps=0,
+    )
     assert said["processes"] == 0
     assert said["refused"].startswith("On ZeroGPU a run goes on in a process of its own")
     assert (said["status"], said["error"]) == ("stopped", None)
@@ -156,16 +218,24 @@ until('stopped', 'failed')
     assert said["rates"][-1] == pytest.approx(5e-5)  # in the next lease too
 
 
-def test_a_lease_that_is_killed_fails_the_run_with_what_to_do_and_every_row_before_is_there(tmp_path):
-    said = run(tmp_path, """
+def test_a_lease_that_is_killed_fails_the_run_with_what_to_do_and_every_row_before_is_there(
+    tmp_path,
+):
+    said = run(
+        tmp_path,
+        """
 import multiprocessing
 at_step(3)
 [child] = multiprocessing.active_children()
 child.kill()
 until('failed')
-""", train__steps=100_000)
+""",
+        train__steps=100_000,
+    )
     assert said["status"] == "failed"
-    assert said["error"].startswith("The GPU's lease failed: GPU task aborted. What was saved is kept: press Resume")
+    assert said["error"].startswith(
+        "The GPU's lease failed: GPU task aborted. What was saved is kept: press Resume"
+    )
     assert len(said["steps"]) >= 3
     assert said["same"]
 
@@ -185,8 +255,12 @@ def test_what_fits_into_a_lease_is_said_before_it_is_taken():
     assert steps_that_fit(60, 11, 2.0) == 20
     assert steps_that_fit(60, 60, 2.0) == 0
     config = parse(nest({"train.steps": 50}))
-    assert outlook(60, config, (11, 2.0)).startswith("About 20 of 50 steps fit into one lease of 60 s: 11.0 s to begin and 2.00 s a step were measured. The run takes 3 leases.")
-    assert outlook(60, parse(nest({"train.steps": 20})), (11, 2.0)).startswith("All 20 steps fit into one lease of 60 s")
+    assert outlook(60, config, (11, 2.0)).startswith(
+        "About 20 of 50 steps fit into one lease of 60 s: 11.0 s to begin and 2.00 s a step were measured. The run takes 3 leases."
+    )
+    assert outlook(60, parse(nest({"train.steps": 20})), (11, 2.0)).startswith(
+        "All 20 steps fit into one lease of 60 s"
+    )
     assert "not measured yet" in outlook(60, config, None)
     assert "not one step in a lease" in outlook(60, config, (60, 2.0))
     assert same_size(config, parse(nest({"train.steps": 9, "train.seed": 4})))

@@ -45,38 +45,91 @@ COUNTS = ("tokens", "replaced_groups", "num_updates", "micro_batch_tokens")
 
 
 def test_every_event_comes_back_as_it_was_said(store: Store) -> None:
-    metrics = StepMetrics(**{name: (12 + i if name in COUNTS else i / 8) for i, name in enumerate(STEP_METRICS)})
-    said = group(Rollout(Completion("<b>4</b>", "stop", 3), {"accuracy": 1.0, "format": None}, 0.75, 0.875),
-                 Rollout(Completion("four…", "length", 48), {"accuracy": 0.0, "format": 0.5}, None, 0.0))
-    run_id = recorded(store, PhaseStarted(Phase.LOADING, 0, 9), ModelLoaded({"torch": "2.13", "parameters": 5}), Evaluated(0, {"heldout/accuracy": 0.25}),
-                      GroupsScored(1, (said, group())), StepCompleted(1, metrics, {"score/accuracy": 0.5}), Evaluated(1, {"heldout/accuracy": 0.5}))
+    metrics = StepMetrics(
+        **{name: (12 + i if name in COUNTS else i / 8) for i, name in enumerate(STEP_METRICS)}
+    )
+    said = group(
+        Rollout(Completion("<b>4</b>", "stop", 3), {"accuracy": 1.0, "format": None}, 0.75, 0.875),
+        Rollout(Completion("four…", "length", 48), {"accuracy": 0.0, "format": 0.5}, None, 0.0),
+    )
+    run_id = recorded(
+        store,
+        PhaseStarted(Phase.LOADING, 0, 9),
+        ModelLoaded({"torch": "2.13", "parameters": 5}),
+        Evaluated(0, {"heldout/accuracy": 0.25}),
+        GroupsScored(1, (said, group())),
+        StepCompleted(1, metrics, {"score/accuracy": 0.5}),
+        Evaluated(1, {"heldout/accuracy": 0.5}),
+    )
 
     run = store.run(run_id)
-    assert (run.env, run.status, run.steps_done, run.num_steps) == ({"torch": "2.13", "parameters": 5}, FINISHED, 1, 9)
+    assert (run.env, run.status, run.steps_done, run.num_steps) == (
+        {"torch": "2.13", "parameters": 5},
+        FINISHED,
+        1,
+        9,
+    )
     assert parse(run.config) == RunConfig()
-    assert store.steps(run_id) == [{"step": 1} | {name: getattr(metrics, name) for name in STEP_METRICS}]
+    assert store.steps(run_id) == [
+        {"step": 1} | {name: getattr(metrics, name) for name in STEP_METRICS}
+    ]
     assert type(store.steps(run_id)[0]["tokens"]) is int
-    assert store.metrics(run_id) == {"heldout/accuracy": [(0, 0.25), (1, 0.5)], "score/accuracy": [(1, 0.5)]}
-    assert store.metrics(run_id, ["score/accuracy", "nothing"]) == {"score/accuracy": [(1, 0.5)], "nothing": []}
+    assert store.metrics(run_id) == {
+        "heldout/accuracy": [(0, 0.25), (1, 0.5)],
+        "score/accuracy": [(1, 0.5)],
+    }
+    assert store.metrics(run_id, ["score/accuracy", "nothing"]) == {
+        "score/accuracy": [(1, 0.5)],
+        "nothing": [],
+    }
 
     first, second = store.group_ids(run_id, 1)
     back = store.group(first)
-    assert (back.run_id, back.step, back.position, back.prompt_id, back.prompt, back.answer) == (run_id, 1, 0, "sums-7", "2+2=", "4")
+    assert (back.run_id, back.step, back.position, back.prompt_id, back.prompt, back.answer) == (
+        run_id,
+        1,
+        0,
+        "sums-7",
+        "2+2=",
+        "4",
+    )
     assert (back.reward_mean, back.reward_std, back.verdict) == (0.5, 0.7, "informative")
-    assert [(r.position, r.text, r.finish_reason, r.num_tokens, r.reward, r.advantage, r.scores, r.edited) for r in back.rollouts] == [
+    assert [
+        (
+            r.position,
+            r.text,
+            r.finish_reason,
+            r.num_tokens,
+            r.reward,
+            r.advantage,
+            r.scores,
+            r.edited,
+        )
+        for r in back.rollouts
+    ] == [
         (0, "<b>4</b>", "stop", 3, 0.75, 0.875, {"accuracy": 1.0, "format": None}, False),
-        (1, "four…", "length", 48, None, 0.0, {"accuracy": 0.0, "format": 0.5}, False)]
+        (1, "four…", "length", 48, None, 0.0, {"accuracy": 0.0, "format": 0.5}, False),
+    ]
     assert store.group(second).position == 1
     assert store.last_step_with_groups(run_id) == 1
 
 
 def test_a_run_carries_its_summary_so_that_a_list_needs_nothing_else(store: Store) -> None:
-    steps = [StepCompleted(step, StepMetrics(reward_mean=reward), {}) for step, reward in ((1, math.nan), (2, 0.125), (3, 0.5), (4, None))]
+    steps = [
+        StepCompleted(step, StepMetrics(reward_mean=reward), {})
+        for step, reward in ((1, math.nan), (2, 0.125), (3, 0.5), (4, None))
+    ]
     run_id = recorded(store, Evaluated(0, {"heldout/accuracy": 0.2}), *steps)
-    run, = store.runs()
+    (run,) = store.runs()
     assert run == store.run(run_id)
     # Steps 1 and 4 could not be measured: first and last are those of 2 and 3. One evaluation is no comparison.
-    assert (run.steps_done, run.reward_first, run.reward_last, run.heldout_before, run.heldout_after) == (4, 0.125, 0.5, 0.2, None)
+    assert (
+        run.steps_done,
+        run.reward_first,
+        run.reward_last,
+        run.heldout_before,
+        run.heldout_after,
+    ) == (4, 0.125, 0.5, 0.2, None)
 
     with Recorder(store, run_id) as recorder:
         recorder(Evaluated(4, {"heldout/accuracy": 0.9}))
@@ -86,7 +139,12 @@ def test_a_run_carries_its_summary_so_that_a_list_needs_nothing_else(store: Stor
 def test_times_follow_the_status(store: Store) -> None:
     run_id = store.create_run(RunConfig(), "timed")
     queued = store.run(run_id)
-    assert (queued.status, queued.started_at, queued.ended_at, queued.duration_seconds) == (RunStatus.QUEUED, None, None, None)
+    assert (queued.status, queued.started_at, queued.ended_at, queued.duration_seconds) == (
+        RunStatus.QUEUED,
+        None,
+        None,
+        None,
+    )
     assert abs(queued.created_at - time.time()) < 60
     store.set_status(run_id, RunStatus.LOADING)
     started_at = store.run(run_id).started_at
@@ -95,12 +153,20 @@ def test_times_follow_the_status(store: Store) -> None:
     failed = store.run(run_id)
     assert (failed.started_at, failed.error) == (started_at, "out of memory")
     assert failed.duration_seconds == failed.ended_at - started_at
-    store.set_status(run_id, RunStatus.RUNNING)  # resumed: it has not ended, and what ended it is history
-    assert (store.run(run_id).started_at, store.run(run_id).ended_at, store.run(run_id).error) == (started_at, None, None)
+    store.set_status(
+        run_id, RunStatus.RUNNING
+    )  # resumed: it has not ended, and what ended it is history
+    assert (store.run(run_id).started_at, store.run(run_id).ended_at, store.run(run_id).error) == (
+        started_at,
+        None,
+        None,
+    )
     store.set_status(run_id, RunStatus.STOPPED)
 
 
-def test_a_run_lasts_as_long_as_it_went_on_without_pauses_and_without_the_time_before_it_was_resumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_lasts_as_long_as_it_went_on_without_pauses_and_without_the_time_before_it_was_resumed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id, lasted = store.create_run(RunConfig(), "a"), []
 
     def at(seconds: float, what: object) -> None:
@@ -134,7 +200,9 @@ def test_loading_the_model_never_wakes_a_run_that_was_paused_meanwhile(store: St
     store.set_status(run_id, FINISHED)
 
 
-def test_phases_are_written_five_times_a_second_at_most_and_the_next_write_carries_the_last(store: Store) -> None:
+def test_phases_are_written_five_times_a_second_at_most_and_the_next_write_carries_the_last(
+    store: Store,
+) -> None:
     run_id = store.create_run(RunConfig(), "a")
     with Recorder(store, run_id) as recorder:
         recorder(PhaseStarted(Phase.LOADING, 0, 9))
@@ -157,7 +225,11 @@ def test_the_token_changes_with_what_is_seen_and_not_with_a_heartbeat(store: Sto
         recorder.heartbeat()
         assert store.cursor(run_id) == seen[0]
         assert store.run(run_id).heartbeat_at is not None
-        for event in (GroupsScored(1, (group(),)), StepCompleted(1, StepMetrics(), {}), Evaluated(1, {})):
+        for event in (
+            GroupsScored(1, (group(),)),
+            StepCompleted(1, StepMetrics(), {}),
+            Evaluated(1, {}),
+        ):
             recorder(event)
             seen.append(store.cursor(run_id))
     store.set_status(run_id, FINISHED)
@@ -165,7 +237,9 @@ def test_the_token_changes_with_what_is_seen_and_not_with_a_heartbeat(store: Sto
     assert [c.revision for c in seen] == sorted({c.revision for c in seen})  # strictly growing
 
 
-def test_the_token_of_the_list_never_repeats_after_adding_changing_renaming_or_deleting(store: Store) -> None:
+def test_the_token_of_the_list_never_repeats_after_adding_changing_renaming_or_deleting(
+    store: Store,
+) -> None:
     tokens = [store.runs_token()]
     first = recorded(store)
     tokens.append(store.runs_token())
@@ -184,8 +258,12 @@ def test_the_token_of_the_list_never_repeats_after_adding_changing_renaming_or_d
         store.rename(store.runs()[0].id, " \n")
 
 
-def test_ids_are_unique_within_a_second_and_runs_are_listed_newest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    dice = iter(["aaaa", "aaaa", "aaaa", "bbbb"] * 9)  # thrown again until the id is new; 3 of 4 throws within a second are not
+def test_ids_are_unique_within_a_second_and_runs_are_listed_newest_first(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = iter(
+        ["aaaa", "aaaa", "aaaa", "bbbb"] * 9
+    )  # thrown again until the id is new; 3 of 4 throws within a second are not
     monkeypatch.setattr(secrets, "token_hex", lambda n: next(dice))
     first, second = (store.create_run(RunConfig(), "a", status=FINISHED) for _ in range(2))
     assert first != second
@@ -198,7 +276,10 @@ def test_ids_are_unique_within_a_second_and_runs_are_listed_newest_first(store: 
     assert all(time.strptime(i[:15], "%Y%m%d-%H%M%S") and len(i) == 20 for i in ids)
     child = store.create_run(RunConfig(), "branch", status=FINISHED, parent=(ids[0], 7))
     store.delete(ids[0])
-    assert (store.run(child).parent_run_id, store.run(child).parent_step) == (None, 7)  # a child outlives its parent
+    assert (store.run(child).parent_run_id, store.run(child).parent_step) == (
+        None,
+        7,
+    )  # a child outlives its parent
 
 
 # ---- law: a write is whole, or it raises -----------------------------------------------------------------------------
@@ -207,7 +288,9 @@ def test_ids_are_unique_within_a_second_and_runs_are_listed_newest_first(store: 
 def test_one_thought_is_one_transaction_so_half_an_event_is_never_seen(store: Store) -> None:
     run_id = recorded(store, GroupsScored(1, (group(),)))
     before = store.cursor(run_id)
-    broken = group(rollout(), Rollout(Completion("x", "stop", "three"), {}, 1.0, 0.0))  # its second rollout cannot be stored
+    broken = group(
+        rollout(), Rollout(Completion("x", "stop", "three"), {}, 1.0, 0.0)
+    )  # its second rollout cannot be stored
     with Recorder(store, run_id) as recorder:
         with pytest.raises(sqlite3.IntegrityError):
             recorder(GroupsScored(2, (group(), broken)))
@@ -219,8 +302,13 @@ def test_one_thought_is_one_transaction_so_half_an_event_is_never_seen(store: St
 
 def test_what_is_said_again_replaces_what_was_said(store: Store) -> None:
     """A run that resumes from its checkpoint repeats the steps after it."""
-    run_id = recorded(store, GroupsScored(1, (group(), group())), StepCompleted(1, StepMetrics(loss=1.0), {"a": 1.0}),
-                      GroupsScored(1, (group(verdict="tied"),)), StepCompleted(1, StepMetrics(loss=2.0), {"a": 2.0}))
+    run_id = recorded(
+        store,
+        GroupsScored(1, (group(), group())),
+        StepCompleted(1, StepMetrics(loss=1.0), {"a": 1.0}),
+        GroupsScored(1, (group(verdict="tied"),)),
+        StepCompleted(1, StepMetrics(loss=2.0), {"a": 2.0}),
+    )
     assert store.verdict_counts(run_id) == {"tied": 1}
     assert [s["loss"] for s in store.steps(run_id)] == [2.0]
     assert store.metrics(run_id) == {"a": [(1, 2.0)]}
@@ -232,7 +320,10 @@ def test_a_full_disk_raises_says_so_and_breaks_nothing(store: Store) -> None:
     with store.writing() as writer, Recorder(store, run_id) as recorder:
         limit = writer.connection.execute("PRAGMA page_count").fetchone()[0] + 3
         writer.connection.execute(f"PRAGMA max_page_count = {limit}").fetchone()
-        with pytest.raises(StoreError, match=r"--db '.*runs.sqlite' cannot grow: the disk is full\. Free some space"):
+        with pytest.raises(
+            StoreError,
+            match=r"--db '.*runs.sqlite' cannot grow: the disk is full\. Free some space",
+        ):
             recorder(GroupsScored(2, (group(rollout("x" * 100_000)),)))
         writer.connection.execute("PRAGMA max_page_count = 1000000").fetchone()
         recorder(GroupsScored(2, (group(rollout("x" * 100_000)),)))
@@ -249,9 +340,18 @@ def test_a_file_deleted_under_a_running_run_fails_the_next_write(store: Store) -
 
 
 def test_nothing_can_be_recorded_of_a_run_that_is_not_there(store: Store) -> None:
-    with Recorder(store, "20200101-000000-aaaa") as recorder, pytest.raises(NotFound, match="Start a new run"):
+    with (
+        Recorder(store, "20200101-000000-aaaa") as recorder,
+        pytest.raises(NotFound, match="Start a new run"),
+    ):
         recorder(ModelLoaded({}))
-    for action in (store.run, store.cursor, store.delete, lambda i: store.rename(i, "x"), lambda i: store.set_status(i, FINISHED)):
+    for action in (
+        store.run,
+        store.cursor,
+        store.delete,
+        lambda i: store.rename(i, "x"),
+        lambda i: store.set_status(i, FINISHED),
+    ):
         with pytest.raises(NotFound, match="choose another run"):
             action("20200101-000000-aaaa")
 
@@ -261,12 +361,30 @@ def test_nothing_can_be_recorded_of_a_run_that_is_not_there(store: Store) -> Non
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_stored_as_null(store: Store, bad: float) -> None:
-    run_id = recorded(store, ModelLoaded({"x": [bad, 1.0]}),
-                      GroupsScored(1, (Group(Prompt("p", "q", "a", "t"), (Rollout(Completion("c", "stop", 1), {"s": bad}, bad, bad),), bad, bad, "v"),)),
-                      StepCompleted(1, StepMetrics(loss=bad, kl=0.5), {"m": bad}))
+    run_id = recorded(
+        store,
+        ModelLoaded({"x": [bad, 1.0]}),
+        GroupsScored(
+            1,
+            (
+                Group(
+                    Prompt("p", "q", "a", "t"),
+                    (Rollout(Completion("c", "stop", 1), {"s": bad}, bad, bad),),
+                    bad,
+                    bad,
+                    "v",
+                ),
+            ),
+        ),
+        StepCompleted(1, StepMetrics(loss=bad, kl=0.5), {"m": bad}),
+    )
     back = store.group(store.group_ids(run_id, 1)[0])
     assert (back.reward_mean, back.reward_std) == (None, None)
-    assert (back.rollouts[0].reward, back.rollouts[0].advantage, back.rollouts[0].scores) == (None, None, {"s": None})
+    assert (back.rollouts[0].reward, back.rollouts[0].advantage, back.rollouts[0].scores) == (
+        None,
+        None,
+        {"s": None},
+    )
     assert (store.steps(run_id)[0]["loss"], store.steps(run_id)[0]["kl"]) == (None, 0.5)
     assert store.metrics(run_id) == {"m": [(1, None)]}
     assert store.run(run_id).env == {"x": [None, 1.0]}
@@ -274,11 +392,21 @@ def test_what_is_not_finite_is_stored_as_null(store: Store, bad: float) -> None:
 
 @given(st.text(st.characters(exclude_categories=()), max_size=50))
 @example("a\0b\ud800c")
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_is_stored_and_only_what_no_page_can_show_is_replaced(store: Store, text: str) -> None:
-    expected = "".join("?" if 0xD800 <= ord(c) <= 0xDFFF else "\ufffd" if c == "\0" else c for c in text)
-    run_id = recorded(store, ModelLoaded({text: text}), GroupsScored(1, (group(rollout(text), prompt=text, verdict=text),)),
-                      StepCompleted(1, StepMetrics(), {text: 1.0}))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_text_is_stored_and_only_what_no_page_can_show_is_replaced(
+    store: Store, text: str
+) -> None:
+    expected = "".join(
+        "?" if 0xD800 <= ord(c) <= 0xDFFF else "\ufffd" if c == "\0" else c for c in text
+    )
+    run_id = recorded(
+        store,
+        ModelLoaded({text: text}),
+        GroupsScored(1, (group(rollout(text), prompt=text, verdict=text),)),
+        StepCompleted(1, StepMetrics(), {text: 1.0}),
+    )
     back = store.group(store.group_ids(run_id, 1)[0])
     assert (back.prompt, back.verdict, back.rollouts[0].text) == (expected, expected, expected)
     assert store.run(run_id).env == {expected: expected}
@@ -287,13 +415,34 @@ def test_any_text_is_stored_and_only_what_no_page_can_show_is_replaced(store: St
     store.delete(run_id)
 
 
-HOSTILE = ["", "../../etc/passwd", "' OR 1=1 --", "\0", "\ud800", "%", "a" * 100_000, "\x1b[31m", None, 7, -1.5, b"x", [], {}]
+HOSTILE = [
+    "",
+    "../../etc/passwd",
+    "' OR 1=1 --",
+    "\0",
+    "\ud800",
+    "%",
+    "a" * 100_000,
+    "\x1b[31m",
+    None,
+    7,
+    -1.5,
+    b"x",
+    [],
+    {},
+]
 
 
 @pytest.mark.parametrize("run_id", HOSTILE, ids=lambda x: ascii(x)[:20])
 def test_a_hostile_run_id_is_only_an_id_that_is_not_there(store: Store, run_id: object) -> None:
     recorded(store, GroupsScored(1, (group(),)), StepCompleted(1, StepMetrics(), {"a": 1.0}))
-    for ask in (store.run, store.cursor, store.delete, lambda i: store.rename(i, "x"), lambda i: store.set_status(i, FINISHED)):
+    for ask in (
+        store.run,
+        store.cursor,
+        store.delete,
+        lambda i: store.rename(i, "x"),
+        lambda i: store.set_status(i, FINISHED),
+    ):
         with pytest.raises(NotFound) as error:
             ask(run_id)
         assert str(error.value).isprintable()
@@ -307,7 +456,9 @@ def test_a_hostile_run_id_is_only_an_id_that_is_not_there(store: Store, run_id: 
             store.group(run_id)
 
 
-def test_reading_connections_that_nobody_needs_any_longer_are_closed(tmp_path: Path, monkeypatch) -> None:
+def test_reading_connections_that_nobody_needs_any_longer_are_closed(
+    tmp_path: Path, monkeypatch
+) -> None:
     path = tmp_path / "studio.db"
     Store(path).close()
     readers, now = connection.Readers(path.resolve()), [0.0]

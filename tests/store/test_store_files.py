@@ -50,21 +50,36 @@ def test_random_bytes_are_refused_and_left_as_they_are(tmp_path: Path) -> None:
     assert "is not a GRPO Studio file" in refused(tmp_path / "notes\n.txt")
 
 
-def test_a_cut_or_overwritten_file_is_refused_or_read_with_an_error_but_never_written(store: Store, tmp_path: Path) -> None:
-    recorded(store, *(GroupsScored(step, tuple(group(rollout("x" * 1300)) for _ in range(8))) for step in range(1, 30)))
+def test_a_cut_or_overwritten_file_is_refused_or_read_with_an_error_but_never_written(
+    store: Store, tmp_path: Path
+) -> None:
+    recorded(
+        store,
+        *(
+            GroupsScored(step, tuple(group(rollout("x" * 1300)) for _ in range(8)))
+            for step in range(1, 30)
+        ),
+    )
     whole = store.path.read_bytes()
     for cut in (20, 100, 4096, len(whole) // 2, len(whole) - 4096, len(whole) - 1):
         (tmp_path / "cut.db").write_bytes(whole[:cut])
-        assert "is damaged" in (message := refused(tmp_path / "cut.db")) or "is not a GRPO Studio file" in message
+        assert (
+            "is damaged" in (message := refused(tmp_path / "cut.db"))
+            or "is not a GRPO Studio file" in message
+        )
     messages = []
     for page in range(1, len(whole) // 4096):
         damaged = bytearray(whole)
-        damaged[page * 4096:page * 4096 + 2048] = random.Random(page).randbytes(2048)
+        damaged[page * 4096 : page * 4096 + 2048] = random.Random(page).randbytes(2048)
         (tmp_path / "damaged.db").write_bytes(damaged)
         try:
             found = Store(tmp_path / "damaged.db")
             for run in found.runs():
-                list(found.iter_groups(run.id)), found.groups(run.id, search="nothing"), found.steps(run.id)
+                (
+                    list(found.iter_groups(run.id)),
+                    found.groups(run.id, search="nothing"),
+                    found.steps(run.id),
+                )
         except StoreError as error:
             messages.append(str(error))
         assert (tmp_path / "damaged.db").read_bytes() == damaged
@@ -79,7 +94,9 @@ def test_another_programs_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
-    assert f"is a directory. Name a file in it, for example --db '{tmp_path}/studio.db'" in refused(tmp_path)
+    assert f"is a directory. Name a file in it, for example --db '{tmp_path}/studio.db'" in refused(
+        tmp_path
+    )
     assert "does not exist. Create it" in refused(tmp_path / "absent" / "deeper" / "studio.db")
     os.mkfifo(tmp_path / "pipe")
     assert "is not a regular file" in refused(tmp_path / "pipe")
@@ -147,9 +164,11 @@ def newer_migrations(fail: bool = False) -> schema.Migrations:
         db.execute("ALTER TABLE runs ADD COLUMN colour TEXT")
 
     if fail:
+
         @future(name="a later version: never")
         def _never(db: Database) -> None:
             raise RuntimeError("power cut")
+
     return future
 
 
@@ -175,28 +194,59 @@ def test_an_older_version_is_copied_then_migrated_and_a_newer_one_is_refused(sto
     assert not Path(f"{store.path}.v{now}.3.bak").exists()
 
     store.close()
-    assert f"has version {now + 1}, this GRPO Studio reads up to {now}. Update GRPO Studio" in refused(store.path)
+    assert (
+        f"has version {now + 1}, this GRPO Studio reads up to {now}. Update GRPO Studio"
+        in refused(store.path)
+    )
 
 
 def test_a_metric_that_is_new_in_the_code_gets_its_column_in_an_old_file(store: Store) -> None:
     run_id = recorded(store, StepCompleted(1, StepMetrics(loss=2.0, kl=3.0, tokens=4), {}))
     store.close()
-    with closing(sqlite3.connect(store.path)) as conn:  # as if kl and tokens had not existed when the file was made
+    with closing(
+        sqlite3.connect(store.path)
+    ) as conn:  # as if kl and tokens had not existed when the file was made
         conn.execute("ALTER TABLE steps DROP COLUMN kl")
         conn.execute("ALTER TABLE steps DROP COLUMN tokens")
-    step, = Store(store.path).steps(run_id)
+    (step,) = Store(store.path).steps(run_id)
     assert (step["loss"], step["kl"], step["tokens"]) == (2.0, None, None)
-    assert dict(raw(store, "SELECT name, type FROM pragma_table_info('steps') WHERE name IN ('kl', 'tokens')")) == {"kl": "REAL", "tokens": "INTEGER"}
+    assert dict(
+        raw(
+            store,
+            "SELECT name, type FROM pragma_table_info('steps') WHERE name IN ('kl', 'tokens')",
+        )
+    ) == {"kl": "REAL", "tokens": "INTEGER"}
 
 
 def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) -> None:
-    ours = {"runs", "steps", "metrics", "groups", "rollouts", "token_records", "token_pieces", "alerts", "checkpoints"}
+    ours = {
+        "runs",
+        "steps",
+        "metrics",
+        "groups",
+        "rollouts",
+        "token_records",
+        "token_pieces",
+        "alerts",
+        "checkpoints",
+    }
     strict = dict(raw(store, "SELECT name, strict FROM pragma_table_list WHERE schema = 'main'"))
     assert {name for name, is_strict in strict.items() if is_strict} == ours
     for table in ours:
-        indexed = {row[0] for row in raw(store, f"SELECT c.name FROM pragma_index_list('{table}') l, pragma_index_info(l.name) c WHERE c.seqno = 0")}
-        indexed |= {row[0] for row in raw(store, f"SELECT name FROM pragma_table_info('{table}') WHERE pk = 1")}
-        for column, on_delete in raw(store, f"SELECT \"from\", on_delete FROM pragma_foreign_key_list('{table}')"):
+        indexed = {
+            row[0]
+            for row in raw(
+                store,
+                f"SELECT c.name FROM pragma_index_list('{table}') l, pragma_index_info(l.name) c WHERE c.seqno = 0",
+            )
+        }
+        indexed |= {
+            row[0]
+            for row in raw(store, f"SELECT name FROM pragma_table_info('{table}') WHERE pk = 1")
+        }
+        for column, on_delete in raw(
+            store, f"SELECT \"from\", on_delete FROM pragma_foreign_key_list('{table}')"
+        ):
             assert column in indexed
             assert on_delete in ("CASCADE", "SET NULL")
 
@@ -216,7 +266,10 @@ def test_a_file_that_cannot_shrink_is_no_reason_to_wait_for_ever(tmp_path: Path)
 def test_deleting_a_run_deletes_all_of_it_and_gives_the_space_back(store: Store) -> None:
     kept = recorded(store, GroupsScored(1, (group(),)))
     empty = store.file_bytes()
-    big = [GroupsScored(step, (group(*(rollout("x" * 50_000) for _ in range(8))),)) for step in range(1, 26)]  # 25 * 8 * 50 kB = 10 MB
+    big = [
+        GroupsScored(step, (group(*(rollout("x" * 50_000) for _ in range(8))),))
+        for step in range(1, 26)
+    ]  # 25 * 8 * 50 kB = 10 MB
     run_id = recorded(store, *big, StepCompleted(1, StepMetrics(), {"a": 1.0}))
     assert store.path.stat().st_size > 10_000_000
     assert 10_000_000 < store.delete(run_id) < 11_000_000
@@ -234,10 +287,14 @@ def test_the_folder_of_a_new_file_is_made_because_a_fresh_clone_has_no_runs_fold
     assert Store(tmp_path / "runs" / "grpo.sqlite").runs() == []
 
 
-def test_a_file_that_another_process_prepared_meanwhile_is_opened_while_that_process_writes(tmp_path, monkeypatch):
+def test_a_file_that_another_process_prepared_meanwhile_is_opened_while_that_process_writes(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "runs.sqlite"
     Store(path)
-    answers = iter([False, True])  # not yet prepared when first looked at, prepared when the lock turned out to be taken
+    answers = iter(
+        [False, True]
+    )  # not yet prepared when first looked at, prepared when the lock turned out to be taken
     monkeypatch.setattr("grpo_core.store.schema._is_current", lambda *_: next(answers))
 
     def busy(self, wait_seconds):

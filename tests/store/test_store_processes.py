@@ -44,8 +44,13 @@ from stored import *
 def other_process(code: str, *args: object, **options: object) -> subprocess.Popen:
     """Python that may use the helpers of stored.py; its output is a stream of lines."""
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    return subprocess.Popen([sys.executable, "-c", OTHERS_IMPORTS + code, *map(str, args)], text=True,
-                            stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}, **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", OTHERS_IMPORTS + code, *map(str, args)],
+        text=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
+        **options,
+    )
 
 
 ENDLESS_WRITER = """
@@ -71,7 +76,10 @@ def test_kill_9_at_any_instant_loses_no_acknowledged_event(store: Store) -> None
         writer.send_signal(signal.SIGKILL)
         said += writer.stdout.readlines()
         writer.wait()
-        acknowledged = {(kind, int(step)) for kind, step in (line.split() for line in said if line.endswith("\n"))}
+        acknowledged = {
+            (kind, int(step))
+            for kind, step in (line.split() for line in said if line.endswith("\n"))
+        }
 
         assert store.cursor(run_id).status is RunStatus.RUNNING
         assert store.recover() == [run_id]
@@ -80,7 +88,13 @@ def test_kill_9_at_any_instant_loses_no_acknowledged_event(store: Store) -> None
         assert raw(store, "PRAGMA integrity_check") == [("ok",)]
         assert raw(store, "PRAGMA foreign_key_check") == []
         steps = [s["step"] for s in store.steps(run_id, 10**9)]
-        with_groups = [row[0] for row in raw(store, f"SELECT step FROM groups WHERE run_id = '{run_id}' GROUP BY step ORDER BY step")]
+        with_groups = [
+            row[0]
+            for row in raw(
+                store,
+                f"SELECT step FROM groups WHERE run_id = '{run_id}' GROUP BY step ORDER BY step",
+            )
+        ]
         assert steps == list(range(1, len(steps) + 1))
         assert acknowledged <= {("step", s) for s in steps} | {("groups", s) for s in with_groups}
         assert all(len(store.group_ids(run_id, s)) == 4 for s in with_groups)  # whole, or not there
@@ -108,12 +122,16 @@ for write in (lambda: store.rename(sys.argv[2], "x"), lambda: store.create_run(R
         assert store.recover() == []  # nor do we adopt our own
     assert store.recover() == []
     store.set_status(run_id, FINISHED)
-    assert other_process("Store(sys.argv[1]).rename(sys.argv[2], 'theirs')", store.path, run_id).wait() == 0
+    assert (
+        other_process("Store(sys.argv[1]).rename(sys.argv[2], 'theirs')", store.path, run_id).wait()
+        == 0
+    )
     assert store.run(run_id).name == "theirs"
 
 
 def test_a_worker_forked_by_a_killed_server_does_not_keep_its_runs_alive(store: Store) -> None:
-    server = other_process("""
+    server = other_process(
+        """
 import os, time
 store = Store(sys.argv[1])
 run_id = store.create_run(RunConfig(), "forked", status=RunStatus.RUNNING)
@@ -123,7 +141,9 @@ if worker == 0:
     os._exit(0)
 print(run_id, worker, flush=True)
 time.sleep(60)
-""", store.path)
+""",
+        store.path,
+    )
     run_id, worker = server.stdout.readline().split()
     try:
         assert store.recover() == []
@@ -138,7 +158,11 @@ time.sleep(60)
 
 
 def test_an_orphan_is_deleted_but_a_live_run_is_not(store: Store) -> None:
-    orphan = other_process("print(Store(sys.argv[1]).create_run(RunConfig(), 'orphan'))", store.path).communicate()[0].strip()
+    orphan = (
+        other_process("print(Store(sys.argv[1]).create_run(RunConfig(), 'orphan'))", store.path)
+        .communicate()[0]
+        .strip()
+    )
     live = store.create_run(RunConfig(), "live", status=RunStatus.RUNNING)
     with pytest.raises(StudioError, match="Stop it first"):
         store.delete(live)
@@ -206,6 +230,7 @@ def test_four_threads_writing_through_one_store_lose_nothing(store: Store) -> No
 def test_the_file_is_held_exactly_as_long_as_somebody_writes(store: Store) -> None:
     def held() -> bool:
         return Writer.of(store.path).connection is not None
+
     other = Store(store.path)  # of the same process: shares the writer
     with store.writing(), other.writing():
         assert held()
@@ -228,8 +253,13 @@ def test_a_hundred_runs_leave_no_open_file_behind(store: Store) -> None:
     assert after <= before
 
 
-def test_a_closed_store_is_read_again_by_a_process_that_finds_no_log_beside_it(tmp_path: Path) -> None:
-    other_process("recorded(Store(sys.argv[1]), StepCompleted(1, StepMetrics(loss=2.0), {}))", tmp_path / "a.db").wait()
+def test_a_closed_store_is_read_again_by_a_process_that_finds_no_log_beside_it(
+    tmp_path: Path,
+) -> None:
+    other_process(
+        "recorded(Store(sys.argv[1]), StepCompleted(1, StepMetrics(loss=2.0), {}))",
+        tmp_path / "a.db",
+    ).wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.db", "a.db.lock"]
     store = Store(tmp_path / "a.db")
     assert store.steps(store.runs()[0].id)[0]["loss"] == 2.0

@@ -8,12 +8,12 @@ import subprocess
 
 import pytest
 from processes import ENV, another_process, until
-from tests.training.test_control import wait_for
-from tests.tasks.test_hub import Hub
-from tests.runs.test_resume import configured, record
 
 from grpo_core.errors import InvalidConfig
 from grpo_core.types import RunStatus
+from tests.runs.test_resume import configured, record
+from tests.tasks.test_hub import Hub
+from tests.training.test_control import wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.faults
 # ---- F14: what the run was made from vanishes ------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_when_its_model_vanishes_and_resume_says_what_is_missing(manager, tiny_settings, tmp_path):
+def test_a_run_goes_on_when_its_model_vanishes_and_resume_says_what_is_missing(
+    manager, tiny_settings, tmp_path
+):
     folder = shutil.copytree(str(tiny_settings["model.name"]), tmp_path / "model")
     from grpo_core.models import check_model
 
@@ -32,7 +34,11 @@ def test_a_run_goes_on_when_its_model_vanishes_and_resume_says_what_is_missing(m
     shutil.rmtree(folder)
     manager.set_breakpoints(run_id, "step = 8")
     manager.resume(run_id)
-    run = until(lambda: (r := manager.store.run(run_id)).status is RunStatus.PAUSED and r.steps_done == 7 and r)
+    run = until(
+        lambda: (
+            (r := manager.store.run(run_id)).status is RunStatus.PAUSED and r.steps_done == 7 and r
+        )
+    )
     manager.stop(run_id)
     run = wait_for(manager, run_id, RunStatus.STOPPED)
     assert run.steps_done == 7
@@ -42,15 +48,28 @@ def test_a_run_goes_on_when_its_model_vanishes_and_resume_says_what_is_missing(m
 
 
 def questions(path, first, count=60):
-    path.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(first, first + count)))
+    path.write_text(
+        "".join(
+            json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n"
+            for i in range(first, first + count)
+        )
+    )
     return path
 
 
 @pytest.mark.parametrize("fault", ["gone", "other prompts", "only touched"])
-def test_a_run_goes_on_when_its_prompts_vanish_or_change_and_only_resume_refuses_what_would_be_another_run(manager, tiny_settings, tmp_path, monkeypatch, fault):
+def test_a_run_goes_on_when_its_prompts_vanish_or_change_and_only_resume_refuses_what_would_be_another_run(
+    manager, tiny_settings, tmp_path, monkeypatch, fault
+):
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
     file = questions(tmp_path / "mine.jsonl", 0)
-    settings = {"task.name": "file", "task.path": str(file), "task.heldout_size": 0, "train.steps": 8, "train.eval_every": 0}
+    settings = {
+        "task.name": "file",
+        "task.path": str(file),
+        "task.heldout_size": 0,
+        "train.steps": 8,
+        "train.eval_every": 0,
+    }
     config = configured({**tiny_settings, **settings})
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
@@ -67,7 +86,14 @@ def test_a_run_goes_on_when_its_prompts_vanish_or_change_and_only_resume_refuses
     manager.stop(run_id)
     wait_for(manager, run_id, RunStatus.STOPPED)
     if fault != "only touched":
-        with pytest.raises(InvalidConfig, match=r"task\.path.*" + {"gone": "there is no such file", "other prompts": "other prompts than when the run began"}[fault]):
+        with pytest.raises(
+            InvalidConfig,
+            match=r"task\.path.*"
+            + {
+                "gone": "there is no such file",
+                "other prompts": "other prompts than when the run began",
+            }[fault],
+        ):
             manager.resume(run_id)
         assert manager.store.run(run_id).status is RunStatus.STOPPED
         questions(file, 0)  # put back
@@ -76,14 +102,24 @@ def test_a_run_goes_on_when_its_prompts_vanish_or_change_and_only_resume_refuses
     assert record(manager.store, run_id) == record(manager.store, alone)
 
 
-def test_a_run_on_a_dataset_of_the_hub_goes_on_and_resumes_when_the_hub_is_gone(tiny_settings, tmp_path):
+def test_a_run_on_a_dataset_of_the_hub_goes_on_and_resumes_when_the_hub_is_gone(
+    tiny_settings, tmp_path
+):
     folder = tmp_path / "set"
     folder.mkdir()
     questions(folder / "train.jsonl", 0)
     hub = Hub(folder, folder)
-    settings = {**tiny_settings, "model.name": str(tiny_settings["model.name"]), "task.name": "file", "task.path": "owner/good", "task.heldout_size": 0, "train.steps": 6,
-                "train.checkpoint_every": 2}
-    process = another_process("""
+    settings = {
+        **tiny_settings,
+        "model.name": str(tiny_settings["model.name"]),
+        "task.name": "file",
+        "task.path": "owner/good",
+        "task.heldout_size": 0,
+        "train.steps": 6,
+        "train.checkpoint_every": 2,
+    }
+    process = another_process(
+        """
         import json, sys, time
         from grpo_core.config import nest, parse
         from grpo_core.runs import RunManager
@@ -106,13 +142,26 @@ def test_a_run_on_a_dataset_of_the_hub_goes_on_and_resumes_when_the_hub_is_gone(
         manager.resume(run_id)
         wait("finished", "failed")
         manager.close()
-    """, tmp_path / "runs.sqlite", json.dumps(settings), stdin=subprocess.PIPE, env={
-        **{k: v for k, v in ENV.items() if not k.startswith("HF_")}, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
-        "GRPO_STUDIO_CACHE": str(tmp_path / "cache")})
+    """,
+        tmp_path / "runs.sqlite",
+        json.dumps(settings),
+        stdin=subprocess.PIPE,
+        env={
+            **{k: v for k, v in ENV.items() if not k.startswith("HF_")},
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "GRPO_STUDIO_CACHE": str(tmp_path / "cache"),
+        },
+    )
     try:
         assert process.stdout.readline().startswith("paused 2 Breakpoint"), process.stderr.read()
     finally:
         hub.server.shutdown()
         hub.server.server_close()
     out, err = process.communicate("gone\n", timeout=60)
-    assert [line.split(" ")[:2] for line in out.strip().splitlines()] == [["paused", "4"], ["stopped", "4"], ["finished", "6"]], out + err
+    assert [line.split(" ")[:2] for line in out.strip().splitlines()] == [
+        ["paused", "4"],
+        ["stopped", "4"],
+        ["finished", "6"],
+    ], out + err

@@ -56,8 +56,32 @@ class Hub:
                     if len(parts) > 5 and parts[5] not in ("main", COMMIT):
                         self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
                         return
-                    files = [{"rfilename": f.name, "type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in sorted(folder.iterdir())]
-                    self.answer(200, json.dumps(files if "tree" in parts else {"id": repo, "sha": COMMIT, "siblings": files, "private": False, "tags": []}).encode(), {}, body)
+                    files = [
+                        {
+                            "rfilename": f.name,
+                            "type": "file",
+                            "path": f.name,
+                            "size": f.stat().st_size,
+                            "oid": "0" * 40,
+                        }
+                        for f in sorted(folder.iterdir())
+                    ]
+                    self.answer(
+                        200,
+                        json.dumps(
+                            files
+                            if "tree" in parts
+                            else {
+                                "id": repo,
+                                "sha": COMMIT,
+                                "siblings": files,
+                                "private": False,
+                                "tags": [],
+                            }
+                        ).encode(),
+                        {},
+                        body,
+                    )
                     return
                 repo, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
                 if not self.allowed(repo):
@@ -66,17 +90,40 @@ class Hub:
                 if revision not in ("main", COMMIT):
                     self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
                 elif not file.is_file():
-                    self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
+                    self.answer(
+                        404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body
+                    )
                 else:
                     data = file.read_bytes()
                     cut = repo == "owner/cut" and name.endswith(".safetensors") and body
-                    self.answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}, body, len(data) // 2 if cut else None)
+                    self.answer(
+                        200,
+                        data,
+                        {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT},
+                        body,
+                        len(data) // 2 if cut else None,
+                    )
 
             def do_POST(self):  # /api/datasets/owner/name/paths-info/main
                 asked = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
                 outer.seen.append((self.path, self.headers.get("authorization")))
                 there = [datasets / p for p in asked.get("paths", []) if (datasets / p).is_file()]
-                self.answer(200, json.dumps([{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in there]).encode(), {}, True)
+                self.answer(
+                    200,
+                    json.dumps(
+                        [
+                            {
+                                "type": "file",
+                                "path": f.name,
+                                "size": f.stat().st_size,
+                                "oid": "0" * 40,
+                            }
+                            for f in there
+                        ]
+                    ).encode(),
+                    {},
+                    True,
+                )
 
             def do_HEAD(self):
                 self.do_GET(body=False)
@@ -84,7 +131,15 @@ class Hub:
             def allowed(self, repo: str) -> bool:
                 token = self.headers.get("authorization")
                 if repo == "owner/gated" and token != "Bearer hf_canary":
-                    self.answer(403 if token else 401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model owner/gated is restricted."}, True)
+                    self.answer(
+                        403 if token else 401,
+                        b"",
+                        {
+                            "X-Error-Code": "GatedRepo",
+                            "X-Error-Message": "Access to model owner/gated is restricted.",
+                        },
+                        True,
+                    )
                 elif repo not in ("owner/good", "owner/cut", "owner/gated", "owner/slow"):
                     self.answer(404 if token else 401, b"", {"X-Error-Code": "RepoNotFound"}, True)
                 else:
@@ -92,7 +147,11 @@ class Hub:
                 return False
 
             def answer(self, status, data, headers, body, sent=None):
-                if status == 200 and (span := self.headers.get("range", "").removeprefix("bytes=")) and self.command == "GET":
+                if (
+                    status == 200
+                    and (span := self.headers.get("range", "").removeprefix("bytes="))
+                    and self.command == "GET"
+                ):
                     first, _, last = span.partition("-")
                     status, headers = 206, {**headers, "content-range": f"bytes {span}/{len(data)}"}
                     data = data[int(first) : int(last) + 1 if last else None]
@@ -103,7 +162,9 @@ class Hub:
                 self.end_headers()
                 if body and self.command in ("GET", "POST"):
                     if "/owner/slow/resolve/" in self.path and len(data) > 10_000:
-                        for i in range(0, len(data), len(data) // 8):  # eight parts, a fifth of a second each
+                        for i in range(
+                            0, len(data), len(data) // 8
+                        ):  # eight parts, a fifth of a second each
                             self.wfile.write(data[i : i + len(data) // 8])
                             time.sleep(0.2)
                         return
@@ -127,22 +188,51 @@ def hub(tiny_model):
     hub.server.shutdown()
 
 
-def ask(url: str, home: Path, models: list[tuple[str, str]], **environment: str) -> tuple[dict, str]:
+def ask(
+    url: str, home: Path, models: list[tuple[str, str]], **environment: str
+) -> tuple[dict, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
-        "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DOWNLOAD_TIMEOUT": "2", "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", ASK, json.dumps(models)], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(models)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1]), done.stdout + done.stderr
 
 
 def test_a_model_of_the_hub_loads_and_its_faults_are_said_on_one_line_each(hub, tmp_path):
-    found, _ = ask(hub.url, tmp_path, [("owner/good", "main"), ("owner/nothing", "main"), ("owner/gated", "main"), ("owner/good", "nope"), ("owner/cut", "main")])
+    found, _ = ask(
+        hub.url,
+        tmp_path,
+        [
+            ("owner/good", "main"),
+            ("owner/nothing", "main"),
+            ("owner/gated", "main"),
+            ("owner/good", "nope"),
+            ("owner/cut", "main"),
+        ],
+    )
     assert found.pop("owner/good@main") > 1000
     assert "no such model, or a private one that needs a token" in found["owner/nothing@main"]
     assert "only to people who accepted its terms" in found["owner/gated@main"]
     assert "no such revision" in found["owner/good@nope"]
     assert "cannot be loaded" in found["owner/cut@main"]
-    assert all(said.startswith("model.name = 'owner/") and "\n" not in said and "Traceback" not in said for said in found.values())
+    assert all(
+        said.startswith("model.name = 'owner/") and "\n" not in said and "Traceback" not in said
+        for said in found.values()
+    )
     # What was cut off is no model: the same name is asked for again, and nothing half is taken for whole.
     whole = list((tmp_path / "hub" / "models--owner--cut").rglob("*.safetensors"))
     assert not [f for f in whole if f.resolve().is_file()]
@@ -153,9 +243,14 @@ def test_a_model_of_the_hub_loads_and_its_faults_are_said_on_one_line_each(hub, 
 
 
 def test_a_token_opens_a_gated_model_and_is_written_nowhere(hub, tmp_path):
-    found, said = ask(hub.url, tmp_path, [("owner/gated", "main"), ("owner/nothing", "main")], HF_TOKEN="hf_canary")
+    found, said = ask(
+        hub.url,
+        tmp_path,
+        [("owner/gated", "main"), ("owner/nothing", "main")],
+        HF_TOKEN="hf_canary",
+    )
     assert found["owner/gated@main"] > 1000
-    assert ("Bearer hf_canary" in {token for _, token in hub.seen})
+    assert "Bearer hf_canary" in {token for _, token in hub.seen}
     assert "hf_canary" not in said
     assert not [f for f in tmp_path.rglob("*") if f.is_file() and b"hf_canary" in f.read_bytes()]
 
@@ -176,16 +271,40 @@ print(json.dumps(out))
 """
 
 
-def test_a_dataset_of_the_hub_is_streamed_split_by_split_and_its_faults_are_said_on_one_line(tmp_path):
+def test_a_dataset_of_the_hub_is_streamed_split_by_split_and_its_faults_are_said_on_one_line(
+    tmp_path,
+):
     folder = tmp_path / "set"
     folder.mkdir()
     for split, numbers in (("train", range(50)), ("test", range(45, 60))):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"question": f"{i}+{i}?", "answer": f"so it is\n#### {2 * i}"}) + "\n" for i in numbers))
+        (folder / f"{split}.jsonl").write_text(
+            "".join(
+                json.dumps({"question": f"{i}+{i}?", "answer": f"so it is\n#### {2 * i}"}) + "\n"
+                for i in numbers
+            )
+        )
     hub = Hub(folder, folder)
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
-        "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "GRPO_STUDIO_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    wanted = [{"path": "owner/good"}, {"path": "owner/good", "heldout_source": "test"}, {"path": "owner/good", "split": "nope"}, {"path": "owner/nothing"}]
-    done = subprocess.run([sys.executable, "-c", ASK_DATASET, json.dumps(wanted)], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "GRPO_STUDIO_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    wanted = [
+        {"path": "owner/good"},
+        {"path": "owner/good", "heldout_source": "test"},
+        {"path": "owner/good", "split": "nope"},
+        {"path": "owner/nothing"},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_DATASET, json.dumps(wanted)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        timeout=120,
+    )
     hub.server.shutdown()
     assert done.returncode == 0, done.stderr
     alone, with_test, no_split, nothing = json.loads(done.stdout.strip().splitlines()[-1])
@@ -193,7 +312,9 @@ def test_a_dataset_of_the_hub_is_streamed_split_by_split_and_its_faults_are_said
     assert with_test[:3] == [45, 15, 5]  # 45 to 49 stand in both
     assert int(with_test[3]) % 2 == 0  # the answer after ####
     assert "nope" in no_split
-    assert all(said.startswith("task.path = 'owner/") and "\n" not in said for said in (no_split, nothing))
+    assert all(
+        said.startswith("task.path = 'owner/") and "\n" not in said for said in (no_split, nothing)
+    )
 
 
 FETCH = """
@@ -213,8 +334,20 @@ print(json.dumps(said))
 
 
 def test_a_download_says_how_far_it_is_and_is_not_made_twice(hub, tiny_model, tmp_path):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", FETCH], capture_output=True, text=True, env=env, cwd=ROOT, timeout=100)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_XET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        timeout=100,
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.strip().splitlines()[-1])
     first, rest = said[: said.index("|")], said[said.index("|") :]
@@ -224,7 +357,11 @@ def test_a_download_says_how_far_it_is_and_is_not_made_twice(hub, tiny_model, tm
     shares = [int(text.rpartition("(")[2].partition("%")[0]) for text in first]
     assert shares == sorted(shares)
     assert len({s for s in shares if 0 < s < 100}) >= 2  # seen on its way
-    weights = [path for path, _ in hub.seen if "owner/slow/resolve" in path and path.endswith(".safetensors")]
+    weights = [
+        path
+        for path, _ in hub.seen
+        if "owner/slow/resolve" in path and path.endswith(".safetensors")
+    ]
     assert len(weights) <= 3  # a HEAD and a GET, and one HEAD of the loader
 
 
@@ -259,25 +396,67 @@ class Uploads:
                     return self.answer(200, {"errors": [], "warnings": []})
                 if "/preupload/" in path:
                     files = json.loads(body)["files"]
-                    return self.answer(200, {"files": [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular", "shouldIgnore": False} for f in files]})
+                    return self.answer(
+                        200,
+                        {
+                            "files": [
+                                {
+                                    "path": f["path"],
+                                    "uploadMode": "lfs"
+                                    if f["path"].endswith(".safetensors")
+                                    else "regular",
+                                    "shouldIgnore": False,
+                                }
+                                for f in files
+                            ]
+                        },
+                    )
                 if path.endswith("/objects/batch"):
-                    return self.answer(200, {"objects": [{"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{outer.url}/store/{o['oid']}"}}}
-                                                         for o in json.loads(body)["objects"]], "transfer": "basic"})
+                    return self.answer(
+                        200,
+                        {
+                            "objects": [
+                                {
+                                    "oid": o["oid"],
+                                    "size": o["size"],
+                                    "actions": {
+                                        "upload": {"href": f"{outer.url}/store/{o['oid']}"}
+                                    },
+                                }
+                                for o in json.loads(body)["objects"]
+                            ],
+                            "transfer": "basic",
+                        },
+                    )
                 if "/commit/" in path:
                     for line in map(json.loads, body.splitlines()):
                         if line["key"] == "file":
-                            outer.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                            outer.files[line["value"]["path"]] = base64.b64decode(
+                                line["value"]["content"]
+                            )
                         if line["key"] == "lfsFile":
                             outer.files[line["value"]["path"]] = outer.objects[line["value"]["oid"]]
-                    return self.answer(200, {"commitUrl": f"{outer.url}/me/model/commit/{COMMIT}", "commitOid": COMMIT, "success": True})
+                    return self.answer(
+                        200,
+                        {
+                            "commitUrl": f"{outer.url}/me/model/commit/{COMMIT}",
+                            "commitOid": COMMIT,
+                            "success": True,
+                        },
+                    )
                 return self.answer(404, {})
 
             def do_PUT(self):
-                outer.objects[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["content-length"]))
+                outer.objects[self.path.rpartition("/")[2]] = self.rfile.read(
+                    int(self.headers["content-length"])
+                )
                 self.answer(200, {})
 
             def do_GET(self):
-                self.answer(200, {"id": "me/model", "sha": COMMIT, "siblings": [], "private": True, "tags": []})
+                self.answer(
+                    200,
+                    {"id": "me/model", "sha": COMMIT, "siblings": [], "private": True, "tags": []},
+                )
 
             def answer(self, status, data):
                 data = json.dumps(data).encode()
@@ -307,17 +486,36 @@ except StudioError as error:
 """
 
 
-def push(url: str, home: Path, folder: Path, repository: str = "me/model", **environment: str) -> str:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", PUSH, str(folder), repository], capture_output=True, text=True, env=env, cwd=ROOT, timeout=100)
+def push(
+    url: str, home: Path, folder: Path, repository: str = "me/model", **environment: str
+) -> str:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        **environment,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PUSH, str(folder), repository],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=ROOT,
+        timeout=100,
+    )
     assert done.returncode == 0, done.stderr
     assert "hf_canary" not in done.stdout + done.stderr
     return done.stdout.strip().splitlines()[-1]
 
 
-def test_a_model_is_pushed_whole_into_a_private_repository_and_the_token_goes_nowhere_else(tiny_model, tmp_path):
+def test_a_model_is_pushed_whole_into_a_private_repository_and_the_token_goes_nowhere_else(
+    tiny_model, tmp_path
+):
     hub = Uploads()
-    assert push(hub.url, tmp_path, tiny_model, HF_TOKEN="hf_canary") == f"{hub.url}/me/model/commit/{COMMIT}"
+    assert (
+        push(hub.url, tmp_path, tiny_model, HF_TOKEN="hf_canary")
+        == f"{hub.url}/me/model/commit/{COMMIT}"
+    )
     hub.server.shutdown()
     assert hub.files == {p.name: p.read_bytes() for p in tiny_model.iterdir()}
     made = json.loads(next(body for _, path, body in hub.requests if path == "/api/repos/create"))
@@ -328,15 +526,23 @@ def test_a_model_is_pushed_whole_into_a_private_repository_and_the_token_goes_no
 
 def test_a_push_that_cannot_be_says_why_and_leaves_nothing_half_done(tiny_model, tmp_path):
     hub = Uploads()
-    assert "export.push = 'me/model': the Hub refused it (401). Put a token that may write" in push(hub.url, tmp_path, tiny_model, HF_TOKEN="hf_wrong")
+    assert "export.push = 'me/model': the Hub refused it (401). Put a token that may write" in push(
+        hub.url, tmp_path, tiny_model, HF_TOKEN="hf_wrong"
+    )
     assert "HF_TOKEN" in push(hub.url, tmp_path, tiny_model)
     for name in ("model", "../x/y", "a/b/c", "me/<b>"):
-        assert "is no repository of the Hub. Write owner/name" in push(hub.url, tmp_path, tiny_model, name, HF_TOKEN="hf_canary")
-    assert "HF_HUB_OFFLINE forbids" in push(hub.url, tmp_path, tiny_model, HF_TOKEN="hf_canary", HF_HUB_OFFLINE="1")
+        assert "is no repository of the Hub. Write owner/name" in push(
+            hub.url, tmp_path, tiny_model, name, HF_TOKEN="hf_canary"
+        )
+    assert "HF_HUB_OFFLINE forbids" in push(
+        hub.url, tmp_path, tiny_model, HF_TOKEN="hf_canary", HF_HUB_OFFLINE="1"
+    )
     hub.server.shutdown()
     assert hub.files == {}
     cut = Uploads(fail="/commit/")
-    assert "could not be reached or took it only in part" in push(cut.url, tmp_path, tiny_model, HF_TOKEN="hf_canary")
+    assert "could not be reached or took it only in part" in push(
+        cut.url, tmp_path, tiny_model, HF_TOKEN="hf_canary"
+    )
     cut.server.shutdown()
     assert cut.files == {}
 

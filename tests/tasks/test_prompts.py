@@ -38,7 +38,9 @@ def write(path: Path, rows=ROWS) -> Path:
         path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     else:
         with path.open("w", newline="") as out:
-            table = csv.DictWriter(out, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            table = csv.DictWriter(
+                out, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ","
+            )
             table.writeheader()
             table.writerows(rows)
     return path
@@ -62,14 +64,19 @@ def refusal(path: Path, **more) -> str:
 @pytest.mark.parametrize("name", ["p.csv", "p.tsv", "p.jsonl", "p.parquet"])
 def test_every_kind_of_file_gives_the_same_prompts_and_every_row_lands_on_one_side(tmp_path, name):
     task = task_of(write(tmp_path / name))
-    train, heldout = train_prompts(task, 0, 1, 100)[: len(task.table.train)], heldout_prompts(task, len(task.table.heldout))
-    assert {(p.text, p.answer) for p in [*train, *heldout]} == {(r["question"], r["answer"]) for r in ROWS}
+    train, heldout = (
+        train_prompts(task, 0, 1, 100)[: len(task.table.train)],
+        heldout_prompts(task, len(task.table.heldout)),
+    )
+    assert {(p.text, p.answer) for p in [*train, *heldout]} == {
+        (r["question"], r["answer"]) for r in ROWS
+    }
     assert not {p.id for p in train} & {p.id for p in heldout}
     assert all(p.task == "file" and grade_answer(p.answer, p) == 1.0 for p in train)
 
 
 def test_a_semicolon_table_with_a_byte_order_mark_is_read(tmp_path):
-    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbfquestion;answer\n\"a; b\";1,5\n")
+    (tmp_path / "p.csv").write_bytes(b'\xef\xbb\xbfquestion;answer\n"a; b";1,5\n')
     assert list(read_rows(str(tmp_path / "p.csv"))) == [{"question": "a; b", "answer": "1,5"}]
 
 
@@ -84,11 +91,15 @@ def test_naming_a_path_alone_chooses_the_file_task():
 # ---- steps ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_is_a_function_of_seed_and_step_repeats_nothing_and_its_start_does_not_depend_on_its_size(tmp_path):
+def test_a_step_is_a_function_of_seed_and_step_repeats_nothing_and_its_start_does_not_depend_on_its_size(
+    tmp_path,
+):
     task = task_of(write(tmp_path / "p.csv"))
     draw = train_prompts(task, 3, 7, 20)
     assert draw == train_prompts(task, 3, 7, 20)
-    assert draw[:5] == train_prompts(task, 3, 7, 5)  # dynamic sampling asks for more of the same step
+    assert draw[:5] == train_prompts(
+        task, 3, 7, 5
+    )  # dynamic sampling asks for more of the same step
     assert len({p.id for p in draw}) == 20
     assert draw != train_prompts(task, 3, 8, 20)
     assert heldout_prompts(task, 2) == heldout_prompts(task, 3)[:2]
@@ -96,10 +107,14 @@ def test_a_step_is_a_function_of_seed_and_step_repeats_nothing_and_its_start_doe
 
 def test_prompts_of_another_process_are_the_same(tmp_path):
     path = write(tmp_path / "p.csv")
-    code = ("import sys; from grpo_core.tasks import *; from grpo_core.config import TaskConfig;"
-            "print([p.id for p in train_prompts(load_task(TaskConfig(path=sys.argv[1])), 1, 2, 5)])")
+    code = (
+        "import sys; from grpo_core.tasks import *; from grpo_core.config import TaskConfig;"
+        "print([p.id for p in train_prompts(load_task(TaskConfig(path=sys.argv[1])), 1, 2, 5)])"
+    )
     here = [p.id for p in train_prompts(task_of(path), 1, 2, 5)]
-    assert subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout.strip() == str(here)
+    assert subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    ).stdout.strip() == str(here)
 
 
 def test_a_run_goes_on_when_its_file_vanishes_and_sees_a_file_that_changed(tmp_path):
@@ -115,16 +130,32 @@ def test_a_run_goes_on_when_its_file_vanishes_and_sees_a_file_that_changed(tmp_p
 # ---- what is counted ----------------------------------------------------------------------------------------------------------
 
 
-def test_duplicates_contradictions_empty_rows_and_missing_answers_are_counted_and_used_once(tmp_path):
-    rows = [*ROWS, {"question": "WHAT is  1 + 1?", "answer": "2"}, {"question": "What is 2 + 2?", "answer": "5"}, {"question": "  ", "answer": "1"},
-            {"question": "Why?", "answer": ""}]
+def test_duplicates_contradictions_empty_rows_and_missing_answers_are_counted_and_used_once(
+    tmp_path,
+):
+    rows = [
+        *ROWS,
+        {"question": "WHAT is  1 + 1?", "answer": "2"},
+        {"question": "What is 2 + 2?", "answer": "5"},
+        {"question": "  ", "answer": "1"},
+        {"question": "Why?", "answer": ""},
+    ]
     counts = task_of(write(tmp_path / "p.csv", rows)).table.counts
     # 64 rows: 60 + a copy in other case and spacing + a copy with another answer + an empty one + one without an answer
-    assert (counts.rows, counts.duplicates, counts.contradictions, counts.empty, counts.unanswered) == (64, 2, 1, 1, 1)
+    assert (
+        counts.rows,
+        counts.duplicates,
+        counts.contradictions,
+        counts.empty,
+        counts.unanswered,
+    ) == (64, 2, 1, 1, 1)
 
 
 def test_training_prompts_that_are_also_in_the_heldout_file_leave_training(tmp_path):
-    train, held = write(tmp_path / "train.csv"), write(tmp_path / "test.csv", [*ROWS[50:], {"question": "What is 7 + 8?", "answer": "15"}])
+    train, held = (
+        write(tmp_path / "train.csv"),
+        write(tmp_path / "test.csv", [*ROWS[50:], {"question": "What is 7 + 8?", "answer": "15"}]),
+    )
     task = task_of(train, heldout_source=str(held))
     assert (len(task.table.train), len(task.table.heldout), task.table.counts.leaks) == (50, 11, 10)
     texts = {p.text for p in train_prompts(task, 0, 1, 50)}
@@ -139,12 +170,21 @@ def test_reading_stops_at_max_rows_and_says_so(tmp_path):
 # ---- columns, chat, templates ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("row", "prompt", "answer"), [
-    ({"question": "q", "answer": "a"}, "question", "answer"), ({"Problem": "q", "Solution": "a"}, "Problem", "Solution"),
-    ({"id": 1, "problem": "q", "solution": "long", "answer": "a"}, "problem", "answer"),
-    ({"prompt": [], "reward_model": {"ground_truth": "a"}}, "prompt", "reward_model.ground_truth"), ({"instruction": "q", "output": "a"}, "instruction", "output"),
-    ({"text": "q"}, "text", ""),
-])
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"question": "q", "answer": "a"}, "question", "answer"),
+        ({"Problem": "q", "Solution": "a"}, "Problem", "Solution"),
+        ({"id": 1, "problem": "q", "solution": "long", "answer": "a"}, "problem", "answer"),
+        (
+            {"prompt": [], "reward_model": {"ground_truth": "a"}},
+            "prompt",
+            "reward_model.ground_truth",
+        ),
+        ({"instruction": "q", "output": "a"}, "instruction", "output"),
+        ({"text": "q"}, "text", ""),
+    ],
+)
 def test_columns_are_guessed_by_the_names_that_datasets_use(row, prompt, answer):
     found = choose_columns(row, "", "")
     assert (found.prompt, found.answer) == (prompt, answer)
@@ -152,50 +192,99 @@ def test_columns_are_guessed_by_the_names_that_datasets_use(row, prompt, answer)
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     path = write(tmp_path / "p.csv")
-    assert "task.prompt_column = 'nope': there is no such column. Columns: question, answer." in refusal(path, prompt_column="nope")
+    assert (
+        "task.prompt_column = 'nope': there is no such column. Columns: question, answer."
+        in refusal(path, prompt_column="nope")
+    )
     assert "task.answer_column = 'nope'" in refusal(path, answer_column="nope")
     assert "Name one of: a, b" in refusal(write(tmp_path / "q.csv", [{"a": "1", "b": "2"}]))
 
 
 def test_chat_messages_become_the_last_user_turn_what_came_before_and_an_answer():
-    row = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
-                        {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}
+    row = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": "2+2?"},
+            {"role": "assistant", "content": "4"},
+        ]
+    }
     found = asked(row, choose_columns(row, "", ""), "{prompt}", "")
     assert (found.text, found.answer) == ("2+2?", "4")
     assert [m["role"] for m in found.before] == ["system", "user", "assistant"]
     shared = {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}
-    assert asked(shared, choose_columns(shared, "", ""), "{prompt}", "Think.").before == ({"role": "system", "content": "Think."},)
+    assert asked(shared, choose_columns(shared, "", ""), "{prompt}", "Think.").before == (
+        {"role": "system", "content": "Think."},
+    )
 
 
 def test_a_template_fills_columns_once_and_runs_nothing():
     row = {"question": "q {topic}", "topic": "{prompt} maths", "n": 5.0}
-    assert fill("[{topic}] {prompt} ({n}) {unknown} {n.__class__} {0}", row["question"], row) == "[{prompt} maths] q {topic} (5) {unknown} {n.__class__} {0}"
+    assert (
+        fill("[{topic}] {prompt} ({n}) {unknown} {n.__class__} {0}", row["question"], row)
+        == "[{prompt} maths] q {topic} (5) {unknown} {n.__class__} {0}"
+    )
 
 
 def test_a_template_without_the_prompt_is_refused(tmp_path):
     assert "no {prompt} in it" in refusal(write(tmp_path / "p.csv"), template="Say hello")
 
 
-@pytest.mark.parametrize(("text", "answer"), [
-    ("She has 3*4=<<3*4=12>>12 eggs.\n#### 1,234", "1,234"), (r"so $x=\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"), (r"\boxed{1} or rather \boxed{2}", "2"),
-    (r"\boxed 5$.", "5"), (r"\boxed{never closed", r"\boxed{never closed"), ("42", "42"), (r"\fbox{\text{a}}", r"\text{a}"),
-])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("She has 3*4=<<3*4=12>>12 eggs.\n#### 1,234", "1,234"),
+        (r"so $x=\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"\boxed{1} or rather \boxed{2}", "2"),
+        (r"\boxed 5$.", "5"),
+        (r"\boxed{never closed", r"\boxed{never closed"),
+        ("42", "42"),
+        (r"\fbox{\text{a}}", r"\text{a}"),
+    ],
+)
 def test_the_final_answer_of_gsm8k_and_math_solutions_is_recognised(text, answer):
     assert final_answer(text) == answer
 
 
-@pytest.mark.parametrize(("completion", "answer"), [
-    ("<think>x</think><answer>5</answer>", "5"), (r"thus \boxed{5}", "5"), ("so\n#### 5", "5"), (r"\boxed{4} <answer>5</answer>", "5"), ("it is 5", None), ("", None),
-])
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("<think>x</think><answer>5</answer>", "5"),
+        (r"thus \boxed{5}", "5"),
+        ("so\n#### 5", "5"),
+        (r"\boxed{4} <answer>5</answer>", "5"),
+        ("it is 5", None),
+        ("", None),
+    ],
+)
 def test_a_completion_answers_in_any_of_the_usual_ways(completion, answer):
     assert given_answer(completion) == answer
 
 
-@pytest.mark.parametrize(("given", "right", "same"), [
-    ("1,234", "1234", True), ("$5.00", "5", True), ("−3", "-3", True), ("50%", "0.5", True), (r"50\%", "0.5", True), ("3/4", ".75", True), ("1e-4", "0.0001", True),
-    ("-0", "0", True), ("Paris.", " paris", True), ("12,34", "1234", False), ("1/0", "1/0", True), ("1/0", "2", False), ("", "5", False), ("5 apples", "5", False),
-    ("5", "6", False), ("1e999", "1e998", False), ("0.333", "1/3", False), ("9" * 5000, "9" * 4999, False),
-])
+@pytest.mark.parametrize(
+    ("given", "right", "same"),
+    [
+        ("1,234", "1234", True),
+        ("$5.00", "5", True),
+        ("−3", "-3", True),
+        ("50%", "0.5", True),
+        (r"50\%", "0.5", True),
+        ("3/4", ".75", True),
+        ("1e-4", "0.0001", True),
+        ("-0", "0", True),
+        ("Paris.", " paris", True),
+        ("12,34", "1234", False),
+        ("1/0", "1/0", True),
+        ("1/0", "2", False),
+        ("", "5", False),
+        ("5 apples", "5", False),
+        ("5", "6", False),
+        ("1e999", "1e998", False),
+        ("0.333", "1/3", False),
+        ("9" * 5000, "9" * 4999, False),
+    ],
+)
 def test_answers_are_the_same_as_numbers_or_as_text(given, right, same):
     assert same_answer(given, right) is same
 
@@ -212,36 +301,73 @@ def test_no_two_texts_make_the_comparison_raise(a, b):
 # ---- what is refused ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("p.csv", b"\xff\xfe\x00question", "not UTF-8"), ("p.csv", b"PK\x03\x04....", "zip archive"), ("p.csv", b"\x1f\x8b\x08....", "gzip archive"),
-    ("p.csv", b"question,answer\na,b,c\n", "line 2 has 3 cells, the first line 2"), ("p.csv", b"question,question\n1,2\n", "share a name"),
-    ("p.csv", b"question,answer\n\"a" + b"b" * 1_100_000, "1,000,000"), ("p.csv", b"q" * 1_100_000, "more than 1,000,000 characters"),
-    ("p.csv", ",".join(f"c{i}" for i in range(1001)).encode() + b"\n", "1,001 columns"), ("p.csv", b"", "no row"), ("p.csv", b"question,answer\n", "no row"),
-    ("p.jsonl", b'{"question": 1}\n{oops', "line 2 is no JSON"), ("p.jsonl", b"[1, 2]", "one JSON list"), ("p.jsonl", b"3", "no JSON object"),
-    ("p.jsonl", b'{"question": ' + b"[" * 50 + b"]" * 50 + b"}", "nested deeper"), ("p.jsonl", b"[" * 200_000, "JSON list"), ("p.jsonl", b'{"a":' * 100_000, "no JSON"),
-    ("p.parquet", b"PAR1" + b"\0" * 100, "no readable Parquet"), ("p.parquet", b"no", "no readable Parquet"), ("p.exe", b"MZ", "'.exe' are not read"),
-])
-def test_a_file_that_cannot_be_prompts_is_refused_on_one_line_that_says_why(tmp_path, name, content, says):
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.csv", b"\xff\xfe\x00question", "not UTF-8"),
+        ("p.csv", b"PK\x03\x04....", "zip archive"),
+        ("p.csv", b"\x1f\x8b\x08....", "gzip archive"),
+        ("p.csv", b"question,answer\na,b,c\n", "line 2 has 3 cells, the first line 2"),
+        ("p.csv", b"question,question\n1,2\n", "share a name"),
+        ("p.csv", b'question,answer\n"a' + b"b" * 1_100_000, "1,000,000"),
+        ("p.csv", b"q" * 1_100_000, "more than 1,000,000 characters"),
+        ("p.csv", ",".join(f"c{i}" for i in range(1001)).encode() + b"\n", "1,001 columns"),
+        ("p.csv", b"", "no row"),
+        ("p.csv", b"question,answer\n", "no row"),
+        ("p.jsonl", b'{"question": 1}\n{oops', "line 2 is no JSON"),
+        ("p.jsonl", b"[1, 2]", "one JSON list"),
+        ("p.jsonl", b"3", "no JSON object"),
+        ("p.jsonl", b'{"question": ' + b"[" * 50 + b"]" * 50 + b"}", "nested deeper"),
+        ("p.jsonl", b"[" * 200_000, "JSON list"),
+        ("p.jsonl", b'{"a":' * 100_000, "no JSON"),
+        ("p.parquet", b"PAR1" + b"\0" * 100, "no readable Parquet"),
+        ("p.parquet", b"no", "no readable Parquet"),
+        ("p.exe", b"MZ", "'.exe' are not read"),
+    ],
+)
+def test_a_file_that_cannot_be_prompts_is_refused_on_one_line_that_says_why(
+    tmp_path, name, content, says
+):
     (tmp_path / name).write_bytes(content)
     assert says in refusal(tmp_path / name)
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
-@pytest.mark.parametrize("path", ["nowhere.csv", "/no/such.jsonl", "..", "a/../b", "\0", "x" * 900, "no-slash", "http://example.com/x.csv"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "nowhere.csv",
+        "/no/such.jsonl",
+        "..",
+        "a/../b",
+        "\0",
+        "x" * 900,
+        "no-slash",
+        "http://example.com/x.csv",
+    ],
+)
 def test_a_name_that_is_neither_a_file_nor_a_dataset_is_refused(path):
     with pytest.raises(InvalidConfig, match=r"task\.path"):
         load_task(TaskConfig(name="file", path=path))
 
 
 def test_a_dataset_that_cannot_be_reached_is_refused_on_one_line():
-    with pytest.raises(InvalidConfig, match=r"task\.path = 'nobody/nothing': the dataset cannot be read from the Hub") as caught:
+    with pytest.raises(
+        InvalidConfig,
+        match=r"task\.path = 'nobody/nothing': the dataset cannot be read from the Hub",
+    ) as caught:
         load_task(TaskConfig(path="nobody/nothing"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_parquet_bomb_is_refused_before_it_unpacks(tmp_path):
     # 200 MB of one letter: some kilobytes on disk. Rows of a megabyte and more are refused, and memory stays small.
-    pq.write_table(pa.table({"question": ["a" * 2_000_000] * 256}), tmp_path / "p.parquet", compression="zstd", row_group_size=256)
+    pq.write_table(
+        pa.table({"question": ["a" * 2_000_000] * 256}),
+        tmp_path / "p.parquet",
+        compression="zstd",
+        row_group_size=256,
+    )
     assert (tmp_path / "p.parquet").stat().st_size < 1_000_000
     assert "256 rows take" in refusal(tmp_path / "p.parquet")
 
@@ -255,11 +381,18 @@ def test_two_hundred_thousand_rows_take_less_memory_than_their_file(tmp_path):
     with path.open("w") as out:
         for i in range(200_000):
             out.write(json.dumps({"question": f"{i}: " + "word " * 50, "answer": str(i)}) + "\n")
-    code = ("import sys, resource\nfrom grpo_core.tasks import *\nfrom grpo_core.config import TaskConfig\nimport numpy, pyarrow\n"
-            "import grpo_core.tasks.table\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "t = load_task(TaskConfig(path=sys.argv[1]))\n[train_prompts(t, 0, s, 64) for s in range(50)]\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(t.table.train) + len(t.table.heldout))")
-    grown, rows = map(int, subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout.split())
+    code = (
+        "import sys, resource\nfrom grpo_core.tasks import *\nfrom grpo_core.config import TaskConfig\nimport numpy, pyarrow\n"
+        "import grpo_core.tasks.table\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "t = load_task(TaskConfig(path=sys.argv[1]))\n[train_prompts(t, 0, s, 64) for s in range(50)]\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(t.table.train) + len(t.table.heldout))"
+    )
+    grown, rows = map(
+        int,
+        subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        ).stdout.split(),
+    )
     assert rows == 200_000
     assert grown * 1024 < path.stat().st_size / 2
 
@@ -267,25 +400,36 @@ def test_two_hundred_thousand_rows_take_less_memory_than_their_file(tmp_path):
 # ---- too long for the model -------------------------------------------------------------------------------------------------------
 
 
-def test_prompts_longer_than_the_context_are_counted_and_refused_or_dropped_by_choice(tmp_path, tiny_model):
+def test_prompts_longer_than_the_context_are_counted_and_refused_or_dropped_by_choice(
+    tmp_path, tiny_model
+):
     import torch
 
     from grpo_core.config import ModelConfig
     from grpo_core.models import load_policy
     from grpo_core.models.context_fit import fitting
 
-    policy = load_policy(ModelConfig(name=str(tiny_model)), 0, torch.device("cpu"))  # a context of 128
+    policy = load_policy(
+        ModelConfig(name=str(tiny_model)), 0, torch.device("cpu")
+    )  # a context of 128
     # One token a character here: 100 fits beside 16 new tokens and 112 just does, 113 does not.
-    rows = [{"question": chr(97 + i % 26) * (20 + i), "answer": "1"} for i in range(60)] + [{"question": "x" * n, "answer": "1"} for n in (112, 113, 400)]
+    rows = [{"question": chr(97 + i % 26) * (20 + i), "answer": "1"} for i in range(60)] + [
+        {"question": "x" * n, "answer": "1"} for n in (112, 113, 400)
+    ]
     lengths = [len(policy.encode(Prompt("", r["question"], "", ""), "")) for r in rows]
     too_long = sum(n > 128 - 16 for n in lengths)
     assert 0 < too_long < 10
     path = write(tmp_path / "p.csv", rows)
 
     def config(choice: str) -> RunConfig:
-        return parse(nest({"task.path": str(path), "task.too_long": choice, "train.max_new_tokens": 16}))
+        return parse(
+            nest({"task.path": str(path), "task.too_long": choice, "train.max_new_tokens": 16})
+        )
 
-    with pytest.raises(InvalidConfig, match=rf"task\.too_long = 'refuse': {too_long} of 63 prompts leave no room for 16"):
+    with pytest.raises(
+        InvalidConfig,
+        match=rf"task\.too_long = 'refuse': {too_long} of 63 prompts leave no room for 16",
+    ):
         fitting(load_task(config("refuse").task), policy, config("refuse"))
     kept = fitting(load_task(config("drop").task), policy, config("drop")).table
     assert len(kept.train) + len(kept.heldout) == 63 - too_long
@@ -293,15 +437,26 @@ def test_prompts_longer_than_the_context_are_counted_and_refused_or_dropped_by_c
     assert max(len(policy.encode(Prompt("", t, "", ""), "")) for t in texts) <= 112
 
 
-def test_the_preview_shows_prompts_as_the_model_reads_them_and_what_was_counted(tmp_path, tiny_model):
+def test_the_preview_shows_prompts_as_the_model_reads_them_and_what_was_counted(
+    tmp_path, tiny_model
+):
     from grpo_core.preflight.service import Desk
 
-    config = parse(nest({"task.path": str(write(tmp_path / "p.csv")), "model.name": str(tiny_model), "task.template": "Q: {prompt}", "task.system": "Sums."}))
+    config = parse(
+        nest(
+            {
+                "task.path": str(write(tmp_path / "p.csv")),
+                "model.name": str(tiny_model),
+                "task.template": "Q: {prompt}",
+                "task.system": "Sums.",
+            }
+        )
+    )
     found = Desk().preview(config, 3)
     assert [p.heldout for p in found.prompts] == [False] * 3 + [True]
-    assert all(p.text.startswith("Sums.\n\nQ: What is ") and p.num_tokens > 10 for p in found.prompts)
+    assert all(
+        p.text.startswith("Sums.\n\nQ: What is ") and p.num_tokens > 10 for p in found.prompts
+    )
     assert found.counts["rows"] == 60
     assert found.counts["prompt_column"] == "question"
     assert found.counts["too_long"] == 0
-
-

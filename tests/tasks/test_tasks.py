@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from grpo_core.config import TaskConfig
 from grpo_core.errors import InvalidConfig
-from grpo_core.tasks import TASKS, Task, extract_answer, heldout_prompts, is_heldout, load_task, prompt_id, train_prompts
+from grpo_core.tasks import (
+    TASKS,
+    Task,
+    extract_answer,
+    heldout_prompts,
+    is_heldout,
+    load_task,
+    prompt_id,
+    train_prompts,
+)
 from grpo_core.tasks.countdown import NotAnExpression, evaluate
 from grpo_core.types import Prompt
 
@@ -37,8 +46,14 @@ def test_the_answer_that_comes_with_a_prompt_is_graded_right(task):
 
 def test_the_answers_are_what_the_prompts_ask_for():
     for name in ("sums", "arithmetic"):
-        assert all(eval(p.text.removeprefix("Q: ").removesuffix("=?")) == int(p.answer) for p in heldout_prompts(TASKS[name], 200))
-    assert all("".join(sorted(p.text.removeprefix("Q: sort "))) == p.answer for p in heldout_prompts(TASKS["sort"], 200))
+        assert all(
+            eval(p.text.removeprefix("Q: ").removesuffix("=?")) == int(p.answer)
+            for p in heldout_prompts(TASKS[name], 200)
+        )
+    assert all(
+        "".join(sorted(p.text.removeprefix("Q: sort "))) == p.answer
+        for p in heldout_prompts(TASKS["sort"], 200)
+    )
     for p in heldout_prompts(TASKS["countdown"], 200):  # "Q: 25 from 3 7 4"
         assert eval(p.answer) == int(p.text.split()[1])
         assert sorted(re.findall("[0-9]", p.answer)) == sorted(p.text.split()[3:])
@@ -47,7 +62,12 @@ def test_the_answers_are_what_the_prompts_ask_for():
 @each_task
 def test_no_training_step_of_any_seed_draws_a_heldout_prompt(task):
     heldout = {p.text for p in heldout_prompts(task, 500)}
-    drawn = {p.text for seed in range(5) for step in range(20) for p in train_prompts(task, seed, step, 32)}
+    drawn = {
+        p.text
+        for seed in range(5)
+        for step in range(20)
+        for p in train_prompts(task, seed, step, 32)
+    }
     assert not heldout & drawn
 
 
@@ -56,7 +76,10 @@ def test_about_one_prompt_in_ten_is_held_out(task):
     # 2000 draws of a coin of 0.1: mean 200, sd 13; 5 sd = 67. Equal prompts share their fate, so allow a little more.
     rng = random.Random(1)
     texts = [task.make(rng) for _ in range(2000)]
-    num = sum(is_heldout(Prompt(prompt_id(task.name, text), text, answer, task.name)) for text, answer, _ in texts)
+    num = sum(
+        is_heldout(Prompt(prompt_id(task.name, text), text, answer, task.name))
+        for text, answer, _ in texts
+    )
     assert 120 < num < 280
 
 
@@ -82,7 +105,9 @@ def test_prompts_are_the_same_in_another_process():
     # Python's own hash() of strings is salted anew in every process.
     code = "from grpo_core.tasks import *; print([p.id for p in train_prompts(TASKS['sums'], 1, 2, 3) + heldout_prompts(TASKS['sort'], 3)])"
     here = [p.id for p in train_prompts(TASKS["sums"], 1, 2, 3) + heldout_prompts(TASKS["sort"], 3)]
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == str(here)
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip() == str(here)
 
 
 def test_half_a_character_in_a_prompt_still_gets_an_id():
@@ -92,7 +117,9 @@ def test_half_a_character_in_a_prompt_still_gets_an_id():
 
 def test_asking_for_more_heldout_prompts_than_exist_names_the_field_and_the_most():
     # Ten prompts in all; those held out are whatever the hash says, surely fewer than ten.
-    tiny = Task("tiny", "", "", "", lambda rng: (str(rng.randint(0, 9)), "1", {}), lambda text, prompt: 0.0)
+    tiny = Task(
+        "tiny", "", "", "", lambda rng: (str(rng.randint(0, 9)), "1", {}), lambda text, prompt: 0.0
+    )
     with pytest.raises(InvalidConfig) as error:
         heldout_prompts(tiny, 10)
     (problem,) = error.value.problems
@@ -102,7 +129,9 @@ def test_asking_for_more_heldout_prompts_than_exist_names_the_field_and_the_most
 
 
 def test_a_task_with_fewer_prompts_than_a_step_repeats_them_in_turn():
-    tiny = Task("tiny", "", "", "", lambda rng: (str(rng.randint(0, 9)), "1", {}), lambda text, prompt: 0.0)
+    tiny = Task(
+        "tiny", "", "", "", lambda rng: (str(rng.randint(0, 9)), "1", {}), lambda text, prompt: 0.0
+    )
     drawn = [p.text for p in train_prompts(tiny, 0, 0, 25)]
     num_different = len(set(drawn))
     assert len(drawn) == 25
@@ -110,7 +139,9 @@ def test_a_task_with_fewer_prompts_than_a_step_repeats_them_in_turn():
 
 
 def test_an_unknown_task_is_refused_with_the_names_that_exist():
-    with pytest.raises(InvalidConfig, match=r"task\.name = 'sudoku'.*sums, arithmetic, sort, countdown, file"):
+    with pytest.raises(
+        InvalidConfig, match=r"task\.name = 'sudoku'.*sums, arithmetic, sort, countdown, file"
+    ):
         load_task(TaskConfig(name="sudoku"))
     assert load_task(TaskConfig()) is TASKS["sums"]
 
@@ -118,46 +149,85 @@ def test_an_unknown_task_is_refused_with_the_names_that_exist():
 # ---- answers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "answer"), [
-    ("<think>84+39=123</think><answer>185</answer>", "185"),
-    ("<answer> 185\n</answer> done", " 185\n"),
-    ("<answer>1</answer><answer>2</answer>", "2"),  # a correction: the last word counts
-    ("<answer>1</answer><answer>2", "1"),  # the second pair is not complete
-    ("<answer>1<answer>2</answer>", "2"),
-    ("<answer>1</answer></answer>", "1"),
-    ("<answer></answer>", ""),
-    ("</answer><answer>", None),
-    ("<answer>1", None),
-    ("185", None),
-    ("", None),
-])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>84+39=123</think><answer>185</answer>", "185"),
+        ("<answer> 185\n</answer> done", " 185\n"),
+        ("<answer>1</answer><answer>2</answer>", "2"),  # a correction: the last word counts
+        ("<answer>1</answer><answer>2", "1"),  # the second pair is not complete
+        ("<answer>1<answer>2</answer>", "2"),
+        ("<answer>1</answer></answer>", "1"),
+        ("<answer></answer>", ""),
+        ("</answer><answer>", None),
+        ("<answer>1", None),
+        ("185", None),
+        ("", None),
+    ],
+)
 def test_the_answer_is_the_content_of_the_last_complete_pair(text, answer):
     assert extract_answer(text) == answer
 
 
-@pytest.mark.parametrize(("text", "score"), [
-    ("185", 1), (" 185\n", 1), ("+185", 1), ("0185", 1),
-    ("18", 0), ("1855", 0), ("185.", 0), ("185.0", 0), ("1 85", 0), ("-185", 0), ("84+39+62", 0), ("", 0), ("١٨٥", 0), ("1_85", 0), ("nan", 0),
-])
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("185", 1),
+        (" 185\n", 1),
+        ("+185", 1),
+        ("0185", 1),
+        ("18", 0),
+        ("1855", 0),
+        ("185.", 0),
+        ("185.0", 0),
+        ("1 85", 0),
+        ("-185", 0),
+        ("84+39+62", 0),
+        ("", 0),
+        ("١٨٥", 0),
+        ("1_85", 0),
+        ("nan", 0),
+    ],
+)
 def test_a_sum_is_right_only_as_that_whole_number(text, score):
     assert TASKS["sums"].grade(text, prompt("sums", "185")) == score
 
 
-@pytest.mark.parametrize(("text", "score"), [("bcdpq", 1), ("\tbcdpq ", 1), ("BCDPQ", 0), ("b c d p q", 0), ("bcdp", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("bcdpq", 1), ("\tbcdpq ", 1), ("BCDPQ", 0), ("b c d p q", 0), ("bcdp", 0), ("", 0)],
+)
 def test_a_sorted_word_is_right_only_letter_by_letter(text, score):
     assert TASKS["sort"].grade(text, prompt("sort", "bcdpq")) == score
 
 
-@pytest.mark.parametrize(("text", "score"), [
-    ("3*7+4", 1), (" 4 + 7*3 ", 1), ("(3*7)+4", 1), ("3×7+4", 1),
-    ("7*4-3", 1),  # 28 - 3 = 25: another way
-    ("3*7+5", 0),  # 26, and 5 was not given
-    ("3+7+4", 0), ("3*4+7", 0),  # 14 and 19, from the right numbers
-    ("25", 0), ("3*7+4+0", 0),  # right value, other numbers
-    ("3*8+1", 0),  # right value, other numbers
-    ("3*7", 0), ("3*7+4=25", 0), ("37+4", 0), ("3**7", 0), ("3*7+4)", 0), ("(3*7+4", 0), ("-3*7+4", 0), ("3*7+", 0), ("3 7 4", 0),
-    ("__import__('os')", 0), ("", 0),
-])
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("3*7+4", 1),
+        (" 4 + 7*3 ", 1),
+        ("(3*7)+4", 1),
+        ("3×7+4", 1),
+        ("7*4-3", 1),  # 28 - 3 = 25: another way
+        ("3*7+5", 0),  # 26, and 5 was not given
+        ("3+7+4", 0),
+        ("3*4+7", 0),  # 14 and 19, from the right numbers
+        ("25", 0),
+        ("3*7+4+0", 0),  # right value, other numbers
+        ("3*8+1", 0),  # right value, other numbers
+        ("3*7", 0),
+        ("3*7+4=25", 0),
+        ("37+4", 0),
+        ("3**7", 0),
+        ("3*7+4)", 0),
+        ("(3*7+4", 0),
+        ("-3*7+4", 0),
+        ("3*7+", 0),
+        ("3 7 4", 0),
+        ("__import__('os')", 0),
+        ("", 0),
+    ],
+)
 def test_countdown_accepts_any_way_to_the_target_with_the_given_numbers(text, score):
     assert TASKS["countdown"].grade(text, prompt("countdown", "3*7+4")) == score
 
@@ -174,8 +244,13 @@ def test_the_given_numbers_count_with_their_repetitions():
     assert grade("3*3-2", prompt("countdown", "2*2+3")) == 0  # 7 from 2 3 3
 
 
-ways = st.recursive(st.integers(0, 99).map(str),
-                    lambda inner: st.one_of(inner.map("({})".format), st.tuples(inner, st.sampled_from("+-*"), inner).map("".join)), max_leaves=8)
+ways = st.recursive(
+    st.integers(0, 99).map(str),
+    lambda inner: st.one_of(
+        inner.map("({})".format), st.tuples(inner, st.sampled_from("+-*"), inner).map("".join)
+    ),
+    max_leaves=8,
+)
 
 
 @given(ways)
@@ -195,8 +270,22 @@ def test_the_expression_reader_refuses_or_agrees_with_python(text):
     assert numbers == [int(n) for n in re.findall(r"\d+", text)]
 
 
-HOSTILE = ["(" * 20_000, "1" * 20_000, "9*" * 10_000 + "9", " " * 20_000, "<answer>" * 2_500, "</answer>" * 2_300, "<answer>1</answer>" * 1_100,
-           "\0" * 20_000, "\ud800" * 20_000, "-" * 20_000, "٣" * 20_000, "a" * 20_000, "9**9**9**9**9", "𝟗" * 64]
+HOSTILE = [
+    "(" * 20_000,
+    "1" * 20_000,
+    "9*" * 10_000 + "9",
+    " " * 20_000,
+    "<answer>" * 2_500,
+    "</answer>" * 2_300,
+    "<answer>1</answer>" * 1_100,
+    "\0" * 20_000,
+    "\ud800" * 20_000,
+    "-" * 20_000,
+    "٣" * 20_000,
+    "a" * 20_000,
+    "9**9**9**9**9",
+    "𝟗" * 64,
+]
 
 
 @each_task

@@ -8,7 +8,6 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
-from tests.runs.test_resume import configured, record
 
 import grpo_core.training.rollout_batch as draw
 import grpo_core.training.timing as clock
@@ -20,6 +19,7 @@ from grpo_core.training.breakpoints import parse_breakpoints
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import GroupsScored, Paused, Phase, PhaseStarted, RunStatus, StepCompleted
+from tests.runs.test_resume import configured, record
 from ui.render.status import status_line
 
 
@@ -27,7 +27,9 @@ def wait_for(manager, run_id, status, seconds=30.0, **fields):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         run = manager.store.run(run_id)
-        if run.status is status and all(getattr(run, name) == value for name, value in fields.items()):
+        if run.status is status and all(
+            getattr(run, name) == value for name, value in fields.items()
+        ):
             return run
         time.sleep(0.01)
     raise AssertionError(f"{run.status} in {run.phase} of step {run.step}: {run.error}")
@@ -41,7 +43,9 @@ def started_paused(manager, config, conditions="step = 1") -> str:
     return run_id
 
 
-def test_pause_answers_within_a_token_resume_goes_on_and_the_numbers_are_those_of_an_undisturbed_run(manager, tiny_settings):
+def test_pause_answers_within_a_token_resume_goes_on_and_the_numbers_are_those_of_an_undisturbed_run(
+    manager, tiny_settings
+):
     config = configured(tiny_settings, **{"train.steps": 40, "train.checkpoint_every": 0})
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
@@ -77,17 +81,27 @@ def test_step_goes_one_optimiser_step_or_one_phase_and_waits_again(manager, tiny
         while (error := manager.store.run(run_id).error) in (None, before):
             time.sleep(0.01)
         seen.append(error.split(".")[0])
-    assert seen == ["Before sampling of step 4", "Before scoring of step 4", "Before updating of step 4"]
+    assert seen == [
+        "Before sampling of step 4",
+        "Before scoring of step 4",
+        "Before updating of step 4",
+    ]
     with pytest.raises(StudioError, match="by phase or by step"):
         manager.step(run_id, "mile")
     manager.stop(run_id)
     wait_for(manager, run_id, RunStatus.STOPPED)
 
 
-def test_knobs_take_effect_with_the_next_step_are_recorded_and_resume_is_exact_with_them(manager, tiny_settings):
+def test_knobs_take_effect_with_the_next_step_are_recorded_and_resume_is_exact_with_them(
+    manager, tiny_settings
+):
     store, config = manager.store, configured(tiny_settings, **{"train.warmup_steps": 0})
     run_id = started_paused(manager, config, "step = 3")
-    for name, value in (("train.learning_rate", 1e-3), ("algorithm.kl_coef", 0.5), ("train.temperature", 0.7)):
+    for name, value in (
+        ("train.learning_rate", 1e-3),
+        ("algorithm.kl_coef", 0.5),
+        ("train.temperature", 0.7),
+    ):
         manager.set_knob(run_id, name, value)
     with pytest.raises(InvalidConfig, match=r"train\.temperature"):
         manager.set_knob(run_id, "train.temperature", -1)
@@ -98,23 +112,40 @@ def test_knobs_take_effect_with_the_next_step_are_recorded_and_resume_is_exact_w
     steps = {s["step"]: s for s in store.steps(run_id)}
     assert [steps[s]["learning_rate"] for s in (3, 4, 6)] == [1e-4, 1e-3, 1e-3]
     assert [steps[s]["kl_coef"] for s in (3, 4, 6)] == [0.02, 0.5, 0.5]
-    assert store.edits(run_id) == {4: {"knob/train.learning_rate": 1e-3, "knob/algorithm.kl_coef": 0.5, "knob/train.temperature": 0.7}}
+    assert store.edits(run_id) == {
+        4: {
+            "knob/train.learning_rate": 1e-3,
+            "knob/algorithm.kl_coef": 0.5,
+            "knob/train.temperature": 0.7,
+        }
+    }
     before = record(store, run_id)
-    store.rewind(run_id, 2)  # as if it had been killed before the knobs were turned: they are turned again in their step
+    store.rewind(
+        run_id, 2
+    )  # as if it had been killed before the knobs were turned: they are turned again in their step
     store.set_status(run_id, RunStatus.INTERRUPTED)
     manager.resume(run_id)
     wait_for(manager, run_id, RunStatus.FINISHED)
     assert record(store, run_id) == before
 
 
-@pytest.mark.parametrize("settings", [{}, {"algorithm.advantage": "value"}, {"rubric.scale": True}], ids=["group", "critic", "scaled"])
-def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_is_that_of_a_rubric_that_gave_it(manager, tiny_settings, settings, monkeypatch):
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"algorithm.advantage": "value"}, {"rubric.scale": True}],
+    ids=["group", "critic", "scaled"],
+)
+def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_is_that_of_a_rubric_that_gave_it(
+    manager, tiny_settings, settings, monkeypatch
+):
     store, config = manager.store, configured(tiny_settings, **settings)
     run_id = started_paused(manager, config)
     group = store.group(store.group_ids(run_id, 1)[1])
     manager.edit_reward(run_id, 1, 1, 2, 3.5)
     deadline = time.monotonic() + 5
-    while not (edited := store.group(store.group_ids(run_id, 1)[1])).rollouts[2].edited and time.monotonic() < deadline:
+    while (
+        not (edited := store.group(store.group_ids(run_id, 1)[1])).rollouts[2].edited
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     assert store.run(run_id).status is RunStatus.PAUSED  # and still before the update
     rewards = [3.5 if r.position == 2 else r.reward for r in group.rollouts]
@@ -122,7 +153,9 @@ def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_
     assert [r.edited for r in edited.rollouts] == [False, False, True, False]
     if not settings:
         mean, std = statistics.mean(rewards), statistics.stdev(rewards)
-        assert [r.advantage for r in edited.rollouts] == pytest.approx([(r - mean) / (std + 1e-4) for r in rewards], abs=1e-9)
+        assert [r.advantage for r in edited.rollouts] == pytest.approx(
+            [(r - mean) / (std + 1e-4) for r in rewards], abs=1e-9
+        )
     manager.resume(run_id)
     wait_for(manager, run_id, RunStatus.FINISHED)
     by_hand = record(store, run_id)
@@ -133,8 +166,13 @@ def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_
     def generous(prompts, by_prompt, policy, rubric, ahead):
         found, why = score(prompts, by_prompt, policy, rubric, ahead)
         given = [prompt.id == wanted[0] and generous.step == 1 for prompt in prompts]
-        return [tuple(replace(r, reward=3.5, edited=True) if yes and i == wanted[1] else r for i, r in enumerate(siblings))
-                for yes, siblings in zip(given, found, strict=True)], why
+        return [
+            tuple(
+                replace(r, reward=3.5, edited=True) if yes and i == wanted[1] else r
+                for i, r in enumerate(siblings)
+            )
+            for yes, siblings in zip(given, found, strict=True)
+        ], why
 
     monkeypatch.setattr(draw, "score", generous)
     other = store.create_run(config, "rubric", status=RunStatus.LOADING)
@@ -144,7 +182,9 @@ def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_
         if isinstance(event, PhaseStarted) and event.phase is Phase.SAMPLING:
             generous.step = event.step
 
-    assert execute(store, other, config, train, RunControl(), listen) is RunStatus.FINISHED, store.run(other).error
+    assert execute(store, other, config, train, RunControl(), listen) is RunStatus.FINISHED, (
+        store.run(other).error
+    )
     by_rubric = record(store, other)
     assert by_rubric["steps"] == by_hand["steps"]
     assert by_rubric["groups"] == by_hand["groups"]
@@ -170,7 +210,9 @@ def test_rewards_of_no_waiting_step_cannot_be_edited(manager, tiny_settings):
 
 
 def test_checkpoint_now_saves_the_last_whole_step_even_while_the_run_waits(manager, tiny_settings):
-    run_id = started_paused(manager, configured(tiny_settings, **{"train.checkpoint_every": 0}), "step = 4")
+    run_id = started_paused(
+        manager, configured(tiny_settings, **{"train.checkpoint_every": 0}), "step = 4"
+    )
     manager.checkpoint(run_id)
     deadline = time.monotonic() + 5
     while not manager.store.checkpoints(run_id) and time.monotonic() < deadline:
@@ -194,12 +236,19 @@ def test_a_run_resumes_and_branches_by_the_manager_too(manager, tiny_settings):
     wait_for(manager, run_id, RunStatus.FINISHED)
     assert record(store, run_id) == record(store, whole)
     branch = store.run(child)
-    assert (branch.name, branch.parent_run_id, branch.parent_step, branch.steps_done) == ("faster", whole, 2, 6)
+    assert (branch.name, branch.parent_run_id, branch.parent_step, branch.steps_done) == (
+        "faster",
+        whole,
+        2,
+        6,
+    )
     with pytest.raises(StudioError, match="has finished"):
         manager.resume(whole)
 
 
-def test_breakpoints_are_kept_for_the_day_on_which_the_run_is_resumed_by_another_server(manager, tiny_settings):
+def test_breakpoints_are_kept_for_the_day_on_which_the_run_is_resumed_by_another_server(
+    manager, tiny_settings
+):
     run_id = manager.start(configured(tiny_settings), conditions="step = 2")
     wait_for(manager, run_id, RunStatus.PAUSED)
     manager.set_breakpoints(run_id, "step=5, kl > 1e6")
@@ -225,10 +274,12 @@ def test_no_time_passes_for_a_run_that_waits_wherever_it_does(tiny_settings, mon
     def wait_an_hour(event):
         nonlocal ahead
         if isinstance(event, Paused):
+
             def return_later():
                 nonlocal ahead
                 ahead += 3600
                 control.step("phase")
+
             threading.Timer(0.05, return_later).start()
         elif isinstance(event, StepCompleted):
             done.append(event.metrics)
@@ -237,13 +288,22 @@ def test_no_time_passes_for_a_run_that_waits_wherever_it_does(tiny_settings, mon
     control, done = RunControl(), []
     control.step("phase")
     train(parse(nest({**tiny_settings, "train.eval_every": 1})), wait_an_hour, control)
-    assert ahead == 3600 * 14  # before loading, before 3 × (sampling, scoring, updating), before 4 evaluations
-    spent = [(name, value) for m in done for name, value in asdict(m).items() if name.endswith("_seconds")]
+    assert (
+        ahead == 3600 * 14
+    )  # before loading, before 3 × (sampling, scoring, updating), before 4 evaluations
+    spent = [
+        (name, value)
+        for m in done
+        for name, value in asdict(m).items()
+        if name.endswith("_seconds")
+    ]
     assert len(spent) == 3 * 6
     assert all(0 <= value < 1800 for _, value in spent), spent
 
 
-def test_a_run_that_waits_lends_its_policies_to_the_playground_and_goes_on_as_if_nobody_had_asked(manager, tiny_settings):
+def test_a_run_that_waits_lends_its_policies_to_the_playground_and_goes_on_as_if_nobody_had_asked(
+    manager, tiny_settings
+):
     store, config = manager.store, configured(tiny_settings, **{"train.learning_rate": 0.03})
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
@@ -260,9 +320,23 @@ def test_a_run_that_waits_lends_its_policies_to_the_playground_and_goes_on_as_if
 
 
 def test_breakpoints_are_read_from_what_people_write_and_the_rest_is_refused_with_a_way_out():
-    assert [str(b) for b in parse_breakpoints(" kl > .2, verdict = phantom,step=40 ,, ")] == ["kl > 0.2", "verdict = phantom", "step = 40"]
+    assert [str(b) for b in parse_breakpoints(" kl > .2, verdict = phantom,step=40 ,, ")] == [
+        "kl > 0.2",
+        "verdict = phantom",
+        "step = 40",
+    ]
     assert parse_breakpoints("") == ()
-    for text in ("kl", "kl > much", "nope > 1", "verdict > 1", "verdict = nope", "kl >", "<script>", "kl = = 2", "a" * 3000):
+    for text in (
+        "kl",
+        "kl > much",
+        "nope > 1",
+        "verdict > 1",
+        "verdict = nope",
+        "kl >",
+        "<script>",
+        "kl = = 2",
+        "a" * 3000,
+    ):
         with pytest.raises(InvalidConfig, match="break = "):
             parse_breakpoints(text)
 

@@ -22,14 +22,14 @@ from pathlib import Path
 import pytest
 import torch
 from processes import another_process, until
-from tests.training.test_control import wait_for
-from tests.runs.test_resume import configured, record
 
 from grpo_core.config import flatten, nest, parse
 from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
+from tests.runs.test_resume import configured, record
+from tests.training.test_control import wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -42,7 +42,9 @@ def small_disk(tmp_path):
     """A file system of 20 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a tmpfs needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -60,9 +62,19 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["record", "checkpoint"])
-def test_on_a_full_disk_the_run_waits_says_what_it_needs_and_goes_on_once_there_is_room(small_disk, tiny_settings, kind, tmp_path):
+def test_on_a_full_disk_the_run_waits_says_what_it_needs_and_goes_on_once_there_is_room(
+    small_disk, tiny_settings, kind, tmp_path
+):
     every = 0 if kind == "record" else 2
-    config = configured(tiny_settings, **{"train.steps": 30, "train.checkpoint_every": every, "train.token_records": 0, "train.checkpoint_keep_every": 0})
+    config = configured(
+        tiny_settings,
+        **{
+            "train.steps": 30,
+            "train.checkpoint_every": every,
+            "train.token_records": 0,
+            "train.checkpoint_keep_every": 0,
+        },
+    )
     calm = RunManager(Store(tmp_path / "calm.sqlite"), train)
     alone = calm.start(config)
     wait_for(calm, alone, RunStatus.FINISHED)
@@ -73,12 +85,22 @@ def test_on_a_full_disk_the_run_waits_says_what_it_needs_and_goes_on_once_there_
     manager.set_breakpoints(run_id, "")
     ballast = fill(small_disk)
     manager.resume(run_id)
-    waits = until(lambda: ((r := manager.store.run(run_id)).status is RunStatus.PAUSED and "disk is full" in (r.error or "")) or ("MiB are free" in (r.error or "") and r))
+    waits = until(
+        lambda: (
+            (
+                (r := manager.store.run(run_id)).status is RunStatus.PAUSED
+                and "disk is full" in (r.error or "")
+            )
+            or ("MiB are free" in (r.error or "") and r)
+        )
+    )
     assert waits
     reason = manager.store.run(run_id).error
     assert "MiB" in reason
     assert "Resume" in reason
-    assert sqlite3.connect(small_disk / "runs.sqlite").execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert sqlite3.connect(small_disk / "runs.sqlite").execute(
+        "PRAGMA integrity_check"
+    ).fetchone() == ("ok",)
     ballast.unlink()
     manager.resume(run_id)
     wait_for(manager, run_id, RunStatus.FINISHED)
@@ -90,10 +112,20 @@ def test_on_a_full_disk_the_run_waits_says_what_it_needs_and_goes_on_once_there_
 # ---- F5: not enough memory -------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_does_not_fit_the_memory_fails_in_one_line_and_the_server_lives_on(tmp_path, tiny_settings):
+def test_a_run_that_does_not_fit_the_memory_fails_in_one_line_and_the_server_lives_on(
+    tmp_path, tiny_settings
+):
     settings = tmp_path / "settings.json"
-    settings.write_text(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in flatten(configured(tiny_settings)).items()}))
-    process = another_process("""
+    settings.write_text(
+        json.dumps(
+            {
+                k: str(v) if isinstance(v, Path) else v
+                for k, v in flatten(configured(tiny_settings)).items()
+            }
+        )
+    )
+    process = another_process(
+        """
         import json, resource, sys
         import torch
         from grpo_core.config import nest, parse
@@ -117,7 +149,10 @@ def test_a_run_that_does_not_fit_the_memory_fails_in_one_line_and_the_server_liv
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(run().status)
         manager.close()
-    """, tmp_path / "runs.sqlite", settings)
+    """,
+        tmp_path / "runs.sqlite",
+        settings,
+    )
     out, err = process.communicate(timeout=120)
     lines = out.strip().splitlines()
     assert len(lines) == 2, out + err
@@ -136,6 +171,7 @@ class Poison:
     def __init__(self, where: str, monkeypatch):
         self.where, self.armed, self.before = where, False, None
         import grpo_core.training.trainer as trainer
+
         load = trainer.load_policy
 
         def poisoned(*arguments):
@@ -164,15 +200,30 @@ class Poison:
         return {n: p.detach().clone() for n, p in self.model.named_parameters()}
 
 
-@pytest.mark.parametrize(("where", "named"), [("gradient", r"model\.layers\.1\.mlp\.up_proj\.weight"), ("loss", "loss"), ("logprob", "loss|weight")])
-def test_a_number_that_is_none_is_refused_named_and_skipped_only_when_a_person_says_so(manager, tiny_settings, monkeypatch, where, named):
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("gradient", r"model\.layers\.1\.mlp\.up_proj\.weight"),
+        ("loss", "loss"),
+        ("logprob", "loss|weight"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_named_and_skipped_only_when_a_person_says_so(
+    manager, tiny_settings, monkeypatch, where, named
+):
     poison = Poison(where, monkeypatch)
     run_id = manager.start(configured(tiny_settings), conditions="step = 3")
     wait_for(manager, run_id, RunStatus.PAUSED)
     manager.set_breakpoints(run_id, "")
     before, poison.armed = poison.weights(), True
     manager.step(run_id)
-    run = until(lambda: (r := manager.store.run(run_id)).status is RunStatus.PAUSED and "refused" in (r.error or "") and r)
+    run = until(
+        lambda: (
+            (r := manager.store.run(run_id)).status is RunStatus.PAUSED
+            and "refused" in (r.error or "")
+            and r
+        )
+    )
     assert re.search(named, run.error)
     assert "skip" in run.error
     assert all(torch.equal(w, poison.weights()[n]) for n, w in before.items())
@@ -194,8 +245,18 @@ def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_setting
     import grpo_core.rubric.criteria as criteria
 
     check = criteria.CHECKS["format"]
-    monkeypatch.setitem(criteria.CHECKS, "format", replace(check, score=lambda *_: None))  # a grader that can score nothing, as one whose judge is away
-    config = parse(nest({**flatten(configured(tiny_settings)), "rubric.name": "custom", "rubric.criteria": [{"name": "away", "check": "format", "weight": 1}]}))
+    monkeypatch.setitem(
+        criteria.CHECKS, "format", replace(check, score=lambda *_: None)
+    )  # a grader that can score nothing, as one whose judge is away
+    config = parse(
+        nest(
+            {
+                **flatten(configured(tiny_settings)),
+                "rubric.name": "custom",
+                "rubric.criteria": [{"name": "away", "check": "format", "weight": 1}],
+            }
+        )
+    )
     run_id = manager.start(config)
     run = wait_for(manager, run_id, RunStatus.PAUSED)
     assert "8 of 8 completions could not be scored (null: away 8 times)" in run.error
@@ -208,7 +269,9 @@ def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_setting
 # ---- F8: the thread dies ---------------------------------------------------------------------------------------------
 
 
-def test_a_training_thread_that_dies_leaves_a_failed_run_with_its_traceback_and_the_next_run_starts(manager, tiny_settings):
+def test_a_training_thread_that_dies_leaves_a_failed_run_with_its_traceback_and_the_next_run_starts(
+    manager, tiny_settings
+):
     run_id = manager.start(configured(tiny_settings, **{"train.steps": 10_000}))
     until(lambda: manager.store.run(run_id).steps_done >= 1)
     # An exception out of nowhere, between any two instructions of the thread: what a bug in C code or a kill of the thread looks like.
@@ -216,7 +279,9 @@ def test_a_training_thread_that_dies_leaves_a_failed_run_with_its_traceback_and_
 
     def dead() -> bool:
         # Again and again: one that strikes inside a finaliser is swallowed by Python itself, and was no death of the thread.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+        )
         return not manager.store.run(run_id).status.is_live
 
     started = time.monotonic()

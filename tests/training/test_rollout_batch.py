@@ -40,23 +40,45 @@ def drawn(policy, tiny_settings, **more):
 def test_without_it_groups_are_those_of_the_steps_first_prompts(policy, tiny_settings):
     result, _, events = drawn(policy, tiny_settings, **{"rubric.name": "accuracy only"})
     assert [g.prompt for g in result.groups] == train_prompts(TASKS["sums"], 0, 1, 3)
-    assert (result.replaced_groups, [e.phase for e in events if isinstance(e, PhaseStarted)]) == (0, ["sampling", "scoring"])
+    assert (result.replaced_groups, [e.phase for e in events if isinstance(e, PhaseStarted)]) == (
+        0,
+        ["sampling", "scoring"],
+    )
     assert result.tokens == sum(len(s.token_ids) for s in result.sampled)
 
 
-def test_tied_groups_are_replaced_by_the_next_prompts_for_as_many_rounds_as_asked_and_counted(policy, tiny_settings):
+def test_tied_groups_are_replaced_by_the_next_prompts_for_as_many_rounds_as_asked_and_counted(
+    policy, tiny_settings
+):
     # a random-weight model is never right: every group ties, in every round
-    result, _, events = drawn(policy, tiny_settings, **{"rubric.name": "accuracy only", "algorithm.dynamic_sampling": 2})
+    result, _, events = drawn(
+        policy, tiny_settings, **{"rubric.name": "accuracy only", "algorithm.dynamic_sampling": 2}
+    )
     assert result.replaced_groups == 6
     assert [g.prompt for g in result.groups] == train_prompts(TASKS["sums"], 0, 1, 9)[6:]
     assert len(events) == 6
-    assert result.tokens > sum(len(s.token_ids) for s in result.sampled)  # what was thrown away was sampled too
+    assert result.tokens > sum(
+        len(s.token_ids) for s in result.sampled
+    )  # what was thrown away was sampled too
 
 
 def test_groups_that_teach_stay_where_they_are(policy, tiny_settings):
-    criteria = [{"name": "length", "check": "length", "weight": 1, "params": {"min_tokens": 8, "max_tokens": 8}}]
-    first, rubric, _ = drawn(policy, tiny_settings, **{"rubric.criteria": criteria, "train.group_size": 2})
-    again, _, _ = drawn(policy, tiny_settings, **{"rubric.criteria": criteria, "train.group_size": 2, "algorithm.dynamic_sampling": 3})
+    criteria = [
+        {
+            "name": "length",
+            "check": "length",
+            "weight": 1,
+            "params": {"min_tokens": 8, "max_tokens": 8},
+        }
+    ]
+    first, rubric, _ = drawn(
+        policy, tiny_settings, **{"rubric.criteria": criteria, "train.group_size": 2}
+    )
+    again, _, _ = drawn(
+        policy,
+        tiny_settings,
+        **{"rubric.criteria": criteria, "train.group_size": 2, "algorithm.dynamic_sampling": 3},
+    )
     kept = [i for i, g in enumerate(first.groups) if teaches(g.rollouts, rubric, gate=False)]
     assert [again.groups[i] for i in kept] == [first.groups[i] for i in kept]
     assert again.replaced_groups >= len(first.groups) - len(kept)
@@ -67,8 +89,17 @@ def test_logprobs_kept_from_sampling_are_those_of_the_policy_that_sampled(policy
 
     prompts = [policy.encode(p, "") for p in train_prompts(TASKS["sums"], 0, 1, 2)]
     sampled = sample_groups(policy, prompts, 3, 8, 0.7, generator(policy, 0, 1), keep_logprobs=True)
-    assert [s.token_ids for s in sampled] == [s.token_ids for s in sample_groups(policy, prompts, 3, 8, 0.7, generator(policy, 0, 1))]
-    batch = Batch(prompts, [s.token_ids for s in sampled], [True] * 6, policy.pad_id, policy.device, [s.logprobs for s in sampled])
+    assert [s.token_ids for s in sampled] == [
+        s.token_ids for s in sample_groups(policy, prompts, 3, 8, 0.7, generator(policy, 0, 1))
+    ]
+    batch = Batch(
+        prompts,
+        [s.token_ids for s in sampled],
+        [True] * 6,
+        policy.pad_id,
+        policy.device,
+        [s.logprobs for s in sampled],
+    )
     again, _ = token_logprobs(policy.model, batch, 0.7)
     assert (batch.sampled - again)[batch.completion_mask].abs().max() < 1e-4
 
@@ -78,20 +109,32 @@ def test_logprobs_kept_from_sampling_are_those_of_the_policy_that_sampled(policy
 
 def test_a_group_is_told_whole_once_as_soon_as_its_last_completion_has_ended(policy):
     prompts = [policy.tokenizer(text)["input_ids"] for text in ("Q: 1", "Q: 2+3", "Q: 77")]
-    half = frozenset(range(0, len(policy.tokenizer), 4))  # a quarter of all tokens end a completion: at many different places
+    half = frozenset(
+        range(0, len(policy.tokenizer), 4)
+    )  # a quarter of all tokens end a completion: at many different places
     told, tokens = [], [0]
 
     def breathe():
         tokens[0] += 1
 
-    sampled = sample_groups(dataclasses.replace(policy, end_ids=half), prompts, 3, 12, 1.0, torch.Generator().manual_seed(0), breathe,
-                            whole=lambda p, siblings: told.append((p, siblings, tokens[0])))
+    sampled = sample_groups(
+        dataclasses.replace(policy, end_ids=half),
+        prompts,
+        3,
+        12,
+        1.0,
+        torch.Generator().manual_seed(0),
+        breathe,
+        whole=lambda p, siblings: told.append((p, siblings, tokens[0])),
+    )
     assert sorted(p for p, _, _ in told) == [0, 1, 2]
     for p, siblings, at in told:
         assert siblings == sampled[3 * p : 3 * p + 3]
         # breathed once before the prompts are read and once before each token
         assert at == 1 + max(len(s.token_ids) for s in siblings)
-    assert len({at for _, _, at in told}) > 1, "the case must have groups that end at different times"
+    assert len({at for _, _, at in told}) > 1, (
+        "the case must have groups that end at different times"
+    )
 
 
 @pytest.fixture
@@ -109,19 +152,48 @@ def far(monkeypatch):
         return Far.answer(completions)
 
     Far.asked = []
-    monkeypatch.setitem(CHECKS, "far", Check(lambda completion, prompt, params: Far.answer([completion])[0], Params, "Far away.", many=many, ahead=True))
+    monkeypatch.setitem(
+        CHECKS,
+        "far",
+        Check(
+            lambda completion, prompt, params: Far.answer([completion])[0],
+            Params,
+            "Far away.",
+            many=many,
+            ahead=True,
+        ),
+    )
     return Far
 
 
-FAR = {"rubric.criteria": [{"name": "far", "check": "far", "weight": 1}, {"name": "length", "check": "length", "weight": 0.5, "params": {"min_tokens": 1, "max_tokens": 8}}],
-       "train.group_size": 2, "train.max_new_tokens": 12}
+FAR = {
+    "rubric.criteria": [
+        {"name": "far", "check": "far", "weight": 1},
+        {
+            "name": "length",
+            "check": "length",
+            "weight": 0.5,
+            "params": {"min_tokens": 1, "max_tokens": 8},
+        },
+    ],
+    "train.group_size": 2,
+    "train.max_new_tokens": 12,
+}
 
 
-def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_sampled(policy, tiny_settings, far):
+def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_sampled(
+    policy, tiny_settings, far
+):
     policy = dataclasses.replace(policy, end_ids=frozenset(range(0, len(policy.tokenizer), 4)))
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 6, **FAR}))
     rubric, control, came, during = build_rubric(config.rubric), RunControl(), threading.Event(), []
-    control.tell = Clock(lambda event: during.append(len(far.asked)) if isinstance(event, PhaseStarted) and event.phase == "scoring" else None)
+    control.tell = Clock(
+        lambda event: (
+            during.append(len(far.asked))
+            if isinstance(event, PhaseStarted) and event.phase == "scoring"
+            else None
+        )
+    )
     answer, breathe = far.answer, control.breathe
     far.answer = lambda completions: came.set() or answer(completions)
     tokens = [0]
@@ -135,15 +207,21 @@ def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_samp
     control.breathe = slowly
     drawn = draw_groups(1, policy, load_task(config.task), rubric, config, control)
     assert during[0] > 0, "nobody was asked before all was sampled"
-    assert sorted(p for some in far.asked for p in some) == sorted(g.prompt.id for g in drawn.groups for _ in range(2))  # everybody once
+    assert sorted(p for some in far.asked for p in some) == sorted(
+        g.prompt.id for g in drawn.groups for _ in range(2)
+    )  # everybody once
     assert drawn.notes["far"]["asked"] == len(far.asked)
     assert drawn.notes["far"].used["requests"] == 12
     for g in drawn.groups:
         assert [r.scores["far"] for r in g.rollouts] == answer([r.completion for r in g.rollouts])
-        assert [r.reward for r in g.rollouts] == [r.scores["far"] + 0.5 * r.scores["length"] for r in g.rollouts]
+        assert [r.reward for r in g.rollouts] == [
+            r.scores["far"] + 0.5 * r.scores["length"] for r in g.rollouts
+        ]
 
 
-def test_a_step_is_the_same_whether_its_scores_were_asked_ahead_or_not(policy, tiny_settings, far, monkeypatch):
+def test_a_step_is_the_same_whether_its_scores_were_asked_ahead_or_not(
+    policy, tiny_settings, far, monkeypatch
+):
     ahead, _, _ = drawn(policy, tiny_settings, **FAR)
     monkeypatch.setitem(CHECKS, "far", dataclasses.replace(CHECKS["far"], ahead=False))
     afterwards, _, _ = drawn(policy, tiny_settings, **FAR)
@@ -151,7 +229,9 @@ def test_a_step_is_the_same_whether_its_scores_were_asked_ahead_or_not(policy, t
     assert len(far.asked[-1]) == 6  # all in one go
 
 
-def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(policy, tiny_settings, far):
+def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(
+    policy, tiny_settings, far
+):
     threads = threading.active_count()
 
     def broken(completions):
@@ -169,7 +249,9 @@ def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(poli
     assert threading.active_count() == threads
 
 
-def test_a_stop_does_not_wait_for_a_judge_that_was_asked_ahead_and_asks_it_nothing_more(policy, tiny_settings, far):
+def test_a_stop_does_not_wait_for_a_judge_that_was_asked_ahead_and_asks_it_nothing_more(
+    policy, tiny_settings, far
+):
     policy = dataclasses.replace(policy, end_ids=frozenset(range(0, len(policy.tokenizer), 4)))
     asked, let_go, control, tokens = threading.Event(), threading.Event(), RunControl(), [0]
     far.answer = lambda completions: asked.set() or (let_go.wait(20) and [0.0] * len(completions))

@@ -49,7 +49,12 @@ def test_a_clock_held_from_outside_stands_still_and_a_person_who_lets_the_run_wa
 def test_the_time_bar_names_its_parts_and_says_nothing_before_the_first_step():
     assert time_bar([]) == ""
     # 1 + 3 of 4 seconds in all, over the two steps; a phase without time has no part.
-    bar = time_bar([{"sampling_seconds": 0.5, "update_seconds": 1.0, "scoring_seconds": None}, {"sampling_seconds": 0.5, "update_seconds": 2.0}])
+    bar = time_bar(
+        [
+            {"sampling_seconds": 0.5, "update_seconds": 1.0, "scoring_seconds": None},
+            {"sampling_seconds": 0.5, "update_seconds": 2.0},
+        ]
+    )
     assert "sampling 25" in bar
     assert "update 75" in bar
     assert "scoring" not in bar

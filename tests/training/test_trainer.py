@@ -14,7 +14,17 @@ from grpo_core.rubric import build_rubric
 from grpo_core.training.control import RunControl
 from grpo_core.training.scoring import group, mean, wilson_interval
 from grpo_core.training.trainer import train
-from grpo_core.types import Completion, Evaluated, GroupsScored, ModelLoaded, Phase, PhaseStarted, Prompt, Rollout, StepCompleted
+from grpo_core.types import (
+    Completion,
+    Evaluated,
+    GroupsScored,
+    ModelLoaded,
+    Phase,
+    PhaseStarted,
+    Prompt,
+    Rollout,
+    StepCompleted,
+)
 
 
 def run(settings, control=None):
@@ -29,16 +39,39 @@ def of(events, kind):
 
 @pytest.fixture(scope="module")
 def events(tiny_model):
-    return run({"model.name": str(tiny_model), "task.heldout_size": 8, "train.steps": 3, "train.prompts_per_step": 2, "train.group_size": 4,
-                "train.max_new_tokens": 8, "train.eval_every": 2, "rubric.name": "answer"})
+    return run(
+        {
+            "model.name": str(tiny_model),
+            "task.heldout_size": 8,
+            "train.steps": 3,
+            "train.prompts_per_step": 2,
+            "train.group_size": 4,
+            "train.max_new_tokens": 8,
+            "train.eval_every": 2,
+            "rubric.name": "answer",
+        }
+    )
 
 
 def test_events_come_in_the_order_in_which_things_happen(events):
     order = [e.phase if isinstance(e, PhaseStarted) else type(e).__name__ for e in events]
     step = ["sampling", "scoring", "GroupsScored", "updating", "StepCompleted"]
     evaluation = ["evaluating", "Evaluated"]
-    assert order == ["loading", "ModelLoaded", *evaluation, *step, *step, *evaluation, *step, *evaluation]
-    assert [e.step for e in of(events, Evaluated)] == [0, 2, 3]  # before, every second step, and after
+    assert order == [
+        "loading",
+        "ModelLoaded",
+        *evaluation,
+        *step,
+        *step,
+        *evaluation,
+        *step,
+        *evaluation,
+    ]
+    assert [e.step for e in of(events, Evaluated)] == [
+        0,
+        2,
+        3,
+    ]  # before, every second step, and after
     assert {e.num_steps for e in of(events, PhaseStarted)} == {3}
 
 
@@ -70,7 +103,9 @@ def test_step_metrics_are_what_the_groups_of_the_step_say(events):
         assert m.reward_std == pytest.approx(statistics.stdev(r.reward for r in rollouts))
         assert (m.tokens, m.completion_tokens_max) == (sum(lengths), max(lengths))
         assert m.truncated_frac == sum(r.completion.finish_reason == "length" for r in rollouts) / 8
-        assert done.extra["score/language"] == pytest.approx(statistics.mean(r.scores["language"] for r in rollouts))
+        assert done.extra["score/language"] == pytest.approx(
+            statistics.mean(r.scores["language"] for r in rollouts)
+        )
         assert m.step_seconds >= m.sampling_seconds + m.scoring_seconds + m.update_seconds - 1e-6
         assert m.unscored_frac == 0
         assert (m.ratio_mean, m.clip_frac) == (1.0, 0.0)
@@ -78,7 +113,9 @@ def test_step_metrics_are_what_the_groups_of_the_step_say(events):
 
 def test_kl_is_zero_at_the_first_step_and_grows_after(events):
     first, *later = [e.metrics.kl for e in of(events, StepCompleted)]
-    assert first == pytest.approx(0, abs=1e-7)  # the reference is the policy itself: anything else is dropout or a wrong copy
+    assert first == pytest.approx(
+        0, abs=1e-7
+    )  # the reference is the policy itself: anything else is dropout or a wrong copy
     assert all(kl > 0 for kl in later)
 
 
@@ -93,7 +130,17 @@ def timeless(events):
     kept = []
     for e in events:
         if isinstance(e, StepCompleted):
-            kept.append((e.step, {k: getattr(e.metrics, k) for k in e.metrics.__slots__ if "seconds" not in k and "memory" not in k}, dict(e.extra)))
+            kept.append(
+                (
+                    e.step,
+                    {
+                        k: getattr(e.metrics, k)
+                        for k in e.metrics.__slots__
+                        if "seconds" not in k and "memory" not in k
+                    },
+                    dict(e.extra),
+                )
+            )
         elif isinstance(e, GroupsScored | Evaluated):
             kept.append(e)
     return kept
@@ -114,20 +161,29 @@ def test_micro_batches_change_memory_and_not_the_run(tiny_settings):
 
 
 def test_layers_computed_twice_change_memory_and_not_the_run(tiny_settings):
-    assert timeless(run({**tiny_settings, "train.gradient_checkpointing": "on"})) == timeless(run({**tiny_settings, "train.gradient_checkpointing": "off"}))
+    assert timeless(run({**tiny_settings, "train.gradient_checkpointing": "on"})) == timeless(
+        run({**tiny_settings, "train.gradient_checkpointing": "off"})
+    )
 
 
-def test_a_run_that_measures_no_kl_keeps_no_reference_and_is_else_the_same_run(tiny_settings, monkeypatch):
+def test_a_run_that_measures_no_kl_keeps_no_reference_and_is_else_the_same_run(
+    tiny_settings, monkeypatch
+):
     copies = []
     kept = Policy.frozen_copy
     monkeypatch.setattr(Policy, "frozen_copy", lambda policy: copies.append(policy) or kept(policy))
-    without, measured = (timeless(run({**tiny_settings, "algorithm.kl_coef": 0, "algorithm.measure_kl": measure})) for measure in (False, True))
+    without, measured = (
+        timeless(run({**tiny_settings, "algorithm.kl_coef": 0, "algorithm.measure_kl": measure}))
+        for measure in (False, True)
+    )
     assert len(copies) == 1  # the second run's
 
     def drawn_and_learned(rows):
         return [e[:2] if isinstance(e, tuple) else e for e in rows]
 
-    assert [e[1].pop("kl") is None for e in without if isinstance(e, tuple)] == [True] * tiny_settings["train.steps"]
+    assert [e[1].pop("kl") is None for e in without if isinstance(e, tuple)] == [
+        True
+    ] * tiny_settings["train.steps"]
     assert all(e[1].pop("kl") is not None for e in measured if isinstance(e, tuple))
     assert drawn_and_learned(without) == drawn_and_learned(measured)
 
@@ -146,9 +202,13 @@ def test_a_stop_ends_the_run_in_whatever_phase_it_comes(tiny_settings, phase):
     assert not of(seen, StepCompleted)
 
 
-def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused_with_the_room_there_is(tiny_settings):
+def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused_with_the_room_there_is(
+    tiny_settings,
+):
     # the model's context is 128, "Q: 12+34+56=?" is 13 byte tokens: 115 are left
-    with pytest.raises(InvalidConfig, match=r"train\.max_new_tokens = 120.*context of 128.*Use 115 or fewer"):
+    with pytest.raises(
+        InvalidConfig, match=r"train\.max_new_tokens = 120.*context of 128.*Use 115 or fewer"
+    ):
         run({**tiny_settings, "train.max_new_tokens": 120})
 
 
@@ -156,7 +216,11 @@ def test_an_unscored_rollout_has_no_reward_and_no_part_in_its_groups_statistics(
     def rollout(reward):
         return Rollout(Completion("x", "stop", 1), {"accuracy": reward}, reward, 0.0)
 
-    g = group(Prompt("p", "?", "", "t"), tuple(map(rollout, (1.0, None, 0.0, 0.5))), build_rubric(RubricConfig(name="accuracy only")))
+    g = group(
+        Prompt("p", "?", "", "t"),
+        tuple(map(rollout, (1.0, None, 0.0, 0.5))),
+        build_rubric(RubricConfig(name="accuracy only")),
+    )
     assert g.reward_mean == 0.5
     assert g.reward_std == pytest.approx(0.5)  # of 1, 0, .5 alone
     assert mean([None, None]) is None

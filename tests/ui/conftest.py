@@ -21,4 +21,10 @@ def runs(store):
 
 @pytest.fixture
 def no_such_model():
-    return InvalidConfig([FieldProblem("model.name", "/nowhere", "there is no folder <b>/nowhere</b>", "Check the path.")])
+    return InvalidConfig(
+        [
+            FieldProblem(
+                "model.name", "/nowhere", "there is no folder <b>/nowhere</b>", "Check the path."
+            )
+        ]
+    )

@@ -12,7 +12,18 @@ from ui.tabs.train import dismiss
 
 
 def notice(code="truncation", **more):
-    return Notice(**{"code": code, "severity": "warning", "step": 3, "message": "m", "evidence": {"truncated": 0.4}, "group_id": 7, "advice": "a", **more})
+    return Notice(
+        **{
+            "code": code,
+            "severity": "warning",
+            "step": 3,
+            "message": "m",
+            "evidence": {"truncated": 0.4},
+            "group_id": 7,
+            "advice": "a",
+            **more,
+        }
+    )
 
 
 def test_at_most_three_notices_are_shown_each_with_evidence_a_way_out_and_a_group():
@@ -33,10 +44,11 @@ def test_foreign_text_in_a_notice_is_shown_as_text():
         assert "</pre>" not in html
 
 
-def test_a_dismissed_notice_is_gone_from_the_page_and_a_running_run_shows_what_was_written_down(views, store):
+def test_a_dismissed_notice_is_gone_from_the_page_and_a_running_run_shows_what_was_written_down(
+    views, store
+):
     run_id = record_run(store, status=RunStatus.RUNNING)
     store.set_alerts(run_id, [notice(group_id=None)])
     assert "Cut short" in views.advice(views.run(run_id))
     assert dismiss(views, run_id, SimpleNamespace(_data={"code": "truncation"})) == ""
     assert views.advice(views.run(run_id)) == ""
-

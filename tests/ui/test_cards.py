@@ -30,7 +30,25 @@ class Shown(HTMLParser):
         self.text += data
 
 
-OURS = {"div", "span", "b", "i", "pre", "code", "article", "button", "table", "thead", "tbody", "tr", "th", "td", "h2", "p", "br"}
+OURS = {
+    "div",
+    "span",
+    "b",
+    "i",
+    "pre",
+    "code",
+    "article",
+    "button",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+    "h2",
+    "p",
+    "br",
+}
 
 
 def assert_harmless(source: str) -> Shown:
@@ -48,23 +66,33 @@ def assert_harmless(source: str) -> Shown:
 def test_prompt_answer_completion_and_criterion_names_are_shown_as_that_very_text(payload, table):
     row = rollout(0, 1.0, 0.5, payload, scores={payload: 1.0}, finish_reason=payload)
     g = group([row, rollout(1, 0.0, -0.5)], prompt=payload, answer=payload)
-    html = cards.group_head(g, 8, "best") + cards.why_table(g, g.rollouts, CONFIG, {1: 0.5}) + cards.card_grid(g, g.rollouts, CONFIG)
+    html = (
+        cards.group_head(g, 8, "best")
+        + cards.why_table(g, g.rollouts, CONFIG, {1: 0.5})
+        + cards.card_grid(g, g.rollouts, CONFIG)
+    )
     shown = assert_harmless(html if table else cards.group_view(g, 8, CONFIG))
     assert shown.text.count(payload) >= 4
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
-def test_names_of_runs_models_and_tasks_and_the_text_of_errors_are_shown_as_that_very_text(payload, store):
+def test_names_of_runs_models_and_tasks_and_the_text_of_errors_are_shown_as_that_very_text(
+    payload, store
+):
     run = store.run(record_run(store, payload, **{"model.name": payload}))
     shown = assert_harmless(tables.run_table([run], [], None, "created", True))
     assert payload in shown.text
     assert payload in assert_harmless(status.banner(payload, payload, payload)).text
-    assert payload in assert_harmless(tables.differences({payload: {"a": 1}, "other": {"a": 2}})).text
+    assert (
+        payload in assert_harmless(tables.differences({payload: {"a": 1}, "other": {"a": 2}})).text
+    )
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
 def test_a_group_table_shows_hostile_prompts_as_text(payload):
-    row = GroupSummary(1, 1, 0, payload, payload, 0.5, 0.5, "healthy", (1.0, None), payload, payload)
+    row = GroupSummary(
+        1, 1, 0, payload, payload, 0.5, 0.5, "healthy", (1.0, None), payload, payload
+    )
     shown = assert_harmless(tables.group_table(GroupPage([row], 1), 1.0, 0, 25, "step", True, None))
     assert payload in shown.text
 
@@ -86,7 +114,9 @@ def test_a_lone_surrogate_can_be_sent_to_the_browser():
 
 def test_the_first_line_break_of_a_completion_survives_the_html_parser():
     # A parser drops one newline right after <pre>; ours must not be the completion's own.
-    assert "<pre>\n\nanswer</pre>" in cards.completion_card(rollout(0, 1.0, 0.0, "\nanswer"), CONFIG, 2.0)
+    assert "<pre>\n\nanswer</pre>" in cards.completion_card(
+        rollout(0, 1.0, 0.0, "\nanswer"), CONFIG, 2.0
+    )
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------------------
@@ -94,7 +124,11 @@ def test_the_first_line_break_of_a_completion_survives_the_html_parser():
 
 def test_the_arithmetic_line_has_the_groups_own_numbers_in_it():
     # rewards 1 and 0: mean 0.5, sample std 0.7071; A = (1 - 0.5)/(0.7071 + 1e-4) = 0.7070
-    view = Shown(cards.group_view(group([rollout(0, 1.0, 0.7070), rollout(1, 0.0, -0.7070)], 0.5, 0.70711), 8, CONFIG)).text
+    view = Shown(
+        cards.group_view(
+            group([rollout(0, 1.0, 0.7070), rollout(1, 0.0, -0.7070)], 0.5, 0.70711), 8, CONFIG
+        )
+    ).text
     assert "rewards 1.00 0.00" in view
     assert "mean 0.500" in view
     assert "std 0.707" in view
@@ -102,20 +136,32 @@ def test_the_arithmetic_line_has_the_groups_own_numbers_in_it():
     assert "step 37 · group 2 of 8" in view
 
 
-@pytest.mark.parametrize(("advantage", "formula"), [
-    ("group_mean", "A = r − mean = 1.00 − 0.333 = +0.67"),  # 1 - 1/3
-    ("leave_one_out", "A = r − mean of the siblings = 1.00 − 0.000 = +1.00"),  # the two siblings have 0 each
-])
+@pytest.mark.parametrize(
+    ("advantage", "formula"),
+    [
+        ("group_mean", "A = r − mean = 1.00 − 0.333 = +0.67"),  # 1 - 1/3
+        (
+            "leave_one_out",
+            "A = r − mean of the siblings = 1.00 − 0.000 = +1.00",
+        ),  # the two siblings have 0 each
+    ],
+)
 def test_the_formula_is_the_one_of_the_estimator_that_the_run_used(advantage, formula):
     a = {"group_mean": 2 / 3, "leave_one_out": 1.0}[advantage]
     g = group([rollout(0, 1.0, a), rollout(1, 0.0, -a / 2), rollout(2, 0.0, -a / 2)], 1 / 3, 0.577)
-    assert formula in Shown(cards.group_view(g, 1, {**CONFIG, "algorithm": {"advantage": advantage}})).text
+    assert (
+        formula
+        in Shown(cards.group_view(g, 1, {**CONFIG, "algorithm": {"advantage": advantage}})).text
+    )
 
 
 def test_a_critics_formula_has_the_runs_own_numbers_in_it():
     g = group([rollout(0, 1.0, 0.2), rollout(1, 0.0, -0.4)])
     algorithm = {"advantage": "value", "gae_gamma": 1.0, "gae_lambda": 0.95}
-    assert "GAE(γ = 1.0, λ = 0.95)" in Shown(cards.group_view(g, 1, {**CONFIG, "algorithm": algorithm})).text
+    assert (
+        "GAE(γ = 1.0, λ = 0.95)"
+        in Shown(cards.group_view(g, 1, {**CONFIG, "algorithm": algorithm})).text
+    )
 
 
 def test_rewards_that_differ_never_look_equal():
@@ -130,7 +176,10 @@ def test_cards_stand_best_advantage_first_or_as_sampled():
     assert [r.position for r in cards.in_order(rows, "sampled")] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("advantage", "side", "shown"), [(1.2, "up", "+1.20"), (-0.5, "down", "−0.50"), (0.0, "zero", "0.00"), (-0.0, "zero", "0.00")])
+@pytest.mark.parametrize(
+    ("advantage", "side", "shown"),
+    [(1.2, "up", "+1.20"), (-0.5, "down", "−0.50"), (0.0, "zero", "0.00"), (-0.0, "zero", "0.00")],
+)
 def test_an_advantage_has_sign_number_and_bar_so_that_colour_is_not_needed(advantage, side, shown):
     card = cards.completion_card(rollout(0, 1.0, advantage), CONFIG, 2.0)
     assert f'class="card {side}"' in card
@@ -143,25 +192,39 @@ def test_the_bar_is_full_at_the_largest_advantage_a_group_can_have():
     assert cards.advantage_scale(CONFIG, 8) == pytest.approx(2.4749, abs=1e-4)
     assert cards.advantage_scale(CONFIG, 1024) == 3.0
     # a critic's advantages have a deviation of 1 over the step's tokens, whatever rewards and group size are
-    assert cards.advantage_scale({**CONFIG, "algorithm": {**CONFIG["algorithm"], "advantage": "value"}}, 2) == 3.0
+    assert (
+        cards.advantage_scale(
+            {**CONFIG, "algorithm": {**CONFIG["algorithm"], "advantage": "value"}}, 2
+        )
+        == 3.0
+    )
 
 
 def test_what_could_not_be_scored_says_so_and_is_no_zero():
-    view = Shown(cards.completion_card(rollout(0, None, 0.0, scores={"accuracy": None}), CONFIG, 2.0)).text
+    view = Shown(
+        cards.completion_card(rollout(0, None, 0.0, scores={"accuracy": None}), CONFIG, 2.0)
+    ).text
     assert "reward could not be scored" in view
     assert "accuracy could not be scored" in view
     assert "0.00" in view  # the advantage, which is 0
 
 
 def test_a_criterion_shows_its_score_times_its_weight():
-    view = Shown(cards.completion_card(rollout(0, 1.1, 0.5, scores={"format": 0.5, "accuracy": 1.0}), CONFIG, 2.0)).text
+    view = Shown(
+        cards.completion_card(
+            rollout(0, 1.1, 0.5, scores={"format": 0.5, "accuracy": 1.0}), CONFIG, 2.0
+        )
+    ).text
     assert "accuracy 1×1" in view
     assert "format 0.5×0.2" in view
     assert view.index("accuracy") < view.index("format")  # the rubric's order, not the record's
 
 
 def test_equal_completions_share_a_row_of_the_why_table():
-    rows = [rollout(i, 1.0 if i in (0, 3, 4, 5) else 0.0, 0.9 if i in (0, 3, 4, 5) else -0.9) for i in range(7)]
+    rows = [
+        rollout(i, 1.0 if i in (0, 3, 4, 5) else 0.0, 0.9 if i in (0, 3, 4, 5) else -0.9)
+        for i in range(7)
+    ]
     view = Shown(cards.why_table(group(rows), group(rows).rollouts, CONFIG)).text
     assert "#1, #4–#6" in view
     assert "#2, #3, #7" in view
@@ -175,15 +238,34 @@ def test_the_verdict_is_a_label_and_a_sentence_with_the_groups_numbers():
     assert "All 8 are right and equal: every advantage is 0, no gradient." in view
 
 
-@pytest.mark.parametrize(("algorithm", "says"), [
-    ({"advantage": "value"}, "All 8 are right and equal: they are compared with what a critic foresaw, so they may still be pushed."),
-    ({"grouping": "batch"}, "All 8 are right and equal: they are compared with the step's completions, so they may still be pushed."),
-    ({"grouping": "prompt"}, "All 8 are right and equal: every advantage is 0, no gradient.")])
+@pytest.mark.parametrize(
+    ("algorithm", "says"),
+    [
+        (
+            {"advantage": "value"},
+            "All 8 are right and equal: they are compared with what a critic foresaw, so they may still be pushed.",
+        ),
+        (
+            {"grouping": "batch"},
+            "All 8 are right and equal: they are compared with the step's completions, so they may still be pushed.",
+        ),
+        ({"grouping": "prompt"}, "All 8 are right and equal: every advantage is 0, no gradient."),
+    ],
+)
 @pytest.mark.parametrize("table", [False, True])
-def test_a_tied_group_is_not_said_to_teach_nothing_where_more_than_its_siblings_is_compared(algorithm, says, table):
+def test_a_tied_group_is_not_said_to_teach_nothing_where_more_than_its_siblings_is_compared(
+    algorithm, says, table
+):
     tied = group([rollout(i, 1.0, 0.3) for i in range(8)], 1.0, 0.0, "all_right")
     config = {**CONFIG, "algorithm": {**CONFIG["algorithm"], **algorithm}}
-    assert says in Shown(cards.why_table(tied, tied.rollouts, config) if table else cards.group_view(tied, 8, config)).text
+    assert (
+        says
+        in Shown(
+            cards.why_table(tied, tied.rollouts, config)
+            if table
+            else cards.group_view(tied, 8, config)
+        ).text
+    )
 
 
 def test_a_long_text_can_be_scrolled_with_the_keyboard_and_a_short_one_is_no_tab_stop():
@@ -192,7 +274,9 @@ def test_a_long_text_can_be_scrolled_with_the_keyboard_and_a_short_one_is_no_tab
 
 
 def test_an_unknown_verdict_of_a_newer_version_is_shown_by_its_code():
-    assert ">brand_new<" in cards.group_view(group([rollout(0, 1.0, 0.0)], verdict="brand_new"), 1, CONFIG)
+    assert ">brand_new<" in cards.group_view(
+        group([rollout(0, 1.0, 0.0)], verdict="brand_new"), 1, CONFIG
+    )
 
 
 # ---- tables and the status line ------------------------------------------------------------------------------------------
@@ -205,7 +289,11 @@ def test_a_reward_strip_is_full_at_the_highest_reward_and_speaks_its_numbers():
 
 
 def test_only_the_settings_in_which_runs_differ_are_listed():
-    shown = Shown(tables.differences({"a": {"train.steps": 10, "train.seed": 0}, "b": {"train.steps": 20, "train.seed": 0}})).text
+    shown = Shown(
+        tables.differences(
+            {"a": {"train.steps": 10, "train.seed": 0}, "b": {"train.steps": 20, "train.seed": 0}}
+        )
+    ).text
     assert "train.steps" in shown
     assert "train.seed" not in shown
 
@@ -214,7 +302,10 @@ def test_the_status_line_tells_phase_step_time_left_and_speed(store):
     run = store.run(record_run(store, steps=10, status=RunStatus.RUNNING))
     recent = [{"step_seconds": 2.0, "tokens": 100}] * 3
     # started now; 10 steps done of 10 would leave nothing, so pretend that it wants 40: 30 steps of 2 s = 1:00; 100 tokens in 2 s
-    run = type(run)(**{f: getattr(run, f) for f in run.__slots__} | {"num_steps": 40, "started_at": 1000.0, "step": 11})
+    run = type(run)(
+        **{f: getattr(run, f) for f in run.__slots__}
+        | {"num_steps": 40, "started_at": 1000.0, "step": 11}
+    )
     line = Shown(status.status_line(run, recent, 1, None, 1065.0)).text
     for part in ("step 11 of 40", "1:05 elapsed", "1:00 left", "50.0 tokens/s", "1 run queued"):
         assert part in line
@@ -222,18 +313,40 @@ def test_the_status_line_tells_phase_step_time_left_and_speed(store):
 
 def test_a_failed_run_says_what_happened_what_was_kept_and_what_to_do_in_that_order(store):
     run_id = record_run(store)
-    store.set_status(run_id, RunStatus.FAILED, "RuntimeError: CUDA out of memory\n\nTraceback (most recent call last):\n  File …")
+    store.set_status(
+        run_id,
+        RunStatus.FAILED,
+        "RuntimeError: CUDA out of memory\n\nTraceback (most recent call last):\n  File …",
+    )
     shown = Shown(status.run_banner(store.run(run_id))).text
-    assert shown.index("CUDA out of memory") < shown.index("Kept: 3 steps") < shown.index("press Start training")
+    assert (
+        shown.index("CUDA out of memory")
+        < shown.index("Kept: 3 steps")
+        < shown.index("press Start training")
+    )
     assert "Traceback" in shown
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, "–"), (float("nan"), "–"), (0.0, "0"), (1.2345, "1.23"), (0.04213, "0.0421"), (5210.4, "5,210"),
-                                                 (1.2e-6, "1.2e-06"), (-0.00312, "−0.00312")])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.0, "0"),
+        (1.2345, "1.23"),
+        (0.04213, "0.0421"),
+        (5210.4, "5,210"),
+        (1.2e-6, "1.2e-06"),
+        (-0.00312, "−0.00312"),
+    ],
+)
 def test_short_numbers_have_three_digits_and_a_true_minus_sign(value, expected):
     assert text.short(value) == expected
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(6, "0:06"), (760.9, "12:40"), (11100, "3:05:00"), (None, "–"), (-3, "0:00")])
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(6, "0:06"), (760.9, "12:40"), (11100, "3:05:00"), (None, "–"), (-3, "0:00")],
+)
 def test_durations_read_like_a_clock(seconds, expected):
     assert text.duration(seconds) == expected

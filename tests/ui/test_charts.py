@@ -12,11 +12,31 @@ from grpo_core.types import STEP_METRICS
 from ui.render import charts
 from ui.render.charts import Axis, Curves, View, figure, smoothed
 
-STEPS = [{**dict.fromkeys(STEP_METRICS), "step": s, "reward_mean": r, "reward_std": 0.5, "kl": 0.01 * s, "kl_coef": 0.02, "loss": -0.1 * s, "tokens": 100,
-          "step_seconds": 2.0, "completion_tokens_mean": 10.0, "entropy": 0.5, "clip_low_frac": 0.1, "clip_high_frac": 0.2, "grad_norm": 1.0}
-         for s, r in ((1, 1.0), (2, 2.0), (3, 3.0))]
-METRICS = {"score/accuracy": [(1, 0.1), (2, None), (3, 0.3)], "heldout/accuracy": [(0, 0.4), (3, 0.5)], "heldout/accuracy_low": [(0, 0.3), (3, 0.45)],
-           "heldout/accuracy_high": [(0, 0.55), (3, 0.6)]}
+STEPS = [
+    {
+        **dict.fromkeys(STEP_METRICS),
+        "step": s,
+        "reward_mean": r,
+        "reward_std": 0.5,
+        "kl": 0.01 * s,
+        "kl_coef": 0.02,
+        "loss": -0.1 * s,
+        "tokens": 100,
+        "step_seconds": 2.0,
+        "completion_tokens_mean": 10.0,
+        "entropy": 0.5,
+        "clip_low_frac": 0.1,
+        "clip_high_frac": 0.2,
+        "grad_norm": 1.0,
+    }
+    for s, r in ((1, 1.0), (2, 2.0), (3, 3.0))
+]
+METRICS = {
+    "score/accuracy": [(1, 0.1), (2, None), (3, 0.3)],
+    "heldout/accuracy": [(0, 0.4), (3, 0.5)],
+    "heldout/accuracy_low": [(0, 0.3), (3, 0.45)],
+    "heldout/accuracy_high": [(0, 0.55), (3, 0.6)],
+}
 RUN = Curves("run-1", "first", STEPS, METRICS)
 OTHER = Curves("run-2", "second", STEPS[:2], {})
 
@@ -27,7 +47,9 @@ def lines(drawn):
 
 def test_the_kl_curve_says_whether_it_is_trained_on_measured_only_or_not_measured():
     def note(**changes):
-        return figure("kl", [Curves("r", "n", [{**row, **changes} for row in STEPS], {})], View())["note"]
+        return figure("kl", [Curves("r", "n", [{**row, **changes} for row in STEPS], {})], View())[
+            "note"
+        ]
 
     assert note().startswith("Coefficient 0.02. ")
     assert note(kl_coef=0.0).startswith("Coefficient 0: measured, not trained on. ")
@@ -35,8 +57,14 @@ def test_the_kl_curve_says_whether_it_is_trained_on_measured_only_or_not_measure
 
 
 @pytest.mark.parametrize("name", charts.FIGURES)
-@pytest.mark.parametrize("runs", [[], [Curves("r", "n", [], {})], [RUN], [RUN, OTHER]], ids=["nothing", "empty run", "one run", "two runs"])
-@pytest.mark.parametrize("view", [View(), View("time", 0.9, True, "clip"), View("tokens", 0.5, False, "gradient")])
+@pytest.mark.parametrize(
+    "runs",
+    [[], [Curves("r", "n", [], {})], [RUN], [RUN, OTHER]],
+    ids=["nothing", "empty run", "one run", "two runs"],
+)
+@pytest.mark.parametrize(
+    "view", [View(), View("time", 0.9, True, "clip"), View("tokens", 0.5, False, "gradient")]
+)
 def test_every_curve_can_be_drawn_of_nothing_of_an_empty_run_and_of_several(name, runs, view):
     drawn = figure(name, runs, view)
     json.dumps(drawn, allow_nan=False)  # what a browser cannot parse never leaves the server
@@ -51,7 +79,9 @@ def test_no_figure_has_a_colour_of_its_own(name):
 
 
 def test_the_band_is_the_mean_plus_and_minus_the_spread():
-    low, high = (t for t in figure("reward", [RUN], View())["traces"] if t.get("hoverinfo") == "skip")
+    low, high = (
+        t for t in figure("reward", [RUN], View())["traces"] if t.get("hoverinfo") == "skip"
+    )
     assert low["y"] == [0.5, 1.5, 2.5]  # 1, 2, 3 minus 0.5
     assert high["y"] == [1.5, 2.5, 3.5]
 
@@ -152,8 +182,17 @@ def test_a_long_run_is_drawn_with_few_points_and_every_spike():
 
 
 def test_a_second_task_is_drawn_beside_held_out_accuracy():
-    run = Curves("r", "a run", [{"step": 1, "reward_mean": 0.1, "reward_std": 0.1}], {
-        "heldout/accuracy": [(0, 0.4), (1, 0.6)], "second/accuracy": [(0, 0.9), (1, 0.5)], "second/accuracy_low": [(0, 0.8), (1, 0.4)], "second/accuracy_high": [(0, 0.95), (1, 0.6)]})
+    run = Curves(
+        "r",
+        "a run",
+        [{"step": 1, "reward_mean": 0.1, "reward_std": 0.1}],
+        {
+            "heldout/accuracy": [(0, 0.4), (1, 0.6)],
+            "second/accuracy": [(0, 0.9), (1, 0.5)],
+            "second/accuracy_low": [(0, 0.8), (1, 0.4)],
+            "second/accuracy_high": [(0, 0.95), (1, 0.6)],
+        },
+    )
     drawn = charts.figure("reward", [run], charts.View())
     traces = {t["name"]: t for t in drawn["traces"]}
     assert traces["second task"]["y"] == [0.9, 0.5]
@@ -171,19 +210,24 @@ def one_metric(values, name="loss"):
 
 def test_points_far_off_are_left_out_of_the_axis_and_counted_in_a_sentence():
     # 0, .1, .2, .3 over and over: all but the ends spread over 0 … .3, so the fence stands at 4 · .3 beyond, 1.5 and −1.2.
-    drawn = charts.figure("loss", [one_metric([*[0.1 * (i % 4) for i in range(100)], 1.4, 9.0, 50.0, -7.0])], View())
+    drawn = charts.figure(
+        "loss", [one_metric([*[0.1 * (i % 4) for i in range(100)], 1.4, 9.0, 50.0, -7.0])], View()
+    )
     assert drawn["clipped"]["says"] == "2 points above 1.40 and 1 point below 0 are not drawn."
     assert drawn["clipped"]["range"] == pytest.approx([-0.07, 1.47])  # 0 … 1.4, and a margin of 5 %
     assert 50.0 in drawn["traces"][0]["y"]  # it is there for whoever asks
     assert "not drawn" in drawn["spoken"]
 
 
-@pytest.mark.parametrize("values", [
-    [0.1 * (i % 4) for i in range(100)],  # nothing is far off
-    [0.5] * 99 + [3.0],  # all others equal: the odd one is the news
-    [1.1**i for i in range(100)],  # growth is no outlier
-    [0.1 * (i % 4) for i in range(10)] + [9.0],  # too few to say
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.1 * (i % 4) for i in range(100)],  # nothing is far off
+        [0.5] * 99 + [3.0],  # all others equal: the odd one is the news
+        [1.1**i for i in range(100)],  # growth is no outlier
+        [0.1 * (i % 4) for i in range(10)] + [9.0],  # too few to say
+    ],
+)
 def test_a_curve_without_outliers_is_drawn_whole(values):
     assert "clipped" not in charts.figure("loss", [one_metric(values)], View())
 
@@ -191,7 +235,10 @@ def test_a_curve_without_outliers_is_drawn_whole(values):
 def test_a_logarithmic_axis_leaves_nothing_out_and_a_smoothed_curve_counts_what_was_measured():
     run = one_metric([*[1 + 0.1 * (i % 4) for i in range(100)], 90.0])
     assert "clipped" not in charts.figure("loss", [run], View(log=True))
-    assert charts.figure("loss", [run], View(smoothing=0.9))["clipped"]["says"] == "1 point above 1.30 is not drawn."
+    assert (
+        charts.figure("loss", [run], View(smoothing=0.9))["clipped"]["says"]
+        == "1 point above 1.30 is not drawn."
+    )
 
 
 def test_smoothing_leaves_constants_constant_and_gaps_as_gaps():

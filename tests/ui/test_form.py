@@ -30,7 +30,17 @@ def test_the_untouched_form_is_the_default_run_with_its_rubric_written_out():
 
 def test_every_field_of_the_configuration_has_a_control_a_label_and_a_line_of_help():
     assert set(form.NAMES) == set(flatten(RunConfig()))
-    placed = {"model.name", "task.name", "rubric.name", form.CRITERIA, "algorithm.preset", *form.ALGORITHM, *form.NUMBERS, *form.PROMPTS, *form.MORE}
+    placed = {
+        "model.name",
+        "task.name",
+        "rubric.name",
+        form.CRITERIA,
+        "algorithm.preset",
+        *form.ALGORITHM,
+        *form.NUMBERS,
+        *form.PROMPTS,
+        *form.MORE,
+    }
     assert placed == set(form.NAMES)
     notes = form.notes(values())
     assert all(len(notes[n]) > 25 and form.label(n) for n in form.NAMES if n != form.CRITERIA)
@@ -38,14 +48,37 @@ def test_every_field_of_the_configuration_has_a_control_a_label_and_a_line_of_he
 
 def test_the_labels_that_tests_and_scripts_rely_on():
     labels = {form.label(n) for n in form.NAMES}
-    assert {"Model", "Task", "Rubric", "Algorithm", "Steps", "Prompts per step", "Group size", "Max new tokens", "Learning rate", "Seed"} <= labels
+    assert {
+        "Model",
+        "Task",
+        "Rubric",
+        "Algorithm",
+        "Steps",
+        "Prompts per step",
+        "Group size",
+        "Max new tokens",
+        "Learning rate",
+        "Seed",
+    } <= labels
 
 
-@pytest.mark.parametrize(("field", "typed", "says"), [
-    ("train.group_size", 1, "at least 2"), ("train.steps", None, "must not be empty"), ("train.steps", 2.5, "integer"), ("train.learning_rate", "abc", "number"),
-    ("train.temperature", "", "must not be empty"), ("train.temperature", "nan", "finite"), ("algorithm.clip_eps_low", "1,5", "number"), ("task.name", "nosuch", "no such task"),
-    ("algorithm.preset", "nosuch", "no such preset"), ("algorithm.advantage", "x", "group_std"), ("model.name", "", "must not be empty"), ("train.seed", -1, "at least 0"),
-])
+@pytest.mark.parametrize(
+    ("field", "typed", "says"),
+    [
+        ("train.group_size", 1, "at least 2"),
+        ("train.steps", None, "must not be empty"),
+        ("train.steps", 2.5, "integer"),
+        ("train.learning_rate", "abc", "number"),
+        ("train.temperature", "", "must not be empty"),
+        ("train.temperature", "nan", "finite"),
+        ("algorithm.clip_eps_low", "1,5", "number"),
+        ("task.name", "nosuch", "no such task"),
+        ("algorithm.preset", "nosuch", "no such preset"),
+        ("algorithm.advantage", "x", "group_std"),
+        ("model.name", "", "must not be empty"),
+        ("train.seed", -1, "at least 0"),
+    ],
+)
 def test_wrong_input_is_answered_under_its_own_field_with_the_way_out(field, typed, says):
     config, problems = form.read(values(**{field: typed}))
     assert config is None
@@ -55,22 +88,34 @@ def test_wrong_input_is_answered_under_its_own_field_with_the_way_out(field, typ
     assert form.label(field) in form.summary(problems)
 
 
-@pytest.mark.parametrize("typed", [None, [], {}, "x", 3, True, float("inf"), "9" * 400, [1, 2], "\ud800"])
+@pytest.mark.parametrize(
+    "typed", [None, [], {}, "x", 3, True, float("inf"), "9" * 400, [1, 2], "\ud800"]
+)
 @pytest.mark.parametrize("field", form.NAMES)
 def test_whatever_a_browser_sends_is_answered_and_never_a_traceback(field, typed):
     answers = setup.check(*values(**{field: typed}), "some text")
-    assert len(answers) == len(form.NAMES) + 3  # a line for every field, the summary, the objective, the scores
+    assert (
+        len(answers) == len(form.NAMES) + 3
+    )  # a line for every field, the summary, the objective, the scores
 
 
 def test_numbers_are_read_as_they_were_typed():
-    config, _ = form.read(values(train__learning_rate=" 1e-4 ", algorithm__kl_coef="0", train__steps=7.0))
-    assert (config.train.learning_rate, config.algorithm.kl_coef, config.train.steps) == (1e-4, 0.0, 7)
+    config, _ = form.read(
+        values(train__learning_rate=" 1e-4 ", algorithm__kl_coef="0", train__steps=7.0)
+    )
+    assert (config.train.learning_rate, config.algorithm.kl_coef, config.train.steps) == (
+        1e-4,
+        0.0,
+        7,
+    )
     assert form.read(values(train__learning_rate=""))[0].train.learning_rate is None
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
 def test_what_was_typed_comes_back_in_messages_as_text(payload):
-    said = "".join(setup.check(*values(model__name=payload, task__name=payload, rubric__name=payload), payload))
+    said = "".join(
+        setup.check(*values(model__name=payload, task__name=payload, rubric__name=payload), payload)
+    )
     assert payload not in said or "<" not in payload
 
 
@@ -78,14 +123,30 @@ def test_what_was_typed_comes_back_in_messages_as_text(payload):
 
 
 def rows(*criteria) -> list[dict]:
-    return [{"name": "a", "check": "accuracy", "weight": "1", "params": "{}", "outcome": True, **c} for c in criteria]
+    return [
+        {"name": "a", "check": "accuracy", "weight": "1", "params": "{}", "outcome": True, **c}
+        for c in criteria
+    ]
 
 
-@pytest.mark.parametrize(("row", "says"), [
-    ({"params": "{oops"}, "not a JSON object"), ({"params": "[1]"}, "not a JSON object"), ({"weight": "heavy"}, "number"), ({"weight": "-1"}, "at least 0"),
-    ({"check": "nosuch"}, "no such check"), ({"name": ""}, "must not be empty"), ({"name": "a b"}, "pattern"), ({"weight": "0"}, "all weights are 0"),
-    ({"check": "length", "params": '{"min_tokens": 9, "max_tokens": 3}'}, "min_tokens 9 is above max_tokens 3"), ({"params": '{"x": 1}'}, "Extra inputs"),
-])
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"params": "{oops"}, "not a JSON object"),
+        ({"params": "[1]"}, "not a JSON object"),
+        ({"weight": "heavy"}, "number"),
+        ({"weight": "-1"}, "at least 0"),
+        ({"check": "nosuch"}, "no such check"),
+        ({"name": ""}, "must not be empty"),
+        ({"name": "a b"}, "pattern"),
+        ({"weight": "0"}, "all weights are 0"),
+        (
+            {"check": "length", "params": '{"min_tokens": 9, "max_tokens": 3}'},
+            "min_tokens 9 is above max_tokens 3",
+        ),
+        ({"params": '{"x": 1}'}, "Extra inputs"),
+    ],
+)
 def test_a_wrong_criterion_is_answered_under_the_table(row, says):
     config, problems = form.read(values(rubric__criteria=rows(row)))
     assert config is None
@@ -115,9 +176,25 @@ def test_an_edited_preset_is_called_custom():
 
 def test_a_saved_rubric_can_be_loaded_and_a_wrong_file_changes_nothing(tmp_path):
     good, bad = tmp_path / "r.json", tmp_path / "bad.json"
-    good.write_text(json.dumps({"criteria": [{"name": "a", "check": "length", "weight": 0.5, "params": {"max_tokens": 9}}]}))
+    good.write_text(
+        json.dumps(
+            {
+                "criteria": [
+                    {"name": "a", "check": "length", "weight": 0.5, "params": {"max_tokens": 9}}
+                ]
+            }
+        )
+    )
     loaded, name, said = setup.load_rubric(str(good))
-    assert loaded == [{"name": "a", "check": "length", "weight": "0.5", "params": '{"max_tokens": 9}', "outcome": False}]
+    assert loaded == [
+        {
+            "name": "a",
+            "check": "length",
+            "weight": "0.5",
+            "params": '{"max_tokens": 9}',
+            "outcome": False,
+        }
+    ]
     assert (name, said) == ("custom", "")
     for content in ("not json", "{}", "[]", '{"criteria": [1]}', '"x"'):
         bad.write_text(content)
@@ -135,7 +212,9 @@ def test_the_score_box_answers_with_each_criterion_and_the_reward():
     assert "<b>1.300</b>" in said
     assert all(name in said for name in ("accuracy", "format", "language", "reasoning"))
     assert setup.score_text("", values()) == ""
-    assert "Mend the rubric" in setup.score_text("x", values(rubric__criteria=rows({"params": "{"})))
+    assert "Mend the rubric" in setup.score_text(
+        "x", values(rubric__criteria=rows({"params": "{"}))
+    )
 
 
 # ---- the algorithm ---------------------------------------------------------------------------------------------------------
@@ -153,21 +232,40 @@ def test_a_preset_sets_its_fields_and_the_rest_to_their_defaults(preset):
 
 
 def test_a_departure_from_the_preset_is_named():
-    assert "Changed from the preset: KL coefficient." in form.notes(values(algorithm__kl_coef="0.5"))["algorithm.preset"]
+    assert (
+        "Changed from the preset: KL coefficient."
+        in form.notes(values(algorithm__kl_coef="0.5"))["algorithm.preset"]
+    )
 
 
 def test_the_objective_is_printed_with_the_chosen_values_in_it():
-    said = form.formula(values(algorithm__clip_eps_low="0.2", algorithm__clip_eps_high="0.28", algorithm__kl_coef="0.04"))
+    said = form.formula(
+        values(
+            algorithm__clip_eps_low="0.2",
+            algorithm__clip_eps_high="0.28",
+            algorithm__kl_coef="0.04",
+        )
+    )
     assert "A = (r − mean)/(std + 1e-4)" in said
     assert "L = −min(w·A, clip(w, 0.8, 1.28)·A) + 0.04·KL" in said
     assert "KL" not in form.formula(values(algorithm__kl_coef="0"))
     assert "−A·log p" in form.formula(values(algorithm__objective="reinforce"))
     assert "clip(w, ?, 1.2)" in form.formula(values(algorithm__clip_eps_low="x"))
-    assert "(completions · 48)" in form.formula(values(algorithm__aggregation="constant", train__max_new_tokens=48))
+    assert "(completions · 48)" in form.formula(
+        values(algorithm__aggregation="constant", train__max_new_tokens=48)
+    )
 
 
 def test_a_judge_is_not_asked_at_every_key():
-    criteria = rows({"name": "long", "check": "length", "params": '{"min_tokens": 1, "max_tokens": 99}'}, {"name": "liked", "check": "judge", "outcome": False, "params": '{"url": "http://127.0.0.1:9/v1"}'})
+    criteria = rows(
+        {"name": "long", "check": "length", "params": '{"min_tokens": 1, "max_tokens": 99}'},
+        {
+            "name": "liked",
+            "check": "judge",
+            "outcome": False,
+            "params": '{"url": "http://127.0.0.1:9/v1"}',
+        },
+    )
     said = setup.score_text("some text", values(rubric__criteria=criteria))
     assert "not while you type" in said
     assert "could not be scored" not in said

@@ -34,7 +34,19 @@ from ui.tabs.run_control import Teller, states
 from ui.tabs.train import Show, pinned_step, start_run
 
 SKIP = gr.skip()
-PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = 0, 1, 3, 4, 8, 15, 16, 17, 18, 19, 20  # the outputs of train.Show
+PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = (
+    0,
+    1,
+    3,
+    4,
+    8,
+    15,
+    16,
+    17,
+    18,
+    19,
+    20,
+)  # the outputs of train.Show
 
 
 @pytest.fixture
@@ -42,7 +54,18 @@ def page(store, runs):
     return build_app(store, runs, FakeDesk())
 
 
-def show(views, run_id, pin="", order="best", x="step", smoothing=0, log=False, overlay=(), detail="entropy", seen="{}"):
+def show(
+    views,
+    run_id,
+    pin="",
+    order="best",
+    x="step",
+    smoothing=0,
+    log=False,
+    overlay=(),
+    detail="entropy",
+    seen="{}",
+):
     return Show(views)(run_id, pin, order, x, smoothing, log, list(overlay), detail, seen)
 
 
@@ -59,7 +82,10 @@ def test_no_event_is_queued_or_shows_progress_and_only_named_endpoints_are_liste
     for event in page.fns.values():
         if event.fn is not None:
             assert event.queue is False
-            assert event in listed or (event.show_progress, event.api_visibility) == ("hidden", "private")
+            assert event in listed or (event.show_progress, event.api_visibility) == (
+                "hidden",
+                "private",
+            )
 
 
 def test_the_page_makes_no_request_to_another_machine(page):
@@ -71,47 +97,103 @@ def test_the_page_makes_no_request_to_another_machine(page):
     assert options["theme"]._stylesheets == []
 
 
-def test_without_its_package_the_tool_server_is_refused_with_the_way_out_before_anything_is_made(tmp_path, monkeypatch, capsys):
+def test_without_its_package_the_tool_server_is_refused_with_the_way_out_before_anything_is_made(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(sys.modules, "mcp", None)  # as on a machine that has it not
     assert app.main(["--mcp", "--db", str(tmp_path / "runs.sqlite")]) == 2
-    assert capsys.readouterr().err == "error: --mcp needs the package mcp. Install it: pip install 'gradio[mcp]'.\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --mcp needs the package mcp. Install it: pip install 'gradio[mcp]'.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_colours_and_sizes_stand_in_one_file():
     ui = Path(runs.__file__).parents[1]
     for source in [*ui.rglob("*.py"), *ui.rglob("*.js")]:
-        assert not [line for line in source.read_text("utf-8").splitlines() if "rgb(" in line or "#fff" in line.lower() or "px;" in line], source.name
+        assert not [
+            line
+            for line in source.read_text("utf-8").splitlines()
+            if "rgb(" in line or "#fff" in line.lower() or "px;" in line
+        ], source.name
 
 
 # ---- what anybody can send --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("junk", [None, "", -1, 1e308, True, [[]], {"a": 1}, "9" * 500, '{"offset": -5, "sort": "; DROP TABLE runs"}'])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        None,
+        "",
+        -1,
+        1e308,
+        True,
+        [[]],
+        {"a": 1},
+        "9" * 500,
+        '{"offset": -5, "sort": "; DROP TABLE runs"}',
+    ],
+)
 def test_every_handler_answers_whatever_is_sent_to_it_by_number(page, store, junk):
     record_run(store)
     client = TestClient(App.create_app(page))
     for number, event in page.fns.items():
         if event.fn is None or any(isinstance(c, gr.UploadButton) for c in event.inputs):
             continue
-        for data in (junk, {"step": junk, "by": junk, "run": junk, "at": junk, "code": junk, "key": junk, "order": junk}):
-            answer = client.post("/gradio_api/run/predict", json={
-                "fn_index": number, "data": [junk] * len(event.inputs), "event_data": data, "session_hash": "s", "trigger_id": None})
+        for data in (
+            junk,
+            {
+                "step": junk,
+                "by": junk,
+                "run": junk,
+                "at": junk,
+                "code": junk,
+                "key": junk,
+                "order": junk,
+            },
+        ):
+            answer = client.post(
+                "/gradio_api/run/predict",
+                json={
+                    "fn_index": number,
+                    "data": [junk] * len(event.inputs),
+                    "event_data": data,
+                    "session_hash": "s",
+                    "trigger_id": None,
+                },
+            )
             if event.api_visibility == "public":  # these may refuse, in one line
-                assert answer.status_code == 200 or (answer.status_code == 500 and 0 < len(answer.json()["error"]) < 3000 and "Traceback" not in answer.text), answer.text
+                assert answer.status_code == 200 or (
+                    answer.status_code == 500
+                    and 0 < len(answer.json()["error"]) < 3000
+                    and "Traceback" not in answer.text
+                ), answer.text
             else:
                 assert answer.status_code == 200, f"{event.name} of {event.targets}: {answer.text}"
     assert len(store.runs()) == 1
 
 
 def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
-    (tmp_path / "theirs.json").write_text('{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}')
+    (tmp_path / "theirs.json").write_text(
+        '{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}'
+    )
     page.has_launched = True  # before that Gradio checks no path
     client = TestClient(App.create_app(page))
-    numbers = [n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)]
+    numbers = [
+        n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)
+    ]
     assert len(numbers) == 2  # a rubric, prompts
     for number, name in itertools.product(numbers, ("/etc/passwd", str(tmp_path / "theirs.json"))):
-        answer = client.post("/gradio_api/run/predict", json={"fn_index": number, "data": [{"path": name, "meta": {"_type": "gradio.FileData"}}], "session_hash": "s"})
+        answer = client.post(
+            "/gradio_api/run/predict",
+            json={
+                "fn_index": number,
+                "data": [{"path": name, "meta": {"_type": "gradio.FileData"}}],
+                "session_hash": "s",
+            },
+        )
         assert "secret" not in answer.text
         assert "root:" not in answer.text
 
@@ -120,25 +202,54 @@ async def _ok(request):
     return PlainTextResponse("ok")
 
 
-@pytest.mark.parametrize(("method", "headers", "status"), [
-    ("GET", {"host": "127.0.0.1:7860"}, 200), ("GET", {"host": "[::1]:7860"}, 200), ("GET", {"host": "localhost:7860"}, 200),
-    ("GET", {"host": "evil.example"}, 400), ("GET", {"host": "127.0.0.1.evil.example"}, 400), ("GET", {"host": ""}, 400),
-    ("POST", {"host": "localhost:7860", "origin": "http://localhost:7860"}, 200), ("POST", {"host": "localhost:7860"}, 200),  # no browser
-    ("POST", {"host": "localhost:7860", "origin": "https://evil.example"}, 403), ("POST", {"host": "localhost:7860", "origin": "null"}, 403),
-    ("POST", {"host": "localhost:7860", "origin": "http://localhost:9999"}, 403), ("POST", {"host": "localhost:7860", "sec-fetch-site": "cross-site"}, 403),
-])
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("GET", {"host": "127.0.0.1:7860"}, 200),
+        ("GET", {"host": "[::1]:7860"}, 200),
+        ("GET", {"host": "localhost:7860"}, 200),
+        ("GET", {"host": "evil.example"}, 400),
+        ("GET", {"host": "127.0.0.1.evil.example"}, 400),
+        ("GET", {"host": ""}, 400),
+        ("POST", {"host": "localhost:7860", "origin": "http://localhost:7860"}, 200),
+        ("POST", {"host": "localhost:7860"}, 200),  # no browser
+        ("POST", {"host": "localhost:7860", "origin": "https://evil.example"}, 403),
+        ("POST", {"host": "localhost:7860", "origin": "null"}, 403),
+        ("POST", {"host": "localhost:7860", "origin": "http://localhost:9999"}, 403),
+        ("POST", {"host": "localhost:7860", "sec-fetch-site": "cross-site"}, 403),
+    ],
+)
 def test_other_hosts_and_other_websites_are_refused(method, headers, status):
-    client = TestClient(Guard(Starlette(routes=[Route("/", _ok, methods=["GET", "POST"])]), hosts=own_hosts("127.0.0.1")))
+    client = TestClient(
+        Guard(
+            Starlette(routes=[Route("/", _ok, methods=["GET", "POST"])]),
+            hosts=own_hosts("127.0.0.1"),
+        )
+    )
     assert client.request(method, "/", headers=headers).status_code == status
 
 
-@pytest.mark.parametrize(("path", "authorization", "status"), [
-    ("/gradio_api/mcp", None, 401), ("/gradio_api/mcp/http", "Basic bWU6d3Jvbmc=", 401), ("/gradio_api/%6dcp/", None, 401), ("/gradio_api/MCP/", "Bearer x", 401),
-    ("/gradio_api/mcp/", "Basic bWU6c2VjcmV0", 200), ("/gradio_api/mcp/", "Basic \u00e4", 401), ("/", None, 200),
-])
+@pytest.mark.parametrize(
+    ("path", "authorization", "status"),
+    [
+        ("/gradio_api/mcp", None, 401),
+        ("/gradio_api/mcp/http", "Basic bWU6d3Jvbmc=", 401),
+        ("/gradio_api/%6dcp/", None, 401),
+        ("/gradio_api/MCP/", "Bearer x", 401),
+        ("/gradio_api/mcp/", "Basic bWU6c2VjcmV0", 200),
+        ("/gradio_api/mcp/", "Basic \u00e4", 401),
+        ("/", None, 200),
+    ],
+)
 def test_tools_for_language_models_want_the_password_too(path, authorization, status):
     # Gradio's own login leaves them out. bWU6c2VjcmV0 is me:secret
-    client = TestClient(Guard(Starlette(routes=[Route("/{rest:path}", _ok)]), hosts=["testserver"], auth=("me", "secret")))
+    client = TestClient(
+        Guard(
+            Starlette(routes=[Route("/{rest:path}", _ok)]),
+            hosts=["testserver"],
+            auth=("me", "secret"),
+        )
+    )
     headers = {} if authorization is None else {"authorization": authorization.encode("latin-1")}
     assert client.get(path, headers=headers).status_code == status
 
@@ -196,7 +307,16 @@ def test_a_new_step_moves_the_line_the_curves_and_the_followed_group_and_nothing
         record_step(record, 4)
     out = show(views, run_id, seen=first[SEEN])
     changed = {i for i, value in enumerate(out) if value != SKIP}
-    assert changed == {PILL, LINE, BANNER, *range(STOP - 3, STOP + 1 + len(CURVES)), SLIDER, GROUP, AT, SEEN}  # four buttons, then the curves
+    assert changed == {
+        PILL,
+        LINE,
+        BANNER,
+        *range(STOP - 3, STOP + 1 + len(CURVES)),
+        SLIDER,
+        GROUP,
+        AT,
+        SEEN,
+    }  # four buttons, then the curves
     assert "step <b>4</b>" in out[GROUP]
 
 
@@ -214,7 +334,9 @@ def test_a_pinned_group_stays_while_the_run_goes_on(views, store):
 
 def test_an_answer_that_was_overtaken_is_put_right_by_the_next_poll(views, store):
     run_id = record_run(store)
-    overtaken = show(views, run_id)  # a poll that left before the person chose step 1, and arrives after it
+    overtaken = show(
+        views, run_id
+    )  # a poll that left before the person chose step 1, and arrives after it
     put_right = show(views, run_id, pin="1/0", seen=overtaken[SEEN])
     assert "step <b>1</b>" in put_right[GROUP]
 
@@ -275,13 +397,18 @@ def test_a_wrong_field_starts_nothing_and_touches_nothing_that_was_typed(views, 
     assert runs.started == []
     assert picked == SKIP
     assert "at least 2" in complaints[form.NAMES.index("train.group_size")]
-    assert len(complaints) == len(form.NAMES) + 1  # only the lines beside the fields are written, never a field
+    assert (
+        len(complaints) == len(form.NAMES) + 1
+    )  # only the lines beside the fields are written, never a field
 
 
 def test_what_only_the_run_manager_knows_is_said_beside_the_field_too(views, runs, no_such_model):
     runs.refuse = no_such_model
     _, _, notice, *complaints = start_run(runs, views, setup._defaults(), "")
-    assert "there is no folder &lt;b&gt;/nowhere&lt;/b&gt;" in complaints[form.NAMES.index("model.name")].lower()
+    assert (
+        "there is no folder &lt;b&gt;/nowhere&lt;/b&gt;"
+        in complaints[form.NAMES.index("model.name")].lower()
+    )
     assert notice == ""
 
 
@@ -310,7 +437,13 @@ def test_a_step_that_is_none_pins_nothing(step):
 def test_an_address_leads_back_to_its_tab_run_and_group(views, store):
     run_id = record_run(store)
     record_run(store, "newer")
-    assert arrival(views, {"tab": "inspect", "run": run_id, "step": "2", "group": "2"}) == (run_id, "inspect", "", "2/1", "")
+    assert arrival(views, {"tab": "inspect", "run": run_id, "step": "2", "group": "2"}) == (
+        run_id,
+        "inspect",
+        "",
+        "2/1",
+        "",
+    )
     assert arrival(views, {"run": run_id, "step": "2"}) == (run_id, "train", "2/0", "", "")
 
 
@@ -322,7 +455,9 @@ def test_an_address_of_a_run_that_is_gone_says_so_and_shows_the_newest(views, st
     assert "<script>" not in said
 
 
-@pytest.mark.parametrize("query", [{"step": "x"}, {"step": "-1"}, {"step": "٣"}, {"step": "9" * 30}, {}])
+@pytest.mark.parametrize(
+    "query", [{"step": "x"}, {"step": "-1"}, {"step": "٣"}, {"step": "9" * 30}, {}]
+)
 def test_a_place_that_is_none_is_ignored(query):
     assert place.from_query(query) is None
 
@@ -330,13 +465,26 @@ def test_a_place_that_is_none_is_ignored(query):
 # ---- run control -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("state", "expected"), [
-    (None, "----"), (RunStatus.QUEUED, "p--s"), (RunStatus.LOADING, "pn-s"), (RunStatus.RUNNING, "pn-s"), (RunStatus.PAUSED, "-nrs"),
-    (RunStatus.STOPPED, "--r-"), (RunStatus.FAILED, "--r-"), (RunStatus.INTERRUPTED, "--r-"), (RunStatus.FINISHED, "----"),
-])
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (None, "----"),
+        (RunStatus.QUEUED, "p--s"),
+        (RunStatus.LOADING, "pn-s"),
+        (RunStatus.RUNNING, "pn-s"),
+        (RunStatus.PAUSED, "-nrs"),
+        (RunStatus.STOPPED, "--r-"),
+        (RunStatus.FAILED, "--r-"),
+        (RunStatus.INTERRUPTED, "--r-"),
+        (RunStatus.FINISHED, "----"),
+    ],
+)
 def test_only_the_buttons_that_mean_something_now_can_be_pressed(store, state, expected):
     run = None if state is None else store.run(record_run(store, status=state))
-    assert "".join(c if u["interactive"] else "-" for c, u in zip("pnrs", states(run), strict=True)) == expected  # pause, next, resume, stop
+    assert (
+        "".join(c if u["interactive"] else "-" for c, u in zip("pnrs", states(run), strict=True))
+        == expected
+    )  # pause, next, resume, stop
 
 
 def test_what_a_browser_sends_is_read_before_a_run_is_told_anything(views, runs, store):
@@ -348,10 +496,21 @@ def test_what_a_browser_sends_is_read_before_a_run_is_told_anything(views, runs,
     teller.step(run_id, ["phase"])
     teller.step(run_id, "phase")
     teller.edit(run_id, "3/1", 2, "1.5")
-    for here, completion, reward in (("", 1, "1"), ("3/1", 1.5, "1"), ("3/1", "x", "1"), ("3/1", 1, "nan"), ("3/1", 1, None)):
+    for here, completion, reward in (
+        ("", 1, "1"),
+        ("3/1", 1.5, "1"),
+        ("3/1", "x", "1"),
+        ("3/1", 1, "nan"),
+        ("3/1", 1, None),
+    ):
         assert "No reward was changed" in teller.edit(run_id, here, completion, reward)
-    assert runs.said == [("set_knob", run_id, "algorithm.kl_coef", 0.5), ("set_knob", run_id, "train.learning_rate", 1e-5), ("step", run_id, "step"),
-                         ("step", run_id, "phase"), ("edit_reward", run_id, 3, 1, 1, 1.5)]
+    assert runs.said == [
+        ("set_knob", run_id, "algorithm.kl_coef", 0.5),
+        ("set_knob", run_id, "train.learning_rate", 1e-5),
+        ("step", run_id, "step"),
+        ("step", run_id, "phase"),
+        ("edit_reward", run_id, 3, 1, 1, 1.5),
+    ]
     runs.refuse = StudioError("break = 'x': no <i>condition</i>")
     assert "no &lt;i&gt;condition&lt;/i&gt;" in teller.arm(run_id, "x")
 
@@ -360,7 +519,11 @@ def test_a_waiting_run_says_why_and_the_log_is_shown_as_text(views, store):
     run_id = record_run(store, status=RunStatus.RUNNING)
     with Recorder(store, run_id) as record:
         record(Paused("Breakpoint “kl > 0.2” before the update of step 4. Press <b>Resume</b>."))
-        record(Checkpointed(3, str(store.checkpoint_folder(run_id) / "step-00000003"), 2_000_000, "0" * 64))
+        record(
+            Checkpointed(
+                3, str(store.checkpoint_folder(run_id) / "step-00000003"), 2_000_000, "0" * 64
+            )
+        )
     banner = status.run_banner(store.run(run_id))
     assert "before the update of step 4.</b>" in banner
     assert "&lt;b&gt;Resume" in banner
@@ -388,7 +551,11 @@ def test_what_was_changed_by_hand_is_marked_on_every_curve_of_the_run(store, vie
 
 def test_endpoints_read_the_rows_and_tell_the_run_what_they_are_asked_to(views, runs, store):
     run_id, api = record_run(store), Api(views, runs)
-    assert (api.status()["id"], api.status(run_id)["status"], api.runs()[0]["steps_done"]) == (run_id, "finished", 3)
+    assert (api.status()["id"], api.status(run_id)["status"], api.runs()[0]["steps_done"]) == (
+        run_id,
+        "finished",
+        3,
+    )
     assert [g["verdict"] for g in api.groups(run_id, 2)] == ["healthy", "all_wrong"]
     assert api.groups(run_id)[0]["step"] == 3
     numbers = api.metrics(run_id)
@@ -396,8 +563,15 @@ def test_endpoints_read_the_rows_and_tell_the_run_what_they_are_asked_to(views, 
     assert numbers["metrics"]["heldout/accuracy"] == [(0, 0.4)]
     api.change("algorithm.kl_coef", 0.5, run_id)
     api.edit_reward(3, 1, 2, 0.5)
-    assert runs.said == [("set_knob", run_id, "algorithm.kl_coef", 0.5), ("edit_reward", run_id, 3, 0, 1, 0.5)]
+    assert runs.said == [
+        ("set_knob", run_id, "algorithm.kl_coef", 0.5),
+        ("edit_reward", run_id, 3, 0, 1, 0.5),
+    ]
     started = api.start({"train.steps": 7, "algorithm.preset": "Dr. GRPO"}, "by hand")
-    assert (started["name"], started["num_steps"], runs.started[0][0].algorithm.advantage) == ("by hand", 7, "group_mean")
+    assert (started["name"], started["num_steps"], runs.started[0][0].algorithm.advantage) == (
+        "by hand",
+        7,
+        "group_mean",
+    )
     with pytest.raises(StudioError, match="there is no such run"):
         api.status("../../etc/passwd")

@@ -29,12 +29,18 @@ def inputs_of(page, target):
     return event, {c._id: getattr(c, "value", None) for c in event.inputs}
 
 
-def test_the_poll_fills_what_is_new_and_answers_nothing_to_a_page_that_shows_it_already(page, store):
+def test_the_poll_fills_what_is_new_and_answers_nothing_to_a_page_that_shows_it_already(
+    page, store
+):
     record_run(store)
     event, holds = inputs_of(page, "tick")
     sizes = []
     for _ in range(3):  # the second answer says that the run in view is the chosen one now
-        new = client(page).post(PATH, json={"name": "poll", "given": [holds[c._id] for c in event.inputs]}).json()
+        new = (
+            client(page)
+            .post(PATH, json={"name": "poll", "given": [holds[c._id] for c in event.inputs]})
+            .json()
+        )
         for place, value in new:
             if not (isinstance(value, dict) and value.get("__type__") == "update"):
                 holds[event.outputs[place]._id] = value
@@ -46,18 +52,39 @@ def test_the_poll_fills_what_is_new_and_answers_nothing_to_a_page_that_shows_it_
 
 def test_what_fills_the_page_does_not_go_through_gradio(page):
     """It would build every output anew for each answer, also those that are left as they are."""
-    many = {event.name for event in page.fns.values() if event.fn is not None and len(event.outputs) > 5}
-    assert many == {"start", "use"}  # one click of a person each: Start answers beside every field, “Use in a new run” fills the form
+    many = {
+        event.name for event in page.fns.values() if event.fn is not None and len(event.outputs) > 5
+    }
+    assert (
+        many == {"start", "use"}
+    )  # one click of a person each: Start answers beside every field, “Use in a new run” fills the form
 
 
 def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
     run_id = record_run(store)
     store.set_breakpoints(run_id, "kl > 0.2, step = 40")
-    assert client(page).post(PATH, json={"name": "breakpoints", "given": [run_id]}).json() == [[0, "kl > 0.2, step = 40"]]
-    assert client(page).post(PATH, json={"name": "breakpoints", "given": ["no such run"]}).json() == [[0, ""]]
+    assert client(page).post(PATH, json={"name": "breakpoints", "given": [run_id]}).json() == [
+        [0, "kl > 0.2, step = 40"]
+    ]
+    assert client(page).post(
+        PATH, json={"name": "breakpoints", "given": ["no such run"]}
+    ).json() == [[0, ""]]
 
 
-@pytest.mark.parametrize("junk", [None, "", -1, 1e308, True, [[]], {"a": 1}, "9" * 500, '{"offset": -5, "sort": "; DROP TABLE runs"}'])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        None,
+        "",
+        -1,
+        1e308,
+        True,
+        [[]],
+        {"a": 1},
+        "9" * 500,
+        '{"offset": -5, "sort": "; DROP TABLE runs"}',
+    ],
+)
 def test_every_view_answers_whatever_is_sent_to_it(page, store, junk):
     record_run(store)
     asks = client(page)
@@ -65,14 +92,26 @@ def test_every_view_answers_whatever_is_sent_to_it(page, store, junk):
         if event.js and "studioShow" in str(event.js):
             name = event.js.split("'")[1]
             extra = 1 if "window.location" in event.js else 0
-            answer = asks.post(PATH, json={"name": name, "given": [junk] * (len(event.inputs) + extra)})
+            answer = asks.post(
+                PATH, json={"name": name, "given": [junk] * (len(event.inputs) + extra)}
+            )
             assert answer.status_code == 200, answer.text
             assert all(0 <= place < len(event.outputs) for place, _ in answer.json())
     assert len(store.runs()) == 1
 
 
-@pytest.mark.parametrize(("body", "status"), [(b"", 400), (b"[]", 400), (b'{"name": "poll"}', 400), (b'{"name": "no such view", "given": []}', 400),
-                                              (b'{"name": "poll", "given": 7}', 400), (b'{"name": "poll", "given": []}', 400), (b"x" * (MAX_BYTES + 1), 413)])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"[]", 400),
+        (b'{"name": "poll"}', 400),
+        (b'{"name": "no such view", "given": []}', 400),
+        (b'{"name": "poll", "given": 7}', 400),
+        (b'{"name": "poll", "given": []}', 400),
+        (b"x" * (MAX_BYTES + 1), 413),
+    ],
+)
 def test_what_is_no_question_is_refused(page, body, status):
     assert client(page).post(PATH, content=body).status_code == status
 
@@ -91,4 +130,9 @@ def test_with_a_password_only_who_signed_in_is_answered(page, store):
 
 
 def test_other_websites_are_refused(page):
-    assert client(page).post(PATH, json={"name": "poll", "given": []}, headers={"origin": "http://evil.example"}).status_code == 403
+    assert (
+        client(page)
+        .post(PATH, json={"name": "poll", "given": []}, headers={"origin": "http://evil.example"})
+        .status_code
+        == 403
+    )

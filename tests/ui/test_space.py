@@ -29,7 +29,9 @@ def test_the_page_says_whether_runs_outlive_the_disk_and_nothing_on_an_ordinary_
         return [c["props"]["value"] for c in parts(app) if c["props"].get("elem_id") == "storage"]
 
     assert shown(build_app(store, runs, FakeDesk())) == []
-    assert shown(build_app(store, runs, FakeDesk(), storage=lambda: "Copied <b> 3 s ago.")) == ['<p class="help storage">Copied &lt;b&gt; 3 s ago.</p>']
+    assert shown(build_app(store, runs, FakeDesk(), storage=lambda: "Copied <b> 3 s ago.")) == [
+        '<p class="help storage">Copied &lt;b&gt; 3 s ago.</p>'
+    ]
 
 
 def test_a_lease_is_foreseen_from_the_newest_run_of_that_size_in_one(store, runs):
@@ -39,7 +41,10 @@ def test_a_lease_is_foreseen_from_the_newest_run_of_that_size_in_one(store, runs
     run_id = record_run(store)
     with Recorder(store, run_id) as record:
         record(ModelLoaded({"lease_seconds": 60, "lease_begin_seconds": 5.0}))
-    assert measured_before(store.runs(), store.steps, config) == (5.0, 2.0)  # every recorded step took 2 s
+    assert measured_before(store.runs(), store.steps, config) == (
+        5.0,
+        2.0,
+    )  # every recorded step took 2 s
     assert measured_before(store.runs(), store.steps, parse(nest({"train.group_size": 4}))) is None
 
     desk = FakeDesk("About 20 of 80 steps fit <i>")
@@ -47,12 +52,20 @@ def test_a_lease_is_foreseen_from_the_newest_run_of_that_size_in_one(store, runs
     assert "About 20 of 80 steps fit &lt;i&gt;" in foreseen(desk, _defaults())
     assert [q for q, *_ in desk.asked] == ["outlook"]
     page = parts(build_app(store, runs, desk))
-    assert any("About 20" in str(c["props"].get("value")) for c in page if c["props"].get("elem_id") == "outlook")
+    assert any(
+        "About 20" in str(c["props"].get("value"))
+        for c in page
+        if c["props"].get("elem_id") == "outlook"
+    )
 
 
 def test_a_run_that_a_limit_stopped_says_so_and_one_that_a_person_stopped_does_not(store):
     run_id = record_run(store)
-    store.set_status(run_id, "stopped", "The GPU's lease of 60 s is over. Saved after step 3 of 9: press Resume for the next lease.")
+    store.set_status(
+        run_id,
+        "stopped",
+        "The GPU's lease of 60 s is over. Saved after step 3 of 9: press Resume for the next lease.",
+    )
     said = status.run_banner(store.run(run_id))
     assert "<b>The GPU&#x27;s lease of 60 s is over.</b>" in said
     assert "press Resume" in said

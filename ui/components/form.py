@@ -20,17 +20,47 @@ from ui.render.formula import objective_lines
 from ui.render.text import esc, plain
 
 CRITERIA = "rubric.criteria"
-EMPTY = {"train.learning_rate": "by model size", "task.second": "none"}  # what an empty field means; for others: off
+EMPTY = {
+    "train.learning_rate": "by model size",
+    "task.second": "none",
+}  # what an empty field means; for others: off
 LONG = ("task.template", "task.instruction", "task.system")  # written in lines
 LABELS = {"algorithm.preset": "Algorithm"}  # where the page's fixed name is not the field's title
 FIELDS = fields_by_name()
 NAMES: tuple[str, ...] = tuple(FIELDS)  # the order in which handlers receive and return values
 DEFAULTS: dict[str, Any] = flatten(RunConfig())
-NUMBERS = ("train.steps", "train.seed", "train.prompts_per_step", "train.group_size", "train.max_new_tokens", "train.learning_rate")
+NUMBERS = (
+    "train.steps",
+    "train.seed",
+    "train.prompts_per_step",
+    "train.group_size",
+    "train.max_new_tokens",
+    "train.learning_rate",
+)
 ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
-OPTIONS: dict[str, dict[str, str]] = {n: x["options"] for n, i in FIELDS.items() if "options" in (x := i.json_schema_extra or {})}
-PROMPTS = tuple(n for n in NAMES if n.startswith("task.") and n not in ("task.name", "task.heldout_size", "task.second"))  # of a file or dataset
-MORE = tuple(n for n in NAMES if n not in (*NUMBERS, *ALGORITHM, *PROMPTS, "model.name", "task.name", "rubric.name", CRITERIA, "algorithm.preset"))
+OPTIONS: dict[str, dict[str, str]] = {
+    n: x["options"] for n, i in FIELDS.items() if "options" in (x := i.json_schema_extra or {})
+}
+PROMPTS = tuple(
+    n
+    for n in NAMES
+    if n.startswith("task.") and n not in ("task.name", "task.heldout_size", "task.second")
+)  # of a file or dataset
+MORE = tuple(
+    n
+    for n in NAMES
+    if n
+    not in (
+        *NUMBERS,
+        *ALGORITHM,
+        *PROMPTS,
+        "model.name",
+        "task.name",
+        "rubric.name",
+        CRITERIA,
+        "algorithm.preset",
+    )
+)
 
 
 def label(name: str) -> str:
@@ -40,9 +70,19 @@ def label(name: str) -> str:
 def component(name: str) -> gr.components.Component:
     """The control of one field. Bounds are not handed to it: the browser would correct or refuse what was typed without saying why."""
     kind, default = _kind(name), shown(name, DEFAULTS[name])
-    common = {"value": default, "label": label(name), "elem_id": element_id(name), "interactive": True}
+    common = {
+        "value": default,
+        "label": label(name),
+        "elem_id": element_id(name),
+        "interactive": True,
+    }
     if name in CHOICES:
-        return gr.Dropdown(CHOICES[name], allow_custom_value=name == "model.name", filterable=name == "model.name", **common)
+        return gr.Dropdown(
+            CHOICES[name],
+            allow_custom_value=name == "model.name",
+            filterable=name == "model.name",
+            **common,
+        )
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), filterable=False, **common)
     if kind is bool:
@@ -52,7 +92,9 @@ def component(name: str) -> gr.components.Component:
     if name in LONG:
         return gr.Textbox(lines=2, max_lines=8, **common)
     # Text, for fractions too: 1e-4 stays as it was typed, and what is no number can be shown as such.
-    return gr.Textbox(max_lines=1, placeholder=EMPTY.get(name, "off" if default == "" else None), **common)
+    return gr.Textbox(
+        max_lines=1, placeholder=EMPTY.get(name, "off" if default == "" else None), **common
+    )
 
 
 def help_line(name: str, text: str | None = None) -> str:
@@ -93,12 +135,20 @@ def shown(name: str, value: Any) -> Any:
 def row_of(criterion: Mapping[str, Any]) -> dict[str, Any]:
     """A criterion as a row of the rubric table: weight and parameters as text, so that wrong input can stand there."""
     return {
-        "name": str(criterion.get("name", "")), "check": str(criterion.get("check", "")), "weight": _weight_text(criterion.get("weight", 1)),
-        "params": json.dumps(criterion.get("params") or {}, ensure_ascii=False), "outcome": bool(criterion.get("outcome", False))}
+        "name": str(criterion.get("name", "")),
+        "check": str(criterion.get("check", "")),
+        "weight": _weight_text(criterion.get("weight", 1)),
+        "params": json.dumps(criterion.get("params") or {}, ensure_ascii=False),
+        "outcome": bool(criterion.get("outcome", False)),
+    }
 
 
 def _weight_text(weight: Any) -> str:
-    return plain(weight) if isinstance(weight, (int, float)) and not isinstance(weight, bool) else str(weight)
+    return (
+        plain(weight)
+        if isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        else str(weight)
+    )
 
 
 def preset_rows(name: str) -> list[dict[str, Any]] | None:
@@ -124,7 +174,9 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
             flat[name] = flat[name].strip()
         if flat[name] == "" and NoneType in get_args(FIELDS[name].annotation):
             flat[name] = None
-    if flat["task.name"] != FILE.name:  # hidden then, so what stands there can be neither seen nor mended
+    if (
+        flat["task.name"] != FILE.name
+    ):  # hidden then, so what stands there can be neither seen nor mended
         flat |= {n: DEFAULTS[n] for n in PROMPTS}
     try:
         config = parse(nest(flat))
@@ -139,7 +191,14 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
     except InvalidConfig as error:
         problems += error.problems
     if config.algorithm.preset not in PRESETS:
-        problems.append(FieldProblem("algorithm.preset", config.algorithm.preset, "there is no such preset", f"Known: {', '.join(PRESETS)}."))
+        problems.append(
+            FieldProblem(
+                "algorithm.preset",
+                config.algorithm.preset,
+                "there is no such preset",
+                f"Known: {', '.join(PRESETS)}.",
+            )
+        )
     problems = bad_rows + problems
     return (None if problems else config), problems
 
@@ -161,12 +220,33 @@ def read_rows(rows: Any) -> tuple[list[dict[str, Any]], list[FieldProblem]]:
         except (ValueError, RecursionError):
             params = None
         if not isinstance(params, dict):
-            problems.append(FieldProblem(f"{CRITERIA}.{i}.params", row.get("params"), "is not a JSON object", 'Write {} or, for example, {"max_tokens": 16}.'))
+            problems.append(
+                FieldProblem(
+                    f"{CRITERIA}.{i}.params",
+                    row.get("params"),
+                    "is not a JSON object",
+                    'Write {} or, for example, {"max_tokens": 16}.',
+                )
+            )
             params = {}
-        criteria.append({"name": str(row.get("name", "")).strip(), "check": str(row.get("check", "")), "weight": str(row.get("weight", "")).strip(),
-                         "params": params, "outcome": bool(row.get("outcome"))})
+        criteria.append(
+            {
+                "name": str(row.get("name", "")).strip(),
+                "check": str(row.get("check", "")),
+                "weight": str(row.get("weight", "")).strip(),
+                "params": params,
+                "outcome": bool(row.get("outcome")),
+            }
+        )
     if not criteria:
-        problems.append(FieldProblem(CRITERIA, [], "a rubric needs at least one criterion", "Add one, or choose a preset."))
+        problems.append(
+            FieldProblem(
+                CRITERIA,
+                [],
+                "a rubric needs at least one criterion",
+                "Add one, or choose a preset.",
+            )
+        )
     return criteria, problems
 
 
@@ -180,9 +260,17 @@ def messages(problems: Sequence[FieldProblem]) -> dict[str, str]:
         at, where = problem.field, ""
         if at.startswith(f"{CRITERIA}."):
             index, _, rest = at.removeprefix(f"{CRITERIA}.").partition(".")
-            where, at = f"Criterion {int(index) + 1 if index.isdigit() else index}, {rest.replace('.', ' ')}: ", CRITERIA
+            where, at = (
+                f"Criterion {int(index) + 1 if index.isdigit() else index}, {rest.replace('.', ' ')}: ",
+                CRITERIA,
+            )
         lines.setdefault(at, []).append(f"{where}{problem.problem}. {problem.way_out}".strip())
-    return {name: "".join(f'<p class="problem" role="alert">{esc(_sentence(line))}</p>' for line in found) for name, found in lines.items()}
+    return {
+        name: "".join(
+            f'<p class="problem" role="alert">{esc(_sentence(line))}</p>' for line in found
+        )
+        for name, found in lines.items()
+    }
 
 
 def _sentence(text: str) -> str:
@@ -209,11 +297,15 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
     out = {name: help_line(name) for name in NAMES if name != CRITERIA}
     for name, said in OPTIONS.items():
         if isinstance(flat[name], str) and flat[name] in said:
-            out[name] = help_line(name, f"{FIELDS[name].description} `{flat[name]}`: {said[flat[name]]}.")
+            out[name] = help_line(
+                name, f"{FIELDS[name].description} `{flat[name]}`: {said[flat[name]]}."
+            )
     if isinstance(flat["task.name"], str) and flat["task.name"] in TASKS:
         out["task.name"] = help_line("task.name", TASKS[flat["task.name"]].help)
     if changed := departures(flat):
-        out["algorithm.preset"] = help_line("algorithm.preset", f"Changed from the preset: {', '.join(changed)}.")
+        out["algorithm.preset"] = help_line(
+            "algorithm.preset", f"Changed from the preset: {', '.join(changed)}."
+        )
     return out
 
 
@@ -234,11 +326,23 @@ def preset_values(preset: str) -> dict[str, Any]:
 def formula(values: Sequence[Any]) -> str:
     """The objective with the chosen values in it."""
     flat = dict(zip(NAMES, values, strict=True))
-    lines = objective_lines({n.removeprefix("algorithm."): flat[n] for n in ALGORITHM}, flat["train.max_new_tokens"],
-                            flat["rubric.gate"] is True, flat["rubric.scale"] is True)
+    lines = objective_lines(
+        {n.removeprefix("algorithm."): flat[n] for n in ALGORITHM},
+        flat["train.max_new_tokens"],
+        flat["rubric.gate"] is True,
+        flat["rubric.scale"] is True,
+    )
     return f'<pre class="formula" aria-label="Objective">\n{esc(chr(10).join(lines))}</pre>'
 
 
 def check_help() -> dict[str, str]:
     """Check -> its help and the names of its parameters, plug-ins included."""
-    return {name: check.help + (f" Parameters: {', '.join(check.params.model_fields)}." if check.params.model_fields else "") for name, check in CHECKS.items()}
+    return {
+        name: check.help
+        + (
+            f" Parameters: {', '.join(check.params.model_fields)}."
+            if check.params.model_fields
+            else ""
+        )
+        for name, check in CHECKS.items()
+    }

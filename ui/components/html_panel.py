@@ -23,13 +23,21 @@ element.addEventListener('click', event => {
 """
 
 
-def panel(value: str = "", events: tuple[str, ...] = (), script: str = "", **options: Any) -> gr.HTML:
+def panel(
+    value: str = "", events: tuple[str, ...] = (), script: str = "", **options: Any
+) -> gr.HTML:
     """gr.HTML with the default template, which never evaluates its value; `events` become listeners: panel(events=("walk",)).walk(…).
 
     value: HTML in which every foreign text went through text.esc.
     """
     clicks = _CLICKS % ", ".join(f"'{e}'" for e in events) if events else ""
-    return gr.HTML(value, js_on_load=(clicks + script) or None, apply_default_css=False, padding=False, **options)
+    return gr.HTML(
+        value,
+        js_on_load=(clicks + script) or None,
+        apply_default_css=False,
+        padding=False,
+        **options,
+    )
 
 
 def script(name: str) -> str:
@@ -54,4 +62,9 @@ def one_of(value: Any, known: Container[str], otherwise: str) -> str:
 
 # What every event of this page has in common. Unqueued: one short request, nothing held open. preprocess=False: values arrive as the
 # browser sent them and each handler checks its own, so a restarted server, which has forgotten what a tab was shown, refuses nothing.
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+QUIET: dict[str, Any] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+    "preprocess": False,
+}

@@ -21,7 +21,14 @@ _TEMPLATE = """<figure class="curve"><figcaption><span class="curve-title"></spa
 
 def live_chart(figure: dict[str, Any], **options: Any) -> gr.HTML:
     """A curve. Its value is a figure of charts.py; `live_chart(…).pick(…)` hears clicks on points, with the point's step."""
-    return gr.HTML(figure, html_template=_TEMPLATE, js_on_load=script("live_chart.js"), apply_default_css=False, padding=False, **options)
+    return gr.HTML(
+        figure,
+        html_template=_TEMPLATE,
+        js_on_load=script("live_chart.js"),
+        apply_default_css=False,
+        padding=False,
+        **options,
+    )
 
 
 def plotly_js() -> Path:

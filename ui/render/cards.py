@@ -14,19 +14,35 @@ from ui.render.text import digits_apart, esc, is_number, number, plain, signed
 
 # estimator -> its formula with one completion's numbers in it, where the group's own rewards are all it takes.
 WORKED: dict[str, str] = {
-    "group_std": "({r} − {mean})/({std} + 1e-4) = {a}", "group_mean": "{r} − {mean} = {a}", "leave_one_out": "{r} − {siblings} = {a}",
+    "group_std": "({r} − {mean})/({std} + 1e-4) = {a}",
+    "group_mean": "{r} − {mean} = {a}",
+    "leave_one_out": "{r} − {siblings} = {a}",
 }
 
 # Which verdicts are good news, and which ask for a look. The rest is neutral. Tone is only a second signal: the label says it.
-TONES = {"healthy": "good", "graded": "good", "polish": "good", "phantom": "warn", "truncated": "warn", "unscored": "warn", "dominated": "warn"}
+TONES = {
+    "healthy": "good",
+    "graded": "good",
+    "polish": "good",
+    "phantom": "warn",
+    "truncated": "warn",
+    "unscored": "warn",
+    "dominated": "warn",
+}
 
 LONG_CHARS = 300  # where most completions are longer, cards get more lines: all the same number, so that nothing moves from group to group
-LONG = re.compile(r"(?s).{240}|(?:[^\n]*\n){5}")  # a text that scrolls in its card, so the keyboard must reach it
+LONG = re.compile(
+    r"(?s).{240}|(?:[^\n]*\n){5}"
+)  # a text that scrolls in its card, so the keyboard must reach it
 
 
 def criteria_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rubric's criteria as recorded with the run: name, weight, outcome."""
-    return [dict(c) for c in (config.get("rubric") or {}).get("criteria") or [] if isinstance(c, Mapping) and "name" in c]
+    return [
+        dict(c)
+        for c in (config.get("rubric") or {}).get("criteria") or []
+        if isinstance(c, Mapping) and "name" in c
+    ]
 
 
 def estimator_of(config: Mapping[str, Any]) -> str:
@@ -35,9 +51,25 @@ def estimator_of(config: Mapping[str, Any]) -> str:
 
 def compared_otherwise(config: Mapping[str, Any]) -> str:
     """What stands between a group's rewards and its advantages beside the estimator; empty if nothing does."""
-    rubric, grouping = config.get("rubric") or {}, str((config.get("algorithm") or {}).get("grouping", "prompt"))
-    over = "" if grouping == "prompt" or grouping not in GROUPINGS else f", {GROUPINGS[grouping].formula}"
-    parts = [word for name, word in (("gate", "gate"), ("scale", "scale"), ("clip_low", "clip"), ("clip_high", "clip")) if rubric.get(name) not in (None, False)]
+    rubric, grouping = (
+        config.get("rubric") or {},
+        str((config.get("algorithm") or {}).get("grouping", "prompt")),
+    )
+    over = (
+        ""
+        if grouping == "prompt" or grouping not in GROUPINGS
+        else f", {GROUPINGS[grouping].formula}"
+    )
+    parts = [
+        word
+        for name, word in (
+            ("gate", "gate"),
+            ("scale", "scale"),
+            ("clip_low", "clip"),
+            ("clip_high", "clip"),
+        )
+        if rubric.get(name) not in (None, False)
+    ]
     return over + (f", r after {' and '.join(dict.fromkeys(parts))}" if parts else "")
 
 
@@ -70,8 +102,14 @@ def verdict_sentence(group: GroupRow, config: Mapping[str, Any]) -> str:
         return ""
     outcome = next((c["name"] for c in criteria_of(config) if c.get("outcome")), None)
     outcomes = [r.scores.get(outcome) for r in group.rollouts] if outcome else []
-    return explain(group.verdict, [r.reward for r in group.rollouts], outcomes, [r.finish_reason for r in group.rollouts], shares_of(group, config),
-                   compared_beyond_the_prompt(config))
+    return explain(
+        group.verdict,
+        [r.reward for r in group.rollouts],
+        outcomes,
+        [r.finish_reason for r in group.rollouts],
+        shares_of(group, config),
+        compared_beyond_the_prompt(config),
+    )
 
 
 def compared_beyond_the_prompt(config: Mapping[str, Any]) -> str:
@@ -79,7 +117,11 @@ def compared_beyond_the_prompt(config: Mapping[str, Any]) -> str:
     if estimator_of(config) == "value":
         return "what a critic foresaw"
     grouping = str((config.get("algorithm") or {}).get("grouping", "prompt"))
-    return "" if grouping == "prompt" or grouping not in GROUPINGS else GROUPINGS[grouping].formula.removeprefix("over ")
+    return (
+        ""
+        if grouping == "prompt" or grouping not in GROUPINGS
+        else GROUPINGS[grouping].formula.removeprefix("over ")
+    )
 
 
 def shares_of(group: GroupRow, config: Mapping[str, Any]) -> dict[str, float]:
@@ -92,14 +134,23 @@ def in_order(rollouts: Sequence[RolloutRow], order: str) -> list[RolloutRow]:
     """Best advantage first, ties by position; or as sampled."""
     if order == "sampled":
         return sorted(rollouts, key=lambda r: r.position)
-    return sorted(rollouts, key=lambda r: (-(r.advantage if is_number(r.advantage) else 0.0), -_known(r.reward), r.position))
+    return sorted(
+        rollouts,
+        key=lambda r: (
+            -(r.advantage if is_number(r.advantage) else 0.0),
+            -_known(r.reward),
+            r.position,
+        ),
+    )
 
 
 def _known(value: float | None) -> float:
     return value if is_number(value) else -math.inf
 
 
-def group_view(group: GroupRow, num_groups: int, config: Mapping[str, Any], order: str = "best") -> str:
+def group_view(
+    group: GroupRow, num_groups: int, config: Mapping[str, Any], order: str = "best"
+) -> str:
     """The whole panel of the Train tab: the arithmetic in a line, and every completion."""
     rollouts = in_order(group.rollouts, order)
     return f"{group_head(group, num_groups, order)}{arithmetic(group, rollouts, config)}{card_grid(group, rollouts, config)}"
@@ -114,7 +165,9 @@ def card_grid(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[s
 
 def group_head(group: GroupRow, num_groups: int, order: str) -> str:
     """Prompt, place and the arrows. The buttons carry `data-do`, which panel.py turns into events."""
-    answer = f'<span class="fact">answer <b>{esc(group.answer)}</b></span>' if group.answer != "" else ""
+    answer = (
+        f'<span class="fact">answer <b>{esc(group.answer)}</b></span>' if group.answer != "" else ""
+    )
     other, label = ("sampled", "Best first") if order == "best" else ("best", "As sampled")
     return (
         f'<div class="group-head"><pre class="prompt" aria-label="Prompt">\n{esc(group.prompt)}</pre>{answer}'
@@ -129,10 +182,12 @@ def group_head(group: GroupRow, num_groups: int, order: str) -> str:
 def arithmetic(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[str, Any]) -> str:
     """rewards → mean, std → A, with this group's numbers, and the verdict in one sentence."""
     digits = _digits(group)
-    rewards = " ".join(number(r.reward, digits) if is_number(r.reward) else "null" for r in rollouts)
+    rewards = " ".join(
+        number(r.reward, digits) if is_number(r.reward) else "null" for r in rollouts
+    )
     return (
         f'<div class="sum"><span>rewards <code>{rewards}</code></span><span>mean <code>{number(group.reward_mean, digits + 1)}</code></span>'
-        f'<span>std <code>{number(group.reward_std, digits + 1)}</code></span>'
+        f"<span>std <code>{number(group.reward_std, digits + 1)}</code></span>"
         f'<span class="formula-inline"><code>{esc(_formula(group, rollouts, config))}</code></span></div>'
         f'<div class="says">{verdict_pill(group.verdict)}<span>{esc(verdict_sentence(group, config))}</span></div>'
     )
@@ -144,7 +199,9 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[st
     if name not in ADVANTAGES:
         return ""
     chosen = config.get("algorithm") or {}
-    formula = "A = " + re.sub(r"\{(\w+)\}", lambda field: str(chosen.get(field[1], "?")), ADVANTAGES[name].formula)
+    formula = "A = " + re.sub(
+        r"\{(\w+)\}", lambda field: str(chosen.get(field[1], "?")), ADVANTAGES[name].formula
+    )
     worked = WORKED.get(name)
     if worked is None or compared_otherwise(config):
         return formula + compared_otherwise(config)
@@ -154,28 +211,56 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[st
         return formula
     digits = _digits(group)
     return f"{formula} = " + worked.format(
-        r=number(best.reward, digits), mean=number(group.reward_mean, digits + 1), std=number(group.reward_std, digits + 1),
-        siblings=number((sum(scored) - best.reward) / (len(scored) - 1), digits + 1), a=signed(best.advantage))
+        r=number(best.reward, digits),
+        mean=number(group.reward_mean, digits + 1),
+        std=number(group.reward_std, digits + 1),
+        siblings=number((sum(scored) - best.reward) / (len(scored) - 1), digits + 1),
+        a=signed(best.advantage),
+    )
 
 
-def why_table(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[str, Any], gradient: Mapping[int, float] | None = None) -> str:
+def why_table(
+    group: GroupRow,
+    rollouts: Sequence[RolloutRow],
+    config: Mapping[str, Any],
+    gradient: Mapping[int, float] | None = None,
+) -> str:
     """Scores, reward and advantage as rows of one table, equal completions in one row: where an advantage comes from, and how much it moves.
 
     gradient: rollout id -> its share of the step's gradient weight, what masks took away taken away.
     """
     masked = bool((config.get("algorithm") or {}).get("mask_truncated"))
-    criteria = criteria_of(config) or [{"name": name, "weight": None} for name in (rollouts[0].scores if rollouts else ())]
+    criteria = criteria_of(config) or [
+        {"name": name, "weight": None} for name in (rollouts[0].scores if rollouts else ())
+    ]
     digits = _digits(group)
-    head = "".join(f'<th scope="col">{esc(c["name"])}{_times(c.get("weight"))}</th>' for c in criteria)
+    head = "".join(
+        f'<th scope="col">{esc(c["name"])}{_times(c.get("weight"))}</th>' for c in criteria
+    )
     body = "".join(
         f'<tr><th scope="row">{_places(same)}</th>'
         + "".join(f"<td>{_score(r.scores.get(c['name']))}</td>" for c in criteria)
         + f'<td>{number(r.reward, digits) if is_number(r.reward) else "null"}</td><td class="{_side(r.advantage)}"><b>{signed(r.advantage, 3)}</b></td>'
-        + (f"<td>{_share(sum(gradient.get(x.id, 0.0) for x in same))}</td>" if gradient is not None else "") + "</tr>"
-        for same in alike(rollouts) if (r := same[0]))
-    moved = '<th scope="col" title="share of the step’s gradient weight">gradient</th>' if gradient is not None else ""
+        + (
+            f"<td>{_share(sum(gradient.get(x.id, 0.0) for x in same))}</td>"
+            if gradient is not None
+            else ""
+        )
+        + "</tr>"
+        for same in alike(rollouts)
+        if (r := same[0])
+    )
+    moved = (
+        '<th scope="col" title="share of the step’s gradient weight">gradient</th>'
+        if gradient is not None
+        else ""
+    )
     cut = sum(r.finish_reason == "length" for r in rollouts) if masked else 0
-    extra = f"<span>share of this step’s gradient <b>{_share(sum(gradient.get(r.id, 0.0) for r in rollouts))}</b></span>" if gradient is not None else ""
+    extra = (
+        f"<span>share of this step’s gradient <b>{_share(sum(gradient.get(r.id, 0.0) for r in rollouts))}</b></span>"
+        if gradient is not None
+        else ""
+    )
     extra += f"<span><b>{cut}</b> masked, cut at the limit</span>" if cut else ""
     total = sum(r.advantage for r in rollouts if is_number(r.advantage))
     return (
@@ -183,7 +268,7 @@ def why_table(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[s
         f'<h2>Why these advantages</h2><div class="scroll" tabindex="0" role="region" aria-label="Scores, reward and advantage of every completion"><table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th>{head}'
         f'<th scope="col">reward</th><th scope="col">A</th>{moved}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="calc"><code>{esc(_formula(group, rollouts, config))}</code>'
-        f'<span>mean <b>{number(group.reward_mean, digits + 1)}</b></span><span>std <b>{number(group.reward_std, digits + 1)}</b></span>'
+        f"<span>mean <b>{number(group.reward_mean, digits + 1)}</b></span><span>std <b>{number(group.reward_std, digits + 1)}</b></span>"
         f"<span>sum of A <b>{signed(total)}</b></span>{extra}</p>"
     )
 
@@ -208,18 +293,42 @@ def _places(rollouts: Sequence[RolloutRow]) -> str:
             spans[-1][1] = n
         else:
             spans.append([n, n])
-    return ", ".join(f"#{a}" if a == b else f"#{a}, #{b}" if b == a + 1 else f"#{a}–#{b}" for a, b in spans)
+    return ", ".join(
+        f"#{a}" if a == b else f"#{a}, #{b}" if b == a + 1 else f"#{a}–#{b}" for a, b in spans
+    )
 
 
-def completion_card(rollout: RolloutRow, config: Mapping[str, Any], scale: float, digits: int = 2) -> str:
+def completion_card(
+    rollout: RolloutRow, config: Mapping[str, Any], scale: float, digits: int = 2
+) -> str:
     """One completion: its advantage as sign, number and bar; what was written; where its reward comes from."""
     weights = {c["name"]: c.get("weight") for c in criteria_of(config)}
-    names = [*[n for n in weights if n in rollout.scores], *[n for n in rollout.scores if n not in weights]]
-    scores = "".join(f'<span class="score">{esc(name)} <b>{_score(rollout.scores[name])}</b>{_times(weights.get(name))}</span>' for name in names)
-    reward = f"<b>{number(rollout.reward, digits)}</b>" if is_number(rollout.reward) else "<b>could not be scored</b>"
+    names = [
+        *[n for n in weights if n in rollout.scores],
+        *[n for n in rollout.scores if n not in weights],
+    ]
+    scores = "".join(
+        f'<span class="score">{esc(name)} <b>{_score(rollout.scores[name])}</b>{_times(weights.get(name))}</span>'
+        for name in names
+    )
+    reward = (
+        f"<b>{number(rollout.reward, digits)}</b>"
+        if is_number(rollout.reward)
+        else "<b>could not be scored</b>"
+    )
     share = min(1.0, abs(rollout.advantage) / scale) if is_number(rollout.advantage) else 0.0
-    text = f"<pre{_reachable(rollout)}>\n{esc(rollout.text)}</pre>" if rollout.text else '<pre class="nothing">(empty)</pre>'
-    ended = "cut at the limit" if rollout.finish_reason == "length" else "ended" if rollout.finish_reason == "stop" else esc(rollout.finish_reason)
+    text = (
+        f"<pre{_reachable(rollout)}>\n{esc(rollout.text)}</pre>"
+        if rollout.text
+        else '<pre class="nothing">(empty)</pre>'
+    )
+    ended = (
+        "cut at the limit"
+        if rollout.finish_reason == "length"
+        else "ended"
+        if rollout.finish_reason == "stop"
+        else esc(rollout.finish_reason)
+    )
     edited = '<span class="score edited">edited</span>' if rollout.edited else ""
     return (
         f'<article class="card {_side(rollout.advantage)}" aria-label="Completion {rollout.position + 1}">'
@@ -252,5 +361,3 @@ def _times(weight: float | None) -> str:
 
 def _digits(group: GroupRow) -> int:
     return digits_apart([r.reward for r in group.rollouts])
-
-

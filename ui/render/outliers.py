@@ -31,14 +31,28 @@ def marked(figure: dict[str, Any], thinned: bool) -> dict[str, Any]:
     """
     axis = figure["layout"]["yaxis"]
     lines = [t for t in figure["traces"] if t.get("yaxis") != "y2" and t.get("hoverinfo") != "skip"]
-    values = [v for t in [t for t in lines if "opacity" in t] or lines for v in t["y"] if is_number(v)]  # smoothed: what lies behind is what was measured
+    values = [
+        v for t in [t for t in lines if "opacity" in t] or lines for v in t["y"] if is_number(v)
+    ]  # smoothed: what lies behind is what was measured
     kept = fence(values)
     if kept is None or "range" in axis or axis.get("type") == "log":
         return figure
     low, high = kept
     above, below = sum(v > high for v in values), sum(v < low for v in values)
-    sides = [f"{count(n, 'point')} {side} {short(bound)}" for n, side, bound in ((above, "above", high), (below, "below", low)) if n]
+    sides = [
+        f"{count(n, 'point')} {side} {short(bound)}"
+        for n, side, bound in ((above, "above", high), (below, "below", low))
+        if n
+    ]
     says = f"{'At least ' if thinned else ''}{' and '.join(sides)} {'is' if above + below == 1 else 'are'} not drawn."
     margin = 0.05 * (high - low)
-    return figure | {"clipped": {"says": says, "range": [0 if axis.get("rangemode") == "tozero" and low >= 0 else low - margin, high + margin]},
-                     "spoken": f"{figure['spoken']}. {says}"}
+    return figure | {
+        "clipped": {
+            "says": says,
+            "range": [
+                0 if axis.get("rangemode") == "tozero" and low >= 0 else low - margin,
+                high + margin,
+            ],
+        },
+        "spoken": f"{figure['spoken']}. {says}",
+    }

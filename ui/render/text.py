@@ -8,9 +8,27 @@ from collections.abc import Sequence
 
 from grpo_core.analysis.text import esc, visible
 
-__all__ = ["MINUS", "NONE", "count", "digits_apart", "duration", "esc", "indexing", "is_number", "number", "percent", "plain", "short", "signed", "size", "visible", "when"]
+__all__ = [
+    "MINUS",
+    "NONE",
+    "count",
+    "digits_apart",
+    "duration",
+    "esc",
+    "indexing",
+    "is_number",
+    "number",
+    "percent",
+    "plain",
+    "short",
+    "signed",
+    "size",
+    "visible",
+    "when",
+]
 
 MINUS, NONE = "−", "–"
+
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -94,7 +112,11 @@ def when(timestamp: float | None, now: float | None = None) -> str:
 
 def indexing(unsearched: int) -> str:
     """What a search has not looked into yet, as a paragraph; empty once the index is whole."""
-    return f'<p class="note" role="status">The index is being built: {count(unsearched, "completion")} not searched yet. This list fills by itself.</p>' if unsearched else ""
+    return (
+        f'<p class="note" role="status">The index is being built: {count(unsearched, "completion")} not searched yet. This list fills by itself.</p>'
+        if unsearched
+        else ""
+    )
 
 
 def count(n: int, noun: str) -> str:

@@ -28,10 +28,14 @@ class Api:
         run_id = self._views.default_run() if run in ("", "last") else run
         found = self._views.run(run_id)
         if found is None:
-            raise NotFound(f"run = {str(run)!r:.80}: there is no such run. The endpoint /runs lists them.")
+            raise NotFound(
+                f"run = {str(run)!r:.80}: there is no such run. The endpoint /runs lists them."
+            )
         return found
 
-    def start(self, settings: dict[str, Any], name: str = "", wait_when: str = "") -> dict[str, Any]:
+    def start(
+        self, settings: dict[str, Any], name: str = "", wait_when: str = ""
+    ) -> dict[str, Any]:
         """Start a training run, or queue it behind the one that is going.
 
         Args:
@@ -43,7 +47,13 @@ class Api:
         config = parse(nest(with_preset(settings, preset) if isinstance(preset, str) else settings))
         return self.status(self._runs.start(config, str(name)[:200] or None, str(wait_when)))
 
-    def branch(self, run: str = "last", step: int = 0, settings: dict[str, Any] | None = None, name: str = "") -> dict[str, Any]:
+    def branch(
+        self,
+        run: str = "last",
+        step: int = 0,
+        settings: dict[str, Any] | None = None,
+        name: str = "",
+    ) -> dict[str, Any]:
         """Start a new run from a checkpoint of another, with some settings changed.
 
         Args:
@@ -52,7 +62,11 @@ class Api:
             settings: dotted names and values that differ from the parent's
             name: a name for the new run
         """
-        return self.status(self._runs.branch(self._run(run).id, int(step) or None, settings or {}, str(name)[:200] or None))
+        return self.status(
+            self._runs.branch(
+                self._run(run).id, int(step) or None, settings or {}, str(name)[:200] or None
+            )
+        )
 
     def status(self, run: str = "last") -> dict[str, Any]:
         """How a run is going: status, phase, step, reward, held-out accuracy, checkpoints, and why it failed or waits.
@@ -61,8 +75,27 @@ class Api:
             run: id of a run, or "last"
         """
         row = self._run(run)
-        shown = ("id", "name", "status", "phase", "step", "num_steps", "steps_done", "reward_first", "reward_last", "heldout_before", "heldout_after",
-                 "model", "task", "rubric", "error", "parent_run_id", "parent_step", "created_at", "duration_seconds")
+        shown = (
+            "id",
+            "name",
+            "status",
+            "phase",
+            "step",
+            "num_steps",
+            "steps_done",
+            "reward_first",
+            "reward_last",
+            "heldout_before",
+            "heldout_after",
+            "model",
+            "task",
+            "rubric",
+            "error",
+            "parent_run_id",
+            "parent_step",
+            "created_at",
+            "duration_seconds",
+        )
         saved = [{"step": c.step, "bytes": c.bytes} for c in self._views.store.checkpoints(row.id)]
         return {**{field: getattr(row, field) for field in shown}, "checkpoints": saved}
 
@@ -130,7 +163,9 @@ class Api:
         """
         return self._told(run, lambda run_id: self._runs.set_breakpoints(run_id, conditions))
 
-    def edit_reward(self, step: int, group: int, completion: int, reward: float, run: str = "last") -> dict[str, Any]:
+    def edit_reward(
+        self, step: int, group: int, completion: int, reward: float, run: str = "last"
+    ) -> dict[str, Any]:
         """Give a completion of a step that waits before its update another reward; the advantages follow.
 
         Args:
@@ -140,7 +175,12 @@ class Api:
             reward: its new reward
             run: id of a run, or "last"
         """
-        return self._told(run, lambda run_id: self._runs.edit_reward(run_id, int(step), int(group) - 1, int(completion) - 1, float(reward)))
+        return self._told(
+            run,
+            lambda run_id: self._runs.edit_reward(
+                run_id, int(step), int(group) - 1, int(completion) - 1, float(reward)
+            ),
+        )
 
     def groups(self, run: str = "last", step: int = 0) -> list[dict[str, Any]]:
         """The groups of a step: prompt, completions, scores, rewards, advantages and verdict.
@@ -151,7 +191,11 @@ class Api:
         """
         row, store = self._run(run), self._views.store
         at = int(step) or store.last_step_with_groups(row.id)
-        return [asdict(store.group(group_id)) for group_id in store.group_ids(row.id, at)] if at is not None else []
+        return (
+            [asdict(store.group(group_id)) for group_id in store.group_ids(row.id, at)]
+            if at is not None
+            else []
+        )
 
     def metrics(self, run: str = "last", max_points: int = 1000) -> dict[str, Any]:
         """Every number of every step, and the open metrics (scores by criterion, held-out results) as lists of [step, value].
@@ -162,7 +206,11 @@ class Api:
         """
         row, points = self._run(run), max(2, min(MAX_POINTS, int(max_points)))
         store = self._views.store
-        return {"columns": ["step", *STEP_METRICS], "steps": [list(s.values()) for s in store.steps(row.id, points)], "metrics": store.metrics(row.id, max_points=points)}
+        return {
+            "columns": ["step", *STEP_METRICS],
+            "steps": [list(s.values()) for s in store.steps(row.id, points)],
+            "metrics": store.metrics(row.id, max_points=points),
+        }
 
     def _told(self, run: str, say: Callable[[str], Any]) -> dict[str, Any]:
         run_id = self._run(run).id
@@ -182,6 +230,7 @@ def build_api(views: Views, runs: Runs) -> None:
 
 def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
     """What is the caller's to solve reaches it as one line, never as a traceback."""
+
     @wraps(method)
     def call(*values: Any, **named: Any) -> Any:
         try:
@@ -189,5 +238,9 @@ def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
         except StudioError as error:
             raise gr.Error(str(error), print_exception=False) from None
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise gr.Error(f"{method.__name__}: {error}. See the endpoint's documentation for its parameters.", print_exception=False) from None
+            raise gr.Error(
+                f"{method.__name__}: {error}. See the endpoint's documentation for its parameters.",
+                print_exception=False,
+            ) from None
+
     return call

@@ -29,13 +29,17 @@ class Shows:
     def __init__(self) -> None:
         self._shows: dict[str, tuple[Show, int]] = {}  # with the number of values that it takes
 
-    def js(self, name: str, show: Show, inputs: Sequence[Any], kind: str = "", first: str = "") -> str:
+    def js(
+        self, name: str, show: Show, inputs: Sequence[Any], kind: str = "", first: str = ""
+    ) -> str:
         """The `js` of an event without `fn` that fills its outputs by `show`. kind "poll": left out while nobody looks, or the one before, or that of
         kind "first", is not answered.
 
         first: a JavaScript expression whose value comes before those of the inputs.
         """
-        assert self._shows.setdefault(name, (show, len(inputs) + bool(first)))[0] == show, f"two functions are called {name}"
+        assert self._shows.setdefault(name, (show, len(inputs) + bool(first)))[0] == show, (
+            f"two functions are called {name}"
+        )
         return f"(...given) => studioShow({name!r}, [{first + ', ' if first else ''}...given], {kind!r})"
 
     def route(self) -> Route:
@@ -56,13 +60,17 @@ class Shows:
             if not isinstance(given, list) or len(given) != takes:
                 raise ValueError
         except (ValueError, TypeError, KeyError):
-            return PlainTextResponse('Write {"name": one of this page\'s views, "given": [values]}.', 400)
+            return PlainTextResponse(
+                'Write {"name": one of this page\'s views, "given": [values]}.', 400
+            )
         return Response(await run_in_threadpool(answer, show, given), media_type="application/json")
 
 
 def answer(show: Show, given: Sequence[Any]) -> bytes:
     """What is new, as JSON. What is no finite number is null, as everywhere in the store."""
-    return orjson.dumps([[place, value] for place, value in enumerate(show(*given)) if value != SKIP], default=str)
+    return orjson.dumps(
+        [[place, value] for place, value in enumerate(show(*given)) if value != SKIP], default=str
+    )
 
 
 def signed_in(request: Request) -> bool:
@@ -70,4 +78,7 @@ def signed_in(request: Request) -> bool:
     app = request.app
     if getattr(app, "auth", None) is None:
         return True
-    return any(app.tokens.get(request.cookies.get(f"access-token-{kind}{app.cookie_id}")) is not None for kind in ("", "unsecure-"))
+    return any(
+        app.tokens.get(request.cookies.get(f"access-token-{kind}{app.cookie_id}")) is not None
+        for kind in ("", "unsecure-")
+    )

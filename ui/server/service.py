@@ -36,8 +36,18 @@ class Desk(Protocol):
 
     def run_prompt(self, run_id: str, number: int) -> Prompt: ...
 
-    def play(self, run_id: str, text: str, answer: str, steps: Sequence[int], count: int, temperature: float) -> Any: ...
+    def play(
+        self,
+        run_id: str,
+        text: str,
+        answer: str,
+        steps: Sequence[int],
+        count: int,
+        temperature: float,
+    ) -> Any: ...
 
-    def export_model(self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False) -> Path: ...
+    def export_model(
+        self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False
+    ) -> Path: ...
 
     def push_model(self, run_id: str, repository: str, adapter_only: bool = False) -> str: ...

@@ -31,7 +31,13 @@ class Runs(Protocol):
 
     def resume(self, run_id: str) -> None: ...
 
-    def branch(self, run_id: str, step: int | None = None, changes: Mapping[str, Any] | None = None, name: str | None = None) -> str: ...
+    def branch(
+        self,
+        run_id: str,
+        step: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> str: ...
 
     def stop(self, run_id: str) -> None: ...
 
@@ -45,7 +51,9 @@ class Runs(Protocol):
 
     def set_breakpoints(self, run_id: str, conditions: str) -> None: ...
 
-    def edit_reward(self, run_id: str, step: int, group: int, completion: int, reward: float) -> None: ...
+    def edit_reward(
+        self, run_id: str, step: int, group: int, completion: int, reward: float
+    ) -> None: ...
 
 
 class Newest:
@@ -108,7 +116,11 @@ class Views:
 
     def label(self, run: RunRow) -> str:
         """Its name; with the last part of its id where another run is called the same, because two equal labels tell nothing."""
-        return run.name if [r.name for r in self.runs()].count(run.name) < 2 else f"{run.name} · {run.id.rpartition('-')[2]}"
+        return (
+            run.name
+            if [r.name for r in self.runs()].count(run.name) < 2
+            else f"{run.name} · {run.id.rpartition('-')[2]}"
+        )
 
     def choices(self) -> list[tuple[str, str]]:
         """The run picker's."""
@@ -122,27 +134,54 @@ class Views:
 
     def status_line(self, run: RunRow | None) -> str:
         runs = self.runs()
-        queued = [r for r in runs if r.status is RunStatus.QUEUED and (run is None or r.id != run.id)]
-        going = next((r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED), None)
-        recent = self.curves(run).steps[-status.RECENT_STEPS:] if run and run.status.is_live else []
+        queued = [
+            r for r in runs if r.status is RunStatus.QUEUED and (run is None or r.id != run.id)
+        ]
+        going = next(
+            (r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED), None
+        )
+        recent = (
+            self.curves(run).steps[-status.RECENT_STEPS :] if run and run.status.is_live else []
+        )
         return status.status_line(run, recent, len(queued), going, time.time())
 
     def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
         """Changes when a curve of the run does: not at every phase, as the revision does."""
-        return (run.id, self.label(run), run.steps_done, run.heldout_before, run.heldout_after, run.reward_last, run.status) if run else ()
+        return (
+            (
+                run.id,
+                self.label(run),
+                run.steps_done,
+                run.heldout_before,
+                run.heldout_after,
+                run.reward_last,
+                run.status,
+            )
+            if run
+            else ()
+        )
 
     def curves(self, run: RunRow) -> charts.Curves:
         return self._curves(run.id, self.curves_key(run))
 
     def _read_curves(self, run_id: str, key: tuple[Any, ...]) -> charts.Curves:
-        return charts.Curves(run_id, key[1], self.store.steps_with_spikes(run_id, charts.SPIKED, POINTS), self.store.metrics_with_spikes(run_id, POINTS))
+        return charts.Curves(
+            run_id,
+            key[1],
+            self.store.steps_with_spikes(run_id, charts.SPIKED, POINTS),
+            self.store.metrics_with_spikes(run_id, POINTS),
+        )
 
     def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:
         """One curve of one run, or of several over one another."""
-        keys = tuple(self.curves_key(run) for run_id in dict.fromkeys(run_ids) if (run := self.run(run_id)))
+        keys = tuple(
+            self.curves_key(run) for run_id in dict.fromkeys(run_ids) if (run := self.run(run_id))
+        )
         return self._figure((name, tuple(key[0] for key in keys), view), keys)
 
-    def _draw(self, what: tuple[str, tuple[str, ...], charts.View], keys: tuple[tuple[Any, ...], ...]) -> dict[str, Any]:
+    def _draw(
+        self, what: tuple[str, tuple[str, ...], charts.View], keys: tuple[tuple[Any, ...], ...]
+    ) -> dict[str, Any]:
         return charts.figure(what[0], [self._curves(key[0], key) for key in keys], what[2])
 
     def verdict_series(self, run_id: str) -> list[VerdictCounts]:
@@ -161,7 +200,11 @@ class Views:
     def _draw_advice(self, run_id: str, revision: int) -> str:
         run = self.run(run_id)
         notices = self.notices(run) if run else []
-        places = {n.group_id: at for n in notices if n.group_id is not None and (at := self.store.place_of(n.group_id))}
+        places = {
+            n.group_id: at
+            for n in notices
+            if n.group_id is not None and (at := self.store.place_of(n.group_id))
+        }
         return advice.advice(notices, places)
 
     # ---- groups --------------------------------------------------------------------------------------------------------
@@ -173,6 +216,10 @@ class Views:
             return None
         return self._group(ids[position], len(ids), run.id, order, self.store.edited(run.id, step))
 
-    def _draw_group(self, group_id: int, num_groups: int, run_id: str, order: str, edited: tuple[Any, ...]) -> str:
+    def _draw_group(
+        self, group_id: int, num_groups: int, run_id: str, order: str, edited: tuple[Any, ...]
+    ) -> str:
         run = self.run(run_id)
-        return cards.group_view(self.store.group(group_id), num_groups, run.config if run else {}, order)
+        return cards.group_view(
+            self.store.group(group_id), num_groups, run.config if run else {}, order
+        )

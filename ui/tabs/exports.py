@@ -27,11 +27,14 @@ def _text_file(write: Callable[[Store, str, Any], None]) -> Callable[[Store, str
     def to(store: Store, run_id: str, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as out:
             write(store, run_id, out)
+
     return to
 
 
 def _recipe(write: Callable[[RunConfig], str]) -> Callable[[Store, str, Path], None]:
-    return lambda store, run_id, path: path.write_text(write(parse(store.run(run_id).config)), "utf-8") and None
+    return lambda store, run_id, path: (
+        path.write_text(write(parse(store.run(run_id).config)), "utf-8") and None
+    )
 
 
 # label -> (how the file's name ends, how it is written)
@@ -92,7 +95,9 @@ def _exports_root() -> Path:
 def export_folder() -> Path:
     """A folder of its own for every export, so that two tabs never write one file; old ones are swept."""
     root = _exports_root()
-    root.mkdir(mode=0o700, exist_ok=True)  # something may sweep the temporary folder while the server runs
+    root.mkdir(
+        mode=0o700, exist_ok=True
+    )  # something may sweep the temporary folder while the server runs
     for old in root.iterdir():
         if old.stat().st_mtime < time.time() - KEEP_SECONDS:
             shutil.rmtree(old, ignore_errors=True)

@@ -25,7 +25,16 @@ from ui.tabs.setup import Setup
 from ui.tabs.train import SKIP, Frame, parse_tokens, token
 
 PAGE = 25  # groups in the table
-FIRST = {"verdict": "", "sort": "step", "descending": True, "offset": 0, "fresh": 0, "steps": None, "mode": "groups", "where": {}}
+FIRST = {
+    "verdict": "",
+    "sort": "step",
+    "descending": True,
+    "offset": 0,
+    "fresh": 0,
+    "steps": None,
+    "mode": "groups",
+    "where": {},
+}
 
 
 @dataclass(frozen=True)
@@ -40,20 +49,43 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     with gr.Row(elem_id="inspect-row", equal_height=False):
         with gr.Column(elem_id="groups", elem_classes="card-box stack", scale=0, min_width=320):
-            mode = gr.Radio([("Groups", "groups"), ("Completions", "rollouts")], value="groups", label="List", show_label=False, elem_id="list-mode", interactive=True)
-            search = gr.Textbox(label="Search completions", placeholder="Text in any prompt or completion", max_lines=1, elem_id="search",
-                                show_label=False, interactive=True)
+            mode = gr.Radio(
+                [("Groups", "groups"), ("Completions", "rollouts")],
+                value="groups",
+                label="List",
+                show_label=False,
+                elem_id="list-mode",
+                interactive=True,
+            )
+            search = gr.Textbox(
+                label="Search completions",
+                placeholder="Text in any prompt or completion",
+                max_lines=1,
+                elem_id="search",
+                show_label=False,
+                interactive=True,
+            )
             chips = panel(events=("verdict", "allsteps"), elem_id="chips")
             over_time = live_chart(charts.verdicts([], ""), elem_id="verdicts-over-time")
             with gr.Row(elem_id="reward-range"):
-                low = gr.Textbox("", label="Mean reward from", max_lines=1, elem_id="reward-from", interactive=True)
-                high = gr.Textbox("", label="to", max_lines=1, elem_id="reward-to", interactive=True)
+                low = gr.Textbox(
+                    "",
+                    label="Mean reward from",
+                    max_lines=1,
+                    elem_id="reward-from",
+                    interactive=True,
+                )
+                high = gr.Textbox(
+                    "", label="to", max_lines=1, elem_id="reward-to", interactive=True
+                )
             narrow = panel(events=("say", "export"), script=script("controls.js"), elem_id="narrow")
             file = gr.DownloadButton("Selection", visible="hidden", elem_id="selection-file")
             newer = panel(events=("fresh",), elem_id="newer")
             table = panel(events=("open", "sort", "turn"), elem_id="group-table")
-        filters, at, seen = (gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}") for n, v in (
-            ("filters", json.dumps(FIRST)), ("at", ""), ("seen", "{}")))
+        filters, at, seen = (
+            gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}")
+            for n, v in (("filters", json.dumps(FIRST)), ("at", ""), ("seen", "{}"))
+        )
         side = build_opened(frame, views, setup, tabs, at)
     opened = side.opened
 
@@ -75,11 +107,23 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
         return export_selection(views, run_id, now, text)
 
     narrow.export(save, [filters, frame.run, search], [file, frame.notice], **QUIET).success(
-        None, file, None, js="(file) => { if (file) document.querySelector('#selection-file').click(); }")
+        None,
+        file,
+        None,
+        js="(file) => { if (file) document.querySelector('#selection-file').click(); }",
+    )
 
     def then_filter(event: Any, change: str, *more: Any) -> None:
         """change: a JavaScript object, what is new of the filters; `now` is what they were, `given` the value of `more`."""
-        then_show(event(None, [filters, *more], filters, js=f"(filters, given) => studioFilter(filters, now => ({change}))", **QUIET))
+        then_show(
+            event(
+                None,
+                [filters, *more],
+                filters,
+                js=f"(filters, given) => studioFilter(filters, now => ({change}))",
+                **QUIET,
+            )
+        )
 
     then_filter(mode.input, "{mode: given}", mode)
     then_filter(narrow.say, "{where: studioForm('narrow')}")
@@ -87,13 +131,22 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
         then_filter(typing(typed), "{}")
     then_filter(chips.verdict, "{verdict: studioPressed.code}")
     then_filter(chips.allsteps, "{steps: null}")
-    then_filter(table.sort, "{sort: studioPressed.key, descending: studioDescending(now.sort, now.descending)}")
+    then_filter(
+        table.sort,
+        "{sort: studioPressed.key, descending: studioDescending(now.sort, now.descending)}",
+    )
     then_filter(table.turn, f"{{offset: Math.max(0, now.offset + {PAGE} * studioPressed.by)}}")
     then_filter(newer.fresh, "{fresh: now.fresh + 1}")
     then_show(over_time.pick(pick, [filters, frame.run], filters, **QUIET))
     then_show(table.open(None, None, opened, js="() => studioPressed.at", **QUIET))
     side.wire(then_show, show_on)
-    frame.run.input(None, None, [opened, filters], js=f"() => ['', JSON.stringify({json.dumps(FIRST)})]", **QUIET)
+    frame.run.input(
+        None,
+        None,
+        [opened, filters],
+        js=f"() => ['', JSON.stringify({json.dumps(FIRST)})]",
+        **QUIET,
+    )
     return Inspect(opened, inputs, outputs, show)
 
 
@@ -105,14 +158,24 @@ def read_filters(text: Any) -> dict[str, Any]:
     data = parse_tokens(text)
     offset, fresh = (data.get(k) for k in ("offset", "fresh"))
     return {
-        "verdict": one_of(data.get("verdict"), VERDICTS, ""), "sort": one_of(data.get("sort"), tables.SORTS, "step"),
-        "descending": data.get("descending") is not False, "offset": offset if isinstance(offset, int) and 0 <= offset < 1e9 else 0,
-        "fresh": fresh if isinstance(fresh, int) else 0, "steps": _span(data.get("steps")), "mode": one_of(data.get("mode"), ("groups", "rollouts"), "groups"), "where": found.read(data.get("where"))}
+        "verdict": one_of(data.get("verdict"), VERDICTS, ""),
+        "sort": one_of(data.get("sort"), tables.SORTS, "step"),
+        "descending": data.get("descending") is not False,
+        "offset": offset if isinstance(offset, int) and 0 <= offset < 1e9 else 0,
+        "fresh": fresh if isinstance(fresh, int) else 0,
+        "steps": _span(data.get("steps")),
+        "mode": one_of(data.get("mode"), ("groups", "rollouts"), "groups"),
+        "where": found.read(data.get("where")),
+    }
 
 
 def _span(value: Any) -> list[int] | None:
     """First and last step, bounds included."""
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1e9 for v in value):
+    if (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1e9 for v in value)
+    ):
         return value
     return None
 
@@ -125,7 +188,14 @@ def wanted(now: dict[str, Any], search: Any) -> Wanted:
     """The conditions of the list as the store takes them."""
     steps, where = now["steps"] or [None, None], now["where"]
     bounds = {name: _bound(where.get(name)) for name in found.BOUNDS}
-    return Wanted(str(search or "").strip()[:200] or None, now["verdict"] or None, where.get("finish") or None, steps[0], steps[1], **bounds)
+    return Wanted(
+        str(search or "").strip()[:200] or None,
+        now["verdict"] or None,
+        where.get("finish") or None,
+        steps[0],
+        steps[1],
+        **bounds,
+    )
 
 
 def export_selection(views: Views, run_id: Any, filters: Any, search: Any) -> list[Any]:
@@ -136,17 +206,29 @@ def export_selection(views: Views, run_id: Any, filters: Any, search: Any) -> li
     try:
         path = export_folder() / file_name(run, "selection.jsonl")
         with path.open("w", encoding="utf-8") as out:
-            n = export.export_found_jsonl(views.store, run.id, wanted(read_filters(filters), search), out)
+            n = export.export_found_jsonl(
+                views.store, run.id, wanted(read_filters(filters), search), out
+            )
     except (StudioError, OSError) as error:
         return [None, status.banner("Nothing was exported.", str(error))]
-    return [str(path), ""] if n else [None, status.banner("Nothing was exported.", "No completion matches.")]
+    return (
+        [str(path), ""]
+        if n
+        else [None, status.banner("Nothing was exported.", "No completion matches.")]
+    )
 
 
 def choose_steps(views: Views, filters: Any, run_id: Any, event: gr.EventData) -> str:
     """The steps that the clicked point of the curve stands for."""
     step = data_of(event).get("step")
-    spans = [s for s in (views.verdict_series(run_id) if views.cursor(run_id) else []) if s.first == step]
-    return changed(filters, steps=[spans[0].first, spans[0].last], offset=0) if spans else changed(filters)
+    spans = [
+        s for s in (views.verdict_series(run_id) if views.cursor(run_id) else []) if s.first == step
+    ]
+    return (
+        changed(filters, steps=[spans[0].first, spans[0].last], offset=0)
+        if spans
+        else changed(filters)
+    )
 
 
 def _bound(text: Any) -> float | None:
@@ -167,7 +249,18 @@ class ShowInspect:
     def __init__(self, groups: ShowGroups, opened: ShowOpened):
         self.groups, self.opened = groups, opened
 
-    def __call__(self, run_id: Any, tab: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, seen: Any, *looking: Any) -> list[Any]:
+    def __call__(
+        self,
+        run_id: Any,
+        tab: Any,
+        search: Any,
+        low: Any,
+        high: Any,
+        filters: Any,
+        opened: Any,
+        seen: Any,
+        *looking: Any,
+    ) -> list[Any]:
         if tab != "inspect":
             return [SKIP] * 11
         out = self.groups(run_id, search, low, high, filters, opened, seen)
@@ -183,15 +276,27 @@ class ShowGroups:
     def __init__(self, views: Views):
         self.views = views
 
-    def __call__(self, run_id: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, seen: Any) -> list[Any]:
+    def __call__(
+        self, run_id: Any, search: Any, low: Any, high: Any, filters: Any, opened: Any, seen: Any
+    ) -> list[Any]:
         views, was, now = self.views, parse_tokens(seen), read_filters(filters)
         run = views.run(run_id)
         counts = views.store.verdict_counts(run.id) if run else {}
         total = sum(counts.values())
         wish = [run_id, str(search or "")[:200], _bound(low), _bound(high), now]
         at = place.parse(opened)
-        tokens = {"chips": token([run_id, counts, now["verdict"], now["steps"]]), "series": token([run_id, counts]), "table": token([wish, at]), "run": token(run_id), "mode": now["mode"]}
-        shown = was.get("total") if was.get("run") == tokens["run"] and isinstance(was.get("total"), int) else 0
+        tokens = {
+            "chips": token([run_id, counts, now["verdict"], now["steps"]]),
+            "series": token([run_id, counts]),
+            "table": token([wish, at]),
+            "run": token(run_id),
+            "mode": now["mode"],
+        }
+        shown = (
+            was.get("total")
+            if was.get("run") == tokens["run"] and isinstance(was.get("total"), int)
+            else 0
+        )
         redraw = was.get("table") != tokens["table"] or (shown == 0 and total > 0)
         if was.get("wish") != token(wish) or shown == 0:
             shown = total  # a new question is answered with everything there is
@@ -200,58 +305,139 @@ class ShowGroups:
         if redraw:
             out_table, first, filling = self._table(run, *wish[1:4], now, at)
         at = at or first
-        tokens |= {"total": shown, "wish": token(wish), "first": place.text(first), "newer": str(total - shown)}
+        tokens |= {
+            "total": shown,
+            "wish": token(wish),
+            "first": place.text(first),
+            "newer": str(total - shown),
+        }
         if redraw and opened == "" and first and run:  # the first row stands open: mark it
             out_table, _, filling = self._table(run, *wish[1:4], now, first)
         if filling:
             tokens["table"] = ""  # the next poll asks again
         return [
-            tables.verdict_chips(counts, now["verdict"], now["steps"]) if tokens["chips"] != was.get("chips") else SKIP,
-            charts.verdicts(views.verdict_series(run.id) if run else [], str(run_id)) if tokens["series"] != was.get("series") else SKIP,
-            (found.controls(now["where"]) if now["mode"] == "rollouts" else "") if tokens["mode"] != was.get("mode") else SKIP,
+            tables.verdict_chips(counts, now["verdict"], now["steps"])
+            if tokens["chips"] != was.get("chips")
+            else SKIP,
+            charts.verdicts(views.verdict_series(run.id) if run else [], str(run_id))
+            if tokens["series"] != was.get("series")
+            else SKIP,
+            (found.controls(now["where"]) if now["mode"] == "rollouts" else "")
+            if tokens["mode"] != was.get("mode")
+            else SKIP,
             out_table,
             _newer(total - shown) if tokens["newer"] != was.get("newer") else SKIP,
             place.text(at),
             json.dumps(tokens),
         ]
 
-    def _table(self, run: RunRow | None, search: str, low: float | None, high: float | None, now: dict[str, Any],
-               at: place.Place | None) -> tuple[str, place.Place | None, bool]:
+    def _table(
+        self,
+        run: RunRow | None,
+        search: str,
+        low: float | None,
+        high: float | None,
+        now: dict[str, Any],
+        at: place.Place | None,
+    ) -> tuple[str, place.Place | None, bool]:
         """The table, the place of its first row, and whether it will have more once the search index is built."""
         if run is None:
-            return status.empty("The groups of a run appear here", "Start one on the Train tab, or choose one above."), None, False
+            return (
+                status.empty(
+                    "The groups of a run appear here",
+                    "Start one on the Train tab, or choose one above.",
+                ),
+                None,
+                False,
+            )
         if now["mode"] == "rollouts":
             return self._rollouts(run, search, now, at)
         steps = now["steps"] or [None, None]
         try:
-            page = self.views.store.groups(run.id, verdict=now["verdict"] or None, search=search.strip() or None, reward_from=low, reward_to=high,
-                                           step_from=steps[0], step_to=steps[1],
-                                           sort=now["sort"], descending=now["descending"], limit=PAGE, offset=now["offset"])
+            page = self.views.store.groups(
+                run.id,
+                verdict=now["verdict"] or None,
+                search=search.strip() or None,
+                reward_from=low,
+                reward_to=high,
+                step_from=steps[0],
+                step_to=steps[1],
+                sort=now["sort"],
+                descending=now["descending"],
+                limit=PAGE,
+                offset=now["offset"],
+            )
         except StudioError as error:
             return status.banner("The groups could not be searched.", str(error)), None, False
         if not page.rows:
-            return indexing(page.unsearched) + _nothing(run, bool(search or now["verdict"] or now["steps"] or low is not None or high is not None)), None, page.unsearched > 0
+            return (
+                indexing(page.unsearched)
+                + _nothing(
+                    run,
+                    bool(
+                        search
+                        or now["verdict"]
+                        or now["steps"]
+                        or low is not None
+                        or high is not None
+                    ),
+                ),
+                None,
+                page.unsearched > 0,
+            )
         first = (page.rows[0].step, page.rows[0].position)
-        return tables.group_table(page, highest_reward(run.config), now["offset"], PAGE, now["sort"], now["descending"], at), first, page.unsearched > 0
+        return (
+            tables.group_table(
+                page,
+                highest_reward(run.config),
+                now["offset"],
+                PAGE,
+                now["sort"],
+                now["descending"],
+                at,
+            ),
+            first,
+            page.unsearched > 0,
+        )
 
-    def _rollouts(self, run: RunRow, search: str, now: dict[str, Any], at: place.Place | None) -> tuple[str, place.Place | None, bool]:
+    def _rollouts(
+        self, run: RunRow, search: str, now: dict[str, Any], at: place.Place | None
+    ) -> tuple[str, place.Place | None, bool]:
         """One page of completions, and the place of the first one's group."""
         where = now["where"]
         try:
-            page = self.views.store.find_rollouts(run.id, wanted(now, search), where.get("sort") or "newest", where.get("up") is not True, PAGE, now["offset"])
+            page = self.views.store.find_rollouts(
+                run.id,
+                wanted(now, search),
+                where.get("sort") or "newest",
+                where.get("up") is not True,
+                PAGE,
+                now["offset"],
+            )
         except StudioError as error:
             return status.banner("The completions could not be searched.", str(error)), None, False
         if not page.rows:
-            nothing = status.empty("No completion matches", "Empty the search box, choose “all”, or widen the bounds.")
+            nothing = status.empty(
+                "No completion matches", "Empty the search box, choose “all”, or widen the bounds."
+            )
             return indexing(page.unsearched) + nothing, None, page.unsearched > 0
-        return found.rollout_table(page, now["offset"], PAGE, at), (page.rows[0].step, page.rows[0].group), page.unsearched > 0
+        return (
+            found.rollout_table(page, now["offset"], PAGE, at),
+            (page.rows[0].step, page.rows[0].group),
+            page.unsearched > 0,
+        )
 
 
 def _nothing(run: RunRow, filtered: bool) -> str:
     if filtered:
-        return status.empty("No group matches", "Choose “all”, all steps, empty the search box, or widen the range of rewards.")
+        return status.empty(
+            "No group matches",
+            "Choose “all”, all steps, empty the search box, or widen the range of rewards.",
+        )
     if run.status.is_live:
-        return status.empty("No groups yet", "The first appear when the first step has been scored.")
+        return status.empty(
+            "No groups yet", "The first appear when the first step has been scored."
+        )
     return status.empty("This run has no groups", "It ended before its first step.")
 
 

@@ -32,28 +32,91 @@ def build_playground(frame: Frame, views: Views, desk: Desk) -> Playground:
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     with gr.Column(elem_id="playground-box", elem_classes="card-box stack", min_width=0):
         about = panel(_about(None, []), elem_id="play-about")
-        text = gr.Textbox(label="Prompt", lines=3, max_lines=10, max_length=MAX_CHARS, placeholder="Type a prompt, or take a held-out one", elem_id="play-prompt", interactive=True)
-        answer = gr.Textbox(label="Right answer", max_lines=1, max_length=2_000, placeholder="for checks that compare with one; may stay empty", elem_id="play-answer", interactive=True)
+        text = gr.Textbox(
+            label="Prompt",
+            lines=3,
+            max_lines=10,
+            max_length=MAX_CHARS,
+            placeholder="Type a prompt, or take a held-out one",
+            elem_id="play-prompt",
+            interactive=True,
+        )
+        answer = gr.Textbox(
+            label="Right answer",
+            max_lines=1,
+            max_length=2_000,
+            placeholder="for checks that compare with one; may stay empty",
+            elem_id="play-answer",
+            interactive=True,
+        )
         with gr.Row(elem_id="play-tools"):
-            left = gr.Dropdown([("before training", 0)], value=0, label="Left", elem_id="play-left", interactive=True, scale=0, min_width=160)
-            right = gr.Dropdown([("before training", 0)], value=0, label="Right", elem_id="play-right", interactive=True, scale=0, min_width=160)
-            num = gr.Number(4, label="Answers", elem_id="play-count", interactive=True, scale=0, min_width=90)
-            temperature = gr.Textbox("1", label="Temperature", max_lines=1, elem_id="play-temperature", interactive=True, scale=0, min_width=90)
+            left = gr.Dropdown(
+                [("before training", 0)],
+                value=0,
+                label="Left",
+                elem_id="play-left",
+                interactive=True,
+                scale=0,
+                min_width=160,
+            )
+            right = gr.Dropdown(
+                [("before training", 0)],
+                value=0,
+                label="Right",
+                elem_id="play-right",
+                interactive=True,
+                scale=0,
+                min_width=160,
+            )
+            num = gr.Number(
+                4, label="Answers", elem_id="play-count", interactive=True, scale=0, min_width=90
+            )
+            temperature = gr.Textbox(
+                "1",
+                label="Temperature",
+                max_lines=1,
+                elem_id="play-temperature",
+                interactive=True,
+                scale=0,
+                min_width=90,
+            )
             take = gr.Button("Take a held-out prompt", size="sm", scale=0, min_width=160)
             go = gr.Button("Answer", variant="primary", scale=0, min_width=100, elem_id="play-go")
         answers = panel(elem_id="play-answers")
-    at, seen = (gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-play-{n}") for n, v in (("at", "0"), ("seen", "{}")))
+    at, seen = (
+        gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-play-{n}")
+        for n, v in (("at", "0"), ("seen", "{}"))
+    )
 
-    take.click(lambda run_id, n: take_prompt(views, desk, run_id, n), [frame.run, at], [text, answer, at, answers], **QUIET)
-    go.click(lambda *given: play(views, desk, *given), [frame.run, text, answer, left, right, num, temperature], answers, **QUIET)
+    take.click(
+        lambda run_id, n: take_prompt(views, desk, run_id, n),
+        [frame.run, at],
+        [text, answer, at, answers],
+        **QUIET,
+    )
+    go.click(
+        lambda *given: play(views, desk, *given),
+        [frame.run, text, answer, left, right, num, temperature],
+        answers,
+        **QUIET,
+    )
     inputs, outputs = [frame.run, seen], [about, left, right, seen]
     return Playground(inputs, outputs, ShowPlayground(views))
 
 
 def take_prompt(views: Views, desk: Desk, run_id: Any, number_of: Any) -> list[Any]:
     if views.run(run_id) is None:
-        return [SKIP, SKIP, SKIP, status.banner("There is no run yet.", "Start one on the Train tab.")]
-    n = int(number_of) if isinstance(number_of, str) and number_of.isdecimal() and len(number_of) < 8 else 0
+        return [
+            SKIP,
+            SKIP,
+            SKIP,
+            status.banner("There is no run yet.", "Start one on the Train tab."),
+        ]
+    n = (
+        int(number_of)
+        if isinstance(number_of, str) and number_of.isdecimal() and len(number_of) < 8
+        else 0
+    )
     try:
         prompt = desk.run_prompt(run_id, n)
     except StudioError as error:
@@ -61,12 +124,26 @@ def take_prompt(views: Views, desk: Desk, run_id: Any, number_of: Any) -> list[A
     return [prompt.text, prompt.answer, str(n + 1), ""]
 
 
-def play(views: Views, desk: Desk, run_id: Any, text: Any, answer: Any, left: Any, right: Any, num: Any, temperature: Any) -> str:
+def play(
+    views: Views,
+    desk: Desk,
+    run_id: Any,
+    text: Any,
+    answer: Any,
+    left: Any,
+    right: Any,
+    num: Any,
+    temperature: Any,
+) -> str:
     """Both sides as cards, or one line about what has to be mended."""
     run = views.run(run_id)
     if run is None:
         return status.banner("There is no run yet.", "Start one on the Train tab.")
-    steps = [s for s in (left, right) if isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 10**9]
+    steps = [
+        s
+        for s in (left, right)
+        if isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 10**9
+    ]
     how_many = int(num) if isinstance(num, (int, float)) and num == num and 1 <= num <= MOST else 0
     try:
         warmth = float(temperature)
@@ -81,7 +158,9 @@ def play(views: Views, desk: Desk, run_id: Any, text: Any, answer: Any, left: An
     if not 0 <= warmth <= 10:
         return _mend("Temperature", "Use a number from 0 (always the likeliest token) to 10.")
     try:
-        return sides(desk.play(run_id, text[:MAX_CHARS], str(answer or "")[:2_000], steps, how_many, warmth))
+        return sides(
+            desk.play(run_id, text[:MAX_CHARS], str(answer or "")[:2_000], steps, how_many, warmth)
+        )
     except StudioError as error:
         return status.banner("There is no answer.", str(error))
 
@@ -97,11 +176,17 @@ def sides(played: Any) -> str:
 
 def _side(side: Any) -> str:
     rewards = [r.reward for r in side.rollouts if r.reward is not None]
-    mean = f"mean reward {number(sum(rewards) / len(rewards), 3)}" if rewards else "could not be scored"
+    mean = (
+        f"mean reward {number(sum(rewards) / len(rewards), 3)}"
+        if rewards
+        else "could not be scored"
+    )
     cards = "".join(
         f'<article class="played"><pre tabindex="0">{esc(r.completion.text) or "<i>(nothing)</i>"}</pre><p class="help">reward <b>{number(r.reward, 3)}</b> · '
         + esc(", ".join(f"{name} {number(s, 2)}" for name, s in r.scores.items()))
-        + f' · {count(r.completion.num_tokens, "token")}{", cut" if r.completion.finish_reason == "length" else ""}</p></article>' for r in side.rollouts)
+        + f" · {count(r.completion.num_tokens, 'token')}{', cut' if r.completion.finish_reason == 'length' else ''}</p></article>"
+        for r in side.rollouts
+    )
     return f'<section><h3>{_state(side.step)}</h3><p class="help">{mean}</p>{cards}</section>'
 
 
@@ -111,10 +196,15 @@ def _state(step: int) -> str:
 
 def _about(run: RunRow | None, steps: list[int]) -> str:
     if run is None:
-        return status.empty("Ask a model before and after its training", "Start a run on the Train tab; its saved states appear here.")
+        return status.empty(
+            "Ask a model before and after its training",
+            "Start a run on the Train tab; its saved states appear here.",
+        )
     if not steps:
-        return (f'<p class="help">“{esc(run.name)}” has no saved state yet, so there is only the model before training. '
-                "States are saved every few steps (Checkpoint every) and at the end.</p>")
+        return (
+            f'<p class="help">“{esc(run.name)}” has no saved state yet, so there is only the model before training. '
+            "States are saved every few steps (Checkpoint every) and at the end.</p>"
+        )
     return f'<p class="help">“{esc(run.name)}”: {count(len(steps), "saved state")}. Both sides get the same random numbers.</p>'
 
 
@@ -132,7 +222,15 @@ class ShowPlayground:
         if was.get("states") == now:
             return [SKIP] * 4
         choices = [(_state(s), s) for s in [0, *steps]]
-        fresh = was.get("run") != (run and run.id)  # another run: look at its first and last; the same with a new state: leave what was chosen
-        return [_about(run, steps), gr.update(choices=choices, **({"value": 0} if fresh else {})),
-                gr.update(choices=choices, **({"value": steps[-1] if steps else 0} if fresh or len(steps) == 1 else {})),
-                json.dumps({"states": now, "run": run and run.id})]
+        fresh = (
+            was.get("run") != (run and run.id)
+        )  # another run: look at its first and last; the same with a new state: leave what was chosen
+        return [
+            _about(run, steps),
+            gr.update(choices=choices, **({"value": 0} if fresh else {})),
+            gr.update(
+                choices=choices,
+                **({"value": steps[-1] if steps else 0} if fresh or len(steps) == 1 else {}),
+            ),
+            json.dumps({"states": now, "run": run and run.id}),
+        ]

@@ -19,11 +19,26 @@ from ui.render.text import count, esc
 from ui.server.service import Desk
 
 
-def wire_prompts(fields: dict[str, Any], errors: dict[str, gr.HTML], own: gr.Column, upload: gr.UploadButton, look: gr.Button, preview: gr.HTML, desk: Desk) -> None:
+def wire_prompts(
+    fields: dict[str, Any],
+    errors: dict[str, gr.HTML],
+    own: gr.Column,
+    upload: gr.UploadButton,
+    look: gr.Button,
+    preview: gr.HTML,
+    desk: Desk,
+) -> None:
     """Show the fields when the task is one's own prompts; take uploads; preview."""
-    fields["task.name"].change(lambda name: gr.update(visible=name == FILE.name), fields["task.name"], own, **QUIET)
+    fields["task.name"].change(
+        lambda name: gr.update(visible=name == FILE.name), fields["task.name"], own, **QUIET
+    )
     # With preprocessing: it is what keeps the path of an upload inside the upload folder.
-    upload.upload(take_upload, upload, [fields["task.path"], errors["task.path"]], **(QUIET | {"preprocess": True}))
+    upload.upload(
+        take_upload,
+        upload,
+        [fields["task.path"], errors["task.path"]],
+        **(QUIET | {"preprocess": True}),
+    )
     values = [fields[n] for n in form.NAMES]
     look.click(lambda *given: show_preview(desk, given), values, preview, **QUIET)
 
@@ -49,10 +64,16 @@ def show_preview(desk: Desk, values: Any) -> str:
         return "".join(f'<p class="problem" role="alert">{esc(p)}</p>' for p in error.problems)
     except StudioError as error:
         return banner("There is no preview.", str(error))
-    read = "through the model\u2019s chat template" if found.chat_template else "as bare text: the model has no chat template"
+    read = (
+        "through the model\u2019s chat template"
+        if found.chat_template
+        else "as bare text: the model has no chat template"
+    )
     blocks = "".join(
         f'<figure class="as-read"><pre tabindex="0">{esc(p.text)}</pre><figcaption>{count(p.num_tokens, "token")}'
-        f' · {"held out" if p.heldout else "training"} · answer {esc(p.answer) if p.answer else "none"}</figcaption></figure>' for p in found.prompts)
+        f" · {'held out' if p.heldout else 'training'} · answer {esc(p.answer) if p.answer else 'none'}</figcaption></figure>"
+        for p in found.prompts
+    )
     return f'<div class="preview">{counted(found.counts)}<p class="help">Exactly as the model reads them, {read}.</p>{blocks}</div>'
 
 
@@ -60,12 +81,26 @@ def counted(c: dict[str, Any]) -> str:
     """What was found in the source, in sentences; nothing for a task that makes its own prompts."""
     if not c:
         return ""
-    said = [f"{count(c['rows'], 'row')} read: {count(c['train'], 'prompt')} to train on, {c['heldout']:,} held out",
-            f"prompts from “{c['prompt_column']}”, answers from " + (f"“{c['answer_column']}”" if c["answer_column"] else "no column")]
-    said += [text for key, text in (
-        ("duplicates", "{:,} prompts stood there more than once and are used once"), ("contradictions", "{:,} of them with another answer"),
-        ("leaks", "{:,} training prompts are also held out and leave training"), ("empty", "{:,} rows ask nothing"),
-        ("unanswered", "{:,} prompts have no answer: checks that compare with one cannot score them"),
-        ("too_long", "{:,} prompts are too long for the model’s context")) if c[key] for text in [text.format(c[key])]]
+    said = [
+        f"{count(c['rows'], 'row')} read: {count(c['train'], 'prompt')} to train on, {c['heldout']:,} held out",
+        f"prompts from “{c['prompt_column']}”, answers from "
+        + (f"“{c['answer_column']}”" if c["answer_column"] else "no column"),
+    ]
+    said += [
+        text
+        for key, text in (
+            ("duplicates", "{:,} prompts stood there more than once and are used once"),
+            ("contradictions", "{:,} of them with another answer"),
+            ("leaks", "{:,} training prompts are also held out and leave training"),
+            ("empty", "{:,} rows ask nothing"),
+            (
+                "unanswered",
+                "{:,} prompts have no answer: checks that compare with one cannot score them",
+            ),
+            ("too_long", "{:,} prompts are too long for the model’s context"),
+        )
+        if c[key]
+        for text in [text.format(c[key])]
+    ]
     said += ["the source has more rows than are read"] if c["cut"] else []
-    return "<ul class=\"counted\">" + "".join(f"<li>{esc(s)}.</li>" for s in said) + "</ul>"
+    return '<ul class="counted">' + "".join(f"<li>{esc(s)}.</li>" for s in said) + "</ul>"

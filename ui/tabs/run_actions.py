@@ -21,12 +21,19 @@ def read_selected(views: Views, text: Any) -> list[str]:
         ids = json.loads(text)
     except (TypeError, ValueError, RecursionError):
         return []
-    return [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)] if isinstance(ids, list) else []
+    return (
+        [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)]
+        if isinstance(ids, list)
+        else []
+    )
 
 
 def read_sort(text: Any) -> dict[str, Any]:
     data = parse_tokens(text)
-    return {"key": one_of(data.get("key"), tables.RUN_COLUMNS, "created"), "descending": data.get("descending") is not False}
+    return {
+        "key": one_of(data.get("key"), tables.RUN_COLUMNS, "created"),
+        "descending": data.get("descending") is not False,
+    }
 
 
 def rename_run(views: Views, selected: Any, name: Any) -> list[Any]:
@@ -57,7 +64,14 @@ def ask_branch(views: Views, selected: Any) -> list[Any]:
     chosen = read_selected(views, selected)
     saved = views.store.checkpoints(chosen[0])[::-1] if len(chosen) == 1 else []
     if not saved:
-        return [SKIP, gr.update(visible=False), status.banner("There is nothing to branch from.", "Select one run that has a checkpoint (train.checkpoint_every).")]
+        return [
+            SKIP,
+            gr.update(visible=False),
+            status.banner(
+                "There is nothing to branch from.",
+                "Select one run that has a checkpoint (train.checkpoint_every).",
+            ),
+        ]
     choices = [(f"step {c.step:,} · {size(c.bytes)}", c.step) for c in saved]
     return [gr.update(choices=choices, value=choices[0][1]), gr.update(visible=True), ""]
 
@@ -80,7 +94,9 @@ def read_changes(text: Any) -> dict[str, Any]:
     for part in str(text or "").split():
         name, equals, value = part.partition("=")
         if not equals:
-            raise StudioError(f"{part!r:.80}: there is no = in it. Write section.field=value, e.g. train.steps=160.")
+            raise StudioError(
+                f"{part!r:.80}: there is no = in it. Write section.field=value, e.g. train.steps=160."
+            )
         try:
             changes[name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -93,11 +109,21 @@ def ask(views: Views, selected: Any) -> list[Any]:
     runs = [r for i in read_selected(views, selected) if (r := views.run(i))]
     live = [r for r in runs if r.status.is_live]
     if live:
-        return ["", gr.update(visible=False), status.banner(f"“{live[0].name}” is still going.", "Stop it first, then delete it.")]
+        return [
+            "",
+            gr.update(visible=False),
+            status.banner(f"“{live[0].name}” is still going.", "Stop it first, then delete it."),
+        ]
     if not runs:
-        return ["", gr.update(visible=False), status.banner("Nothing is selected.", "Select the runs to delete.")]
+        return [
+            "",
+            gr.update(visible=False),
+            status.banner("Nothing is selected.", "Select the runs to delete."),
+        ]
     steps = sum(r.steps_done for r in runs)
-    names = ", ".join(f"“{r.name}”" for r in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    names = ", ".join(f"“{r.name}”" for r in runs[:3]) + (
+        f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+    )
     text = f"<p><b>Delete {esc(names)}?</b> {esc(count(steps, 'step'))} with every group and completion. This cannot be undone.</p>"
     return [text, gr.update(visible=True), ""]
 
@@ -112,5 +138,9 @@ def delete_runs(views: Views, selected: Any) -> list[Any]:
             problem = str(error)
     said = status.banner("Not everything was deleted.", problem) if problem else ""
     if gone:
-        said += status.banner(f"Deleted {count(gone, 'run')}.", f"{size(freed)} freed; the file now takes {size(views.store.file_bytes())}.", tone="good")
+        said += status.banner(
+            f"Deleted {count(gone, 'run')}.",
+            f"{size(freed)} freed; the file now takes {size(views.store.file_bytes())}.",
+            tone="good",
+        )
     return [said, gr.update(visible=False), json.dumps(read_selected(views, selected))]

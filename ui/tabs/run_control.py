@@ -60,39 +60,99 @@ class More:
 
 
 def build_buttons() -> Buttons:
-    return Buttons(*(gr.Button(name, interactive=False, elem_id=name.lower(), scale=0, min_width=72) for name in ("Pause", "Step", "Resume", "Stop")))
+    return Buttons(
+        *(
+            gr.Button(name, interactive=False, elem_id=name.lower(), scale=0, min_width=72)
+            for name in ("Pause", "Step", "Resume", "Stop")
+        )
+    )
 
 
 def build_more() -> More:
-    with gr.Accordion("Run control", open=False, elem_id="control", elem_classes="card-box fold-box"):
+    with gr.Accordion(
+        "Run control", open=False, elem_id="control", elem_classes="card-box fold-box"
+    ):
         with gr.Row(elem_classes="control-row"):
             stride = gr.Radio(STRIDES, value="step", label="Step goes", elem_id="stride")
             checkpoint = gr.Button("Checkpoint now", size="sm", scale=0, min_width=140)
             look = gr.Button("Show log", size="sm", scale=0, min_width=100)
         with gr.Row(elem_classes="control-row"):
-            knob = gr.Dropdown(KNOB_CHOICES, value=KNOBS[0], label="Setting", filterable=False, elem_id="knob")
-            value = gr.Textbox(label="New value", max_lines=1, max_length=40, placeholder="from the next step on", elem_id="knob-value")
+            knob = gr.Dropdown(
+                KNOB_CHOICES, value=KNOBS[0], label="Setting", filterable=False, elem_id="knob"
+            )
+            value = gr.Textbox(
+                label="New value",
+                max_lines=1,
+                max_length=40,
+                placeholder="from the next step on",
+                elem_id="knob-value",
+            )
             turn = gr.Button("Change", size="sm", scale=0, min_width=100)
         with gr.Row(elem_classes="control-row"):
-            conditions = gr.Textbox(label="Wait when", max_lines=1, max_length=1000, placeholder="kl > 0.2, verdict = phantom, step = 40", elem_id="conditions")
+            conditions = gr.Textbox(
+                label="Wait when",
+                max_lines=1,
+                max_length=1000,
+                placeholder="kl > 0.2, verdict = phantom, step = 40",
+                elem_id="conditions",
+            )
             arm = gr.Button("Set breakpoints", size="sm", scale=0, min_width=140)
         with gr.Row(elem_classes="control-row"):
-            completion = gr.Number(label="Completion of the group in view", value=1, elem_id="edit-completion")
-            reward = gr.Textbox(label="New reward", max_lines=1, max_length=40, placeholder="while the run waits before its update", elem_id="edit-reward")
+            completion = gr.Number(
+                label="Completion of the group in view", value=1, elem_id="edit-completion"
+            )
+            reward = gr.Textbox(
+                label="New reward",
+                max_lines=1,
+                max_length=40,
+                placeholder="while the run waits before its update",
+                elem_id="edit-reward",
+            )
             edit = gr.Button("Set reward", size="sm", scale=0, min_width=120)
         said = panel(elem_id="control-said")
         log = panel(elem_id="run-log")
-    return More(stride, checkpoint, knob, value, turn, conditions, arm, completion, reward, edit, look, said, log)
+    return More(
+        stride,
+        checkpoint,
+        knob,
+        value,
+        turn,
+        conditions,
+        arm,
+        completion,
+        reward,
+        edit,
+        look,
+        said,
+        log,
+    )
 
 
 def states(run: RunRow | None) -> list[dict[str, Any]]:
     """Which of pause, step, resume and stop mean something now."""
-    live, paused = run is not None and run.status.is_live, run is not None and run.status is RunStatus.PAUSED
-    can = [live and not paused, live and run.status is not RunStatus.QUEUED, paused or (run is not None and run.status in ENDED), live]
+    live, paused = (
+        run is not None and run.status.is_live,
+        run is not None and run.status is RunStatus.PAUSED,
+    )
+    can = [
+        live and not paused,
+        live and run.status is not RunStatus.QUEUED,
+        paused or (run is not None and run.status in ENDED),
+        live,
+    ]
     return [gr.update(interactive=bool(yes)) for yes in can]
 
 
-def wire(buttons: Buttons, more: More, run: gr.Dropdown, at: gr.Textbox, notice: gr.HTML, runs: Runs, views: Views, then_show: Callable[[Any], None]) -> None:
+def wire(
+    buttons: Buttons,
+    more: More,
+    run: gr.Dropdown,
+    at: gr.Textbox,
+    notice: gr.HTML,
+    runs: Runs,
+    views: Views,
+    then_show: Callable[[Any], None],
+) -> None:
     """Make them answer. Errors of the four buttons go to the page's notice, those of the rest beside them."""
     teller = Teller(runs, views)
     then_show(buttons.pause.click(teller.pause, run, notice, **QUIET))
@@ -128,7 +188,11 @@ class Teller:
         return self._tell(run_id, "The run was not paused.", self.runs.pause)
 
     def step(self, run_id: Any, stride: Any) -> str:
-        return self._tell(run_id, "The run did not go on.", lambda r: self.runs.step(r, one_of(stride, ("step", "phase"), "step")))
+        return self._tell(
+            run_id,
+            "The run did not go on.",
+            lambda r: self.runs.step(r, one_of(stride, ("step", "phase"), "step")),
+        )
 
     def resume(self, run_id: Any) -> str:
         return self._tell(run_id, "The run was not resumed.", self.runs.resume)
@@ -137,35 +201,69 @@ class Teller:
         return self._tell(run_id, "The run was not stopped.", self.runs.stop)
 
     def checkpoint(self, run_id: Any) -> str:
-        return self._tell(run_id, "No checkpoint is saved.", self.runs.checkpoint, "The last whole step is saved at the run's next breath.")
+        return self._tell(
+            run_id,
+            "No checkpoint is saved.",
+            self.runs.checkpoint,
+            "The last whole step is saved at the run's next breath.",
+        )
 
     def turn(self, run_id: Any, name: Any, value: Any) -> str:
         number, name = _number(value), one_of(name, KNOBS, KNOBS[0])
         if number is None:
-            return status.banner("Nothing was changed.", f"New value = {str(value)!r:.60}: this is no number. Write one, e.g. 1e-4.")
-        return self._tell(run_id, "Nothing was changed.", lambda r: self.runs.set_knob(r, name, number), f"{fields_by_name()[name].title} is {plain(number)} from the next step on.")
+            return status.banner(
+                "Nothing was changed.",
+                f"New value = {str(value)!r:.60}: this is no number. Write one, e.g. 1e-4.",
+            )
+        return self._tell(
+            run_id,
+            "Nothing was changed.",
+            lambda r: self.runs.set_knob(r, name, number),
+            f"{fields_by_name()[name].title} is {plain(number)} from the next step on.",
+        )
 
     def arm(self, run_id: Any, conditions: Any) -> str:
         text = conditions.strip() if isinstance(conditions, str) else ""
-        return self._tell(run_id, "The breakpoints stay as they were.", lambda r: self.runs.set_breakpoints(r, text),
-                          f"The run will wait when {text}." if text else "The run will wait nowhere by itself.")
+        return self._tell(
+            run_id,
+            "The breakpoints stay as they were.",
+            lambda r: self.runs.set_breakpoints(r, text),
+            f"The run will wait when {text}." if text else "The run will wait nowhere by itself.",
+        )
 
     def edit(self, run_id: Any, here: Any, completion: Any, reward: Any) -> str:
         at, number, which = place.parse(here), _number(reward), _number(completion)
         if at is None:
-            return status.banner("No reward was changed.", "Look at a group of the waiting step first.")
+            return status.banner(
+                "No reward was changed.", "Look at a group of the waiting step first."
+            )
         if number is None or which is None or which != int(which):
-            return status.banner("No reward was changed.", "Write the number of a completion (its # on the card) and its new reward.")
-        return self._tell(run_id, "No reward was changed.", lambda r: self.runs.edit_reward(r, at[0], at[1], int(which) - 1, number),
-                          f"Completion {int(which)} of group {at[1] + 1} has reward {plain(number)}; the advantages follow.")
+            return status.banner(
+                "No reward was changed.",
+                "Write the number of a completion (its # on the card) and its new reward.",
+            )
+        return self._tell(
+            run_id,
+            "No reward was changed.",
+            lambda r: self.runs.edit_reward(r, at[0], at[1], int(which) - 1, number),
+            f"Completion {int(which)} of group {at[1] + 1} has reward {plain(number)}; the advantages follow.",
+        )
 
     def log(self, run_id: Any) -> str:
         """Checkpoints with their sizes, and the newest lines of the run's log."""
         if self.views.cursor(run_id) is None:
             return status.empty("No run in view", "Choose a run first.")
         saved = self.views.store.checkpoints(run_id)
-        head = f"{len(saved)} checkpoints: " + ", ".join(f"step {c.step:,} ({size(c.bytes)})" for c in saved) if saved else "No checkpoint yet."
-        lines = "\n".join(_line(entry) for entry in tail(self.views.store.log_file(run_id), LOG_LINES)) or "Nothing was logged."
+        head = (
+            f"{len(saved)} checkpoints: "
+            + ", ".join(f"step {c.step:,} ({size(c.bytes)})" for c in saved)
+            if saved
+            else "No checkpoint yet."
+        )
+        lines = (
+            "\n".join(_line(entry) for entry in tail(self.views.store.log_file(run_id), LOG_LINES))
+            or "Nothing was logged."
+        )
         return f'<p class="note">{esc(head)}</p><pre class="log" tabindex="0" role="region" aria-label="Log">\n{esc(lines)}</pre>'
 
 

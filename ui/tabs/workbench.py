@@ -21,15 +21,43 @@ _BETWEEN = re.compile(r"^-{3,}\s*$", re.MULTILINE)
 SHOWN_CHARS = 400
 
 
-def wire_workbench(fields: dict[str, Any], text: gr.Textbox, sample: gr.Button, paste: gr.Button, probe: gr.Button, bench: gr.HTML, preflight: gr.Button, report: gr.HTML,
-                   desk: Desk) -> None:
+def wire_workbench(
+    fields: dict[str, Any],
+    text: gr.Textbox,
+    sample: gr.Button,
+    paste: gr.Button,
+    probe: gr.Button,
+    bench: gr.HTML,
+    preflight: gr.Button,
+    report: gr.HTML,
+    desk: Desk,
+) -> None:
     values = [fields[n] for n in form.NAMES]
-    key = gr.Textbox("", visible="hidden", label="tried", elem_id="state-tried")  # of the groups in the bench, which weights that change are applied to
+    key = gr.Textbox(
+        "", visible="hidden", label="tried", elem_id="state-tried"
+    )  # of the groups in the bench, which weights that change are applied to
     sample.click(lambda *given: keyed(given, desk.try_rubric), values, [bench, key], **QUIET)
-    paste.click(lambda *given: keyed(given[:-1], lambda c: desk.score_texts(c, pasted(given[-1]))), [*values, text], [bench, key], **QUIET)
-    probe.click(lambda *given: [asked(given, lambda c: probes(desk.probe(c))), ""], values, [bench, key], **QUIET)
-    fields[form.CRITERIA].change(lambda *given: reweighed(desk, given[:-1], given[-1]), [*values, key], bench, **{**QUIET, "trigger_mode": "always_last"})
-    preflight.click(lambda *given: asked(given, lambda c: findings(desk.preflight(c))), values, report, **QUIET)
+    paste.click(
+        lambda *given: keyed(given[:-1], lambda c: desk.score_texts(c, pasted(given[-1]))),
+        [*values, text],
+        [bench, key],
+        **QUIET,
+    )
+    probe.click(
+        lambda *given: [asked(given, lambda c: probes(desk.probe(c))), ""],
+        values,
+        [bench, key],
+        **QUIET,
+    )
+    fields[form.CRITERIA].change(
+        lambda *given: reweighed(desk, given[:-1], given[-1]),
+        [*values, key],
+        bench,
+        **{**QUIET, "trigger_mode": "always_last"},
+    )
+    preflight.click(
+        lambda *given: asked(given, lambda c: findings(desk.preflight(c))), values, report, **QUIET
+    )
 
 
 def asked(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
@@ -69,9 +97,15 @@ def reweighed(desk: Desk, values: Sequence[Any], key: Any) -> Any:
 
 def pasted(text: Any) -> list[str]:
     """The completions in a text, with lines of dashes between them. Raises StudioError when there are fewer than two."""
-    texts = [t.strip("\n")[:MAX_CHARS] for t in _BETWEEN.split(text)][:MAX_TEXTS] if isinstance(text, str) and text.strip() else []
+    texts = (
+        [t.strip("\n")[:MAX_CHARS] for t in _BETWEEN.split(text)][:MAX_TEXTS]
+        if isinstance(text, str) and text.strip()
+        else []
+    )
     if len(texts) < 2:
-        raise StudioError("Write two or more completions into “Score this text”, with a line of --- between them: they are compared as one group.")
+        raise StudioError(
+            "Write two or more completions into “Score this text”, with a line of --- between them: they are compared as one group."
+        )
     return texts
 
 
@@ -81,35 +115,63 @@ def tried(t: Any) -> str:
     tables = "".join(_group(g, names) for g in t.groups)
     num = sum(len(g.rollouts) for g in t.groups)
     ties = ", ".join(f"{size}: {percent(share)}" for size, share in t.tied.items())
-    times = ", ".join(f"{esc(name)} {number(1000 * s / max(1, num), 2)} ms" for name, s in t.seconds.items())
-    notes = "".join(f'<p class="problem">{esc(name)}: {esc(why)} ({n} times)</p>' for name, whys in t.notes.items() for why, n in whys.items())
-    return (f'<div class="bench">{notes}<p class="help">Groups that would tie, by group size: {ties}. Time a completion: {times}.</p>{tables}</div>')
+    times = ", ".join(
+        f"{esc(name)} {number(1000 * s / max(1, num), 2)} ms" for name, s in t.seconds.items()
+    )
+    notes = "".join(
+        f'<p class="problem">{esc(name)}: {esc(why)} ({n} times)</p>'
+        for name, whys in t.notes.items()
+        for why, n in whys.items()
+    )
+    return f'<div class="bench">{notes}<p class="help">Groups that would tie, by group size: {ties}. Time a completion: {times}.</p>{tables}</div>'
 
 
 def _group(g: Any, names: Sequence[str]) -> str:
     head = "".join(f'<th scope="col">{esc(n)}</th>' for n in names)
     rows = "".join(
-        f'<tr><td class="said"><pre>{esc(r.completion.text[:SHOWN_CHARS])}</pre></td>' + "".join(f"<td>{number(r.scores[n], 2)}</td>" for n in names)
-        + f"<td><b>{number(r.reward, 3)}</b></td><td>{signed(r.advantage, 2)}</td></tr>" for r in g.rollouts)
-    return (f'<p class="help">{esc(g.prompt.text[:SHOWN_CHARS])} → {esc(g.prompt.answer[:100])}</p><table class="bench-table"><thead><tr><th scope="col">completion</th>{head}'
-            f'<th scope="col">reward</th><th scope="col">advantage</th></tr></thead><tbody>{rows}</tbody></table>')
+        f'<tr><td class="said"><pre>{esc(r.completion.text[:SHOWN_CHARS])}</pre></td>'
+        + "".join(f"<td>{number(r.scores[n], 2)}</td>" for n in names)
+        + f"<td><b>{number(r.reward, 3)}</b></td><td>{signed(r.advantage, 2)}</td></tr>"
+        for r in g.rollouts
+    )
+    return (
+        f'<p class="help">{esc(g.prompt.text[:SHOWN_CHARS])} → {esc(g.prompt.answer[:100])}</p><table class="bench-table"><thead><tr><th scope="col">completion</th>{head}'
+        f'<th scope="col">reward</th><th scope="col">advantage</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
 
 
 def probes(found: Sequence[Any]) -> str:
     """rubric.probes.Probe rows; what earns as much as an honest answer is called a cheat in words."""
     cheats = [p.name for p in found if p.cheats]
-    said = (f'<p class="problem" role="alert">As good as an honest answer: {esc(", ".join(cheats))}. The policy will find it.</p>' if cheats
-            else '<p class="help">Nothing here earns as much as an honest answer.</p>')
-    rows = "".join(f'<tr><th scope="row">{esc(p.name)}</th><td><b>{number(p.reward, 3)}</b></td><td>{"cheats" if p.cheats else ""}</td>'
-                   f'<td>{esc(", ".join(f"{n} {number(s, 2)}" for n, s in p.scores.items()))}</td></tr>' for p in found)
-    return f'<div class="bench">{said}<table class="bench-table"><tbody>{rows}</tbody></table></div>'
+    said = (
+        f'<p class="problem" role="alert">As good as an honest answer: {esc(", ".join(cheats))}. The policy will find it.</p>'
+        if cheats
+        else '<p class="help">Nothing here earns as much as an honest answer.</p>'
+    )
+    rows = "".join(
+        f'<tr><th scope="row">{esc(p.name)}</th><td><b>{number(p.reward, 3)}</b></td><td>{"cheats" if p.cheats else ""}</td>'
+        f"<td>{esc(', '.join(f'{n} {number(s, 2)}' for n, s in p.scores.items()))}</td></tr>"
+        for p in found
+    )
+    return (
+        f'<div class="bench">{said}<table class="bench-table"><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def findings(found: Sequence[Any]) -> str:
     """preflight.Finding rows, worst first."""
     reds, ambers = (sum(f.level == level for f in found) for level in ("red", "amber"))
-    head = f"{count(reds, 'thing')} would stop this run." if reds else f"{count(ambers, 'thing')} to look at first." if ambers else "All is well: press Start training."
-    rows = "".join(f'<li class="{f.level}"><b>{esc(WORDS[f.level])} · {esc(f.title)}</b> {esc(f.text)}</li>' for f in found)
+    head = (
+        f"{count(reds, 'thing')} would stop this run."
+        if reds
+        else f"{count(ambers, 'thing')} to look at first."
+        if ambers
+        else "All is well: press Start training."
+    )
+    rows = "".join(
+        f'<li class="{f.level}"><b>{esc(WORDS[f.level])} · {esc(f.title)}</b> {esc(f.text)}</li>'
+        for f in found
+    )
     return f'<div class="bench"><b>{esc(head)}</b><ul class="findings">{rows}</ul></div>'
 
 

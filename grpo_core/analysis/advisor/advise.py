@@ -13,8 +13,20 @@ GROUPS = 64  # newest groups that are read
 
 # In the order in which notices of one severity are shown: causes before what follows from them.
 DIAGNOSES = (
-    ills.non_finite, ills.lr_too_high, ills.end_token, ills.hacking, ills.truncation, ills.flat_reward, ills.phantom, ills.dead_groups, signals.kl_burst,
-    signals.entropy_collapse, signals.length_drift, signals.mute_criterion, ills.lr_too_low, signals.noise,
+    ills.non_finite,
+    ills.lr_too_high,
+    ills.end_token,
+    ills.hacking,
+    ills.truncation,
+    ills.flat_reward,
+    ills.phantom,
+    ills.dead_groups,
+    signals.kl_burst,
+    signals.entropy_collapse,
+    signals.length_drift,
+    signals.mute_criterion,
+    ills.lr_too_low,
+    signals.noise,
 )
 CODES = tuple(d.__name__ for d in DIAGNOSES)
 SEVERITIES = ("error", "warning", "info")
@@ -22,8 +34,27 @@ SEVERITIES = ("error", "warning", "info")
 # What follows from another illness is not a second one.
 FOLLOWS: dict[str, set[str]] = {
     "non_finite": {"lr_too_high", "kl_burst"},
-    "lr_too_high": {"kl_burst", "entropy_collapse", "length_drift", "truncation", "phantom", "mute_criterion", "hacking", "flat_reward", "dead_groups", "noise", "end_token"},
-    "end_token": {"truncation", "phantom", "flat_reward", "dead_groups", "length_drift", "mute_criterion"},
+    "lr_too_high": {
+        "kl_burst",
+        "entropy_collapse",
+        "length_drift",
+        "truncation",
+        "phantom",
+        "mute_criterion",
+        "hacking",
+        "flat_reward",
+        "dead_groups",
+        "noise",
+        "end_token",
+    },
+    "end_token": {
+        "truncation",
+        "phantom",
+        "flat_reward",
+        "dead_groups",
+        "length_drift",
+        "mute_criterion",
+    },
     "truncation": {"mute_criterion", "phantom", "dead_groups"},
     "flat_reward": {"dead_groups", "mute_criterion", "lr_too_low", "noise", "entropy_collapse"},
     "phantom": {"mute_criterion", "noise"},
@@ -44,7 +75,13 @@ def assess(facts: Facts) -> list[Notice]:
 def facts_of(store: Store, run_id: str) -> Facts:
     """What the diagnoses need of a run. NotFound."""
     run = store.run(run_id)
-    return Facts(run.config, store.steps(run_id), store.metrics(run_id), store.newest_groups(run_id, GROUPS), run.error)
+    return Facts(
+        run.config,
+        store.steps(run_id),
+        store.metrics(run_id),
+        store.newest_groups(run_id, GROUPS),
+        run.error,
+    )
 
 
 def advise(store: Store, run_id: str) -> list[Notice]:

@@ -12,6 +12,7 @@ from grpo_core.store import GroupRow
 
 START, RECENT = 10, 20  # steps: what a run began with, and what it does now
 
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """A run as the advisor sees it. `steps`: rows of `steps` in order; `groups`: its newest groups, newest first."""
@@ -30,7 +31,11 @@ class Facts:
 
     @property
     def criteria(self) -> list[Mapping[str, Any]]:
-        return [c for c in self.setting("rubric.criteria", ()) or () if isinstance(c, Mapping) and "name" in c]
+        return [
+            c
+            for c in self.setting("rubric.criteria", ()) or ()
+            if isinstance(c, Mapping) and "name" in c
+        ]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -53,7 +58,11 @@ class Facts:
 
     def series(self, name: str) -> list[float]:
         """A column of `steps`, or an open metric, in order and without gaps."""
-        values = [v for _, v in self.metrics[name]] if name in self.metrics else [row.get(name) for row in self.steps]
+        values = (
+            [v for _, v in self.metrics[name]]
+            if name in self.metrics
+            else [row.get(name) for row in self.steps]
+        )
         return [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
 
     def first(self, name: str, n: int = START) -> list[float]:
@@ -65,7 +74,11 @@ class Facts:
     @property
     def right(self) -> str | None:
         """The series that says how often the outcome is reached."""
-        return f"score/{self.outcome}" if self.outcome and f"score/{self.outcome}" in self.metrics else None
+        return (
+            f"score/{self.outcome}"
+            if self.outcome and f"score/{self.outcome}" in self.metrics
+            else None
+        )
 
     def example(self, *verdicts: str) -> int | None:
         """The newest group with one of these verdicts."""
@@ -80,7 +93,9 @@ def gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]
     """after less before, in means, and how many standard errors that is      Welch's t, each step's mean one observation"""
     if len(before) < 2 or len(after) < 2:
         return 0.0, 0.0
-    error = math.sqrt(statistics.variance(before) / len(before) + statistics.variance(after) / len(after))
+    error = math.sqrt(
+        statistics.variance(before) / len(before) + statistics.variance(after) / len(after)
+    )
     difference = mean(after) - mean(before)
     return difference, difference / max(error, 1e-9)
 

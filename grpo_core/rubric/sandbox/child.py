@@ -30,7 +30,12 @@ class Child:
     The child writes one line when it is ready and one for every question; what it prints elsewhere goes nowhere.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, cwd: str | None = None):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ):
         self._arguments, self._environment, self._cwd = list(arguments), environment, cwd
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,8 +47,14 @@ class Child:
         with self._lock:
             process = self._running()
             try:
-                self._send(process, json.dumps(question).encode() + b"\n", time.monotonic() + seconds)
-                return json.loads(self._line(process, time.monotonic() + seconds, f"it took longer than {seconds:g} s"))
+                self._send(
+                    process, json.dumps(question).encode() + b"\n", time.monotonic() + seconds
+                )
+                return json.loads(
+                    self._line(
+                        process, time.monotonic() + seconds, f"it took longer than {seconds:g} s"
+                    )
+                )
             except (OSError, ValueError) as error:
                 self._kill()
                 raise ChildFailed(f"the process died ({type(error).__name__})") from None
@@ -68,12 +79,22 @@ class Child:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._kill()
-        process = subprocess.Popen([sys.executable, *self._arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                   env=None if self._environment is None else dict(self._environment), cwd=self._cwd, start_new_session=True, bufsize=0)
+        process = subprocess.Popen(
+            [sys.executable, *self._arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=None if self._environment is None else dict(self._environment),
+            cwd=self._cwd,
+            start_new_session=True,
+            bufsize=0,
+        )
         self._process, self._end = process, weakref.finalize(self, _kill_group, process)
         os.set_blocking(process.stdin.fileno(), False)
         try:
-            ready = json.loads(self._line(process, time.monotonic() + START_SECONDS, "it did not start"))
+            ready = json.loads(
+                self._line(process, time.monotonic() + START_SECONDS, "it did not start")
+            )
         except (OSError, ValueError, ChildFailed) as error:
             self._kill()
             raise ChildFailed(f"it did not start: {error}") from None
@@ -86,12 +107,14 @@ class Child:
         while data:
             if not select.select([], [process.stdin], [], max(0.0, deadline - time.monotonic()))[1]:
                 raise ChildFailed("it stopped reading")
-            data = data[os.write(process.stdin.fileno(), data[:65536]):]
+            data = data[os.write(process.stdin.fileno(), data[:65536]) :]
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float, too_late: str) -> bytes:
         line = bytearray()
         while not line.endswith(b"\n"):
-            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[
+                0
+            ]:
                 raise ChildFailed(too_late)
             block = os.read(process.stdout.fileno(), 65536)
             if not block:

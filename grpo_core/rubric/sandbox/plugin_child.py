@@ -13,7 +13,17 @@ from typing import Any
 from grpo_core.rubric.sandbox.jail import NoJail, lock_up
 
 MAX_MEMORY = 4 << 30
-LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom", "/dev/zero")
+LIBRARIES = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/dev/null",
+    "/dev/urandom",
+    "/dev/zero",
+)
 
 
 def main(path: str, start_seconds: float) -> None:
@@ -36,8 +46,22 @@ def main(path: str, start_seconds: float) -> None:
     except BaseException as error:  # the file is somebody else's: whatever it does is a message
         print(json.dumps({"error": _said(error)}), file=out, flush=True)
         return
-    functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == "rewards" and not n.startswith("_")}
-    print(json.dumps({"functions": {n: (inspect.getdoc(f) or "").split("\n")[0][:200] for n, f in functions.items()}}), file=out, flush=True)
+    functions = {
+        n: f
+        for n, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == "rewards" and not n.startswith("_")
+    }
+    print(
+        json.dumps(
+            {
+                "functions": {
+                    n: (inspect.getdoc(f) or "").split("\n")[0][:200] for n, f in functions.items()
+                }
+            }
+        ),
+        file=out,
+        flush=True,
+    )
     for line in sys.stdin:
         print(json.dumps(_answer(functions, json.loads(line))), file=out, flush=True)
 
@@ -51,7 +75,9 @@ def _answer(functions: dict[str, Any], question: dict[str, Any]) -> dict[str, An
         return {"functions": list(functions)}
     signal.setitimer(signal.ITIMER_REAL, question["seconds"])
     try:
-        found = functions[question["function"]](completions=question["completions"], prompts=question["prompts"], **question["columns"])
+        found = functions[question["function"]](
+            completions=question["completions"], prompts=question["prompts"], **question["columns"]
+        )
         return {"scores": [_plain(value) for value in found]}
     except BaseException as error:
         return {"error": _said(error)}

@@ -35,25 +35,55 @@ def load_plugins(paths: Sequence[str]) -> dict[str, Check]:
     for path in paths:
         file = Path(path).expanduser().resolve()
         if not file.is_file() or file.suffix != ".py":
-            raise StudioError(f"--rewards {path!r} is no Python file. Name one with functions f(completions, prompts, **columns).")
+            raise StudioError(
+                f"--rewards {path!r} is no Python file. Name one with functions f(completions, prompts, **columns)."
+            )
         root = str(Path(__file__).parents[3])
-        child = Child(["-m", "grpo_core.rubric.sandbox.plugin_child", str(file), str(START_SECONDS)], {"PYTHONPATH": root, "LANG": "C.UTF-8"}, root)
+        child = Child(
+            ["-m", "grpo_core.rubric.sandbox.plugin_child", str(file), str(START_SECONDS)],
+            {"PYTHONPATH": root, "LANG": "C.UTF-8"},
+            root,
+        )
         try:
             functions = child.ask({"list": True}, START_SECONDS)["functions"]
         except ChildFailed as error:
-            raise StudioError(f"--rewards {path!r} cannot be used: {error}. Mend the file and start again.") from None
+            raise StudioError(
+                f"--rewards {path!r} cannot be used: {error}. Mend the file and start again."
+            ) from None
         if not functions:
-            raise StudioError(f"--rewards {path!r} defines no public function. Write one: def f(completions, prompts, **columns): …")
+            raise StudioError(
+                f"--rewards {path!r} defines no public function. Write one: def f(completions, prompts, **columns): …"
+            )
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", file.stem)
         for name in functions:
-            checks[f"{stem}.{name}"] = batched(_scorer(child, name), PluginParams, f"{name} of {file.name}, a plug-in file.", low=None, high=None)
+            checks[f"{stem}.{name}"] = batched(
+                _scorer(child, name),
+                PluginParams,
+                f"{name} of {file.name}, a plug-in file.",
+                low=None,
+                high=None,
+            )
     return checks
 
 
 def _scorer(child: Child, function: str) -> Any:
-    def score(completions: Sequence[Completion], prompts: Sequence[Prompt], params: PluginParams, notes: Notes) -> list[float | None]:
-        texts: list[Any] = [[{"role": "assistant", "content": c.text}] if params.messages else c.text for c in completions]
-        question = {"function": function, "completions": texts, "prompts": [p.text for p in prompts], "columns": columns(prompts), "seconds": params.seconds}
+    def score(
+        completions: Sequence[Completion],
+        prompts: Sequence[Prompt],
+        params: PluginParams,
+        notes: Notes,
+    ) -> list[float | None]:
+        texts: list[Any] = [
+            [{"role": "assistant", "content": c.text}] if params.messages else c.text
+            for c in completions
+        ]
+        question = {
+            "function": function,
+            "completions": texts,
+            "prompts": [p.text for p in prompts],
+            "columns": columns(prompts),
+            "seconds": params.seconds,
+        }
         try:
             answer = child.ask(question, params.seconds + KILL_AFTER)
         except ChildFailed as error:
@@ -62,16 +92,24 @@ def _scorer(child: Child, function: str) -> Any:
             notes[f"{function}: {answer['error']}"] += len(completions)
             return [None] * len(completions)
         if len(answer["scores"]) != len(completions):
-            notes[f"{function} returned {len(answer['scores'])} scores for {len(completions)} completions"] += len(completions)
+            notes[
+                f"{function} returned {len(answer['scores'])} scores for {len(completions)} completions"
+            ] += len(completions)
             return [None] * len(completions)
         return [_number(value, function, notes) for value in answer["scores"]]
+
     return score
 
 
 def columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     """What a reward function gets beside completions and prompts: the file's own columns, and the answer under the names that functions use for it."""
     own = [p.meta.get("columns", {}) for p in prompts]
-    names = {name for row in own for name in row if name.isidentifier() and name not in ("completions", "prompts")}
+    names = {
+        name
+        for row in own
+        for name in row
+        if name.isidentifier() and name not in ("completions", "prompts")
+    }
     answers = {name: [p.answer for p in prompts] for name in ("answer", "solution", "ground_truth")}
     return answers | {name: [row.get(name) for row in own] for name in sorted(names)}
 

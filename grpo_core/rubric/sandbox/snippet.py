@@ -32,7 +32,9 @@ class PythonParams(Params):
     seconds: float = Field(1.0, gt=0, le=10)
 
 
-def python(completions: Sequence[Completion], prompts: Sequence[Prompt], params: PythonParams, notes: Notes) -> list[float | None]:
+def python(
+    completions: Sequence[Completion], prompts: Sequence[Prompt], params: PythonParams, notes: Notes
+) -> list[float | None]:
     """What the snippet returns for each completion; null with the reason when it raises, takes too long or returns no finite number."""
     if _helper is not None:
         return _helped(_helper, completions, prompts, params, notes)
@@ -56,15 +58,30 @@ def python(completions: Sequence[Completion], prompts: Sequence[Prompt], params:
 
 
 def _session(stack: contextlib.ExitStack, params: PythonParams) -> Any:
-    session = stack.enter_context(_pool().monty.checkout(limits={"max_feed_duration_secs": params.seconds, "max_memory": MAX_MEMORY, "max_suspensions": 10,
-                                                                 "max_total_sleep_secs": 0.0}))
+    session = stack.enter_context(
+        _pool().monty.checkout(
+            limits={
+                "max_feed_duration_secs": params.seconds,
+                "max_memory": MAX_MEMORY,
+                "max_suspensions": 10,
+                "max_total_sleep_secs": 0.0,
+            }
+        )
+    )
     session.feed_run(params.code, print_callback=_pool().printed())
     return session
 
 
 def _call(session: Any, completion: Completion, prompt: Prompt) -> Any:
-    inputs = {"completion": _text(completion.text[:MAX_CHARS]), "prompt": _text(prompt.text), "answer": _text(prompt.answer), "tokens": completion.num_tokens}
-    return session.feed_run("score(completion, prompt, answer, tokens)", inputs=inputs, print_callback=_pool().printed())
+    inputs = {
+        "completion": _text(completion.text[:MAX_CHARS]),
+        "prompt": _text(prompt.text),
+        "answer": _text(prompt.answer),
+        "tokens": completion.num_tokens,
+    }
+    return session.feed_run(
+        "score(completion, prompt, answer, tokens)", inputs=inputs, print_callback=_pool().printed()
+    )
 
 
 def _text(text: str) -> str:
@@ -84,7 +101,11 @@ def _number(value: Any, notes: Notes) -> float | None:
 
 def _why(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-    return TOO_LONG if "limit exceeded" in line and "TimeoutError" in line else f"the snippet failed: {line}"
+    return (
+        TOO_LONG
+        if "limit exceeded" in line and "TimeoutError" in line
+        else f"the snippet failed: {line}"
+    )
 
 
 class _Pool:
@@ -116,10 +137,22 @@ def _pool() -> _Pool:
 _helper: Child | None = None  # there: a process that was not forked, see snippet_child
 
 
-def _helped(child: Child, completions: Sequence[Completion], prompts: Sequence[Prompt], params: PythonParams, notes: Notes) -> list[float | None]:
-    question = {"completions": [[c.text[:MAX_CHARS], c.num_tokens] for c in completions], "prompts": [[p.text, p.answer] for p in prompts], "params": params.model_dump()}
+def _helped(
+    child: Child,
+    completions: Sequence[Completion],
+    prompts: Sequence[Prompt],
+    params: PythonParams,
+    notes: Notes,
+) -> list[float | None]:
+    question = {
+        "completions": [[c.text[:MAX_CHARS], c.num_tokens] for c in completions],
+        "prompts": [[p.text, p.answer] for p in prompts],
+        "params": params.model_dump(),
+    }
     try:
-        answer = child.ask(question, HELPER_SECONDS + params.seconds * max(MAX_HUNG, len(completions)))
+        answer = child.ask(
+            question, HELPER_SECONDS + params.seconds * max(MAX_HUNG, len(completions))
+        )
     except ChildFailed as error:
         notes[f"the snippet's process: {error}"] += len(completions)
         return [None] * len(completions)
@@ -130,12 +163,21 @@ def _helped(child: Child, completions: Sequence[Completion], prompts: Sequence[P
 def _after_fork() -> None:
     global _helper
     root = str(Path(__file__).parents[3])
-    _helper = Child(["-m", "grpo_core.rubric.sandbox.snippet_child"], {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}, root)
+    _helper = Child(
+        ["-m", "grpo_core.rubric.sandbox.snippet_child"],
+        {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"},
+        root,
+    )
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 SNIPPET_CHECKS: dict[str, Check] = {
-    "python": batched(python, PythonParams, "Your own Python: a function score(completion, prompt, answer, tokens), run in a sandbox without files and network.",
-                      low=None, high=None),
+    "python": batched(
+        python,
+        PythonParams,
+        "Your own Python: a function score(completion, prompt, answer, tokens), run in a sandbox without files and network.",
+        low=None,
+        high=None,
+    ),
 }

@@ -21,7 +21,9 @@ def main() -> None:
         question, notes = json.loads(line), Notes()
         completions = [Completion(text, "stop", tokens) for text, tokens in question["completions"]]
         prompts = [Prompt("", text, answer, "") for text, answer in question["prompts"]]
-        scores = python(completions, prompts, PythonParams.model_validate(question["params"]), notes)
+        scores = python(
+            completions, prompts, PythonParams.model_validate(question["params"]), notes
+        )
         print(json.dumps({"scores": scores, "notes": dict(notes)}), file=out, flush=True)
 
 

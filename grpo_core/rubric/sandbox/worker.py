@@ -36,9 +36,27 @@ def main() -> None:
 
 # One of each shape of answer: the parser learns its grammar's decisions from what it meets (ANTLR's tables are filled lazily), a tenth of a second each.
 SHAPES = (
-    (r"\frac{3}{7}", "u+8"), (r"(\frac{5}{8}, 9)", "(0.625,9)"), ("[4,6]", "(4,6)"), (r"[4,6)\cup(7,\infty)", r"(-\infty,4]"), (r"\{4,6\}", r"\{6,4\}"), (r"\sqrt{18}", r"3\sqrt{2}"),
-    ("u^2+4u+4", "(u+2)^2"), (r"e^{2i\pi}", "6"), (r"u^{1/3}", r"\sqrt[3]{u}"), (r"\log_{2} 32", r"\ln 7"), (r"\sin u", r"\tan u"), (r"\binom{7}{3}", "7!"), ("v=3u+5", "3u+5"),
-    (r"3\pi", r"\pi \cdot 3"), (r"2.5 \times 10^{4}", "25000"), ("30^\\circ", r"45\%"), (r"\text{north}", "south"), (r"\pm 3", "u \\leq 3"), ("m(m+2)/4", r"\frac{m(m+2)}{4}"), ("|u|", r"\begin{pmatrix}1\\2\end{pmatrix}"))
+    (r"\frac{3}{7}", "u+8"),
+    (r"(\frac{5}{8}, 9)", "(0.625,9)"),
+    ("[4,6]", "(4,6)"),
+    (r"[4,6)\cup(7,\infty)", r"(-\infty,4]"),
+    (r"\{4,6\}", r"\{6,4\}"),
+    (r"\sqrt{18}", r"3\sqrt{2}"),
+    ("u^2+4u+4", "(u+2)^2"),
+    (r"e^{2i\pi}", "6"),
+    (r"u^{1/3}", r"\sqrt[3]{u}"),
+    (r"\log_{2} 32", r"\ln 7"),
+    (r"\sin u", r"\tan u"),
+    (r"\binom{7}{3}", "7!"),
+    ("v=3u+5", "3u+5"),
+    (r"3\pi", r"\pi \cdot 3"),
+    (r"2.5 \times 10^{4}", "25000"),
+    ("30^\\circ", r"45\%"),
+    (r"\text{north}", "south"),
+    (r"\pm 3", "u \\leq 3"),
+    ("m(m+2)/4", r"\frac{m(m+2)}{4}"),
+    ("|u|", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+)
 
 
 def warm_up() -> None:
@@ -71,13 +89,25 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
 
 def math_equal(given: str, right: str) -> float | None:
     """1.0 if two answers are the same mathematics, by math-verify; None when the right one cannot be read at all."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
+    from math_verify import (
+        ExprExtractionConfig,
+        LatexExtractionConfig,
+        StringExtractionConfig,
+        parse,
+        verify,
+    )
 
     def read(text: str) -> list[Any]:
         text = text.strip()
-        dressed = text if "$" in text or r"\boxed" in text or r"\(" in text or r"\[" in text else f"${text}$"
+        dressed = (
+            text
+            if "$" in text or r"\boxed" in text or r"\(" in text or r"\[" in text
+            else f"${text}$"
+        )
         ways = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-        found = parse(dressed, ways, parsing_timeout=None) or parse(text, ways, parsing_timeout=None)
+        found = parse(dressed, ways, parsing_timeout=None) or parse(
+            text, ways, parsing_timeout=None
+        )
         return found or parse(text, [StringExtractionConfig()], parsing_timeout=None)
 
     gold = read(right)
