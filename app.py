@@ -77,7 +77,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     )  # before the seconds of importing torch: a wrong --db is answered at once
     from grpo_core.models import check_model, describe_device, pick_device
     from grpo_core.models.device import DEVICE_VARIABLE
-    from grpo_core.preflight.service import Desk
+    from grpo_core.preflight.service import PreflightService
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.manager import RunManager
     from grpo_core.runs.subprocess_trainer import apart, warm_up
@@ -127,7 +127,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     page = build_app(
         store,
         runs,
-        Desk(
+        PreflightService(
             store,
             lambda: runs.current is not None,
             limits.check,

@@ -25,7 +25,7 @@ from grpo_core.models import load_policy
 from grpo_core.rubric import CHECKS, build_rubric
 from grpo_core.tasks import load_task
 from grpo_core.training.control import RunControl
-from grpo_core.training.rollout_batch import draw_groups
+from grpo_core.training.rollout_batch import collect_rollouts
 from grpo_core.training.timing import Clock
 
 
@@ -99,7 +99,9 @@ def main() -> None:
             CHECKS["judge"] = eager if name == "ahead" else patient
             control = RunControl()
             control.tell = Clock(lambda event: None)
-            drawn = draw_groups(step, policy, task, build_rubric(config.rubric), config, control)
+            drawn = collect_rollouts(
+                step, policy, task, build_rubric(config.rubric), config, control
+            )
             seconds[name].append((drawn.sampling_seconds, drawn.scoring_seconds))
         for name, found in seconds.items():
             sampling, scoring = (statistics.median(column) for column in zip(*found, strict=True))

@@ -17,12 +17,12 @@ class FieldProblem:
     field: str  # dotted name, e.g. "train.group_size"
     value: Any
     problem: str  # "must be at least 2"
-    way_out: str  # "Use 8, or any number from 2 up."
+    hint: str  # "Use 8, or any number from 2 up."
 
     def __str__(self) -> str:
         shown = repr(self.value)
         shown = shown if len(shown) <= 120 else shown[:117] + "..."
-        return f"{self.field} = {shown}: {self.problem}. {self.way_out}".strip()
+        return f"{self.field} = {shown}: {self.problem}. {self.hint}".strip()
 
 
 class InvalidConfig(StudioError):

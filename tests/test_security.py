@@ -159,8 +159,8 @@ from grpo_core.store import Store
 from starlette.routing import Mount
 from ui.page import build_app, launch_options
 try:
-    from grpo_core.preflight.service import Desk
-    page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None), Desk())
+    from grpo_core.preflight.service import PreflightService
+    page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None), PreflightService())
 except ImportError:
     page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None))
 def walk(routes, prefix=""):

@@ -62,7 +62,7 @@ def token_terms(
         return None
     import torch
 
-    from grpo_core.learner.aggregation import AGGREGATIONS, StepSize
+    from grpo_core.learner.aggregation import AGGREGATIONS, LossNormalizer
     from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
     from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS, Terms, clip_range
 
@@ -88,7 +88,7 @@ def token_terms(
     # Aggregations are linear, so their derivative is each token's weight, whatever they divide by.
     probe = torch.zeros(1, n, dtype=torch.float64, requires_grad=True)
     AGGREGATIONS[a.aggregation](
-        probe, mask, StepSize(facts.num_rows, facts.num_tokens, config.train.max_new_tokens)
+        probe, mask, LossNormalizer(facts.num_rows, facts.num_tokens, config.train.max_new_tokens)
     ).backward()
     contributions = probe.grad * values
     contributions.sum().backward()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from grpo_core.config import RunConfig, flatten, nest, parse
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.rubric import Rubric, Spread, resolve_rubric, total
+from grpo_core.rubric import Rubric, RunningStd, resolve_rubric, total
 from grpo_core.store import Store
 from grpo_core.types import Prompt
 
@@ -97,7 +97,7 @@ def settings(
 
 def what_if(store: Store, run_id: str, config: RunConfig, group_id: int | None = None) -> Answer:
     """All stored groups of a run, or one, under `config`. A running scale needs the rewards of every step before; the rest one step at a time."""
-    at = store.place_of(group_id) if group_id is not None else None
+    at = store.group_ref_of(group_id) if group_id is not None else None
     first = at[0] if at and not config.rubric.scale else 0
     with _no_sweeping():
         rows = store.scored(run_id, first, at[0] if at else None)
@@ -201,7 +201,7 @@ def recompute(rows: Sequence[tuple[Any, ...]], config: RunConfig) -> Iterator[Ch
         sibling_keys,
     )  # torch takes seconds to load: only who asks waits for it
 
-    rubric, spread = _weights_alone(config), Spread()
+    rubric, spread = _weights_alone(config), RunningStd()
     weights, known, plain = (
         rubric.weights,
         {},

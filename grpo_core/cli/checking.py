@@ -74,9 +74,11 @@ def add_commands(command: AddCommand) -> None:
 
 def prompts_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, None, arguments.set)
-    from grpo_core.preflight.service import Desk  # tokenizers and transformers take seconds
+    from grpo_core.preflight.service import (
+        PreflightService,
+    )  # tokenizers and transformers take seconds
 
-    found = Desk().preview(config, arguments.count)
+    found = PreflightService().preview(config, arguments.count)
     if arguments.json:
         print(json.dumps(asdict(found)))
         return 0
@@ -91,9 +93,9 @@ def prompts_command(arguments: argparse.Namespace) -> int:
 
 def model_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, None, arguments.set)
-    from grpo_core.preflight.service import Desk
+    from grpo_core.preflight.service import PreflightService
 
-    found, sample = Desk().check_model(config, sample=not arguments.no_sample)
+    found, sample = PreflightService().check_model(config, sample=not arguments.no_sample)
     if arguments.json:
         print(json.dumps({**asdict(found), "needed_bytes": found.needed_bytes, "sample": sample}))
         return 1 if found.problems else 0
@@ -109,10 +111,10 @@ def model_command(arguments: argparse.Namespace) -> int:
 def preflight_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, arguments.preset, arguments.set)
     from grpo_core.preflight.preflight import verdict
-    from grpo_core.preflight.service import Desk
+    from grpo_core.preflight.service import PreflightService
     from grpo_core.runs.manager import prepare
 
-    found = Desk().preflight(prepare(config))
+    found = PreflightService().preflight(prepare(config))
     if arguments.json:
         print(json.dumps({"verdict": verdict(found), "findings": [asdict(f) for f in found]}))
     for f in [] if arguments.json else found:

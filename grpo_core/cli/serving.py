@@ -96,14 +96,14 @@ def doctor_command(arguments: argparse.Namespace) -> int:
             {
                 "what": finding.what,
                 "wrong": finding.wrong,
-                "way_out": finding.way_out,
+                "hint": finding.hint,
                 "can_fix": finding.fix is not None,
                 "fixed": fixed,
             }
         )
         if not arguments.json:
             mark = "fixed" if fixed else "WRONG" if finding.wrong else "ok"
-            how = f" {finding.way_out}" if finding.wrong else ""
+            how = f" {finding.hint}" if finding.wrong else ""
             print(f"{mark:<6} {printable(finding.what)}.{how}")
     if (
         left

@@ -144,9 +144,9 @@ def train_command(arguments: argparse.Namespace) -> int:
 def _looked_first(config: RunConfig, arguments: argparse.Namespace) -> bool:
     """Preflight's report on standard error, and whether to go on. Amber asks on the terminal; where there is none, only --anyway answers."""
     from grpo_core.preflight.preflight import refusal, verdict
-    from grpo_core.preflight.service import Desk
+    from grpo_core.preflight.service import PreflightService
 
-    found = Desk().preflight(config)
+    found = PreflightService().preflight(config)
     for f in found:
         print(f"{f.level:<6} {f.title}: {printable(f.text)}", file=sys.stderr)
     why = refusal(found, arguments.anyway)

@@ -9,7 +9,7 @@ from grpo_core.config.schema import (
     nest,
     parse,
     read_json,
-    turned,
+    with_changes,
 )
 from grpo_core.config.sections import (
     AlgorithmConfig,
@@ -35,6 +35,6 @@ __all__ = [
     "options",
     "parse",
     "read_json",
-    "turned",
+    "with_changes",
     "with_preset",
 ]

@@ -23,7 +23,7 @@ class Conflict:
     field: str
     when: Callable[[Sections], bool]
     problem: str
-    way_out: str
+    hint: str
 
 
 def _critic(c: Sections) -> bool:
@@ -176,9 +176,9 @@ CONFLICTS: tuple[Conflict, ...] = (
             field,
             lambda c, fits=fits: c.algorithm.objective == "trust_region" and not fits(c.algorithm),
             problem,
-            way_out,
+            hint,
         )
-        for field, fits, problem, way_out in (
+        for field, fits, problem, hint in (
             (
                 "algorithm.updates_per_batch",
                 lambda a: a.updates_per_batch == 1,
@@ -214,7 +214,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         "algorithm.dynamic_sampling",
         lambda c: c.algorithm.dynamic_sampling > 0 and c.algorithm.grouping != "prompt",
-        "a tied prompt still teaches where completions are compared across prompts",
+        "a tied prompt still is_informative where completions are compared across prompts",
         "Use 0, or the grouping prompt.",
     ),
     Conflict(
@@ -256,7 +256,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         "algorithm.dynamic_sampling",
         lambda c: _critic(c) and c.algorithm.dynamic_sampling > 0,
-        "a tied group still teaches where a critic judges",
+        "a tied group still is_informative where a critic judges",
         "Use 0, or an advantage by siblings.",
     ),
 )
@@ -265,7 +265,7 @@ CONFLICTS: tuple[Conflict, ...] = (
 def conflicts(config: Sections) -> list[FieldProblem]:
     """Every row that holds, with the value that stands there."""
     return [
-        FieldProblem(c.field, _value(config, c.field), c.problem, c.way_out)
+        FieldProblem(c.field, _value(config, c.field), c.problem, c.hint)
         for c in CONFLICTS
         if c.when(config)
     ]

@@ -44,7 +44,7 @@ def parse(data: Mapping[str, Any]) -> RunConfig:
 
 def _explain(error: Mapping[str, Any]) -> FieldProblem:
     dotted = ".".join(map(str, error["loc"])) or "config"
-    way_out = ""
+    hint = ""
     known = fields_by_name()
     if error["type"] == "extra_forbidden":
         section = dotted.rpartition(".")[0]
@@ -55,13 +55,13 @@ def _explain(error: Mapping[str, Any]) -> FieldProblem:
             dotted, error["input"], "there is no such field", f"Known: {', '.join(siblings)}."
         )
     if dotted in known:
-        way_out = (known[dotted].json_schema_extra or {}).get("way_out", "")
+        hint = (known[dotted].json_schema_extra or {}).get("hint", "")
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     message = message.replace("should be greater than or equal to", "must be at least").replace(
         "should be less than or equal to", "must be at most"
     )
     return FieldProblem(
-        dotted, error["input"], message.replace("should be", "must be").rstrip("."), way_out
+        dotted, error["input"], message.replace("should be", "must be").rstrip("."), hint
     )
 
 
@@ -102,7 +102,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return data
 
 
-def turned(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration with these dotted fields changed. Raises InvalidConfig."""
     return parse(nest(flatten(config) | changes)) if changes else config
 

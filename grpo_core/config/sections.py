@@ -11,14 +11,14 @@ from grpo_core.config import options
 
 
 def knob(
-    default: Any, title: str, help: str, *, unit: str = "", way_out: str = "", **bounds: Any
+    default: Any, title: str, help: str, *, unit: str = "", hint: str = "", **bounds: Any
 ) -> Any:
     """A field with what the form, `--help` and error messages need to know about it."""
     return Field(
         default,
         title=title,
         description=help,
-        json_schema_extra={"unit": unit, "way_out": way_out},
+        json_schema_extra={"unit": unit, "hint": hint},
         **bounds,
     )
 
@@ -31,7 +31,7 @@ def choice(default: str, title: str, help: str, table: Mapping[str, options.Opti
         description=help,
         json_schema_extra={
             "unit": "",
-            "way_out": "",
+            "hint": "",
             "options": {name: option.help for name, option in table.items()},
         },
     )
@@ -52,7 +52,7 @@ class ModelConfig(Section):
         "`bundled` (a tiny reasoner, no download), a local folder, or a Hub id such as Qwen/Qwen3-0.6B.",
         min_length=1,
         max_length=512,
-        way_out="Write bundled, a folder with config.json and *.safetensors, or owner/name.",
+        hint="Write bundled, a folder with config.json and *.safetensors, or owner/name.",
     )
     revision: str = knob(
         "main", "Revision", "Branch, tag or commit of a Hub model.", min_length=1, max_length=200
@@ -79,7 +79,7 @@ class ModelConfig(Section):
         "0 trains the whole model; more trains adapters of this rank beside its linear layers: a fraction of the memory, no second copy as reference.",
         ge=0,
         le=1024,
-        way_out="0, or 16 to start with.",
+        hint="0, or 16 to start with.",
     )
     lora_alpha: float | None = knob(
         None,
@@ -87,7 +87,7 @@ class ModelConfig(Section):
         "Adapters count alpha/rank times. Empty: twice the rank.",
         gt=0,
         le=4096,
-        way_out="Leave it empty.",
+        hint="Leave it empty.",
     )
 
 
@@ -104,7 +104,7 @@ class TaskConfig(Section):
         "Prompts from",
         "A CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k.",
         max_length=1024,
-        way_out="Name a file that is there, or owner/name.",
+        hint="Name a file that is there, or owner/name.",
     )
     subset: str = knob(
         "",
@@ -174,14 +174,14 @@ class TaskConfig(Section):
         unit="prompts",
         ge=0,
         le=5000,
-        way_out="Use 200 or more for a narrow interval, 0 for no evaluation.",
+        hint="Use 200 or more for a narrow interval, 0 for no evaluation.",
     )
     second: str = knob(
         "",
         "Second task",
         "Evaluated beside the held-out prompts and never trained on: did the model forget it? A built-in task, a file or a Hub dataset. Empty: none.",
         max_length=1024,
-        way_out="Leave it empty, or write a built-in task such as sort, a file, or owner/name.",
+        hint="Leave it empty, or write a built-in task such as sort, a file, or owner/name.",
     )
 
     @model_validator(mode="before")
@@ -230,7 +230,7 @@ class RubricConfig(Section):
         "Rewards below this count as this. Empty: no limit.",
         ge=-1e6,
         le=1e6,
-        way_out="Leave it empty.",
+        hint="Leave it empty.",
     )
     clip_high: float | None = knob(
         None,
@@ -238,7 +238,7 @@ class RubricConfig(Section):
         "Rewards above this count as this. Empty: no limit.",
         ge=-1e6,
         le=1e6,
-        way_out="Leave it empty.",
+        hint="Leave it empty.",
     )
     gate: bool = knob(
         False,
@@ -258,7 +258,7 @@ class AlgorithmConfig(Section):
         "Grouping `similarity`: prompts whose TF-IDF cosine is at least this are alike.",
         gt=0,
         le=1,
-        way_out="0.5 is a start; 1 means equal texts.",
+        hint="0.5 is a start; 1 means equal texts.",
     )
     advantage: Literal[*options.ADVANTAGES] = choice(
         "group_std",
@@ -272,7 +272,7 @@ class AlgorithmConfig(Section):
         "Advantage `value`: how much less a reward counts for each token that it comes later.",
         gt=0,
         le=1,
-        way_out="1 is usual for text: the reward comes at the end.",
+        hint="1 is usual for text: the reward comes at the end.",
     )
     gae_lambda: float = knob(
         0.95,
@@ -280,7 +280,7 @@ class AlgorithmConfig(Section):
         "Advantage `value`: 1 trusts the reward that came, 0 the critic's next guess.",
         ge=0,
         le=1,
-        way_out="0.95 is usual.",
+        hint="0.95 is usual.",
     )
     value_coef: float = knob(
         0.5,
@@ -288,7 +288,7 @@ class AlgorithmConfig(Section):
         "Advantage `value`: weight of the critic's squared error in the loss.",
         ge=0,
         le=100,
-        way_out="0.5 is usual.",
+        hint="0.5 is usual.",
     )
     objective: Literal[*options.OBJECTIVES] = choice(
         "clip", "Objective", "How an advantage becomes a push on tokens.", options.OBJECTIVES
@@ -300,7 +300,7 @@ class AlgorithmConfig(Section):
         unit="nats/token",
         gt=0,
         le=1,
-        way_out="0.01 is usual.",
+        hint="0.01 is usual.",
     )
     trust_region_damping: float = knob(
         10.0,
@@ -309,7 +309,7 @@ class AlgorithmConfig(Section):
         "of one batch say nothing.",
         gt=0,
         le=1e6,
-        way_out="10 is usual here; 0.1, usual where batches are large, lost again what it had learned.",
+        hint="10 is usual here; 0.1, usual where batches are large, lost again what it had learned.",
     )
     ratio_level: Literal[*options.RATIO_LEVELS] = choice(
         "token", "Ratio level", "What the ratio new/old is taken of.", options.RATIO_LEVELS
@@ -320,7 +320,7 @@ class AlgorithmConfig(Section):
         "How far below 1 the ratio may fall before a bad token is left alone.",
         gt=0,
         lt=1,
-        way_out="0.2 is usual.",
+        hint="0.2 is usual.",
     )
     clip_eps_high: float = knob(
         0.2,
@@ -328,7 +328,7 @@ class AlgorithmConfig(Section):
         "How far above 1 the ratio may rise before a good token is left alone.",
         gt=0,
         le=10,
-        way_out="0.2 is usual, DAPO uses 0.28.",
+        hint="0.2 is usual, DAPO uses 0.28.",
     )
     clip_delta: float | None = knob(
         None,
@@ -336,7 +336,7 @@ class AlgorithmConfig(Section):
         "Largest ratio with which a bad token is pushed down. Empty: no limit.",
         gt=1,
         le=1000,
-        way_out="Leave it empty, or try 4; it must lie above 1 + the high clip range.",
+        hint="Leave it empty, or try 4; it must lie above 1 + the high clip range.",
     )
     cispo_cap: float = knob(
         5.0,
@@ -344,7 +344,7 @@ class AlgorithmConfig(Section):
         "`cispo`: largest ratio used as a weight.",
         gt=0,
         le=1000,
-        way_out="5 is usual.",
+        hint="5 is usual.",
     )
     sapo_tau_pos: float = knob(
         1.0,
@@ -352,7 +352,7 @@ class AlgorithmConfig(Section):
         "`sapo`: how fast the push on good tokens fades.",
         gt=0,
         le=100,
-        way_out="1 is usual.",
+        hint="1 is usual.",
     )
     sapo_tau_neg: float = knob(
         1.05,
@@ -360,7 +360,7 @@ class AlgorithmConfig(Section):
         "`sapo`: how fast the push on bad tokens fades.",
         gt=0,
         le=100,
-        way_out="1.05 is usual.",
+        hint="1.05 is usual.",
     )
     vespo_k_pos: float = knob(
         2.0,
@@ -368,7 +368,7 @@ class AlgorithmConfig(Section):
         "`vespo`: power of the sequence ratio for good completions.",
         ge=0,
         le=100,
-        way_out="2 is usual.",
+        hint="2 is usual.",
     )
     vespo_lambda_pos: float = knob(
         3.0,
@@ -376,7 +376,7 @@ class AlgorithmConfig(Section):
         "`vespo`: decay with the sequence ratio for good completions.",
         ge=1e-4,
         le=100,
-        way_out="3 is usual.",
+        hint="3 is usual.",
     )
     vespo_k_neg: float = knob(
         3.0,
@@ -384,7 +384,7 @@ class AlgorithmConfig(Section):
         "`vespo`: power of the sequence ratio for bad completions.",
         ge=0,
         le=100,
-        way_out="3 is usual.",
+        hint="3 is usual.",
     )
     vespo_lambda_neg: float = knob(
         2.0,
@@ -392,7 +392,7 @@ class AlgorithmConfig(Section):
         "`vespo`: decay with the sequence ratio for bad completions.",
         ge=1e-4,
         le=100,
-        way_out="2 is usual.",
+        hint="2 is usual.",
     )
     gmpo_eps: float = knob(
         0.4,
@@ -400,7 +400,7 @@ class AlgorithmConfig(Section):
         "`gmpo`: how far a token's log ratio counts in its completion's geometric mean.",
         gt=0,
         le=10,
-        way_out="0.4 is usual.",
+        hint="0.4 is usual.",
     )
     kl_coef: float = knob(
         0.02,
@@ -408,7 +408,7 @@ class AlgorithmConfig(Section):
         "How strongly the policy is held near its reference. 0: KL is measured, not trained on.",
         ge=0,
         le=100,
-        way_out="0.02 is usual, 0 switches it off.",
+        hint="0.02 is usual, 0 switches it off.",
     )
     kl_estimator: Literal[*options.KL_ESTIMATORS] = choice(
         "k3", "KL estimator", "How KL is estimated.", options.KL_ESTIMATORS
@@ -417,7 +417,7 @@ class AlgorithmConfig(Section):
         True,
         "Measure KL",
         "Off, possible with a KL coefficient of 0: no reference is kept, a whole copy of the model less in memory, and the KL curve is empty.",
-        way_out="On is usual; off where memory is short.",
+        hint="On is usual; off where memory is short.",
     )
     kl_ratio_corrected: bool = knob(
         False,
@@ -434,7 +434,7 @@ class AlgorithmConfig(Section):
         unit="nats/token",
         gt=0,
         le=100,
-        way_out="Look at the KL curve of a run with fixed control first.",
+        hint="Look at the KL curve of a run with fixed control first.",
     )
     kl_horizon: int = knob(
         512,
@@ -443,7 +443,7 @@ class AlgorithmConfig(Section):
         unit="completions",
         ge=1,
         le=100_000_000,
-        way_out="About the completions of 8 steps: KL takes some ten steps to answer.",
+        hint="About the completions of 8 steps: KL takes some ten steps to answer.",
     )
     ref_every: int = knob(
         0,
@@ -452,7 +452,7 @@ class AlgorithmConfig(Section):
         unit="steps",
         ge=0,
         le=1_000_000,
-        way_out="0 is usual.",
+        hint="0 is usual.",
     )
     ref_alpha: float = knob(
         0.6,
@@ -460,7 +460,7 @@ class AlgorithmConfig(Section):
         "Share of the policy in the moved reference: α·policy + (1 − α)·reference.",
         gt=0,
         le=1,
-        way_out="0.6 is usual; 1 copies the policy.",
+        hint="0.6 is usual; 1 copies the policy.",
     )
     aggregation: Literal[*options.AGGREGATIONS] = choice(
         "token_mean", "Aggregation", "What weighs the same.", options.AGGREGATIONS
@@ -476,7 +476,7 @@ class AlgorithmConfig(Section):
         "Share of tokens, those of highest entropy, that carry the policy term. 1: all. Below 1 costs a forward pass.",
         gt=0,
         le=1,
-        way_out="1 is usual, 0.2 in the paper.",
+        hint="1 is usual, 0.2 in the paper.",
     )
     entropy_coef: float = knob(
         0.0,
@@ -484,7 +484,7 @@ class AlgorithmConfig(Section):
         "How strongly high entropy is rewarded; with an entropy target, where that starts.",
         ge=0,
         le=10,
-        way_out="0 is usual; try 0.001.",
+        hint="0 is usual; try 0.001.",
     )
     entropy_target: float | None = knob(
         None,
@@ -493,7 +493,7 @@ class AlgorithmConfig(Section):
         unit="nats/token",
         ge=0,
         le=20,
-        way_out="Leave it empty, or try 0.2.",
+        hint="Leave it empty, or try 0.2.",
     )
     entropy_coef_delta: float = knob(
         0.005,
@@ -501,7 +501,7 @@ class AlgorithmConfig(Section):
         "With an entropy target: how much the bonus grows or shrinks in each update.",
         gt=0,
         le=1,
-        way_out="0.005 is usual.",
+        hint="0.005 is usual.",
     )
     entropy_coef_max: float = knob(
         1.0,
@@ -509,7 +509,7 @@ class AlgorithmConfig(Section):
         "With an entropy target: the bonus never exceeds this.",
         gt=0,
         le=10,
-        way_out="1 is usual.",
+        hint="1 is usual.",
     )
     updates_per_batch: int = knob(
         1,
@@ -518,7 +518,7 @@ class AlgorithmConfig(Section):
         unit="updates",
         ge=1,
         le=64,
-        way_out="1 is usual, 2 to 4 save sampling time.",
+        hint="1 is usual, 2 to 4 save sampling time.",
     )
     off_policy_threshold: float | None = knob(
         None,
@@ -527,7 +527,7 @@ class AlgorithmConfig(Section):
         unit="nats/token",
         gt=0,
         le=100,
-        way_out="Leave it empty, or try 0.1.",
+        hint="Leave it empty, or try 0.1.",
     )
     dynamic_sampling: int = knob(
         0,
@@ -536,7 +536,7 @@ class AlgorithmConfig(Section):
         unit="rounds",
         ge=0,
         le=20,
-        way_out="0 switches it off; each round costs at most one more sampling.",
+        hint="0 switches it off; each round costs at most one more sampling.",
     )
 
 
@@ -548,7 +548,7 @@ class TrainConfig(Section):
         unit="steps",
         ge=1,
         le=1_000_000,
-        way_out="Use 80 for the bundled model.",
+        hint="Use 80 for the bundled model.",
     )
     prompts_per_step: int = knob(
         8,
@@ -565,7 +565,7 @@ class TrainConfig(Section):
         unit="completions",
         ge=2,
         le=1024,
-        way_out="Use 8; 2 is the least that can be compared.",
+        hint="Use 8; 2 is the least that can be compared.",
     )
     max_new_tokens: int = knob(
         48,
@@ -574,7 +574,7 @@ class TrainConfig(Section):
         unit="tokens",
         ge=1,
         le=32_768,
-        way_out="48 fits the built-in tasks.",
+        hint="48 fits the built-in tasks.",
     )
     learning_rate: float | None = knob(
         None,
@@ -582,7 +582,7 @@ class TrainConfig(Section):
         "Empty: by model size, 1e-4 below 50 M parameters, else 1e-6; ten times that for LoRA.",
         gt=0,
         le=1,
-        way_out="Leave it empty, or try 1e-4 for a tiny and 1e-6 for a large model.",
+        hint="Leave it empty, or try 1e-4 for a tiny and 1e-6 for a large model.",
     )
     seed: int = knob(
         0, "Seed", "Same seed, same settings, same machine: the same run.", ge=0, le=2**31 - 1
@@ -593,7 +593,7 @@ class TrainConfig(Section):
         "Sampling temperature; log-probabilities use it too. No top-p or top-k.",
         gt=0,
         le=10,
-        way_out="1 is usual. 0 would make all siblings equal, so every group would tie.",
+        hint="1 is usual. 0 would make all siblings equal, so every group would tie.",
     )
     warmup_steps: int = knob(
         5,
@@ -627,7 +627,7 @@ class TrainConfig(Section):
         unit="steps",
         ge=0,
         le=1_000_000,
-        way_out="20 loses little; 0 saves the space of a few copies of model and optimiser.",
+        hint="20 loses little; 0 saves the space of a few copies of model and optimiser.",
     )
     checkpoint_keep: int = knob(
         2,
@@ -660,7 +660,7 @@ class TrainConfig(Section):
         unit="completions",
         ge=1,
         le=256,
-        way_out="1 is usual; 8 shows pass@8 at eight times the cost.",
+        hint="1 is usual; 8 shows pass@8 at eight times the cost.",
     )
     eval_mode: Literal["sampled", "greedy"] = knob(
         "sampled",
@@ -674,7 +674,7 @@ class TrainConfig(Section):
         unit="steps",
         ge=0,
         le=1_000_000,
-        way_out="1 keeps all, 0 none.",
+        hint="1 keeps all, 0 none.",
     )
 
 

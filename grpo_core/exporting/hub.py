@@ -70,5 +70,5 @@ def push_folder(folder: Path, repository: str, private: bool = True) -> str:
         ) from None
 
 
-def _refused(repository: str, why: str, way_out: str) -> StudioError:
-    return InvalidConfig([FieldProblem(FIELD, repository, why, way_out)])
+def _refused(repository: str, why: str, hint: str) -> StudioError:
+    return InvalidConfig([FieldProblem(FIELD, repository, why, hint)])

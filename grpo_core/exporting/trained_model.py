@@ -19,7 +19,7 @@ from grpo_core.errors import StudioError
 from grpo_core.exporting.recipes import as_command
 from grpo_core.models import Policy, load_policy
 from grpo_core.models.lora import lora_config, merge_adapters
-from grpo_core.models.model_cache import Lending
+from grpo_core.models.model_cache import ModelCache
 from grpo_core.rollout import sample_groups
 from grpo_core.rubric import build_rubric
 from grpo_core.runs.resume import checkpoint_of
@@ -63,7 +63,7 @@ def some_prompt(config: RunConfig, number: int) -> Prompt:
 
 def play(
     store: Store,
-    models: Lending,
+    models: ModelCache,
     run_id: str,
     prompt: Prompt,
     steps: Sequence[int],

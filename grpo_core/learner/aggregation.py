@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class StepSize:
+class LossNormalizer:
     """What a step's sums are divided by. Of the whole step, never of a micro-batch: otherwise a completion's weight would
     depend on which neighbours it was packed with."""
 
@@ -24,17 +24,17 @@ class StepSize:
 # ---- aggregation: per-token values of a micro-batch -> its share of the step's scalar ------------------------------------
 
 
-def sequence_mean(values: Tensor, mask: Tensor, size: StepSize) -> Tensor:
+def sequence_mean(values: Tensor, mask: Tensor, size: LossNormalizer) -> Tensor:
     """Each completion weighs the same: Σ_i (Σ_t v·m / max(Σ_t m, 1)) / B      GRPO, arXiv:2402.03300"""
     return (torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)).sum() / size.num_rows
 
 
-def token_mean(values: Tensor, mask: Tensor, size: StepSize) -> Tensor:
+def token_mean(values: Tensor, mask: Tensor, size: LossNormalizer) -> Tensor:
     """Each token weighs the same: Σ v·m / N      DAPO, arXiv:2503.14476"""
     return torch.where(mask, values, 0.0).sum() / max(size.num_tokens, 1)
 
 
-def constant(values: Tensor, mask: Tensor, size: StepSize) -> Tensor:
+def constant(values: Tensor, mask: Tensor, size: LossNormalizer) -> Tensor:
     """Each token weighs the same in every step: Σ v·m / (B · max_new_tokens)      Dr. GRPO, arXiv:2503.20783"""
     return torch.where(mask, values, 0.0).sum() / (size.num_rows * size.max_new_tokens)
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-Strip = tuple[int, Sequence[int]]  # a prompt and those of its completions that are computed with it
+Segment = tuple[
+    int, Sequence[int]
+]  # a prompt and those of its completions that are computed with it
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,20 @@ class Batch:
         """The same rows, each a group of its own."""
         return self.select([(p, [i]) for p, rows in enumerate(self.siblings) for i in rows])
 
-    def select(self, strips: Sequence[Strip]) -> Batch:
+    def select(self, segments: Sequence[Segment]) -> Batch:
         """These rows, in this order; those of a strip are siblings in the new batch."""
-        rows = [i for _, strip in strips for i in strip]
+        rows = [i for _, strip in segments for i in strip]
         return replace(
             self,
-            prompts=[self.prompts[p] for p, _ in strips],
-            sizes=[len(strip) for _, strip in strips],
+            prompts=[self.prompts[p] for p, _ in segments],
+            sizes=[len(strip) for _, strip in segments],
             completions=[self.completions[i] for i in rows],
             trains=[self.trains[i] for i in rows],
             sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows],
             places=[self.places[i] for i in rows] if self.places is not None else rows,
         )
 
-    def strip_tokens(self, strip: Strip) -> int:
+    def segment_tokens(self, strip: Segment) -> int:
         """Tokens of a row that holds the prompt once."""
         return len(self.prompts[strip[0]]) + sum(len(self.completions[i]) for i in strip[1])
 
@@ -143,17 +145,17 @@ def micro_batches(
     make a tenth of it padding.
     """
     handy = max_tokens if handy is None else handy
-    strips = sorted(_strips(batch, max_tokens, hidden_size), key=batch.strip_tokens)
-    widths = [batch.strip_tokens(s) for s in strips]
+    segments = sorted(_strips(batch, max_tokens, hidden_size), key=batch.segment_tokens)
+    widths = [batch.segment_tokens(s) for s in segments]
     parts, start = [], 0
-    for stop in range(1, len(strips) + 1):
+    for stop in range(1, len(segments) + 1):
         # Sorted, so the next strip is the widest, and all would be padded to it.
         if (
-            stop == len(strips)
+            stop == len(segments)
             or (padded := (stop + 1 - start) * widths[stop]) > max_tokens
             or (sum(widths[start:stop]) >= handy and padded > 1.1 * sum(widths[start : stop + 1]))
         ):
-            parts.append(batch.select(strips[start:stop]))
+            parts.append(batch.select(segments[start:stop]))
             start = stop
     return parts
 
@@ -165,41 +167,41 @@ def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
     similar length stand together; groups are whole where they fit.
     """
 
-    def fits(strips: Sequence[Strip]) -> bool:
-        completions = [[len(batch.completions[i]) for i in rows] for _, rows in strips]
-        prompts = [len(batch.prompts[p]) for p, _ in strips]
-        places = len(strips) * (
+    def fits(segments: Sequence[Segment]) -> bool:
+        completions = [[len(batch.completions[i]) for i in rows] for _, rows in segments]
+        prompts = [len(batch.prompts[p]) for p, _ in segments]
+        places = len(segments) * (
             max(prompts) + max(map(len, completions)) * max(map(max, completions))
         )
         return sum(prompts) + sum(map(sum, completions)) <= max_tokens and places <= 2 * max_tokens
 
-    strips: list[Strip] = []
+    segments: list[Segment] = []
     for p, rows in enumerate(batch.siblings):
         strip: list[int] = []
         for i in (
             rows if fits([(p, rows)]) else sorted(rows, key=lambda i: len(batch.completions[i]))
         ):
             if strip and not fits([(p, [*strip, i])]):
-                strips.append((p, strip))
+                segments.append((p, strip))
                 strip = []
             strip = [*strip, i]
-        strips.append((p, strip))
-    strips.sort(key=lambda s: max(len(batch.completions[i]) for i in s[1]))
-    parts: list[list[Strip]] = [[]]
-    for s in strips:
+        segments.append((p, strip))
+    segments.sort(key=lambda s: max(len(batch.completions[i]) for i in s[1]))
+    parts: list[list[Segment]] = [[]]
+    for s in segments:
         if parts[-1] and not fits([*parts[-1], s]):
             parts.append([])
         parts[-1].append(s)
     return [batch.select(part) for part in parts]
 
 
-def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Strip]:
+def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Segment]:
     """Each group cut into rows of a width at which computing the prompt once more costs what siblings' needless attention does.
 
     A token of a row of width W costs 12h² in the layers and 2hW in attention, so with a prompt of L tokens the cost per completion
     token, (L + S)·(6h + L + S)/S for S completion tokens in the row, is least at S = √(L·(L + 6h)).
     """
-    strips = []
+    segments = []
     for p, rows in enumerate(batch.siblings):
         prompt = len(batch.prompts[p])
         room = min(math.sqrt(prompt * (prompt + 6 * hidden_size)), max_tokens - prompt)
@@ -210,11 +212,11 @@ def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Strip]:
         for k, n in enumerate(lengths):
             over = filled + n > max_tokens - prompt or filled + n / 2 > share
             if k > start and over:
-                strips.append((p, rows[start:k]))
+                segments.append((p, rows[start:k]))
                 start, filled = k, 0
             filled += n
-        strips.append((p, rows[start:]))
-    return strips
+        segments.append((p, rows[start:]))
+    return segments
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
 from grpo_core.learner.packed_attention import flat
-from grpo_core.models.decoder import Family, forward, masked, recomputing
+from grpo_core.models.decoder import FusedDecoder, forward, masked, recomputing
 from grpo_core.models.lm_head import MAX_LOGITS, Chosen, ThroughHead
 
 PACKING_TOLERANCE = {
@@ -124,7 +124,9 @@ def predict(
     With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
     then only the states are returned. recompute: layers keep only their inputs for the gradient.
     """
-    family = Family.of(model) if layout is None and weights is None and batch.is_shared else None
+    family = (
+        FusedDecoder.of(model) if layout is None and weights is None and batch.is_shared else None
+    )
     if family and batch.device.type == "cpu":
         arranged, attend = (found := flat(batch)), found.attend
     else:  # the kernels of `flat` are a CPU's

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from grpo_core.config import AlgorithmConfig
-from grpo_core.learner.aggregation import AGGREGATIONS, StepSize, still_on_policy
+from grpo_core.learner.aggregation import AGGREGATIONS, LossNormalizer, still_on_policy
 from grpo_core.learner.kl import KL_ESTIMATORS, Divergence
 from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS, Terms
 
@@ -53,7 +53,7 @@ class Loss:
     dropped: Tensor  # rows whose policy term fell to off_policy_threshold
 
 
-def loss_of(x: Tokens, a: AlgorithmConfig, coef: Coefficients, size: StepSize) -> Loss:
+def loss_of(x: Tokens, a: AlgorithmConfig, coef: Coefficients, size: LossNormalizer) -> Loss:
     """Per token ℓ where it carries the policy term, + kl_coef·KL, aggregated, - entropy_coef·H.
 
     H = Σ entropy over the carrying tokens / their number in the step      2505.22312

@@ -13,7 +13,7 @@ from torch import nn
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner.batch import Batch, micro_batches, whole_groups
 from grpo_core.learner.logprobs import hidden_size
-from grpo_core.models.decoder import Family
+from grpo_core.models.decoder import FusedDecoder
 
 log = logging.getLogger("grpo_studio")
 
@@ -26,12 +26,12 @@ ENOUGH = (
 PROMPTS = 8  # unless it is a group whose prompt, computed once a part, would be more than about an eighth of it
 
 
-class Fitting:
+class MicroBatcher:
     """How many tokens a forward pass may hold: what it was given, less what turned out to be too many."""
 
     def __init__(self, model: nn.Module, max_tokens: int):
         self.max_tokens = max_tokens
-        self._hidden_size, self._end_to_end = hidden_size(model), Family.of(model) is not None
+        self._hidden_size, self._end_to_end = hidden_size(model), FusedDecoder.of(model) is not None
 
     def parts(self, batch: Batch, end_to_end: bool = True) -> list[Batch]:
         """end_to_end: for the layout of that name, where this model on this device has it; else for rows of equal width."""
@@ -39,7 +39,7 @@ class Fitting:
             return []
         if batch.device.type != "cpu":
             return micro_batches(batch, self.max_tokens, self._hidden_size)
-        widest = max(batch.strip_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
+        widest = max(batch.segment_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
         if end_to_end and self._end_to_end and batch.is_shared:
             return whole_groups(
                 batch,
@@ -52,7 +52,7 @@ class Fitting:
             batch, min(self.max_tokens, max(ENOUGH, widest)), self._hidden_size, HANDY
         )
 
-    def attempt(self, batch: Batch, work: Callable[[list[Batch]], T]) -> T:
+    def retry_on_oom(self, batch: Batch, work: Callable[[list[Batch]], T]) -> T:
         """work(parts); when memory runs out, again from the start with parts half as large. `work` must bear being begun anew.
 
         Raises OutOfMemory when a single completion does not fit.
@@ -84,7 +84,7 @@ class Fitting:
 
 def _tokens(part: Batch) -> int:
     """Without padding: half of them is less than what has just failed, whatever the layout."""
-    return sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+    return sum(part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings))
 
 
 def most_tokens(max_tokens: int, device: torch.device) -> int:

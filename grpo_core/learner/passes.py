@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig
-from grpo_core.learner.aggregation import StepSize, entropy_threshold
+from grpo_core.learner.aggregation import LossNormalizer, entropy_threshold
 from grpo_core.learner.batch import Batch
 from grpo_core.learner.critic import Critic, value_loss
 from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
@@ -19,7 +19,7 @@ from grpo_core.learner.objectives import clip_range
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.models.lora import AdapterOff
 
-Breathe = Callable[[], None]
+CheckInterrupt = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +78,10 @@ class Passes:
         advantages: Tensor,
         update: int,
         coef: Coefficients,
-        size: StepSize,
+        size: LossNormalizer,
         watch_kl: bool,
         log: TokenLog,
-        breathe: Breathe,
+        check_interrupt: CheckInterrupt,
     ) -> Pass:
         """Leave the gradient of the whole step in the parameters, and what was seen in `log`.
 
@@ -93,7 +93,7 @@ class Passes:
             torch.zeros((), device=device),
         )
         for part in parts:
-            breathe()
+            check_interrupt()
             loss, numbers, largest = self._loss(
                 part, advantages[part.rows], update, coef, size, watch_kl, log
             )
@@ -143,7 +143,7 @@ class Passes:
         advantages: Tensor,
         update: int,
         coef: Coefficients,
-        size: StepSize,
+        size: LossNormalizer,
         watch_kl: bool,
         log: TokenLog,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,12 +219,12 @@ class Passes:
 
     @torch.no_grad()
     def measure(
-        self, parts: Iterable[Batch], log: TokenLog, breathe: Breathe
+        self, parts: Iterable[Batch], log: TokenLog, check_interrupt: CheckInterrupt
     ) -> tuple[float, float]:
         """KL to the reference and entropy, of the policy before the first update. What `log` knows already is not computed again."""
         kl = entropy = tokens = 0.0
         for part in parts:
-            breathe()
+            check_interrupt()
             exists, ref = part.completion_mask, self.score(self.reference, part, entropy=False)
             known = Scored(log.of(log.logprobs[0], part), log.of(log.entropy[0], part))
             policy = (
@@ -249,13 +249,15 @@ class Passes:
         return kl / max(tokens, 1), entropy / max(tokens, 1)
 
     @torch.no_grad()
-    def cut(self, parts: Sequence[Batch], size: StepSize, breathe: Breathe) -> StepSize:
+    def cut(
+        self, parts: Sequence[Batch], size: LossNormalizer, check_interrupt: CheckInterrupt
+    ) -> LossNormalizer:
         """`size` with the entropy below which tokens do not carry the policy term: of the whole step, so it takes a pass of its own."""
         if self.algorithm.entropy_quantile == 1:
             return size
         found = []
         for part in parts:
-            breathe()
+            check_interrupt()
             found.append(self.score(self.model, part).entropy[part.loss_mask])
         entropy = torch.cat(found)
         threshold = entropy_threshold(entropy, self.algorithm.entropy_quantile)

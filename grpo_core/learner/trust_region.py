@@ -52,12 +52,12 @@ def trust_region_step(
     loss: Loss,
     delta: float,
     temperature: float,
-    breathe: Callable[[], None] = lambda: None,
+    check_interrupt: Callable[[], None] = lambda: None,
     damping: float = DAMPING,
 ) -> TrustRegionStep:
     """Move the weights one constrained step against the gradients that stand in `.grad`, those of the sum of `loss` over `parts`.
 
-    `breathe` is called before each pass over a part and may raise; until the step is accepted no weight has moved. Where no
+    `check_interrupt` is called before each pass over a part and may raise; until the step is accepted no weight has moved. Where no
     fraction of the step is both better and within δ, none is taken.
     """
     weights = trainable(model)
@@ -69,7 +69,7 @@ def trust_region_step(
         )  # all groups tie: nowhere to go, and 0/0 is no direction
     # Of unit length, so that a small reward does not underflow; the step is the same for any multiple of g.
     solution = conjugate_gradient(
-        fisher(model, parts, temperature, breathe), ascent / norm, damping
+        fisher(model, parts, temperature, check_interrupt), ascent / norm, damping
     )
     full = solution.x * (2 * delta / solution.x_fisher_x).sqrt()
     for halvings in range(HALVINGS + 1):
@@ -77,7 +77,7 @@ def trust_region_step(
             n: (p.detach() + d * 0.5**halvings).to(p.dtype)
             for (n, p), d in zip(weights.items(), unflat(full, weights), strict=True)
         }
-        kl, change = compare(model, candidate, parts, loss, temperature, breathe)
+        kl, change = compare(model, candidate, parts, loss, temperature, check_interrupt)
         if kl <= delta and change < 0:  # False for nan
             with torch.no_grad():
                 for name, p in weights.items():
@@ -129,7 +129,7 @@ def fisher(
     model: nn.Module,
     parts: Sequence[Part],
     temperature: float,
-    breathe: Callable[[], None] = lambda: None,
+    check_interrupt: Callable[[], None] = lambda: None,
 ) -> Callable[[Tensor], Tensor]:
     """v -> F·v, F never formed: how the logits move, (diag p − p pᵀ) of that, pulled back to the weights.
 
@@ -139,17 +139,17 @@ def fisher(
     """
     weights = trainable(model)
     num_tokens = sum(int(batch.completion_mask.sum()) for batch, _ in parts)
-    breathe()
+    check_interrupt()
     # One part: its graph serves all iterations. Several: each anew, so that memory stays that of one.
     held = Jacobian(model, weights, parts[0][0], temperature) if len(parts) == 1 else None
 
     def product(vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
         for batch, _ in parts:
-            breathe()
+            check_interrupt()
             jacobian = held or Jacobian(model, weights, batch, temperature)
             p, change = jacobian.logits.detach().softmax(-1), jacobian.push(vector)  # (N, V) each
-            breathe()
+            check_interrupt()
             total += jacobian.pull(p * (change - (p * change).sum(-1, keepdim=True)) / num_tokens)
         return total
 
@@ -199,16 +199,16 @@ def compare(
     parts: Sequence[Part],
     loss: Loss,
     temperature: float,
-    breathe: Callable[[], None] = lambda: None,
+    check_interrupt: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
     """Mean KL(present policy ‖ candidate) over completion tokens, exact over the vocabulary, and the change in loss between them."""
     weights = trainable(model)
     kl = change = 0.0
     num_tokens = 0
     for batch, advantages in parts:
-        breathe()
+        check_interrupt()
         before = completion_logits(model, weights, batch, temperature)  # (N, V)
-        breathe()
+        check_interrupt()
         after = completion_logits(model, candidate, batch, temperature)  # (N, V)
         chosen = batch.completion_ids[batch.completion_mask]  # (N,)
         old = torch.zeros(

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
-from grpo_core.learner.aggregation import StepSize
+from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.batch import Batch, packed
 from grpo_core.learner.controls import KL_CONTROLS, Steering
 from grpo_core.learner.critic import HEAD_SPEED, Critic, Judged
 from grpo_core.learner.logprobs import packing_is_exact
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
-from grpo_core.learner.memory import Fitting
+from grpo_core.learner.memory import MicroBatcher
 from grpo_core.learner.objectives import CONSTRAINED
-from grpo_core.learner.passes import Breathe, Means, Pass, Passes
+from grpo_core.learner.passes import CheckInterrupt, Means, Pass, Passes
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.learner.trust_region import TrustRegionStep, trust_region_step
 
@@ -68,7 +68,7 @@ class Learner:
         self.learning_rate = learning_rate
         self.critic = Critic(model) if algorithm.advantage == "value" else None
         self.passes = Passes(model, reference, self.critic, algorithm, train.temperature, recompute)
-        self.fitting = Fitting(model, train.micro_batch_tokens)
+        self.fitting = MicroBatcher(model, train.micro_batch_tokens)
         parameters = [{"params": list(model.parameters()), "speed": 1.0}]
         if self.critic is not None:
             parameters.append({"params": list(self.critic.parameters()), "speed": HEAD_SPEED})
@@ -84,7 +84,11 @@ class Learner:
         self._packs: bool | None = None  # known after the first batch
 
     def judge(
-        self, batch: Batch, rewards: Tensor, breathe: Breathe = lambda: None, again: bool = False
+        self,
+        batch: Batch,
+        rewards: Tensor,
+        check_interrupt: CheckInterrupt = lambda: None,
+        again: bool = False,
     ) -> Judged | None:
         """Token advantages of a batch sampled from the present policy, if there is a critic to ask. rewards (B,), nan = unscored.
 
@@ -94,11 +98,11 @@ class Learner:
             return None
         if again and self.num_steps == 0:
             self.critic.begun.fill_(False)
-        return self.fitting.attempt(
+        return self.fitting.retry_on_oom(
             self._shared(batch),
             lambda parts: self.critic.judge(
                 self.model,
-                _each(parts, breathe),
+                _each(parts, check_interrupt),
                 batch,
                 rewards,
                 self.algorithm,
@@ -107,11 +111,14 @@ class Learner:
         )
 
     def update(
-        self, batch: Batch, advantages: Tensor | Judged, breathe: Breathe = lambda: None
+        self,
+        batch: Batch,
+        advantages: Tensor | Judged,
+        check_interrupt: CheckInterrupt = lambda: None,
     ) -> Update:
         """Take `updates_per_batch` optimiser steps on a batch sampled from the present policy.
 
-        advantages (B,), or the critic's. `breathe` is called before each micro-batch and may raise to abandon the step; the weights
+        advantages (B,), or the critic's. `check_interrupt` is called before each micro-batch and may raise to abandon the step; the weights
         are then as before it. Raises NonFinite, and leaves the weights alone, when the loss or the gradient is not finite.
         """
         a, control = self.algorithm, KL_CONTROLS[self.algorithm.kl_control]
@@ -123,7 +130,9 @@ class Learner:
             )
             advantages = torch.stack([judged.advantages, judged.returns], -1)
         num_tokens = int(batch.loss_mask.sum())
-        size = StepSize(len(batch), num_tokens, self.train.max_new_tokens, num_carrying=num_tokens)
+        size = LossNormalizer(
+            len(batch), num_tokens, self.train.max_new_tokens, num_carrying=num_tokens
+        )
         self.log = tokens = TokenLog(
             batch,
             a.updates_per_batch,
@@ -137,22 +146,22 @@ class Learner:
         norms: list[float] = []
         trust: TrustRegionStep | None = None
 
-        def one_pass(parts: list[Batch]) -> tuple[Pass, StepSize]:
+        def one_pass(parts: list[Batch]) -> tuple[Pass, LossNormalizer]:
             self.optimizer.zero_grad(set_to_none=True)
-            cut = self.passes.cut(parts, size, breathe)
+            cut = self.passes.cut(parts, size, check_interrupt)
             coef = Coefficients(self.steering.kl_coef, self.steering.entropy_weight(a))
             return self.passes.backward(
-                parts, advantages, len(passes), coef, cut, watches, tokens, breathe
+                parts, advantages, len(passes), coef, cut, watches, tokens, check_interrupt
             ), cut
 
         for _ in range(a.updates_per_batch):
-            done, cut = self.fitting.attempt(teaching, one_pass)
+            done, cut = self.fitting.retry_on_oom(teaching, one_pass)
             if not passes and not watches and self.reference is not None:
                 share = batch.first(
                     max(2, -(-len(batch) // MEASURED_SHARE))
                 )  # two: computed as siblings are, as the policy's own were
-                measured = self.fitting.attempt(
-                    share, lambda parts: self.passes.measure(parts, tokens, breathe)
+                measured = self.fitting.retry_on_oom(
+                    share, lambda parts: self.passes.measure(parts, tokens, check_interrupt)
                 )
             passes.append(done)
             if done.kl is not None and done.kl > control.limit(a):
@@ -160,7 +169,7 @@ class Learner:
                 break
             norms.append(self._grad_norm(done.loss))
             trust = (
-                self._constrained_step(teaching, advantages, cut, breathe)
+                self._constrained_step(teaching, advantages, cut, check_interrupt)
                 if a.objective in CONSTRAINED
                 else self._step()
             )
@@ -229,7 +238,11 @@ class Learner:
         self.optimizer.step()
 
     def _constrained_step(
-        self, teaching: Batch, advantages: Tensor, size: StepSize, breathe: Breathe
+        self,
+        teaching: Batch,
+        advantages: Tensor,
+        size: LossNormalizer,
+        check_interrupt: CheckInterrupt,
     ) -> TrustRegionStep:
         """Move the weights within the trust region; no learning rate, no warm-up, no optimiser state."""
         a = self.algorithm
@@ -258,7 +271,7 @@ class Learner:
             loss,
             a.trust_region_delta,
             self.train.temperature,
-            breathe,
+            check_interrupt,
             a.trust_region_damping,
         )
 
@@ -359,7 +372,7 @@ class Learner:
             ]
             if not telling:
                 return False
-            longest, _ = max(telling, key=batch.strip_tokens)
+            longest, _ = max(telling, key=batch.segment_tokens)
             # A trust region differentiates twice, and does so through the model's own code.
             layout = packed if self.algorithm.objective in CONSTRAINED else None
             self._packs = packing_is_exact(self.model, batch.groups(longest, longest + 1), layout)
@@ -370,9 +383,9 @@ class Learner:
         return self._packs
 
 
-def _each(parts: Iterable[Batch], breathe: Breathe) -> Iterator[Batch]:
+def _each(parts: Iterable[Batch], check_interrupt: CheckInterrupt) -> Iterator[Batch]:
     for part in parts:
-        breathe()
+        check_interrupt()
         yield part
 
 

@@ -34,7 +34,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class FusedDecoder:
     """A view of a loaded model; it owns nothing, so every change of the weights is seen."""
 
     body: nn.Module
@@ -42,7 +42,7 @@ class Family:
     eps: Tensor  # (): as a number it would be made a tensor again in every operation
 
     @classmethod
-    def of(cls, model: nn.Module) -> Family | None:
+    def of(cls, model: nn.Module) -> FusedDecoder | None:
         """None for every other architecture, for sliding windows, and where a layer was replaced by one not known here (quantised weights)."""
         config, body = getattr(model, "config", None), getattr(model, "model", None)
         if getattr(config, "model_type", None) not in ARCHITECTURES or not hasattr(body, "layers"):

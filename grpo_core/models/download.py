@@ -14,10 +14,12 @@ WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 BEAT_SECONDS = 0.5
 
 
-def fetch(config: ModelConfig, tell: Callable[[str], None], breathe: Callable[[], None]) -> None:
+def fetch(
+    config: ModelConfig, tell: Callable[[str], None], check_interrupt: Callable[[], None]
+) -> None:
     """Download what loading will need, saying how far it is. Says nothing of what goes wrong: loading meets the same, and explains it.
 
-    breathe: asked every half second; it may raise, to stop. What has arrived by then is kept, and the next download goes on from there.
+    check_interrupt: asked every half second; it may raise, to stop. What has arrived by then is kept, and the next download goes on from there.
     """
     name = config.name.strip()
     if name == "bundled" or Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE:
@@ -55,12 +57,12 @@ def fetch(config: ModelConfig, tell: Callable[[str], None], breathe: Callable[[]
     threading.Thread(target=work, name="download", daemon=True).start()
     while not done.wait(BEAT_SECONDS):
         tell(_said(name, _bytes_in(blobs), total))
-        breathe()
+        check_interrupt()
     tell(_said(name, _bytes_in(blobs), total))
 
 
 def _bytes_in(blobs: Path) -> int:
-    """Whole and partial files; they are renamed when whole."""
+    """OnGroupDone and partial files; they are renamed when whole."""
     total = 0
     for file in blobs.glob("*"):
         try:

@@ -340,5 +340,5 @@ def _one_line(error: BaseException) -> str:
     return first[:200]
 
 
-def _refuse(config: ModelConfig, problem: str, way_out: str = _WAY_OUT) -> NoReturn:
-    raise InvalidConfig([FieldProblem("model.name", config.name, problem, way_out)]) from None
+def _refuse(config: ModelConfig, problem: str, hint: str = _WAY_OUT) -> NoReturn:
+    raise InvalidConfig([FieldProblem("model.name", config.name, problem, hint)]) from None

@@ -16,7 +16,7 @@ PATIENCE_SECONDS = 60.0
 SMALL = 100_000_000  # parameters up to which before and after stay in memory together
 
 
-class Lending:
+class ModelCache:
     """Keeps the last models that were asked for."""
 
     def __init__(self) -> None:

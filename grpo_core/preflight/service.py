@@ -16,11 +16,11 @@ from grpo_core.errors import StudioError
 from grpo_core.exporting.trained_model import Played, export_model, play, some_prompt
 from grpo_core.models import Reader, load_reader
 from grpo_core.models.context_fit import too_long_rows
-from grpo_core.models.model_cache import Lending
+from grpo_core.models.model_cache import ModelCache
 from grpo_core.preflight.model_report import ModelReport, report
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
 from grpo_core.rollout import sample_groups
-from grpo_core.rubric import Rubric, Spread, build_rubric, resolve_rubric, total
+from grpo_core.rubric import Rubric, RunningStd, build_rubric, resolve_rubric, total
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
@@ -97,12 +97,12 @@ def _judged(
         if config.algorithm.advantage == "value"
         else config
     )
-    groups, _, _ = compare_groups(pairs, rubric, by_siblings, Spread())
+    groups, _, _ = compare_groups(pairs, rubric, by_siblings, RunningStd())
     rewards = [[r.reward for r in g.rollouts] for g in groups]
     return {"groups": groups, "tied": {g: tied_share(rewards, g) for g in GROUP_SIZES}}
 
 
-class Desk:
+class PreflightService:
     """Answers questions about models and prompts. Holds little between them: the last models, Preflight's last reports, the last groups that were tried."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Desk:
         self._tried: dict[str, Tried] = {}
         self._reports: dict[str, list[Finding]] = {}  # settings -> Preflight's report
         self._models, self._store, self._busy, self._check, self._train, self.lease_seconds = (
-            Lending(),
+            ModelCache(),
             store,
             busy,
             check,

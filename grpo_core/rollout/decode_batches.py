@@ -10,7 +10,7 @@ from grpo_core.models.device import cache_bytes, free_memory
 SHARE = 0.4  # of the memory that is free: the rest is for the update, which comes while the allocator still holds the cache
 
 
-def waves(
+def decode_batches(
     policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
 ) -> Iterator[list[int]]:
     """Indices of prompts, each wave at least one."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo_core.models import Policy
 from grpo_core.models.decoder import (
-    Family,
+    FusedDecoder,
     forward,
     fused,
     masked,
@@ -51,7 +51,7 @@ class Decoder(Protocol):
 
 
 def decoder(policy: Policy) -> Decoder:
-    family = Family.of(policy.model)
+    family = FusedDecoder.of(policy.model)
     if family is None:
         return _Plain(policy)
     return _Recorded(policy, family) if policy.device.type == "cuda" else _Shared(policy, family)
@@ -122,7 +122,7 @@ class _Shared:
 
     moves_at = 0.75
 
-    def __init__(self, policy: Policy, family: Family):
+    def __init__(self, policy: Policy, family: FusedDecoder):
         self._policy, self._family = policy, family
         self._head = policy.model.get_output_embeddings()
         self._to_logits: Callable[[Tensor], Tensor] = self._head

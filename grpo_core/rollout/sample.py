@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpo_core.models import Policy
-from grpo_core.rollout.decode_batches import waves
+from grpo_core.rollout.decode_batches import decode_batches
 from grpo_core.rollout.decoders import decoder
 
 
@@ -22,7 +22,7 @@ class Sampled:
     logprobs: list[float] | None = None  # of each token as it was drawn, in nats, when asked for
 
 
-Whole = Callable[[int, list[Sampled]], None]  # prompt p, all of its completions
+OnGroupDone = Callable[[int, list[Sampled]], None]  # prompt p, all of its completions
 
 
 @torch.inference_mode()
@@ -33,14 +33,14 @@ def sample_groups(
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator,
-    breathe: Callable[[], None] = lambda: None,
+    check_interrupt: Callable[[], None] = lambda: None,
     keep_logprobs: bool = False,
-    whole: Whole | None = None,
+    whole: OnGroupDone | None = None,
 ) -> list[Sampled]:
     """Draw `group_size` completions of each of P prompts; row p·G + g is completion g of prompt p. Temperature 0: the likeliest token.
 
     Every row has its own random numbers, all from `generator`, so what it draws depends neither on its neighbours nor on when these end:
-    the process's own random state is neither read nor moved. `breathe` is called before each token and may raise to abandon; `whole` when
+    the process's own random state is neither read nor moved. `check_interrupt` is called before each token and may raise to abandon; `whole` when
     the last completion of a prompt has ended.
     """
     # One number a token, and in float64: 24 bits would never draw a token of probability 1e-8.
@@ -53,14 +53,14 @@ def sample_groups(
         dtype=torch.float64,
     )
     sampled: list[list[Sampled]] = [[]] * len(prompts)
-    for wave in waves(policy, prompts, group_size, max_new_tokens):
+    for wave in decode_batches(policy, prompts, group_size, max_new_tokens):
         rows = _decode(
             policy,
             [prompts[p] for p in wave],
             group_size,
             temperature,
             chances[wave].flatten(0, 1),
-            breathe,
+            check_interrupt,
             keep_logprobs,
             (lambda i, siblings, wave=wave: whole(wave[i], siblings)) if whole else None,
         )
@@ -75,14 +75,14 @@ def _decode(
     group_size: int,
     temperature: float,
     chances: Tensor,
-    breathe: Callable[[], None],
+    check_interrupt: Callable[[], None],
     keep_logprobs: bool,
-    whole: Whole | None,
+    whole: OnGroupDone | None,
 ) -> list[Sampled]:
     """The completions of prompts that fit memory together. chances (B, T), one for each token that may be drawn; `whole` counts these prompts alone."""
     device, (num_rows, max_new_tokens) = policy.device, chances.shape
     model = decoder(policy)
-    breathe()
+    check_interrupt()
     logits = model.read(prompts, group_size, max_new_tokens)  # (B, V)
 
     tokens = torch.full((num_rows, max_new_tokens), policy.pad_id, device=device)
@@ -104,7 +104,7 @@ def _decode(
         ]
 
     for t in range(max_new_tokens):
-        breathe()
+        check_interrupt()
         token, logprob = _draw(logits, temperature, chances[alive, t], keep_logprobs)
         tokens[alive, t] = token
         if keep_logprobs:

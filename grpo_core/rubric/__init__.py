@@ -3,7 +3,7 @@
 from grpo_core.rubric.check import Check, Notes
 from grpo_core.rubric.criteria import CHECKS, add_plugins
 from grpo_core.rubric.rubric import PRESETS, Rubric, Scored, build_rubric, resolve_rubric, total
-from grpo_core.rubric.shaping import Spread, gated, shaped
+from grpo_core.rubric.shaping import RunningStd, gated, shaped
 from grpo_core.rubric.verdict import VERDICTS, dominant, explain, variance_shares, verdict
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "Check",
     "Notes",
     "Rubric",
+    "RunningStd",
     "Scored",
-    "Spread",
     "add_plugins",
     "build_rubric",
     "dominant",

@@ -12,14 +12,14 @@ Scores = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class RunningStd:
     """Standard deviation of all rewards of the run so far. Three numbers, so a checkpoint saves it with `dataclasses.asdict`."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0  # Σ (r - mean)²
 
-    def including(self, rewards: Sequence[float | None]) -> Spread:
+    def including(self, rewards: Sequence[float | None]) -> RunningStd:
         """One by one, without keeping them      Welford 1962"""
         count, mean, squares = self.count, self.mean, self.squares
         for r in rewards:
@@ -27,7 +27,7 @@ class Spread:
                 count += 1
                 before, mean = r - mean, mean + (r - mean) / count
                 squares += before * (r - mean)
-        return Spread(count, mean, squares)
+        return RunningStd(count, mean, squares)
 
     @property
     def std(self) -> float:
@@ -49,7 +49,7 @@ def gated(scores: Sequence[Scores], keys: Sequence[int], outcome: str) -> list[S
 
 
 def shaped(
-    rewards: Sequence[float | None], config: RubricConfig, spread: Spread
+    rewards: Sequence[float | None], config: RubricConfig, spread: RunningStd
 ) -> list[float | None]:
     """Rewards divided by the spread, then clipped, each if the rubric asks for it; null stays null."""
     scale = spread.std if config.scale else 1.0

@@ -40,7 +40,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class RunningStd:
     """Mean over seeds and its standard error, sd/√n; None where nothing, or nothing twice, was measured."""
 
     mean: float | None
@@ -169,10 +169,10 @@ def measure(store: Store, run_id: str) -> Measured:
     )
 
 
-def spread(values: Sequence[float | None]) -> Spread:
+def spread(values: Sequence[float | None]) -> RunningStd:
     """Mean and standard error of those that were measured."""
     known = [v for v in values if v is not None]
-    return Spread(
+    return RunningStd(
         statistics.fmean(known) if known else None,
         statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else None,
     )

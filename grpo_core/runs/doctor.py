@@ -30,11 +30,11 @@ LITTLE_BYTES = 2**30  # below this a run may well fill the disk
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to know (`wrong` False) or to mend. `fix` mends it; None: only a person can, as `way_out` says."""
+    """Something to know (`wrong` False) or to mend. `fix` mends it; None: only a person can, as `hint` says."""
 
     what: str
     wrong: bool = False
-    way_out: str = ""
+    hint: str = ""
     fix: Callable[[], object] | None = None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.analysis.advisor import advise
-from grpo_core.config import RunConfig, parse, turned
+from grpo_core.config import RunConfig, parse, with_changes
 from grpo_core.errors import NotFound, StopRequested, StoreError, StoreFull, StudioError
 from grpo_core.rubric import build_rubric, resolve_rubric
 from grpo_core.runs.disk_reserve import Reserve
@@ -282,7 +282,7 @@ class RunManager:
 
     def set_knob(self, run_id: str, name: str, value: float) -> None:
         """Change a setting from the next step on. Raises InvalidConfig if the field refuses the value."""
-        turned(parse(self.store.run(run_id).config), {name: value})
+        with_changes(parse(self.store.run(run_id).config), {name: value})
         self._control(run_id).set_knob(name, value)
 
     def set_breakpoints(self, run_id: str, conditions: str) -> None:

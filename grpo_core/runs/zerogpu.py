@@ -51,7 +51,7 @@ KILLED = Ended(
 
 
 def steps_that_fit(seconds: float, before: float, step: float) -> int:
-    """Whole steps in one lease      ⌊(usable seconds − seconds before the first step) / seconds a step⌋, at least 0."""
+    """OnGroupDone steps in one lease      ⌊(usable seconds − seconds before the first step) / seconds a step⌋, at least 0."""
     return max(0, math.floor((USABLE * seconds - before) / step)) if step > 0 else 0
 
 
@@ -158,7 +158,7 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
                     )
                 if end.how == "waits":
                     control.hold(end.text)
-                control.breathe()  # a pause: the GPU is given back until somebody says Resume
+                control.check_interrupt()  # a pause: the GPU is given back until somebody says Resume
 
     return train_leased
 

@@ -211,7 +211,7 @@ class Queries(GroupQueries):
             )
         }
 
-    def place_of(self, group_id: int) -> tuple[int, int] | None:
+    def group_ref_of(self, group_id: int) -> tuple[int, int] | None:
         """Step and position of a group."""
         rows = self._readers.all(
             "SELECT step, position FROM groups WHERE id = ?", (integer(group_id),)

@@ -47,8 +47,8 @@ WAY_OUT = "Write a CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such
 class BadSource(InvalidConfig):
     """A file or dataset that cannot be read as prompts."""
 
-    def __init__(self, path: str, problem: str, way_out: str, field: str = "task.path"):
-        super().__init__([FieldProblem(field, path, problem, way_out)])
+    def __init__(self, path: str, problem: str, hint: str, field: str = "task.path"):
+        super().__init__([FieldProblem(field, path, problem, hint)])
 
 
 def check_source(path: str, field: str = "task.path") -> None:

@@ -21,7 +21,7 @@ def completion(policy: Policy, sampled: Sampled) -> Completion:
     )
 
 
-class Ahead:
+class AsyncScorer:
     """One thread that asks, for as long as sampling lasts: `tell` it of each group that is whole, and when all are, ask it what it `found`.
 
     It asks in one go for all groups that it was told of meanwhile. What a completion gets does not depend on that: only checks take

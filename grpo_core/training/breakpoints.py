@@ -74,5 +74,5 @@ def _parse(text: str) -> Breakpoint:
         raise _refused(text, f"{value!r} is no number", _WAY_OUT) from None
 
 
-def _refused(text: str, problem: str, way_out: str) -> InvalidConfig:
-    return InvalidConfig([FieldProblem("break", text.strip(), problem, way_out)])
+def _refused(text: str, problem: str, hint: str) -> InvalidConfig:
+    return InvalidConfig([FieldProblem("break", text.strip(), problem, hint)])

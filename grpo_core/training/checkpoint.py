@@ -32,7 +32,7 @@ from grpo_core.checkpoint_files import (
 from grpo_core.config import RunConfig
 from grpo_core.errors import DiskFull, StopRequested
 from grpo_core.learner import Learner
-from grpo_core.rubric import Spread
+from grpo_core.rubric import RunningStd
 from grpo_core.training.control import RunControl
 from grpo_core.types import Checkpointed, Phase, PhaseStarted
 
@@ -48,7 +48,7 @@ class Snapshot:
     step: int
     weights: Mapping[str, Tensor]  # what is trained; the rest comes from where the model came from
     learner: Mapping[str, Any]
-    spread: Spread
+    spread: RunningStd
     evaluated: bool  # what was to be measured of this step on held-out prompts has been
     heldout: float | None  # its accuracy, if any
 
@@ -114,7 +114,7 @@ def load(path: Path, sha256: str) -> Snapshot:
         manifest["step"],
         load_file(path / WEIGHTS),
         state["learner"],
-        Spread(**state["spread"]),
+        RunningStd(**state["spread"]),
         manifest["evaluated"],
         manifest["heldout"],
     )
@@ -174,7 +174,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 # ---- the checkpoints of a run ----------------------------------------------------------------------------------------------
 
 
-class Keeper:
+class CheckpointManager:
     """Saves a run's state when it is due, when a person asks, and when the run is stopped: always that of the last whole step."""
 
     def __init__(self, model: nn.Module, learner: Learner, config: RunConfig, control: RunControl):
@@ -187,7 +187,7 @@ class Keeper:
         self._last: Snapshot | None = None
         self._saved = 0  # the newest step that is on the disk
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> CheckpointManager:
         self._control.save = self.save
         return self
 
@@ -196,11 +196,11 @@ class Keeper:
         if kind is StopRequested and self._train.checkpoint_every:
             self.save()
 
-    def restore(self) -> tuple[int, Spread, bool]:
+    def restore(self) -> tuple[int, RunningStd, bool]:
         """Step, spread of the rewards until then, whether it was evaluated: of the checkpoint that control names, or of the beginning."""
         start = self._control.start
         if start is None or start.path is None:
-            return 0, Spread(), False
+            return 0, RunningStd(), False
         snapshot = load(start.path, start.sha256)
         put_weights(self._model, snapshot.weights)
         self._learner.load_state(dict(snapshot.learner))
@@ -210,7 +210,7 @@ class Keeper:
         return snapshot.step, snapshot.spread, snapshot.evaluated
 
     def mark(
-        self, step: int, spread: Spread, evaluated: bool, heldout: float | None = None
+        self, step: int, spread: RunningStd, evaluated: bool, heldout: float | None = None
     ) -> None:
         """A step is whole: this is what will be saved until the next one is."""
         self._learner.midway = False  # also where the rest of its updates was refused

@@ -42,7 +42,7 @@ class Start:
 class RunControl:
     """The one object through which a run is reached from outside. Safe to use from any thread, any number of times.
 
-    The trainer calls `breathe()` at its named points (before each token, micro-batch and phase), `enter()` when a phase begins,
+    The trainer calls `check_interrupt()` at its named points (before each token, micro-batch and phase), `enter()` when a phase begins,
     `review()` between advantages and update, `changed()` and `finished()` around a step. Nothing else reaches into it.
     """
 
@@ -229,7 +229,7 @@ class RunControl:
     def stop_requested(self) -> bool:
         return self._stopping
 
-    def breathe(self, whole: bool = True) -> None:
+    def check_interrupt(self, whole: bool = True) -> None:
         """Waits as long as a person wants; raises StopRequested if somebody asked the run to stop.
 
         whole: False while the weights are between two steps; saving and stopping then wait for the end of the step.
@@ -278,7 +278,7 @@ class RunControl:
         self.tell(phase)
         if self._stride == "phase":
             self.pause(f"Before {phase.phase} of step {phase.step}. Press Step or Resume to go on.")
-        self.breathe()
+        self.check_interrupt()
 
     def changed(self, step: int) -> dict[str, float]:
         """A step begins: every setting that was changed by now, under its dotted name."""
@@ -347,7 +347,7 @@ class RunControl:
                 if worry is not None and not self._worried:
                     self.pause(worry)
                 self._worried = worry is not None
-        self.breathe()
+        self.check_interrupt()
         with self._talk:
             if not self._edited:
                 self._reviewed = None
@@ -359,4 +359,4 @@ class RunControl:
         self._numbers = numbers
         if self._stride == "step":
             self.pause(f"After step {step}. Press Step or Resume to go on.")
-        self.breathe()
+        self.check_interrupt()

@@ -11,17 +11,17 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
 from grpo_core.learner.memory import is_out_of_memory
 from grpo_core.models import Policy
-from grpo_core.rollout import Sampled, Whole, sample_groups
+from grpo_core.rollout import OnGroupDone, Sampled, sample_groups
 from grpo_core.rubric import Notes, Rubric
 from grpo_core.tasks import Task, train_prompts
-from grpo_core.training.async_scoring import Ahead
+from grpo_core.training.async_scoring import AsyncScorer
 from grpo_core.training.control import RunControl
-from grpo_core.training.scoring import score, teaches
+from grpo_core.training.scoring import is_informative, score
 from grpo_core.types import Phase, PhaseStarted, Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnGroup:
+class SampledGroup:
     """One prompt with its G completions, as ids and as scored rollouts."""
 
     prompt: Prompt
@@ -31,10 +31,10 @@ class DrawnGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class RolloutBatch:
     """The P groups of a step, and what it took to get them."""
 
-    groups: list[DrawnGroup]
+    groups: list[SampledGroup]
     replaced_groups: int
     tokens: int  # completion tokens sampled, those of replaced groups included
     sampling_seconds: float
@@ -47,21 +47,25 @@ class Drawn:
         return [s for g in self.groups for s in g.sampled]
 
 
-def draw_groups(
+def collect_rollouts(
     step: int, policy: Policy, task: Task, rubric: Rubric, config: RunConfig, control: RunControl
-) -> Drawn:
+) -> RolloutBatch:
     """P prompts with G scored completions each.
 
     With `dynamic_sampling` n, tied groups are replaced by the step's next prompts in up to n rounds (DAPO, arXiv:2503.14476 §3.2); what
     is tied after the last one stays, so that every step has P groups.
     """
     t, rng = config.train, generator(policy, config.train.seed, step)
-    groups: list[DrawnGroup] = []
+    groups: list[SampledGroup] = []
     notes: dict[str, Notes] = {}
     num_prompts, tokens, sampling, scoring = 0, 0, 0.0, 0.0
     for _ in range(1 + config.algorithm.dynamic_sampling):
         dull = (
-            [i for i, g in enumerate(groups) if not teaches(g.rollouts, rubric, config.rubric.gate)]
+            [
+                i
+                for i, g in enumerate(groups)
+                if not is_informative(g.rollouts, rubric, config.rubric.gate)
+            ]
             if groups
             else list(range(t.prompts_per_step))
         )
@@ -73,7 +77,7 @@ def draw_groups(
         num_prompts += len(dull)
         ids = [encode(policy, prompt, task, config) for prompt in prompts]
         keeps_logprobs = config.algorithm.off_policy_threshold is not None or t.token_records > 0
-        with Ahead(rubric, policy, prompts) as ahead:
+        with AsyncScorer(rubric, policy, prompts) as ahead:
             sampled = sample(
                 policy,
                 ids,
@@ -93,7 +97,7 @@ def draw_groups(
                 sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))
             ]
             rollouts, why = score(prompts, by_prompt, policy, rubric, ahead)
-        fresh = [DrawnGroup(*one) for one in zip(prompts, ids, by_prompt, rollouts, strict=True)]
+        fresh = [SampledGroup(*one) for one in zip(prompts, ids, by_prompt, rollouts, strict=True)]
         for name, more in why.items():
             notes.setdefault(name, Notes()).add(more)
         new_at = dict(zip(dull, fresh, strict=True))
@@ -102,7 +106,7 @@ def draw_groups(
             sampling + sampled_at - started,
             scoring + control.tell.now() - sampled_at,
         )
-    return Drawn(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring, notes)
+    return RolloutBatch(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring, notes)
 
 
 def sample(
@@ -114,7 +118,7 @@ def sample(
     rng: torch.Generator,
     control: RunControl,
     keep_logprobs: bool = False,
-    whole: Whole | None = None,
+    whole: OnGroupDone | None = None,
 ) -> list[Sampled]:
     """Completions of encoded prompts; `whole` is told of each group when it is. Raises OutOfMemory, saying what to lower, where they do not fit."""
     t = config.train
@@ -126,7 +130,7 @@ def sample(
             t.max_new_tokens,
             temperature,
             rng,
-            control.breathe,
+            control.check_interrupt,
             keep_logprobs,
             whole,
         )
@@ -141,7 +145,7 @@ def sample(
 
 
 def with_rewards(
-    groups: list[DrawnGroup], given: Mapping[tuple[int, int], float]
+    groups: list[SampledGroup], given: Mapping[tuple[int, int], float]
 ) -> list[tuple[Prompt, tuple[Rollout, ...]]]:
     """Prompts with their rollouts, some with the reward that a person gave: (group, completion) -> reward, both from 0."""
     return [

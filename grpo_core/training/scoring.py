@@ -14,10 +14,19 @@ from grpo_core.learner import ADVANTAGES, GROUPINGS
 from grpo_core.learner.advantages import compare
 from grpo_core.models import Policy
 from grpo_core.rollout import Sampled
-from grpo_core.rubric import Notes, Rubric, Spread, gated, shaped, total, variance_shares, verdict
+from grpo_core.rubric import (
+    Notes,
+    Rubric,
+    RunningStd,
+    gated,
+    shaped,
+    total,
+    variance_shares,
+    verdict,
+)
 from grpo_core.rubric.predict import mean_interval, pass_at
 from grpo_core.rubric.shaping import Scores
-from grpo_core.training.async_scoring import Ahead, completion
+from grpo_core.training.async_scoring import AsyncScorer, completion
 from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
 
 
@@ -26,7 +35,7 @@ def score(
     sampled: Sequence[Sequence[Sampled]],
     policy: Policy,
     rubric: Rubric,
-    ahead: Ahead,
+    ahead: AsyncScorer,
 ) -> tuple[list[tuple[Rollout, ...]], dict[str, Notes]]:
     """Text, scores and reward of each prompt's completions; advantages come when all groups of the step are there to be compared.
 
@@ -50,8 +59,8 @@ def compare_groups(
     groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]],
     rubric: Rubric,
     config: RunConfig,
-    spread: Spread,
-) -> tuple[tuple[Group, ...], torch.Tensor, Spread]:
+    spread: RunningStd,
+) -> tuple[tuple[Group, ...], torch.Tensor, RunningStd]:
     """Rewards shaped, then every completion against its siblings. Returns the groups, the rewards (B,) that were compared, nan = unscored, and the
     spread with these in it.
 
@@ -99,8 +108,8 @@ def advantages_of(
     keys: Sequence[int],
     rubric: Rubric,
     config: RunConfig,
-    spread: Spread,
-) -> tuple[torch.Tensor, torch.Tensor, Spread]:
+    spread: RunningStd,
+) -> tuple[torch.Tensor, torch.Tensor, RunningStd]:
     """From a step's scores to its advantages: gate, weights, scale, clip, comparison. What the trainer does, and the what-if over stored rows.
 
     given: the reward that a person gave a rollout, else None. Returns advantages and compared rewards (B,), nan = unscored, and the spread with these.
@@ -144,7 +153,7 @@ def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tup
     )
 
 
-def teaches(rollouts: Sequence[Rollout], rubric: Rubric, gate: bool) -> bool:
+def is_informative(rollouts: Sequence[Rollout], rubric: Rubric, gate: bool) -> bool:
     """Whether siblings alone, compared with each other, would have advantages that are not 0."""
     scores = [r.scores for r in rollouts]
     if gate and rubric.outcome:
@@ -215,7 +224,7 @@ def too_many_unscored(groups: Sequence[Group]) -> str | None:
     return f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). Mend the criterion, or press Resume to go on without them, or Stop."
 
 
-def exam_metrics(
+def eval_metrics(
     prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric
 ) -> dict[str, float | None]:
     """Means over the completions of each prompt of an exam, as many of each, one after the other.

@@ -8,21 +8,27 @@ from typing import Any
 
 import torch
 
-from grpo_core.config import RunConfig, turned
+from grpo_core.config import RunConfig, with_changes
 from grpo_core.learner import Batch, Learner, NonFinite
 from grpo_core.models import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.models.context_fit import fitting
 from grpo_core.models.device import environment, peak_memory_mib
 from grpo_core.models.download import fetch
-from grpo_core.rubric import Rubric, Spread, build_rubric
+from grpo_core.rubric import Rubric, RunningStd, build_rubric
 from grpo_core.tasks import Task, heldout_prompts, load_task, second_task
-from grpo_core.training.checkpoint import Keeper
+from grpo_core.training.checkpoint import CheckpointManager
 from grpo_core.training.control import RunControl
 from grpo_core.training.memory_estimate import recomputes_layers
-from grpo_core.training.rollout_batch import draw_groups, encode, generator, sample, with_rewards
+from grpo_core.training.rollout_batch import (
+    collect_rollouts,
+    encode,
+    generator,
+    sample,
+    with_rewards,
+)
 from grpo_core.training.scoring import (
     compare_groups,
-    exam_metrics,
+    eval_metrics,
     group_metrics,
     mean,
     too_many_unscored,
@@ -57,14 +63,14 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     fetch(
         config.model,
         lambda text: control.tell(Noticed(0, "download", "info", text)),
-        control.breathe,
+        control.check_interrupt,
     )
     policy = load_policy(config.model, t.seed)
     task = fitting(task, policy, config)
-    exams = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}
+    eval_sets = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}
     if (other := second_task(config.task)) is not None:
         second = fitting(load_task(other), policy, config.model_copy(update={"task": other}))
-        exams["second"] = second, heldout_prompts(second, other.heldout_size)
+        eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
     reference = policy.frozen_copy() if config.algorithm.measure_kl else None
     learner = Learner(
@@ -83,32 +89,37 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     )
 
     vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met
-    with Keeper(policy.model, learner, config, control) as keeper:
+    with CheckpointManager(policy.model, learner, config, control) as checkpoints:
         step, spread, evaluated = (
-            keeper.restore()
+            checkpoints.restore()
         )  # 0, no rewards seen yet, not evaluated; or what a checkpoint says
         while True:
             if not evaluated and (
                 step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)
             ):
                 accuracy = evaluate(
-                    step, exams, policy, rubric, turned(config, control.knobs(step)), control
+                    step,
+                    eval_sets,
+                    policy,
+                    rubric,
+                    with_changes(config, control.knobs(step)),
+                    control,
                 )
-                keeper.mark(step, spread, True, accuracy)
-            keeper.save_if_due()
+                checkpoints.mark(step, spread, True, accuracy)
+            checkpoints.save_if_due()
             if step == t.steps:
                 return
             step, evaluated = step + 1, False
             spread, measured = take_step(
                 step, spread, policy, vocabulary, task, rubric, config, learner, control
             )
-            keeper.mark(step, spread, evaluated)
+            checkpoints.mark(step, spread, evaluated)
             control.finished(step, measured)
 
 
 def take_step(
     step: int,
-    spread: Spread,
+    spread: RunningStd,
     policy: Policy,
     vocabulary: Vocabulary,
     task: Task,
@@ -116,15 +127,15 @@ def take_step(
     config: RunConfig,
     learner: Learner,
     control: RunControl,
-) -> tuple[Spread, dict[str, Any]]:
+) -> tuple[RunningStd, dict[str, Any]]:
     """One step of GRPO. Returns the spread of all rewards so far, with this step's in it, and what was measured."""
     clock = control.tell
     started = clock.now()
-    config = turned(config, control.changed(step))
+    config = with_changes(config, control.changed(step))
     t = config.train
     learner.turn(config.algorithm, t, learning_rate(config, policy))
 
-    drawn = draw_groups(step, policy, task, rubric, config, control)
+    drawn = collect_rollouts(step, policy, task, rubric, config, control)
     compared_at = clock.now()
     batch = Batch(
         prompts=[g.prompt_ids for g in drawn.groups],
@@ -143,7 +154,7 @@ def take_step(
             with_rewards(drawn.groups, control.rewards(step)), rubric, config, spread
         )
         judged = learner.judge(
-            batch, rewards, control.breathe, again
+            batch, rewards, control.check_interrupt, again
         )  # with a critic: it must look before the policy moves
         if judged is not None:
             groups = with_advantages(groups, judged.row_advantages.tolist())
@@ -172,7 +183,7 @@ def take_step(
     tokens = None
     try:
         update = learner.update(
-            batch, judged or advantages, lambda: control.breathe(whole=not learner.midway)
+            batch, judged or advantages, lambda: control.check_interrupt(whole=not learner.midway)
         )
         measured = {f.name: getattr(update, f.name) for f in fields(update)} | {
             "clip_frac": update.clip_low_frac + update.clip_high_frac
@@ -216,7 +227,7 @@ def take_step(
 
 def evaluate(
     step: int,
-    exams: Mapping[str, tuple[Task, Sequence[Prompt]]],
+    eval_sets: Mapping[str, tuple[Task, Sequence[Prompt]]],
     policy: Policy,
     rubric: Rubric,
     config: RunConfig,
@@ -224,15 +235,15 @@ def evaluate(
 ) -> float | None:
     """`eval_samples` completions of every prompt of every exam, sampled from the same random numbers each time, or greedy. Returns the held-out accuracy.
 
-    exams: "heldout", and "second": a task that is not trained on. Their names stand before those of their metrics.
+    eval_sets: "heldout", and "second": a task that is not trained on. Their names stand before those of their metrics.
     """
-    if not any(prompts for _, prompts in exams.values()):
+    if not any(prompts for _, prompts in eval_sets.values()):
         return None
     t = config.train
     control.enter(PhaseStarted(Phase.EVALUATING, step, t.steps))
     temperature = t.temperature if t.eval_mode == "sampled" else 0.0
     metrics: dict[str, float | None] = {}
-    for name, (task, prompts) in exams.items():
+    for name, (task, prompts) in eval_sets.items():
         prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
         sampled = sample(
             policy,
@@ -245,7 +256,7 @@ def evaluate(
         )
         metrics |= {
             f"{name}/{what}": value
-            for what, value in exam_metrics(prompts, sampled, policy, rubric).items()
+            for what, value in eval_metrics(prompts, sampled, policy, rubric).items()
         }
     control.tell(Evaluated(step, metrics))
     return metrics.get("heldout/accuracy")

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from grpo_core.analysis.advisor import CODES, Facts, advise, assess, signals
-from grpo_core.analysis.advisor import diagnoses as ills
+from grpo_core.analysis.advisor import CODES, Facts, advise, assess, diagnoses, signals
 from grpo_core.cli import main
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
@@ -275,7 +274,7 @@ def test_every_code_of_the_advisor_is_tested_here():
 
 @pytest.mark.parametrize("code", CASES)
 def test_an_illness_is_named_with_its_threshold_and_a_way_out(code):
-    diagnose = getattr(ills, code, None) or getattr(signals, code)
+    diagnose = getattr(diagnoses, code, None) or getattr(signals, code)
     ill, just_short = CASES[code]
     notice = diagnose(ill)
     assert notice is not None
@@ -314,7 +313,7 @@ def test_dead_groups_are_told_beside_what_chance_predicts_and_the_group_size_tha
         tied_best_frac=0.05,
         metrics={"score/accuracy": [(i, 0.18) for i in range(1, 41)]},
     )
-    notice = ills.dead_groups(ill)
+    notice = diagnoses.dead_groups(ill)
     assert notice.evidence["expected"] == 0.705
     assert "chance alone ties 70 %" in notice.message
     assert notice.advice == "Raise the group size: with 8 completions 20 % would tie."
@@ -327,8 +326,8 @@ def test_what_follows_from_an_illness_is_not_a_second_one():
         truncated_frac=0.6,
         groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 21)],
     )
-    assert ills.truncation(wild)
-    assert ills.phantom(wild)
+    assert diagnoses.truncation(wild)
+    assert diagnoses.phantom(wild)
     assert [n.code for n in assess(wild)] == ["lr_too_high"]
 
 
@@ -372,7 +371,7 @@ def test_notices_are_written_down_replaced_and_stay_dismissed(cut_short):
     store, run_id = cut_short
     notices = advise(store, run_id)
     assert [n.code for n in notices] == ["truncation"]
-    assert store.place_of(notices[0].group_id) == (5, 0)
+    assert store.group_ref_of(notices[0].group_id) == (5, 0)
     other = Notice("noise", "info", 1, "gone soon")
     store.set_alerts(run_id, [other, *notices])
     store.set_alerts(run_id, notices)

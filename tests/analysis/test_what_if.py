@@ -11,7 +11,7 @@ from grpo_core.analysis import what_if as whatif
 from grpo_core.analysis.token_loss import share_of_gradient, step_facts, token_terms
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
-from grpo_core.learner.aggregation import StepSize
+from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
 from grpo_core.runs.manager import execute, prepare
 from grpo_core.store import Recorder
@@ -257,7 +257,7 @@ def test_a_tokens_gradient_and_clip_state_are_the_losss_own(store):
         torch.tensor([[0.8]], dtype=torch.float64),
         ref=torch.tensor([[-0.7, -0.9]], dtype=torch.float64),
     )
-    loss = loss_of(x, settings.algorithm, Coefficients(0.1, 0.0), StepSize(4, 10, 48)).total
+    loss = loss_of(x, settings.algorithm, Coefficients(0.1, 0.0), LossNormalizer(4, 10, 48)).total
     loss.backward()
     assert sum(terms.term) == pytest.approx(loss.item(), abs=1e-6)
     assert terms.gradient == pytest.approx(new.grad[0].tolist(), abs=1e-6)

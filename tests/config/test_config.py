@@ -135,7 +135,7 @@ def test_every_field_has_a_title_and_one_line_of_help():
         (
             {"algorithm.dynamic_sampling": 1, "algorithm.grouping": "batch"},
             "algorithm.dynamic_sampling",
-            "still teaches",
+            "still is_informative",
         ),
         (
             {"algorithm.entropy_target": 0.2, "algorithm.entropy_coef": 2},

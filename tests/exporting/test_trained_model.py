@@ -17,7 +17,7 @@ from grpo_core.config import PRESETS, nest, parse, with_preset
 from grpo_core.errors import StudioError
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.exporting.trained_model import export_model, model_card
-from grpo_core.preflight.service import Desk
+from grpo_core.preflight.service import PreflightService
 from grpo_core.store import Store
 
 SETTINGS = {
@@ -66,7 +66,7 @@ def test_an_exported_model_loads_in_plain_transformers_and_says_what_the_playgro
     trained, kind, tmp_path
 ):
     store, run_id = trained[kind]
-    desk = Desk(store)
+    desk = PreflightService(store)
     folder = export_model(store, run_id, tmp_path / "model")
     assert {
         "config.json",
@@ -139,18 +139,18 @@ def test_what_cannot_be_exported_is_refused_in_one_line(trained, tmp_path):
     with pytest.raises(StudioError, match="has no saved state"):
         export_model(store, without, tmp_path / "b")
     with pytest.raises(StudioError, match="does not fit the context"):
-        Desk(store).play(run_id, "x" * 5000, "", [0], 1, 0.0)
+        PreflightService(store).play(run_id, "x" * 5000, "", [0], 1, 0.0)
     row = store.checkpoints(run_id)[0]
     (row.path / "policy.safetensors").write_bytes(
         (row.path / "policy.safetensors").read_bytes()[:-8]
     )
     with pytest.raises(StudioError, match="damaged"):
-        Desk(store).play(run_id, "Q", "", [1], 1, 0.0)
+        PreflightService(store).play(run_id, "Q", "", [1], 1, 0.0)
 
 
 def test_both_sides_get_the_same_random_numbers_and_a_typed_prompt_needs_no_answer(trained):
     store, run_id = trained["whole"]
-    played = Desk(store).play(run_id, "Q: 1+1+1=?", "", [0, 0], 3, 1.0)
+    played = PreflightService(store).play(run_id, "Q: 1+1+1=?", "", [0, 0], 3, 1.0)
     left, right = ([r.completion.text for r in side.rollouts] for side in played.sides)
     assert left == right
     assert all(r.scores["accuracy"] is None for r in played.sides[0].rollouts)

@@ -8,13 +8,13 @@ import torch
 from grpo_core.learner import packed_attention as attention
 from grpo_core.learner.batch import Batch, packed, separate, whole_groups
 from grpo_core.learner.packed_attention import flat
-from grpo_core.models.decoder import Family, masked
+from grpo_core.models.decoder import FusedDecoder, masked
 from tests.rollout.test_fast_paths import OURS, make_model, ragged
 
 
 def states_and_gradient(model, batch: Batch, layout) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the states that completion tokens are predicted from, and of a loss that weighs each of their numbers differently."""
-    family = Family.of(model)
+    family = FusedDecoder.of(model)
     if layout is flat:
         found = flat(batch)
         states = family.states(found.input_ids, found.position_ids, found.attend)
@@ -97,7 +97,7 @@ def test_parts_hold_every_row_once_in_whole_groups_where_these_fit(budget):
     parts = whole_groups(batch, budget)
     assert sorted(i for part in parts for i in part.places) == list(range(24))
     for part in parts:
-        tokens = sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+        tokens = sum(part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings))
         assert len(part) == 1 or tokens <= budget
         assert len(part) == 1 or _places(part) <= 2 * budget
         for prompt, rows in zip(part.prompts, part.siblings, strict=True):
@@ -107,7 +107,7 @@ def test_parts_hold_every_row_once_in_whole_groups_where_these_fit(budget):
     if budget == 1000:
         assert [len(part) for part in parts] == [24]
     if budget == 200:  # each group is at most 10 + 8 x 29 places, and each has less than 200 tokens
-        assert all(batch.strip_tokens((p, rows)) <= 200 for p, rows in enumerate(batch.siblings))
+        assert all(batch.segment_tokens((p, rows)) <= 200 for p, rows in enumerate(batch.siblings))
         assert [
             [part.places[i] // 8 for i in rows] for part in parts for rows in part.siblings
         ] == [

@@ -484,7 +484,7 @@ def test_combinations_that_make_no_sense_are_refused_with_the_way_out(given, fie
         parse(nest(given))
     [problem] = caught.value.problems
     assert problem.field == field
-    assert says in problem.way_out
+    assert says in problem.hint
 
 
 def events_of(settings):

@@ -24,7 +24,7 @@ from grpo_core.learner import (
     separate,
     token_logprobs,
 )
-from grpo_core.learner.aggregation import StepSize
+from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.kl import Divergence
 from grpo_core.learner.objectives import Terms
 
@@ -161,7 +161,7 @@ def test_kl_estimators_have_their_closed_forms_and_k3_averages_to_the_true_kl():
 def test_aggregations_weigh_completions_or_tokens_as_they_say():
     values = torch.tensor([[1.0, 1, 1, 1], [4, 0, 0, 0]]).double()
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]).bool()
-    size = StepSize(num_rows=2, num_tokens=5, max_new_tokens=8)
+    size = LossNormalizer(num_rows=2, num_tokens=5, max_new_tokens=8)
     assert AGGREGATIONS["sequence_mean"](values, mask, size).item() == pytest.approx((1 + 4) / 2)
     assert AGGREGATIONS["token_mean"](values, mask, size).item() == pytest.approx((4 + 4) / 5)
     assert AGGREGATIONS["constant"](values, mask, size).item() == pytest.approx((4 + 4) / (2 * 8))

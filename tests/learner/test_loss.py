@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from grpo_core.config import AlgorithmConfig
 from grpo_core.learner import KL_ESTIMATORS, OBJECTIVES
-from grpo_core.learner.aggregation import AGGREGATIONS, StepSize, entropy_threshold
+from grpo_core.learner.aggregation import AGGREGATIONS, LossNormalizer, entropy_threshold
 from grpo_core.learner.kl import Divergence
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
 from grpo_core.learner.objectives import Terms
@@ -52,16 +52,18 @@ def tokens(seed: int, num_rows: int = 5, width: int = 6) -> Tokens:
     )
 
 
-def size_of(x: Tokens, a: AlgorithmConfig) -> StepSize:
+def size_of(x: Tokens, a: AlgorithmConfig) -> LossNormalizer:
     entropy = x.entropy.detach()[x.mask]
     threshold = (
         entropy_threshold(entropy, a.entropy_quantile) if a.entropy_quantile < 1 else -math.inf
     )
-    return StepSize(len(x.new), int(x.mask.sum()), 6, threshold, int((entropy >= threshold).sum()))
+    return LossNormalizer(
+        len(x.new), int(x.mask.sum()), 6, threshold, int((entropy >= threshold).sum())
+    )
 
 
 def run(
-    parts: list[Tokens], a: AlgorithmConfig, size: StepSize
+    parts: list[Tokens], a: AlgorithmConfig, size: LossNormalizer
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss, and its gradient with respect to log-probabilities and entropies of the parts."""
     leaves = [leaf for x in parts for leaf in (x.new, x.entropy)]

@@ -99,7 +99,7 @@ def test_micro_batches_hold_every_row_once_and_no_more_tokens_than_asked_for(bud
     parts = micro_batches(batch, budget, hidden_size)
     assert sorted(i for part in parts for i in part.places) == list(range(24))
     for part in parts:
-        widths = [part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings)]
+        widths = [part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings)]
         assert len(part) == 1 or len(widths) * max(widths) <= budget
         for prompt, rows in zip(part.prompts, part.siblings, strict=True):
             for i in rows:
@@ -137,7 +137,7 @@ def test_a_long_prompt_makes_room_for_its_own_group_and_not_for_all_the_others()
     )
     assert (
         max(
-            sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+            sum(part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings))
             for part in learner.fitting.parts(batch)
         )
         == 2000 + 8 * 48
@@ -153,7 +153,7 @@ def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
     def work(parts):
         tried.append(
             max(
-                sum(part.strip_tokens((p, rows)) for p, rows in enumerate(part.siblings))
+                sum(part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings))
                 for part in parts
             )
         )
@@ -161,7 +161,7 @@ def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return True
 
-    assert learner.fitting.attempt(batch, work)
+    assert learner.fitting.retry_on_oom(batch, work)
     assert all(later < earlier for earlier, later in pairwise(tried)), tried
 
 

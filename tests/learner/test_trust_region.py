@@ -290,14 +290,14 @@ def test_a_stop_at_any_breath_leaves_the_weights_bit_for_bit():
         put_gradient(model, batch, A)
         before = weights_of(model)
 
-        def breathe():
+        def check_interrupt():
             nonlocal count
             count += 1
             if count > limit:
                 raise Stop
 
         with suppress(Stop):
-            step(model, [(batch, A)], breathe=breathe)
+            step(model, [(batch, A)], check_interrupt=check_interrupt)
         return count, all(torch.equal(before[n], p) for n, p in model.named_parameters())
 
     total, same = breaths(math.inf)

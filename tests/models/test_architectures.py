@@ -255,10 +255,10 @@ def test_check_model_compares_the_end_tokens_of_config_and_template(folders):
 
 
 def test_check_model_samples_an_answer_and_its_card_shows_it_as_text(folders):
-    from grpo_core.preflight.service import Desk
+    from grpo_core.preflight.service import PreflightService
     from ui.tabs.model import model_card
 
-    found, sample = Desk().check_model(
+    found, sample = PreflightService().check_model(
         parse(nest({"model.name": str(folders["Llama"]), "train.max_new_tokens": 8}))
     )
     assert found.parameters > 1000

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo_core.config import AlgorithmConfig
-from grpo_core.learner.aggregation import StepSize, entropy_threshold
+from grpo_core.learner.aggregation import LossNormalizer, entropy_threshold
 from grpo_core.learner.controls import Steering
 from grpo_core.learner.loss import Coefficients, Loss, Tokens, loss_of
 from tests.parity import trl_loss
@@ -177,7 +177,7 @@ def ours(d: Draw, a: AlgorithmConfig) -> Loss:
     threshold = (
         entropy_threshold(high, a.entropy_quantile) if a.entropy_quantile < 1 else -torch.inf
     )
-    size = StepSize(
+    size = LossNormalizer(
         len(d.new), int(d.mask.sum()), LONGEST, threshold, int((high >= threshold).sum())
     )
     x = Tokens(
@@ -319,7 +319,9 @@ def test_the_adaptive_entropy_bonus_moves_as_trls_does():
     )
     for seed in range(DRAWS):
         d = draw(seed, torch.float64)
-        size = StepSize(len(d.new), int(d.mask.sum()), LONGEST, num_carrying=int(d.mask.sum()))
+        size = LossNormalizer(
+            len(d.new), int(d.mask.sum()), LONGEST, num_carrying=int(d.mask.sum())
+        )
         x = Tokens(d.new, d.old, d.entropy, d.mask, d.mask, d.advantages[:, None])
         mine = loss_of(x, a, Coefficients(0.0, steering.entropy_weight(a)), size)
         theirs = trl_loss.loss(t, d.new, d.old, d.entropy, d.mask, d.advantages)

@@ -10,7 +10,7 @@ import pytest
 from grpo_core.config import Criterion, RubricConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.preflight.preflight import Finding, FirstStep, findings, first_step, refusal, verdict
-from grpo_core.preflight.service import Desk
+from grpo_core.preflight.service import PreflightService
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import mean_interval, pass_at, tied_share
 from grpo_core.rubric.probes import probe
@@ -191,7 +191,7 @@ def test_honest_answers_come_first_and_earn_what_they_should():
 
 def test_preflight_of_the_default_run_is_green_and_measured():
     config = parse(nest({"train.prompts_per_step": 4}))
-    found = Desk().preflight(config)
+    found = PreflightService().preflight(config)
     assert verdict(found) == "green", found
     said = {f.title: f.text for f in found}
     assert said["KL at first"].startswith("0 nats")
@@ -212,12 +212,14 @@ def test_preflight_is_red_where_the_run_would_teach_nothing(tiny_settings):
             }
         ],
     }
-    found = Desk().preflight(parse(nest(settings)))
+    found = PreflightService().preflight(parse(nest(settings)))
     assert verdict(found) == "red"
     text = " ".join(f.text for f in found if f.level == "red")
     assert "8 of 8 completions have no reward" in text
     assert "ZeroDivisionError" in text
-    tied = Desk().preflight(parse(nest({**tiny_settings, "rubric.name": "accuracy only"})))
+    tied = PreflightService().preflight(
+        parse(nest({**tiny_settings, "rubric.name": "accuracy only"}))
+    )
     assert "100% of groups tie" in " ".join(f.text for f in tied if f.level == "red")
 
 
@@ -243,7 +245,7 @@ def test_red_stops_amber_asks_and_anyway_answers_except_where_nothing_could_work
 
 
 def test_a_report_stops_the_very_settings_that_it_is_about_and_no_others(tiny_settings):
-    desk = Desk()
+    desk = PreflightService()
     config = parse(nest({**tiny_settings, "rubric.name": "accuracy only"}))
     assert desk.refusal(config, False) == ""  # nobody has looked
     assert verdict(desk.preflight(config)) == "red"
@@ -291,7 +293,7 @@ def test_a_kl_that_is_not_zero_at_first_is_red(tiny_settings):
 
 def test_preflight_waits_for_a_run_that_is_going():
     with pytest.raises(StudioError, match="A run is going"):
-        Desk(busy=lambda: True).preflight(parse(nest({})))
+        PreflightService(busy=lambda: True).preflight(parse(nest({})))
 
 
 # ---- the workbench ---------------------------------------------------------------------------------------------------------------
@@ -301,7 +303,9 @@ def test_pasted_completions_are_compared_as_one_group_of_the_tasks_first_prompt(
     from grpo_core.tasks import TASKS, train_prompts
 
     [prompt] = train_prompts(TASKS["sums"], 0, 1, 1)
-    tried = Desk().score_texts(parse(nest({})), [f"<answer>{prompt.answer}</answer>", "no"])
+    tried = PreflightService().score_texts(
+        parse(nest({})), [f"<answer>{prompt.answer}</answer>", "no"]
+    )
     [group] = tried.groups
     assert [r.reward for r in group.rollouts] == pytest.approx(
         [1.3, 0.1]
@@ -316,7 +320,7 @@ def test_sampled_groups_have_the_runs_own_size_and_the_page_shows_them_as_text()
     from ui.tabs.workbench import probes as shown_probes
     from ui.tabs.workbench import tried as shown
 
-    desk, config = Desk(), parse(nest({"train.group_size": 4}))
+    desk, config = PreflightService(), parse(nest({"train.group_size": 4}))
     tried = desk.try_rubric(config, 2)
     assert [len(g.rollouts) for g in tried.groups] == [4, 4]
     page = shown(tried)
@@ -330,7 +334,7 @@ def test_weights_that_change_are_applied_to_the_groups_in_view_with_nothing_samp
     from ui.tabs.setup import _defaults
     from ui.tabs.workbench import keyed, reweighed
 
-    desk, config = Desk(), parse(nest({}))
+    desk, config = PreflightService(), parse(nest({}))
     texts = ["<answer>0</answer>", "no", "no"]
     tried = desk.score_texts(config, texts)
     table = [

@@ -14,9 +14,17 @@ from grpo_core.learner import Batch, Learner
 from grpo_core.learner.batch import separate
 from grpo_core.learner.logprobs import token_logprobs
 from grpo_core.models import Policy
-from grpo_core.models.decoder import Family, _RMSNorm, _Rotate, _SwiGLU, rms_norm, swiglu, turn
+from grpo_core.models.decoder import (
+    FusedDecoder,
+    _RMSNorm,
+    _Rotate,
+    _SwiGLU,
+    rms_norm,
+    swiglu,
+    turn,
+)
 from grpo_core.models.lora import AdapterOff, adapter_layers, add_adapters, merge_adapters
-from grpo_core.rollout import decode_batches as waves
+from grpo_core.rollout import decode_batches as decode_batches
 from grpo_core.rollout import decoders, sample_groups
 
 SHAPES = {
@@ -87,7 +95,7 @@ def ragged(group_size: int, seed: int = 0) -> Batch:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_only_what_is_known_to_be_alike_is_taken_for_the_family(shape):
-    assert (Family.of(make_model(shape)) is not None) == (shape in OURS)
+    assert (FusedDecoder.of(make_model(shape)) is not None) == (shape in OURS)
 
 
 def test_a_model_with_a_replaced_layer_is_computed_by_its_own_code():
@@ -97,7 +105,7 @@ def test_a_model_with_a_replaced_layer_is_computed_by_its_own_code():
     model = make_model("Llama")
     layer = model.model.layers[1].self_attn
     layer.q_proj = Adapted(32, 32, bias=False)
-    assert Family.of(model) is None
+    assert FusedDecoder.of(model) is None
 
 
 @pytest.mark.parametrize("group_size", [2, 16])
@@ -137,9 +145,9 @@ def test_groups_that_do_not_fit_memory_together_are_sampled_in_turn_and_draw_the
         ragged(2).prompts,
     )
     whole = sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5))
-    assert list(waves.waves(policy, prompts, 4, 12)) == [[0, 1, 2]]
-    monkeypatch.setattr(waves, "free_memory", lambda device: 0)
-    assert list(waves.waves(policy, prompts, 4, 12)) == [
+    assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [[0, 1, 2]]
+    monkeypatch.setattr(decode_batches, "free_memory", lambda device: 0)
+    assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [
         [0],
         [1],
         [2],
@@ -149,7 +157,9 @@ def test_groups_that_do_not_fit_memory_together_are_sampled_in_turn_and_draw_the
 
 def test_models_that_look_back_a_fixed_way_get_no_padding_before_their_prompts():
     policy = Policy(make_model("Gemma 2"), None, frozenset(), 0, 128)
-    assert sorted(map(sorted, waves.waves(policy, [[2], [3, 4], [5], [6, 7]], 2, 4))) == [
+    assert sorted(
+        map(sorted, decode_batches.decode_batches(policy, [[2], [3, 4], [5], [6, 7]], 2, 4))
+    ) == [
         [0, 2],
         [1, 3],
     ]
@@ -159,7 +169,7 @@ def test_models_that_look_back_a_fixed_way_get_no_padding_before_their_prompts()
 @pytest.mark.parametrize("shape", sorted(OURS))
 def test_logprobs_of_the_family_are_the_models_own(shape, adapters):
     batch, model = ragged(4), with_adapters(make_model(shape)) if adapters else make_model(shape)
-    assert Family.of(model) is not None
+    assert FusedDecoder.of(model) is not None
     with torch.no_grad():
         fast, plain = (token_logprobs(model, batch, 0.8, layout)[0] for layout in (None, separate))
     assert (fast - plain).abs().max() <= 1e-4

@@ -201,11 +201,11 @@ def test_any_of_several_end_tokens_ends_a_completion_and_counts_as_its_last_toke
 def test_a_stop_is_noticed_before_the_next_token(policy):
     calls = []
 
-    def breathe() -> None:
+    def check_interrupt() -> None:
         calls.append(1)
         if len(calls) == 4:
             raise KeyError("stop")
 
     with pytest.raises(KeyError):
-        sample_groups(policy, [[1]], 2, 100, 1.0, torch.Generator().manual_seed(0), breathe)
+        sample_groups(policy, [[1]], 2, 100, 1.0, torch.Generator().manual_seed(0), check_interrupt)
     assert len(calls) == 4

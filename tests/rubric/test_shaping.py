@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from grpo_core.config import RubricConfig, parse
 from grpo_core.errors import InvalidConfig
-from grpo_core.rubric import Spread, build_rubric, gated, shaped
-from grpo_core.training.scoring import compare_groups, teaches
+from grpo_core.rubric import RunningStd, build_rubric, gated, shaped
+from grpo_core.training.scoring import compare_groups, is_informative
 from grpo_core.types import Completion, Prompt, Rollout
 
 
@@ -20,9 +20,9 @@ from grpo_core.types import Completion, Prompt, Rollout
 def test_the_running_spread_is_the_sample_deviation_of_all_rewards_so_far_and_survives_being_saved(
     batches,
 ):
-    spread = Spread()
+    spread = RunningStd()
     for batch in batches:
-        spread = Spread(**asdict(spread)).including(batch)
+        spread = RunningStd(**asdict(spread)).including(batch)
     known = [r for batch in batches for r in batch if r is not None]
     expected = statistics.stdev(known) if len(known) > 1 else 0.0
     assert spread.count == len(known)
@@ -30,7 +30,7 @@ def test_the_running_spread_is_the_sample_deviation_of_all_rewards_so_far_and_su
 
 
 def test_rewards_are_scaled_then_clipped_and_null_stays_null():
-    spread = Spread().including([0.0, 4.0])  # sample std 2.828
+    spread = RunningStd().including([0.0, 4.0])  # sample std 2.828
     assert shaped([4.0, None], RubricConfig(), spread) == [4.0, None]
     assert shaped([4.0, None], RubricConfig(scale=True), spread) == [
         pytest.approx(1.41421, abs=1e-5),
@@ -84,10 +84,10 @@ def test_behind_the_gate_a_group_in_which_nobody_was_right_teaches_nothing_and_s
     for gate, verdict in ((False, "phantom"), (True, "gated")):
         config = parse(CONFIG | {"rubric": CONFIG["rubric"] | {"gate": gate}})
         rubric = build_rubric(config.rubric)
-        [group], _, _ = compare_groups(phantom, rubric, config, Spread())
+        [group], _, _ = compare_groups(phantom, rubric, config, RunningStd())
         assert group.verdict == verdict
         assert any(r.advantage for r in group.rollouts) != gate
-        assert teaches(phantom[0][1], rubric, gate) != gate
+        assert is_informative(phantom[0][1], rubric, gate) != gate
         assert [r.reward for r in group.rollouts] == [
             0.25,
             0.1,
@@ -101,7 +101,7 @@ def test_scaled_rewards_decide_the_advantage_and_the_plain_ones_are_kept():
         | {"rubric": CONFIG["rubric"] | {"scale": True}, "algorithm": {"advantage": "group_mean"}}
     )
     [group], _, spread = compare_groups(
-        groups((1, 0), (0, 0)), build_rubric(config.rubric), config, Spread()
+        groups((1, 0), (0, 0)), build_rubric(config.rubric), config, RunningStd()
     )
     assert [r.reward for r in group.rollouts] == [1.0, 0.0]
     assert spread.std == pytest.approx(0.70711, abs=1e-5)  # of 1 and 0

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig, StoreError, StudioError
-from grpo_core.preflight.service import Desk
+from grpo_core.preflight.service import PreflightService
 from grpo_core.runs.limits import Limits, Visitors, from_environment
 from grpo_core.store import Recorder, Store
 from grpo_core.store.snapshot import Snapshots
@@ -115,7 +115,7 @@ def test_while_a_text_is_scored_no_file_outside_is_read_either(tmp_path, monkeyp
 
 
 def test_the_desk_asks_before_it_looks(tmp_path):
-    desk = Desk(check=Limits(roots=(tmp_path,)).check)
+    desk = PreflightService(check=Limits(roots=(tmp_path,)).check)
     config = parse(nest({"task.path": "/etc/hosts"}))
     for question in (
         desk.preview,
@@ -209,7 +209,7 @@ def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
 
     def train(config, emit, control):
         while True:
-            control.breathe()
+            control.check_interrupt()
 
     store = Store(tmp_path / "r.sqlite")
     asked = []

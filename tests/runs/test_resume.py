@@ -13,7 +13,7 @@ from torch import Tensor
 from grpo_core.checkpoint_files import MANIFEST, BadCheckpoint, file_hash, saved_steps, superfluous
 from grpo_core.config import flatten, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.rubric import Spread
+from grpo_core.rubric import RunningStd
 from grpo_core.runs.manager import execute, prepare
 from grpo_core.runs.resume import plan_branch, plan_resume
 from grpo_core.store import Store
@@ -318,7 +318,7 @@ def test_plain_state_comes_back_as_it_was():
 
 
 def test_a_checkpoint_that_could_not_be_finished_leaves_the_one_before_alone(tmp_path, monkeypatch):
-    snapshot = Snapshot(1, {"w": torch.ones(3)}, {"optimizer": {}}, Spread(), False, None)
+    snapshot = Snapshot(1, {"w": torch.ones(3)}, {"optimizer": {}}, RunningStd(), False, None)
     first = save(tmp_path, snapshot)
     before = {p.name: p.read_bytes() for p in first.iterdir()}
     for step in range(1, 3):
@@ -331,7 +331,7 @@ def test_a_checkpoint_that_could_not_be_finished_leaves_the_one_before_alone(tmp
                     step,
                     {"w": torch.ones(3)},
                     {"optimizer": {"x": torch.ones(2)}},
-                    Spread(),
+                    RunningStd(),
                     {1},
                     None,
                 ),

@@ -26,7 +26,7 @@ class Script:
         emit(ModelLoaded({"device": "none"}))
         for step in range(1, config.train.steps + 1):
             while not self.go.acquire(timeout=0.01):
-                control.breathe()
+                control.check_interrupt()
             if self.error:
                 raise self.error
             emit(StepCompleted(step, StepMetrics(reward_mean=float(step)), {}))
@@ -193,4 +193,4 @@ def test_stop_requested_reaches_training_through_control_alone(manager, script):
     control = manager._current.control
     manager.stop(run_id)
     with pytest.raises(StopRequested):
-        control.breathe()
+        control.check_interrupt()

@@ -549,7 +549,7 @@ def test_a_push_that_cannot_be_says_why_and_leaves_nothing_half_done(tiny_model,
 
 def test_strangers_cannot_push_with_the_operators_token(store):
     from grpo_core.errors import StudioError
-    from grpo_core.preflight.service import Desk
+    from grpo_core.preflight.service import PreflightService
 
     with pytest.raises(StudioError, match="the token would be its operator's"):
-        Desk(store, may_push=False).push_model("any", "me/model")
+        PreflightService(store, may_push=False).push_model("any", "me/model")

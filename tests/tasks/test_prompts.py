@@ -440,7 +440,7 @@ def test_prompts_longer_than_the_context_are_counted_and_refused_or_dropped_by_c
 def test_the_preview_shows_prompts_as_the_model_reads_them_and_what_was_counted(
     tmp_path, tiny_model
 ):
-    from grpo_core.preflight.service import Desk
+    from grpo_core.preflight.service import PreflightService
 
     config = parse(
         nest(
@@ -452,7 +452,7 @@ def test_the_preview_shows_prompts_as_the_model_reads_them_and_what_was_counted(
             }
         )
     )
-    found = Desk().preview(config, 3)
+    found = PreflightService().preview(config, 3)
     assert [p.heldout for p in found.prompts] == [False] * 3 + [True]
     assert all(
         p.text.startswith("Sums.\n\nQ: What is ") and p.num_tokens > 10 for p in found.prompts

@@ -124,7 +124,7 @@ def test_asking_for_more_heldout_prompts_than_exist_names_the_field_and_the_most
         heldout_prompts(tiny, 10)
     (problem,) = error.value.problems
     assert (problem.field, problem.value) == ("task.heldout_size", 10)
-    most = int(problem.way_out.split()[1])
+    most = int(problem.hint.split()[1])
     assert len(heldout_prompts(tiny, most)) == most < 10
 
 

@@ -13,7 +13,7 @@ import grpo_core.training.rollout_batch as draw
 import grpo_core.training.timing as clock
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.preflight.service import Desk
+from grpo_core.preflight.service import PreflightService
 from grpo_core.runs.manager import RunManager, execute
 from grpo_core.training.breakpoints import parse_breakpoints
 from grpo_core.training.control import RunControl
@@ -308,7 +308,7 @@ def test_a_run_that_waits_lends_its_policies_to_the_playground_and_goes_on_as_if
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
     run_id = started_paused(manager, config, "step = 4")
-    desk = Desk(store, lambda: manager.current is not None)
+    desk = PreflightService(store, lambda: manager.current is not None)
     played = desk.play(run_id, "Q: 1+2=?", "3", [0, 2], 4, 1.0)
     before, after = ([r.completion.text for r in side.rollouts] for side in played.sides)
     assert len(before) == len(after) == 4

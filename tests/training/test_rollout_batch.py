@@ -18,8 +18,8 @@ from grpo_core.rubric.check import Check, Params
 from grpo_core.rubric.criteria import CHECKS
 from grpo_core.tasks import TASKS, load_task, train_prompts
 from grpo_core.training.control import RunControl
-from grpo_core.training.rollout_batch import draw_groups, generator
-from grpo_core.training.scoring import teaches
+from grpo_core.training.rollout_batch import collect_rollouts, generator
+from grpo_core.training.scoring import is_informative
 from grpo_core.training.timing import Clock
 from grpo_core.types import PhaseStarted
 
@@ -34,7 +34,11 @@ def drawn(policy, tiny_settings, **more):
     rubric, events = build_rubric(config.rubric), []
     control = RunControl()
     control.tell = Clock(events.append)
-    return draw_groups(1, policy, load_task(config.task), rubric, config, control), rubric, events
+    return (
+        collect_rollouts(1, policy, load_task(config.task), rubric, config, control),
+        rubric,
+        events,
+    )
 
 
 def test_without_it_groups_are_those_of_the_steps_first_prompts(policy, tiny_settings):
@@ -79,7 +83,7 @@ def test_groups_that_teach_stay_where_they_are(policy, tiny_settings):
         tiny_settings,
         **{"rubric.criteria": criteria, "train.group_size": 2, "algorithm.dynamic_sampling": 3},
     )
-    kept = [i for i, g in enumerate(first.groups) if teaches(g.rollouts, rubric, gate=False)]
+    kept = [i for i, g in enumerate(first.groups) if is_informative(g.rollouts, rubric, gate=False)]
     assert [again.groups[i] for i in kept] == [first.groups[i] for i in kept]
     assert again.replaced_groups >= len(first.groups) - len(kept)
 
@@ -114,7 +118,7 @@ def test_a_group_is_told_whole_once_as_soon_as_its_last_completion_has_ended(pol
     )  # a quarter of all tokens end a completion: at many different places
     told, tokens = [], [0]
 
-    def breathe():
+    def check_interrupt():
         tokens[0] += 1
 
     sampled = sample_groups(
@@ -124,7 +128,7 @@ def test_a_group_is_told_whole_once_as_soon_as_its_last_completion_has_ended(pol
         12,
         1.0,
         torch.Generator().manual_seed(0),
-        breathe,
+        check_interrupt,
         whole=lambda p, siblings: told.append((p, siblings, tokens[0])),
     )
     assert sorted(p for p, _, _ in told) == [0, 1, 2]
@@ -194,7 +198,7 @@ def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_samp
             else None
         )
     )
-    answer, breathe = far.answer, control.breathe
+    answer, check_interrupt = far.answer, control.check_interrupt
     far.answer = lambda completions: came.set() or answer(completions)
     tokens = [0]
 
@@ -202,10 +206,10 @@ def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_samp
         tokens[0] += 1
         if tokens[0] > 10:
             came.wait(10)
-        breathe()
+        check_interrupt()
 
-    control.breathe = slowly
-    drawn = draw_groups(1, policy, load_task(config.task), rubric, config, control)
+    control.check_interrupt = slowly
+    drawn = collect_rollouts(1, policy, load_task(config.task), rubric, config, control)
     assert during[0] > 0, "nobody was asked before all was sampled"
     assert sorted(p for some in far.asked for p in some) == sorted(
         g.prompt.id for g in drawn.groups for _ in range(2)
@@ -245,7 +249,9 @@ def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(
     control = RunControl()
     control.tell = Clock(lambda event: control.stop() if isinstance(event, PhaseStarted) else None)
     with pytest.raises(StopRequested):
-        draw_groups(1, policy, load_task(config.task), build_rubric(config.rubric), config, control)
+        collect_rollouts(
+            1, policy, load_task(config.task), build_rubric(config.rubric), config, control
+        )
     assert threading.active_count() == threads
 
 
@@ -261,11 +267,13 @@ def test_a_stop_does_not_wait_for_a_judge_that_was_asked_ahead_and_asks_it_nothi
         if tokens[0] > 8 and asked.wait(10):
             raise StopRequested
 
-    control.tell, control.breathe = Clock(lambda event: None), stopped
+    control.tell, control.check_interrupt = Clock(lambda event: None), stopped
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 6, **FAR}))
     started = time.monotonic()
     with pytest.raises(StopRequested):
-        draw_groups(1, policy, load_task(config.task), build_rubric(config.rubric), config, control)
+        collect_rollouts(
+            1, policy, load_task(config.task), build_rubric(config.rubric), config, control
+        )
     assert time.monotonic() - started < 15  # and not the 20 s of the judge
     let_go.set()
     for thread in [t for t in threading.enumerate() if t.name == "scores ahead"]:

@@ -167,7 +167,7 @@ def test_a_list_searched_while_its_index_is_built_says_so_and_fills_by_itself(
             "Weight of accuracy",
             "would have been pushed the other way",
         ),
-        ("whatif", {"run": True}, "Whole run", "over 6 groups"),
+        ("whatif", {"run": True}, "OnGroupDone run", "over 6 groups"),
         ("whatif", {"kl_coef": "0.5"}, "KL coefficient", "No tokens of this group were recorded"),
         (
             "whatif",

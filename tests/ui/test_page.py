@@ -266,13 +266,13 @@ def test_an_empty_store_shows_what_will_appear_and_how_to_make_it(views):
 
 
 def test_of_a_runs_curves_only_the_newest_are_kept_and_of_all_runs_those_looked_at_last():
-    class Drawn(list):  # a plain list has no weak references
+    class RolloutBatch(list):  # a plain list has no weak references
         pass
 
     made = []
 
     def draw(run, version):
-        curves = Drawn([run, version])
+        curves = RolloutBatch([run, version])
         made.append(weakref.ref(curves))
         return curves
 

@@ -206,7 +206,7 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
 def _readable(problem: FieldProblem) -> FieldProblem:
     """An empty control arrives as None or ''; say so in the words of a form."""
     if problem.value in (None, ""):
-        return FieldProblem(problem.field, problem.value, "must not be empty", problem.way_out)
+        return FieldProblem(problem.field, problem.value, "must not be empty", problem.hint)
     return problem
 
 
@@ -264,7 +264,7 @@ def messages(problems: Sequence[FieldProblem]) -> dict[str, str]:
                 f"Criterion {int(index) + 1 if index.isdigit() else index}, {rest.replace('.', ' ')}: ",
                 CRITERIA,
             )
-        lines.setdefault(at, []).append(f"{where}{problem.problem}. {problem.way_out}".strip())
+        lines.setdefault(at, []).append(f"{where}{problem.problem}. {problem.hint}".strip())
     return {
         name: "".join(
             f'<p class="problem" role="alert">{esc(_sentence(line))}</p>' for line in found

@@ -44,7 +44,7 @@ DASHES = (
     "longdashdot",
 )  # with the colour, so that no run is told by colour alone
 COLOURS = ("--accent", "--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
-# What teaches first, from the bottom up; then what teaches the wrong thing; then what teaches nothing.
+# What is_informative first, from the bottom up; then what is_informative the wrong thing; then what is_informative nothing.
 VERDICT_COLOURS = {
     "healthy": "--v-healthy",
     "graded": "--v-healthy",
@@ -213,7 +213,7 @@ def criteria(runs: Sequence[Curves], view: View) -> Figure:
     out.update(
         traces=traces,
         legend=legend,
-        note="Means, before the weights. One that stays flat teaches nothing; one that rises while "
+        note="Means, before the weights. One that stays flat is_informative nothing; one that rises while "
         "accuracy falls is being gamed.",
     )
     out["layout"]["yaxis"] = {"range": [-0.03, 1.03], "tickvals": [0, 0.5, 1]}

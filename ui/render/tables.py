@@ -29,7 +29,7 @@ GROUP_COLUMNS = {
     None: ("Prompt", False),
     "rewards": ("Rewards", False),
     "reward_mean": ("Mean", True),
-    "reward_std": ("Spread", True),
+    "reward_std": ("RunningStd", True),
     "verdict": ("Verdict", False),
 }
 SORTS = ("step", "reward_mean", "reward_std", "verdict")

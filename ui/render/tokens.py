@@ -1,4 +1,4 @@
-"""The tokens of a completion, coloured by what happened to each. Rows -> escaped HTML; pure. Drawn from ids: nothing is tokenised again."""
+"""The tokens of a completion, coloured by what happened to each. Rows -> escaped HTML; pure. RolloutBatch from ids: nothing is tokenised again."""
 
 from __future__ import annotations
 

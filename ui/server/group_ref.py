@@ -7,19 +7,19 @@ from typing import Any
 
 _PLACE = re.compile(r"([0-9]{1,9})/([0-9]{1,6})")
 
-Place = tuple[int, int]  # step, position of the group in it, from 0
+GroupRef = tuple[int, int]  # step, position of the group in it, from 0
 
 
-def parse(text: Any) -> Place | None:
+def parse(text: Any) -> GroupRef | None:
     match = _PLACE.fullmatch(text) if isinstance(text, str) else None
     return (int(match[1]), int(match[2])) if match else None
 
 
-def text(place: Place | None) -> str:
+def text(place: GroupRef | None) -> str:
     return "" if place is None else f"{place[0]}/{place[1]}"
 
 
-def from_query(query: Any) -> Place | None:
+def from_query(query: Any) -> GroupRef | None:
     """?step=37&group=3, where groups count from 1, as on the page."""
     step, group = str(query.get("step", "")), str(query.get("group", "1"))
     if not (step.isascii() and step.isdigit() and len(step) < 10):

@@ -203,7 +203,7 @@ class Views:
         places = {
             n.group_id: at
             for n in notices
-            if n.group_id is not None and (at := self.store.place_of(n.group_id))
+            if n.group_id is not None and (at := self.store.group_ref_of(n.group_id))
         }
         return advice.advice(notices, places)
 

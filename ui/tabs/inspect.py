@@ -338,8 +338,8 @@ class ShowGroups:
         low: float | None,
         high: float | None,
         now: dict[str, Any],
-        at: place.Place | None,
-    ) -> tuple[str, place.Place | None, bool]:
+        at: place.GroupRef | None,
+    ) -> tuple[str, place.GroupRef | None, bool]:
         """The table, the place of its first row, and whether it will have more once the search index is built."""
         if run is None:
             return (
@@ -401,8 +401,8 @@ class ShowGroups:
         )
 
     def _rollouts(
-        self, run: RunRow, search: str, now: dict[str, Any], at: place.Place | None
-    ) -> tuple[str, place.Place | None, bool]:
+        self, run: RunRow, search: str, now: dict[str, Any], at: place.GroupRef | None
+    ) -> tuple[str, place.GroupRef | None, bool]:
         """One page of completions, and the place of the first one's group."""
         where = now["where"]
         try:

@@ -146,7 +146,7 @@ class ShowOpened:
     def __call__(
         self,
         run: RunRow | None,
-        at: place.Place | None,
+        at: place.GroupRef | None,
         look: Any,
         order: Any,
         said: Any,
@@ -174,7 +174,7 @@ class ShowOpened:
             json.dumps(tokens_now),
         ]
 
-    def _nothing(self, run: RunRow | None, at: place.Place | None) -> str:
+    def _nothing(self, run: RunRow | None, at: place.GroupRef | None) -> str:
         if run is None or at is None:
             return status.empty(
                 "A group opens here",
@@ -184,7 +184,7 @@ class ShowOpened:
             f"Step {at[0]:,} has no group {at[1] + 1}.", "Choose a row of the table."
         )
 
-    def _group(self, run: RunRow | None, at: place.Place | None) -> GroupRow | None:
+    def _group(self, run: RunRow | None, at: place.GroupRef | None) -> GroupRow | None:
         ids = self.views.store.group_ids(run.id, at[0]) if run and at else []
         return self.views.store.group(ids[at[1]]) if at and at[1] < len(ids) else None
 

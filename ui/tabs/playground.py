@@ -165,8 +165,8 @@ def play(
         return status.banner("There is no answer.", str(error))
 
 
-def _mend(field: str, way_out: str) -> str:
-    return f'<p class="problem" role="alert">{esc(field)}: {esc(way_out)}</p>'
+def _mend(field: str, hint: str) -> str:
+    return f'<p class="problem" role="alert">{esc(field)}: {esc(hint)}</p>'
 
 
 def sides(played: Any) -> str:

@@ -368,14 +368,14 @@ class Show:
             json.dumps(now),
         ]
 
-    def _place(self, run: RunRow | None, pin: Any) -> place.Place | None:
+    def _place(self, run: RunRow | None, pin: Any) -> place.GroupRef | None:
         """The pinned place, or the newest step that has groups."""
         if run is None:
             return None
         last = self.views.store.last_step_with_groups(run.id)
         return place.parse(pin) or ((last, 0) if last is not None else None)
 
-    def _group(self, run: RunRow | None, at: place.Place | None, order: Any) -> str:
+    def _group(self, run: RunRow | None, at: place.GroupRef | None, order: Any) -> str:
         if run is None or at is None:
             return _no_group(run)
         found = self.views.group(run, *at, "sampled" if order == "sampled" else "best")

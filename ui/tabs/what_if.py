@@ -36,7 +36,7 @@ def controls(config: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
         f'<label class="knob"><span>Lowest reward</span><input type="text" name="clip_low" inputmode="decimal" value="{esc(now["clip_low"])}" placeholder="off"></label>'
         f'<label class="knob"><span>Highest reward</span><input type="text" name="clip_high" inputmode="decimal" value="{esc(now["clip_high"])}" placeholder="off"></label>'
         f'<label class="knob"><span>KL coefficient</span><input type="text" name="kl_coef" inputmode="decimal" value="{esc(now["kl_coef"])}"></label>'
-        f'<label class="knob"><span>Whole run</span><input type="checkbox" name="run"{" checked" if now["run"] is True else ""}></label></div>'
+        f'<label class="knob"><span>OnGroupDone run</span><input type="checkbox" name="run"{" checked" if now["run"] is True else ""}></label></div>'
         '<div class="tools"><button type="button" data-do="use">Use in a new run</button>'
         f'<button type="button" data-do="reset">Back to the run’s own</button><span class="note">{"Scaled rewards: every step before counts too. " if rubric.get("scale") else ""}'
         "The completions stay those that this run’s own settings made.</span></div></form>"
@@ -197,7 +197,7 @@ def _sum(answer: Answer) -> str:
     tied = (
         f"<span>tied groups <b>{percent(answer.tied)}</b> → <b>{percent(answer.tied_then)}</b></span>"
         if answer.num_groups > 1
-        else f"<span>teaches <b>{'nothing' if answer.tied else 'something'}</b> → <b>{'nothing' if answer.tied_then else 'something'}</b></span>"
+        else f"<span>is_informative <b>{'nothing' if answer.tied else 'something'}</b> → <b>{'nothing' if answer.tied_then else 'something'}</b></span>"
     )
     return (
         f'<p class="calc"><span><b>{answer.flips:,}</b> of {len(answer.rollouts):,} completions would have been pushed the other way{groups}</span>{tied}'

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from grpo_core.analysis.advisor import diagnoses as ills
-from grpo_core.analysis.advisor import signals
+from grpo_core.analysis.advisor import diagnoses, signals
 from grpo_core.analysis.advisor.facts import Facts
 from grpo_core.store import Store
 from grpo_core.types import Notice
@@ -13,19 +12,19 @@ GROUPS = 64  # newest groups that are read
 
 # In the order in which notices of one severity are shown: causes before what follows from them.
 DIAGNOSES = (
-    ills.non_finite,
-    ills.lr_too_high,
-    ills.end_token,
-    ills.hacking,
-    ills.truncation,
-    ills.flat_reward,
-    ills.phantom,
-    ills.dead_groups,
+    diagnoses.non_finite,
+    diagnoses.lr_too_high,
+    diagnoses.end_token,
+    diagnoses.hacking,
+    diagnoses.truncation,
+    diagnoses.flat_reward,
+    diagnoses.phantom,
+    diagnoses.dead_groups,
     signals.kl_burst,
     signals.entropy_collapse,
     signals.length_drift,
     signals.mute_criterion,
-    ills.lr_too_low,
+    diagnoses.lr_too_low,
     signals.noise,
 )
 CODES = tuple(d.__name__ for d in DIAGNOSES)
