@@ -11,7 +11,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from grpo_core.store import Store
-from ui.components.html_panel import QUIET, panel, script
+from ui.components.html_panel import QUIET, html_panel, script
 from ui.components.live_chart import plotly_js
 from ui.render import status
 from ui.render.text import esc
@@ -50,17 +50,17 @@ def build_app(
     ) as app:
         build_api(views, runs)  # first, so that no other handler takes its names
         with gr.Row(elem_id="header"):
-            panel(status.brand(runs.device), script=script("theme.js"), elem_id="brand")
+            html_panel(status.brand(runs.device), script=script("theme.js"), elem_id="brand")
             run = gr.Dropdown(
                 [], label="Run", elem_id="run", interactive=True, scale=0, min_width=240
             )
-            pill = panel(status.run_pill(None), elem_id="run-pill")
+            pill = html_panel(status.run_pill(None), elem_id="run-pill")
             if space:
                 gr.DuplicateButton("Duplicate this Space", size="sm", scale=0, min_width=180)
         if storage is not None:
-            kept = panel(status.kept(storage()), elem_id="storage")
+            kept = html_panel(status.kept(storage()), elem_id="storage")
             gr.Timer(STORAGE_SECONDS).tick(lambda: status.kept(storage()), None, kept, **QUIET)
-        notice = panel(elem_id="notice")
+        notice = html_panel(elem_id="notice")
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
         frame = Frame(run, pill, tab, notice, shows)
         with gr.Tabs(elem_id="tabs") as tabs:

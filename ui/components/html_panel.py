@@ -23,10 +23,10 @@ element.addEventListener('click', event => {
 """
 
 
-def panel(
+def html_panel(
     value: str = "", events: tuple[str, ...] = (), script: str = "", **options: Any
 ) -> gr.HTML:
-    """gr.HTML with the default template, which never evaluates its value; `events` become listeners: panel(events=("walk",)).walk(…).
+    """gr.HTML with the default template, which never evaluates its value; `events` become listeners: html_panel(events=("walk",)).walk(…).
 
     value: HTML in which every foreign text went through text.esc.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from grpo_core.config.options import ADVANTAGES, GROUPINGS
 from grpo_core.rubric.verdict import VERDICTS, explain, variance_shares
 from grpo_core.store import GroupRow, RolloutRow
-from ui.render.text import digits_apart, esc, is_number, number, plain, signed
+from ui.render.text import digits_apart, esc, format_number, is_number, plain, signed
 
 # estimator -> its formula with one completion's numbers in it, where the group's own rewards are all it takes.
 WORKED: dict[str, str] = {
@@ -183,11 +183,11 @@ def arithmetic(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[
     """rewards → mean, std → A, with this group's numbers, and the verdict in one sentence."""
     digits = _digits(group)
     rewards = " ".join(
-        number(r.reward, digits) if is_number(r.reward) else "null" for r in rollouts
+        format_number(r.reward, digits) if is_number(r.reward) else "null" for r in rollouts
     )
     return (
-        f'<div class="sum"><span>rewards <code>{rewards}</code></span><span>mean <code>{number(group.reward_mean, digits + 1)}</code></span>'
-        f"<span>std <code>{number(group.reward_std, digits + 1)}</code></span>"
+        f'<div class="sum"><span>rewards <code>{rewards}</code></span><span>mean <code>{format_number(group.reward_mean, digits + 1)}</code></span>'
+        f"<span>std <code>{format_number(group.reward_std, digits + 1)}</code></span>"
         f'<span class="formula-inline"><code>{esc(_formula(group, rollouts, config))}</code></span></div>'
         f'<div class="says">{verdict_pill(group.verdict)}<span>{esc(verdict_sentence(group, config))}</span></div>'
     )
@@ -211,10 +211,10 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Mapping[st
         return formula
     digits = _digits(group)
     return f"{formula} = " + worked.format(
-        r=number(best.reward, digits),
-        mean=number(group.reward_mean, digits + 1),
-        std=number(group.reward_std, digits + 1),
-        siblings=number((sum(scored) - best.reward) / (len(scored) - 1), digits + 1),
+        r=format_number(best.reward, digits),
+        mean=format_number(group.reward_mean, digits + 1),
+        std=format_number(group.reward_std, digits + 1),
+        siblings=format_number((sum(scored) - best.reward) / (len(scored) - 1), digits + 1),
         a=signed(best.advantage),
     )
 
@@ -240,7 +240,7 @@ def why_table(
     body = "".join(
         f'<tr><th scope="row">{_places(same)}</th>'
         + "".join(f"<td>{_score(r.scores.get(c['name']))}</td>" for c in criteria)
-        + f'<td>{number(r.reward, digits) if is_number(r.reward) else "null"}</td><td class="{_side(r.advantage)}"><b>{signed(r.advantage, 3)}</b></td>'
+        + f'<td>{format_number(r.reward, digits) if is_number(r.reward) else "null"}</td><td class="{_side(r.advantage)}"><b>{signed(r.advantage, 3)}</b></td>'
         + (
             f"<td>{_share(sum(gradient.get(x.id, 0.0) for x in same))}</td>"
             if gradient is not None
@@ -268,7 +268,7 @@ def why_table(
         f'<h2>Why these advantages</h2><div class="scroll" tabindex="0" role="region" aria-label="Scores, reward and advantage of every completion"><table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th>{head}'
         f'<th scope="col">reward</th><th scope="col">A</th>{moved}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="calc"><code>{esc(_formula(group, rollouts, config))}</code>'
-        f"<span>mean <b>{number(group.reward_mean, digits + 1)}</b></span><span>std <b>{number(group.reward_std, digits + 1)}</b></span>"
+        f"<span>mean <b>{format_number(group.reward_mean, digits + 1)}</b></span><span>std <b>{format_number(group.reward_std, digits + 1)}</b></span>"
         f"<span>sum of A <b>{signed(total)}</b></span>{extra}</p>"
     )
 
@@ -312,7 +312,7 @@ def completion_card(
         for name in names
     )
     reward = (
-        f"<b>{number(rollout.reward, digits)}</b>"
+        f"<b>{format_number(rollout.reward, digits)}</b>"
         if is_number(rollout.reward)
         else "<b>could not be scored</b>"
     )

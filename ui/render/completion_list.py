@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_core.store import RolloutPage
 from ui.render.cards import verdict_pill
-from ui.render.text import esc, indexing, number, signed
+from ui.render.text import esc, format_number, indexing, signed
 
 BOUNDS = ("reward_from", "reward_to", "advantage_from", "advantage_to", "tokens_from", "tokens_to")
 SORTS = {"newest": "newest", "reward": "reward", "advantage": "advantage", "tokens": "length"}
@@ -57,7 +57,7 @@ def rollout_table(
     rows = "".join(
         f'<tr{" class=chosen" if opened == (r.step, r.group) else ""}><td class="num">{r.step:,}</td>'
         f'<td class="prompt-cell wide"><button type="button" class="row-button" data-do="open" data-at="{r.step}/{r.group}" '
-        f'aria-label="Open completion {r.position + 1} of group {r.group + 1}, step {r.step}">{esc(r.text) or "(empty)"}</button></td><td class="num">{number(r.reward)}</td>'
+        f'aria-label="Open completion {r.position + 1} of group {r.group + 1}, step {r.step}">{esc(r.text) or "(empty)"}</button></td><td class="num">{format_number(r.reward)}</td>'
         f'<td class="num">{signed(r.advantage)}</td><td class="num">{r.num_tokens:,}{" ✂" if r.finish_reason == "length" else ""}</td><td>{verdict_pill(r.verdict)}</td></tr>'
         for r in page.rows
     )

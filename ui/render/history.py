@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 
 from grpo_core.store import GroupRow, RolloutRow, RunRow
 from ui.render.cards import verdict_pill
-from ui.render.text import count, esc, is_number, number, percent, signed
+from ui.render.text import count, esc, format_number, is_number, percent, signed
 
 WORD = re.compile(r"\s+|\w+|[^\w\s]")
 MAX_WORDS = 1500  # compared; the rest of a longer text is shown as it is
@@ -56,8 +56,8 @@ def two_runs(name: str, group: GroupRow, other: RunRow, there: GroupRow | None) 
         return '<div class="empty"><b>Nothing to compare</b><span>In one of the runs fewer than two completions could be scored.</span></div>'
     left, right = diff(mine[0].text, theirs[0].text)
     facts = (
-        f'<div class="two"><p class="calc"><span><b>{esc(name)}</b></span><span>step <b>{group.step:,}</b></span><span>mean <b>{number(group.reward_mean, 3)}</b></span>{verdict_pill(group.verdict)}</p>'
-        f'<p class="calc"><span><b>{esc(other.name)}</b></span><span>step <b>{there.step:,}</b></span><span>mean <b>{number(there.reward_mean, 3)}</b></span>{verdict_pill(there.verdict)}</p></div>'
+        f'<div class="two"><p class="calc"><span><b>{esc(name)}</b></span><span>step <b>{group.step:,}</b></span><span>mean <b>{format_number(group.reward_mean, 3)}</b></span>{verdict_pill(group.verdict)}</p>'
+        f'<p class="calc"><span><b>{esc(other.name)}</b></span><span>step <b>{there.step:,}</b></span><span>mean <b>{format_number(there.reward_mean, 3)}</b></span>{verdict_pill(there.verdict)}</p></div>'
     )
     worst = diff(mine[1].text, theirs[1].text)
     return f'{facts}<div class="two">{_card(mine[0], left, "Best")}{_card(theirs[0], right, "Best")}{_card(mine[1], worst[0], "Worst")}{_card(theirs[1], worst[1], "Worst")}</div>{_marks()}'
@@ -112,7 +112,7 @@ def _visit(group: GroupRow, here: bool, outcome: str | None) -> str:
     chosen = ' class="chosen" aria-current="true"' if here else ""
     return (
         f'<tr{chosen}><td class="num"><button type="button" class="link" data-do="open" data-at="{group.step}/{group.position}">{group.step:,}</button></td><td class="num">{right}</td>'
-        f'<td class="num">{number(group.reward_mean)}</td><td class="excerpt"><code>{best}</code></td><td class="excerpt"><code>{worst}</code></td><td>{verdict_pill(group.verdict)}</td></tr>'
+        f'<td class="num">{format_number(group.reward_mean)}</td><td class="excerpt"><code>{best}</code></td><td class="excerpt"><code>{worst}</code></td><td>{verdict_pill(group.verdict)}</td></tr>'
     )
 
 
@@ -131,7 +131,7 @@ def _card(rollout: RolloutRow, text: str, title: str) -> str:
     )
     return (
         f'<article class="card {side}" aria-label="{esc(title)}"><div class="adv"><b title="advantage">{signed(rollout.advantage)}</b><span class="fact">{esc(title)} · reward '
-        f'<b>{number(rollout.reward, 3)}</b> · {rollout.num_tokens:,} tok</span><span class="place">#{rollout.position + 1}</span></div>{shown}</article>'
+        f'<b>{format_number(rollout.reward, 3)}</b> · {rollout.num_tokens:,} tok</span><span class="place">#{rollout.position + 1}</span></div>{shown}</article>'
     )
 
 

@@ -15,9 +15,9 @@ from ui.render.text import (
     digits_apart,
     duration,
     esc,
+    format_number,
     indexing,
     is_number,
-    number,
     percent,
     plain,
     when,
@@ -74,7 +74,7 @@ def reward_strip(rewards: Sequence[float | None], highest: float) -> str:
     nulls = len(rewards) - len(ordered)
     bars += '<i class="null"></i>' * nulls
     digits = digits_apart(ordered)
-    spoken = ", ".join(number(r, digits) for r in ordered) + (
+    spoken = ", ".join(format_number(r, digits) for r in ordered) + (
         f", {nulls} could not be scored" if nulls else ""
     )
     return f'<span class="strip" role="img" aria-label="{esc(spoken)}" title="{esc(spoken)}">{bars}</span>'
@@ -111,8 +111,8 @@ def _group_row(group: GroupSummary, highest: float, selected: bool) -> str:
         f'<tr{chosen}><td class="num">{group.step:,}</td>'
         f'<td class="prompt-cell"><button type="button" class="row-button" data-do="open" data-at="{where}" '
         f'aria-label="Open group {group.position + 1} of step {group.step}: {esc(group.prompt[:80])}">{esc(group.prompt[:200])}</button></td>'
-        f'<td>{reward_strip(group.rewards, highest)}</td><td class="num">{number(group.reward_mean)}</td>'
-        f'<td class="num">{number(group.reward_std)}</td><td>{verdict_pill(group.verdict)}</td></tr>'
+        f'<td>{reward_strip(group.rewards, highest)}</td><td class="num">{format_number(group.reward_mean)}</td>'
+        f'<td class="num">{format_number(group.reward_std)}</td><td>{verdict_pill(group.verdict)}</td></tr>'
     )
 
 
@@ -213,7 +213,7 @@ def _run_row(
         f'<td class="name"{indent}><button type="button" class="link" data-do="open" data-run="{esc(run.id)}" title="Open {name}">{name}</button>{parent}</td>'
         f'<td>{pill(run.status)}</td><td title="{esc(run.model)}">{esc(model)}</td><td>{esc(run.task)}</td><td>{esc(run.rubric)}</td>'
         f'<td>{esc(algorithm_of(run))}</td><td class="num">{_steps(run)}</td>'
-        f'<td class="num">{_arrow(number(run.reward_first), number(run.reward_last))}</td>'
+        f'<td class="num">{_arrow(format_number(run.reward_first), format_number(run.reward_last))}</td>'
         f'<td class="num">{_arrow(percent(run.heldout_before), percent(run.heldout_after))}</td>'
         f'<td class="num">{duration(run.duration_seconds)}</td><td class="num">{esc(when(run.created_at))}</td></tr>'
     )

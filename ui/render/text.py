@@ -15,9 +15,9 @@ __all__ = [
     "digits_apart",
     "duration",
     "esc",
+    "format_number",
     "indexing",
     "is_number",
-    "number",
     "percent",
     "plain",
     "short",
@@ -34,7 +34,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def format_number(value: float | None, digits: int = 2) -> str:
     """Fixed digits, so that numbers under one another can be compared; a true minus sign; a dash for nothing."""
     if not is_number(value):
         return NONE
@@ -46,7 +46,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def signed(value: float | None, digits: int = 2) -> str:
     """A number that always carries its sign, because colour alone must not carry it."""
-    text = number(value, digits)
+    text = format_number(value, digits)
     return text if text in (NONE,) or text.startswith(MINUS) or float(text) == 0 else f"+{text}"
 
 

@@ -11,7 +11,7 @@ import gradio as gr
 from grpo_core.errors import StudioError
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import RunRow, Wanted, export
-from ui.components.html_panel import QUIET, data_of, one_of, panel, script, typing
+from ui.components.html_panel import QUIET, data_of, html_panel, one_of, script, typing
 from ui.components.live_chart import live_chart
 from ui.render import charts, status, tables
 from ui.render import completion_list as found
@@ -65,7 +65,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
                 show_label=False,
                 interactive=True,
             )
-            chips = panel(events=("verdict", "allsteps"), elem_id="chips")
+            chips = html_panel(events=("verdict", "allsteps"), elem_id="chips")
             over_time = live_chart(charts.verdicts([], ""), elem_id="verdicts-over-time")
             with gr.Row(elem_id="reward-range"):
                 low = gr.Textbox(
@@ -78,10 +78,12 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
                 high = gr.Textbox(
                     "", label="to", max_lines=1, elem_id="reward-to", interactive=True
                 )
-            narrow = panel(events=("say", "export"), script=script("controls.js"), elem_id="narrow")
+            narrow = html_panel(
+                events=("say", "export"), script=script("controls.js"), elem_id="narrow"
+            )
             file = gr.DownloadButton("Selection", visible="hidden", elem_id="selection-file")
-            newer = panel(events=("fresh",), elem_id="newer")
-            table = panel(events=("open", "sort", "turn"), elem_id="group-table")
+            newer = html_panel(events=("fresh",), elem_id="newer")
+            table = html_panel(events=("open", "sort", "turn"), elem_id="group-table")
         filters, at, seen = (
             gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}")
             for n, v in (("filters", json.dumps(FIRST)), ("at", ""), ("seen", "{}"))

@@ -16,7 +16,7 @@ from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import GroupRow, RunRow
 from ui.components import form
-from ui.components.html_panel import QUIET, one_of, panel, script
+from ui.components.html_panel import QUIET, html_panel, one_of, script
 from ui.render import cards, history, status, tokens
 from ui.render.text import esc
 from ui.server import group_ref as place
@@ -47,7 +47,9 @@ class Opened:
 def build_opened(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs, at: gr.Textbox) -> Opened:
     """Lay the side out. Must be called inside gr.Blocks. `at`: what is shown now, as the list says."""
     with gr.Column(elem_id="opened", elem_classes="card-box stack", min_width=0, scale=1):
-        head = panel(events=("walk", "order"), script=script("group.js"), elem_id="opened-group")
+        head = html_panel(
+            events=("walk", "order"), script=script("group.js"), elem_id="opened-group"
+        )
         look = gr.Radio(
             LOOKS,
             value="cards",
@@ -56,10 +58,10 @@ def build_opened(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs, at: gr
             elem_id="look",
             interactive=True,
         )
-        controls = panel(
+        controls = html_panel(
             events=("say", "use", "reset"), script=script("controls.js"), elem_id="look-controls"
         )
-        body = panel(events=("open",), script=script("tokens.js"), elem_id="look-body")
+        body = html_panel(events=("open",), script=script("tokens.js"), elem_id="look-body")
     opened, order, said, seen = (
         gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}")
         for n, v in (("opened", ""), ("order", "best"), ("said", "{}"), ("looked", "{}"))

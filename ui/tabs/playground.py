@@ -10,9 +10,9 @@ import gradio as gr
 
 from grpo_core.errors import StudioError
 from grpo_core.store import RunRow
-from ui.components.html_panel import QUIET, panel
+from ui.components.html_panel import QUIET, html_panel
 from ui.render import status
-from ui.render.text import count, esc, number
+from ui.render.text import count, esc, format_number
 from ui.server.service import Desk
 from ui.server.views import Views
 from ui.tabs.train import SKIP, Frame, parse_tokens, token
@@ -31,7 +31,7 @@ class Playground:
 def build_playground(frame: Frame, views: Views, desk: Desk) -> Playground:
     """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
     with gr.Column(elem_id="playground-box", elem_classes="card-box stack", min_width=0):
-        about = panel(_about(None, []), elem_id="play-about")
+        about = html_panel(_about(None, []), elem_id="play-about")
         text = gr.Textbox(
             label="Prompt",
             lines=3,
@@ -82,7 +82,7 @@ def build_playground(frame: Frame, views: Views, desk: Desk) -> Playground:
             )
             take = gr.Button("Take a held-out prompt", size="sm", scale=0, min_width=160)
             go = gr.Button("Answer", variant="primary", scale=0, min_width=100, elem_id="play-go")
-        answers = panel(elem_id="play-answers")
+        answers = html_panel(elem_id="play-answers")
     at, seen = (
         gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-play-{n}")
         for n, v in (("at", "0"), ("seen", "{}"))
@@ -177,13 +177,13 @@ def sides(played: Any) -> str:
 def _side(side: Any) -> str:
     rewards = [r.reward for r in side.rollouts if r.reward is not None]
     mean = (
-        f"mean reward {number(sum(rewards) / len(rewards), 3)}"
+        f"mean reward {format_number(sum(rewards) / len(rewards), 3)}"
         if rewards
         else "could not be scored"
     )
     cards = "".join(
-        f'<article class="played"><pre tabindex="0">{esc(r.completion.text) or "<i>(nothing)</i>"}</pre><p class="help">reward <b>{number(r.reward, 3)}</b> · '
-        + esc(", ".join(f"{name} {number(s, 2)}" for name, s in r.scores.items()))
+        f'<article class="played"><pre tabindex="0">{esc(r.completion.text) or "<i>(nothing)</i>"}</pre><p class="help">reward <b>{format_number(r.reward, 3)}</b> · '
+        + esc(", ".join(f"{name} {format_number(s, 2)}" for name, s in r.scores.items()))
         + f" · {count(r.completion.num_tokens, 'token')}{', cut' if r.completion.finish_reason == 'length' else ''}</p></article>"
         for r in side.rollouts
     )

@@ -14,7 +14,7 @@ from grpo_core.runs.run_log import tail
 from grpo_core.store import RunRow
 from grpo_core.training.control import KNOBS
 from grpo_core.types import RunStatus
-from ui.components.html_panel import QUIET, one_of, panel
+from ui.components.html_panel import QUIET, html_panel, one_of
 from ui.render import status
 from ui.render.text import esc, plain, size
 from ui.server import group_ref as place
@@ -109,8 +109,8 @@ def build_more() -> More:
                 elem_id="edit-reward",
             )
             edit = gr.Button("Set reward", size="sm", scale=0, min_width=120)
-        said = panel(elem_id="control-said")
-        log = panel(elem_id="run-log")
+        said = html_panel(elem_id="control-said")
+        log = html_panel(elem_id="run-log")
     return More(
         stride,
         checkpoint,

@@ -14,7 +14,7 @@ from grpo_core.config import flatten, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.store import RunRow
 from grpo_core.types import RunStatus
-from ui.components.html_panel import QUIET, data_of, panel, typing
+from ui.components.html_panel import QUIET, data_of, html_panel, typing
 from ui.components.live_chart import live_chart
 from ui.render import charts, status, tables
 from ui.server.service import Desk
@@ -95,9 +95,9 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
                     interactive=True,
                 )
                 push = gr.Button("Push model to Hub", size="sm", scale=0, min_width=140)
-        message = panel(elem_id="runs-message")
+        message = html_panel(elem_id="runs-message")
         with gr.Row(visible=False, elem_id="confirm", elem_classes="banner warn") as confirm:
-            question = panel(elem_id="confirm-question")
+            question = html_panel(elem_id="confirm-question")
             sure = gr.Button("Delete for good", size="sm", variant="stop", scale=0, min_width=120)
             keep = gr.Button("Keep", size="sm", scale=0, min_width=72)
         with gr.Row(
@@ -122,10 +122,10 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
             )
             begin = gr.Button("Start branch", size="sm", variant="primary", scale=0, min_width=110)
             leave = gr.Button("Cancel", size="sm", scale=0, min_width=72)
-        table = panel(events=("select", "open", "sort"), elem_id="run-table")
+        table = html_panel(events=("select", "open", "sort"), elem_id="run-table")
         file = gr.DownloadButton("File", visible="hidden", elem_id="export-file")
     with gr.Column(visible=False, elem_id="compare", elem_classes="stack", min_width=0) as compare:
-        panel("<h2>Selected runs</h2>")
+        html_panel("<h2>Selected runs</h2>")
         with gr.Row(elem_classes="curves"):
             figures = [
                 live_chart(
@@ -136,8 +136,8 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
                 for n in COMPARED
             ]
         with gr.Column(elem_classes="card-box", min_width=0):
-            panel("<h3>Where their settings differ</h3>")
-            differ = panel(elem_id="differences")
+            html_panel("<h3>Where their settings differ</h3>")
+            differ = html_panel(elem_id="differences")
     selected, sort, seen = (
         gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-runs-{n}")
         for n, v in (

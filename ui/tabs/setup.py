@@ -18,9 +18,9 @@ from grpo_core.tasks import FILE, TASKS, Task, load_task, train_prompts
 from grpo_core.tasks.source import SUFFIXES
 from grpo_core.types import Completion
 from ui.components import form
-from ui.components.html_panel import QUIET, panel, script, typing
+from ui.components.html_panel import QUIET, html_panel, script, typing
 from ui.render.status import banner
-from ui.render.text import esc, is_number, number, plain
+from ui.render.text import esc, format_number, is_number, plain
 from ui.server.refresh import Shows
 from ui.server.service import Desk
 from ui.tabs.model import wire_model
@@ -82,16 +82,16 @@ def build_setup(desk: Desk, shows: Shows) -> Setup:
     def field(name: str) -> None:
         with gr.Column(elem_classes="field", min_width=0):
             fields[name] = _rubric_table() if name == form.CRITERIA else form.component(name)
-            errors[name] = panel(form.notes(_defaults()).get(name, ""), elem_classes="beside")
+            errors[name] = html_panel(form.notes(_defaults()).get(name, ""), elem_classes="beside")
 
     with gr.Column(elem_id="setup", elem_classes="card-box", scale=0, min_width=300):
-        panel(
+        html_panel(
             '<div class="setup-head"><h2>Set-up</h2><button type="button" class="fold" data-toggle="setup" aria-pressed="false">Show</button></div>'
         )
         with gr.Column(elem_id="setup-body", elem_classes="stack", min_width=0):
             field("model.name")
             check_model = gr.Button("Check model", size="sm")
-            model_answer = panel(elem_id="model-answer")
+            model_answer = html_panel(elem_id="model-answer")
             field("task.name")
             with gr.Column(
                 visible=False, elem_id="own-prompts", elem_classes="stack", min_width=0
@@ -105,7 +105,7 @@ def build_setup(desk: Desk, shows: Shows) -> Setup:
                     for name in form.PROMPTS[1:]:
                         field(name)
                 look = gr.Button("Preview prompts", size="sm")
-                preview = panel(elem_id="prompt-preview")
+                preview = html_panel(elem_id="prompt-preview")
             for name in ("rubric.name", form.CRITERIA):
                 field(name)
             text = gr.Textbox(
@@ -115,18 +115,18 @@ def build_setup(desk: Desk, shows: Shows) -> Setup:
                 max_lines=6,
                 elem_id="score-text",
             )
-            scores = panel(elem_id="score-result")
+            scores = html_panel(elem_id="score-result")
             with gr.Row(elem_classes="buttons"):
                 sample, paste, probe = (
                     gr.Button(n, size="sm", min_width=90)
                     for n in ("Preview groups", "Score as group", "Probe rubric")
                 )
-            bench = panel(elem_id="workbench")
+            bench = html_panel(elem_id="workbench")
             with gr.Row(elem_classes="buttons"):
                 save = gr.Button("Save rubric", size="sm")
                 load = gr.UploadButton("Load rubric", size="sm", file_types=[".json"])
             field("algorithm.preset")
-            formula = panel(form.formula(_defaults()), elem_id="objective")
+            formula = html_panel(form.formula(_defaults()), elem_id="objective")
             with gr.Accordion("Algorithm fields", open=False, elem_classes="fold-box"):
                 for name in form.ALGORITHM:
                     field(name)
@@ -144,9 +144,9 @@ def build_setup(desk: Desk, shows: Shows) -> Setup:
                 elem_id="run-name",
             )
         with gr.Column(elem_id="start-bar", min_width=0):
-            summary = panel(elem_id="start-problems")
-            outlook = panel(elem_id="outlook")
-            preflight_report = panel(elem_id="preflight-report")
+            summary = html_panel(elem_id="start-problems")
+            outlook = html_panel(elem_id="outlook")
+            preflight_report = html_panel(elem_id="preflight-report")
             preflight = gr.Button("Preflight", size="sm")
             anyway = gr.Checkbox(
                 False,
@@ -335,7 +335,7 @@ def score_text(text: Any, fields: Sequence[Any]) -> str:
         if any(c.check == "length" for c in rubric.criteria)
         else ""
     )
-    total = number(reward, 3) if is_number(reward) else "could not be scored"
+    total = format_number(reward, 3) if is_number(reward) else "could not be scored"
     return (
         f'<table class="scored"><tbody>{rows}<tr class="total"><th scope="row">reward</th><td colspan="2"><b>{total}</b></td></tr></tbody></table>'
         f'<p class="help">As a completion of “{esc(prompt.text)}”, whose answer is {esc(prompt.answer)}.{guess}</p>'
@@ -357,7 +357,7 @@ def _task_of(fields: Sequence[Any]) -> Task | None:
 
 
 def _score(value: float | None) -> str:
-    return number(value, 2) if is_number(value) else "could not be scored"
+    return format_number(value, 2) if is_number(value) else "could not be scored"
 
 
 def foreseen(desk: Desk, fields: Sequence[Any]) -> str:

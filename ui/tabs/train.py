@@ -13,7 +13,7 @@ import gradio as gr
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import RunRow
 from ui.components import form
-from ui.components.html_panel import QUIET, data_of, one_of, panel, script
+from ui.components.html_panel import QUIET, data_of, html_panel, one_of, script
 from ui.components.live_chart import live_chart
 from ui.render import charts, status
 from ui.server import group_ref as place
@@ -62,15 +62,15 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
         form_panel = build_setup(desk, frame.shows)
         with gr.Column(elem_id="live", elem_classes="stack", min_width=0, scale=1):
             with gr.Row(elem_id="line", elem_classes="card-box"):
-                line = panel(
+                line = html_panel(
                     status.status_line(None, [], 0, None, 0),
                     script=script("status.js"),
                     elem_id="status",
                 )
                 buttons = control.build_buttons()
-            trouble = panel(elem_id="run-banner")
+            trouble = html_panel(elem_id="run-banner")
             more = control.build_more()
-            advisor = panel(events=("show", "dismiss"), elem_id="advisor")
+            advisor = html_panel(events=("show", "dismiss"), elem_id="advisor")
             with gr.Row(elem_id="curve-tools"):
                 x = gr.Radio(AXES, value="step", label="Horizontal axis", elem_id="axis", scale=0)
                 smoothing = gr.Slider(
@@ -119,7 +119,7 @@ def build_train(frame: Frame, views: Views, runs: Runs, desk: Desk) -> Train:
                         scale=0,
                         min_width=0,
                     )
-                group = panel(
+                group = html_panel(
                     _no_group(None),
                     events=("walk", "order"),
                     script=script("group.js"),

@@ -9,7 +9,7 @@ from typing import Any
 from grpo_core.analysis.what_if import Answer, Changed, Pull
 from grpo_core.config.options import ADVANTAGES
 from ui.render.cards import criteria_of
-from ui.render.text import count, esc, is_number, number, percent, plain, short, signed
+from ui.render.text import count, esc, format_number, is_number, percent, plain, short, signed
 
 LISTED = 12  # flipped completions of a whole run that are shown
 
@@ -201,7 +201,7 @@ def _sum(answer: Answer) -> str:
     )
     return (
         f'<p class="calc"><span><b>{answer.flips:,}</b> of {len(answer.rollouts):,} completions would have been pushed the other way{groups}</span>{tied}'
-        f"<span>largest change of A <b>{number(answer.largest_change, 3)}</b></span></p>"
+        f"<span>largest change of A <b>{format_number(answer.largest_change, 3)}</b></span></p>"
     )
 
 
@@ -214,7 +214,7 @@ def _said(r: Changed) -> str:
 
 
 def _reward(value: float | None) -> str:
-    return number(value, 3) if is_number(value) else "null"
+    return format_number(value, 3) if is_number(value) else "null"
 
 
 def _side(value: float) -> str:

@@ -12,7 +12,7 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
 from ui.components import form
 from ui.components.html_panel import QUIET
-from ui.render.text import count, esc, number, percent, signed
+from ui.render.text import count, esc, format_number, percent, signed
 from ui.server.service import Desk
 
 MAX_TEXTS = 64
@@ -116,7 +116,8 @@ def tried(t: Any) -> str:
     num = sum(len(g.rollouts) for g in t.groups)
     ties = ", ".join(f"{size}: {percent(share)}" for size, share in t.tied.items())
     times = ", ".join(
-        f"{esc(name)} {number(1000 * s / max(1, num), 2)} ms" for name, s in t.seconds.items()
+        f"{esc(name)} {format_number(1000 * s / max(1, num), 2)} ms"
+        for name, s in t.seconds.items()
     )
     notes = "".join(
         f'<p class="problem">{esc(name)}: {esc(why)} ({n} times)</p>'
@@ -130,8 +131,8 @@ def _group(g: Any, names: Sequence[str]) -> str:
     head = "".join(f'<th scope="col">{esc(n)}</th>' for n in names)
     rows = "".join(
         f'<tr><td class="said"><pre>{esc(r.completion.text[:SHOWN_CHARS])}</pre></td>'
-        + "".join(f"<td>{number(r.scores[n], 2)}</td>" for n in names)
-        + f"<td><b>{number(r.reward, 3)}</b></td><td>{signed(r.advantage, 2)}</td></tr>"
+        + "".join(f"<td>{format_number(r.scores[n], 2)}</td>" for n in names)
+        + f"<td><b>{format_number(r.reward, 3)}</b></td><td>{signed(r.advantage, 2)}</td></tr>"
         for r in g.rollouts
     )
     return (
@@ -149,8 +150,8 @@ def probes(found: Sequence[Any]) -> str:
         else '<p class="help">Nothing here earns as much as an honest answer.</p>'
     )
     rows = "".join(
-        f'<tr><th scope="row">{esc(p.name)}</th><td><b>{number(p.reward, 3)}</b></td><td>{"cheats" if p.cheats else ""}</td>'
-        f"<td>{esc(', '.join(f'{n} {number(s, 2)}' for n, s in p.scores.items()))}</td></tr>"
+        f'<tr><th scope="row">{esc(p.name)}</th><td><b>{format_number(p.reward, 3)}</b></td><td>{"cheats" if p.cheats else ""}</td>'
+        f"<td>{esc(', '.join(f'{n} {format_number(s, 2)}' for n, s in p.scores.items()))}</td></tr>"
         for p in found
     )
     return (
