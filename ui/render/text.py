@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from grpo_core.analysis.text import esc, visible
 
@@ -30,7 +31,7 @@ __all__ = [
 MINUS, NONE = "−", "–"
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
