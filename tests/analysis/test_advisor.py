@@ -1,4 +1,4 @@
-"""The advisor: each illness is named on rows that show it, is not named just below its threshold, and a healthy run hears nothing."""
+"""The advisor names each fault on rows that show it, and not just below its threshold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from grpo_core.analysis.advisor import CODES, Facts, advise, assess, diagnoses, signals
+from grpo_core.analysis.advisor import CODES, Facts, advise, assess
+from grpo_core.analysis.advisor.advise import DIAGNOSES
 from grpo_core.cli import main
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
@@ -19,6 +20,7 @@ from grpo_core.types import (
     Notice,
     Prompt,
     Rollout,
+    RunStatus,
     StepCompleted,
     StepMetrics,
 )
@@ -82,7 +84,10 @@ def group(
 
 
 def facts(n=40, config=CONFIG, groups=None, error=None, metrics=None, **columns):
-    """A run that learns: reward .5 -> 1.1, accuracy .3 -> .9, everything else quiet. Columns are lists of n values or one value."""
+    """A run that learns: reward .5 -> 1.1, accuracy .3 -> .9, nothing else changes.
+
+    columns: a list of n values, or one value for all steps.
+    """
     usual = {
         "reward_mean": ramp(0.5, 1.1, n),
         "kl": ramp(0.011, 0.05, n),
@@ -127,6 +132,7 @@ WATCHED = changed(
         {"name": "accuracy", "check": "accuracy", "weight": 0.0, "outcome": True},
     ],
 )
+ALWAYS_WRONG = {"score/accuracy": [(i, 0.0) for i in range(1, 41)]}
 TIED = [group([0.2] * 4, "all_wrong", number=i) for i in range(1, 21)]
 
 # code -> (rows that show it, rows just short of it)
@@ -163,7 +169,7 @@ CASES = {
     "flat_reward": (
         facts(
             advantage_std=0.0,
-            metrics={"score/accuracy": [(i, 0.0) for i in range(1, 41)]},
+            metrics=ALWAYS_WRONG,
             groups=TIED,
         ),
         facts(advantage_std=[0.1] * 36 + [0.0] * 4),
@@ -267,26 +273,29 @@ CASES = {
 }
 
 
+DIAGNOSIS = {diagnose.__name__: diagnose for diagnose in DIAGNOSES}
+
+
 def test_every_code_of_the_advisor_is_tested_here():
     assert set(CASES) == set(CODES)
     assert len(CODES) == 14
 
 
 @pytest.mark.parametrize("code", CASES)
-def test_an_illness_is_named_with_its_threshold_and_a_way_out(code):
-    diagnose = getattr(diagnoses, code, None) or getattr(signals, code)
-    ill, just_short = CASES[code]
-    notice = diagnose(ill)
+def test_a_fault_is_named_with_its_threshold_and_advice(code):
+    diagnose = DIAGNOSIS[code]
+    faulty, just_short = CASES[code]
+    notice = diagnose(faulty)
     assert notice is not None
     assert notice.code == code
     assert notice.message
     assert notice.advice
     assert notice.evidence or code == "non_finite"
-    assert code in [n.code for n in assess(ill)]
+    assert code in [n.code for n in assess(faulty)]
     assert diagnose(just_short) is None
 
 
-def test_a_healthy_run_hears_nothing_at_any_of_its_steps():
+def test_a_healthy_run_has_no_notice_at_any_of_its_steps():
     for n in range(1, 41):
         whole = facts()
         seen = Facts(
@@ -299,39 +308,63 @@ def test_a_healthy_run_hears_nothing_at_any_of_its_steps():
     assert assess(Facts(CONFIG, [], {}, [])) == []
 
 
-def test_a_run_that_solved_its_task_is_not_told_that_its_groups_are_dead():
+def test_a_run_that_solved_its_task_has_no_notice_on_its_tied_groups():
     solved = facts(tied_group_frac=0.8, tied_best_frac=0.8)  # accuracy went from .3 to .9
     assert assess(solved) == []
 
 
-def test_dead_groups_are_told_beside_what_chance_predicts_and_the_group_size_that_would_do():
+def test_tied_groups_are_reported_with_what_chance_predicts_and_a_sufficient_group_size():
     # CoursIA #10603: p = .18, G = 2: .18² + .82² = .705; G = 8 gives .204
-    ill = facts(
+    tied = facts(
         config=changed("train", group_size=2),
         tied_group_frac=0.7,
         tied_worst_frac=0.65,
         tied_best_frac=0.05,
         metrics={"score/accuracy": [(i, 0.18) for i in range(1, 41)]},
     )
-    notice = diagnoses.dead_groups(ill)
+    notice = DIAGNOSIS["dead_groups"](tied)
+    assert notice is not None
     assert notice.evidence["expected"] == 0.705
     assert "chance alone ties 70 %" in notice.message
     assert notice.advice == "Raise the group size: with 8 completions 20 % would tie."
 
 
-def test_what_follows_from_an_illness_is_not_a_second_one():
+def test_a_consequence_of_a_reported_fault_is_not_reported():
     wild = facts(
         reward_mean=[0.9] * 20 + [0.1] * 20,
         kl=[0.01] * 20 + [5.0] * 20,
         truncated_frac=0.6,
         groups=[group([0.1, 0.2, 0.1, 0.2], "phantom", number=i) for i in range(1, 21)],
     )
-    assert diagnoses.truncation(wild)
-    assert diagnoses.phantom(wild)
+    assert DIAGNOSIS["truncation"](wild)
+    assert DIAGNOSIS["phantom"](wild)
     assert [n.code for n in assess(wild)] == ["lr_too_high"]
 
 
-# ---- in the store and on the command line ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("settings", "effect"),
+    [
+        ({"kl_coef": 0.0, "entropy_coef": 0.0}, ", so they have no gradient."),
+        ({"kl_coef": 0.02}, ", so their only gradient is that of KL."),
+        ({"entropy_coef": 0.1}, ", so their only gradient is that of the entropy bonus."),
+        ({"grouping": "batch"}, "."),
+        ({"advantage": "value"}, "."),
+    ],
+)
+def test_a_tie_is_said_to_have_no_gradient_only_without_kl_and_entropy_in_the_loss(
+    settings, effect
+):
+    notice = DIAGNOSIS["dead_groups"](
+        facts(config=changed("algorithm", **settings), tied_group_frac=0.6, metrics=ALWAYS_WRONG)
+    )
+    assert notice is not None
+    assert notice.message.startswith(
+        "60 % of the groups are tied (5 % all right, 5 % all wrong): "
+        f"all their rewards are equal{effect}"
+    )
+
+
+# ---- in the store and on the command line ----------------------------------------------------
 
 
 @pytest.fixture
@@ -362,7 +395,7 @@ def cut_short(tmp_path):
                     {"score/accuracy": 0.0},
                 )
             )
-    store.set_status(run_id, "finished")
+    store.set_status(run_id, RunStatus.FINISHED)
     yield store, run_id
     store.close()
 

@@ -1,4 +1,4 @@
-"""What is wrong with a run, if anything, told from its recorded rows. No notice is better than a wrong one."""
+"""Diagnoses of a run, computed from its recorded rows. A missed fault beats a false alarm."""
 
 from grpo_core.analysis.advisor.advise import CODES, SHOWN, advise, assess, facts_of
 from grpo_core.analysis.advisor.facts import Facts

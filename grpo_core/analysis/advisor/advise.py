@@ -1,36 +1,36 @@
-"""A run in the store -> its diagnoses, worst first."""
+"""Reads a run from the store and returns its diagnoses, the most severe first."""
 
 from __future__ import annotations
 
-from grpo_core.analysis.advisor import diagnoses, signals
+from grpo_core.analysis.advisor import criteria, groups, length, stability
 from grpo_core.analysis.advisor.facts import Facts
 from grpo_core.store import Store
 from grpo_core.types import Notice
 
-SHOWN = 3  # on the page at a time
-GROUPS = 64  # newest groups that are read
+SHOWN = 3  # notices on the page at a time
+GROUPS = 64  # the newest groups, which the diagnoses read
 
-# In the order in which notices of one severity are shown: causes before what follows from them.
+# Notices of one severity are shown in this order: causes before their consequences.
 DIAGNOSES = (
-    diagnoses.non_finite,
-    diagnoses.lr_too_high,
-    diagnoses.end_token,
-    diagnoses.hacking,
-    diagnoses.truncation,
-    diagnoses.flat_reward,
-    diagnoses.phantom,
-    diagnoses.dead_groups,
-    signals.kl_burst,
-    signals.entropy_collapse,
-    signals.length_drift,
-    signals.mute_criterion,
-    diagnoses.lr_too_low,
-    signals.noise,
+    stability.non_finite,
+    stability.lr_too_high,
+    length.end_token,
+    criteria.hacking,
+    length.truncation,
+    groups.flat_reward,
+    groups.phantom,
+    groups.dead_groups,
+    stability.kl_burst,
+    stability.entropy_collapse,
+    length.length_drift,
+    criteria.mute_criterion,
+    stability.lr_too_low,
+    groups.noise,
 )
 CODES = tuple(d.__name__ for d in DIAGNOSES)
 SEVERITIES = ("error", "warning", "info")
 
-# What follows from another illness is not a second one.
+# Cause -> consequences. When the cause is found, its consequences are not reported.
 FOLLOWS: dict[str, set[str]] = {
     "non_finite": {"lr_too_high", "kl_burst"},
     "lr_too_high": {
@@ -64,15 +64,15 @@ FOLLOWS: dict[str, set[str]] = {
 
 
 def assess(facts: Facts) -> list[Notice]:
-    """Every diagnosis that holds and does not merely follow from another; errors first, then warnings, then hints. Pure."""
-    found = [notice for diagnose in DIAGNOSES if (notice := diagnose(facts)) is not None]
-    explained = {code for notice in found for code in FOLLOWS.get(notice.code, ())}
-    kept = [n for n in found if n.code not in explained]
-    return sorted(kept, key=lambda n: SEVERITIES.index(n.severity))
+    """All diagnoses that hold, without consequences of others: errors first, then warnings."""
+    notices = [notice for diagnose in DIAGNOSES if (notice := diagnose(facts)) is not None]
+    explained = {code for notice in notices for code in FOLLOWS.get(notice.code, ())}
+    kept = [notice for notice in notices if notice.code not in explained]
+    return sorted(kept, key=lambda notice: SEVERITIES.index(notice.severity))
 
 
 def facts_of(store: Store, run_id: str) -> Facts:
-    """What the diagnoses need of a run. NotFound."""
+    """The rows of a run that the diagnoses read. Raises NotFound."""
     run = store.run(run_id)
     return Facts(
         run.config,
@@ -84,4 +84,5 @@ def facts_of(store: Store, run_id: str) -> Facts:
 
 
 def advise(store: Store, run_id: str) -> list[Notice]:
+    """The diagnoses of a stored run, the most severe first. Raises NotFound."""
     return assess(facts_of(store, run_id))

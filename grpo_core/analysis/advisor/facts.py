@@ -1,4 +1,4 @@
-"""The rows that diagnoses look at, and the few sums over them that several need. Standard library only."""
+"""The rows that the diagnoses read, and the statistics that they share. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import Any
 
 from grpo_core.store import GroupRow
 
-START, RECENT = 10, 20  # steps: what a run began with, and what it does now
+START = 10  # steps that count as the start of a run
+RECENT = 20  # steps that count as its present state
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A run as the advisor sees it. `steps`: rows of `steps` in order; `groups`: its newest groups, newest first."""
+    """What the advisor reads of a run.
+
+    steps: rows of the table `steps`, in order; metrics: name -> (step, value) points;
+    groups: the newest groups, newest first; error: the text with which the run failed.
+    """
 
     config: Mapping[str, Any]
     steps: Sequence[Mapping[str, Any]]
@@ -23,19 +28,17 @@ class Facts:
     groups: Sequence[GroupRow]
     error: str | None = None
 
-    # ---- settings ------------------------------------------------------------------------------------------------------
+    # ---- settings ----------------------------------------------------------------------------
 
     def setting(self, dotted: str, default: Any = None) -> Any:
+        """The value of a field such as `train.steps`."""
         section, _, name = dotted.partition(".")
         return (self.config.get(section) or {}).get(name, default)
 
     @property
     def criteria(self) -> list[Mapping[str, Any]]:
-        return [
-            c
-            for c in self.setting("rubric.criteria", ()) or ()
-            if isinstance(c, Mapping) and "name" in c
-        ]
+        criteria = self.setting("rubric.criteria", ()) or ()
+        return [c for c in criteria if isinstance(c, Mapping) and "name" in c]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -43,26 +46,26 @@ class Facts:
 
     @property
     def outcome(self) -> str | None:
+        """Name of the outcome criterion."""
         return next((str(c["name"]) for c in self.criteria if c.get("outcome")), None)
 
     @property
-    def highest(self) -> float:
-        """The reward of a completion with every score at 1."""
+    def max_reward(self) -> float:
+        """The reward of a completion that scores 1 on every criterion."""
         return sum(self.weights.values()) or 1.0
 
-    # ---- series --------------------------------------------------------------------------------------------------------
+    # ---- series ------------------------------------------------------------------------------
 
     @property
-    def last(self) -> int:
+    def last_step(self) -> int:
         return int(self.steps[-1]["step"]) if self.steps else 0
 
     def series(self, name: str) -> list[float]:
-        """A column of `steps`, or an open metric, in order and without gaps."""
-        values = (
-            [v for _, v in self.metrics[name]]
-            if name in self.metrics
-            else [row.get(name) for row in self.steps]
-        )
+        """The finite values of a metric or of a column of `steps`, in order of step."""
+        if name in self.metrics:
+            values = [value for _, value in self.metrics[name]]
+        else:
+            values = [row.get(name) for row in self.steps]
         return [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
 
     def first(self, name: str, n: int = START) -> list[float]:
@@ -72,30 +75,37 @@ class Facts:
         return self.series(name)[-n:]
 
     @property
-    def right(self) -> str | None:
-        """The series that says how often the outcome is reached."""
-        return (
-            f"score/{self.outcome}"
-            if self.outcome and f"score/{self.outcome}" in self.metrics
-            else None
-        )
+    def outcome_metric(self) -> str | None:
+        """The metric that holds the mean score of the outcome criterion; None if not recorded."""
+        name = f"score/{self.outcome}"
+        return name if self.outcome and name in self.metrics else None
 
     def example(self, *verdicts: str) -> int | None:
-        """The newest group with one of these verdicts."""
+        """Id of the newest group with one of these verdicts."""
         return next((g.id for g in self.groups if g.verdict in verdicts), None)
 
 
+def known_rewards(group: GroupRow) -> list[float]:
+    """Rewards of the completions that could be scored."""
+    return [r.reward for r in group.rollouts if r.reward is not None]
+
+
 def mean(values: Sequence[float]) -> float:
+    """0.0 for an empty sequence."""
     return sum(values) / len(values) if values else 0.0
 
 
 def gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """after less before, in means, and how many standard errors that is      Welch's t, each step's mean one observation"""
+    """Difference of the means, and that difference in standard errors.
+
+        t = (mean(after) - mean(before)) / sqrt(var(before)/n + var(after)/m)     Welch's t
+
+    Each step's mean is one observation. (0, 0) when either side has fewer than two.
+    """
     if len(before) < 2 or len(after) < 2:
         return 0.0, 0.0
-    error = math.sqrt(
-        statistics.variance(before) / len(before) + statistics.variance(after) / len(after)
-    )
+    variance = statistics.variance(before) / len(before) + statistics.variance(after) / len(after)
+    error = math.sqrt(variance)
     difference = mean(after) - mean(before)
     return difference, difference / max(error, 1e-9)
 
@@ -105,4 +115,5 @@ def percent(share: float) -> str:
 
 
 def short(value: float) -> str:
+    """Three significant digits."""
     return f"{value:.3g}"
