@@ -1,1 +1,1 @@
-"""What stored rows say about a run, computed without a model."""
+"""Results computed from stored rows, without running a model."""

@@ -1,38 +1,44 @@
-"""Foreign text -> HTML that shows that very text. Pure."""
+"""Escaping of untrusted text for HTML, and number format. Pure functions."""
 
 from __future__ import annotations
 
 import html
 import re
 
-# What a terminal or a bidirectional renderer would obey is shown by its name instead: an override character in a
-# completion must not reorder the reward beside it, and an escape sequence must be visible to whoever judges the text.
+# Bidirectional overrides and invisible characters. A browser or a terminal would act on them:
+# an override in a completion could reorder the reward beside it.
 _BIDI = re.compile(
     "[\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]"
 )
+# Control characters. A terminal would run an escape sequence, and the reader would not see it.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _C1 = re.compile("[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def visible(text: object) -> str:
-    """`text` with every invisible character that could change how it is read replaced by a visible name."""
+    """`text` with a visible name in place of each invisible character that changes its display."""
     text = str(text)
-    text = _CONTROL.sub(
-        lambda m: "\u2421" if m.group() == "\x7f" else chr(0x2400 + ord(m.group())), text
-    )
-    text = _BIDI.sub(lambda m: f"⟦U+{ord(m.group()):04X}⟧", text)
-    text = _C1.sub(lambda m: f"⟦U+{ord(m.group()):04X}⟧", text)
-    return _SURROGATE.sub(
-        "\ufffd", text
-    )  # a lone surrogate is no text: it could not even be sent to the browser
+    text = _CONTROL.sub(_control_picture, text)
+    text = _BIDI.sub(_code_point, text)
+    text = _C1.sub(_code_point, text)
+    # A lone surrogate cannot be encoded as UTF-8, so it could not be sent to the browser.
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _control_picture(match: re.Match[str]) -> str:
+    return "\u2421" if match.group() == "\x7f" else chr(0x2400 + ord(match.group()))
+
+
+def _code_point(match: re.Match[str]) -> str:
+    return f"⟦U+{ord(match.group()):04X}⟧"
 
 
 def esc(text: object) -> str:
-    """The one way in which foreign text enters HTML, as content or as a quoted attribute."""
+    """Escape text for HTML content or a quoted attribute. All untrusted text goes through here."""
     return html.escape(visible(text), quote=True)
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """So many significant digits; a dash for what was not measured."""
+def format_number(value: float | None, digits: int = 4) -> str:
+    """`digits` significant digits; a dash for None."""
     return "–" if value is None else f"{value:.{digits}g}"

@@ -132,44 +132,44 @@ class Pull:
 def kl_pull(
     store: Store, run_id: str, group_id: int, config: RunConfig, coef: float
 ) -> Pull | None:
-    """The group's token terms under another coefficient; None where no tokens were recorded. KL itself stays what it was: another coefficient makes
-    another policy from the second step on, and what that policy's KL would have been no rows can tell."""
-    from grpo_core.analysis.token_loss import step_facts, token_terms
+    """The group's loss terms under another KL coefficient. None where no tokens were recorded.
+
+    The measured KL stays the same. A real run with another coefficient would have another policy
+    from the second step on; stored rows cannot give the KL of that policy.
+    """
+    from grpo_core.analysis.token_loss import loss_context, token_terms
 
     group = store.group(group_id)
-    facts = step_facts(store, run_id, group.step, config)
+    context = loss_context(store, run_id, group.step, config)
     loss = loss_then = kl_push = push = 0.0
     turned = num_tokens = measured = recorded = 0
     for rollout in group.rollouts:
         row = store.token_row(rollout.id)
+        if row is None:
+            continue
         now, then, without = (
-            row
-            and token_terms(
+            token_terms(
                 row,
                 rollout.advantage or 0.0,
                 rollout.finish_reason,
-                replace(facts, kl_coef=c),
-                config,
+                replace(context, kl_coef=kl_coef),
             )
-            for c in (facts.kl_coef, coef, 0.0)
+            for kl_coef in (context.kl_coef, coef, 0.0)
         )
         if not now or not then or not without:
             continue
-        recorded, measured, num_tokens = (
-            recorded + 1,
-            measured + (row.ref_logprobs is not None),
-            num_tokens + len(now.term),
-        )
-        loss, loss_then = loss + sum(now.term), loss_then + sum(then.term)
+        recorded += 1
+        measured += row.ref_logprobs is not None
+        num_tokens += len(now.term)
+        loss += sum(now.term)
+        loss_then += sum(then.term)
         turned += sum(a * b < 0 for a, b in zip(now.gradient, then.gradient, strict=True))
-        push, kl_push = (
-            push + sum(map(abs, without.gradient)),
-            kl_push + sum(abs(a - b) for a, b in zip(then.gradient, without.gradient, strict=True)),
-        )
+        push += sum(map(abs, without.gradient))
+        kl_push += sum(abs(a - b) for a, b in zip(then.gradient, without.gradient, strict=True))
     if not recorded:
         return None
     return Pull(
-        facts.kl_coef,
+        context.kl_coef,
         coef,
         loss,
         loss_then,

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from grpo_core.analysis.text import number
+from grpo_core.analysis.text import format_number
 from grpo_core.cli.request import count, find_run
 from grpo_core.cli.terminal import AddCommand, plain, printable, run_line
 from grpo_core.config import RunConfig, flatten, parse
@@ -90,12 +90,12 @@ def show_command(arguments: argparse.Namespace) -> int:
     stride = max(1, len(steps) // 20)
     for s in steps[::stride]:
         print(
-            f"{s['step']:>6} {number(s['reward_mean']):>8} {number(s['kl']):>8} {number(s['loss']):>9} {number(s['completion_tokens_mean']):>7}"
+            f"{s['step']:>6} {format_number(s['reward_mean']):>8} {format_number(s['kl']):>8} {format_number(s['loss']):>9} {format_number(s['completion_tokens_mean']):>7}"
         )
     for step, value in metrics.get("second/accuracy", []):
-        print(f"second task's accuracy at step {step}: {number(value)}")
+        print(f"second task's accuracy at step {step}: {format_number(value)}")
     for step, value in metrics.get("heldout/accuracy", []):
-        print(f"held-out accuracy at step {step}: {number(value)}")
+        print(f"held-out accuracy at step {step}: {format_number(value)}")
     return 0
 
 

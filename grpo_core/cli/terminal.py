@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from grpo_core.analysis.text import number
+from grpo_core.analysis.text import format_number
 from grpo_core.store import RunRow
 
 DEFAULT_DB = "runs/grpo.sqlite"
@@ -47,11 +47,11 @@ def printable(text: str) -> str:
 
 
 def run_line(row: RunRow) -> str:
-    heldout = f"held-out {number(row.heldout_before)} → {number(row.heldout_after)}"
+    heldout = f"held-out {format_number(row.heldout_before)} → {format_number(row.heldout_after)}"
     seconds = "" if row.duration_seconds is None else f"  {row.duration_seconds:.0f} s"
     return (
         f"{row.id}  {row.status:<11}  {printable(row.name)}  {row.steps_done} steps  "
-        f"reward {number(row.reward_first)} → {number(row.reward_last)}  {heldout}{seconds}"
+        f"reward {format_number(row.reward_first)} → {format_number(row.reward_last)}  {heldout}{seconds}"
     )
 
 

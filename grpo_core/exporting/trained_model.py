@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import grpo_core
-from grpo_core.analysis.text import number
+from grpo_core.analysis.text import format_number
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.exporting.recipes import as_command
@@ -186,7 +186,7 @@ def model_card(store: Store, run: RunRow, step: int, policy: Policy) -> str:
     steps, metrics = store.steps(run.id), store.metrics(run.id)
     stride = max(1, len(steps) // 10)
     curve = "".join(
-        f"| {s['step']} | {number(s['reward_mean'])} | {number(s['kl'])} | {number(s['completion_tokens_mean'])} |\n"
+        f"| {s['step']} | {format_number(s['reward_mean'])} | {format_number(s['kl'])} | {format_number(s['completion_tokens_mean'])} |\n"
         for s in steps[::stride]
         if s["step"] <= step
     )
@@ -201,11 +201,11 @@ def model_card(store: Store, run: RunRow, step: int, policy: Policy) -> str:
 
     def at(name: str, values: dict[int, float | None], when: int) -> str:
         interval = (
-            f" ({number(lows[name][when])} to {number(highs[name][when])})"
+            f" ({format_number(lows[name][when])} to {format_number(highs[name][when])})"
             if when in lows[name]
             else ""
         )
-        return f"{number(values.get(when))}{interval}"
+        return f"{format_number(values.get(when))}{interval}"
 
     measured = sorted({s for _, values in held for s in values if s <= step})
     after = measured[-1] if measured and measured[-1] > 0 else None

@@ -1,4 +1,4 @@
-"""The report: one file that needs nothing else, small, and in which every foreign text is text."""
+"""The HTML report is one small file that loads nothing and escapes all untrusted text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from grpo_core.types import (
     GroupsScored,
     Prompt,
     Rollout,
+    RunStatus,
     StepCompleted,
     StepMetrics,
 )
@@ -30,8 +31,8 @@ class Tags(HTMLParser):
         self.tags, self.text = [], ""
         self.feed(html)
 
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
         self.text += data
@@ -39,7 +40,7 @@ class Tags(HTMLParser):
 
 def record(path, steps, name="a run", text="<answer>1</answer>"):
     store = Store(path)
-    run_id = store.create_run(config(), name, status="running")
+    run_id = store.create_run(config(), name, status=RunStatus.RUNNING)
     row = Rollout(Completion(text, "stop", 5), {"accuracy": 1.0, "format": None}, 1.0, 0.5)
     with store.writing() as writer, Recorder(store, run_id) as recorder, writer.transaction():
         recorder(Evaluated(0, {"heldout/accuracy": 0.4}))
@@ -66,7 +67,7 @@ def record(path, steps, name="a run", text="<answer>1</answer>"):
                     {"score/accuracy": 0.5},
                 )
             )
-    store.set_status(run_id, "finished")
+    store.set_status(run_id, RunStatus.FINISHED)
     return store, run_id
 
 
@@ -76,8 +77,8 @@ def test_a_report_of_a_thousand_steps_is_one_small_file_without_scripts_or_reque
     store, run_id = record(tmp_path / "s.db", 1000)
     out = tmp_path / "r.html"
     assert main(["report", run_id, "--db", str(store.path), "--out", str(out), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["bytes"] == out.stat().st_size < 5_000_000
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["bytes"] == out.stat().st_size < 5_000_000
     html = out.read_text()
     assert not re.search(r"(?:src|href)=|url\(|@import|<script", html)
     page = Tags(html)
@@ -92,28 +93,25 @@ def test_a_report_of_a_thousand_steps_is_one_small_file_without_scripts_or_reque
         "held-out",
     ):
         assert part in page.text
-    assert (
-        "7.25" in page.text
-    )  # the one spike of the reward, step 501 of 1000, survived the thinning
+    # Downsampling keeps the one spike of the reward, at step 501 of 1000.
+    assert "7.25" in page.text
 
 
-def test_foreign_text_stands_in_a_report_as_that_very_text(tmp_path, capsys):
+def test_untrusted_text_is_shown_in_a_report_as_text(tmp_path, capsys):
     store, _ = record(tmp_path / "s.db", 3, HOSTILE, HOSTILE)
     out = tmp_path / "r.html"
     main(["report", "last", "--db", str(store.path), "--out", str(out)])
     page = Tags(out.read_text())
     assert {t for t, _ in page.tags} & {"script", "img"} == set()
     assert page.text.count(HOSTILE) >= 3
-    assert (
-        main(["report", "last", "--db", str(store.path), "--out", str(tmp_path / "no" / "r.html")])
-        == 2
-    )
+    unwritable = str(tmp_path / "no" / "r.html")
+    assert main(["report", "last", "--db", str(store.path), "--out", unwritable]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_thinning_keeps_every_spike_the_ends_and_the_gaps():
+def test_downsampling_keeps_every_spike_the_ends_and_the_gaps():
     rows = list(range(10_000))
-    values = [0.0] * 10_000
+    values: list[float | None] = [0.0] * 10_000
     values[4321], values[7777] = 9.0, -9.0
     values[2000:2500] = [None] * 500
     kept = min_max(rows, values, 1000)

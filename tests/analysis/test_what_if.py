@@ -1,4 +1,4 @@
-"""What if: with the run's own settings the stored numbers, exactly; with others what a hand works out."""
+"""What-if: the run's own settings reproduce the stored numbers; others give hand-computed ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo_core.analysis import what_if as whatif
-from grpo_core.analysis.token_loss import share_of_gradient, step_facts, token_terms
+from grpo_core.analysis.token_loss import loss_context, share_of_gradient, token_terms
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.learner.aggregation import LossNormalizer
@@ -17,12 +17,22 @@ from grpo_core.runs.manager import execute, prepare
 from grpo_core.store import Recorder
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
-from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout
+from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus
 
 CRITERIA = (
     {"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True},
     {"name": "format", "check": "format", "weight": 0.2},
 )
+
+
+LENGTH_AND_LANGUAGE = {
+    "rubric.name": "custom",
+    "rubric.criteria": [
+        {"name": "length", "check": "length", "weight": 1.0, "params": {"min_tokens": 8}},
+        {"name": "language", "check": "language", "weight": 1.0},
+    ],
+    "train.learning_rate": 0.01,
+}
 
 
 def config(**fields):
@@ -31,7 +41,7 @@ def config(**fields):
 
 def stored(store, scores, rewards, advantages, **fields):
     """One group of a run, as given."""
-    run_id = store.create_run(config(**fields), "golden", status="finished")
+    run_id = store.create_run(config(**fields), "golden", status=RunStatus.FINISHED)
     rows = tuple(
         Rollout(Completion("x", "stop", 5), dict(zip(("accuracy", "format"), s, strict=True)), r, a)
         for s, r, a in zip(scores, rewards, advantages, strict=True)
@@ -41,6 +51,14 @@ def stored(store, scores, rewards, advantages, **fields):
             GroupsScored(1, (Group(Prompt("p", "Q", "1", "sums"), rows, None, None, "healthy"),))
         )
     return run_id, store.group_ids(run_id, 1)[0]
+
+
+def trained(store, fields):
+    """A finished run with these settings."""
+    settings = prepare(parse(nest(fields)))
+    run_id = store.create_run(settings, "tiny")
+    assert execute(store, run_id, settings, train, RunControl()) == "finished"
+    return run_id, settings
 
 
 def ask(store, run_id, weights=None, **fields):
@@ -59,9 +77,7 @@ def ask(store, run_id, weights=None, **fields):
     ],
 )
 def test_with_the_runs_own_settings_what_was_stored_comes_out_exactly(store, tiny_settings, fields):
-    settings = prepare(parse(nest({**tiny_settings, "rubric.name": "answer", **fields})))
-    run_id = store.create_run(settings, "tiny")
-    assert execute(store, run_id, settings, train, RunControl()) == "finished"
+    run_id, settings = trained(store, tiny_settings | {"rubric.name": "answer"} | fields)
     answer = ask(store, run_id)
     assert len(answer.rollouts) == 3 * 2 * 4
     assert [(c.reward, c.advantage) for c in answer.rollouts] == [
@@ -84,18 +100,16 @@ def test_first_golden_group_without_the_std(store):
 
 
 def test_second_golden_group_with_another_weight_flips_a_sign(store):
-    # format ×2 instead of ×.2: rewards 1, 2, 0 -> mean 1, sample std 1, A = 0/(1.0001), 1/1.0001, -1/1.0001
+    # format ×2 instead of ×.2: rewards 1, 2, 0 -> mean 1, sample std 1.
+    # A = 0/1.0001, 1/1.0001, -1/1.0001
     run_id, _ = stored(store, [(1, 0), (0, 1), (0, 0)], [1.0, 0.2, 0.0], [1.155, -0.378, -0.777])
     then = ask(store, run_id, {"format": 2.0})
     assert [c.reward_then for c in then.rollouts] == [1.0, 2.0, 0.0]
     assert [c.advantage_then for c in then.rollouts] == pytest.approx(
         [0.0, 1 / 1.0001, -1 / 1.0001]
     )
-    assert [c.flips for c in then.rollouts] == [
-        False,
-        True,
-        False,
-    ]  # from -.378 to +1; a 0 is no flip
+    # -.378 -> +1 is a flip; 1.155 -> 0 is not
+    assert [c.flips for c in then.rollouts] == [False, True, False]
 
 
 def test_third_golden_group_a_phantom_is_gone_behind_the_gate_and_a_clip_flattens(store):
@@ -106,19 +120,13 @@ def test_third_golden_group_a_phantom_is_gone_behind_the_gate_and_a_clip_flatten
     gated = ask(store, run_id, **{"rubric.gate": True})
     assert [c.advantage_then for c in gated.rollouts] == [0.0, 0.0]
     assert (gated.tied, gated.tied_then) == (0.0, 1.0)
-    assert [c.advantage_then for c in ask(store, run_id, **{"rubric.clip_high": 0.1}).rollouts] == [
-        0.0,
-        0.0,
-    ]
-    assert [
-        c.advantage_then
-        for c in whatif.what_if(
-            store, run_id, whatif.settings(store.run(run_id).config), group_id
-        ).rollouts
-    ] == pytest.approx([a, -a])
+    clipped = ask(store, run_id, **{"rubric.clip_high": 0.1})
+    assert [c.advantage_then for c in clipped.rollouts] == [0.0, 0.0]
+    same = whatif.what_if(store, run_id, whatif.settings(store.run(run_id).config), group_id)
+    assert [c.advantage_then for c in same.rollouts] == pytest.approx([a, -a])
 
 
-def test_what_cannot_be_worked_out_again_is_refused(store):
+def test_what_cannot_be_recomputed_is_refused(store):
     run_id, _ = stored(store, [(1, 1), (0, 1)], [1.2, 0.2], [0.7, -0.7])
     with pytest.raises(InvalidConfig, match="critic"):
         ask(store, run_id, **{"algorithm.advantage": "value"})
@@ -126,7 +134,7 @@ def test_what_cannot_be_worked_out_again_is_refused(store):
         ask(store, run_id, {"accuracy": 0.0, "format": 0.0})
 
 
-# ---- the tokens of a step ----------------------------------------------------------------------------------------------
+# ---- the tokens of a step --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -146,33 +154,11 @@ def test_what_cannot_be_worked_out_again_is_refused(store):
 def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(
     store, tiny_settings, fields
 ):
-    settings = prepare(
-        parse(
-            nest(
-                {
-                    **tiny_settings,
-                    "rubric.criteria": [
-                        {
-                            "name": "length",
-                            "check": "length",
-                            "weight": 1.0,
-                            "params": {"min_tokens": 8},
-                        },
-                        {"name": "language", "check": "language", "weight": 1.0},
-                    ],
-                    "rubric.name": "custom",
-                    "train.learning_rate": 0.01,
-                    **fields,
-                }
-            )
-        )
-    )
-    run_id = store.create_run(settings, "tiny")
-    assert execute(store, run_id, settings, train, RunControl()) == "finished"
+    run_id, settings = trained(store, tiny_settings | LENGTH_AND_LANGUAGE | fields)
     for step in (1, 2, 3):
-        facts, total = step_facts(store, run_id, step, settings), 0.0
+        context, total = loss_context(store, run_id, step, settings), 0.0
         for row in store.scored(run_id, step, step):
-            terms = token_terms(store.token_row(row[5]), row[9], row[12], facts, settings)
+            terms = token_terms(store.token_row(row[5]), row[9], row[12], context)
             total += sum(terms.term) if terms else 0.0
         assert total == pytest.approx(store.steps(run_id)[step - 1]["loss"], abs=1e-5)
 
@@ -180,39 +166,12 @@ def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(
 def test_another_kl_coefficient_changes_the_loss_by_its_share_of_the_measured_kl_and_no_advantage(
     store, tiny_settings
 ):
-    settings = prepare(
-        parse(
-            nest(
-                {
-                    **tiny_settings,
-                    "rubric.criteria": [
-                        {
-                            "name": "length",
-                            "check": "length",
-                            "weight": 1.0,
-                            "params": {"min_tokens": 8},
-                        },
-                        {"name": "language", "check": "language", "weight": 1.0},
-                    ],
-                    "rubric.name": "custom",
-                    "algorithm.kl_coef": 0.5,
-                    "train.learning_rate": 0.01,
-                }
-            )
-        )
-    )
-    run_id = store.create_run(settings, "tiny")
-    assert execute(store, run_id, settings, train, RunControl()) == "finished"
+    fields = tiny_settings | LENGTH_AND_LANGUAGE | {"algorithm.kl_coef": 0.5}
+    run_id, settings = trained(store, fields)
     recorded = store.steps(run_id)[2]
-    assert recorded["kl"] > 1e-3  # else there is nothing to weigh
-    at = {
-        coef: [
-            whatif.kl_pull(store, run_id, group, settings, coef)
-            for group in store.group_ids(run_id, 3)
-        ]
-        for coef in (0.5, 0.1, 0.0)
-    }
-    # loss = rest + 0.5 · KL, a mean over the step's tokens, as KL is: so with 0.1 it is less by 0.4 · KL.
+    assert recorded["kl"] > 1e-3  # else KL has no weight to change
+    at = {coef: pulls(store, run_id, settings, coef) for coef in (0.5, 0.1, 0.0)}
+    # loss = rest + 0.5 · KL. Both are means over the step's tokens, so 0.1 gives 0.4 · KL less.
     assert sum(p.loss for p in at[0.1]) == pytest.approx(recorded["loss"], abs=1e-5)
     assert sum(p.loss_then for p in at[0.1]) == pytest.approx(
         recorded["loss"] - 0.4 * recorded["kl"], abs=1e-5
@@ -223,16 +182,24 @@ def test_another_kl_coefficient_changes_the_loss_by_its_share_of_the_measured_kl
     assert ask(store, run_id, **{"algorithm.kl_coef": 0.1}).largest_change == 0.0
 
 
-def test_a_group_without_recorded_tokens_has_no_kl_to_weigh(store):
+def pulls(store, run_id, settings, coef):
+    """The KL pull of every group of step 3."""
+    groups = store.group_ids(run_id, 3)
+    measured = [whatif.kl_pull(store, run_id, group, settings, coef) for group in groups]
+    assert None not in measured
+    return [pull for pull in measured if pull is not None]
+
+
+def test_a_group_without_recorded_tokens_has_no_kl_pull(store):
     run_id, group = stored(store, [(1, 1), (0, 1)], [1.2, 0.2], [0.707, -0.707])
     assert whatif.kl_pull(store, run_id, group, config(), 0.1) is None
 
 
-def test_a_tokens_gradient_and_clip_state_are_the_losss_own(store):
+def test_a_tokens_gradient_and_clip_state_are_those_of_the_loss(store):
     # two updates; in the second the ratios are e^.5 = 1.65 (clipped at 1.2 with A > 0) and e^-.1
     from array import array
 
-    from grpo_core.analysis.token_loss import StepFacts
+    from grpo_core.analysis.token_loss import LossContext
     from grpo_core.store import TokenRow
 
     settings = config(**{"algorithm.kl_coef": 0.1})
@@ -245,7 +212,7 @@ def test_a_tokens_gradient_and_clip_state_are_the_losss_own(store):
         array("f", [-0.7, -0.9]),
         array("f", [0.3, 0.2, 0.1, 0.4]),
     )
-    terms = token_terms(row, 0.8, "stop", StepFacts(4, 10, 0.1, 0.0), settings)
+    terms = token_terms(row, 0.8, "stop", LossContext(settings, 4, 10, 0.1, 0.0))
     new = torch.tensor([[-0.5, -1.1]], dtype=torch.float64, requires_grad=True)
     there = torch.ones(1, 2, dtype=torch.bool)
     x = Tokens(
@@ -259,6 +226,8 @@ def test_a_tokens_gradient_and_clip_state_are_the_losss_own(store):
     )
     loss = loss_of(x, settings.algorithm, Coefficients(0.1, 0.0), LossNormalizer(4, 10, 48)).total
     loss.backward()
+    assert terms is not None
+    assert new.grad is not None
     assert sum(terms.term) == pytest.approx(loss.item(), abs=1e-6)
     assert terms.gradient == pytest.approx(new.grad[0].tolist(), abs=1e-6)
     assert terms.clipped == [True, False]
@@ -288,9 +257,8 @@ def test_shares_of_the_gradient_follow_the_aggregation_and_leave_masked_rows_out
 def test_a_stored_advantage_that_does_not_follow_from_the_scores_is_shown_as_an_error(store):
     from ui.tabs.inspect_group import mismatch
 
-    run_id, _ = stored(
-        store, [(1, 1), (0, 1)], [1.2, 0.2], [0.9, -0.9]
-    )  # it should be ±.5/(.7071 + 1e-4) = ±.707
+    # the advantages follow as ±.5/(.7071 + 1e-4) = ±.707
+    run_id, _ = stored(store, [(1, 1), (0, 1)], [1.2, 0.2], [0.9, -0.9])
     shown = mismatch(ask(store, run_id))
     assert "2 of 2 completions do not have the advantage" in shown
     assert "A +0.900000, recomputed 1.2, +0.707007" in shown

@@ -10,14 +10,15 @@ from typing import Any
 
 import gradio as gr
 
-from grpo_core.analysis import token_loss as token_terms
+from grpo_core.analysis import token_loss
 from grpo_core.analysis import what_if as whatif
 from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import GroupRow, RunRow
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel, one_of, script
-from ui.render import cards, history, status, tokens
+from ui.render import arithmetic, cards, history, status, tokens
+from ui.render.recorded_config import criteria_of
 from ui.render.text import esc
 from ui.server import group_ref as place
 from ui.server.views import Views
@@ -192,7 +193,7 @@ class ShowOpened:
 
     def _head(self, run: RunRow, group: GroupRow, order: str) -> str:
         step = self.views.store.scored(run.id, group.step, group.step)
-        shares = token_terms.share_of_gradient(
+        shares = token_loss.share_of_gradient(
             [(r[9] or 0.0, r[11], r[12]) for r in step], run.config
         )
         mine = {r[5]: share for r, share in zip(step, shares, strict=True)}
@@ -200,7 +201,7 @@ class ShowOpened:
         return (
             cards.group_head(group, places, order)
             + self._checked(run.id, group.id)
-            + cards.why_table(group, rollouts, run.config, mine)
+            + arithmetic.why_table(group, rollouts, run.config, mine)
         )
 
     def _check(self, run_id: str, group_id: int) -> str:
@@ -230,7 +231,7 @@ class ShowOpened:
             return self._what_if(run, group, mine)
         if look == "time":
             outcome = next(
-                (c["name"] for c in cards.criteria_of(run.config) if c.get("outcome")), None
+                (c["name"] for c in criteria_of(run.config) if c.get("outcome")), None
             )
             return history.through_time(
                 self.views.store.visits(run.id, group.prompt_id), group, outcome
@@ -265,11 +266,12 @@ class ShowOpened:
         rollout = group.rollouts[chosen]
         row = self.views.store.token_row(rollout.id)
         try:
-            config = parse(run.config)
-            facts = token_terms.step_facts(self.views.store, run.id, group.step, config)
+            context = token_loss.loss_context(
+                self.views.store, run.id, group.step, parse(run.config)
+            )
             terms = (
-                token_terms.token_terms(
-                    row, rollout.advantage or 0.0, rollout.finish_reason, facts, config
+                token_loss.token_terms(
+                    row, rollout.advantage or 0.0, rollout.finish_reason, context
                 )
                 if row
                 else None
