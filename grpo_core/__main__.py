@@ -1,4 +1,4 @@
-"""python -m grpo_core train | resume | compare | prompts | model | preflight | bench | runs | show | advise | report | export | tell | doctor: see cli/."""
+"""`python -m grpo_core COMMAND` runs one command; see cli/ for the list."""
 
 import sys
 

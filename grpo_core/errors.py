@@ -1,4 +1,7 @@
-"""One small class per situation that a user can be in. Each message names the field, the value and the way out."""
+"""Errors that a user can solve, one class for each kind.
+
+Each message names the field, the value and what to do.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from typing import Any
 
 
 class StudioError(Exception):
-    """Base of everything that is the user's to solve. Shown as one line, never as a traceback."""
+    """Base of all errors that the user can solve. Shown as one line, never as a traceback."""
 
 
 @dataclass(frozen=True)
 class FieldProblem:
-    """What is wrong with one field of the configuration, in three parts that a form can show beside the field."""
+    """What is wrong with one field of the configuration; a form shows it beside the field."""
 
     field: str  # dotted name, e.g. "train.group_size"
     value: Any
@@ -21,12 +24,13 @@ class FieldProblem:
 
     def __str__(self) -> str:
         shown = repr(self.value)
-        shown = shown if len(shown) <= 120 else shown[:117] + "..."
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
         return f"{self.field} = {shown}: {self.problem}. {self.hint}".strip()
 
 
 class InvalidConfig(StudioError):
-    """The configuration cannot be run. Carries every problem at once, so that a person mends them in one go."""
+    """The configuration cannot be run. `problems` lists everything that is wrong with it."""
 
     def __init__(self, problems: list[FieldProblem]):
         self.problems = problems
@@ -34,28 +38,28 @@ class InvalidConfig(StudioError):
 
 
 class StoreError(StudioError):
-    """The SQLite file cannot be used as asked (not a database, not writable, newer than this version)."""
+    """The SQLite file cannot be used: not a database, not writable, or newer than this version."""
 
 
 class StoreBusy(StoreError):
-    """Another process is writing to the file: one writer a file."""
+    """Another process is writing to the file. A file can have only one writer."""
 
 
 class StoreFull(StoreError):
-    """The disk has no room for the record."""
+    """The disk has no room for more rows of a run."""
 
 
 class NotFound(StudioError):
-    """A run, group or step that is not in the store."""
+    """The store does not hold this run, group or step."""
 
 
 class OutOfMemory(StudioError):
-    """Not even one completion fits the memory that there is."""
+    """The available memory does not fit even one completion."""
 
 
 class StopRequested(Exception):
-    """Raised inside the trainer at the named point where it noticed that somebody asked it to stop."""
+    """Raised in the trainer, at one of its interruption points, when a user stops the run."""
 
 
 class DiskFull(StudioError):
-    """There is no room for what has to be kept. The run waits until there is."""
+    """The disk has no room for what the run must keep. The run waits until there is room."""

@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a run, with its options, conflicts and presets."""
+"""RunConfig: all settings of a run, with their options, conflicts and presets."""
 
 from grpo_core.config import options
 from grpo_core.config.presets import PRESETS, with_preset

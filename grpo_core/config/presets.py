@@ -1,4 +1,4 @@
-"""Presets: the algorithms by name, each only a set of values."""
+"""Presets: the algorithms by name, each a set of values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 
-# Each preset is only a set of values; what it does not name keeps its default.
+# A field that a preset does not name keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
     "GRPO": {
         "advantage": "group_std",
@@ -80,20 +80,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def with_preset(flat: Mapping[str, Any], preset: str) -> dict[str, Any]:
-    """`flat` with the values of `preset` under it: what a person set explicitly wins."""
+    """`flat`, with the values of `preset` for the fields that `flat` does not set.
+
+    Raises InvalidConfig for an unknown preset.
+    """
     if preset not in PRESETS:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "algorithm.preset",
-                    preset,
-                    "there is no such preset",
-                    f"Known: {', '.join(PRESETS)}.",
-                )
-            ]
-        )
-    return {
-        "algorithm.preset": preset,
-        **{f"algorithm.{k}": v for k, v in PRESETS[preset].items()},
-        **flat,
-    }
+        hint = f"Known: {', '.join(PRESETS)}."
+        problem = FieldProblem("algorithm.preset", preset, "there is no such preset", hint)
+        raise InvalidConfig([problem])
+    values = {f"algorithm.{name}": value for name, value in PRESETS[preset].items()}
+    return {"algorithm.preset": preset, **values, **flat}

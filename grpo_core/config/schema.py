@@ -1,4 +1,7 @@
-"""RunConfig: everything that decides a run. One dotted name per field, the same in form, `--set`, JSON and help."""
+"""RunConfig: all settings of a run.
+
+Each field has one dotted name, the same in the form, `--set`, JSON and help.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,18 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from grpo_core.config.conflicts import conflicts
-from grpo_core.config.sections import Sections
+from grpo_core.config.sections import Section, Sections
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 
 
 class RunConfig(Sections):
-    """A whole run. Validation here is about values; names of models, tasks and rubrics are checked where they live."""
+    """All settings of a run.
+
+    Validation here covers values and their combinations. Models, tasks and rubrics check names.
+    """
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> RunConfig:
+    def _no_conflicts(self) -> RunConfig:
         if problems := conflicts(self):
             raise PydanticCustomError(
                 "studio", "{text}", {"text": "; ".join(map(str, problems)), "problems": problems}
@@ -28,50 +34,47 @@ class RunConfig(Sections):
 
 
 def parse(data: Mapping[str, Any]) -> RunConfig:
-    """Nested plain data -> RunConfig. Raises InvalidConfig with every problem found, each with its dotted field."""
+    """Nested plain data -> RunConfig. Raises InvalidConfig with every problem and its field."""
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        raise InvalidConfig(
-            [
-                p
-                for e in found
-                for p in (e["ctx"]["problems"] if e["type"] == "studio" else [_explain(e)])
-            ]
-        ) from None
+        problems: list[FieldProblem] = []
+        for found in error.errors(include_url=False):
+            if found["type"] == "studio":
+                problems += found.get("ctx", {})["problems"]
+            else:
+                problems.append(_problem(found))
+        raise InvalidConfig(problems) from None
 
 
-def _explain(error: Mapping[str, Any]) -> FieldProblem:
+def _problem(error: Mapping[str, Any]) -> FieldProblem:
+    """An error of pydantic in our words, with the hint of its field."""
     dotted = ".".join(map(str, error["loc"])) or "config"
-    hint = ""
     known = fields_by_name()
     if error["type"] == "extra_forbidden":
         section = dotted.rpartition(".")[0]
-        siblings = [n for n in known if n.rpartition(".")[0] == section] or sorted(
-            {n.split(".")[0] for n in known}
-        )
+        names = [n for n in known if n.rpartition(".")[0] == section]
+        names = names or sorted({n.split(".")[0] for n in known})
         return FieldProblem(
-            dotted, error["input"], "there is no such field", f"Known: {', '.join(siblings)}."
+            dotted, error["input"], "there is no such field", f"Known: {', '.join(names)}."
         )
-    if dotted in known:
-        hint = (known[dotted].json_schema_extra or {}).get("hint", "")
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    message = message.replace("should be greater than or equal to", "must be at least").replace(
-        "should be less than or equal to", "must be at most"
-    )
-    return FieldProblem(
-        dotted, error["input"], message.replace("should be", "must be").rstrip("."), hint
-    )
+    message = message.replace("should be greater than or equal to", "must be at least")
+    message = message.replace("should be less than or equal to", "must be at most")
+    message = message.replace("should be", "must be").rstrip(".")
+    extra = known[dotted].json_schema_extra if dotted in known else None
+    return FieldProblem(dotted, error["input"], message, (extra or {}).get("hint", ""))
 
 
 def fields_by_name() -> dict[str, Any]:
     """Dotted name -> pydantic FieldInfo, in the order of the form."""
-    return {
-        f"{s}.{n}": info
-        for s, sec in RunConfig.model_fields.items()
-        for n, info in sec.annotation.model_fields.items()
-    }
+    fields = {}
+    for section_name, section in RunConfig.model_fields.items():
+        kind = section.annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, Section)
+        fields |= {f"{section_name}.{name}": info for name, info in kind.model_fields.items()}
+    return fields
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -91,29 +94,28 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for dotted, value in flat.items():
         section, dot, name = dotted.partition(".")
         if not dot or not name:
-            raise InvalidConfig(
-                [
-                    FieldProblem(
-                        dotted, value, "this is no field", "Use section.field, e.g. train.steps."
-                    )
-                ]
-            )
+            hint = "Use section.field, e.g. train.steps."
+            raise InvalidConfig([FieldProblem(dotted, value, "this is no field", hint)])
         data.setdefault(section, {})[name] = value
     return data
 
 
 def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration with these dotted fields changed. Raises InvalidConfig."""
-    return parse(nest(flatten(config) | changes)) if changes else config
+    return parse(nest({**flatten(config), **changes})) if changes else config
 
 
 def read_json(path: str | Path, what: str = "config") -> Any:
-    """The JSON in a file, or one line saying why not."""
+    """The JSON in a file. Raises StudioError with one line that says why it cannot be read.
+
+    what: the kind of file, for that line.
+    """
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise StudioError(f"{what} file {str(path)!r} does not exist. Check the path.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise StudioError(
-            f"{what} file {str(path)!r} cannot be read as JSON: {error}. Mend it or export a new one."
+            f"{what} file {str(path)!r} cannot be read as JSON: {error}. "
+            "Correct it or export a new one."
         ) from None

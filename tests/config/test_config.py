@@ -89,7 +89,7 @@ def test_every_field_has_a_title_and_one_line_of_help():
         (
             {"algorithm.ratio_level": "sequence", "algorithm.objective": "vespo"},
             "algorithm.ratio_level",
-            "its own over the sequence",
+            "its own ratio over the sequence",
         ),
         ({"algorithm.clip_delta": 1.1}, "algorithm.clip_delta", "inside the clip range"),
         (
@@ -105,7 +105,7 @@ def test_every_field_has_a_title_and_one_line_of_help():
         (
             {"algorithm.kl_ratio_corrected": True, "algorithm.kl_estimator": "k1"},
             "algorithm.kl_ratio_corrected",
-            "k3 alone",
+            "k3 only",
         ),
         (
             {"algorithm.kl_ratio_corrected": True, "algorithm.kl_coef": 0},
@@ -120,27 +120,27 @@ def test_every_field_has_a_title_and_one_line_of_help():
         (
             {"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.kl_control": "hard"},
             "algorithm.measure_kl",
-            "steers by the KL",
+            "depends on the measured KL",
         ),
         (
             {"algorithm.measure_kl": False, "algorithm.kl_coef": 0, "algorithm.ref_every": 2},
             "algorithm.measure_kl",
-            "no reference that could move",
+            "no reference to move",
         ),
         (
             {"algorithm.off_policy_threshold": 0.1},
             "algorithm.off_policy_threshold",
-            "none would ever be dropped",
+            "none is ever dropped",
         ),
         (
             {"algorithm.dynamic_sampling": 1, "algorithm.grouping": "batch"},
             "algorithm.dynamic_sampling",
-            "still is_informative",
+            "can still have advantages other than 0",
         ),
         (
             {"algorithm.entropy_target": 0.2, "algorithm.entropy_coef": 2},
             "algorithm.entropy_coef",
-            "above its own largest",
+            "above its largest value",
         ),
         (
             {"rubric.clip_low": 1, "rubric.clip_high": 1},
@@ -150,12 +150,12 @@ def test_every_field_has_a_title_and_one_line_of_help():
         (
             {"rubric.scale": True, "algorithm.advantage": "rank"},
             "rubric.scale",
-            "do not depend on the scale",
+            "does not depend on the scale",
         ),
         (
             {"rubric.clip_high": 1, "algorithm.advantage": "per_criterion"},
             "rubric.clip_high",
-            "never looks at the total",
+            "per_criterion does not use",
         ),
     ],
 )

@@ -1,0 +1,29 @@
+"""The five sections of a run's configuration: every field with its title, help, unit and bounds."""
+
+from grpo_core.config.sections.algorithm import AlgorithmConfig
+from grpo_core.config.sections.fields import Section
+from grpo_core.config.sections.model import ModelConfig
+from grpo_core.config.sections.rubric import Criterion, RubricConfig
+from grpo_core.config.sections.task import TaskConfig
+from grpo_core.config.sections.train import TrainConfig
+
+__all__ = [
+    "AlgorithmConfig",
+    "Criterion",
+    "ModelConfig",
+    "RubricConfig",
+    "Section",
+    "Sections",
+    "TaskConfig",
+    "TrainConfig",
+]
+
+
+class Sections(Section):
+    """The five sections together, without the rules that connect them; see schema.RunConfig."""
+
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rubric: RubricConfig = RubricConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    train: TrainConfig = TrainConfig()

@@ -1,0 +1,125 @@
+"""Section `task`: where prompts come from, how they are written, and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from grpo_core.config.sections.fields import Section, setting
+
+FILE_INSTRUCTION = (
+    "Answer the question. You may think first inside <think></think>. "
+    "Write only the final answer inside <answer></answer>."
+)
+
+
+class TaskConfig(Section):
+    """The prompts of a run and its held-out prompts."""
+
+    name: str = setting(
+        "sums",
+        "Task",
+        "Where prompts come from, and how an answer is graded.",
+        min_length=1,
+        max_length=64,
+    )
+    path: str = setting(
+        "",
+        "Prompts from",
+        "A CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k.",
+        max_length=1024,
+        hint="Name an existing file, or a dataset as owner/name.",
+    )
+    subset: str = setting(
+        "",
+        "Subset",
+        "Hub datasets: the configuration, such as main. Empty: the only one.",
+        max_length=200,
+    )
+    split: str = setting(
+        "train", "Split", "Hub datasets: the split to train on.", min_length=1, max_length=200
+    )
+    heldout_source: str = setting(
+        "",
+        "Held-out from",
+        "Another file, or another split of the dataset, to evaluate on. "
+        "Its prompts are removed from training. Empty: one prompt in ten is held out.",
+        max_length=1024,
+    )
+    prompt_column: str = setting(
+        "",
+        "Prompt column",
+        "The column with the prompt, as text or chat messages. Empty: chosen by its name.",
+        max_length=200,
+    )
+    answer_column: str = setting(
+        "",
+        "Answer column",
+        "The column with the right answer. Use dots for a value inside a column. "
+        "Empty: chosen by its name.",
+        max_length=200,
+    )
+    answers: Literal["recognised", "as they are"] = setting(
+        "recognised",
+        "Answers",
+        "`recognised` takes the final answer out of a worked solution: "
+        "after the last #### (GSM8K), or in the last \\boxed (MATH).",
+    )
+    template: str = setting(
+        "{prompt}",
+        "Template",
+        "The text of each prompt. {prompt} and any other {column} stand for values of the row.",
+        min_length=1,
+        max_length=20_000,
+    )
+    instruction: str = setting(
+        FILE_INSTRUCTION,
+        "Instruction",
+        "Placed before each prompt for a chat model. "
+        "A model without a chat template gets the prompt alone.",
+        max_length=20_000,
+    )
+    system: str = setting(
+        "", "System prompt", "First message of the chat. Empty: none.", max_length=20_000
+    )
+    max_rows: int = setting(
+        1_000_000,
+        "Rows at most",
+        "Read at most this many rows.",
+        unit="rows",
+        ge=1,
+        le=100_000_000,
+    )
+    too_long: Literal["refuse", "drop"] = setting(
+        "refuse",
+        "Too long prompts",
+        "What to do with prompts that leave no room for a completion in the model's context: "
+        "`refuse` the run, or `drop` them. Both report how many there are.",
+    )
+    heldout_size: int = setting(
+        200,
+        "Held-out prompts",
+        "Prompts kept out of training and used to measure accuracy.",
+        unit="prompts",
+        ge=0,
+        le=5000,
+        hint="Use 200 or more for a narrow interval, 0 for no evaluation.",
+    )
+    second: str = setting(
+        "",
+        "Second task",
+        "Evaluated beside the held-out prompts but never trained on, to show whether the model "
+        "forgets it. A built-in task, a file or a Hub dataset. Empty: none.",
+        max_length=1024,
+        hint="Leave it empty, or write a built-in task such as sort, a file, or owner/name.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_implies_file(cls, data: Any) -> Any:
+        """`--set task.path=…` alone selects the task `file`."""
+        if isinstance(data, Mapping) and data.get("path") and "name" not in data:
+            return {**data, "name": "file"}
+        return data
