@@ -11,7 +11,7 @@ from recorded import CONFIG, HOSTILE, group, record_run, rollout
 
 from grpo_core.store import GroupPage, GroupSummary
 from grpo_core.types import RunStatus
-from ui.render import cards, status, tables, text
+from ui.render import arithmetic, cards, recorded_config, status, tables, text
 
 
 class Shown(HTMLParser):
@@ -68,7 +68,7 @@ def test_prompt_answer_completion_and_criterion_names_are_shown_as_that_very_tex
     g = group([row, rollout(1, 0.0, -0.5)], prompt=payload, answer=payload)
     html = (
         cards.group_head(g, 8, "best")
-        + cards.why_table(g, g.rollouts, CONFIG, {1: 0.5})
+        + arithmetic.why_table(g, g.rollouts, CONFIG, {1: 0.5})
         + cards.card_grid(g, g.rollouts, CONFIG)
     )
     shown = assert_harmless(html if table else cards.group_view(g, 8, CONFIG))
@@ -80,7 +80,7 @@ def test_names_of_runs_models_and_tasks_and_the_text_of_errors_are_shown_as_that
     payload, store
 ):
     run = store.run(record_run(store, payload, **{"model.name": payload}))
-    shown = assert_harmless(tables.run_table([run], [], None, "created", True))
+    shown = assert_harmless(tables.run_table([run], [], None, tables.Sort("created", True)))
     assert payload in shown.text
     assert payload in assert_harmless(status.banner(payload, payload, payload)).text
     assert (
@@ -93,7 +93,9 @@ def test_a_group_table_shows_hostile_prompts_as_text(payload):
     row = GroupSummary(
         1, 1, 0, payload, payload, 0.5, 0.5, "healthy", (1.0, None), payload, payload
     )
-    shown = assert_harmless(tables.group_table(GroupPage([row], 1), 1.0, 0, 25, "step", True, None))
+    shown = assert_harmless(
+        tables.group_table(GroupPage([row], 1), 1.0, 0, tables.Sort("step", True), None)
+    )
     assert payload in shown.text
 
 
@@ -189,11 +191,11 @@ def test_an_advantage_has_sign_number_and_bar_so_that_colour_is_not_needed(advan
 
 def test_the_bar_is_full_at_the_largest_advantage_a_group_can_have():
     # one winner among 8: (7/8)/(std = sqrt(1/8)) = 2.4749 = 7/sqrt(8)
-    assert cards.advantage_scale(CONFIG, 8) == pytest.approx(2.4749, abs=1e-4)
-    assert cards.advantage_scale(CONFIG, 1024) == 3.0
+    assert recorded_config.advantage_scale(CONFIG, 8) == pytest.approx(2.4749, abs=1e-4)
+    assert recorded_config.advantage_scale(CONFIG, 1024) == 3.0
     # a critic's advantages have a deviation of 1 over the step's tokens, whatever rewards and group size are
     assert (
-        cards.advantage_scale(
+        recorded_config.advantage_scale(
             {**CONFIG, "algorithm": {**CONFIG["algorithm"], "advantage": "value"}}, 2
         )
         == 3.0
@@ -225,7 +227,7 @@ def test_equal_completions_share_a_row_of_the_why_table():
         rollout(i, 1.0 if i in (0, 3, 4, 5) else 0.0, 0.9 if i in (0, 3, 4, 5) else -0.9)
         for i in range(7)
     ]
-    view = Shown(cards.why_table(group(rows), group(rows).rollouts, CONFIG)).text
+    view = Shown(arithmetic.why_table(group(rows), group(rows).rollouts, CONFIG)).text
     assert "#1, #4–#6" in view
     assert "#2, #3, #7" in view
     assert "sum of A +0.90" in view  # 4 · 0.9 - 3 · 0.9
@@ -261,7 +263,7 @@ def test_a_tied_group_is_not_said_to_teach_nothing_where_more_than_its_siblings_
     assert (
         says
         in Shown(
-            cards.why_table(tied, tied.rollouts, config)
+            arithmetic.why_table(tied, tied.rollouts, config)
             if table
             else cards.group_view(tied, 8, config)
         ).text

@@ -1,4 +1,4 @@
-"""What the advisor says of a run, at most three notices at a time. Rows -> escaped HTML; pure."""
+"""The advisor's notices about a run, at most three at a time. Rows -> escaped HTML; pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TITLES = {
     "flat_reward": "Nothing to learn from",
     "dead_groups": "Tied groups",
     "truncation": "Cut short",
-    "end_token": "Never told to stop",
+    "end_token": "End token does not stop generation",
     "kl_burst": "KL burst",
     "non_finite": "Not a number",
-    "entropy_collapse": "Nothing new is tried",
+    "entropy_collapse": "Entropy collapse",
     "length_drift": "Length drifts",
-    "mute_criterion": "A criterion without a say",
-    "hacking": "The reward is not the goal",
+    "mute_criterion": "Criterion with almost no effect",
+    "hacking": "Reward hacking",
     "phantom": "Phantom advantages",
     "lr_too_low": "Learning rate too low",
     "lr_too_high": "Learning rate too high",
@@ -27,31 +27,38 @@ TITLES = {
 SEVERITIES = {"error": "bad", "warning": "warn", "info": "plain"}
 
 
-def advice(notices: Sequence[Notice], places: Mapping[int, tuple[int, int]]) -> str:
-    """places: group id -> (step, position), of the groups that can be opened. Empty without a notice: none is better than a wrong one."""
+def advice(notices: Sequence[Notice], group_refs: Mapping[int, tuple[int, int]]) -> str:
+    """The first SHOWN notices, each with its evidence, advice and buttons; empty without notices.
+
+    group_refs: group id -> (step, position), for the groups that can be opened.
+    """
     if not notices:
         return ""
-    more = (
-        f'<p class="note">and {esc(count(len(notices) - SHOWN, "smaller notice"))}, shown when these are dismissed.</p>'
-        if len(notices) > SHOWN
-        else ""
-    )
-    return f'<section class="advice" aria-label="Advisor">{"".join(_notice(n, places.get(n.group_id or 0)) for n in notices[:SHOWN])}{more}</section>'
+    shown = "".join(_notice(n, group_refs.get(n.group_id or 0)) for n in notices[:SHOWN])
+    more = ""
+    if len(notices) > SHOWN:
+        others = esc(count(len(notices) - SHOWN, "smaller notice"))
+        more = f'<p class="note">and {others}, shown when these are dismissed.</p>'
+    return f'<section class="advice" aria-label="Advisor">{shown}{more}</section>'
 
 
-def _notice(notice: Notice, at: tuple[int, int] | None) -> str:
-    title = TITLES.get(notice.code, notice.code)
+def _notice(notice: Notice, group_ref: tuple[int, int] | None) -> str:
+    title = esc(TITLES.get(notice.code, notice.code))
+    tone = SEVERITIES.get(notice.severity, "plain")
     evidence = " · ".join(
         f"{esc(name)} <b>{esc(plain(value) if isinstance(value, (int, float)) else value)}</b>"
         for name, value in notice.evidence.items()
     )
-    show = (
-        f'<button type="button" data-do="show" data-at="{at[0]}/{at[1]}">Show a group</button>'
-        if at
-        else ""
+    show = ""
+    if group_ref:
+        at = f"{group_ref[0]}/{group_ref[1]}"
+        show = f'<button type="button" data-do="show" data-at="{at}">Show a group</button>'
+    dismiss = (
+        f'<button type="button" data-do="dismiss" data-code="{esc(notice.code)}" '
+        f'aria-label="Dismiss: {title}">Dismiss</button>'
     )
     return (
-        f'<article class="notice {SEVERITIES.get(notice.severity, "plain")}"><div><b>{esc(title)}</b> <span>{esc(notice.message)}</span>'
+        f'<article class="notice {tone}"><div><b>{title}</b> <span>{esc(notice.message)}</span>'
         f'<p><em>Try</em> {esc(notice.advice)}</p><p class="note">{evidence}</p></div>'
-        f'<div class="tools">{show}<button type="button" data-do="dismiss" data-code="{esc(notice.code)}" aria-label="Dismiss: {esc(title)}">Dismiss</button></div></article>'
+        f'<div class="tools">{show}{dismiss}</div></article>'
     )

@@ -1,4 +1,4 @@
-"""The list of completions: its conditions and its table. Rows -> escaped HTML; pure."""
+"""The list of completions: its filters and its table. Rows -> escaped HTML; pure."""
 
 from __future__ import annotations
 
@@ -6,71 +6,96 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_core.store import RolloutPage
-from ui.render.cards import verdict_pill
+from grpo_core.store.rows import FoundRollout
+from ui.render.tables import pager
 from ui.render.text import esc, format_number, indexing, signed
+from ui.render.verdicts import verdict_pill
 
 BOUNDS = ("reward_from", "reward_to", "advantage_from", "advantage_to", "tokens_from", "tokens_to")
 SORTS = {"newest": "newest", "reward": "reward", "advantage": "advantage", "tokens": "length"}
 ENDS = {"": "any", "stop": "ended", "length": "cut at the limit"}
 
 
-def controls(where: Mapping[str, Any]) -> str:
-    def bound(name: str, label: str) -> str:
-        return f'<input type="text" inputmode="decimal" name="{name}" value="{esc(where.get(name, ""))}" aria-label="{label}">'
-
+def controls(filters: Mapping[str, Any]) -> str:
+    """The form with the filters as `read` returns them."""
     ranges = "".join(
-        f'<span class="knob"><span>{title}</span>{bound(f"{key}_from", f"{title} from")}<span>to</span>{bound(f"{key}_to", f"{title} to")}</span>'
+        f'<span class="knob"><span>{title}</span>'
+        f"{_bound(filters, f'{key}_from', f'{title} from')}<span>to</span>"
+        f"{_bound(filters, f'{key}_to', f'{title} to')}</span>"
         for key, title in (("reward", "Reward"), ("advantage", "Advantage"), ("tokens", "Length"))
     )
-    ends = "".join(
-        f'<option value="{key}"{" selected" if where.get("finish", "") == key else ""}>{text}</option>'
-        for key, text in ENDS.items()
-    )
-    sorts = "".join(
-        f'<option value="{key}"{" selected" if where.get("sort", "newest") == key else ""}>{text}</option>'
-        for key, text in SORTS.items()
-    )
+    ends = _options(ENDS, filters.get("finish", ""))
+    sorts = _options(SORTS, filters.get("sort", "newest"))
+    checked = " checked" if filters.get("up") is True else ""
     return (
-        f'<form class="whatif narrow" onsubmit="return false"><div class="knobs">{ranges}</div><div class="knobs">'
-        f'<label class="knob"><span>End</span><select name="finish">{ends}</select></label><label class="knob"><span>Order</span><select name="sort">{sorts}</select></label>'
-        f'<label class="knob"><span>Smallest first</span><input type="checkbox" name="up"{" checked" if where.get("up") is True else ""}></label>'
+        '<form class="whatif narrow" onsubmit="return false">'
+        f'<div class="knobs">{ranges}</div><div class="knobs">'
+        f'<label class="knob"><span>End</span><select name="finish">{ends}</select></label>'
+        f'<label class="knob"><span>Order</span><select name="sort">{sorts}</select></label>'
+        '<label class="knob"><span>Smallest first</span>'
+        f'<input type="checkbox" name="up"{checked}></label>'
         '<button type="button" data-do="export">Export selection</button></div></form>'
     )
 
 
-def read(said: Any) -> dict[str, Any]:
-    """What the form says, as far as it makes sense; anything may arrive from a browser."""
-    said = said if isinstance(said, Mapping) else {}
-    out: dict[str, Any] = {
-        name: said[name][:24] for name in BOUNDS if isinstance(said.get(name), str) and said[name]
-    }
-    for name, known in (("finish", ENDS), ("sort", SORTS)):
-        if isinstance(said.get(name), str) and said[name] in known:
-            out[name] = said[name]
-    return out | ({"up": True} if said.get("up") is True else {})
-
-
-def rollout_table(
-    page: RolloutPage, offset: int, limit: int, opened: tuple[int, int] | None
-) -> str:
-    """One page of completions. The text is a button that opens the group it stands in."""
-    rows = "".join(
-        f'<tr{" class=chosen" if opened == (r.step, r.group) else ""}><td class="num">{r.step:,}</td>'
-        f'<td class="prompt-cell wide"><button type="button" class="row-button" data-do="open" data-at="{r.step}/{r.group}" '
-        f'aria-label="Open completion {r.position + 1} of group {r.group + 1}, step {r.step}">{esc(r.text) or "(empty)"}</button></td><td class="num">{format_number(r.reward)}</td>'
-        f'<td class="num">{signed(r.advantage)}</td><td class="num">{r.num_tokens:,}{" ✂" if r.finish_reason == "length" else ""}</td><td>{verdict_pill(r.verdict)}</td></tr>'
-        for r in page.rows
+def _bound(filters: Mapping[str, Any], name: str, label: str) -> str:
+    return (
+        f'<input type="text" inputmode="decimal" name="{name}" '
+        f'value="{esc(filters.get(name, ""))}" aria-label="{label}">'
     )
+
+
+def _options(texts: Mapping[str, str], chosen: str) -> str:
+    return "".join(
+        f'<option value="{key}"{" selected" if key == chosen else ""}>{text}</option>'
+        for key, text in texts.items()
+    )
+
+
+def read(form: Any) -> dict[str, Any]:
+    """The valid filters of a form; a browser can send anything."""
+    form = form if isinstance(form, Mapping) else {}
+    filters: dict[str, Any] = {}
+    for name in BOUNDS:
+        if isinstance(form.get(name), str) and form[name]:
+            filters[name] = form[name][:24]
+    for name, known in (("finish", ENDS), ("sort", SORTS)):
+        if isinstance(form.get(name), str) and form[name] in known:
+            filters[name] = form[name]
+    if form.get("up") is True:
+        filters["up"] = True
+    return filters
+
+
+def rollout_table(page: RolloutPage, offset: int, selected: tuple[int, int] | None) -> str:
+    """One page of completions. The text is a button that opens the completion's group.
+
+    offset: completions on the pages before. selected: (step, position) of the group that is open.
+    """
+    rows = "".join(_row(r, selected == (r.step, r.group)) for r in page.rows)
     more = page.total > page.counted
     total = f"more than {page.counted:,}" if more else f"{page.total:,}"
     last = offset + len(page.rows)
-    off = {True: " disabled", False: ""}
-    pager = (
-        f'<div class="pager"><span class="fact">{offset + 1:,}–{last:,} of {total} completions</span>'
-        f'<button type="button" class="icon" data-do="turn" data-by="-1" aria-label="Previous page"{off[offset == 0]}>‹</button>'
-        f'<button type="button" class="icon" data-do="turn" data-by="1" aria-label="Next page"{off[not more and last >= page.total]}>›</button></div>'
-    )
+    at_end = not more and last >= page.total
     return (
-        f'{indexing(page.unsearched)}<div class="scroll"><table class="list groups"><thead><tr><th scope="col" class="num">Step</th><th scope="col">Completion</th><th scope="col" class="num">Reward</th>'
-        f'<th scope="col" class="num">A</th><th scope="col" class="num" title="tokens; ✂ cut at the limit">Tokens</th><th scope="col">Verdict</th></tr></thead><tbody>{rows}</tbody></table></div>{pager}'
+        f'{indexing(page.unsearched)}<div class="scroll"><table class="list groups"><thead><tr>'
+        '<th scope="col" class="num">Step</th><th scope="col">Completion</th>'
+        '<th scope="col" class="num">Reward</th><th scope="col" class="num">A</th>'
+        '<th scope="col" class="num" title="tokens; ✂ cut at the limit">Tokens</th>'
+        f'<th scope="col">Verdict</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f"{pager(offset, last, f'{total} completions', at_end)}"
+    )
+
+
+def _row(r: FoundRollout, selected: bool) -> str:
+    chosen = " class=chosen" if selected else ""
+    label = f"Open completion {r.position + 1} of group {r.group + 1}, step {r.step}"
+    cut = " ✂" if r.finish_reason == "length" else ""
+    return (
+        f'<tr{chosen}><td class="num">{r.step:,}</td>'
+        '<td class="prompt-cell wide"><button type="button" class="row-button" data-do="open" '
+        f'data-at="{r.step}/{r.group}" aria-label="{label}">{esc(r.text) or "(empty)"}</button>'
+        f'</td><td class="num">{format_number(r.reward)}</td>'
+        f'<td class="num">{signed(r.advantage)}</td>'
+        f'<td class="num">{r.num_tokens:,}{cut}</td><td>{verdict_pill(r.verdict)}</td></tr>'
     )

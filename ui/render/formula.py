@@ -1,4 +1,4 @@
-"""The objective as the form shows it: the chosen options' formulas with the chosen numbers in them. Plain text; pure."""
+"""The objective under the form: formulas of the chosen options, with the chosen numbers. Pure."""
 
 from __future__ import annotations
 
@@ -15,79 +15,95 @@ OFF = ("", None)
 def objective_lines(
     algorithm: Mapping[str, Any], max_new_tokens: Any, gate: bool = False, scale: bool = False
 ) -> list[str]:
-    """One line each for advantage, loss, aggregation and whatever is switched on. Values are a form's: anything is possible, `?` stands for nonsense."""
-    g = dict(algorithm)
-    low, high, coef = number(g["clip_eps_low"]), number(g["clip_eps_high"]), number(g["kl_coef"])
-    delta = number(g["clip_delta"])
-    numbers = {
-        name: "?" if number(value) is None else plain(number(value)) for name, value in g.items()
-    } | {
-        "low": "?" if low is None else plain(round(1 - low, 6)),
-        "high": "?" if high is None else plain(round(1 + high, 6)),
-        "w": "w" if delta is None else f"min(w, {plain(delta)})",
-        "max_new_tokens": max_new_tokens,
-    }
+    """A line for the advantage, the loss, the aggregation and each feature that is on. Plain text.
+
+    algorithm: field -> value of the form, which may be anything. A value that is not a number, or
+    not an option, appears as `?`.
+    """
+    numbers = _numbers(algorithm) | {"max_new_tokens": max_new_tokens}
 
     def formula(table: Mapping[str, options.Option], field: str) -> str:
-        chosen = table.get(g[field]) if isinstance(g[field], str) else None
-        return Formatter().vformat(chosen.formula, (), numbers) if chosen else "?"
+        value = algorithm[field]
+        option = table.get(value) if isinstance(value, str) else None
+        return Formatter().vformat(option.formula, (), numbers) if option else "?"
 
-    policy, *where = formula(options.OBJECTIVES, "objective").split("; ")
-    over = "" if g["grouping"] == "prompt" else f", {formula(options.GROUPINGS, 'grouping')}"
-    kl = (
-        ""
-        if coef == 0
-        else f" + {'?' if coef is None else plain(coef)}·{'w·' if g['kl_ratio_corrected'] is True else ''}KL"
-    )
-    bonus = number(g["entropy_coef"])
-    entropy = (
-        f" − {plain(bonus)}·H" if bonus else " − β·H" if g["entropy_target"] not in OFF else ""
-    )
+    grouping = ""
+    if algorithm["grouping"] != "prompt":
+        grouping = f", {formula(options.GROUPINGS, 'grouping')}"
+    policy, *definitions = formula(options.OBJECTIVES, "objective").split("; ")
+    kl = _kl_term(algorithm)
     lines = [
-        f"A = {formula(options.ADVANTAGES, 'advantage')}{over}",
-        f"L = {policy}{kl}{entropy}",
-        *where,
+        f"A = {formula(options.ADVANTAGES, 'advantage')}{grouping}",
+        f"L = {policy}{kl}{_entropy_term(algorithm)}",
+        *definitions,
         formula(options.AGGREGATIONS, "aggregation"),
     ]
-    lines += (
-        [formula(options.RATIO_LEVELS, "ratio_level")] if g["ratio_level"] == "sequence" else []
+    if algorithm["ratio_level"] == "sequence":
+        lines.append(formula(options.RATIO_LEVELS, "ratio_level"))
+    if kl:
+        lines.append(f"KL = {formula(options.KL_ESTIMATORS, 'kl_estimator')}")
+    if gate:
+        lines.append("if no completion of a group reaches the outcome, r = the outcome alone")
+    if scale:
+        lines.append("r = reward / std of all rewards so far")
+    return lines + _feature_lines(algorithm, numbers)
+
+
+def _numbers(algorithm: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the fields that formulas contain, as text."""
+    numbers = {}
+    for name, value in algorithm.items():
+        number = parse_float(value)
+        numbers[name] = "?" if number is None else plain(number)
+    low, high = parse_float(algorithm["clip_eps_low"]), parse_float(algorithm["clip_eps_high"])
+    delta = parse_float(algorithm["clip_delta"])
+    numbers["low"] = "?" if low is None else plain(round(1 - low, 6))
+    numbers["high"] = "?" if high is None else plain(round(1 + high, 6))
+    numbers["w"] = "w" if delta is None else f"min(w, {plain(delta)})"
+    return numbers
+
+
+def _kl_term(algorithm: Mapping[str, Any]) -> str:
+    coef = parse_float(algorithm["kl_coef"])
+    if coef == 0:
+        return ""
+    ratio = "w·" if algorithm["kl_ratio_corrected"] is True else ""
+    return f" + {'?' if coef is None else plain(coef)}·{ratio}KL"
+
+
+def _entropy_term(algorithm: Mapping[str, Any]) -> str:
+    coef = parse_float(algorithm["entropy_coef"])
+    if coef:
+        return f" − {plain(coef)}·H"
+    return "" if algorithm["entropy_target"] in OFF else " − β·H"
+
+
+def _feature_lines(algorithm: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[str]:
+    a = algorithm
+    features = (
+        (a["kl_control"] == "adaptive", "KL coefficient moves to hold KL at {kl_target}"),
+        (a["kl_control"] == "hard", "KL > {kl_target}: a step back instead of an update"),
+        (
+            parse_float(a["entropy_quantile"]) != 1,
+            "only the {entropy_quantile} of tokens with the highest entropy",
+        ),
+        (a["entropy_target"] not in OFF, "β grows while H ≤ {entropy_target}"),
+        (
+            a["off_policy_threshold"] not in OFF,
+            "A < 0 and drift > {off_policy_threshold}: dropped",
+        ),
+        (a["updates_per_batch"] != 1, "{updates_per_batch} updates a batch"),
+        (
+            a["dynamic_sampling"] != 0,
+            "tied groups: sampled again, up to {dynamic_sampling} times",
+        ),
+        (a["mask_truncated"] is True, "truncated completions: masked"),
     )
-    lines += [f"KL = {formula(options.KL_ESTIMATORS, 'kl_estimator')}"] if kl else []
-    lines += [
-        text
-        for holds, text in (
-            (gate, "where nobody reached the outcome, r = the outcome alone"),
-            (scale, "r = reward / std of all rewards so far"),
-            (
-                g["kl_control"] == "adaptive",
-                f"KL coefficient moves to hold KL at {numbers['kl_target']}",
-            ),
-            (
-                g["kl_control"] == "hard",
-                f"KL > {numbers['kl_target']}: a step back instead of an update",
-            ),
-            (
-                number(g["entropy_quantile"]) != 1,
-                f"only the {numbers['entropy_quantile']} of tokens with the highest entropy",
-            ),
-            (g["entropy_target"] not in OFF, f"β grows while H ≤ {numbers['entropy_target']}"),
-            (
-                g["off_policy_threshold"] not in OFF,
-                f"A < 0 and drift > {numbers['off_policy_threshold']}: dropped",
-            ),
-            (g["updates_per_batch"] != 1, f"{numbers['updates_per_batch']} updates a batch"),
-            (
-                g["dynamic_sampling"] != 0,
-                f"tied groups: sampled anew, up to {numbers['dynamic_sampling']} times",
-            ),
-            (g["mask_truncated"] is True, "truncated completions: masked"),
-        )
-        if holds
-    ]
-    return lines
+    return [text.format_map(numbers) for on, text in features if on]
 
 
-def number(value: Any) -> float | None:
+def parse_float(value: Any) -> float | None:
+    """A form's value as a float; None if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):

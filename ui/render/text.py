@@ -1,4 +1,4 @@
-"""Foreign text -> HTML that shows that very text, and numbers -> text a person can compare. Pure."""
+"""Foreign text as HTML that shows exactly that text, and numbers as text. Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def format_number(value: float | None, digits: int = 2) -> str:
-    """Fixed digits, so that numbers under one another can be compared; a true minus sign; a dash for nothing."""
+    """A fixed number of decimals, so that columns line up; a true minus sign; a dash for None."""
     if not is_number(value):
         return NONE
     text = f"{value:.{digits}f}"
@@ -46,9 +46,11 @@ def format_number(value: float | None, digits: int = 2) -> str:
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A number that always carries its sign, because colour alone must not carry it."""
+    """A number that always has its sign, so that colour is not the only cue."""
     text = format_number(value, digits)
-    return text if text in (NONE,) or text.startswith(MINUS) or float(text) == 0 else f"+{text}"
+    if text == NONE or text.startswith(MINUS) or float(text) == 0:
+        return text
+    return f"+{text}"
 
 
 def short(value: float | None) -> str:
@@ -68,8 +70,9 @@ def short(value: float | None) -> str:
 
 
 def plain(value: float) -> str:
-    """A setting as a person would write it: 0.2, 1, 1e-06."""
-    return f"{value:g}".replace("-", MINUS, 1) if value < 0 else f"{value:g}"
+    """A setting in its shortest form: 0.2, 1, 1e-06."""
+    text = f"{value:g}"
+    return text.replace("-", MINUS, 1) if value < 0 else text
 
 
 def percent(value: float | None) -> str:
@@ -77,7 +80,7 @@ def percent(value: float | None) -> str:
 
 
 def digits_apart(values: Sequence[float | None], least: int = 2, most: int = 5) -> int:
-    """The fewest decimals at which values that differ also look different: .500 and .501 must not both read 0.50."""
+    """The fewest decimals that keep different values different: .500 and .501 are not both 0.50."""
     distinct = {v for v in values if is_number(v)}
     for digits in range(least, most):
         if len({f"{v:.{digits}f}" for v in distinct}) == len(distinct):
@@ -104,7 +107,7 @@ def size(num_bytes: float) -> str:
 
 
 def when(timestamp: float | None, now: float | None = None) -> str:
-    """The time of day if it was today, else the date too, in the server's own time zone."""
+    """The time of day; the date too if it was not today. In the server's time zone."""
     if not is_number(timestamp):
         return NONE
     then, today = time.localtime(timestamp), time.localtime(now)
@@ -112,11 +115,13 @@ def when(timestamp: float | None, now: float | None = None) -> str:
 
 
 def indexing(unsearched: int) -> str:
-    """What a search has not looked into yet, as a paragraph; empty once the index is whole."""
+    """A paragraph with the number of completions that are not indexed yet; empty if none."""
+    if not unsearched:
+        return ""
     return (
-        f'<p class="note" role="status">The index is being built: {count(unsearched, "completion")} not searched yet. This list fills by itself.</p>'
-        if unsearched
-        else ""
+        '<p class="note" role="status">The index is being built: '
+        f"{count(unsearched, 'completion')} not searched yet. "
+        "This list updates by itself.</p>"
     )
 
 

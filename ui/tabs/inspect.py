@@ -15,7 +15,7 @@ from ui.components.html_panel import QUIET, data_of, html_panel, one_of, script,
 from ui.components.live_chart import live_chart
 from ui.render import charts, status, tables
 from ui.render import completion_list as found
-from ui.render.cards import highest_reward
+from ui.render.recorded_config import highest_reward
 from ui.render.text import count, esc, indexing, is_number
 from ui.server import group_ref as place
 from ui.server.views import Views
@@ -393,9 +393,7 @@ class ShowGroups:
                 page,
                 highest_reward(run.config),
                 now["offset"],
-                PAGE,
-                now["sort"],
-                now["descending"],
+                tables.Sort(now["sort"], now["descending"]),
                 at,
             ),
             first,
@@ -424,7 +422,7 @@ class ShowGroups:
             )
             return indexing(page.unsearched) + nothing, None, page.unsearched > 0
         return (
-            found.rollout_table(page, now["offset"], PAGE, at),
+            found.rollout_table(page, now["offset"], at),
             (page.rows[0].step, page.rows[0].group),
             page.unsearched > 0,
         )

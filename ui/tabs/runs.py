@@ -1,61 +1,165 @@
-"""The Runs tab: every run in a table; open, rename, delete, export, and compare the selected ones."""
+"""The Runs tab: all runs in a table; open, rename, delete, export and compare the selected ones."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from grpo_core.config import flatten, parse
-from grpo_core.errors import InvalidConfig
-from grpo_core.store import RunRow
-from grpo_core.types import RunStatus
 from ui.components.html_panel import QUIET, data_of, html_panel, typing
 from ui.components.live_chart import live_chart
-from ui.render import charts, status, tables
-from ui.server.service import Desk
+from ui.render import charts
+from ui.server.refresh import RefreshEvents
+from ui.server.service import Service
 from ui.server.views import Runs, Views
 from ui.tabs.exports import EXPORTS, export_run, push_run
+from ui.tabs.frame import LATEST, SKIP, Frame, Tab, components_of, hidden_values
 from ui.tabs.run_actions import (
-    ask,
     ask_branch,
+    ask_delete,
     branch_run,
     delete_runs,
     read_selected,
-    read_sort,
     rename_run,
     resume_run,
 )
-from ui.tabs.train import SKIP, Frame, parse_tokens, token
+from ui.tabs.run_list import COMPARED, FIRST_SORT, RunsInputs, ShowRuns
 
-WORDS = [
-    "name",
-    "status",
-    "model",
-    "task",
-    "rubric",
-    "algorithm",
-]  # columns that start with A; the others start with their largest
-COMPARED = ("compared reward", "heldout", "kl")
+# Columns of words sort from A first; columns of numbers from the largest first.
+WORDS = ["name", "status", "model", "task", "rubric", "algorithm"]
 
 
-@dataclass(frozen=True)
-class RunsTab:
-    inputs: list[Any]
-    outputs: list[Any]
-    show: Any
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    search: gr.Textbox
+    open: gr.Button
+    resume: gr.Button
+    branch: gr.Button
+    delete: gr.Button
+    new_name: gr.Textbox
+    rename: gr.Button
+    exports: list[gr.Button]  # in the order of EXPORTS
+
+    @property
+    def buttons(self) -> list[gr.Button]:
+        """In the order in which ShowRuns enables them."""
+        return [self.open, self.resume, self.branch, self.rename, self.delete, *self.exports]
 
 
-def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk) -> RunsTab:
-    """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
-    store = views.store
+@dataclass(frozen=True, slots=True)
+class _Push:
+    repository: gr.Textbox
+    button: gr.Button
+
+
+@dataclass(frozen=True, slots=True)
+class _DeleteBox:
+    """The question before runs are deleted."""
+
+    box: gr.Row
+    question: gr.HTML
+    confirm: gr.Button
+    cancel: gr.Button
+
+
+@dataclass(frozen=True, slots=True)
+class _BranchBox:
+    box: gr.Row
+    step: gr.Dropdown
+    changes: gr.Textbox
+    start: gr.Button
+    cancel: gr.Button
+
+
+@dataclass(frozen=True, slots=True)
+class _Compare:
+    box: gr.Column
+    figures: list[gr.HTML]  # in the order of COMPARED
+    differences: gr.HTML
+
+
+@dataclass(frozen=True, slots=True)
+class _RunsBox:
+    tools: _Tools
+    push: _Push | None  # where the server may push to the Hub
+    message: gr.HTML
+    delete: _DeleteBox
+    branch: _BranchBox
+    table: gr.HTML
+    file: gr.DownloadButton  # hidden
+
+
+def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, service: Service) -> Tab:
+    """Build the tab and connect its events. Call it inside gr.Blocks."""
+    box = _build_box(service.may_push)
+    compare = _build_compare()
+    selected, sort, seen = hidden_values(
+        "state-runs-", selected="[]", sort=json.dumps(FIRST_SORT), seen="{}"
+    )
+    tools, table = box.tools, box.table
+    inputs = components_of(
+        RunsInputs(
+            run=frame.run,
+            tab=frame.tab,
+            search=tools.search,
+            selected=selected,
+            sort=sort,
+            seen=seen,
+        )
+    )
+    outputs = [
+        table,
+        *tools.buttons,
+        compare.box,
+        *compare.figures,
+        compare.differences,
+        seen,
+    ]
+    show = ShowRuns(views)
+    refresh = frame.refresh.events("runs", show, inputs, outputs)
+    refresh.on(typing(tools.search), trigger_mode="always_last")
+    toggle = "selected => studioToggle(selected, studioPressed.run)"
+    refresh.after(table.select(None, selected, selected, js=toggle, **QUIET))
+    sort_js = f"sort => studioSort(sort, {json.dumps(WORDS)})"
+    refresh.after(table.sort(None, sort, sort, js=sort_js, **QUIET))
+    in_view = [frame.run, tabs, frame.tab]
+    _wire_open(box, views, selected, in_view)
+    _wire_rename_and_delete(box, views, selected, refresh)
+    refresh.after(
+        tools.resume.click(partial(resume_run, runs, views), selected, box.message, **QUIET)
+    )
+    _wire_branch(box, runs, views, selected, in_view)
+    _wire_exports(box, views, service, selected)
+    return Tab(inputs, outputs, show)
+
+
+# ---- layout ----------------------------------------------------------------------------------
+
+
+def _small_button(label: str, **options: Any) -> gr.Button:
+    return gr.Button(label, size="sm", scale=0, **({"min_width": 72} | options))
+
+
+def _build_box(may_push: bool) -> _RunsBox:
     with gr.Column(elem_id="runs-box", elem_classes="card-box stack", min_width=0):
-        with gr.Row(elem_id="runs-tools"):
-            search = gr.Textbox(
+        return _RunsBox(
+            tools=_build_tools(),
+            push=_build_push() if may_push else None,
+            message=html_panel(elem_id="runs-message"),
+            delete=_build_delete(),
+            branch=_build_branch(),
+            table=html_panel(events=("select", "open", "sort"), elem_id="run-table"),
+            file=gr.DownloadButton("File", visible="hidden", elem_id="export-file"),
+        )
+
+
+def _build_tools() -> _Tools:
+    with gr.Row(elem_id="runs-tools"):
+        return _Tools(
+            search=gr.Textbox(
                 label="Filter the list",
                 placeholder="Name, model, task, status",
                 show_label=False,
@@ -64,12 +168,12 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
                 interactive=True,
                 scale=1,
                 min_width=160,
-            )
-            open_, resume, branch, delete = (
-                gr.Button(n, interactive=False, size="sm", scale=0, min_width=72)
-                for n in ("Open", "Resume", "Branch from step…", "Delete")
-            )
-            new_name = gr.Textbox(
+            ),
+            open=_small_button("Open", interactive=False),
+            resume=_small_button("Resume", interactive=False),
+            branch=_small_button("Branch from step…", interactive=False),
+            delete=_small_button("Delete", interactive=False),
+            new_name=gr.Textbox(
                 label="New name",
                 placeholder="New name",
                 show_label=False,
@@ -79,31 +183,42 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
                 interactive=True,
                 scale=0,
                 min_width=160,
-            )
-            rename = gr.Button("Rename", interactive=False, size="sm", scale=0, min_width=72)
-            exports = [
-                gr.Button(n, interactive=False, size="sm", scale=0, min_width=72) for n in EXPORTS
-            ]
-        if desk.may_push:
-            with gr.Row(elem_id="push-row", elem_classes="control-row"):
-                repository = gr.Textbox(
-                    label="Repository on the Hub",
-                    placeholder="owner/name, made private if it is new",
-                    max_lines=1,
-                    max_length=200,
-                    elem_id="push-repository",
-                    interactive=True,
-                )
-                push = gr.Button("Push model to Hub", size="sm", scale=0, min_width=140)
-        message = html_panel(elem_id="runs-message")
-        with gr.Row(visible=False, elem_id="confirm", elem_classes="banner warn") as confirm:
-            question = html_panel(elem_id="confirm-question")
-            sure = gr.Button("Delete for good", size="sm", variant="stop", scale=0, min_width=120)
-            keep = gr.Button("Keep", size="sm", scale=0, min_width=72)
-        with gr.Row(
-            visible=False, elem_id="branch", elem_classes="banner warn control-row"
-        ) as branching:
-            from_step = gr.Dropdown(
+            ),
+            rename=_small_button("Rename", interactive=False),
+            exports=[_small_button(name, interactive=False) for name in EXPORTS],
+        )
+
+
+def _build_push() -> _Push:
+    with gr.Row(elem_id="push-row", elem_classes="control-row"):
+        return _Push(
+            repository=gr.Textbox(
+                label="Repository on the Hub",
+                placeholder="owner/name, made private if it is new",
+                max_lines=1,
+                max_length=200,
+                elem_id="push-repository",
+                interactive=True,
+            ),
+            button=_small_button("Push model to Hub", min_width=140),
+        )
+
+
+def _build_delete() -> _DeleteBox:
+    with gr.Row(visible=False, elem_id="confirm", elem_classes="banner warn") as box:
+        return _DeleteBox(
+            box,
+            question=html_panel(elem_id="confirm-question"),
+            confirm=_small_button("Delete for good", variant="stop", min_width=120),
+            cancel=_small_button("Keep"),
+        )
+
+
+def _build_branch() -> _BranchBox:
+    with gr.Row(visible=False, elem_id="branch", elem_classes="banner warn control-row") as box:
+        return _BranchBox(
+            box,
+            step=gr.Dropdown(
                 [],
                 label="From step",
                 filterable=False,
@@ -111,218 +226,98 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, desk: Desk
                 interactive=True,
                 scale=0,
                 min_width=200,
-            )
-            changes = gr.Textbox(
+            ),
+            changes=gr.Textbox(
                 label="Changed settings",
                 placeholder="train.learning_rate=1e-5 algorithm.kl_coef=0.1",
                 max_lines=1,
                 max_length=2000,
                 elem_id="branch-changes",
                 interactive=True,
-            )
-            begin = gr.Button("Start branch", size="sm", variant="primary", scale=0, min_width=110)
-            leave = gr.Button("Cancel", size="sm", scale=0, min_width=72)
-        table = html_panel(events=("select", "open", "sort"), elem_id="run-table")
-        file = gr.DownloadButton("File", visible="hidden", elem_id="export-file")
-    with gr.Column(visible=False, elem_id="compare", elem_classes="stack", min_width=0) as compare:
+            ),
+            start=_small_button("Start branch", variant="primary", min_width=110),
+            cancel=_small_button("Cancel"),
+        )
+
+
+def _build_compare() -> _Compare:
+    with gr.Column(visible=False, elem_id="compare", elem_classes="stack", min_width=0) as box:
         html_panel("<h2>Selected runs</h2>")
         with gr.Row(elem_classes="curves"):
             figures = [
                 live_chart(
-                    charts.figure(n, [], charts.View()),
-                    elem_id=f"compare-{n.split()[-1]}",
+                    charts.figure(name, [], charts.View()),
+                    elem_id=f"compare-{name.split()[-1]}",
                     elem_classes="card-box",
                 )
-                for n in COMPARED
+                for name in COMPARED
             ]
         with gr.Column(elem_classes="card-box", min_width=0):
             html_panel("<h3>Where their settings differ</h3>")
-            differ = html_panel(elem_id="differences")
-    selected, sort, seen = (
-        gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-runs-{n}")
-        for n, v in (
-            ("selected", "[]"),
-            ("sort", json.dumps({"key": "created", "descending": True})),
-            ("seen", "{}"),
-        )
-    )
+            differences = html_panel(elem_id="differences")
+    return _Compare(box, figures, differences)
 
-    buttons = [open_, resume, branch, rename, delete, *exports]
-    inputs = [frame.run, frame.tab, search, selected, sort, seen]
-    outputs = [table, *buttons, compare, *figures, differ, seen]
-    show = ShowRuns(views)
-    fill = frame.shows.js("runs", show, inputs)
 
-    def then_show(event: Any) -> None:
-        event.then(None, inputs, outputs, js=fill, **QUIET)
+# ---- events ----------------------------------------------------------------------------------
 
-    def view_run(run_id: Any) -> list[Any]:
-        return (
-            [views.picked(run_id), gr.update(selected="train"), "train"]
-            if views.cursor(run_id)
-            else [SKIP, SKIP, SKIP]
-        )
+
+def _wire_open(box: _RunsBox, views: Views, selected: gr.Textbox, in_view: list[Any]) -> None:
+    """Show a run on the Train tab. in_view: the run picker, the tabs, the name of the tab."""
+
+    def show_run(run_id: Any) -> list[Any]:
+        if views.cursor(run_id) is None:
+            return [SKIP, SKIP, SKIP]
+        return [views.picked(run_id), gr.update(selected="train"), "train"]
 
     def open_row(event: gr.EventData) -> list[Any]:
-        return view_run(data_of(event).get("run"))
+        return show_run(data_of(event).get("run"))
 
     def open_selected(chosen: Any) -> list[Any]:
-        return view_run(next(iter(read_selected(views, chosen)), None))
+        return show_run(next(iter(read_selected(views, chosen)), None))
 
-    in_view = [frame.run, tabs, frame.tab]
-    typing(search)(None, inputs, outputs, js=fill, **(QUIET | {"trigger_mode": "always_last"}))
-    then_show(
-        table.select(
-            None,
-            selected,
-            selected,
-            js="selected => studioToggle(selected, studioPressed.run)",
-            **QUIET,
-        )
-    )
-    then_show(
-        table.sort(None, sort, sort, js=f"sort => studioSort(sort, {json.dumps(WORDS)})", **QUIET)
-    )
-    table.open(open_row, None, in_view, **QUIET)
-    open_.click(open_selected, selected, in_view, **QUIET)
-    then_show(resume.click(partial(resume_run, runs, views), selected, message, **QUIET))
-    branch.click(partial(ask_branch, views), selected, [from_step, branching, message], **QUIET)
-    leave.click(lambda: gr.update(visible=False), None, branching, **QUIET)
-    begin.click(
+    box.table.open(open_row, None, in_view, **QUIET)
+    box.tools.open.click(open_selected, selected, in_view, **QUIET)
+
+
+def _wire_rename_and_delete(
+    box: _RunsBox, views: Views, selected: gr.Textbox, refresh: RefreshEvents
+) -> None:
+    tools, delete, message = box.tools, box.delete, box.message
+    rename = partial(rename_run, views)
+    for event in (tools.rename.click, tools.new_name.submit):
+        refresh.after(event(rename, [selected, tools.new_name], [message, tools.new_name], **QUIET))
+    asked = [delete.question, delete.box, message]
+    tools.delete.click(partial(ask_delete, views), selected, asked, **QUIET)
+    delete.cancel.click(_hide, None, delete.box, **QUIET)
+    deleted = [message, delete.box, selected]
+    refresh.after(delete.confirm.click(partial(delete_runs, views), selected, deleted, **QUIET))
+
+
+def _wire_branch(
+    box: _RunsBox, runs: Runs, views: Views, selected: gr.Textbox, in_view: list[Any]
+) -> None:
+    branch, message = box.branch, box.message
+    asked = [branch.step, branch.box, message]
+    box.tools.branch.click(partial(ask_branch, views), selected, asked, **QUIET)
+    branch.cancel.click(_hide, None, branch.box, **QUIET)
+    branch.start.click(
         partial(branch_run, runs, views),
-        [selected, from_step, changes],
-        [*in_view, branching, message],
+        [selected, branch.step, branch.changes],
+        [*in_view, branch.box, message],
         **QUIET,
     )
-    for event in (rename.click, new_name.submit):
-        then_show(
-            event(partial(rename_run, views), [selected, new_name], [message, new_name], **QUIET)
-        )
-    delete.click(partial(ask, views), selected, [question, confirm, message], **QUIET)
-    keep.click(lambda: gr.update(visible=False), None, confirm, **QUIET)
-    then_show(
-        sure.click(partial(delete_runs, views), selected, [message, confirm, selected], **QUIET)
-    )
-    for button, name in zip(exports, EXPORTS, strict=True):
+
+
+def _hide() -> dict[str, Any]:
+    return gr.update(visible=False)
+
+
+def _wire_exports(box: _RunsBox, views: Views, service: Service, selected: gr.Textbox) -> None:
+    download = "(file) => { if (file) document.querySelector('#export-file').click(); }"
+    for button, name in zip(box.tools.exports, EXPORTS, strict=True):
         button.click(
-            partial(export_run, views, store, desk, name), selected, [file, message], **QUIET
-        ).success(
-            None,
-            file,
-            None,
-            js="(file) => { if (file) document.querySelector('#export-file').click(); }",
-        )
-    if desk.may_push:
-        push.click(partial(push_run, views, desk), [repository, selected], message, **QUIET)
-    return RunsTab(inputs, outputs, show)
-
-
-# ---- what is shown ---------------------------------------------------------------------------------------------------
-
-
-class ShowRuns:
-    """Fills what is out of date, as train.Show does."""
-
-    def __init__(self, views: Views):
-        self.views = views
-
-    def __call__(
-        self, run_id: Any, tab: Any, search: Any, selected: Any, sort: Any, seen: Any
-    ) -> list[Any]:
-        views, was = self.views, parse_tokens(seen)
-        if tab != "runs":
-            return [SKIP] * (
-                9 + len(EXPORTS) + len(COMPARED)
-            )  # table, five buttons, compare, differences, seen; exports; curves
-        runs, chosen, order = views.runs(), read_selected(views, selected), read_sort(sort)
-        picked = [r for i in chosen if (r := views.run(i))]
-        tokens = {
-            "table": token(
-                [run_id, [(r.id, r.revision) for r in runs], str(search or ""), chosen, order]
-            ),
-            "tools": token([chosen, [(r.status, r.steps_done) for r in picked]]),
-            "compare": token([views.curves_key(r) for r in picked]),
-        }
-        tools, compare = (
-            tokens["tools"] != was.get("tools"),
-            tokens["compare"] != was.get("compare"),
-        )
-        several = len(picked) >= 2
-        one = len(picked) == 1
-        again = one and picked[0].status in (
-            RunStatus.PAUSED,
-            RunStatus.STOPPED,
-            RunStatus.FAILED,
-            RunStatus.INTERRUPTED,
-        )
-        enabled = [
-            one,
-            again,
-            one and bool(views.store.checkpoints(picked[0].id)),
-            one,
-            bool(picked) and not any(r.status.is_live for r in picked),
-            *[len(picked) == 1] * len(EXPORTS),
-        ]
-        return [
-            run_list(runs, str(search or ""), chosen, run_id, order)
-            if tokens["table"] != was.get("table")
-            else SKIP,
-            *(gr.update(interactive=on) if tools else SKIP for on in enabled),
-            gr.update(visible=several) if compare else SKIP,
-            *(
-                views.figure(n, chosen, charts.View(smoothing=0.6 if n == "compared reward" else 0))
-                if compare and several
-                else SKIP
-                for n in COMPARED
-            ),
-            tables.differences(settings(views, picked)) if compare and several else SKIP,
-            json.dumps(tokens),
-        ]
-
-
-def run_list(
-    runs: Sequence[RunRow], search: str, chosen: Sequence[str], in_view: Any, order: dict[str, Any]
-) -> str:
-    if not runs:
-        return status.empty(
-            "Your runs appear here",
-            "With their reward, held-out accuracy and settings. Start one on the Train tab.",
-        )
-    wanted = search.casefold().strip()
-    found = [
-        r
-        for r in runs
-        if wanted
-        in f"{r.name} {r.model} {r.task} {r.rubric} {tables.algorithm_of(r)} {r.status}".casefold()
-    ]
-    if not found:
-        return status.empty("No run matches", "Empty the search box.")
-    values = {r.id: tables.run_values(r)[order["key"]] for r in found}
-    known = sorted(
-        (r for r in found if values[r.id] is not None),
-        key=lambda r: values[r.id],
-        reverse=order["descending"],
-    )
-    return tables.run_table(
-        [*known, *(r for r in found if values[r.id] is None)],
-        chosen,
-        in_view,
-        order["key"],
-        order["descending"],
-    )
-
-
-def settings(views: Views, runs: Sequence[RunRow]) -> dict[str, dict[str, Any]]:
-    """Label of a run -> its dotted settings. A configuration of another version is shown as it was recorded."""
-    out: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        try:
-            out[views.label(run)] = flatten(parse(run.config))
-        except InvalidConfig:
-            out[views.label(run)] = {
-                f"{s}.{k}": v
-                for s, values in run.config.items()
-                if isinstance(values, dict)
-                for k, v in values.items()
-            }
-    return out
+            partial(export_run, views, service, name), selected, [box.file, box.message], **QUIET
+        ).success(None, box.file, None, js=download)
+    if box.push is not None:
+        push = partial(push_run, views, service)
+        box.push.button.click(push, [box.push.repository, selected], box.message, **QUIET)

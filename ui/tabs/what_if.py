@@ -8,7 +8,7 @@ from typing import Any
 
 from grpo_core.analysis.what_if import Answer, Changed, Pull
 from grpo_core.config.options import ADVANTAGES
-from ui.render.cards import criteria_of
+from ui.render.recorded_config import criteria_of
 from ui.render.text import count, esc, format_number, is_number, percent, plain, short, signed
 
 LISTED = 12  # flipped completions of a whole run that are shown

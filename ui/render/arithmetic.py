@@ -1,0 +1,218 @@
+"""From rewards to advantages, with a group's own numbers. Rows -> escaped HTML; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_core.config.options import ADVANTAGES
+from grpo_core.store import GroupRow, RolloutRow
+from ui.render.recorded_config import (
+    Config,
+    algorithm_of,
+    criteria_of,
+    estimator_of,
+    wider_grouping,
+)
+from ui.render.text import digits_apart, esc, format_number, is_number, plain, signed
+from ui.render.verdicts import verdict_line
+
+# estimator -> its formula with the numbers of one completion, where the group's rewards suffice
+WORKED: dict[str, str] = {
+    "group_std": "({r} − {mean})/({std} + 1e-4) = {a}",
+    "group_mean": "{r} − {mean} = {a}",
+    "leave_one_out": "{r} − {siblings} = {a}",
+}
+
+
+def arithmetic(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) -> str:
+    """A line with rewards, mean, std and the formula, and the verdict in a sentence."""
+    digits = reward_digits(group)
+    rewards = " ".join(reward_text(r.reward, digits) for r in rollouts)
+    mean = format_number(group.reward_mean, digits + 1)
+    std = format_number(group.reward_std, digits + 1)
+    formula = esc(_formula(group, rollouts, config))
+    return (
+        f'<div class="sum"><span>rewards <code>{rewards}</code></span>'
+        f"<span>mean <code>{mean}</code></span><span>std <code>{std}</code></span>"
+        f'<span class="formula-inline"><code>{formula}</code></span></div>'
+        f"{verdict_line(group, config)}"
+    )
+
+
+def why_table(
+    group: GroupRow,
+    rollouts: Sequence[RolloutRow],
+    config: Config,
+    gradient: Mapping[int, float] | None = None,
+) -> str:
+    """Scores, reward and advantage of each completion; equal completions share a row.
+
+    gradient: rollout id -> its share of the step's gradient weight, 0 where it is masked.
+    """
+    criteria = criteria_of(config)
+    if not criteria:
+        names = rollouts[0].scores if rollouts else ()
+        criteria = [{"name": name, "weight": None} for name in names]
+    head = "".join(
+        f'<th scope="col">{esc(c["name"])}{times_weight(c.get("weight"))}</th>' for c in criteria
+    )
+    if gradient is not None:
+        gradient_head = '<th scope="col" title="share of the step’s gradient weight">gradient</th>'
+    else:
+        gradient_head = ""
+    body = "".join(
+        _why_row(equal, [c["name"] for c in criteria], gradient, reward_digits(group))
+        for equal in _group_equal(rollouts)
+    )
+    return (
+        f"{verdict_line(group, config)}<h2>Why these advantages</h2>"
+        '<div class="scroll" tabindex="0" role="region" '
+        'aria-label="Scores, reward and advantage of every completion">'
+        '<table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th>'
+        f'{head}<th scope="col">reward</th><th scope="col">A</th>{gradient_head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>{_totals(group, rollouts, config, gradient)}"
+    )
+
+
+def _why_row(
+    equal: Sequence[RolloutRow],
+    criteria: Sequence[str],
+    gradient: Mapping[int, float] | None,
+    digits: int,
+) -> str:
+    first = equal[0]
+    scores = "".join(f"<td>{score_text(first.scores.get(name))}</td>" for name in criteria)
+    share = ""
+    if gradient is not None:
+        share = f"<td>{_share(sum(gradient.get(r.id, 0.0) for r in equal))}</td>"
+    return (
+        f'<tr><th scope="row">{_positions(equal)}</th>{scores}'
+        f"<td>{reward_text(first.reward, digits)}</td>"
+        f'<td class="{side_of(first.advantage)}"><b>{signed(first.advantage, 3)}</b></td>'
+        f"{share}</tr>"
+    )
+
+
+def _totals(
+    group: GroupRow,
+    rollouts: Sequence[RolloutRow],
+    config: Config,
+    gradient: Mapping[int, float] | None,
+) -> str:
+    """The line under the table: formula, mean, std, sum of A, and what concerns the gradient."""
+    digits = reward_digits(group)
+    total = sum(r.advantage for r in rollouts if is_number(r.advantage))
+    parts = [
+        f"<code>{esc(_formula(group, rollouts, config))}</code>",
+        f"<span>mean <b>{format_number(group.reward_mean, digits + 1)}</b></span>",
+        f"<span>std <b>{format_number(group.reward_std, digits + 1)}</b></span>",
+        f"<span>sum of A <b>{signed(total)}</b></span>",
+    ]
+    if gradient is not None:
+        share = _share(sum(gradient.get(r.id, 0.0) for r in rollouts))
+        parts.append(f"<span>share of this step’s gradient <b>{share}</b></span>")
+    if algorithm_of(config).get("mask_truncated"):
+        cut = sum(r.finish_reason == "length" for r in rollouts)
+        if cut:
+            parts.append(f"<span><b>{cut}</b> masked, cut at the limit</span>")
+    return f'<p class="calc">{"".join(parts)}</p>'
+
+
+def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) -> str:
+    """The estimator's formula, with the numbers of the first scored completion where possible.
+
+    A = (r − mean)/(std + 1e-4) = (1.60 − 0.850)/(0.598 + 1e-4) = +1.25
+    """
+    name = estimator_of(config)
+    if name not in ADVANTAGES:
+        return ""
+    algorithm = algorithm_of(config)
+    filled = re.sub(
+        r"\{(\w+)\}", lambda field: str(algorithm.get(field[1], "?")), ADVANTAGES[name].formula
+    )
+    formula = f"A = {filled}"
+    if suffix := _formula_suffix(config):
+        return formula + suffix
+    scored = [r.reward for r in rollouts if is_number(r.reward)]
+    if name not in WORKED or len(scored) < 2:
+        return formula
+    digits = reward_digits(group)
+    for r in rollouts:
+        if is_number(r.reward) and is_number(r.advantage):
+            siblings_mean = (sum(scored) - r.reward) / (len(scored) - 1)
+            numbers = WORKED[name].format(
+                r=format_number(r.reward, digits),
+                mean=format_number(group.reward_mean, digits + 1),
+                std=format_number(group.reward_std, digits + 1),
+                siblings=format_number(siblings_mean, digits + 1),
+                a=signed(r.advantage),
+            )
+            return f"{formula} = {numbers}"
+    return formula
+
+
+def _formula_suffix(config: Config) -> str:
+    """What else changes rewards or advantages: a wider grouping, gate, scale or clip."""
+    rubric = config.get("rubric") or {}
+    fields = {"gate": "gate", "scale": "scale", "clip_low": "clip", "clip_high": "clip"}
+    shaping = [word for name, word in fields.items() if rubric.get(name) not in (None, False)]
+    grouping = wider_grouping(config)
+    suffix = f", {grouping}" if grouping else ""
+    if shaping:
+        suffix += f", r after {' and '.join(dict.fromkeys(shaping))}"
+    return suffix
+
+
+def _group_equal(rollouts: Sequence[RolloutRow]) -> list[list[RolloutRow]]:
+    """Lists of completions with the same scores, reward and advantage."""
+    equal: dict[Any, list[RolloutRow]] = {}
+    for r in rollouts:
+        equal.setdefault((tuple(sorted(r.scores.items())), r.reward, r.advantage), []).append(r)
+    return list(equal.values())
+
+
+def _positions(rollouts: Sequence[RolloutRow]) -> str:
+    """#1, #4–#6: three or more neighbours as a range."""
+    spans: list[list[int]] = []
+    for n in sorted(r.position + 1 for r in rollouts):
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    texts = []
+    for first, last in spans:
+        if first == last:
+            texts.append(f"#{first}")
+        else:
+            texts.append(f"#{first}, #{last}" if last == first + 1 else f"#{first}–#{last}")
+    return ", ".join(texts)
+
+
+def _share(value: float) -> str:
+    return "0" if value == 0 else f"{100 * value:.1f} %"
+
+
+def reward_digits(group: GroupRow) -> int:
+    """Decimals at which the group's different rewards look different."""
+    return digits_apart([r.reward for r in group.rollouts])
+
+
+def reward_text(reward: float | None, digits: int) -> str:
+    return format_number(reward, digits) if is_number(reward) else "null"
+
+
+def score_text(value: float | None) -> str:
+    return plain(round(value, 3)) if is_number(value) else '<i class="null">could not be scored</i>'
+
+
+def times_weight(weight: float | None) -> str:
+    return f'<i class="times">×{plain(float(weight))}</i>' if is_number(weight) else ""
+
+
+def side_of(advantage: float | None) -> str:
+    """The CSS class for an advantage's sign; what rounds to 0 is "zero"."""
+    if not is_number(advantage) or abs(advantage) < 5e-7:
+        return "zero"
+    return "up" if advantage > 0 else "down"

@@ -1,0 +1,85 @@
+"""The verdict of a group: a pill, and a sentence that explains it. Rows -> escaped HTML; pure."""
+
+from __future__ import annotations
+
+from grpo_core.rubric.verdict import NO_GRADIENT, VERDICTS, explain, variance_shares
+from grpo_core.store import GroupRow
+from ui.render.recorded_config import (
+    Config,
+    algorithm_of,
+    criteria_of,
+    estimator_of,
+    wider_grouping,
+)
+from ui.render.text import esc, is_number
+
+# Colours of good verdicts and of those that need attention; the rest is neutral. The label says
+# the same, so colour is not the only cue.
+TONES = {
+    "healthy": "good",
+    "graded": "good",
+    "polish": "good",
+    "phantom": "warn",
+    "truncated": "warn",
+    "unscored": "warn",
+    "dominated": "warn",
+}
+
+
+def verdict_pill(code: str) -> str:
+    label = VERDICTS.get(code, (code, ""))[0]
+    return f'<span class="verdict {TONES.get(code, "plain")}">{esc(label)}</span>'
+
+
+def verdict_line(group: GroupRow, config: Config) -> str:
+    """The pill and the sentence."""
+    sentence = esc(verdict_sentence(group, config))
+    return f'<div class="says">{verdict_pill(group.verdict)}<span>{sentence}</span></div>'
+
+
+def verdict_sentence(group: GroupRow, config: Config) -> str:
+    """What the group teaches, with its own numbers; empty for a verdict of a newer version."""
+    if group.verdict not in VERDICTS:
+        return ""
+    criteria = criteria_of(config)
+    weights = {str(c["name"]): float(c.get("weight") or 0) for c in criteria}
+    outcome = next((c["name"] for c in criteria if c.get("outcome")), None)
+    sentence = explain(
+        group.verdict,
+        [r.reward for r in group.rollouts],
+        [r.scores.get(outcome) for r in group.rollouts] if outcome else [],
+        [r.finish_reason for r in group.rollouts],
+        variance_shares([r.scores for r in group.rollouts], weights),
+        _compared_with(config),
+    )
+    if terms := _other_loss_terms(config):
+        verb = "give" if " and " in terms else "gives"
+        sentence = sentence.replace(
+            NO_GRADIENT, f"every advantage is 0, so only the {terms} {verb} a gradient."
+        )
+    return sentence
+
+
+def _compared_with(config: Config) -> str:
+    """What an advantage compares a completion with, other than its prompt's completions.
+
+    If there is such a thing, a tied group can have advantages other than 0. Empty otherwise.
+    """
+    if estimator_of(config) == "value":
+        return "what a critic foresaw"
+    return wider_grouping(config).removeprefix("over ")
+
+
+def _other_loss_terms(config: Config) -> str:
+    """Terms of the loss that do not depend on advantages: they train on tied groups too."""
+    a = algorithm_of(config)
+    terms = []
+    if _above_zero(a.get("kl_coef")):
+        terms.append("KL term")
+    if _above_zero(a.get("entropy_coef")) or a.get("entropy_target") is not None:
+        terms.append("entropy bonus")
+    return " and ".join(terms)
+
+
+def _above_zero(value: object) -> bool:
+    return is_number(value) and value > 0
