@@ -1,4 +1,5 @@
-# The whole studio, CPU build; for CUDA start from an image with CUDA and leave the index URL out.
+# The whole studio with the CPU build of torch. For CUDA, start from an image with CUDA and leave
+# out the extra index URL.
 FROM python:3.12-slim
 
 # Made here, because not every builder gives a WORKDIR to the USER.
@@ -12,5 +13,5 @@ RUN pip install --user --no-cache-dir --extra-index-url https://download.pytorch
 COPY --chown=1000 . .
 
 EXPOSE 7860
-# Runs are kept in /home/studio/app/runs: mount a volume there. --auth is what keeps strangers out.
+# Runs are kept in /home/studio/app/runs: mount a volume there. Without --auth anybody who reaches the port has access.
 CMD ["python", "app.py"]
