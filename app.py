@@ -98,7 +98,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
 
     def check(config: RunConfig) -> None:
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
-        limits.check_place(store.used_bytes() if limits.disk_mib else 0)
+        limits.check_disk(store.used_bytes() if limits.disk_mib else 0)
         check_model(config.model)
         visitors.admit(visitor())  # last: what is refused is not counted
 
@@ -118,7 +118,7 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
         train if ZERO else apart(train, partial(add_plugins, options.rewards)),
         check=check,
         device=device or describe_device(pick_device()),
-        limit=lambda seconds: limits.too_much(
+        limit=lambda seconds: limits.reason_to_stop(
             seconds, store.used_bytes() if limits.disk_mib else 0
         ),
     )

@@ -1,4 +1,7 @@
-"""Checkpoint folders: their names, their hash, and which of them are kept. Standard library only, so that pages need no torch."""
+"""Checkpoint folders: names, hashes, and which ones are kept.
+
+Standard library only, so that the page does not load torch.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 class BadCheckpoint(StudioError):
-    """A checkpoint that is not what was saved: cut off, changed, or gone."""
+    """A checkpoint is truncated, changed or missing."""
 
 
 def folder_name(step: int) -> str:
@@ -27,26 +30,25 @@ def folder_name(step: int) -> str:
 
 
 def saved_steps(folder: Path) -> dict[int, Path]:
-    """Step -> folder of every checkpoint that was finished."""
-    found = (
-        {
-            int(match[1]): p
-            for p in folder.iterdir()
-            if (match := _NAME.fullmatch(p.name)) and p.is_dir()
-        }
-        if folder.is_dir()
-        else {}
-    )
-    return dict(sorted(found.items()))
+    """Step -> folder of every complete checkpoint in `folder`, in order of step."""
+    if not folder.is_dir():
+        return {}
+    steps = {}
+    for path in folder.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            steps[int(match[1])] = path
+    return dict(sorted(steps.items()))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, unverified. Raises BadCheckpoint."""
+    """The manifest of a checkpoint, without checking any hash. Raises BadCheckpoint."""
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         if manifest["format"] != FORMAT:
             raise BadCheckpoint(
-                f"checkpoint {str(path)!r} has format {manifest['format']!r}, this GRPO Studio reads {FORMAT}. Update GRPO Studio."
+                f"checkpoint {str(path)!r} has format {manifest['format']!r}, but this GRPO "
+                f"Studio reads format {FORMAT}. Update GRPO Studio."
             )
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -54,23 +56,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path, sha256: str) -> dict[str, Any]:
-    """The manifest, once every byte of the checkpoint was found to be as it was saved. Raises BadCheckpoint."""
+    """The manifest, after checking the hash of every file against it. Raises BadCheckpoint.
+
+    sha256: hash of the manifest itself, as recorded when the checkpoint was saved.
+    """
     try:
         if file_hash(path / MANIFEST) != sha256:
-            raise BadCheckpoint(
-                f"checkpoint {str(path)!r} is damaged: {MANIFEST} is not as it was saved"
-            )
+            raise _damaged(path, MANIFEST)
         manifest = read_manifest(path)
         for name, expected in manifest["files"].items():
             if file_hash(path / name) != expected:
-                raise BadCheckpoint(
-                    f"checkpoint {str(path)!r} is damaged: {name} is not as it was saved"
-                )
+                raise _damaged(path, name)
         return manifest
     except OSError as error:
-        raise BadCheckpoint(
-            f"checkpoint {str(path)!r} cannot be read: {error.strerror or error}"
-        ) from None
+        reason = error.strerror or error
+        raise BadCheckpoint(f"checkpoint {str(path)!r} cannot be read: {reason}") from None
+
+
+def _damaged(path: Path, name: str) -> BadCheckpoint:
+    return BadCheckpoint(f"checkpoint {str(path)!r} is damaged: {name} is not as it was saved")
 
 
 def file_hash(path: Path) -> str:
@@ -83,7 +87,7 @@ def folder_bytes(path: Path) -> int:
 
 
 def sync(path: Path) -> None:
-    """Until this returns, a power cut may undo what was written to a file, or the names in a folder."""
+    """Flush a file, or the names in a folder, to the disk, so that a power failure keeps them."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -94,22 +98,25 @@ def sync(path: Path) -> None:
 def superfluous(
     heldout: Mapping[int, float | None], keep_last: int, keep_every: int
 ) -> tuple[int, ...]:
-    """The steps that the retention rule lets go. heldout: step of each checkpoint -> held-out accuracy at it, None = not measured.
+    """Steps whose checkpoints the retention rule deletes.
 
-    Kept are the last `keep_last`, the best held-out one (of equals the latest), and every multiple of `keep_every`.
+    Kept are the last `keep_last`, every multiple of `keep_every`, and the one with the best
+    held-out accuracy (the latest of equals). heldout: step of each checkpoint -> held-out
+    accuracy, None if not measured.
     """
     steps = sorted(heldout)
-    measured = [s for s in steps if heldout[s] is not None]
-    kept = {
-        *steps[-keep_last:],
-        *([max(measured, key=lambda s: (heldout[s], s))] if measured else []),
-        *(s for s in steps if keep_every and s % keep_every == 0),
-    }
+    kept = set(steps[-keep_last:])
+    kept |= {s for s in steps if keep_every and s % keep_every == 0}
+    measured = [(accuracy, s) for s, accuracy in heldout.items() if accuracy is not None]
+    if measured:
+        _, best = max(measured)
+        kept.add(best)
     return tuple(s for s in steps if s not in kept)
 
 
 def remove(path: Path) -> None:
-    """Out of sight first, so that a half-deleted checkpoint is never taken for one."""
+    """Delete a checkpoint. A missing one is not an error."""
+    # Rename first, so that a half-deleted folder is never read as a checkpoint.
     aside = path.with_name(f".{path.name}.gone")
     try:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,1 +1,1 @@
-"""Runs as people see them: started, queued, stopped, resumed, compared, in processes and leases."""
+"""Starting, queueing, resuming, limiting and comparing training runs."""

@@ -1,7 +1,8 @@
-"""Presets side by side: the same prompts, seeds and number of completions, measured and stored as ordinary runs.
+"""Train presets on the same prompts and seeds, and compare their results and costs.
 
-Each run is a process of its own, so that its peak memory is its own; one at a time, so that its seconds are too, and because a
-store has one writer. This module stays light (no torch): on Linux the peak of a child counts from the size of its parent.
+Each run has its own process, so that peak memory is measured per run. Runs do not overlap: the
+seconds of one would count the other, and a store has one writer. This module must not import
+torch: on Linux the peak memory of a child process starts from the size of its parent.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from grpo_core.types import STEP_METRICS, RunStatus
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of the comparison, from its stored rows. Seconds are those of its steps: loading and evaluation are left out."""
+    """Result and cost of one run, from its stored rows.
+
+    `seconds` is the sum over its steps; loading and evaluation are not included.
+    """
 
     run_id: str
     preset: str
     seed: int
     status: RunStatus
-    reward_last: float | None  # of the last step, as in the list of runs
+    reward_last: float | None  # of the last step
     heldout_before: float | None
     heldout_after: float | None
     tokens: int
@@ -40,8 +44,8 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class RunningStd:
-    """Mean over seeds and its standard error, sd/√n; None where nothing, or nothing twice, was measured."""
+class MeanAndError:
+    """Mean over n seeds and its standard error, sd/√n. The error needs two values, else None."""
 
     mean: float | None
     error: float | None
@@ -51,39 +55,39 @@ FIGURES = ("reward_last", "heldout_before", "heldout_after", "tokens", "seconds"
 
 
 def find_preset(name: str) -> str:
-    """The preset that somebody means by `ppo`, `dr.grpo` or `trust`: equal, else beginning so, letters and digits only."""
-    short = {preset: re.sub(r"[^a-z0-9]", "", preset.lower()) for preset in PRESETS}
-    wanted = re.sub(r"[^a-z0-9]", "", name.lower())
-    found = [p for p, s in short.items() if s == wanted] or [
-        p for p, s in short.items() if wanted and s.startswith(wanted)
-    ]
-    if len(found) != 1:
-        problem = f"it could be {' or '.join(found)}" if found else "there is no such preset"
-        raise InvalidConfig(
-            [FieldProblem("preset", name, problem, f"Known: {', '.join(PRESETS)}.")]
-        )
-    return found[0]
+    """The preset that equals `name`, or else the only one that starts with it.
+
+    Compares lower-case letters and digits: `ppo`, `dr.grpo` and `trust` are enough. Raises
+    InvalidConfig.
+    """
+    short_names = {preset: _letters_and_digits(preset) for preset in PRESETS}
+    wanted = _letters_and_digits(name)
+    matches = [preset for preset, short in short_names.items() if short == wanted]
+    if not matches and wanted:
+        matches = [preset for preset, short in short_names.items() if short.startswith(wanted)]
+    if len(matches) != 1:
+        problem = f"it could be {' or '.join(matches)}" if matches else "there is no such preset"
+        hint = f"Known: {', '.join(PRESETS)}."
+        raise InvalidConfig([FieldProblem("preset", name, problem, hint)])
+    return matches[0]
+
+
+def _letters_and_digits(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def find_presets(names: Sequence[str]) -> list[str]:
-    """At least two different ones, in the order given."""
-    found = [find_preset(name) for name in names]
-    if len(set(found)) < max(2, len(found)):
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "preset",
-                    " ".join(names),
-                    "a comparison needs two or more different presets",
-                    "For example: compare grpo ppo.",
-                )
-            ]
-        )
-    return found
+    """Two or more different presets, in the order given. Raises InvalidConfig."""
+    presets = [find_preset(name) for name in names]
+    if len(set(presets)) < max(2, len(presets)):
+        problem = "a comparison needs two or more different presets"
+        hint = "For example: compare grpo ppo."
+        raise InvalidConfig([FieldProblem("preset", " ".join(names), problem, hint)])
+    return presets
 
 
 class Refused(Exception):
-    """A run's own process has said on standard error why it cannot be carried out; `lines` is the same."""
+    """A run was refused; its process printed the reasons, `lines`, on standard error."""
 
     def __init__(self, lines: list[str]):
         self.lines = lines
@@ -91,69 +95,65 @@ class Refused(Exception):
 
 
 class Comparison:
-    """The runs of a comparison, one after another. `stop` ends the one that is going and begins no other."""
+    """Trains the runs of a comparison, one after another."""
 
     def __init__(self, db: str, configs: Mapping[str, RunConfig], assignments: Sequence[str]):
-        self._db, self._configs, self._assignments = db, configs, assignments
+        self._db = db
+        self._configs = configs
+        self._assignments = assignments
         self._child: subprocess.Popen[str] | None = None
         self._stopped = threading.Event()
 
-    def run(self, seeds: Sequence[int], tell: Callable[[str], None]) -> list[str]:
-        """Ids of the runs, in the order in which they ran; fewer after `stop`. Raises Refused, or StudioError if a process dies."""
-        ids = []
-        # Seed by seed, so that a machine that gets slower, or a person who stops, meets every preset alike.
+    def run(self, seeds: Sequence[int], announce: Callable[[str], None]) -> list[str]:
+        """Train all runs; returns their ids in order, fewer after `stop`.
+
+        announce: receives a line before each run. Raises Refused, or StudioError if a process dies.
+        """
+        ids: list[str] = []
+        total = len(seeds) * len(self._configs)
+        # All presets of one seed come before the next seed. A stop, or a machine that becomes
+        # slower, then affects every preset in the same way.
         for seed in seeds:
             for preset, config in self._configs.items():
                 if self._stopped.is_set():
                     return ids
-                tell(f"{preset}, seed {seed} ({len(ids) + 1} of {len(seeds) * len(self._configs)})")
-                ids.append(
-                    self._train(preset, seed, f"compare {config.task.name}: {preset}, seed {seed}")
-                )
+                announce(f"{preset}, seed {seed} ({len(ids) + 1} of {total})")
+                name = f"compare {config.task.name}: {preset}, seed {seed}"
+                ids.append(self._train(preset, seed, name))
         return ids
 
     def stop(self) -> None:
+        """End the current run and start no other."""
         self._stopped.set()
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGINT)
 
     def _train(self, preset: str, seed: int, name: str) -> str:
-        """One run in a process of its own; returns its id."""
-        command = [
-            sys.executable,
-            "-m",
-            "grpo_core",
-            "train",
-            "--db",
-            self._db,
-            "--json",
-            "--name",
-            name,
-            "--preset",
-            preset,
-        ]
+        """Train one run in its own process; returns its id."""
+        command = [sys.executable, "-m", "grpo_core", "train", "--db", self._db, "--json"]
+        command += ["--name", name, "--preset", preset]
         for assignment in (*self._assignments, f"train.seed={seed}"):
             command += ["--set", assignment]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as self._child:
-            if self._stopped.is_set():  # asked between the check above and the start
+            if self._stopped.is_set():  # `stop` was called before the process existed
                 self.stop()
             lines = self._child.communicate()[0].strip().splitlines()
-        said = json.loads(lines[-1]) if lines else {}
-        if "error" in said:
-            raise Refused(said["error"])
-        if "run_id" not in said:
+        result = json.loads(lines[-1]) if lines else {}
+        if "error" in result:
+            raise Refused(result["error"])
+        if "run_id" not in result:
             raise StudioError(
-                f"{name}: its process died with exit code {self._child.returncode}. If memory was short, lower train.micro_batch_tokens."
+                f"{name}: its process died with exit code {self._child.returncode}. "
+                "If memory was short, lower train.micro_batch_tokens."
             )
-        return said["run_id"]
+        return result["run_id"]
 
 
 def measure(store: Store, run_id: str) -> Measured:
-    """What the stored rows of a run say about result and cost."""
+    """Read result and cost of a run. Raises NotFound."""
     row = store.run(run_id)
-    steps = [
-        dict(zip(STEP_METRICS, values, strict=True)) for _, values in store.iter_numbers(run_id, ())
-    ]
+    numbers = store.iter_numbers(run_id, ())
+    steps = [dict(zip(STEP_METRICS, values, strict=True)) for _, values in numbers]
     peaks = [s["peak_memory_mib"] for s in steps if s["peak_memory_mib"] is not None]
     return Measured(
         run_id,
@@ -163,50 +163,57 @@ def measure(store: Store, run_id: str) -> Measured:
         row.reward_last,
         row.heldout_before,
         row.heldout_after,
-        sum(s["tokens"] or 0 for s in steps),
+        sum(int(s["tokens"] or 0) for s in steps),
         sum(s["step_seconds"] or 0.0 for s in steps),
         max(peaks, default=None),
     )
 
 
-def spread(values: Sequence[float | None]) -> RunningStd:
-    """Mean and standard error of those that were measured."""
+def mean_and_error(values: Sequence[float | None]) -> MeanAndError:
+    """Mean and standard error of the values that are not None."""
     known = [v for v in values if v is not None]
-    return RunningStd(
+    return MeanAndError(
         statistics.fmean(known) if known else None,
         statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else None,
     )
 
 
 def summarise(runs: Sequence[Measured]) -> dict[str, dict[str, Any]]:
-    """Per preset: how many of its runs finished, every figure over these, and held-out accuracy less that of the first preset.
+    """Per preset: number of runs, each figure over the finished ones, and held-out gain.
 
-    The difference is taken seed by seed: the runs share prompts, so what a lucky seed gives to both falls out.
+    The gain is held-out accuracy minus that of the first preset, per seed and then averaged. Runs
+    of one seed share their prompts, so a seed's difficulty cancels out.
     """
     presets = list(dict.fromkeys(r.preset for r in runs))
-    finished = {
-        p: {r.seed: r for r in runs if r.preset == p and r.status is RunStatus.FINISHED}
-        for p in presets
-    }
+    finished: dict[str, dict[int, Measured]] = {preset: {} for preset in presets}
+    for run in runs:
+        if run.status is RunStatus.FINISHED:
+            finished[run.preset][run.seed] = run
     lines = {}
     for preset in presets:
         mine, first = finished[preset], finished[presets[0]]
-        pairs = [
-            (mine[s].heldout_after, first[s].heldout_after) for s in mine.keys() & first.keys()
-        ]
+        gains = []
+        for seed in mine.keys() & first.keys():
+            after, first_after = mine[seed].heldout_after, first[seed].heldout_after
+            if after is not None and first_after is not None:
+                gains.append(after - first_after)
+        figures = {
+            name: asdict(mean_and_error([getattr(run, name) for run in mine.values()]))
+            for name in FIGURES
+        }
         lines[preset] = {
-            "runs": sum(r.preset == preset for r in runs),
+            "runs": sum(run.preset == preset for run in runs),
             "finished": len(mine),
-            **{name: asdict(spread([getattr(r, name) for r in mine.values()])) for name in FIGURES},
-            "heldout_gain_over_first": None
-            if preset == presets[0]
-            else asdict(spread([a - b for a, b in pairs if None not in (a, b)])),
+            **figures,
+            "heldout_gain_over_first": (
+                None if preset == presets[0] else asdict(mean_and_error(gains))
+            ),
         }
     return lines
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary for people: means over seeds ± standard error."""
+    """The summary as text: means over seeds ± standard error."""
     head = (
         "preset",
         "runs",
@@ -216,35 +223,35 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         "seconds",
         "peak MiB",
     )
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for preset, line in summary.items():
-        rows.append(
-            (
-                preset,
-                f"{line['finished']}/{line['runs']}",
-                _shown(line["reward_last"], 3),
-                f"{_shown(line['heldout_before'], 3)} → {_shown(line['heldout_after'], 3)}",
-                _shown(line["tokens"], 0),
-                _shown(line["seconds"], 1),
-                _shown(line["peak_memory_mib"], 0),
-            )
+        before, after = _format(line["heldout_before"], 3), _format(line["heldout_after"], 3)
+        row = (
+            preset,
+            f"{line['finished']}/{line['runs']}",
+            _format(line["reward_last"], 3),
+            f"{before} → {after}",
+            _format(line["tokens"], 0),
+            _format(line["seconds"], 1),
+            _format(line["peak_memory_mib"], 0),
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     first = next(iter(summary), None)
-    lines += [
-        f"held-out accuracy, {preset} less {first}, seed by seed: {_shown(line['heldout_gain_over_first'], 3, sign='+')}"
-        for preset, line in summary.items()
-        if preset != first
-    ]
+    for preset in summary:
+        if preset == first:
+            continue
+        gain = _format(summary[preset]["heldout_gain_over_first"], 3, sign="+")
+        lines.append(f"held-out accuracy, {preset} less {first}, seed by seed: {gain}")
     return "\n".join(lines)
 
 
-def _shown(value: Mapping[str, float | None], digits: int, sign: str = "") -> str:
-    if value["mean"] is None:
+def _format(value: Mapping[str, float | None], digits: int, sign: str = "") -> str:
+    mean, error = value["mean"], value["error"]
+    if mean is None:
         return "-"
-    error = "" if value["error"] is None else f" ± {value['error']:,.{digits}f}"
-    return f"{value['mean']:{sign},.{digits}f}{error}"
+    return f"{mean:{sign},.{digits}f}" + ("" if error is None else f" ± {error:,.{digits}f}")

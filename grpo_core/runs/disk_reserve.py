@@ -1,4 +1,4 @@
-"""A little space set aside while a run goes on, so that on a full disk there is room to write down that it is full."""
+"""Disk space reserved during a run, so that the run can still record that the disk is full."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import os
 from pathlib import Path
 
-RESERVED = 2**20  # a few pages of SQLite and its log need a tenth of it
+RESERVED_BYTES = 2**20  # ten times what a few SQLite pages and their log need
 
 
 class Reserve:
-    """A file of `RESERVED` bytes that `release` gives back to the disk and `refill` takes again where there is room."""
+    """A file of `RESERVED_BYTES` that exists inside the `with` block. Disk errors are ignored."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -23,11 +23,13 @@ class Reserve:
         self.release()
 
     def refill(self) -> None:
+        """Occupy the space, if the disk has it."""
         with contextlib.suppress(OSError), self._path.open("wb") as file:
-            file.write(bytes(RESERVED))
+            file.write(bytes(RESERVED_BYTES))
             file.flush()
             os.fsync(file.fileno())
 
     def release(self) -> None:
+        """Free the space."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)

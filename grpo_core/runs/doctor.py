@@ -1,4 +1,4 @@
-"""What is wrong with an installation or a store, and what to do about it. Looks only, unless it is asked to mend."""
+"""Checks of an installation and a store. Nothing changes unless the caller runs a finding's fix."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ PACKAGES = (
     "pandas",
     "sqlite-utils",
 )
-LITTLE_BYTES = 2**30  # below this a run may well fill the disk
+DELETES = "With --fix it is deleted."
+MIN_FREE_BYTES = 2**30  # with less free space, one run can fill the disk
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to know (`wrong` False) or to mend. `fix` mends it; None: only a person can, as `hint` says."""
+    """A fact, or a fault if `wrong`. `fix` repairs it; None: only a person can, as `hint` says."""
 
     what: str
     wrong: bool = False
@@ -39,20 +40,19 @@ class Finding:
 
 
 def examine(db: str) -> Iterator[Finding]:
-    """Everything worth saying, one by one: versions, device, then the store, its checkpoints and the disk."""
-    yield Finding(
-        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.platform()}"
-    )
+    """Findings on versions and device, then on the store, the disk and the checkpoints."""
+    python, system = platform.python_version(), platform.platform()
+    yield Finding(f"Python {python}, SQLite {sqlite3.sqlite_version}, {system}")
     for name in PACKAGES:
         try:
             yield Finding(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             yield Finding(f"{name} is not installed", True, "pip install -r requirements.txt")
-    from grpo_core.models import describe_device, pick_device  # takes seconds
+    from grpo_core.models import describe_device, pick_device  # imports torch: seconds
 
     yield Finding(f"device: {describe_device(pick_device())}")
     if not Path(db).exists():
-        yield Finding(f"there is no store at {db!r} yet; the first run makes it")
+        yield Finding(f"there is no store at {db!r} yet; the first run creates it")
         return
     try:
         store = Store(db)
@@ -62,28 +62,28 @@ def examine(db: str) -> Iterator[Finding]:
 
 
 def examine_store(store: Store) -> Iterator[Finding]:
+    """Findings on the store, the disk, the checkpoints, and files that nothing uses."""
     runs = store.runs()
-    yield Finding(
-        f"store {str(store.path)!r}: {len(runs)} runs, {store.file_bytes() / 2**20:.1f} MiB"
-    )
+    size = _mib(store.file_bytes())
+    yield Finding(f"store {str(store.path)!r}: {len(runs)} runs, {size}")
     for line in store.integrity():
         yield Finding(
             f"the store is damaged: {line}",
             True,
-            "Copy what can be read with `python -m grpo_core export`, then restore a copy of the file.",
+            "Save the readable rows with `python -m grpo_core export`, then restore a backup.",
         )
     free = shutil.disk_usage(store.path.parent).free
     yield Finding(
         f"{free / 2**30:.1f} GiB are free beside the store",
-        free < LITTLE_BYTES,
-        "Free some space: a run pauses when the disk is full.",
+        free < MIN_FREE_BYTES,
+        "Free some space. A run pauses when the disk is full.",
     )
     alive = [r.id for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED]
     if alive and store.is_free():
         yield Finding(
             f"{', '.join(alive)}: no process works on it any more",
             True,
-            "It is marked as interrupted, and can then be resumed.",
+            "With --fix it is marked as interrupted and can be resumed.",
             store.recover,
         )
     for run in runs:
@@ -92,7 +92,7 @@ def examine_store(store: Store) -> Iterator[Finding]:
 
 
 def examine_checkpoints(store: Store, run_id: str) -> Iterator[Finding]:
-    """Rows without a whole folder, and folders without a row."""
+    """Checkpoint rows whose folder is damaged or missing, and folders without a row."""
     rows = store.checkpoints(run_id)
     for row in rows:
         try:
@@ -101,48 +101,54 @@ def examine_checkpoints(store: Store, run_id: str) -> Iterator[Finding]:
             yield Finding(
                 f"run {run_id}, step {row.step}: {problem}",
                 True,
-                "It is taken off the list; the one before it is used.",
+                "With --fix it is removed; Resume then uses the one before it.",
                 lambda row=row: (store.forget_checkpoint(run_id, row.step), remove(row.path)),
             )
     if rows:
-        yield Finding(
-            f"run {run_id}: {len(rows)} checkpoints, {sum(r.bytes for r in rows) / 2**20:.1f} MiB"
-        )
+        size = _mib(sum(row.bytes for row in rows))
+        yield Finding(f"run {run_id}: {len(rows)} checkpoints, {size}")
     known = {row.step for row in rows}
     for step, path in saved_steps(store.checkpoint_folder(run_id)).items():
         if step not in known:
             yield Finding(
-                f"{str(path)!r} belongs to no step on record ({folder_bytes(path) / 2**20:.1f} MiB)",
+                f"{str(path)!r} belongs to no recorded step ({_mib(folder_bytes(path))})",
                 True,
-                "It is deleted.",
+                DELETES,
                 lambda path=path: remove(path),
             )
 
 
 def examine_leftovers(store: Store, known: set[str]) -> Iterator[Finding]:
-    """What killed processes and deleted runs left beside the store. Only names that this program gives are looked at."""
+    """Files that killed processes and deleted runs left beside the store.
+
+    known: ids of the stored runs. Files with names that this program never gives are ignored.
+    """
     folder = Path(f"{store.path}.checkpoints")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() and path.name not in known and store.is_id(path.name):
             yield Finding(
-                f"{str(path)!r} belongs to no run ({folder_bytes(path) / 2**20:.1f} MiB)",
+                f"{str(path)!r} belongs to no run ({_mib(folder_bytes(path))})",
                 True,
-                "It is deleted.",
+                DELETES,
                 lambda path=path: shutil.rmtree(path),
             )
         for part in path.glob(".step-*"):
             if store.is_free():
                 yield Finding(
-                    f"{str(part)!r} was never finished ({folder_bytes(part) / 2**20:.1f} MiB)",
+                    f"{str(part)!r} is an unfinished checkpoint ({_mib(folder_bytes(part))})",
                     True,
-                    "It is deleted.",
+                    DELETES,
                     lambda part=part: shutil.rmtree(part),
                 )
     reserve = store.path.with_name(f"{store.path.name}.reserve")
     if reserve.exists() and store.is_free():
         yield Finding(
-            f"{str(reserve)!r} was left by a process that was killed",
+            f"{str(reserve)!r} was left by a killed process",
             True,
-            "It is deleted.",
+            DELETES,
             lambda: reserve.unlink(missing_ok=True),
         )
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,6 @@
-"""What a public server allows: steps, tokens, models, runs, time, disk, folders. Set by its operator in environment variables; none is set by default."""
+"""Limits of a public server. Its operator sets them in environment variables; there are none by
+default.
+"""
 
 from __future__ import annotations
 
@@ -14,200 +16,182 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 
 DAY = 24 * 3600.0
-WAY_OUT = "Lower it, or run your own copy of the studio, where nothing is limited."
+LOWER = "Lower it, or run your own copy of the studio, which has no limits."
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None = not limited. `models`: the only ones that may be named. `roots`: the only folders below which models and prompt files may be."""
+    """What a run may use; None = not limited."""
 
     steps: int | None = None
     new_tokens: int | None = None
     rollouts_per_step: int | None = None
     heldout: int | None = None
     waiting: int | None = None  # runs that may be queued
-    per_visitor: int | None = None  # runs that one visitor may begin or resume in a day
-    minutes: int | None = None  # that a run may take, pauses included
-    disk_mib: int | None = None  # that the store and its checkpoints may take
-    models: tuple[str, ...] | None = None
-    roots: tuple[Path, ...] | None = None
+    per_visitor: int | None = None  # runs that one visitor may start or resume in a day
+    minutes: int | None = None  # of a run, pauses included
+    disk_mib: int | None = None  # of the store and its checkpoints
+    models: tuple[str, ...] | None = None  # the only values of model.name
+    roots: tuple[Path, ...] | None = None  # models and prompt files must be below one of these
 
-    def check(self, config: RunConfig, num_waiting: int = 0) -> None:
-        """Raises InvalidConfig with every field that goes beyond."""
-        t = config.train
-        most = (
-            ("train.steps", t.steps, self.steps),
-            ("train.max_new_tokens", t.max_new_tokens, self.new_tokens),
-            ("train.group_size", t.prompts_per_step * t.group_size, self.rollouts_per_step),
-            (
-                "task.heldout_size",
-                config.task.heldout_size * t.eval_samples * (2 if config.task.second else 1),
-                self.heldout,
-            ),
-        )
-        problems = [
-            FieldProblem(
-                field,
-                value,
-                f"this server allows at most {limit:,}"
-                + (" completions a step" if field == "train.group_size" else ""),
-                WAY_OUT,
-            )
-            for field, value, limit in most
-            if limit is not None and value > limit
-        ]
+    def check(self, config: RunConfig, num_queued: int = 0) -> None:
+        """Check a run before it starts. Raises InvalidConfig with every field beyond a limit."""
+        problems = self._sizes(config)
         if self.models is not None and config.model.name not in self.models:
+            hint = f"Choose one of: {', '.join(self.models)}."
             problems.append(
-                FieldProblem(
-                    "model.name",
-                    config.model.name,
-                    "this server does not offer it",
-                    f"Choose one of: {', '.join(self.models)}.",
-                )
+                FieldProblem("model.name", config.model.name, "this server does not offer it", hint)
             )
-        if self.waiting is not None and num_waiting >= self.waiting:
-            problems.append(
-                FieldProblem(
-                    "train.steps",
-                    t.steps,
-                    f"{num_waiting} runs are waiting already",
-                    "Come back when one has ended.",
-                )
-            )
-        problems += [
-            FieldProblem(
-                field,
-                name,
-                "this server does not read files there",
-                "Upload the file, or name one of the Hub.",
-            )
-            for field, name in _places(config)
-            if not self._allowed(name)
-        ]
+        if self.waiting is not None and num_queued >= self.waiting:
+            problem = f"{num_queued} runs are already queued"
+            hint = "Come back when one has ended."
+            problems.append(FieldProblem("train.steps", config.train.steps, problem, hint))
+        for field, name in _paths(config):
+            if not self._allowed(name):
+                problem = "this server does not read files there"
+                hint = "Upload the file, or name one of the Hub."
+                problems.append(FieldProblem(field, name, problem, hint))
         if problems:
             raise InvalidConfig(problems)
 
-    def too_much(self, seconds: float, used_bytes: int) -> str | None:
-        """Why a run that goes on must stop: one sentence with limit, value and way out; None while all is well."""
-        if self.minutes is not None and seconds > 60 * self.minutes:
-            return f"This server lets a run take {self.minutes:,} minutes (GRPO_MAX_MINUTES). Its state is saved: press Resume for as long again, or run your own copy."
-        return self._full(used_bytes)
+    def _sizes(self, config: RunConfig) -> list[FieldProblem]:
+        t = config.train
+        rollouts = t.prompts_per_step * t.group_size
+        evaluated = config.task.heldout_size * t.eval_samples * (2 if config.task.second else 1)
+        sizes = (
+            ("train.steps", t.steps, self.steps, ""),
+            ("train.max_new_tokens", t.max_new_tokens, self.new_tokens, ""),
+            ("train.group_size", rollouts, self.rollouts_per_step, " completions a step"),
+            ("task.heldout_size", evaluated, self.heldout, ""),
+        )
+        return [
+            FieldProblem(field, value, f"this server allows at most {limit:,}{unit}", LOWER)
+            for field, value, limit, unit in sizes
+            if limit is not None and value > limit
+        ]
 
-    def _full(self, used_bytes: int) -> str | None:
+    def reason_to_stop(self, seconds: float, used_bytes: int) -> str | None:
+        """Why a run must stop now: limit, value and what to do. None while it may go on.
+
+        seconds: since the run started or was resumed; used_bytes: of the store and its checkpoints.
+        """
+        if self.minutes is not None and seconds > 60 * self.minutes:
+            return (
+                f"This server lets a run take {self.minutes:,} minutes (GRPO_MAX_MINUTES). Its "
+                "state is saved: press Resume for the same time again, or run your own copy."
+            )
+        return self._disk_is_used_up(used_bytes)
+
+    def _disk_is_used_up(self, used_bytes: int) -> str | None:
         if self.disk_mib is not None and used_bytes > self.disk_mib * 2**20:
             return (
-                f"The runs of this server take {used_bytes / 2**20:,.0f} MiB of the {self.disk_mib:,} MiB that they may (GRPO_MAX_DISK_MIB). "
+                f"The runs of this server use {used_bytes / 2**20:,.0f} MiB; the limit is "
+                f"{self.disk_mib:,} MiB (GRPO_MAX_DISK_MIB). "
                 "Delete old runs on the Runs tab, then start or resume."
             )
         return None
 
-    def check_place(self, used_bytes: int) -> None:
-        """Before a run: raises StudioError when the disk's share is used up."""
-        if why := self._full(used_bytes):
-            raise StudioError(why)
+    def check_disk(self, used_bytes: int) -> None:
+        """Check the disk before a run starts. Raises StudioError if its limit is passed."""
+        if reason := self._disk_is_used_up(used_bytes):
+            raise StudioError(reason)
 
     def _allowed(self, name: str) -> bool:
-        """Whether a name is no path of this machine, or one below the roots, links followed."""
+        """Whether `name` is no path of this machine, or a path below the roots (links resolved)."""
         if self.roots is None:
             return True
         try:
             path = Path(name).expanduser()
             if not path.exists() and not name.startswith(("/", ".", "~")):
                 return True
-            found = path.resolve()
+            target = path.resolve()
         except (OSError, ValueError, RuntimeError):
             return False
-        return any(found.is_relative_to(root.resolve()) for root in self.roots)
+        return any(target.is_relative_to(root.resolve()) for root in self.roots)
 
 
 class Visitors:
-    """How many runs each visitor began in the last day. Addresses are kept as salted hashes, in memory only."""
+    """Counts the runs that each visitor started in the last day.
+
+    Addresses are kept as salted hashes, in memory only.
+    """
 
     def __init__(self, limit: int | None, clock: Callable[[], float] = time.time):
-        self._limit, self._clock, self._salt, self._lock = (
-            limit,
-            clock,
-            secrets.token_bytes(16),
-            Lock(),
-        )
-        self._began: dict[bytes, list[float]] = {}
+        self._limit = limit
+        self._clock = clock
+        self._salt = secrets.token_bytes(16)
+        self._lock = Lock()
+        self._starts: dict[bytes, list[float]] = {}  # hash of an address -> times, oldest first
 
     def admit(self, visitor: str | None) -> None:
-        """Count one more run of this visitor; raises InvalidConfig when there were enough. None: nobody outside, the server itself."""
+        """Count one more run of this visitor. Raises InvalidConfig beyond the limit.
+
+        visitor: an address; None for the server itself, which has no limit.
+        """
         if self._limit is None or visitor is None:
             return
-        key, now = (
-            blake2b(visitor.encode("utf-8", "replace"), key=self._salt, digest_size=16).digest(),
-            self._clock(),
-        )
+        address = visitor.encode("utf-8", "replace")
+        key = blake2b(address, key=self._salt, digest_size=16).digest()
+        now = self._clock()
         with self._lock:
-            self._began = {
-                k: recent
-                for k, times in self._began.items()
-                if (recent := [t for t in times if t > now - DAY])
-            }
-            mine = self._began.setdefault(key, [])
-            if len(mine) >= self._limit:
-                hours = (mine[0] + DAY - now) / 3600
-                raise InvalidConfig(
-                    [
-                        FieldProblem(
-                            "train.steps",
-                            len(mine),
-                            f"this server allows a visitor {self._limit} runs a day (GRPO_MAX_RUNS_PER_VISITOR)",
-                            f"Come back in {hours:.1f} hours, or run your own copy of the studio, where nothing is limited.",
-                        )
-                    ]
-                )
-            mine.append(now)
+            self._forget_before(now - DAY)
+            starts = self._starts.setdefault(key, [])
+            if len(starts) >= self._limit:
+                raise self._refusal(len(starts), wait_seconds=starts[0] + DAY - now)
+            starts.append(now)
+
+    def _forget_before(self, oldest: float) -> None:
+        recent = {key: [t for t in times if t > oldest] for key, times in self._starts.items()}
+        self._starts = {key: times for key, times in recent.items() if times}
+
+    def _refusal(self, num_runs: int, wait_seconds: float) -> InvalidConfig:
+        problem = (
+            f"this server allows a visitor {self._limit} runs a day (GRPO_MAX_RUNS_PER_VISITOR)"
+        )
+        hint = (
+            f"Come back in {wait_seconds / 3600:.1f} hours, or run your own copy of the studio, "
+            "which has no limits."
+        )
+        return InvalidConfig([FieldProblem("train.steps", num_runs, problem, hint)])
 
 
-def _places(config: RunConfig) -> list[tuple[str, str]]:
-    """Every setting that may name a place on this machine."""
-    named = (
-        [("task.path", config.task.path), ("task.heldout_source", config.task.heldout_source)]
-        if config.task.name == "file"
-        else []
-    )
-    named += [("task.second", config.task.second)]
-    named += [
-        (f"rubric.criteria.{i}.params.model", str(c.params["model"]))
-        for i, c in enumerate(config.rubric.criteria)
-        if c.check == "reward_model" and c.params.get("model")
-    ]
-    return [("model.name", config.model.name), *((field, name) for field, name in named if name)]
+def _paths(config: RunConfig) -> list[tuple[str, str]]:
+    """Field and value of every setting that may be a path on this machine."""
+    task = config.task
+    paths = [("model.name", config.model.name)]
+    if task.name == "file":
+        paths += [("task.path", task.path), ("task.heldout_source", task.heldout_source)]
+    paths.append(("task.second", task.second))
+    for i, criterion in enumerate(config.rubric.criteria):
+        if criterion.check == "reward_model":
+            model = str(criterion.params.get("model") or "")
+            paths.append((f"rubric.criteria.{i}.params.model", model))
+    return [(field, path) for field, path in paths if path or field == "model.name"]
 
 
 def from_environment(environment: Mapping[str, str], roots: Sequence[Path] | None) -> Limits:
-    """GRPO_MAX_STEPS, _NEW_TOKENS, _ROLLOUTS, _HELDOUT, _WAITING, _RUNS_PER_VISITOR, _MINUTES, _DISK_MIB and GRPO_MODELS (comma-separated). Raises InvalidConfig."""
+    """Limits from GRPO_MAX_… variables and GRPO_MODELS (comma-separated). Raises InvalidConfig."""
 
-    def number(name: str) -> int | None:
+    def limit(name: str) -> int | None:
         text = environment.get(name, "").strip()
-        if text and not (text.isdecimal() and int(text) > 0):
-            raise InvalidConfig(
-                [
-                    FieldProblem(
-                        name,
-                        text,
-                        "is no whole number from 1 up",
-                        "Correct the environment variable, or unset it.",
-                    )
-                ]
-            )
-        return int(text) if text else None
+        if not text:
+            return None
+        if not (text.isdecimal() and int(text) > 0):
+            problem = "must be a whole number of at least 1"
+            hint = "Correct the environment variable, or unset it."
+            raise InvalidConfig([FieldProblem(name, text, problem, hint)])
+        return int(text)
 
-    models = (
-        tuple(m.strip() for m in environment.get("GRPO_MODELS", "").split(",") if m.strip()) or None
-    )
+    models = tuple(filter(None, map(str.strip, environment.get("GRPO_MODELS", "").split(","))))
     return Limits(
-        number("GRPO_MAX_STEPS"),
-        number("GRPO_MAX_NEW_TOKENS"),
-        number("GRPO_MAX_ROLLOUTS"),
-        number("GRPO_MAX_HELDOUT"),
-        number("GRPO_MAX_WAITING"),
-        number("GRPO_MAX_RUNS_PER_VISITOR"),
-        number("GRPO_MAX_MINUTES"),
-        number("GRPO_MAX_DISK_MIB"),
-        models,
-        None if roots is None else tuple(roots),
+        steps=limit("GRPO_MAX_STEPS"),
+        new_tokens=limit("GRPO_MAX_NEW_TOKENS"),
+        rollouts_per_step=limit("GRPO_MAX_ROLLOUTS"),
+        heldout=limit("GRPO_MAX_HELDOUT"),
+        waiting=limit("GRPO_MAX_WAITING"),
+        per_visitor=limit("GRPO_MAX_RUNS_PER_VISITOR"),
+        minutes=limit("GRPO_MAX_MINUTES"),
+        disk_mib=limit("GRPO_MAX_DISK_MIB"),
+        models=models or None,
+        roots=None if roots is None else tuple(roots),
     )

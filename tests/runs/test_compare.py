@@ -1,4 +1,4 @@
-"""compare: real processes on a tiny model, and the arithmetic of its table by hand."""
+"""compare: real processes on a tiny model, and its arithmetic computed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import pytest
 from grpo_core.cli import main
 from grpo_core.config import PRESETS
 from grpo_core.errors import InvalidConfig
-from grpo_core.runs.compare import Measured, find_preset, find_presets, spread, summarise, table
+from grpo_core.runs.compare import (
+    Measured,
+    find_preset,
+    find_presets,
+    mean_and_error,
+    summarise,
+    table,
+)
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
 from tests.cli.test_cli import ENV, ROOT, sets
@@ -29,12 +36,11 @@ TINY = {
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """With the patience that several runs in a row need on a busy machine."""
     return subprocess.run(
         [sys.executable, "-m", "grpo_core", *arguments],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=600,  # several runs in a row, perhaps on a busy machine
         env=ENV,
         cwd=ROOT,
     )
@@ -74,7 +80,7 @@ def test_every_run_is_an_ordinary_run_seed_by_seed(compared):
     assert {(r.status, r.steps_done, r.task) for r in rows} == {("finished", 2, "sort")}
 
 
-def test_both_meet_the_same_prompts_and_start_from_the_same_policy(compared):
+def test_both_presets_get_the_same_prompts_and_start_from_the_same_policy(compared):
     store = Store(compared[0])
     grpo, ppo, other, _ = (list(store.iter_groups(r.id)) for r in store.runs()[::-1])
     assert [g.prompt_id for g in grpo] == [g.prompt_id for g in ppo] != [g.prompt_id for g in other]
@@ -84,19 +90,19 @@ def test_both_meet_the_same_prompts_and_start_from_the_same_policy(compared):
 
 def test_the_last_line_is_one_object_that_equals_the_stored_rows(compared):
     path, done = compared
-    said, store = json.loads(done.stdout.strip().splitlines()[-1]), Store(path)
-    assert set(said) == {"presets", "runs"}
-    for run in said["runs"]:
+    printed, store = json.loads(done.stdout.strip().splitlines()[-1]), Store(path)
+    assert set(printed) == {"presets", "runs"}
+    for run in printed["runs"]:
         steps, row = store.steps(run["run_id"]), store.run(run["run_id"])
         assert run["tokens"] == sum(s["tokens"] for s in steps)
         assert run["seconds"] == pytest.approx(sum(s["step_seconds"] for s in steps))
         assert run["peak_memory_mib"] == max(s["peak_memory_mib"] for s in steps)
         assert (run["reward_last"], run["heldout_after"]) == (row.reward_last, row.heldout_after)
-    for preset, line in said["presets"].items():
-        mine = [r for r in said["runs"] if r["preset"] == preset]
+    for preset, line in printed["presets"].items():
+        mine = [r for r in printed["runs"] if r["preset"] == preset]
         assert (line["runs"], line["finished"]) == (2, 2)
         assert line["tokens"]["mean"] == sum(r["tokens"] for r in mine) / 2
-    assert said["presets"]["GRPO"]["heldout_gain_over_first"] is None
+    assert printed["presets"]["GRPO"]["heldout_gain_over_first"] is None
 
 
 def test_only_the_run_with_a_critic_has_the_critics_figures(compared):
@@ -106,7 +112,7 @@ def test_only_the_run_with_a_critic_has_the_critics_figures(compared):
         assert all((s["value_loss"] is not None) == has for s in store.steps(row.id))
 
 
-# ---- arithmetic ---------------------------------------------------------------------------------------------------------
+# ---- arithmetic ------------------------------------------------------------------------------
 
 
 def run(preset, seed, after, status=RunStatus.FINISHED):
@@ -127,9 +133,8 @@ def test_means_are_over_finished_runs_and_differences_over_common_seeds():
     summary = summarise(runs)
     assert (summary["A"]["finished"], summary["B"]["finished"], summary["B"]["runs"]) == (3, 2, 3)
     assert summary["A"]["heldout_after"]["mean"] == pytest.approx(0.6)
-    assert summary["A"]["heldout_after"]["error"] == pytest.approx(
-        0.1 / 3**0.5
-    )  # sd of .5 .6 .7 is .1
+    # sd of .5 .6 .7 is .1
+    assert summary["A"]["heldout_after"]["error"] == pytest.approx(0.1 / 3**0.5)
     # seeds 0 and 1: +.1 and +.2, mean .15, sd .0707, over √2: .05
     assert summary["B"]["heldout_gain_over_first"] == {
         "mean": pytest.approx(0.15),
@@ -149,12 +154,13 @@ def test_the_table_shows_means_and_errors_and_a_dash_where_nothing_finished():
     assert gain == "held-out accuracy, B less A, seed by seed: -"
 
 
-def test_one_seed_has_no_error_and_nothing_no_mean():
-    assert (spread([2.0]).mean, spread([2.0]).error) == (2.0, None)
-    assert spread([None]).mean is None
+def test_one_seed_has_no_error_and_no_value_has_no_mean():
+    assert (mean_and_error([2.0]).mean, mean_and_error([2.0]).error) == (2.0, None)
+    assert mean_and_error([None]).mean is None
+    assert table({}).startswith("preset  runs")
 
 
-# ---- requests ------------------------------------------------------------------------------------------------------------
+# ---- requests --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,7 +179,7 @@ def test_presets_are_found_by_short_names(name, preset):
     assert find_preset(name) == preset
 
 
-def test_every_preset_is_found_by_its_own_name_and_the_beginnings_are_told_apart():
+def test_every_preset_is_found_by_its_own_name_and_wrong_names_are_refused():
     assert [find_preset(p.upper()) for p in PRESETS] == list(PRESETS)
     for bad in ("", "-", "nope"):
         with pytest.raises(InvalidConfig, match="no such preset"):
@@ -205,7 +211,7 @@ def test_wrong_requests_are_refused_on_one_line_before_anything_runs(
     assert len(err.strip().splitlines()) == 1
 
 
-def test_what_only_a_run_can_find_out_is_said_once(tmp_path):
+def test_an_error_that_only_the_run_finds_is_printed_once(tmp_path):
     done = cli(
         "compare",
         "grpo",
@@ -221,7 +227,7 @@ def test_what_only_a_run_can_find_out_is_said_once(tmp_path):
     assert "model.name" in json.loads(done.stdout)["error"][0]
 
 
-def test_interrupting_ends_the_run_that_goes_on_and_begins_no_other(tiny_model, tmp_path):
+def test_an_interrupt_ends_the_current_run_and_starts_no_other(tiny_model, tmp_path):
     path = tmp_path / "runs.sqlite"
     process = subprocess.Popen(
         [
@@ -252,6 +258,6 @@ def test_interrupting_ends_the_run_that_goes_on_and_begins_no_other(tiny_model, 
     os.kill(process.pid, signal.SIGINT)  # the parent alone, as a service manager would
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 1
-    said = json.loads(out.strip().splitlines()[-1])
-    assert [(r["preset"], r["status"]) for r in said["runs"]] == [("GRPO", "stopped")]
+    printed = json.loads(out.strip().splitlines()[-1])
+    assert [(r["preset"], r["status"]) for r in printed["runs"]] == [("GRPO", "stopped")]
     assert len(Store(path).runs()) == 1

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong with a store that faults went over, and mends it only when asked."""
+"""The doctor finds the faults of a store, and repairs them only with --fix."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from tests.training.test_control import wait_for
 pytestmark = pytest.mark.faults
 
 
-# ---- doctor ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_doctor_finds_what_killed_processes_and_damage_left_and_mends_only_when_asked(
+def test_the_doctor_finds_what_crashes_and_damage_left_and_repairs_it_only_with_fix(
     manager, tiny_settings, tmp_path, capsys
 ):
     store = manager.store
@@ -33,13 +30,16 @@ def test_the_doctor_finds_what_killed_processes_and_damage_left_and_mends_only_w
     shutil.copytree(folder, folder.parent / "20200101-000000-abcd")  # no run
     (folder / ".step-00000100.part").mkdir()  # killed while saving
     (folder.parent / "my own notes").mkdir()  # not ours
-    code = "import sys; from grpo_core.store import Store; from grpo_core.config import RunConfig; Store(sys.argv[1]).create_run(RunConfig(), 'lost', status='running')"
+    code = (
+        "import sys; from grpo_core.store import Store; from grpo_core.config import RunConfig; "
+        "Store(sys.argv[1]).create_run(RunConfig(), 'lost', status='running')"
+    )
     assert another_process(code, db).wait() == 0
     capsys.readouterr()
     assert main(["doctor", "--db", db, "--json"]) == 1
-    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    wrong = [f["what"] for f in said["findings"] if f["wrong"]]
-    assert said["wrong"] == 5, wrong
+    printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    wrong = [f["what"] for f in printed["findings"] if f["wrong"]]
+    assert printed["wrong"] == 5, wrong
     for part in (
         "no process works on it",
         "policy.safetensors is not as it was saved",

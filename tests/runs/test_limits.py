@@ -1,4 +1,4 @@
-"""A server for strangers: what its operator limits, where files may be, and copies of the store that outlive its disk."""
+"""A public server: limits of its operator, allowed folders, and copies of the store."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ def refused(limits: Limits, waiting: int = 0, **settings) -> set[str]:
 
 
 def test_every_limit_names_its_field_and_none_is_set_by_default():
-    assert (
-        refused(from_environment({}, None), 99, train__steps=10**6, model__name="/anywhere")
-        == set()
-    )
+    no_limits = from_environment({}, None)
+    assert refused(no_limits, 99, train__steps=10**6, model__name="/anywhere") == set()
     limits = from_environment(
         {
             "GRPO_MAX_STEPS": "80",
@@ -40,9 +38,8 @@ def test_every_limit_names_its_field_and_none_is_set_by_default():
         },
         None,
     )
-    assert (
-        refused(limits) == set()
-    )  # the default run is just allowed: 80 steps of 8 x 8, 48 tokens, 200 held out
+    # the default run is at every limit: 80 steps of 8 x 8, 48 tokens, 200 held out
+    assert refused(limits) == set()
     assert refused(
         limits,
         train__steps=81,
@@ -63,7 +60,7 @@ def test_every_limit_names_its_field_and_none_is_set_by_default():
         from_environment({"GRPO_MAX_STEPS": "many"}, None)
 
 
-def test_off_this_machine_files_are_read_below_the_allowed_folders_only(tmp_path):
+def test_a_public_server_reads_files_below_the_allowed_folders_only(tmp_path):
     allowed, outside = tmp_path / "allowed", tmp_path / "outside"
     for folder in (allowed, outside):
         folder.mkdir()
@@ -92,7 +89,7 @@ def test_off_this_machine_files_are_read_below_the_allowed_folders_only(tmp_path
     assert refused(limits, rubric__criteria=criteria) == {"rubric.criteria.0.params.model"}
 
 
-def test_while_a_text_is_scored_no_file_outside_is_read_either(tmp_path, monkeypatch):
+def test_scoring_a_text_reads_no_file_outside_either(tmp_path, monkeypatch):
     from ui.components import form
     from ui.tabs import setup
 
@@ -103,7 +100,7 @@ def test_while_a_text_is_scored_no_file_outside_is_read_either(tmp_path, monkeyp
     )
     fields = [
         {"task.name": "file", "task.path": str(secret)}.get(n, v)
-        for n, v in zip(form.NAMES, setup._defaults(), strict=True)
+        for n, v in zip(form.NAMES, setup.default_values(), strict=True)
     ]
     assert "whose answer is 1" in setup.score_text("x", fields)  # seen, and in the cache
     monkeypatch.setenv("GRPO_STUDIO_ROOTS", str(tmp_path / "elsewhere"))
@@ -114,16 +111,16 @@ def test_while_a_text_is_scored_no_file_outside_is_read_either(tmp_path, monkeyp
     assert "whose answer is 1" in setup.score_text("x", fields)
 
 
-def test_the_desk_asks_before_it_looks(tmp_path):
-    desk = PreflightService(check=Limits(roots=(tmp_path,)).check)
+def test_the_preflight_service_checks_the_limits_before_it_reads_a_file(tmp_path):
+    service = PreflightService(check=Limits(roots=(tmp_path,)).check)
     config = parse(nest({"task.path": "/etc/hosts"}))
     for question in (
-        desk.preview,
-        desk.check_model,
-        desk.preflight,
-        desk.try_rubric,
-        desk.probe,
-        lambda c: desk.score_texts(c, ["a", "b"]),
+        service.preview,
+        service.check_model,
+        service.preflight,
+        service.try_rubric,
+        service.probe,
+        lambda c: service.score_texts(c, ["a", "b"]),
     ):
         with pytest.raises(InvalidConfig, match="does not read files there"):
             question(config)
@@ -139,7 +136,7 @@ def test_a_snapshot_is_whole_renewed_on_change_and_restored_when_the_file_is_gon
     assert snapshots.renew() is False  # nothing changed
     with Recorder(store, run_id) as record:
         record(Evaluated(0, {"heldout/accuracy": 0.5}))
-        assert snapshots.renew() is True  # while a run is being written
+        assert snapshots.renew() is True  # while a run is recorded
     store.close()
     for file in db.parent.iterdir():
         file.unlink()
@@ -147,7 +144,7 @@ def test_a_snapshot_is_whole_renewed_on_change_and_restored_when_the_file_is_gon
     again = Store(db)
     assert [(r.name, r.heldout_before) for r in again.runs()] == [("kept", 0.5)]
     again.close()
-    assert Snapshots(db, bucket).restore() is False  # what is there is never overwritten
+    assert Snapshots(db, bucket).restore() is False  # an existing store is never overwritten
     with sqlite3.connect(bucket / "runs.sqlite") as conn:
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert sorted(os.listdir(bucket)) == ["runs.sqlite"]
@@ -162,42 +159,45 @@ def test_a_damaged_snapshot_is_not_taken_for_the_store(tmp_path):
     assert os.listdir(tmp_path) == ["bucket"]
 
 
-# ---- what a run may take --------------------------------------------------------------------------------------------------------
+# ---- what a run may use ----------------------------------------------------------------------
 
 
-def test_a_visitor_may_begin_so_many_runs_a_day_and_is_told_when_to_come_back():
+def test_the_runs_of_a_visitor_are_limited_and_the_refusal_says_when_to_come_back():
     now = [1000.0]
     visitors = Visitors(2, clock=lambda: now[0])
     visitors.admit("address 10.0.0.1")
     now[0] += 3600
     visitors.admit("address 10.0.0.1")
-    with pytest.raises(
-        InvalidConfig,
-        match=r"allows a visitor 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours",
-    ):
+    refusal = (
+        r"allows a visitor 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours"
+    )
+    with pytest.raises(InvalidConfig, match=refusal):
         visitors.admit("address 10.0.0.1")
     visitors.admit("address 10.0.0.2")
-    visitors.admit(None)  # the server itself, taking up its queue
-    now[0] += 23 * 3600 + 1  # the first is a day ago
+    visitors.admit(None)  # the server itself, for its queue
+    now[0] += 23 * 3600 + 1  # the first run is a day ago
     visitors.admit("address 10.0.0.1")
     for _ in range(9):
         Visitors(None).admit("anybody")
     assert "10.0.0" not in repr(vars(visitors))
 
 
-def test_time_and_disk_have_limits_with_the_value_and_the_way_out():
+def test_time_and_disk_limits_name_the_value_and_what_to_do():
     limits = from_environment({"GRPO_MAX_MINUTES": "10", "GRPO_MAX_DISK_MIB": "100"}, None)
-    assert limits.too_much(600, 100 * 2**20) is None
-    assert limits.too_much(601, 0) == (
-        "This server lets a run take 10 minutes (GRPO_MAX_MINUTES). Its state is saved: press Resume for as long again, or run your own copy."
+    assert limits.reason_to_stop(600, 100 * 2**20) is None
+    assert limits.reason_to_stop(601, 0) == (
+        "This server lets a run take 10 minutes (GRPO_MAX_MINUTES). Its state is saved: "
+        "press Resume for the same time again, or run your own copy."
     )
-    assert limits.too_much(0, 150 * 2**20).startswith(
-        "The runs of this server take 150 MiB of the 100 MiB that they may (GRPO_MAX_DISK_MIB). Delete old runs"
+    disk_is_full = (
+        "The runs of this server use 150 MiB; the limit is 100 MiB (GRPO_MAX_DISK_MIB). "
+        "Delete old runs on the Runs tab, then start or resume."
     )
-    limits.check_place(100 * 2**20)
-    with pytest.raises(StudioError, match="150 MiB of the 100 MiB"):
-        limits.check_place(150 * 2**20)
-    assert Limits().too_much(10**9, 10**15) is None
+    assert limits.reason_to_stop(0, 150 * 2**20) == disk_is_full
+    limits.check_disk(100 * 2**20)
+    with pytest.raises(StudioError, match="use 150 MiB; the limit is 100 MiB"):
+        limits.check_disk(150 * 2**20)
+    assert Limits().reason_to_stop(10**9, 10**15) is None
 
 
 def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
@@ -209,10 +209,10 @@ def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
 
     def train(config, emit, control):
         while True:
-            control.check_interrupt()
+            control.points.check_interrupt()
 
     store = Store(tmp_path / "r.sqlite")
-    asked = []
+    asked: list[float] = []
     manager = runs.RunManager(
         store,
         train,
@@ -224,7 +224,7 @@ def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
     until(lambda: store.run(run_id).status == "stopped")
     assert store.run(run_id).error == "Too long. Go home."
     assert asked == sorted(asked)
-    again = manager.start(parse(nest({})))  # and one that a person stops says nothing
+    again = manager.start(parse(nest({})))  # a run that a person stops has no reason
     until(lambda: store.run(again).status != "queued")
     manager.stop(again)
     until(lambda: store.run(again).status == "stopped")
@@ -235,7 +235,7 @@ def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
     store.close()
 
 
-def test_a_bucket_that_is_away_is_said_and_the_server_lives_on(tmp_path):
+def test_a_missing_bucket_is_reported_and_the_server_goes_on(tmp_path):
     db, bucket = tmp_path / "runs.sqlite", tmp_path / "bucket"
     bucket.write_text("no folder")
     snapshots = Snapshots(db, bucket, seconds=0)
@@ -281,9 +281,10 @@ def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
         disk,
         bucket,
     )
-    said = [int(server.stdout.readline()) for _ in range(4)]
-    server.kill()  # at whatever it is doing, a copy perhaps
-    said += [int(line) for line in server.stdout.read().splitlines() if line.isdecimal()]
+    assert server.stdout is not None
+    copied = [int(server.stdout.readline()) for _ in range(4)]
+    server.kill()  # perhaps during a copy
+    copied += [int(line) for line in server.stdout.read().splitlines() if line.isdecimal()]
     server.wait()
     for file in disk.iterdir():
         file.unlink() if file.is_file() else os.rmdir(file)
@@ -292,8 +293,9 @@ def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
     [run_id] = store.recover()
     run = store.run(run_id)
     assert run.status is RunStatus.INTERRUPTED
-    # What was copied before the kill is there to the last step, whole; a copy that was renamed but not yet said may hold three more.
-    assert run.steps_done in (said[-1], said[-1] + 3)
+    # The copy is complete up to its last step. The server may have been killed after it renamed a
+    # copy and before it printed the step; then there are three more.
+    assert run.steps_done in (copied[-1], copied[-1] + 3)
     assert [s["step"] for s in store.steps(run_id)] == list(range(1, run.steps_done + 1))
     store.close()
     with sqlite3.connect(disk / "runs.sqlite") as conn:
