@@ -13,10 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up: a package imports itself and what stands before it.
 ORDER = (
-    "grpo_core.types", "grpo_core.errors", "grpo_core.checkpoint_files", "grpo_core.config", "grpo_core.store",
-    "grpo_core.tasks", "grpo_core.models", "grpo_core.rollout", "grpo_core.rubric", "grpo_core.learner",
-    "grpo_core.training", "grpo_core.analysis", "grpo_core.runs", "grpo_core.exporting", "grpo_core.preflight",
-    "grpo_core.cli", "grpo_core.__main__", "ui.render", "ui.components", "ui.server", "ui.tabs", "ui.page", "app",
+    "grpo_core.types", "grpo_core.errors", "grpo_core.hub_probe", "grpo_core.checkpoint_files",
+    "grpo_core.config", "grpo_core.store", "grpo_core.tasks", "grpo_core.models",
+    "grpo_core.rollout", "grpo_core.rubric", "grpo_core.learner", "grpo_core.training",
+    "grpo_core.analysis", "grpo_core.runs", "grpo_core.exporting", "grpo_core.preflight",
+    "grpo_core.cli", "grpo_core.__main__",
+    "ui.render", "ui.components", "ui.server", "ui.tabs", "ui.page", "app",
 )  # fmt: skip
 PUBLIC = {
     "grpo_core",

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from grpo_core.config import ModelConfig
+from grpo_core.hub_probe import model_unreachable
 
 WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 BEAT_SECONDS = 0.5
@@ -24,12 +25,18 @@ def fetch(
     name = config.name.strip()
     if name == "bundled" or Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE:
         return
+    if model_unreachable(name, config.revision):
+        return
     try:
-        files = (
-            HfApi().model_info(name, revision=config.revision, files_metadata=True).siblings or []
+        info = HfApi().model_info(
+            name,
+            revision=config.revision,
+            files_metadata=True,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,  # none by default
         )
     except Exception:
         return
+    files = info.siblings or []
     total = sum(
         f.size or 0
         for f in files

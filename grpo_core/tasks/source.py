@@ -6,11 +6,12 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.hub_probe import hub_unreachable
 
 MAX_ROW_CHARS = 1_000_000
 MAX_COLUMNS = 1_000
@@ -251,13 +252,20 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _hub_rows(path: str, subset: str, split: str) -> Iterator[Row]:
-    """The rows of one split, streamed. Raises BadSource in one line for what is not there, not allowed or not reachable."""
+    """The rows of one split, streamed; from the cache of `datasets` when the Hub is unreachable.
+
+    Raises BadSource with one line for what is missing, forbidden or unreachable.
+    """
     import datasets  # seconds to import, and only for this
     import huggingface_hub.errors as hub
 
     datasets.utils.logging.set_verbosity_error()
     try:
-        rows = datasets.load_dataset(path, subset or None, split=split, streaming=True)
+        # The Hub's libraries retry for 23 s before they use the cache.
+        if not datasets.config.HF_HUB_OFFLINE and hub_unreachable():
+            rows = _cached_dataset(path, subset, split)
+        else:
+            rows = datasets.load_dataset(path, subset or None, split=split, streaming=True)
         yield from rows
     except (
         hub.OfflineModeIsEnabled,
@@ -274,3 +282,15 @@ def _hub_rows(path: str, subset: str, split: str) -> Iterator[Row]:
             f"the dataset cannot be read from the Hub: {text[:200]}",
             "Check its name, subset and split, and that this machine reaches the Hub; or download a file and name that.",
         ) from None
+
+
+def _cached_dataset(path: str, subset: str, split: str) -> Iterable[Row]:
+    """A dataset that `datasets` has downloaded whole before. Raises OSError when it has not."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    name = path.split("/")[-1]
+    try:
+        cached = Cache(None, name, subset or None, version="auto", hash="auto", repo_id=path)
+    except ValueError:
+        raise OSError("it could not be reached") from None
+    return cached.as_streaming_dataset(split)

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 
 import pytest
+from hub_server import Hub
 from processes import ENV, another_process, until
 
 from grpo_core.errors import InvalidConfig
 from grpo_core.types import RunStatus
 from tests.runs.test_resume import configured, record
-from tests.tasks.test_hub import Hub
 from tests.training.test_control import wait_for
 
 pytestmark = pytest.mark.faults
@@ -157,8 +157,7 @@ def test_a_run_on_a_dataset_of_the_hub_goes_on_and_resumes_when_the_hub_is_gone(
     try:
         assert process.stdout.readline().startswith("paused 2 Breakpoint"), process.stderr.read()
     finally:
-        hub.server.shutdown()
-        hub.server.server_close()
+        hub.close()
     out, err = process.communicate("gone\n", timeout=60)
     assert [line.split(" ")[:2] for line in out.strip().splitlines()] == [
         ["paused", "4"],
