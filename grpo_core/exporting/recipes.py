@@ -103,7 +103,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_core.config import parse
-from grpo_core.policy import load_policy
+from grpo_core.models import load_policy
 from grpo_core.rubric import build_rubric
 from grpo_core.tasks import load_task, train_prompts
 from grpo_core.trainer import learning_rate
