@@ -1,4 +1,7 @@
-"""The tokens of a completion, coloured by what happened to each. Rows -> escaped HTML; pure. RolloutBatch from ids: nothing is tokenised again."""
+"""The tokens of a completion, coloured by a quantity of each. Rows -> escaped HTML; pure.
+
+Tokens are drawn from the recorded pieces; nothing is tokenised again.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,56 @@ from typing import Any
 
 from grpo_core.analysis.token_loss import TokenTerms
 from grpo_core.store import GroupRow, TokenRow
+from ui.render.status import empty
 from ui.render.text import esc, is_number, short, signed
 
-MAX_TOKENS = 4000  # drawn; a longer completion is cut, and says so
+MAX_TOKENS = 4000  # drawn; a note says so where a completion is longer
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How one number becomes a colour. `diverging`: from orange through nothing to blue around `middle`; else from nothing to blue."""
+    """How a quantity becomes a colour: none to blue, from 0 to the largest value.
+
+    diverging: orange below `middle`, none at it, blue above it.
+    """
 
     title: str
-    diverging: bool
-    middle: float
     help: str
+    diverging: bool = False
+    middle: float = 0.0
 
 
 SCALES: dict[str, Scale] = {
-    "logprob": Scale("log-probability", False, 0.0, "The darker, the less the policy expected it."),
+    "logprob": Scale("log-probability", "The darker, the less the policy expected it."),
     "ratio": Scale(
         "ratio",
-        True,
-        1.0,
-        "New over old policy: blue has become likelier, orange less likely. 1 in the first update of a batch.",
+        "New over old policy: blue has become likelier, orange less likely. "
+        "1 in the first update of a batch.",
+        diverging=True,
+        middle=1.0,
     ),
-    "kl": Scale("KL", False, 0.0, "Distance from the reference at this token."),
-    "entropy": Scale("entropy", False, 0.0, "How open the choice was. Forking tokens are dark."),
-    "clip": Scale("clip", False, 0.0, "Dark where clipping took the token's push away."),
+    "kl": Scale("KL", "Distance from the reference at this token."),
+    "entropy": Scale("entropy", "How open the choice was. Forking tokens are dark."),
+    "clip": Scale("clip", "Dark where clipping removed the token's gradient."),
     "gradient": Scale(
-        "gradient", True, 0.0, "The token's push: blue is made likelier, orange less likely."
+        "gradient",
+        "The update's direction: blue is made likelier, orange less likely.",
+        diverging=True,
     ),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Colouring:
+    """The drawn tokens' values, nan where unknown. far: their largest distance from the middle."""
+
+    scale: Scale
+    values: Sequence[float]
+    far: float
+
+
 def value_of(by: str, terms: TokenTerms, i: int) -> float:
-    """The number of token i that a scale shows. Pushes are minus the gradient of a loss that is minimised."""
+    """The quantity `by`, a key of SCALES, of token i. "gradient" is −∂loss/∂log π: the update."""
     if by == "clip":
         return float(terms.clipped[i])
     if by == "gradient":
@@ -58,66 +77,85 @@ def value_of(by: str, terms: TokenTerms, i: int) -> float:
 
 
 def controls(group: GroupRow, chosen: int, by: str) -> str:
-    """Which completion, and what the colour says."""
+    """Choices of the completion and of the quantity that colours its tokens."""
     rollouts = "".join(
-        f'<option value="{r.position}"{" selected" if r.position == chosen else ""}>#{r.position + 1}, A {signed(r.advantage)}</option>'
+        f'<option value="{r.position}"{" selected" if r.position == chosen else ""}>'
+        f"#{r.position + 1}, A {signed(r.advantage)}</option>"
         for r in group.rollouts
     )
-    choices = "".join(
-        f'<label><input type="radio" name="by" value="{name}"{" checked" if name == by else ""}><span>{esc(scale.title)}</span></label>'
+    scales = "".join(
+        f'<label><input type="radio" name="by" value="{name}"{" checked" if name == by else ""}>'
+        f"<span>{esc(scale.title)}</span></label>"
         for name, scale in SCALES.items()
     )
     return (
-        f'<form class="whatif" onsubmit="return false"><label class="knob"><span>Tokens of</span><select name="rollout">{rollouts}</select></label>'
-        f'<fieldset class="segments"><legend class="sr">Colour by</legend>{choices}</fieldset></form>'
+        '<form class="whatif" onsubmit="return false"><label class="knob">'
+        f'<span>Tokens of</span><select name="rollout">{rollouts}</select></label>'
+        '<fieldset class="segments"><legend class="sr">Colour by</legend>'
+        f"{scales}</fieldset></form>"
     )
 
 
 def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str) -> str:
+    """The tokens of a completion in colour, a legend, and a line for the values of one token.
+
+    terms: None if the update left the completion out. by: a key of SCALES.
+    """
     if row is None:
-        return '<div class="empty"><b>No tokens were recorded here</b><span>Token records every (More fields) says how often they are kept.</span></div>'
-    shown = min(len(row.token_ids), MAX_TOKENS)
-    known = [
-        v for i in range(shown) if terms is not None and math.isfinite(v := value_of(by, terms, i))
-    ]
-    scale = SCALES[by]
-    far = max((abs(v - scale.middle) for v in known), default=0.0)
-    parts, at = [], 0
-    for text, pieces in clusters(row.pieces[:shown]):
-        spans = [
-            _span(at + k, piece if len(pieces) > 1 else text, row, terms, by, far, len(pieces) > 1)
-            for k, piece in enumerate(pieces)
-        ]
-        parts.append(
-            spans[0]
-            if len(pieces) == 1
-            else f'<span class="cluster">{esc(text)}{"".join(spans)}</span>'
+        return empty(
+            "No tokens were recorded here",
+            "Token records every (More fields) says how often they are kept.",
         )
+    num_drawn = min(len(row.token_ids), MAX_TOKENS)
+    scale = SCALES[by]
+    values = [math.nan if terms is None else value_of(by, terms, i) for i in range(num_drawn)]
+    known = [value for value in values if math.isfinite(value)]
+    far = max((abs(value - scale.middle) for value in known), default=0.0)
+    colouring = Colouring(scale, values, far)
+    drawn, at = "", 0
+    for text, pieces in clusters(row.pieces[:num_drawn]):
+        if len(pieces) == 1:
+            drawn += _span(at, text, row, terms, colouring)
+        else:
+            spans = "".join(
+                _span(at + k, piece, row, terms, colouring) for k, piece in enumerate(pieces)
+            )
+            drawn += f'<span class="cluster">{esc(text)}{spans}</span>'
         at += len(pieces)
-    note = (
-        ""
-        if terms is not None
-        else '<p class="note">This group was tied, so nothing was computed of its tokens but what they say.</p>'
-    )
-    if by == "kl" and known == [] and terms is not None:
-        note = '<p class="note">KL was not measured on this completion: without a coefficient it is measured on an eighth of them, with measure_kl off on none.</p>'
-    if shown < len(row.token_ids):
-        note += f'<p class="note">The first {shown:,} of {len(row.token_ids):,} tokens.</p>'
+    note = ""
+    if terms is None:
+        note = (
+            '<p class="note">This group was tied, and the loss had neither KL nor an entropy '
+            "bonus, so only the tokens themselves were recorded.</p>"
+        )
+    elif by == "kl" and not known:
+        note = (
+            '<p class="note">KL was not measured on this completion. Without a coefficient it is '
+            "measured on an eighth of the completions; with measure_kl off, on none.</p>"
+        )
+    if num_drawn < len(row.token_ids):
+        note += f'<p class="note">The first {num_drawn:,} of {len(row.token_ids):,} tokens.</p>'
     return (
-        f'{_legend(scale, far)}<div class="tokens" dir="auto" role="group" tabindex="0" aria-label="Tokens, coloured by {esc(scale.title)}. Arrow keys walk them.">'
-        f'{"".join(parts)}</div><p class="token-says" role="status">Point at a token, tap it, or walk with the arrow keys.</p>{note}'
+        f'{_legend(scale, far)}<div class="tokens" dir="auto" role="group" tabindex="0" '
+        f'aria-label="Tokens, coloured by {esc(scale.title)}. Arrow keys walk them.">{drawn}</div>'
+        '<p class="token-says" role="status">'
+        f"Point at a token, tap it, or walk with the arrow keys.</p>{note}"
     )
 
 
 def clusters(pieces: Sequence[bytes]) -> Iterator[tuple[str, list[bytes]]]:
-    """Tokens that must be drawn together: halves of one character, and whatever joins the character before (accents, joiners, variation signs)."""
+    """(text, its tokens): tokens that must be drawn together.
+
+    They are parts of one character, or join the character before: accents, joiners, variation
+    selectors, skin tones.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text, held = "", []
     ready: tuple[str, list[bytes]] | None = None
     for n, piece in enumerate(pieces):
         text += decoder.decode(piece, final=n == len(pieces) - 1)
         held.append(piece)
-        if decoder.getstate()[0]:  # a character has begun and not ended
+        if decoder.getstate()[0]:  # inside a character
             continue
         if ready is not None and text and _joins(ready[0][-1:], text[0]):
             ready = ready[0] + text, ready[1] + held
@@ -146,49 +184,46 @@ def _joins(before: str, char: str) -> bool:
 
 
 def _span(
-    i: int,
-    text: str | bytes,
-    row: TokenRow,
-    terms: TokenTerms | None,
-    by: str,
-    far: float,
-    byte: bool,
+    i: int, text: str | bytes, row: TokenRow, terms: TokenTerms | None, colouring: Colouring
 ) -> str:
-    shown = text.hex(" ").upper() if isinstance(text, bytes) else _visible(text)
-    says = numbers(i, row, terms)
-    value = value_of(by, terms, i) if terms is not None else math.nan
+    """Token i. text: bytes where the token is only part of a character."""
+    is_part = isinstance(text, bytes)
+    drawn = text.hex(" ").upper() if is_part else _visible(text)
+    numbers = esc(token_numbers(i, row, terms))
+    value, scale = colouring.values[i], colouring.scale
     part, side = 0.0, ""
-    if is_number(value) and far > 0:
-        away = value - SCALES[by].middle
-        part, side = min(1.0, abs(away) / far), " down" if SCALES[by].diverging and away < 0 else ""
-    kind = f"tok{' byte' if byte else ''}{side}"
-    return f'<span class="{kind}" style="--v:{part:.3f}" data-says="{esc(says)}" title="{esc(says)}">{shown}</span>'
+    if is_number(value) and colouring.far > 0:
+        distance = value - scale.middle
+        part = min(1.0, abs(distance) / colouring.far)
+        side = " down" if scale.diverging and distance < 0 else ""
+    kind = f"tok{' byte' if is_part else ''}{side}"
+    return (
+        f'<span class="{kind}" style="--v:{part:.3f}" data-says="{numbers}" title="{numbers}">'
+        f"{drawn}</span>"
+    )
 
 
 def _visible(text: str) -> str:
-    """A line break is drawn as a sign and does break; blanks stay; nothing is empty."""
+    """A line break as a sign and a break; an empty token as ∅."""
     return esc(text).replace("\n", '<i class="sign">↵</i>\n') if text else '<i class="sign">∅</i>'
 
 
-def numbers(i: int, row: TokenRow, terms: TokenTerms | None) -> str:
-    """Everything that is known of a token, in a line."""
+def token_numbers(i: int, row: TokenRow, terms: TokenTerms | None) -> str:
+    """Everything recorded and computed of token i, in a line."""
     text = row.pieces[i].decode("utf-8", "replace")
     parts = [f"token {i + 1} “{text}” · id {row.token_ids[i]}"]
     if row.sampling_logprobs is not None:
         parts.append(f"log p drawn {short(row.sampling_logprobs[i])}")
     if terms is not None:
-        parts += [
-            f"{name} {short(v)}"
-            for name, v in (
-                ("log p", terms.logprob[i]),
-                ("ratio", terms.ratio[i]),
-                ("KL", terms.kl[i]),
-                ("entropy", terms.entropy[i]),
-                ("loss term", terms.term[i]),
-                ("gradient", terms.gradient[i]),
-            )
-            if is_number(v)
-        ]
+        values = {
+            "log p": terms.logprob[i],
+            "ratio": terms.ratio[i],
+            "KL": terms.kl[i],
+            "entropy": terms.entropy[i],
+            "loss term": terms.term[i],
+            "gradient": terms.gradient[i],
+        }
+        parts += [f"{name} {short(v)}" for name, v in values.items() if is_number(v)]
         parts.append("clipped" if terms.clipped[i] else "not clipped")
     return " · ".join(parts)
 
@@ -198,14 +233,17 @@ def _legend(scale: Scale, far: float) -> str:
     if scale.title == "log-probability":
         low, high = 0.0, -far
     kind = "diverging" if scale.diverging else "rising"
-    return f'<p class="token-legend"><span>{short(low)}</span><i class="{kind}" aria-hidden="true"></i><span>{short(high)}</span><span class="note">{esc(scale.help)}</span></p>'
+    return (
+        f'<p class="token-legend"><span>{short(low)}</span><i class="{kind}" aria-hidden="true">'
+        f'</i><span>{short(high)}</span><span class="note">{esc(scale.help)}</span></p>'
+    )
 
 
-def read(said: Any, size: int) -> tuple[int, str]:
-    """Which completion and which colour; anything may arrive."""
-    said = said if isinstance(said, Mapping) else {}
-    rollout = str(said.get("rollout", "0"))
-    by = said.get("by")
-    return min(int(rollout), max(size - 1, 0)) if rollout.isascii() and rollout.isdigit() and len(
-        rollout
-    ) < 6 else 0, by if isinstance(by, str) and by in SCALES else "logprob"
+def read(form: Any, num_rollouts: int) -> tuple[int, str]:
+    """(position of the completion, key of SCALES) of a form; a browser can send anything."""
+    form = form if isinstance(form, Mapping) else {}
+    rollout, by = str(form.get("rollout", "0")), form.get("by")
+    position = 0
+    if rollout.isascii() and rollout.isdigit() and len(rollout) < 6:
+        position = min(int(rollout), max(num_rollouts - 1, 0))
+    return position, by if isinstance(by, str) and by in SCALES else "logprob"
