@@ -1,4 +1,4 @@
-"""The same without a browser: one file for each family of commands, each with its arguments and what it does."""
+"""The command line: one module for each family of commands, with their arguments."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import json
 import sys
 from collections.abc import Sequence
 
-from grpo_core.cli import checking, reading, serving, training
-from grpo_core.cli.terminal import adder, printable
+from grpo_core.cli import checking, comparing, reading, serving, training
+from grpo_core.cli.terminal import command_adder, printable, program
 from grpo_core.errors import InvalidConfig, StudioError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 the run did not finish, 2 the request cannot be carried out."""
+    """Run one command. Returns the exit code.
+
+    0: done. 1: the run did not finish, or a check found a problem. 2: the request was refused.
+    """
     parser = _parser()
     arguments, arguments.rest = parser.parse_known_args(argv)
-    if arguments.rest and not getattr(arguments, "takes_rest", False):
+    if arguments.rest and not arguments.takes_rest:
         parser.error(f"unrecognized arguments: {' '.join(arguments.rest)}")
     try:
         return arguments.run(arguments)
@@ -24,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(arguments, [str(p) for p in error.problems])
     except StudioError as error:
         return _refuse(arguments, [str(error)])
-    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, e.g. `head`, has closed it
         sys.stderr.close()
         return 0
 
@@ -39,9 +42,9 @@ def _refuse(arguments: argparse.Namespace, lines: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m grpo_core", description="GRPO Studio without a browser."
+        prog=program(), description="GRPO Studio on the command line; `app` opens the page."
     )
-    command = adder(parser.add_subparsers(required=True, metavar="COMMAND"))
-    for family in (training, checking, reading, serving):
+    command = command_adder(parser.add_subparsers(required=True, metavar="COMMAND"))
+    for family in (training, comparing, checking, reading, serving):
         family.add_commands(command)
     return parser

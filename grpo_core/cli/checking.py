@@ -1,4 +1,4 @@
-"""Commands that look before a run: prompts, model, preflight, bench."""
+"""Commands that check before a run: prompts, model, preflight, bench."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from grpo_core.cli.request import build_config, count
-from grpo_core.cli.terminal import AddCommand, printable
+from grpo_core.cli.terminal import AddCommand, add_config_options, printable
 from grpo_core.config import PRESETS
 
+# The services are imported inside the commands: transformers and torch take seconds to import.
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -20,73 +21,54 @@ def add_commands(command: AddCommand) -> None:
     prompts = command(
         "prompts",
         prompts_command,
-        "Show prompts exactly as the model will read them, and what was counted in their file.",
+        "Show prompts exactly as the model reads them, and the counts of their file.",
     )
-    prompts.add_argument("--config", metavar="FILE", help="a configuration as exported")
-    prompts.add_argument(
-        "--set",
-        metavar="section.field=value",
-        action="append",
-        default=[],
-        help="one field, e.g. task.path=my.csv; may be repeated",
-    )
+    add_config_options(prompts, ", e.g. task.path=my.csv")
     prompts.add_argument(
         "--count", type=count, default=5, metavar="N", help="training prompts to show (default 5)"
     )
     model = command(
         "model",
         model_command,
-        "Check a model for a run: parameters, memory against what is free, end tokens, a sampled answer. Exit code 1: it cannot work.",
+        "Check that a model can be trained: parameters, needed and free memory, end tokens, "
+        "a sampled answer. Exit code 1: it cannot.",
     )
-    model.add_argument("--config", metavar="FILE", help="a configuration as exported")
+    add_config_options(model, ", e.g. model.name=Qwen/Qwen3-0.6B")
     model.add_argument(
-        "--set",
-        metavar="section.field=value",
-        action="append",
-        default=[],
-        help="one field, e.g. model.name=Qwen/Qwen3-0.6B; may be repeated",
-    )
-    model.add_argument(
-        "--no-sample", action="store_true", help="do not load the weights for a sampled answer"
+        "--no-sample", action="store_true", help="do not load the weights to sample an answer"
     )
     preflight = command(
         "preflight",
         preflight_command,
-        "One report before step 1: model, prompts, rubric, baseline, KL, time and memory of a real first step. Exit code 1: red.",
+        "Check a whole configuration with one real step: model, prompts, rubric, baseline, KL, "
+        "time, memory. Exit code 1: red.",
     )
     preflight.add_argument("--preset", help=f"an algorithm: {', '.join(PRESETS)}")
-    preflight.add_argument("--config", metavar="FILE", help="a configuration as exported")
-    preflight.add_argument(
-        "--set",
-        metavar="section.field=value",
-        action="append",
-        default=[],
-        help="one field; may be repeated",
-    )
+    add_config_options(preflight)
     if (CHECKOUT / "benchmarks").is_dir():  # not in an installed package
-        bench = command(
+        command(
             "bench",
             bench_command,
-            "A step's speed and memory beside TRL's. Options: python -m benchmarks.speed --help",
+            "Measure the speed and memory of a step beside TRL's; see bench --help.",
+            takes_rest=True,
         )
-        bench.set_defaults(takes_rest=True)
 
 
 def prompts_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, None, arguments.set)
-    from grpo_core.preflight.service import (
-        PreflightService,
-    )  # tokenizers and transformers take seconds
+    from grpo_core.preflight.service import PreflightService
 
-    found = PreflightService().preview(config, arguments.count)
+    preview = PreflightService().preview(config, arguments.count)
     if arguments.json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(preview)))
         return 0
-    for name, value in found.counts.items():
+    for name, value in preview.counts.items():
         print(f"{name} = {printable(str(value))}")
-    for p in found.prompts:
+    for p in preview.prompts:
+        split = "held out" if p.heldout else "training"
         print(
-            f"\n--- {p.prompt_id}, {p.num_tokens} tokens, {'held out' if p.heldout else 'training'}, answer {printable(p.answer)!r}\n{printable(p.text)}"
+            f"\n--- {p.prompt_id}, {p.num_tokens} tokens, {split}, answer {printable(p.answer)!r}"
+            f"\n{printable(p.text)}"
         )
     return 0
 
@@ -95,17 +77,14 @@ def model_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, None, arguments.set)
     from grpo_core.preflight.service import PreflightService
 
-    found, sample = PreflightService().check_model(config, sample=not arguments.no_sample)
+    report, sample = PreflightService().check_model(config, sample=not arguments.no_sample)
+    values = {**asdict(report), "needed_bytes": report.needed_bytes, "sample": sample}
     if arguments.json:
-        print(json.dumps({**asdict(found), "needed_bytes": found.needed_bytes, "sample": sample}))
-        return 1 if found.problems else 0
-    for name, value in {
-        **asdict(found),
-        "needed_bytes": found.needed_bytes,
-        "sample": sample,
-    }.items():
-        print(f"{name} = {printable(json.dumps(value, ensure_ascii=False))}")
-    return 1 if found.problems else 0
+        print(json.dumps(values))
+    else:
+        for name, value in values.items():
+            print(f"{name} = {printable(json.dumps(value, ensure_ascii=False))}")
+    return 1 if report.problems else 0
 
 
 def preflight_command(arguments: argparse.Namespace) -> int:
@@ -114,17 +93,16 @@ def preflight_command(arguments: argparse.Namespace) -> int:
     from grpo_core.preflight.service import PreflightService
     from grpo_core.runs.manager import prepare
 
-    found = PreflightService().preflight(prepare(config))
+    findings = PreflightService().preflight(prepare(config))
     if arguments.json:
-        print(json.dumps({"verdict": verdict(found), "findings": [asdict(f) for f in found]}))
-    for f in [] if arguments.json else found:
-        print(f"{f.level:<6} {f.title}: {printable(f.text)}")
-    return 1 if verdict(found) == "red" else 0
+        print(json.dumps({"verdict": verdict(findings), "findings": [asdict(f) for f in findings]}))
+    else:
+        for f in findings:
+            print(f"{f.level:<6} {f.title}: {printable(f.text)}")
+    return 1 if verdict(findings) == "red" else 0
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
-    """Run the benchmark as a program of its own: the library does not import what measures it."""
-    options = [*arguments.rest, *(["--json"] if arguments.json else [])]
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", *options], cwd=CHECKOUT
-    ).returncode
+    """Run benchmarks.speed as its own program: the library must not import its benchmarks."""
+    command = [sys.executable, "-m", "benchmarks.speed", *arguments.rest]
+    return subprocess.run(command, cwd=CHECKOUT).returncode

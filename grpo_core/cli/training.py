@@ -1,4 +1,4 @@
-"""Commands that train in this process: train, resume, compare."""
+"""Commands that train in this process: train, resume."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import sys
 import threading
 import time
 from dataclasses import asdict
-from typing import Any
 
 from tqdm import tqdm
 
 from grpo_core.cli.request import assignment, build_config, count, find_run
-from grpo_core.cli.terminal import AddCommand, printable, run_line
+from grpo_core.cli.terminal import (
+    AddCommand,
+    add_config_options,
+    add_run_argument,
+    add_set_option,
+    printable,
+    run_line,
+)
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
-from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.store import Store
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
 from grpo_core.training.control import RunControl, Start
@@ -24,30 +29,20 @@ from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, RunSt
 
 
 def add_commands(command: AddCommand) -> None:
-    lines = [
-        f"  {name:<34} {info.title}. {info.description}{_choices(info)}"
-        for name, info in fields_by_name().items()
-    ]
     train = command(
         "train",
         train_command,
-        "Train, with a progress bar.",
-        epilog="fields for --set, with what they do:\n" + "\n".join(lines),
+        "Train a model, with a progress bar.",
+        epilog=_fields_help(),
     )
     train.add_argument("--preset", help=f"an algorithm: {', '.join(PRESETS)}")
-    train.add_argument("--config", metavar="FILE", help="a configuration as exported")
-    train.add_argument(
-        "--set",
-        metavar="section.field=value",
-        action="append",
-        default=[],
-        help="one field; may be repeated",
-    )
+    add_config_options(train)
     train.add_argument("--name", help="a name for the run")
     train.add_argument(
         "--wait-when",
         metavar="CONDITIONS",
-        help="breakpoints, e.g. 'kl > 0.2, step = 40'; asks on the terminal, or stops where there is none",
+        help="pause the run under these conditions, e.g. 'kl > 0.2, step = 40'; "
+        "without a terminal the run stops there",
     )
     train.add_argument(
         "--rewards",
@@ -59,63 +54,41 @@ def add_commands(command: AddCommand) -> None:
     train.add_argument(
         "--preflight",
         action="store_true",
-        help="look first: red stops with exit code 1, amber asks",
+        help="run preflight first: red stops with exit code 1, amber asks",
     )
     train.add_argument(
         "--anyway",
         action="store_true",
-        help="with --preflight: start in spite of what it found, where that can work",
+        help="with --preflight: start despite its findings, unless the run cannot work",
     )
     resume = command(
         "resume",
         resume_command,
-        "Go on with a run from its newest checkpoint. With --step, --set or --name: a new run that branches from it.",
+        "Continue a run from its newest checkpoint. "
+        "With --step, --set or --name: start a new run that branches from it.",
     )
-    resume.add_argument("run_id", metavar="RUN", help="id, the beginning of one, or `last`")
+    add_run_argument(resume)
     resume.add_argument(
         "--step",
         type=count,
         metavar="N",
         help="branch from the checkpoint of this step (default: the newest)",
     )
-    resume.add_argument(
-        "--set",
-        metavar="section.field=value",
-        action="append",
-        default=[],
-        help="branch with one field changed; may be repeated",
-    )
+    add_set_option(resume, "branch with one field changed; may be repeated")
     resume.add_argument("--name", help="a name for the branch")
     resume.add_argument(
-        "--wait-when", metavar="CONDITIONS", help="other breakpoints than it had; '' for none"
+        "--wait-when", metavar="CONDITIONS", help="replace the run's breakpoints; '' for none"
     )
-    compare = command(
-        "compare",
-        compare_command,
-        "Run presets on the same prompts, seeds and budget, and show reward against tokens, seconds and memory.",
-    )
-    compare.add_argument(
-        "presets",
-        nargs="+",
-        metavar="PRESET",
-        help=f"two or more of: {', '.join(PRESETS)}; the beginning of a name is enough",
-    )
-    compare.add_argument("--task", help="a task (default: the configuration's)")
-    compare.add_argument(
-        "--seeds",
-        type=count,
-        default=3,
-        metavar="N",
-        help="runs of each preset, from train.seed up (default 3)",
-    )
-    compare.add_argument("--steps", metavar="N", help="optimiser steps of each run")
-    compare.add_argument(
-        "--set",
-        metavar="section.field=value",
-        action="append",
-        default=[],
-        help="one field of every run; may be repeated",
-    )
+
+
+def _fields_help() -> str:
+    """Every field with its title, its help and its options, for the end of `train --help`."""
+    lines = ["fields for --set:"]
+    for name, info in fields_by_name().items():
+        lines.append(f"  {name:<34} {info.title}. {info.description}")
+        options = (info.json_schema_extra or {}).get("options", {})
+        lines += [f"      {option}: {text}" for option, text in options.items()]
+    return "\n".join(lines)
 
 
 def train_command(arguments: argparse.Namespace) -> int:
@@ -125,12 +98,12 @@ def train_command(arguments: argparse.Namespace) -> int:
         add_plugins(arguments.rewards)
     config = build_config(arguments.config, arguments.preset, arguments.set)
     parse_breakpoints(arguments.wait_when or "")
-    # Imported here: torch takes seconds, and the other commands and wrong input need none of it.
+    # Imported late: torch takes seconds to import, and a refused configuration does not need it.
     from grpo_core.models import check_model
     from grpo_core.runs.manager import default_name, prepare
 
     config = prepare(config, lambda c: check_model(c.model))
-    if arguments.preflight and not _looked_first(config, arguments):
+    if arguments.preflight and not _preflight_allows(config, arguments):
         return 1
     store = Store(arguments.db)
     with store.writing():
@@ -141,24 +114,26 @@ def train_command(arguments: argparse.Namespace) -> int:
         return _train_here(store, run_id, config, None, arguments)
 
 
-def _looked_first(config: RunConfig, arguments: argparse.Namespace) -> bool:
-    """Preflight's report on standard error, and whether to go on. Amber asks on the terminal; where there is none, only --anyway answers."""
+def _preflight_allows(config: RunConfig, arguments: argparse.Namespace) -> bool:
+    """Print preflight's findings on standard error; returns whether to start.
+
+    For amber, asks on the terminal. Without a terminal, only --anyway starts the run.
+    """
     from grpo_core.preflight.preflight import refusal, verdict
     from grpo_core.preflight.service import PreflightService
 
-    found = PreflightService().preflight(config)
-    for f in found:
+    findings = PreflightService().preflight(config)
+    for f in findings:
         print(f"{f.level:<6} {f.title}: {printable(f.text)}", file=sys.stderr)
-    why = refusal(found, arguments.anyway)
-    if not why:
+    reason = refusal(findings, arguments.anyway)
+    if not reason:
         return True
-    if verdict(found) == "amber" and sys.stdin.isatty():
+    if verdict(findings) == "amber" and sys.stdin.isatty():
         return input("Start anyway? [y/N] ").strip().lower() in ("y", "yes")
-    print(
-        printable(why) + (" (--anyway)" if not any(f.final for f in found) else ""), file=sys.stderr
-    )
+    override = "" if any(f.final for f in findings) else " (--anyway)"
+    print(f"{printable(reason)}{override}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps({"verdict": verdict(found), "findings": [asdict(f) for f in found]}))
+        print(json.dumps({"verdict": verdict(findings), "findings": [asdict(f) for f in findings]}))
     return False
 
 
@@ -185,21 +160,20 @@ def resume_command(arguments: argparse.Namespace) -> int:
                 parent=(parent.id, start.step),
             )
         else:
-            run_id, (config, start) = parent.id, plan_resume(store, parent.id)
+            run_id = parent.id
+            config, start = plan_resume(store, parent.id)
             config = prepare(config, lambda c: check_model(c.model))
-        print(
-            f"goes on after step {start.step}"
-            if start.path
-            else "begins anew: there is no checkpoint",
-            file=sys.stderr,
-        )
+        origin = f"continues after step {start.step}"
+        if not start.path:
+            origin = "starts from the beginning: there is no checkpoint"
+        print(origin, file=sys.stderr)
         return _train_here(store, run_id, config, start, arguments)
 
 
 def _train_here(
     store: Store, run_id: str, config: RunConfig, start: Start | None, arguments: argparse.Namespace
 ) -> int:
-    """Train a run of the store in this process, with a progress bar; Ctrl-C stops it."""
+    """Train a stored run in this process, with a progress bar. Ctrl-C stops it."""
     from grpo_core.runs.manager import execute
     from grpo_core.training.trainer import train
 
@@ -207,14 +181,14 @@ def _train_here(
     if arguments.wait_when is not None:
         store.set_breakpoints(run_id, as_text(parse_breakpoints(arguments.wait_when)))
     control.set_breakpoints(parse_breakpoints(store.run(run_id).breakpoints))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: control.stop())
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: control.stop())
 
     def listen(event: Event) -> None:
         _show_progress(bar, event)
         if isinstance(event, Paused):
             bar.write(f"paused: {printable(event.reason)}", file=sys.stderr)
-            _ask(control)
+            _ask_how_to_continue(control)
 
     print(f"run {run_id} in {store.path}", file=sys.stderr)
     started = time.monotonic()
@@ -230,38 +204,44 @@ def _train_here(
     if row.error:
         print(f"error: {printable(row.error)}", file=sys.stderr)
     if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "run_id": run_id,
-                    "status": row.status,
-                    "steps": row.steps_done,
-                    "reward_first": row.reward_first,
-                    "reward_last": row.reward_last,
-                    "heldout_before": row.heldout_before,
-                    "heldout_after": row.heldout_after,
-                    "seconds": round(seconds, 3),
-                }
-            )
-        )
+        result = {
+            "run_id": run_id,
+            "status": row.status,
+            "steps": row.steps_done,
+            "reward_first": row.reward_first,
+            "reward_last": row.reward_last,
+            "heldout_before": row.heldout_before,
+            "heldout_after": row.heldout_after,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(result))
     else:
         print(run_line(row))
     return 0 if row.status == RunStatus.FINISHED else 1
 
 
-def _ask(control: RunControl) -> None:
-    """What now? A run that waits with nobody there to answer is stopped: its last step is saved, and it can be resumed."""
+def _ask_how_to_continue(control: RunControl) -> None:
+    """Ask on the terminal what a paused run does next.
+
+    Without a terminal nobody can answer, so the run stops: its last step is saved, and it can be
+    resumed.
+    """
     if not sys.stdin.isatty():
         control.stop()
         return
 
     def answer() -> None:
-        said = input("Enter: resume, s: one step, p: one phase, q: stop > ").strip().lower()
-        {"s": control.step, "p": lambda: control.step("phase"), "q": control.stop}.get(
-            said, control.resume
-        )()
+        key = input("Enter: resume, s: one step, p: one phase, q: stop > ").strip().lower()
+        if key == "s":
+            control.step()
+        elif key == "p":
+            control.step("phase")
+        elif key == "q":
+            control.stop()
+        else:
+            control.resume()
 
-    threading.Thread(target=answer, name="asks", daemon=True).start()
+    threading.Thread(target=answer, name="pause prompt", daemon=True).start()
 
 
 def _show_progress(bar: tqdm, event: Event) -> None:
@@ -284,68 +264,7 @@ def _show_progress(bar: tqdm, event: Event) -> None:
             },
         ):
             bar.write(
-                f"step {step}: held-out accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%})",
+                f"step {step}: held-out accuracy {accuracy:.1%} "
+                f"(95 % interval {low:.1%} to {high:.1%})",
                 file=sys.stderr,
             )
-
-
-def compare_command(arguments: argparse.Namespace) -> int:
-    from grpo_core.runs.compare import Comparison, Refused, find_presets, measure, summarise, table
-    from grpo_core.runs.manager import prepare
-
-    assignments = list(arguments.set)
-    for name, value in map(assignment, assignments):
-        if name == "algorithm.preset":
-            raise InvalidConfig(
-                [
-                    FieldProblem(
-                        name,
-                        value,
-                        "the presets are what is compared",
-                        "Name them before the options: compare grpo ppo.",
-                    )
-                ]
-            )
-    if arguments.task is not None:
-        assignments.append(f"task.name={arguments.task}")
-    if arguments.steps is not None:
-        assignments.append(f"train.steps={arguments.steps}")
-    # Refused here, in a moment, rather than by the first run's process.
-    configs = {
-        preset: prepare(build_config(None, preset, assignments))
-        for preset in find_presets(arguments.presets)
-    }
-    seed = next(iter(configs.values())).train.seed
-    store = Store(arguments.db)
-    comparison = Comparison(arguments.db, configs, assignments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: comparison.stop())
-    try:
-        ids = comparison.run(
-            range(seed, seed + arguments.seeds), lambda line: print(line, file=sys.stderr)
-        )
-    except Refused as refused:
-        if arguments.json:
-            print(json.dumps({"error": refused.lines}))
-        return 2
-    runs = [measure(store, run_id) for run_id in ids]
-    summary = summarise(runs)
-    print(
-        json.dumps({"presets": summary, "runs": [asdict(r) for r in runs]})
-        if arguments.json
-        else table(summary)
-    )
-    return (
-        0
-        if len(runs) == len(configs) * arguments.seeds
-        and all(r.status == RunStatus.FINISHED for r in runs)
-        else 1
-    )
-
-
-def _choices(info: Any) -> str:
-    """A field's options, each with its sentence, on lines of their own."""
-    return "".join(
-        f"\n      {name}: {text}"
-        for name, text in (info.json_schema_extra or {}).get("options", {}).items()
-    )

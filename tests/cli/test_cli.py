@@ -302,8 +302,46 @@ def test_the_server_answers_wrong_flags_on_one_line(arguments, says, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_usage_names_the_program_as_it_was_started(monkeypatch, capsys):
+    for started, usage in (
+        ("/usr/bin/grpo-studio", "usage: grpo-studio "),
+        ("/home/me/grpo_core/__main__.py", "usage: python -m grpo_core "),
+    ):
+        monkeypatch.setattr(sys, "argv", [started])
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        assert capsys.readouterr().out.startswith(usage)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--port", "99999999"], 2, "no port"),
+        (["--port", "17862", "--db", "{folder}"], 2, "{folder}"),
+        (["--help"], 0, "--mcp"),
+    ],
+)
+def test_app_gives_all_its_arguments_to_the_page(arguments, code, says, tmp_path):
+    done = cli("app", *(a.format(folder=tmp_path) for a in arguments))
+    assert done.returncode == code, done.stderr
+    assert says.format(folder=tmp_path) in done.stdout + done.stderr
+
+
+def test_app_does_not_run_an_app_py_of_the_current_folder(tmp_path):
+    (tmp_path / "app.py").write_text("print('somebody else')")
+    command = [sys.executable, "-m", "grpo_core", "app", "--help"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=ENV, cwd=tmp_path
+    )
+    assert "--mcp" in done.stdout, done.stderr
+
+
 def test_help_is_answered_without_loading_torch_transformers_or_gradio():
-    code = "import sys; from grpo_core.cli import main\ntry: main(['train', '--help'])\nfinally: print(sorted({'torch', 'transformers', 'gradio'} & set(sys.modules)))"
+    code = (
+        "import sys; from grpo_core.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "finally: print(sorted({'torch', 'transformers', 'gradio'} & set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=ENV, cwd=ROOT
     )
