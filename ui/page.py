@@ -58,8 +58,10 @@ def build_app(
             if space:
                 gr.DuplicateButton("Duplicate this Space", size="sm", scale=0, min_width=180)
         if storage is not None:
-            kept = html_panel(status.kept(storage()), elem_id="storage")
-            gr.Timer(STORAGE_SECONDS).tick(lambda: status.kept(storage()), None, kept, **QUIET)
+            kept = html_panel(status.storage_note(storage()), elem_id="storage")
+            gr.Timer(STORAGE_SECONDS).tick(
+                lambda: status.storage_note(storage()), None, kept, **QUIET
+            )
         notice = html_panel(elem_id="notice")
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
         frame = Frame(run, pill, tab, notice, shows)
