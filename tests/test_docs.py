@@ -59,7 +59,7 @@ def test_every_path_of_a_tree_exists(name):
     assert [p for p in paths if not (ROOT / p).exists()] == []
 
 
-def test_the_map_names_every_package_and_module_at_the_top_of_the_core():
+def test_the_map_names_every_package_and_module_of_the_core():
     listed = set(paths_in_tree(read("CONTRIBUTING.md")))
     core = ROOT / "grpo_core"
     packages = {f"grpo_core/{p.parent.name}/" for p in core.glob("*/__init__.py")}

@@ -235,9 +235,7 @@ def test_without_the_password_no_endpoint_answers_by_name_or_by_number(locked, s
     assert locked.ask("/gradio_api/info")[0] == 401
 
 
-def test_other_websites_and_rebound_names_are_refused_on_every_route_even_with_the_password(
-    locked, signed_in, routes
-):
+def test_other_websites_and_rebound_names_are_refused_despite_a_password(locked, signed_in, routes):
     for method, path in routes:
         status, text = locked.ask(
             filled(path),
@@ -302,9 +300,7 @@ def test_a_run_id_is_an_id_and_never_a_path(tmp_path):
                 ask(run_id)
 
 
-def test_a_token_of_the_environment_is_nowhere_in_store_log_page_export_or_traceback(
-    locked, signed_in, tmp_path
-):
+def test_an_environment_token_never_reaches_store_log_page_or_export(locked, signed_in, tmp_path):
     status, text = locked.ask(
         "/gradio_api/call/start",
         {
@@ -379,7 +375,7 @@ def test_fields_take_any_text_as_text(tmp_path):
     assert len(store.runs()) == 1
 
 
-def test_with_the_password_gradio_client_and_the_command_line_reach_a_run_of_the_server(locked):
+def test_gradio_client_and_command_line_work_with_the_password(locked):
     from gradio_client import Client
 
     client = Client(locked.url, auth=("me", "secret"), verbose=False)

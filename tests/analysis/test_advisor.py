@@ -308,12 +308,12 @@ def test_a_healthy_run_has_no_notice_at_any_of_its_steps():
     assert assess(Facts(CONFIG, [], {}, [])) == []
 
 
-def test_a_run_that_solved_its_task_has_no_notice_on_its_tied_groups():
+def test_a_solved_task_gets_no_notice_on_tied_groups():
     solved = facts(tied_group_frac=0.8, tied_best_frac=0.8)  # accuracy went from .3 to .9
     assert assess(solved) == []
 
 
-def test_tied_groups_are_reported_with_what_chance_predicts_and_a_sufficient_group_size():
+def test_tied_groups_are_reported_with_chance_and_a_sufficient_group_size():
     # CoursIA #10603: p = .18, G = 2: .18² + .82² = .705; G = 8 gives .204
     tied = facts(
         config=changed("train", group_size=2),
@@ -351,9 +351,7 @@ def test_a_consequence_of_a_reported_fault_is_not_reported():
         ({"advantage": "value"}, "."),
     ],
 )
-def test_a_tie_is_said_to_have_no_gradient_only_without_kl_and_entropy_in_the_loss(
-    settings, effect
-):
+def test_a_tie_has_no_gradient_only_without_kl_and_entropy_terms(settings, effect):
     notice = DIAGNOSIS["dead_groups"](
         facts(config=changed("algorithm", **settings), tied_group_frac=0.6, metrics=ALWAYS_WRONG)
     )

@@ -71,9 +71,7 @@ def record(path, steps, name="a run", text="<answer>1</answer>"):
     return store, run_id
 
 
-def test_a_report_of_a_thousand_steps_is_one_small_file_without_scripts_or_requests(
-    tmp_path, capsys
-):
+def test_a_report_of_1000_steps_is_one_small_file_without_scripts(tmp_path, capsys):
     store, run_id = record(tmp_path / "s.db", 1000)
     out = tmp_path / "r.html"
     assert main(["report", run_id, "--db", str(store.path), "--out", str(out), "--json"]) == 0

@@ -85,9 +85,7 @@ def violations(
 
 
 @pytest.mark.slow
-def test_axe_finds_nothing_serious_in_any_view_light_or_dark_on_a_phone_or_a_desk(
-    finished, open_page
-):
+def test_axe_finds_nothing_serious_in_any_view_theme_or_width(finished, open_page):
     page = open_page(finished)
     page.emulate_media(reduced_motion="reduce")  # no colour halfway between two themes
     page.evaluate(AXE_SCRIPT)

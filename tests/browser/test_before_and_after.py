@@ -13,9 +13,7 @@ def choose(page, label: str, option: str) -> None:
     page.get_by_role("option", name=option).first.click()
 
 
-def test_own_prompts_are_previewed_checked_probed_trained_on_and_asked_again(
-    server, open_page, tmp_path
-):
+def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_page, tmp_path):
     prompts = tmp_path / "sums.csv"
     prompts.write_text(
         "question,answer\n"

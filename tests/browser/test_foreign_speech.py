@@ -110,9 +110,7 @@ def speaking(tmp_path):
     server.close()
 
 
-def test_what_a_hostile_model_says_is_shown_literally_in_tokens_what_if_and_playground(
-    speaking, open_page
-):
+def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open_page):
     server, group = speaking
     assert all(len([p for p in SAID if p in r.text]) >= 40 for r in group.rollouts)
     page = open_page(server, "?tab=inspect&step=1&group=1")

@@ -63,9 +63,7 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
     expect(page.locator("#group-table")).to_contain_text("No completion matches")
 
 
-def test_what_is_chosen_before_the_answer_to_the_choice_before_counts_too(
-    server, open_page, tiny_settings
-):
+def test_a_second_choice_counts_before_the_first_is_answered(server, open_page, tiny_settings):
     store = Store(server.db)
     settings = prepare(
         parse(nest({**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3}))
@@ -138,9 +136,7 @@ def curve_run(store: Store) -> None:
     store.set_status(run_id, RunStatus.FINISHED)
 
 
-def test_a_curve_says_what_it_leaves_out_shows_it_on_demand_and_is_saved_as_csv_and_png(
-    server, open_page
-):
+def test_a_curve_reports_hidden_points_and_saves_csv_and_png(server, open_page):
     curve_run(Store(server.db))
     page = open_page(server)
     curve = page.locator("#curve-loss")

@@ -169,9 +169,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
         ("Model", "/no/such/folder", "no such folder"),
     ],
 )
-def test_wrong_input_is_answered_beside_the_field_and_keeps_what_was_typed(
-    server, open_page, label, value, says
-):
+def test_wrong_input_is_reported_beside_its_field_and_kept(server, open_page, label, value, says):
     page = open_page(server)
     field = page.get_by_label(label, exact=True).first
     field.fill(value)

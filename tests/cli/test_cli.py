@@ -195,7 +195,7 @@ def test_wrong_input_is_answered_on_one_line_without_a_traceback(arguments, says
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_db_that_is_no_database_or_cannot_be_written_is_left_alone(tmp_path, capsys):
+def test_a_db_that_is_invalid_or_unwritable_is_left_alone(tmp_path, capsys):
     notes = tmp_path / "notes.txt"
     notes.write_text("dear diary " * 100)
     for db in (notes, tmp_path, Path("/proc/nope/runs.sqlite")):
@@ -302,7 +302,7 @@ def test_the_server_answers_wrong_flags_on_one_line(arguments, says, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_usage_names_the_program_as_it_was_started(monkeypatch, capsys):
+def test_usage_names_the_program_as_started(monkeypatch, capsys):
     for started, usage in (
         ("/usr/bin/grpo-studio", "usage: grpo-studio "),
         ("/home/me/grpo_core/__main__.py", "usage: python -m grpo_core "),

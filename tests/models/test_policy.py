@@ -31,7 +31,7 @@ def copy(tiny_model, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
-def test_a_folder_loads_with_its_weights_and_a_frozen_copy_is_the_same_model(tiny_model):
+def test_a_folder_loads_its_weights_and_a_frozen_copy_equals_it(tiny_model):
     policy = load_policy(ModelConfig(name=str(tiny_model)), seed=0, device=CPU)
     copy = policy.frozen_copy()
     ids = torch.tensor([[5, 6, 7]])
@@ -58,16 +58,14 @@ def test_random_initial_weights_are_drawn_from_the_seed_alone(tiny_model):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_all_end_of_turn_ids_are_respected_those_of_generation_config_and_of_the_template(copy):
+def test_end_ids_come_from_generation_config_and_chat_template(copy):
     path = copy / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [7, 9]}))
     policy = load_policy(ModelConfig(name=str(copy)), seed=0, device=CPU)
     assert policy.end_ids >= {7, 9, policy.tokenizer.eos_token_id}
 
 
-def test_a_prompt_goes_through_the_chat_template_if_there_is_one_and_bare_otherwise(
-    tiny_model, copy
-):
+def test_a_prompt_uses_the_chat_template_when_there_is_one(tiny_model, copy):
     prompt = Prompt("p", "Q: 1+1+1=?", "3", "sums")
     bare = load_policy(ModelConfig(name=str(tiny_model)), 0, CPU)
     assert bare.decode(bare.encode(prompt, TASKS["sums"].instruction)) == "Q: 1+1+1=?"
@@ -90,7 +88,7 @@ def test_decoding_drops_the_end_token_and_nothing_else(tiny_model):
     "name",
     ["/no/such/folder", "./nowhere", "..", "a/b/c", "no such model!", "\0", "x" * 500, "../../etc"],
 )
-def test_a_name_that_is_neither_folder_nor_hub_id_is_refused_on_one_line(name):
+def test_a_name_neither_folder_nor_hub_id_is_refused_in_one_line(name):
     assert "model.name" in refusal(name)
 
 
@@ -98,7 +96,7 @@ def test_a_hub_model_that_cannot_be_reached_is_refused_on_one_line():
     assert "configuration cannot be loaded" in refusal("nobody/no-such-model")
 
 
-def test_a_folder_with_pickled_weights_only_is_refused_because_a_pickle_runs_code(copy):
+def test_a_folder_with_only_pickled_weights_is_refused(copy):
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"\x80\x04")
     assert "pickle" in refusal(copy)
@@ -106,7 +104,7 @@ def test_a_folder_with_pickled_weights_only_is_refused_because_a_pickle_runs_cod
     check_model(ModelConfig(name=str(copy), init="random"))  # weights are not read then
 
 
-def test_a_folder_that_lacks_something_is_refused_by_what_it_lacks(copy, tmp_path):
+def test_a_folder_with_missing_files_is_refused_by_their_names(copy, tmp_path):
     (copy / "model.safetensors").unlink()
     assert "no *.safetensors" in refusal(copy)
     assert "no config.json" in refusal(tmp_path)

@@ -39,7 +39,7 @@ def noted(check: str, text: str, answer: str = "", **params):
 # ---- mathematics ------------------------------------------------------------------------------------------------------------
 
 
-def test_at_least_98_percent_of_real_world_answer_pairs_get_the_right_verdict_quickly():
+def test_98_percent_of_real_answer_pairs_are_judged_right_and_quickly():
     pairs = [(*pair, 1.0) for pair in SAME] + [(*pair, 0.0) for pair in DIFFERENT]
     assert len(pairs) >= 200
     score("math", r"\boxed{x}", "y + 1")  # starts the process and imports sympy
@@ -57,7 +57,7 @@ def test_at_least_98_percent_of_real_world_answer_pairs_get_the_right_verdict_qu
 
 
 @pytest.mark.parametrize("bomb", ["$9^{9^{9}}$", "99999999!", "9**9**9**9", "10^{10^{10^{10}}}"])
-def test_a_formula_that_would_hang_the_server_is_killed_in_its_time_and_the_next_is_scored(bomb):
+def test_a_hanging_formula_is_killed_in_time_and_the_next_is_scored(bomb):
     started = time.monotonic()
     [found], notes = noted("math", rf"\boxed{{{bomb}}}", "1", seconds=0.5)
     assert found in (None, 0.0)
@@ -82,7 +82,7 @@ def test_a_step_full_of_bombs_costs_a_bounded_time():
     assert sum(v is None for v in found) >= 40
 
 
-def test_the_first_question_of_a_fresh_process_has_its_time_to_itself_and_too_late_is_null_not_wrong():
+def test_a_fresh_process_gets_its_full_time_and_late_is_null():
     from grpo_core.rubric.answers import grader_process
 
     grader_process().close()
@@ -94,7 +94,7 @@ def test_the_first_question_of_a_fresh_process_has_its_time_to_itself_and_too_la
     assert "took longer" in str(notes)
 
 
-def test_a_key_that_is_no_mathematics_or_is_not_there_is_not_scored():
+def test_a_missing_or_non_mathematical_key_is_not_scored():
     assert score("math", r"\boxed{1}", "") is None
     assert score("math", "no answer at all", "1") == 0.0
 
@@ -208,7 +208,7 @@ def test_a_pattern_that_explodes_elsewhere_takes_no_time():
     assert score("regex", "no 7", pattern=r"NO \d", ignore_case=True, whole_text=True) == 1.0
 
 
-def test_a_pattern_that_is_none_is_refused_with_what_the_engine_lacks():
+def test_an_invalid_pattern_is_refused_with_the_engines_limits():
     for pattern in ("(", r"(?=a)", r"(a)\1"):
         with pytest.raises(InvalidConfig, match="no look-around and no back-references"):
             build_rubric(
@@ -235,7 +235,7 @@ def test_the_language_is_detected_or_left_open(text, language, expected):
     assert score("natural_language", text, language=language) == expected
 
 
-def test_likeness_is_what_the_measures_say():
+def test_similarity_checks_equal_their_measures():
     # longest common subsequence of "the cat sat" and "the cat ran": 2 words; F1 = 2·2/(3 + 3)
     assert score("similarity", "the cat sat", "the cat ran") == pytest.approx(2 / 3)
     for measure in ("rouge-l", "bleu", "chrf"):
@@ -262,7 +262,7 @@ BOUNDED = {
     st.sampled_from(sorted(BOUNDED)),
 )
 @settings(deadline=None)
-def test_no_text_and_no_key_makes_a_check_raise_or_leave_its_range(text, answer, num_tokens, check):
+def test_no_text_or_key_makes_a_check_raise_or_leave_its_range(text, answer, num_tokens, check):
     value = score(check, text, answer, num_tokens)
     assert value is None or BOUNDED[check].low <= value <= BOUNDED[check].high
 
@@ -320,7 +320,7 @@ def test_mathematics_agrees_with_trl_on_boxed_answers():
         assert score("math", rf"\boxed{{{given_}}}", right) == theirs, (given_, right)
 
 
-def test_think_format_agrees_with_trl_where_both_ask_for_one_block_at_the_start():
+def test_think_format_agrees_with_trl_for_one_block_at_the_start():
     from trl.rewards import think_format_reward
 
     for text in ("<think>a</think>b", "<think>a</think>", "a", "<think>a", "x<think>a</think>"):
@@ -362,7 +362,7 @@ def test_a_child_that_hangs_dies_or_says_too_much_is_replaced(tmp_path):
         ("number", "it makes 42", "it makes 43", "42"),
     ],
 )
-def test_every_preset_for_own_prompts_pays_a_right_answer_and_names_its_outcome(
+def test_every_preset_for_own_prompts_rewards_right_answers_and_names_its_outcome(
     preset, right, wrong, answer
 ):
     rubric = build_rubric(RubricConfig(name=preset))

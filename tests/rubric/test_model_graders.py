@@ -95,7 +95,7 @@ def number_in(question) -> int:
     return int(question["messages"][1]["content"].split("answer ")[1].split()[0])
 
 
-def test_verdicts_become_scores_costs_are_counted_and_the_same_question_is_paid_for_once(endpoint):
+def test_verdicts_become_scores_and_the_same_question_is_paid_once(endpoint):
     server = endpoint(lambda n, q: verdict(number_in(q)))
     scores, notes = ask(server.url, price_in=1.0, price_out=10.0)
     assert scores == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]  # out of ten
@@ -111,13 +111,13 @@ def test_verdicts_become_scores_costs_are_counted_and_the_same_question_is_paid_
     assert len(server.requests) == 12
 
 
-def test_equal_completions_are_asked_once(endpoint):
+def test_equal_completions_are_judged_once(endpoint):
     server = endpoint(lambda n, q: verdict(7))
     assert ask(server.url, [COMPLETIONS[0]] * 6)[0] == [0.7] * 6
     assert len(server.requests) == 1
 
 
-def test_a_busy_server_is_asked_again_after_the_pause_it_wants(endpoint):
+def test_a_busy_server_is_retried_after_the_pause_it_requests(endpoint):
     server = endpoint(
         lambda n, q: (
             (429, {"retry-after": "1"}, b"slow down")
@@ -159,7 +159,7 @@ def test_a_broken_verdict_is_null_and_noted_and_never_kept(endpoint, what):
     assert ask(endpoint(lambda n, q: verdict(3)).url, COMPLETIONS[:1])[0] == [0.3]
 
 
-def test_a_slow_server_and_one_that_dies_half_way_leave_nulls_and_the_rest(endpoint):
+def test_a_slow_or_dying_server_leaves_nulls_and_the_rest(endpoint):
     def slow(n, q):
         if number_in(q) == 2:
             time.sleep(1.5)
@@ -171,7 +171,7 @@ def test_a_slow_server_and_one_that_dies_half_way_leave_nulls_and_the_rest(endpo
     assert sum(notes.values()) == 2
 
 
-def test_a_server_that_is_gone_and_one_that_hangs_cost_a_bounded_time(endpoint):
+def test_a_missing_or_hanging_server_costs_a_bounded_time(endpoint):
     started = time.monotonic()
     scores, notes = ask("http://127.0.0.1:9/v1", retries=2)
     assert scores == [None] * 6
@@ -223,7 +223,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, monk
         ("http://127.0.0.1/v1", ""),
     ],
 )
-def test_an_address_that_may_not_be_asked_is_refused(url, hosts, monkeypatch):
+def test_a_forbidden_address_is_refused(url, hosts, monkeypatch):
     if hosts is not None:
         monkeypatch.setenv("GRPO_JUDGE_HOSTS", hosts)
     with pytest.raises(InvalidConfig, match=r"rubric\.criteria\.0\.params\.url"):
@@ -276,16 +276,14 @@ def test_a_reward_model_scores_a_batch_as_it_scores_one_by_one(classifier):
     assert [1 / (1 + 2.718281828459045**-x) for x in logits] == pytest.approx(batched, abs=1e-5)
 
 
-def test_a_reward_model_that_is_not_there_ends_the_run_in_one_line():
+def test_a_missing_reward_model_ends_the_run_in_one_line():
     with pytest.raises((StudioError, InvalidConfig), match=r"no such folder|reward model"):
         CHECKS["reward_model"].score(
             COMPLETIONS[0], PROMPTS[0], CHECKS["reward_model"].params(model="/no/such/model")
         )
 
 
-def test_what_a_grader_could_not_do_is_kept_once_with_the_run_and_the_advisor_does_not_wipe_it(
-    tmp_path, endpoint
-):
+def test_a_graders_failure_is_kept_once_and_survives_the_advisor(tmp_path, endpoint):
     from grpo_core.config import nest, parse
     from grpo_core.store import Recorder, Store
     from grpo_core.types import Noticed

@@ -81,7 +81,7 @@ def test_trls_own_reward_function_works_as_a_plug_in(tmp_path):
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_python_is_stopped_with_a_message_and_the_next_step_goes_on(
+def test_hostile_python_is_stopped_with_a_message_and_training_continues(
     tmp_path, what, monkeypatch
 ):
     monkeypatch.setenv("GRPO_CANARY", "secret-canary")
@@ -165,7 +165,7 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
 
 
-def test_a_snippet_that_loops_for_ever_costs_a_step_four_times_its_limit_and_no_more():
+def test_an_endless_snippet_costs_a_step_at_most_four_limits():
     check, notes, started = CHECKS["python"], Counter(), time.monotonic()
     found = check.scores(
         COMPLETIONS * 20,

@@ -107,7 +107,7 @@ def test_reasoning_sees_a_closed_think_block_that_is_not_blank(text, expected):
     assert score("reasoning", text) == expected
 
 
-def test_the_reward_is_the_weighted_sum_and_a_weight_of_zero_only_watches():
+def test_the_reward_is_the_weighted_sum_and_weight_zero_only_observes():
     rubric = build_rubric(RubricConfig(name="answer"))
     scores, reward = rubric.score(Completion("so <answer>86</answer>", "stop", 9), PROMPT)
     assert scores == {"accuracy": 1.0, "format": 0.5, "language": 1.0, "reasoning": 0.0}
@@ -115,7 +115,7 @@ def test_the_reward_is_the_weighted_sum_and_a_weight_of_zero_only_watches():
     assert rubric.outcome == "accuracy"
 
 
-def test_what_cannot_be_scored_is_null_and_never_zero():
+def test_an_unscored_criterion_is_null_and_never_zero():
     nowhere = Prompt("p", "?", "", "unknown")
     rubric = build_rubric(RubricConfig(name="accuracy only"))
     scores, reward = rubric.score(Completion("<answer>1</answer>", "stop", 3), nowhere)
@@ -136,7 +136,7 @@ def test_the_default_rubric_pays_nothing_for_thinking_as_such():
     assert direct == reasoned == pytest.approx(1.3)
 
 
-def test_wrong_criteria_are_refused_with_what_is_known():
+def test_wrong_criteria_are_refused_with_the_known_ones():
     with pytest.raises(InvalidConfig, match=r"rubric\.criteria\.0\.check = 'nope'.*accuracy"):
         build_rubric(RubricConfig(criteria=(Criterion(name="a", check="nope", weight=1),)))
     with pytest.raises(
@@ -204,13 +204,13 @@ def test_each_situation_of_a_group_has_its_verdict(code, rewards, outcomes, fini
     assert code in VERDICTS
 
 
-def test_a_quarter_of_the_group_cut_at_the_limit_makes_it_partly_truncated():
+def test_a_group_with_a_quarter_truncated_is_partly_truncated():
     rewards, outcomes = [1.0] * 4 + [0.0] * 4, [1.0] * 4 + [0.0] * 4
     assert verdict(rewards, outcomes, ["stop"] * 7 + ["length"]) == "healthy"
     assert verdict(rewards, outcomes, ["stop"] * 6 + ["length"] * 2) == "truncated"  # 2 of 8
 
 
-def test_shares_of_variance_are_what_cov_and_var_say_and_add_up_to_one():
+def test_shares_of_variance_equal_cov_over_var_and_sum_to_one():
     # r = 1·a + .5·b = 1.5, 1, .5, 0: mean .75, deviations .75 .25 −.25 −.75, Σd² = 1.25
     # a = 1 1 0 0: Σ a·d = 1 -> .8;  .5·b = .5 0 .5 0: Σ = .375 − .125 = .25 -> .2;  c has weight 0: no share
     scores = [
@@ -227,7 +227,7 @@ def test_shares_of_variance_are_what_cov_and_var_say_and_add_up_to_one():
     )  # what could not be scored is no sibling
 
 
-def test_a_group_that_one_minor_criterion_decides_is_called_so_but_never_for_the_outcome():
+def test_a_group_decided_by_one_minor_criterion_is_reported():
     finish, rewards, right = ["stop"] * 4, [3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0]
     assert (
         verdict(rewards, right, finish, {"accuracy": 0.2, "style": 0.8}, "accuracy") == "dominated"

@@ -17,7 +17,7 @@ from grpo_core.types import Completion, Prompt, Rollout
 
 
 @given(st.lists(st.lists(st.one_of(st.none(), st.floats(-100, 100)), max_size=6), max_size=6))
-def test_the_running_spread_is_the_sample_deviation_of_all_rewards_so_far_and_survives_being_saved(
+def test_the_running_std_is_the_sample_deviation_and_survives_saving(
     batches,
 ):
     spread = RunningStd()
@@ -79,7 +79,7 @@ def groups(*scores: tuple[float, float]) -> list[tuple[Prompt, tuple[Rollout, ..
     ]
 
 
-def test_behind_the_gate_a_group_in_which_nobody_was_right_teaches_nothing_and_says_so():
+def test_with_the_gate_an_all_wrong_group_has_no_gradient():
     phantom = groups((0, 0.5), (0, 0.2), (0, 0.9))
     for gate, verdict in ((False, "phantom"), (True, "gated")):
         config = parse(CONFIG | {"rubric": CONFIG["rubric"] | {"gate": gate}})

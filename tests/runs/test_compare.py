@@ -179,7 +179,7 @@ def test_presets_are_found_by_short_names(name, preset):
     assert find_preset(name) == preset
 
 
-def test_every_preset_is_found_by_its_own_name_and_wrong_names_are_refused():
+def test_every_preset_is_found_by_name_and_wrong_names_are_refused():
     assert [find_preset(p.upper()) for p in PRESETS] == list(PRESETS)
     for bad in ("", "-", "nope"):
         with pytest.raises(InvalidConfig, match="no such preset"):

@@ -16,7 +16,7 @@ from tests.training.test_control import wait_for
 pytestmark = pytest.mark.faults
 
 
-def test_the_doctor_finds_what_crashes_and_damage_left_and_repairs_it_only_with_fix(
+def test_the_doctor_finds_damage_and_repairs_it_only_with_fix(
     manager, tiny_settings, tmp_path, capsys
 ):
     store = manager.store

@@ -36,9 +36,7 @@ pytestmark = pytest.mark.faults
         pytest.param("trust region", 5, marks=pytest.mark.long),
     ],
 )
-def test_a_run_killed_at_random_instants_ends_with_the_rows_of_one_that_nobody_disturbed(
-    variant, kills
-):
+def test_a_run_killed_at_random_instants_ends_with_the_same_rows(variant, kills):
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.chaos", "--kills", str(kills), "--variants", variant],
         env=ENV,
@@ -56,9 +54,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_rows_of_one_that_nobody_d
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_the_same_numbers(
-    tiny_settings, tmp_path, number
-):
+def test_a_signalled_command_saves_its_run_and_resumes_exactly(tiny_settings, tmp_path, number):
     config = configured(
         tiny_settings,
         **{
@@ -99,9 +95,7 @@ def test_a_signalled_command_saves_a_checkpoint_and_its_status_and_resumes_to_th
     assert [c.step for c in store.checkpoints(run.id)] == [run.steps_done]
 
 
-def test_a_server_told_to_end_saves_its_run_is_gone_in_time_and_the_next_one_offers_to_resume_it(
-    tiny_settings, tmp_path
-):
+def test_a_terminated_server_saves_its_run_in_time_for_the_next(tiny_settings, tmp_path):
     server = Server(tmp_path / "runs.sqlite")
     try:
         settings = {
@@ -140,9 +134,7 @@ def test_a_server_told_to_end_saves_its_run_is_gone_in_time_and_the_next_one_off
 # ---- F10: two servers ------------------------------------------------------------------------------------------------
 
 
-def test_of_two_servers_on_one_file_one_trains_the_other_looks_and_takes_over_when_the_first_was_killed(
-    tmp_path, tiny_settings
-):
+def test_a_second_server_reads_and_takes_over_after_a_kill(tmp_path, tiny_settings):
     config = configured(
         tiny_settings,
         **{

@@ -120,9 +120,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("kept", KEPT)
-def test_a_run_that_was_cut_short_and_resumed_is_the_uninterrupted_run_to_the_last_bit(
-    store, tiny_settings, kept
-):
+def test_an_interrupted_run_resumes_bit_for_bit(store, tiny_settings, kept):
     config = configured(tiny_settings, **KEPT[kept])
     whole = whole_run(store, config)
     cut = cut_short(
@@ -154,9 +152,7 @@ def plain(value):
 
 
 @pytest.mark.parametrize("phase", list(Phase)[1:])
-def test_a_stop_in_any_phase_saves_the_last_whole_step_and_resume_is_exact(
-    store, tiny_settings, phase
-):
+def test_a_stop_in_any_phase_saves_a_step_and_resumes_exactly(store, tiny_settings, phase):
     config = configured(
         tiny_settings, **{"train.checkpoint_every": 3, "algorithm.updates_per_batch": 2}
     )
@@ -176,9 +172,7 @@ def test_a_stop_in_any_phase_saves_the_last_whole_step_and_resume_is_exact(
     assert record(store, run_id) == record(store, whole)
 
 
-def test_a_branch_without_changes_goes_on_as_its_parent_did_and_one_with_changes_does_not(
-    store, tiny_settings
-):
+def test_only_a_branch_with_changes_differs_from_its_parent(store, tiny_settings):
     config = configured(tiny_settings)
     whole = whole_run(store, config)
     for changes, same in (
@@ -233,9 +227,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(store, tiny_se
     assert record(store, cut) == record(store, whole)
 
 
-def test_micro_batches_that_memory_halved_stay_so_in_a_resumed_run_although_there_is_room_again(
-    store, tiny_settings, monkeypatch
-):
+def test_halved_micro_batches_stay_halved_in_a_resumed_run(store, tiny_settings, monkeypatch):
     import grpo_core.training.trainer as trainer
 
     class Device:  # with room for 60 tokens at a time while it is tight: a group is 44 at most, the batch of two groups more
@@ -277,9 +269,7 @@ def test_without_any_checkpoint_a_run_begins_anew_and_is_the_same_run(store, tin
     assert record(store, cut) == record(store, whole)
 
 
-def test_checkpoints_are_listed_with_their_size_and_old_ones_leave_rows_and_disk(
-    store, tiny_settings
-):
+def test_checkpoints_are_listed_with_size_and_old_ones_are_deleted(store, tiny_settings):
     config = configured(
         tiny_settings,
         **{"train.checkpoint_every": 1, "train.checkpoint_keep_every": 4, "task.heldout_size": 0},
@@ -348,9 +338,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(store, tiny_settin
         train(config, lambda event: None, RunControl(None, Start(2, row.path, row.sha256)))
 
 
-def test_a_run_that_fails_saves_nothing_more_because_anything_may_have_been_left_behind(
-    store, tiny_settings
-):
+def test_a_failed_run_saves_no_further_checkpoint(store, tiny_settings):
     config = configured(tiny_settings)
 
     def listen(event):

@@ -123,7 +123,7 @@ def whole(tmp_path_factory) -> dict:
     )
 
 
-def test_a_run_in_a_lease_is_the_run_that_it_would_be_here_and_the_parent_wrote_its_rows(whole):
+def test_a_run_in_a_lease_equals_one_here_and_the_parent_writes(whole):
     from grpo_core.training.control import RunControl
     from grpo_core.training.trainer import train
     from grpo_core.types import StepCompleted
@@ -159,7 +159,7 @@ def test_a_run_in_a_lease_is_the_run_that_it_would_be_here_and_the_parent_wrote_
     assert whole["losses"] == pytest.approx([m.loss for m in here], abs=1e-6)
 
 
-def test_a_lease_that_is_over_leaves_a_saved_run_and_resume_takes_the_next(tmp_path):
+def test_an_expired_lease_leaves_a_saved_run_that_can_resume(tmp_path):
     said = run(
         tmp_path,
         """
@@ -186,7 +186,7 @@ out['second_steps'] = row.steps_done
     assert said["steps"] == list(range(1, said["second_steps"] + 1))  # no row twice, none missing
 
 
-def test_pause_gives_the_gpu_back_and_stop_and_settings_are_heard(tmp_path):
+def test_pause_returns_the_gpu_and_stop_and_settings_take_effect(tmp_path):
     said = run(
         tmp_path,
         """
@@ -218,7 +218,7 @@ until('stopped', 'failed')
     assert said["rates"][-1] == pytest.approx(5e-5)  # in the next lease too
 
 
-def test_a_lease_that_is_killed_fails_the_run_with_what_to_do_and_every_row_before_is_there(
+def test_a_killed_lease_fails_the_run_with_a_hint_and_keeps_rows(
     tmp_path,
 ):
     said = run(
@@ -249,7 +249,7 @@ def test_a_fault_inside_a_lease_reaches_the_record(tmp_path):
 # ---- what is known beforehand ------------------------------------------------------------------------------------------------
 
 
-def test_what_fits_into_a_lease_is_said_before_it_is_taken():
+def test_the_steps_that_fit_a_lease_are_known_before_it():
     # 0.85 · 60 = 51 s usable, 11 s to begin: 40 s hold 20 steps of 2 s
     assert USABLE == 0.85
     assert steps_that_fit(60, 11, 2.0) == 20

@@ -222,7 +222,7 @@ def test_the_config_comes_back_as_the_one_that_ran(store: Store) -> None:
 
 
 @pytest.mark.parametrize("run", [export_metrics_csv, export_rollouts_jsonl, export_config_json])
-def test_a_run_that_is_not_there_is_said_and_nothing_is_written(store: Store, run: object) -> None:
+def test_a_missing_run_is_reported_and_nothing_is_written(store: Store, run: object) -> None:
     out = io.StringIO()
     with pytest.raises(NotFound):
         run(store, "../../etc/passwd", out)

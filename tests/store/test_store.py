@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 COUNTS = ("tokens", "replaced_groups", "num_updates", "micro_batch_tokens")
 
 
-def test_every_event_comes_back_as_it_was_said(store: Store) -> None:
+def test_every_event_comes_back_as_recorded(store: Store) -> None:
     metrics = StepMetrics(
         **{name: (12 + i if name in COUNTS else i / 8) for i, name in enumerate(STEP_METRICS)}
     )
@@ -164,7 +164,7 @@ def test_times_follow_the_status(store: Store) -> None:
     store.set_status(run_id, RunStatus.STOPPED)
 
 
-def test_a_run_lasts_as_long_as_it_went_on_without_pauses_and_without_the_time_before_it_was_resumed(
+def test_the_duration_of_a_run_leaves_out_pauses_and_interruptions(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id, lasted = store.create_run(RunConfig(), "a"), []
@@ -200,7 +200,7 @@ def test_loading_the_model_never_wakes_a_run_that_was_paused_meanwhile(store: St
     store.set_status(run_id, FINISHED)
 
 
-def test_phases_are_written_five_times_a_second_at_most_and_the_next_write_carries_the_last(
+def test_phases_are_written_at_most_five_times_a_second(
     store: Store,
 ) -> None:
     run_id = store.create_run(RunConfig(), "a")
@@ -218,7 +218,7 @@ def test_phases_are_written_five_times_a_second_at_most_and_the_next_write_carri
     assert store.run(run_id).phase is None
 
 
-def test_the_token_changes_with_what_is_seen_and_not_with_a_heartbeat(store: Store) -> None:
+def test_the_token_changes_with_visible_rows_and_not_with_heartbeats(store: Store) -> None:
     run_id = store.create_run(RunConfig(), "a", status=RunStatus.RUNNING)
     seen = [store.cursor(run_id)]
     with Recorder(store, run_id) as recorder:
@@ -237,7 +237,7 @@ def test_the_token_changes_with_what_is_seen_and_not_with_a_heartbeat(store: Sto
     assert [c.revision for c in seen] == sorted({c.revision for c in seen})  # strictly growing
 
 
-def test_the_token_of_the_list_never_repeats_after_adding_changing_renaming_or_deleting(
+def test_the_token_of_the_run_list_never_repeats_after_a_change(
     store: Store,
 ) -> None:
     tokens = [store.runs_token()]
@@ -300,7 +300,7 @@ def test_one_thought_is_one_transaction_so_half_an_event_is_never_seen(store: St
     assert len(store.group_ids(run_id, 2)) == 1
 
 
-def test_what_is_said_again_replaces_what_was_said(store: Store) -> None:
+def test_a_repeated_event_replaces_its_row(store: Store) -> None:
     """A run that resumes from its checkpoint repeats the steps after it."""
     run_id = recorded(
         store,
@@ -339,7 +339,7 @@ def test_a_file_deleted_under_a_running_run_fails_the_next_write(store: Store) -
             recorder(GroupsScored(1, (group(),)))
 
 
-def test_nothing_can_be_recorded_of_a_run_that_is_not_there(store: Store) -> None:
+def test_nothing_can_be_recorded_for_a_missing_run(store: Store) -> None:
     with (
         Recorder(store, "20200101-000000-aaaa") as recorder,
         pytest.raises(NotFound, match="Start a new run"),
@@ -360,7 +360,7 @@ def test_nothing_can_be_recorded_of_a_run_that_is_not_there(store: Store) -> Non
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_stored_as_null(store: Store, bad: float) -> None:
+def test_non_finite_numbers_are_stored_as_null(store: Store, bad: float) -> None:
     run_id = recorded(
         store,
         ModelLoaded({"x": [bad, 1.0]}),
@@ -395,7 +395,7 @@ def test_what_is_not_finite_is_stored_as_null(store: Store, bad: float) -> None:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_any_text_is_stored_and_only_what_no_page_can_show_is_replaced(
+def test_any_text_is_stored_and_only_unprintable_characters_are_replaced(
     store: Store, text: str
 ) -> None:
     expected = "".join(
@@ -434,7 +434,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("run_id", HOSTILE, ids=lambda x: ascii(x)[:20])
-def test_a_hostile_run_id_is_only_an_id_that_is_not_there(store: Store, run_id: object) -> None:
+def test_a_hostile_run_id_is_only_an_unknown_id(store: Store, run_id: object) -> None:
     recorded(store, GroupsScored(1, (group(),)), StepCompleted(1, StepMetrics(), {"a": 1.0}))
     for ask in (
         store.run,
@@ -456,9 +456,7 @@ def test_a_hostile_run_id_is_only_an_id_that_is_not_there(store: Store, run_id: 
             store.group(run_id)
 
 
-def test_reading_connections_that_nobody_needs_any_longer_are_closed(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_unused_reading_connections_are_closed(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "studio.db"
     Store(path).close()
     readers, now = connection.Readers(path.resolve()), [0.0]

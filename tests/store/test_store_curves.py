@@ -11,7 +11,7 @@ from ui.server.views import Views
 STEPS = 12_000
 
 
-def test_spikes_of_a_run_of_12000_steps_survive_into_at_most_1000_points_a_trace(store: Store):
+def test_spikes_of_12000_steps_survive_in_1000_points_a_trace(store: Store):
     # Thinned to 5,000 by a stride of 4, steps 1, 5, 9, … stay, and none of these is among them.
     odd = {4_999: {"loss": 40.0}, 5_002: {"kl": 7.0}, 7_003: {"reward_mean": -3.0}}
     run_id = store.create_run(RunConfig(), "long")

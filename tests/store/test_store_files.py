@@ -50,9 +50,7 @@ def test_random_bytes_are_refused_and_left_as_they_are(tmp_path: Path) -> None:
     assert "is not a GRPO Studio file" in refused(tmp_path / "notes\n.txt")
 
 
-def test_a_cut_or_overwritten_file_is_refused_or_read_with_an_error_but_never_written(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_damaged_file_is_never_written(store: Store, tmp_path: Path) -> None:
     recorded(
         store,
         *(
@@ -121,7 +119,7 @@ def as_ordinary_user() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("locked", ["folder", "file"])
-def test_what_cannot_be_written_is_refused(locked: str) -> None:
+def test_an_unwritable_file_is_refused(locked: str) -> None:
     folder = Path(tempfile.mkdtemp())  # not tmp_path, into which only its owner may go
     try:
         Store(folder / "studio.db").close()
@@ -172,7 +170,7 @@ def newer_migrations(fail: bool = False) -> schema.Migrations:
     return future
 
 
-def test_an_older_version_is_copied_then_migrated_and_a_newer_one_is_refused(store: Store) -> None:
+def test_an_older_version_is_copied_and_migrated_a_newer_one_refused(store: Store) -> None:
     run_id = recorded(store, StepCompleted(1, StepMetrics(loss=2.0), {}))
     old = raw(store, "SELECT * FROM steps")
     now = raw(store, "PRAGMA user_version")[0][0]
@@ -200,7 +198,7 @@ def test_an_older_version_is_copied_then_migrated_and_a_newer_one_is_refused(sto
     )
 
 
-def test_a_metric_that_is_new_in_the_code_gets_its_column_in_an_old_file(store: Store) -> None:
+def test_a_new_metric_gets_its_column_in_an_old_file(store: Store) -> None:
     run_id = recorded(store, StepCompleted(1, StepMetrics(loss=2.0, kl=3.0, tokens=4), {}))
     store.close()
     with closing(
@@ -283,13 +281,11 @@ def test_deleting_a_run_deletes_all_of_it_and_gives_the_space_back(store: Store)
         store.run(run_id)
 
 
-def test_the_folder_of_a_new_file_is_made_because_a_fresh_clone_has_no_runs_folder(tmp_path):
+def test_the_folder_of_a_new_file_is_made(tmp_path):
     assert Store(tmp_path / "runs" / "grpo.sqlite").runs() == []
 
 
-def test_a_file_that_another_process_prepared_meanwhile_is_opened_while_that_process_writes(
-    tmp_path, monkeypatch
-):
+def test_a_file_being_written_by_another_process_can_be_opened(tmp_path, monkeypatch):
     path = tmp_path / "runs.sqlite"
     Store(path)
     answers = iter(

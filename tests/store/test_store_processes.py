@@ -101,7 +101,7 @@ def test_kill_9_at_any_instant_loses_no_acknowledged_event(store: Store) -> None
         assert {len(g.rollouts) for g in store.iter_groups(run_id)} == {8}
 
 
-def test_a_second_process_may_look_but_not_write_or_adopt_while_a_run_lives(store: Store) -> None:
+def test_a_second_process_may_read_but_not_write_during_a_run(store: Store) -> None:
     run_id = store.create_run(RunConfig(), "mine")  # queued: no recorder yet, but already ours
     tries = """
 from grpo_core.errors import StoreBusy
@@ -129,7 +129,7 @@ for write in (lambda: store.rename(sys.argv[2], "x"), lambda: store.create_run(R
     assert store.run(run_id).name == "theirs"
 
 
-def test_a_worker_forked_by_a_killed_server_does_not_keep_its_runs_alive(store: Store) -> None:
+def test_a_forked_worker_does_not_keep_a_killed_servers_runs_alive(store: Store) -> None:
     server = other_process(
         """
 import os, time
@@ -171,7 +171,7 @@ def test_an_orphan_is_deleted_but_a_live_run_is_not(store: Store) -> None:
     store.set_status(live, RunStatus.STOPPED)
 
 
-def test_eight_threads_read_while_one_writes_without_an_error_or_a_lost_row(store: Store) -> None:
+def test_eight_threads_read_while_one_writes_without_losing_a_row(store: Store) -> None:
     run_id = store.create_run(RunConfig(), "busy", status=RunStatus.RUNNING)
     acknowledged, errors, reads = [0], [], [0] * 8
     done = threading.Event()
@@ -227,7 +227,7 @@ def test_four_threads_writing_through_one_store_lose_nothing(store: Store) -> No
     assert [len(store.metrics(run_id)["b"]) for run_id in ids] == [50] * 4
 
 
-def test_the_file_is_held_exactly_as_long_as_somebody_writes(store: Store) -> None:
+def test_the_file_is_locked_exactly_while_a_writer_is_open(store: Store) -> None:
     def held() -> bool:
         return Writer.of(store.path).connection is not None
 
@@ -253,7 +253,7 @@ def test_a_hundred_runs_leave_no_open_file_behind(store: Store) -> None:
     assert after <= before
 
 
-def test_a_closed_store_is_read_again_by_a_process_that_finds_no_log_beside_it(
+def test_a_closed_store_is_readable_without_its_log_file(
     tmp_path: Path,
 ) -> None:
     other_process(

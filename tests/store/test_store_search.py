@@ -65,7 +65,7 @@ ODD = st.one_of(
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_search_finds_literally_what_was_typed_with_and_without_the_index(
+def test_search_is_literal_with_and_without_the_index(
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     indexed: bool,
@@ -99,7 +99,7 @@ def test_search_finds_literally_what_was_typed_with_and_without_the_index(
 
 
 @pytest.mark.parametrize("ask", ["groups", "rollouts"])
-def test_while_the_index_is_built_a_search_answers_from_its_two_ends_and_says_how_much_lies_between(
+def test_an_unfinished_index_searches_both_ends_and_reports_the_gap(
     store: Store, monkeypatch: pytest.MonkeyPatch, ask: str
 ) -> None:
     run_id = recorded(
@@ -242,7 +242,7 @@ def test_groups_are_filtered_sorted_and_paged(store: Store) -> None:
 
 @given(st.integers(0, 5), st.integers(1, 5000), st.integers(2, 300))
 @settings(deadline=None)
-def test_thinned_points_keep_their_ends_fit_and_never_move_as_the_run_grows(
+def test_downsampled_points_keep_their_ends_and_never_move(
     first: int, count: int, max_points: int
 ) -> None:
     def drawn(num_steps: int) -> list[int]:
@@ -283,9 +283,7 @@ def test_steps_and_metrics_are_thinned_in_the_store(store: Store) -> None:
     assert store.metric_names(run_id) == ["a", "dense", "sparse"]
 
 
-def test_a_common_text_is_found_in_the_groups_in_their_order_without_looking_at_all_of_them(
-    store, monkeypatch
-):
+def test_a_common_text_is_found_in_order_without_a_full_scan(store, monkeypatch):
     run_id = store.create_run(RunConfig(), "a", status=FINISHED)
     with Recorder(store, run_id) as recorder:
         for step in range(1, 31):  # every other step says it

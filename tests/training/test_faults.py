@@ -62,7 +62,7 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["record", "checkpoint"])
-def test_on_a_full_disk_the_run_waits_says_what_it_needs_and_goes_on_once_there_is_room(
+def test_a_run_waits_for_a_full_disk_and_continues_with_room(
     small_disk, tiny_settings, kind, tmp_path
 ):
     every = 0 if kind == "record" else 2
@@ -112,9 +112,7 @@ def test_on_a_full_disk_the_run_waits_says_what_it_needs_and_goes_on_once_there_
 # ---- F5: not enough memory -------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_does_not_fit_the_memory_fails_in_one_line_and_the_server_lives_on(
-    tmp_path, tiny_settings
-):
+def test_a_run_too_large_for_memory_fails_and_the_server_continues(tmp_path, tiny_settings):
     settings = tmp_path / "settings.json"
     settings.write_text(
         json.dumps(
@@ -208,7 +206,7 @@ class Poison:
         ("logprob", "loss|weight"),
     ],
 )
-def test_a_number_that_is_none_is_refused_named_and_skipped_only_when_a_person_says_so(
+def test_a_nan_is_refused_by_name_and_skipped_only_on_request(
     manager, tiny_settings, monkeypatch, where, named
 ):
     poison = Poison(where, monkeypatch)
@@ -269,9 +267,7 @@ def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_setting
 # ---- F8: the thread dies ---------------------------------------------------------------------------------------------
 
 
-def test_a_training_thread_that_dies_leaves_a_failed_run_with_its_traceback_and_the_next_run_starts(
-    manager, tiny_settings
-):
+def test_a_dead_training_thread_leaves_a_traceback_and_the_next_run_starts(manager, tiny_settings):
     run_id = manager.start(configured(tiny_settings, **{"train.steps": 10_000}))
     until(lambda: manager.store.run(run_id).steps_done >= 1)
     # An exception out of nowhere, between any two instructions of the thread: what a bug in C code or a kill of the thread looks like.

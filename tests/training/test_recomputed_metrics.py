@@ -195,7 +195,7 @@ def recorded(request, tmp_path_factory):
 # ---- rewards, groups, lengths --------------------------------------------------------------------------------------------
 
 
-def test_what_the_groups_alone_say(recorded):
+def test_metrics_of_groups_are_recomputed_from_groups(recorded):
     for step in recorded.steps:
         rows, rewards = step.rows, np.array([r.reward for r in step.rows], float)
         spans = [np.ptp([r.reward for r in rows]) for _, rows in step.groups]

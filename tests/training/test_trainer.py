@@ -81,7 +81,7 @@ def test_every_group_has_its_siblings_and_prompts_differ_within_a_step(events):
         assert e.groups[0].prompt.id != e.groups[1].prompt.id
 
 
-def test_rewards_and_advantages_are_what_plain_python_makes_of_the_scores(events):
+def test_rewards_and_advantages_equal_plain_python_on_the_scores(events):
     weights = {"accuracy": 1.0, "format": 0.2, "language": 0.1, "reasoning": 0.0}
     for e in of(events, GroupsScored):
         for g in e.groups:
@@ -94,7 +94,7 @@ def test_rewards_and_advantages_are_what_plain_python_makes_of_the_scores(events
             assert (g.reward_mean, g.reward_std) == pytest.approx((centre, spread), abs=1e-12)
 
 
-def test_step_metrics_are_what_the_groups_of_the_step_say(events):
+def test_step_metrics_follow_from_the_steps_groups(events):
     for scored, done in zip(of(events, GroupsScored), of(events, StepCompleted), strict=True):
         rollouts = [r for g in scored.groups for r in g.rollouts]
         lengths = [r.completion.num_tokens for r in rollouts]
@@ -119,7 +119,7 @@ def test_kl_is_zero_at_the_first_step_and_grows_after(events):
     assert all(kl > 0 for kl in later)
 
 
-def test_the_environment_tells_what_a_second_person_needs(events):
+def test_the_environment_record_names_versions_and_device(events):
     [loaded] = of(events, ModelLoaded)
     assert loaded.env["torch"] == torch.__version__
     assert loaded.env["learning_rate"] == 1e-4  # by size: below 50 M parameters
@@ -146,7 +146,7 @@ def timeless(events):
     return kept
 
 
-def test_the_same_seed_gives_the_same_run_to_the_last_bit_and_another_seed_another(tiny_settings):
+def test_the_same_seed_gives_the_same_run_bit_for_bit(tiny_settings):
     first = timeless(run(tiny_settings))
     torch.rand(7)  # somebody else uses the process's random numbers meanwhile
     assert timeless(run(tiny_settings)) == first
@@ -166,9 +166,7 @@ def test_layers_computed_twice_change_memory_and_not_the_run(tiny_settings):
     )
 
 
-def test_a_run_that_measures_no_kl_keeps_no_reference_and_is_else_the_same_run(
-    tiny_settings, monkeypatch
-):
+def test_a_run_without_kl_keeps_no_reference_and_is_otherwise_equal(tiny_settings, monkeypatch):
     copies = []
     kept = Policy.frozen_copy
     monkeypatch.setattr(Policy, "frozen_copy", lambda policy: copies.append(policy) or kept(policy))
@@ -202,7 +200,7 @@ def test_a_stop_ends_the_run_in_whatever_phase_it_comes(tiny_settings, phase):
     assert not of(seen, StepCompleted)
 
 
-def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused_with_the_room_there_is(
+def test_a_prompt_that_leaves_no_room_for_a_completion_is_refused(
     tiny_settings,
 ):
     # the model's context is 128, "Q: 12+34+56=?" is 13 byte tokens: 115 are left
@@ -212,7 +210,7 @@ def test_a_prompt_that_leaves_no_room_for_the_completion_is_refused_with_the_roo
         run({**tiny_settings, "train.max_new_tokens": 120})
 
 
-def test_an_unscored_rollout_has_no_reward_and_no_part_in_its_groups_statistics():
+def test_an_unscored_rollout_has_no_reward_and_no_part_in_statistics():
     def rollout(reward):
         return Rollout(Completion("x", "stop", 1), {"accuracy": reward}, reward, 0.0)
 

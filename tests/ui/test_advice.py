@@ -26,7 +26,7 @@ def notice(code="truncation", **more):
     )
 
 
-def test_at_most_three_notices_are_shown_each_with_evidence_a_way_out_and_a_group():
+def test_at_most_three_notices_show_evidence_a_hint_and_a_group():
     html = advice([notice(c) for c in ("truncation", "phantom", "hacking", "noise")], {7: (3, 1)})
     assert html.count("<article") == 3
     assert "1 smaller notice" in html
@@ -44,9 +44,7 @@ def test_foreign_text_in_a_notice_is_shown_as_text():
         assert "</pre>" not in html
 
 
-def test_a_dismissed_notice_is_gone_from_the_page_and_a_running_run_shows_what_was_written_down(
-    views, store
-):
+def test_a_dismissed_notice_is_gone_and_a_running_run_shows_recorded_ones(views, store):
     run_id = record_run(store, status=RunStatus.RUNNING)
     store.set_alerts(run_id, [notice(group_id=None)])
     assert "Cut short" in views.advice(views.run(run_id))

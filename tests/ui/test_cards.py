@@ -76,9 +76,7 @@ def test_prompt_answer_completion_and_criterion_names_are_shown_as_that_very_tex
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
-def test_names_of_runs_models_and_tasks_and_the_text_of_errors_are_shown_as_that_very_text(
-    payload, store
-):
+def test_names_and_error_texts_are_shown_literally(payload, store):
     run = store.run(record_run(store, payload, **{"model.name": payload}))
     shown = assert_harmless(tables.run_table([run], [], None, tables.Sort("created", True)))
     assert payload in shown.text
@@ -182,7 +180,7 @@ def test_cards_stand_best_advantage_first_or_as_sampled():
     ("advantage", "side", "shown"),
     [(1.2, "up", "+1.20"), (-0.5, "down", "−0.50"), (0.0, "zero", "0.00"), (-0.0, "zero", "0.00")],
 )
-def test_an_advantage_has_sign_number_and_bar_so_that_colour_is_not_needed(advantage, side, shown):
+def test_an_advantage_has_sign_number_and_bar_besides_its_colour(advantage, side, shown):
     card = cards.completion_card(rollout(0, 1.0, advantage), CONFIG, 2.0)
     assert f'class="card {side}"' in card
     assert f">{shown}</b>" in card
@@ -202,7 +200,7 @@ def test_the_bar_is_full_at_the_largest_advantage_a_group_can_have():
     )
 
 
-def test_what_could_not_be_scored_says_so_and_is_no_zero():
+def test_an_unscored_criterion_says_so_and_is_not_zero():
     view = Shown(
         cards.completion_card(rollout(0, None, 0.0, scores={"accuracy": None}), CONFIG, 2.0)
     ).text
@@ -255,9 +253,7 @@ def test_the_verdict_is_a_label_and_a_sentence_with_the_groups_numbers():
     ],
 )
 @pytest.mark.parametrize("table", [False, True])
-def test_a_tied_group_is_not_said_to_teach_nothing_where_more_than_its_siblings_is_compared(
-    algorithm, says, table
-):
+def test_a_tied_group_counts_when_advantages_compare_more_than_siblings(algorithm, says, table):
     tied = group([rollout(i, 1.0, 0.3) for i in range(8)], 1.0, 0.0, "all_right")
     config = {**CONFIG, "algorithm": {**CONFIG["algorithm"], **algorithm}}
     assert (
@@ -270,7 +266,7 @@ def test_a_tied_group_is_not_said_to_teach_nothing_where_more_than_its_siblings_
     )
 
 
-def test_a_long_text_can_be_scrolled_with_the_keyboard_and_a_short_one_is_no_tab_stop():
+def test_only_a_long_text_is_a_tab_stop_for_scrolling():
     assert 'tabindex="0"' in cards.completion_card(rollout(0, 1.0, 0.0, "x" * 2000), CONFIG, 2.0)
     assert "tabindex" not in cards.completion_card(rollout(0, 1.0, 0.0, "short"), CONFIG, 2.0)
 
@@ -284,7 +280,7 @@ def test_an_unknown_verdict_of_a_newer_version_is_shown_by_its_code():
 # ---- tables and the status line ------------------------------------------------------------------------------------------
 
 
-def test_a_reward_strip_is_full_at_the_highest_reward_and_speaks_its_numbers():
+def test_a_reward_strip_is_full_at_the_highest_reward_and_labelled():
     strip = tables.reward_strip((0.6, 1.2, None), 1.2)
     assert re.findall(r"--part:([\d.]+)", strip) == ["1.000", "0.500"]  # best first
     assert 'aria-label="1.20, 0.60, 1 could not be scored"' in strip
@@ -313,7 +309,7 @@ def test_the_status_line_tells_phase_step_time_left_and_speed(store):
         assert part in line
 
 
-def test_a_failed_run_says_what_happened_what_was_kept_and_what_to_do_in_that_order(store):
+def test_a_failed_run_states_the_error_what_is_kept_and_a_hint(store):
     run_id = record_run(store)
     store.set_status(
         run_id,

@@ -45,7 +45,7 @@ def lines(drawn):
     return [t for t in drawn["traces"] if t.get("hoverinfo") != "skip" and t.get("yaxis") != "y2"]
 
 
-def test_the_kl_curve_says_whether_it_is_trained_on_measured_only_or_not_measured():
+def test_the_kl_curve_says_whether_kl_is_trained_measured_or_neither():
     def note(**changes):
         return figure("kl", [Curves("r", "n", [{**row, **changes} for row in STEPS], {})], View())[
             "note"
@@ -65,7 +65,7 @@ def test_the_kl_curve_says_whether_it_is_trained_on_measured_only_or_not_measure
 @pytest.mark.parametrize(
     "view", [View(), View("time", 0.9, True, "clip"), View("tokens", 0.5, False, "gradient")]
 )
-def test_every_curve_can_be_drawn_of_nothing_of_an_empty_run_and_of_several(name, runs, view):
+def test_every_curve_can_be_drawn_for_zero_or_several_runs(name, runs, view):
     drawn = figure(name, runs, view)
     json.dumps(drawn, allow_nan=False)  # what a browser cannot parse never leaves the server
     assert drawn["title"]
@@ -124,11 +124,11 @@ def test_a_point_knows_its_step_whatever_the_axis():
     assert lines(figure("kl", [RUN], View(x="tokens")))[0]["customdata"] == [1, 2, 3]
 
 
-def test_points_of_overlaid_runs_open_nothing_because_the_groups_shown_are_of_the_run_in_view():
+def test_points_of_overlaid_runs_open_no_groups():
     assert [t["customdata"] for t in lines(figure("kl", [RUN, OTHER], View()))] == [[1, 2, 3], None]
 
 
-def test_overlaid_runs_differ_in_colour_and_in_dash_and_stand_in_the_legend():
+def test_overlaid_runs_differ_in_colour_and_dash_and_have_a_legend():
     drawn = figure("kl", [RUN, OTHER], View())
     first, second = lines(drawn)
     assert first["line"]["color"] != second["line"]["color"]
@@ -136,7 +136,7 @@ def test_overlaid_runs_differ_in_colour_and_in_dash_and_stand_in_the_legend():
     assert [entry["name"] for entry in drawn["legend"]] == ["first", "second"]
 
 
-def test_a_logarithmic_axis_is_refused_with_a_word_where_a_value_is_not_positive():
+def test_a_logarithmic_axis_is_refused_for_values_not_positive():
     assert figure("kl", [RUN], View(log=True))["layout"]["yaxis"]["type"] == "log"
     loss = figure("loss", [RUN], View(log=True))  # -0.1, -0.2, -0.3
     assert "type" not in loss["layout"]["yaxis"]
@@ -148,7 +148,7 @@ def test_a_gap_stays_a_gap():
     assert drawn["traces"][0]["y"] == [0.1, None, 0.3]
 
 
-def test_kl_without_a_coefficient_says_that_it_is_measured_and_not_trained_on():
+def test_kl_without_a_coefficient_is_labelled_as_measured_only():
     free = Curves("r", "n", [{**row, "kl_coef": 0.0} for row in STEPS], {})
     assert "measured, not trained on" in figure("kl", [free], View())["note"]
     assert figure("kl", [RUN], View())["note"].startswith("Coefficient 0.02.")
@@ -162,7 +162,7 @@ def test_zoom_belongs_to_a_run_and_an_axis_and_outlives_new_points():
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
-def test_a_name_reaches_plotly_escaped_because_it_reads_tags_and_the_legend_as_text(payload):
+def test_a_name_reaches_plotly_escaped(payload):
     drawn = figure("kl", [RUN, Curves("r", payload, STEPS, {})], View())
     assert "<" not in lines(drawn)[1]["name"]
     assert drawn["legend"][1]["name"] == payload
@@ -208,7 +208,7 @@ def one_metric(values, name="loss"):
     return charts.Curves("r", "run", [{"step": s, name: v} for s, v in enumerate(values, 1)], {})
 
 
-def test_points_far_off_are_left_out_of_the_axis_and_counted_in_a_sentence():
+def test_distant_points_are_left_out_of_the_axis_and_counted():
     # 0, .1, .2, .3 over and over: all but the ends spread over 0 … .3, so the fence stands at 4 · .3 beyond, 1.5 and −1.2.
     drawn = charts.figure(
         "loss", [one_metric([*[0.1 * (i % 4) for i in range(100)], 1.4, 9.0, 50.0, -7.0])], View()
@@ -232,7 +232,7 @@ def test_a_curve_without_outliers_is_drawn_whole(values):
     assert "clipped" not in charts.figure("loss", [one_metric(values)], View())
 
 
-def test_a_logarithmic_axis_leaves_nothing_out_and_a_smoothed_curve_counts_what_was_measured():
+def test_a_logarithmic_axis_hides_nothing_and_smoothing_counts_measured_points():
     run = one_metric([*[1 + 0.1 * (i % 4) for i in range(100)], 90.0])
     assert "clipped" not in charts.figure("loss", [run], View(log=True))
     assert (

@@ -33,11 +33,11 @@ def test_the_default_reads_as_grpo_with_its_numbers():
         ("reinforce", "−A·log p"),
     ],
 )
-def test_the_chosen_objective_stands_there_with_its_numbers(objective, number):
+def test_the_chosen_objective_is_shown_with_its_numbers(objective, number):
     assert number in "\n".join(lines(objective=objective))
 
 
-def test_what_is_switched_on_has_a_line_and_what_is_nonsense_a_question_mark():
+def test_active_terms_have_a_line_and_nonsense_a_question_mark():
     text = "\n".join(
         lines(
             entropy_target="0.2",

@@ -90,7 +90,7 @@ def test_groups_are_found_by_verdict_reward_and_text(views, store, question, gro
     assert (f"of {groups} group" in table) if groups else ("No group matches" in table)
 
 
-def test_the_table_of_a_live_run_stands_still_and_says_how_many_groups_came_since(views, store):
+def test_a_live_runs_table_stays_and_counts_newer_groups(views, store):
     run_id = record_run(store, status=RunStatus.RUNNING)
     first = inspect(views, run_id)
     with Recorder(store, run_id) as record:
@@ -108,9 +108,7 @@ def test_a_tab_that_is_not_in_view_reads_nothing(views, store):
     assert inspect(views, record_run(store), tab="train") == [SKIP] * 11
 
 
-def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_that_step(
-    views, store
-):
+def test_verdicts_are_stacked_by_step_and_a_click_shows_groups(views, store):
     run_id = record_run(store)
     figure = inspect(views, run_id)[1]
     assert {t["name"]: t["y"] for t in figure["traces"]} == {
@@ -132,9 +130,7 @@ def test_verdicts_over_the_steps_are_stacked_and_a_click_shows_the_groups_of_tha
 
 
 @pytest.mark.parametrize("mode", ["groups", "rollouts"])
-def test_a_list_searched_while_its_index_is_built_says_so_and_fills_by_itself(
-    views, store, monkeypatch, mode
-):
+def test_a_search_during_indexing_says_so_and_fills_itself(views, store, monkeypatch, mode):
     run_id = record_run(store)  # 12 completions, 9 of them "no idea"
     for name, value in (
         ("BATCH", 1),
@@ -180,7 +176,7 @@ def test_a_list_searched_while_its_index_is_built_says_so_and_fills_by_itself(
         ("runs", {}, "No other run", ""),
     ],
 )
-def test_a_group_is_looked_into_in_six_ways(views, store, look, said, controls, body):
+def test_a_group_has_six_views(views, store, look, said, controls, body):
     run_id = record_run(store)
     out = inspect(views, run_id, opened="3/0", look=look, said=json.dumps({look: said}))
     assert controls in out[8]
@@ -271,7 +267,7 @@ def test_two_runs_that_met_the_same_prompt_are_laid_side_by_side(views, store):
     assert "This prompt came up once" not in out[9]
 
 
-def test_what_was_tried_is_carried_to_the_form_of_a_new_run(views, store):
+def test_tried_settings_are_carried_to_the_form_of_a_new_run(views, store):
     run_id = record_run(store)
     out = use_in_new_run(
         views,
@@ -320,7 +316,7 @@ def test_two_selected_runs_are_overlaid_and_only_their_differences_listed(views,
     assert "train.steps" not in differ
 
 
-def test_buttons_work_on_what_is_selected(views, store):
+def test_buttons_work_on_the_selected_runs(views, store):
     a, b, live = record_run(store), record_run(store), record_run(store, status=RunStatus.RUNNING)
     enabled = [
         [u["interactive"] for u in listing(views, chosen)[1:COMPARE]]
@@ -387,7 +383,7 @@ def test_renaming_needs_one_run_and_a_name(views, store):
     assert "Select one run" in run_actions.rename_run(views, "[]", "x")[0]
 
 
-def test_runs_of_one_name_are_told_apart_wherever_they_stand_together(views, store):
+def test_runs_of_one_name_are_distinguished_in_every_list(views, store):
     a, b = record_run(store, "same"), record_run(store, "same", 2)
     labels = [f"same · {run_id.rpartition('-')[2]}" for run_id in (a, b)]
     assert sorted(label for label, _ in views.choices()) == sorted(labels)
@@ -396,9 +392,7 @@ def test_runs_of_one_name_are_told_apart_wherever_they_stand_together(views, sto
     assert all(label in out[COMPARE + 4] for label in labels)
 
 
-def test_a_branch_is_chosen_from_the_checkpoints_there_are_and_shown_below_its_parent(
-    views, store, runs
-):
+def test_a_branch_starts_from_a_checkpoint_and_is_listed_below_its_parent(views, store, runs):
     parent = record_run(store, "the <parent>")
     assert "nothing to branch from" in ask_branch(views, json.dumps([parent]))[2]
     with Recorder(store, parent) as record:

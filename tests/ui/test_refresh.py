@@ -29,9 +29,7 @@ def inputs_of(page, target):
     return event, {c._id: getattr(c, "value", None) for c in event.inputs}
 
 
-def test_the_poll_fills_what_is_new_and_answers_nothing_to_a_page_that_shows_it_already(
-    page, store
-):
+def test_the_poll_sends_only_what_the_page_does_not_show(page, store):
     record_run(store)
     event, holds = inputs_of(page, "tick")
     sizes = []
@@ -50,7 +48,7 @@ def test_the_poll_fills_what_is_new_and_answers_nothing_to_a_page_that_shows_it_
     assert sizes[0] > sizes[1] > sizes[2] == 0
 
 
-def test_what_fills_the_page_does_not_go_through_gradio(page):
+def test_page_updates_do_not_go_through_gradio(page):
     """It would build every output anew for each answer, also those that are left as they are."""
     many = {
         event.name for event in page.fns.values() if event.fn is not None and len(event.outputs) > 5
@@ -85,7 +83,7 @@ def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
         '{"offset": -5, "sort": "; DROP TABLE runs"}',
     ],
 )
-def test_every_view_answers_whatever_is_sent_to_it(page, store, junk):
+def test_every_view_answers_any_input(page, store, junk):
     record_run(store)
     asks = client(page)
     for event in page.fns.values():
@@ -112,7 +110,7 @@ def test_every_view_answers_whatever_is_sent_to_it(page, store, junk):
         (b"x" * (MAX_BYTES + 1), 413),
     ],
 )
-def test_what_is_no_question_is_refused(page, body, status):
+def test_an_invalid_view_request_is_refused(page, body, status):
     assert client(page).post(PATH, content=body).status_code == status
 
 
