@@ -1,4 +1,7 @@
-"""A piece of escaped HTML whose buttons speak: the one kind of gr.HTML that this page uses, besides charts and the rubric table."""
+"""Escaped HTML whose buttons trigger events.
+
+The page uses gr.HTML only through this module, live_chart.py and the rubric table.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import gradio as gr
 
 HERE = Path(__file__).parent
 
-# Buttons say what they do in `data-do`; what belongs to it stands in further data attributes, and every handler checks it again.
+# A button's `data-do` names its event. Its other data attributes are the event's data, which every
+# handler validates.
 _CLICKS = """
 const events = new Set([%s]);
 element.addEventListener('click', event => {
@@ -26,9 +30,11 @@ element.addEventListener('click', event => {
 def html_panel(
     value: str = "", events: tuple[str, ...] = (), script: str = "", **options: Any
 ) -> gr.HTML:
-    """gr.HTML with the default template, which never evaluates its value; `events` become listeners: html_panel(events=("walk",)).walk(…).
+    """gr.HTML with the default template, which never evaluates its value.
 
-    value: HTML in which every foreign text went through text.esc.
+    value: HTML in which all foreign text went through text.esc.
+    events: names of listeners, e.g. html_panel(events=("walk",)).walk(…).
+    script: JavaScript that runs when the component is loaded.
     """
     clicks = _CLICKS % ", ".join(f"'{e}'" for e in events) if events else ""
     return gr.HTML(
@@ -41,27 +47,31 @@ def html_panel(
 
 
 def script(name: str) -> str:
-    """A script of this package, as text: components get theirs when they are loaded."""
+    """The text of a JavaScript file of this package."""
     return (HERE / name).read_text("utf-8")
 
 
 def typing(control: Any) -> Any:
-    """The event of a person changing a control. A Textbox says `input` only for typed characters, not for deleting or pasting."""
+    """The event for a person's change of a control.
+
+    A Textbox has no `input` event for deleting and pasting, so its `change` event is used.
+    """
     return control.change if isinstance(control, gr.Textbox) else control.input
 
 
 def data_of(event: gr.EventData) -> dict[str, Any]:
-    """What an event of a panel or a chart says of itself; whatever arrives is a mapping, and each value is to be checked."""
+    """The data of an event of a panel or a chart: a mapping whose values are not validated."""
     return event._data if isinstance(event._data, dict) else {}
 
 
 def one_of(value: Any, known: Container[str], otherwise: str) -> str:
-    """`value` if it is one of the known words; browsers can send anything, lists and objects too."""
+    """`value` if it is one of the known words. A browser can send anything, lists too."""
     return value if isinstance(value, str) and value in known else otherwise
 
 
-# What every event of this page has in common. Unqueued: one short request, nothing held open. preprocess=False: values arrive as the
-# browser sent them and each handler checks its own, so a restarted server, which has forgotten what a tab was shown, refuses nothing.
+# Options of every event of this page. Without the queue an event is one short request and holds no
+# connection. preprocess=False passes values as the browser sent them, and each handler validates
+# its own: otherwise a restarted server would refuse values that it offered before the restart.
 QUIET: dict[str, Any] = {
     "queue": False,
     "show_progress": "hidden",

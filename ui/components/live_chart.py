@@ -1,4 +1,7 @@
-"""The chart component: gr.HTML that owns its Plotly node, so that zoom and pan survive every refresh (gr.Plot rebuilds its own)."""
+"""The chart component: gr.HTML that owns its Plotly node.
+
+Zoom and pan survive every refresh; gr.Plot would rebuild its node and lose them.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,25 @@ import gradio as gr
 
 from ui.components.html_panel import script
 
-# The template does not mention `value`, so Gradio never touches what is inside; live_chart.js draws it and redraws it.
-_TEMPLATE = """<figure class="curve"><figcaption><span class="curve-title"></span><span class="curve-now"></span></figcaption>
-<div class="plot" role="group" tabindex="0"></div><button type="button" class="unzoom" hidden>Reset zoom</button>
-<div class="under"><div class="legend"></div><span class="takes" hidden><button type="button" data-take="png" title="Save this picture">PNG</button>
-<button type="button" data-take="csv" title="Save the drawn points; every step: Runs, Export CSV">CSV</button></span></div>
-<p class="curve-clipped" hidden><span></span> <button type="button" class="whole">Show them</button></p>
+# The template does not contain `value`, so Gradio never changes its content: live_chart.js draws it.
+_TEMPLATE = """<figure class="curve">
+<figcaption><span class="curve-title"></span><span class="curve-now"></span></figcaption>
+<div class="plot" role="group" tabindex="0"></div>
+<button type="button" class="unzoom" hidden>Reset zoom</button>
+<div class="under"><div class="legend"></div><span class="takes" hidden>
+<button type="button" data-take="png" title="Save this picture">PNG</button>
+<button type="button" data-take="csv"
+title="Save the drawn points; every step: Runs, Export CSV">CSV</button></span></div>
+<p class="curve-clipped" hidden><span></span>
+<button type="button" class="whole">Show them</button></p>
 <p class="curve-note"></p><p class="sr curve-at" role="status"></p></figure>"""
 
 
 def live_chart(figure: dict[str, Any], **options: Any) -> gr.HTML:
-    """A curve. Its value is a figure of charts.py; `live_chart(…).pick(…)` hears clicks on points, with the point's step."""
+    """A curve. `live_chart(…).pick(…)` listens to clicks on points; the data is the point's step.
+
+    figure: made by ui.render.charts.
+    """
     return gr.HTML(
         figure,
         html_template=_TEMPLATE,
@@ -32,7 +43,7 @@ def live_chart(figure: dict[str, Any], **options: Any) -> gr.HTML:
 
 
 def plotly_js() -> Path:
-    """plotly.js as the plotly wheel ships it: served from this machine, so that no request leaves it."""
+    """plotly.js from the plotly wheel, served locally, so that no request leaves this machine."""
     spec = importlib.util.find_spec("plotly")
     assert spec is not None
     assert spec.origin is not None
