@@ -1,42 +1,55 @@
-// What a person chooses is settled here, in the page's hidden values, and then shown. Were it sent to the server first, Gradio would answer a choice
-// that was made before the answer to the one before with the older one's data, or not at all.
-window.studioPressed = {}; // what the button that was pressed last says of itself, see panel.py
+// Choices are computed here, in the page's hidden values, and then shown. If the server computed
+// them, Gradio would handle a choice made before the previous answer arrived with old data, or
+// drop it.
+window.studioPressed = {}; // the data attributes of the button pressed last, see html_panel.py
 
-// A small form as {name: value}: whatever is moved or chosen in it counts as a whole.
+// A small form as {name: value}.
 window.studioForm = id => {
   const values = {};
   for (const field of document.querySelectorAll(`#${id} [name]`)) {
-    if (field.type === 'radio') { if (field.checked) values[field.name] = field.value; }
-    else values[field.name] = field.type === 'checkbox' ? field.checked : field.value.slice(0, 200);
+    if (field.type === 'radio') {
+      if (field.checked) values[field.name] = field.value;
+    } else {
+      values[field.name] = field.type === 'checkbox' ? field.checked : field.value.slice(0, 200);
+    }
   }
   return values;
 };
 
-// The filters of the Inspector with one of them changed, on the first page again.
+// The filters of the Inspector after a change, on the first page again.
 window.studioFilter = (filters, change) => {
   const now = JSON.parse(filters || '{}');
   return JSON.stringify({...now, offset: 0, ...change(now)});
 };
 
-// What the forms of the looks say, this look's as it stands now; without a form: nothing.
-window.studioLook = (said, look, form) => JSON.stringify({...JSON.parse(said || '{}'), [look]: form ? window.studioForm(form) : undefined});
+// The forms of all views, as {view: form}, with this view's form as it is now.
+// Without a form the view's entry is removed.
+window.studioOptions = (options, view, form) => JSON.stringify(
+  {...JSON.parse(options || '{}'), [view]: form ? window.studioForm(form) : undefined});
 
-// A list of names with one of them put in or taken out.
+// A list of names with one added or removed.
 window.studioToggle = (names, name) => {
   const now = JSON.parse(names || '[]');
   return JSON.stringify(now.includes(name) ? now.filter(other => other !== name) : [...now, name]);
 };
 
-// Whether a table whose heading was pressed now starts with its largest: the same heading again turns the order round, words start at A.
-window.studioDescending = (key, descending, words = []) => window.studioPressed.key === key ? !descending : !words.includes(window.studioPressed.key);
+// Whether a table starts with its largest value after a press on a heading. The same heading again
+// reverses the order; columns of words start with A.
+window.studioDescending = (key, descending, words = []) => {
+  const pressed = window.studioPressed.key;
+  return pressed === key ? !descending : !words.includes(pressed);
+};
 
 window.studioSort = (sort, words) => {
   const now = JSON.parse(sort || '{}');
-  return JSON.stringify({key: window.studioPressed.key, descending: window.studioDescending(now.key, now.descending, words)});
+  const descending = window.studioDescending(now.key, now.descending, words);
+  return JSON.stringify({key: window.studioPressed.key, descending});
 };
 
-// The next or previous group of the step, round and round. here: "37/2", step 37, third group.
-window.studioWalk = here => {
-  const [step, group] = here.split('/').map(Number), {by, groups} = window.studioPressed;
-  return here && `${step}/${(group + Number(by) + Number(groups)) % Number(groups)}`;
+// The next or previous group of the step; the last is followed by the first.
+// groupRef: "37/2" is step 37, third group.
+window.studioWalk = groupRef => {
+  const [step, group] = groupRef.split('/').map(Number);
+  const {by, groups} = window.studioPressed;
+  return groupRef && `${step}/${(group + Number(by) + Number(groups)) % Number(groups)}`;
 };

@@ -1,8 +1,11 @@
-// Left and right walk the groups of the step while the focus is in the group, but not while a text is being scrolled or selected.
+// The left and right arrow keys open the previous and next group while the focus is in the group,
+// but not in a text that scrolls or in an input.
 element.addEventListener('keydown', event => {
-  if (!['ArrowLeft', 'ArrowRight'].includes(event.key) || event.altKey || event.ctrlKey || event.metaKey || event.target.closest('pre, input')) return;
+  const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+  if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.target.closest('pre, input')) return;
   event.preventDefault();
-  element.querySelector(`[data-do=walk][data-by='${event.key === 'ArrowLeft' ? -1 : 1}']`)?.click();
+  element.querySelector(`[data-do=walk][data-by='${by}']`)?.click();
 });
-// A refresh writes the attributes that the server knows; what a person switched stands on the page's root.
+// A refresh replaces the attributes of toggle buttons; their state is kept on the page's root.
 watch('value', () => window.studioToggles?.());

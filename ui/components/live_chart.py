@@ -13,7 +13,7 @@ import gradio as gr
 
 from ui.components.html_panel import script
 
-# The template does not contain `value`, so Gradio never changes its content: live_chart.js draws it.
+# The template does not contain `value`, so Gradio never changes its content; live_chart.js draws.
 _TEMPLATE = """<figure class="curve">
 <figcaption><span class="curve-title"></span><span class="curve-now"></span></figcaption>
 <div class="plot" role="group" tabindex="0"></div>

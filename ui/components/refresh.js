@@ -1,25 +1,33 @@
-// Fills the page from the store. An answer names the outputs that are new; a hole in the list leaves an output as it is.
-// Of two questions of one name only the later one's answer is shown: it was asked with what the page held then, so it says all that is new.
-window.studioShow = async (name, given, kind) => {
-  const now = window.studioShow;
-  if (kind === 'poll' && (now.asking || document.hidden)) return [];
-  if (kind) now.asking = kind; // a poll that overtook the first answer would show another run than the address names
-  now.asked = now.asked || {};
-  const ticket = now.asked[name] = (now.asked[name] || 0) + 1;
+// Fills the page from the store. An answer is a list of [output, value]; an output that is not in
+// it stays as it is.
+// Of two requests for the same refresh only the later one's answer is shown: it was sent with the
+// newer state of the page.
+window.studioRefresh = async (name, given, kind) => {
+  const state = window.studioRefresh;
+  if (kind === 'poll' && (state.pending || document.hidden)) return [];
+  // A poll that overtook the first answer would show another run than the address names.
+  if (kind) state.pending = kind;
+  state.tickets = state.tickets || {};
+  const ticket = state.tickets[name] = (state.tickets[name] || 0) + 1;
   try {
-    const answer = await fetch('studio/show', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify({name, given}),
-      signal: AbortSignal.timeout(20000)}); // a connection that fell asleep never answers
-    if (answer.status === 401) window.location.reload(); // the server was started again, and knows nobody
+    const answer = await fetch('studio/show', {
+      method: 'POST',
+      headers: {'Content-Type': 'application/json'},
+      body: JSON.stringify({name, given}),
+      signal: AbortSignal.timeout(20000), // after a sleep a connection may never answer
+    });
+    // The server was restarted and no longer knows this session.
+    if (answer.status === 401) window.location.reload();
     if (!answer.ok) throw new Error(answer.status);
-    const filled = [];
-    for (const [place, value] of await answer.json()) filled[place] = value;
-    now.failed = 0;
-    return ticket === now.asked[name] ? filled : [];
+    const values = [];
+    for (const [output, value] of await answer.json()) values[output] = value;
+    state.failed = 0;
+    return ticket === state.tickets[name] ? values : [];
   } catch {
-    now.failed = (now.failed || 0) + 1;
+    state.failed = (state.failed || 0) + 1;
     return [];
   } finally {
-    if (kind) now.asking = '';
-    document.documentElement.dataset.lost = now.failed > 1 ? 'on' : '';
+    if (kind) state.pending = '';
+    document.documentElement.dataset.lost = state.failed > 1 ? 'on' : '';
   }
 };
