@@ -1,9 +1,9 @@
-"""The records that travel between modules: prompts, completions, groups, metrics, events. Standard library only."""
+"""Records shared by all modules: prompts, rollouts, groups, metrics, events. No dependencies."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -21,7 +21,7 @@ class RunStatus(StrEnum):
 
     @property
     def is_live(self) -> bool:
-        """Whether somebody must be working on the run: if its process is gone, it was interrupted."""
+        """Whether a process works on the run. If that process is gone, the run was interrupted."""
         return self in (RunStatus.QUEUED, RunStatus.LOADING, RunStatus.RUNNING, RunStatus.PAUSED)
 
 
@@ -39,7 +39,7 @@ TIE_TOLERANCE = 1e-8  # rewards closer than this are equal
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question with the answer that graders compare with. `text` is what the model reads, before any chat template."""
+    """A question and its right answer. `text` is the question before any chat template."""
 
     id: str
     text: str
@@ -50,7 +50,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the policy wrote. `num_tokens` counts the end token; `finish_reason` is "stop" or "length"."""
+    """The text that the policy wrote. `num_tokens` counts the end token.
+
+    finish_reason: "stop" after an end token, "length" if it was cut.
+    """
 
     text: str
     finish_reason: str
@@ -59,16 +62,21 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A scored completion. A score or reward of None could not be scored; its advantage is 0.
+    """One completion of a prompt, from the sampler to the record.
 
-    With a critic every token has its own advantage; the one here is their mean over the completion.
+    The sampler makes it with its token ids; scoring adds `scores` and `reward`, the comparison with
+    its siblings adds `advantage`. None means not known yet, or, once scored, could not be scored.
+    With a critic every token has its own advantage; `advantage` is then their mean.
     """
 
     completion: Completion
-    scores: Mapping[str, float | None]
-    reward: float | None
-    advantage: float
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    reward: float | None = None
+    advantage: float | None = None
     edited: bool = False  # a person gave the reward
+    prompt_ids: Sequence[int] = ()  # empty: the text was typed, not sampled
+    completion_ids: Sequence[int] = ()  # the end token included
+    sampling_logprobs: Sequence[float] | None = None  # nats, of each token as it was sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +92,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """The n tokens of a rollout as numbers: arrays "i" (int32) and "f" (float32), log-probabilities and entropy in nats.
+    """The n tokens of a rollout: int32 ids, float32 log-probabilities and entropy in nats.
 
-    With U updates on the batch `logprobs` and `entropy` hold U·n values, those of the policy before the first update first, and so on.
-    None: not computed, because nothing needed it (a tied group, no KL).
+    With U updates on the batch, `logprobs` and `entropy` have U·n values: first those of the policy
+    before the first update. None: not computed, because nothing needed it (a tied group, no KL).
     """
 
     token_ids: array[int]
@@ -99,17 +107,18 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """The token records of a step, one a rollout in the order of its groups, and what the ids that the run had not met before say.
+    """The token records of a step, and the text of the token ids that the run had not met before.
 
-    pieces: id -> the token's own bytes, which need not be whole characters.
+    records: (group, completion), both counted from 0 within the step -> its tokens.
+    pieces: token id -> its bytes, which need not be whole characters.
     """
 
-    records: tuple[TokenRecord, ...]
+    records: Mapping[tuple[int, int], TokenRecord]
     pieces: Mapping[int, bytes]
 
 
 def metric(title: str, unit: str, help: str, reading: str) -> Any:
-    """A field of StepMetrics with what docs/metrics.md and the page say about it. Missing or not finite is None."""
+    """A field of StepMetrics, with its texts for docs/metrics.md and the page. None: not finite."""
     return field(
         default=None, metadata={"title": title, "unit": unit, "help": help, "reading": reading}
     )
@@ -117,7 +126,7 @@ def metric(title: str, unit: str, help: str, reading: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """Everything recorded about one optimiser step. Means over rows are over scored rows; None = not measurable."""
+    """The metrics of one optimiser step. Means are over scored rollouts; None: not measurable."""
 
     reward_mean: float | None = metric(
         "Reward",
@@ -141,7 +150,8 @@ class StepMetrics:
         "Tied groups",
         "share",
         "Share of groups in which all rewards are equal.",
-        "A tied group has no gradient. High at both ends of learning: all wrong, later all right.",
+        "A tied group has no gradient unless KL or an entropy bonus is in the loss. High at both "
+        "ends of learning: all wrong, later all right.",
     )
     tied_best_frac: float | None = metric(
         "Tied, all right",
@@ -165,13 +175,15 @@ class StepMetrics:
         "Replaced groups",
         "groups",
         "Tied groups that dynamic sampling replaced by fresh prompts.",
-        "Each cost a sampling that trains nothing; it is counted in tokens. Always 0 without dynamic sampling.",
+        "Each cost one more sampling, counted in tokens. Always 0 without dynamic sampling.",
     )
     loss: float | None = metric(
         "Loss",
         "1",
-        "The minimised objective: policy term, plus kl_coef times KL, minus entropy_coef times entropy.",
-        "Says little: on-policy it is minus the mean advantage, near 0 unless length and advantage go together. Watch reward and gradient norm.",
+        "The minimised objective: policy term, plus kl_coef times KL, minus entropy_coef times "
+        "entropy.",
+        "Says little. On-policy it is minus the mean advantage, near 0 unless length and advantage "
+        "go together. Watch reward and gradient norm.",
     )
     policy_loss: float | None = metric(
         "Policy loss",
@@ -188,25 +200,29 @@ class StepMetrics:
     entropy_loss: float | None = metric(
         "Entropy loss",
         "1",
-        "The entropy term of the loss: minus entropy_coef times the mean entropy of the tokens that carry it.",
+        "The entropy term of the loss: minus entropy_coef times the mean entropy of the tokens "
+        "that carry the policy term.",
         "0 without an entropy bonus.",
     )
     value_loss: float | None = metric(
         "Value loss",
         "reward²",
         "Mean squared distance of the critic's values from the λ-returns, over trained tokens.",
-        "Only with a critic. Falls as it learns to foresee rewards; jumps when the policy changes faster than it can follow.",
+        "Only with a critic. Falls as the critic learns to predict rewards; jumps when the policy "
+        "changes faster than the critic.",
     )
     explained_variance: float | None = metric(
         "Critic, explained",
         "share",
         "1 - Var(reward - value)/Var(reward) over completion tokens, before the update.",
-        "Only with a critic. 0: no better than a constant; 1: it foresees every reward; below 0: it misleads. Means little once nearly all rewards are equal.",
+        "Only with a critic. 0: no better than a constant; 1: it predicts every reward; below 0: "
+        "it misleads. Means little once nearly all rewards are equal.",
     )
     kl: float | None = metric(
         "KL to reference",
         "nats/token",
-        "Mean over completion tokens of the chosen estimator of KL(policy, reference), before coefficient and ratio correction.",
+        "Mean over completion tokens of the chosen estimator of KL(policy, reference), before "
+        "coefficient and ratio correction.",
         "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.",
     )
     kl_coef: float | None = metric(
@@ -218,7 +234,8 @@ class StepMetrics:
     entropy: float | None = metric(
         "Entropy",
         "nats/token",
-        "Mean entropy of the policy's next-token distribution on completion tokens; of the groups that were computed, where tied ones are skipped.",
+        "Mean entropy of the policy's next-token distribution on completion tokens. Where tied "
+        "groups are skipped, only the computed groups count.",
         "Falls as the policy commits. Near 0 all siblings look alike and groups tie.",
     )
     entropy_coef: float | None = metric(
@@ -242,7 +259,8 @@ class StepMetrics:
     clip_frac: float | None = metric(
         "Clipped",
         "share",
-        "Share of completion tokens whose ratio was clipped; objectives without a clip range have none.",
+        "Share of completion tokens whose ratio was clipped; objectives without a clip range "
+        "have none.",
         "0 with one update per batch: that is normal.",
     )
     clip_low_frac: float | None = metric(
@@ -273,7 +291,8 @@ class StepMetrics:
         "Updates",
         "updates",
         "Optimiser steps made on the step's batch.",
-        "Fewer than asked for: KL stood above its hard limit, and the weights went a step back. The means above are over the passes made.",
+        "Fewer than set: KL was above its hard limit, and the weights moved a step back towards "
+        "the reference. The means above are over the passes made.",
     )
     grad_norm: float | None = metric(
         "Gradient norm",
@@ -290,7 +309,8 @@ class StepMetrics:
     trust_kl: float | None = metric(
         "Trust region, KL",
         "nats/token",
-        "Measured mean KL(policy before, policy after this step) over completion tokens, exact over the vocabulary.",
+        "Measured mean KL(policy before, policy after this step) over completion tokens, exact "
+        "over the vocabulary.",
         "Just under delta. Far under: many halvings.",
     )
     trust_delta: float | None = metric(
@@ -303,13 +323,15 @@ class StepMetrics:
         "Trust region, step",
         "share",
         "Accepted share of the step that conjugate gradient proposed: 1, 1/2, 1/4 ...",
-        "1 or 1/2 is usual. 0: no share was both better and within delta, or all groups tie; the weights were left as they are.",
+        "1 or 1/2 is usual. 0: no share was better and within delta, or all groups tie. The "
+        "weights then stay as they were.",
     )
     trust_residual: float | None = metric(
         "Trust region, CG residual",
         "1",
         "What conjugate gradient left unsolved, |g - (F + 0.1 I)x| / |g|.",
-        "Below 0.1 the direction is the natural gradient's; near 1 it is hardly better than the plain gradient.",
+        "Below 0.1 the direction is the natural gradient's; near 1 it is hardly better than the "
+        "plain gradient.",
     )
     trust_gain: float | None = metric(
         "Trust region, gain",
@@ -396,7 +418,10 @@ STEP_METRICS: tuple[str, ...] = tuple(f.name for f in fields(StepMetrics))
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A diagnosis of the advisor. `evidence`: what was measured and the threshold it passed, by name; `group_id`: a group that shows it."""
+    """A diagnosis of the advisor.
+
+    evidence: the measured values and the thresholds they passed, by name. group_id: an example.
+    """
 
     code: str
     severity: str  # error, warning, info
@@ -407,14 +432,18 @@ class Notice:
     advice: str = ""
 
 
-# ---- events: all that train() says, in the order in which it happens -------------------------------------------------
+# ---- events: everything that train() emits ---------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLoaded:
-    """The policy is in memory. `env`: versions, device, dtype, parameters; stored whole with the run."""
+    """The policy is in memory. `env`: versions, device, dtype, parameters; stored with the run.
+
+    resolved: dotted name -> value of the settings that were left empty and depend on the model.
+    """
 
     env: Mapping[str, Any]
+    resolved: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,7 +457,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True, slots=True)
 class GroupsScored:
-    """The groups of a step, complete with rewards and advantages, before the update that uses them."""
+    """The groups of a step with rewards and advantages, before the update that uses them."""
 
     step: int
     groups: tuple[Group, ...]
@@ -436,7 +465,10 @@ class GroupsScored:
 
 @dataclass(frozen=True, slots=True)
 class StepCompleted:
-    """An optimiser step is done. `extra`: named numbers of an open set, e.g. "score/accuracy". `tokens`: None where not asked for."""
+    """An optimiser step is done.
+
+    extra: metrics of an open set, e.g. "score/accuracy". tokens: None if not to be recorded.
+    """
 
     step: int
     metrics: StepMetrics
@@ -454,7 +486,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
-    """The state after `step` steps is on the disk, whole, in the folder `path`. `dropped`: older ones that need not be kept any more."""
+    """The state after `step` steps is saved in the folder `path`. dropped: deleted steps."""
 
     step: int
     path: str
@@ -465,7 +497,7 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """Nothing moves until a person says so. `reason`: what happened and what can be done, in one line."""
+    """The run waits for a person. `reason`: what happened and what she can do, in one line."""
 
     reason: str
 
@@ -476,16 +508,32 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
-class Edited:
-    """What a person changed, in force from `step` on: "knob/FIELD" for a setting, "edit/GROUP/COMPLETION" for a reward of this step."""
+class Intervention:
+    """What a person did to a running run.
+
+    kind "setting": `field` (a dotted name) has `value` from `step` on. kind "reward": the
+    completion at (`group`, `completion`), both counted from 0, has the reward `value` in `step`.
+    Other kinds name the command: "pause", "resume", "step", "checkpoint", "stop".
+    """
 
     step: int
-    values: Mapping[str, float]
+    kind: str
+    value: float | None = None
+    field: str | None = None
+    group: int | None = None
+    completion: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Intervened:
+    """Settings or rewards that a person changed take effect in this step."""
+
+    interventions: tuple[Intervention, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Noticed:
-    """Something that a person should know about a step, as it happened; kept with the run's alerts, the last of each code."""
+    """A notice about a step. The run's alerts keep the last one of each code."""
 
     step: int
     code: str
@@ -502,6 +550,6 @@ Event = (
     | Checkpointed
     | Paused
     | Resumed
-    | Edited
+    | Intervened
     | Noticed
 )

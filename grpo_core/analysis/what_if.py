@@ -1,6 +1,6 @@
-"""Stored groups under other settings: rewards and advantages as they would have been, by the trainer's own functions. Nothing is sampled.
+"""Rewards and advantages of stored groups under other settings, by the trainer's own functions.
 
-The completions stay those of the policy that the run's own settings made; a real run with other settings would have sampled others.
+The completions stay as sampled. A real run with other settings would have sampled others.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from grpo_core.config import RunConfig, flatten, nest, parse
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric import Rubric, RunningStd, resolve_rubric, total
-from grpo_core.store import Store
+from grpo_core.rubric.check import Check, Params
+from grpo_core.store import ScoredRow, Store
 from grpo_core.types import Prompt
 
-TOLERANCE = 1e-6  # how far a stored number may lie from its recomputation: float64 against what JSON and SQLite keep of it
+# Allowed difference between a stored number and its recomputation, since JSON and SQLite round.
+TOLERANCE = 1e-6
 FIELDS = (
     "rubric.gate",
     "rubric.scale",
@@ -33,7 +35,10 @@ FIELDS = (
 
 
 class Changed(NamedTuple):
-    """One rollout, as stored and as it would have been. None: could not be scored. A tuple, because a run has a hundred thousand."""
+    """One rollout as stored, and (`…_then`) under the other settings. None: could not be scored.
+
+    A tuple, because a run has a hundred thousand.
+    """
 
     rollout_id: int
     group_id: int
@@ -47,13 +52,16 @@ class Changed(NamedTuple):
 
     @property
     def flips(self) -> bool:
-        """Whether it would have been pushed the other way."""
+        """Whether the advantage changes its sign."""
         return self.advantage * self.advantage_then < 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the other settings change. Shares are of groups; a group is tied when none of its advantages differs from 0."""
+    """The effect of other settings.
+
+    `tied`: share of groups in which every advantage is 0, as stored; `tied_then`: under the others.
+    """
 
     rollouts: Sequence[Changed]
     num_groups: int
@@ -72,9 +80,10 @@ class Answer:
 def settings(
     config: Mapping[str, Any], weights: Mapping[str, float] | None = None, **fields: Any
 ) -> RunConfig:
-    """A run's configuration with other weights and fields, e.g. settings(run.config, {"format": 0}, **{"rubric.gate": True}).
+    """A run's configuration with other criterion weights and fields.
 
-    Raises InvalidConfig for what makes no sense, and for a critic's advantages, which no rows can give again.
+    Example: settings(run.config, {"format": 0}, **{"rubric.gate": True}). Raises InvalidConfig for
+    invalid values, and for a critic's advantages, which stored rows cannot give.
     """
     flat = flatten(parse(config)) | fields
     flat["rubric.criteria"] = [
@@ -82,48 +91,48 @@ def settings(
         for c in flat["rubric.criteria"]
     ]
     if flat["algorithm.advantage"] == "value":
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "algorithm.advantage",
-                    "value",
-                    "a critic's advantages depend on the critic of that moment, which is gone",
-                    "Choose another advantage to see what it would have said.",
-                )
-            ]
-        )
+        problem = "a critic's advantages depend on the critic of that step, which is not stored"
+        hint = "Choose another advantage."
+        raise InvalidConfig([FieldProblem("algorithm.advantage", "value", problem, hint)])
     return parse(nest(flat))
 
 
 def what_if(store: Store, run_id: str, config: RunConfig, group_id: int | None = None) -> Answer:
-    """All stored groups of a run, or one, under `config`. A running scale needs the rewards of every step before; the rest one step at a time."""
+    """All stored groups of a run, or one group, under `config`.
+
+    One group needs the rollouts of its step; with rubric.scale, whose scale is a running standard
+    deviation, also those of all steps before.
+    """
     at = store.group_ref_of(group_id) if group_id is not None else None
     first = at[0] if at and not config.rubric.scale else 0
-    with _no_sweeping():
+    with _garbage_collector_off():
         rows = store.scored(run_id, first, at[0] if at else None)
         changed = [c for c in recompute(rows, config) if group_id is None or c.group_id == group_id]
     groups = {c.group_id for c in changed}
-    teach, teach_then = (
-        {c.group_id for c in changed if c.advantage},
-        {c.group_id for c in changed if c.advantage_then},
+    informative = {c.group_id for c in changed if c.advantage}
+    informative_then = {c.group_id for c in changed if c.advantage_then}
+    return Answer(
+        changed,
+        len(groups),
+        1 - len(informative) / len(groups) if groups else 0.0,
+        1 - len(informative_then) / len(groups) if groups else 0.0,
     )
-    tied, tied_then = (
-        1 - len(some) / len(groups) if groups else 0.0 for some in (teach, teach_then)
-    )
-    return Answer(changed, len(groups), tied, tied_then)
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """What another KL coefficient would have done to a group's loss, at the log-probabilities that were recorded. `loss`es are the group's part of the step's."""
+    """A group's loss under another KL coefficient (`…_then`), at the recorded log-probabilities.
+
+    `loss` is the group's part of the loss of its step.
+    """
 
     coef: float
     coef_then: float
     loss: float
     loss_then: float
-    turned: int  # tokens whose gradient would have had the other sign
+    turned: int  # tokens whose gradient changes its sign
     num_tokens: int
-    share: float  # Σ|gradient of KL| over Σ|gradient of the rest|, then
+    share: float  # Σ|gradient of KL| / Σ|gradient of the rest|, under the other coefficient
     measured: int  # completions with reference log-probabilities
     recorded: int  # completions with tokens
     size: int
@@ -183,8 +192,8 @@ def kl_pull(
 
 
 @contextmanager
-def _no_sweeping() -> Iterator[None]:
-    """Without the garbage collector for a second: it would walk the hundred thousand tuples that are being made, again and again, a third of the time."""
+def _garbage_collector_off() -> Iterator[None]:
+    """The collector would repeatedly scan the hundred thousand new tuples: a third of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -194,55 +203,62 @@ def _no_sweeping() -> Iterator[None]:
             gc.enable()
 
 
-def recompute(rows: Sequence[tuple[Any, ...]], config: RunConfig) -> Iterator[Changed]:
-    """rows: as store.scored gives them, whole steps."""
-    from grpo_core.training.scoring import (
-        advantages_of,
-        sibling_keys,
-    )  # torch takes seconds to load: only who asks waits for it
+def recompute(rows: Sequence[ScoredRow], config: RunConfig) -> Iterator[Changed]:
+    """Rewards and advantages under `config` of the rollouts of whole steps."""
+    # Imported here because torch takes seconds to load.
+    from grpo_core.training.scoring import StepScores, compare_scores, sibling_keys
 
-    rubric, spread = _weights_alone(config), RunningStd()
-    weights, known, plain = (
-        rubric.weights,
-        {},
-        {},
-    )  # few different scores are given in a run: each is read and added up once
-    for step, of_step in groupby(rows, key=itemgetter(0)):
+    rubric, reward_scale = _rubric_without_checks(config), RunningStd()
+    # A run has few different scores: parse and add up each once.
+    scores: dict[str, Mapping[str, float | None]] = {}
+    rewards: dict[str, float | None] = {}
+    for step, of_step in groupby(rows, key=attrgetter("step")):
         siblings = list(of_step)
         for row in siblings:
-            if row[7] not in known:
-                known[row[7]] = json.loads(row[7])
-                plain[row[7]] = total(known[row[7]], weights)
+            if row.scores not in scores:
+                scores[row.scores] = json.loads(row.scores)
+                rewards[row.scores] = total(scores[row.scores], rubric.weights)
         prompts, sizes = _prompts(siblings, config.task.name)
-        keys = sibling_keys(prompts, sizes, config)
-        given = [row[8] if row[10] else None for row in siblings]
-        advantages, _, spread = advantages_of(
-            [known[row[7]] for row in siblings], given, keys, rubric, config, spread
+        edited = [row.reward if row.edited else None for row in siblings]
+        step_scores = StepScores(
+            [scores[row.scores] for row in siblings],
+            edited,
+            sibling_keys(prompts, sizes, config),
         )
-        for row, own, advantage in zip(siblings, given, advantages.tolist(), strict=True):
-            # The stored reward is Σ w·s before gate, scale and clip, which decide what is compared and not what was achieved.
+        comparison = compare_scores(step_scores, rubric, config, reward_scale)
+        reward_scale = comparison.reward_scale
+        advantages = comparison.advantages.tolist()
+        for row, given, advantage in zip(siblings, edited, advantages, strict=True):
+            # The stored reward is Σ w·s before gate, scale and clip: these decide what is
+            # compared, not what was achieved.
             yield Changed(
-                row[5],
-                row[1],
-                step,
-                row[2],
-                row[6],
-                row[8],
-                row[9] or 0.0,
-                plain[row[7]] if own is None else own,
-                advantage,
+                rollout_id=row.rollout_id,
+                group_id=row.group_id,
+                step=step,
+                group=row.group_position,
+                position=row.position,
+                reward=row.reward,
+                advantage=row.advantage or 0.0,
+                reward_then=rewards[row.scores] if given is None else given,
+                advantage_then=advantage,
             )
 
 
-def _weights_alone(config: RunConfig) -> Rubric:
-    """The rubric without its checks: scores are stored, so nothing is scored again, and a check that is not there any more is not missed."""
-    return Rubric(tuple((c, None, None) for c in resolve_rubric(config.rubric).criteria))
+def _rubric_without_checks(config: RunConfig) -> Rubric:
+    """Names, weights and outcome of the criteria. Scores are stored, so no check runs again."""
+    stored = Check(_never_called, Params, "")
+    return Rubric(tuple((c, stored, None) for c in resolve_rubric(config.rubric).criteria))
 
 
-def _prompts(rows: Sequence[tuple[Any, ...]], task: str) -> tuple[list[Prompt], list[int]]:
+def _never_called(*_: Any) -> float:
+    raise AssertionError("stored scores are not computed again")
+
+
+def _prompts(rows: Sequence[ScoredRow], task: str) -> tuple[list[Prompt], list[int]]:
+    """The prompts of a step in order, and how many rollouts each has."""
     prompts, sizes = [], []
-    for _, group in groupby(rows, key=itemgetter(1)):
+    for _, group in groupby(rows, key=attrgetter("group_id")):
         siblings = list(group)
-        prompts.append(Prompt(siblings[0][3], siblings[0][4], "", task))
+        prompts.append(Prompt(siblings[0].prompt_id, siblings[0].prompt, "", task))
         sizes.append(len(siblings))
     return prompts, sizes

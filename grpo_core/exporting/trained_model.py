@@ -1,11 +1,12 @@
-"""What a run made: the policy after any saved step, ready to answer, and as a folder that plain transformers loads."""
+"""A run's trained policy: its answers after any saved step, and its export for transformers."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,17 +17,20 @@ import grpo_core
 from grpo_core.analysis.text import format_number
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
+from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.exporting.recipes import as_command
 from grpo_core.models import Policy, load_policy
 from grpo_core.models.lora import lora_config, merge_adapters
 from grpo_core.models.model_cache import ModelCache
-from grpo_core.rollout import sample_groups
+from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.rubric import build_rubric
 from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import CheckpointRow, RunRow, Store
-from grpo_core.tasks import heldout_prompts, load_task
+from grpo_core.tasks import heldout_prompts, load_task, prompt_id, train_prompts
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
-from grpo_core.types import Completion, Prompt, Rollout
+from grpo_core.types import Prompt, Rollout
+
+CURVE_ROWS = 10  # about so many rows in the model card's training table
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,102 +42,82 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
-    """One prompt, answered at several steps, scored by the run's rubric."""
+class PlayResult:
+    """One prompt, answered after several steps, scored by the run's rubric."""
 
     prompt: Prompt
-    as_read: str
     sides: tuple[Side, ...]
 
 
-def put(policy: Policy, row: CheckpointRow) -> None:
+def load_checkpoint(policy: Policy, row: CheckpointRow) -> None:
+    """Set the policy's trained weights to those of a checkpoint."""
     put_weights(policy.model, load_file(row.path / WEIGHTS))
 
 
-def some_prompt(config: RunConfig, number: int) -> Prompt:
-    """One of the run's held-out prompts, round and round; of a run without any, one of training."""
+def heldout_prompt(config: RunConfig, number: int) -> Prompt:
+    """The run's held-out prompt of that number, modulo their count.
+
+    A run without held-out prompts uses those of its first training step.
+    """
     task = load_task(config.task)
     prompts = heldout_prompts(task, config.task.heldout_size) if config.task.heldout_size else []
-    if not prompts:
-        from grpo_core.tasks import train_prompts
-
-        prompts = train_prompts(task, config.train.seed, 1, 8)
+    prompts = prompts or train_prompts(task, config.train.seed, 1, 8)
     return prompts[number % len(prompts)]
 
 
-def play(
-    store: Store,
-    models: ModelCache,
-    run_id: str,
-    prompt: Prompt,
-    steps: Sequence[int],
-    count: int,
-    temperature: float,
-    max_new_tokens: int | None = None,
-) -> Played:
-    """`count` answers of each step from the same random numbers; a temperature of 0 is greedy. Raises StudioError."""
+def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) -> PlayResult:
+    """Sample the requested answers. Each step uses the same random numbers. Raises StudioError."""
     run = store.run(run_id)
     config = parse(run.config)
     task, rubric = load_task(config.task), build_rubric(config.rubric)
-    sides, as_read = [], ""
-    for step in steps:
-        row = checkpoint_of(store, run, step) if step else None
-        with models.use(
-            config.model,
-            config.train.seed,
-            of=row and (run_id, step, row.sha256),
-            change=None if row is None else lambda p, row=row: put(p, row),
-        ) as policy:
+    text, room = request.text, config.train.max_new_tokens
+    prompt = Prompt(prompt_id(config.task.name, text), text, request.answer, config.task.name)
+    params = SamplingParams(request.count, room, request.temperature)
+    sides = []
+    for step in request.steps:
+        state_key, after_load = None, None
+        if step:
+            row = checkpoint_of(store, run, step)
+            state_key = (run_id, step, row.sha256)
+            after_load = partial(load_checkpoint, row=row)
+        with models.use(config.model, config.train.seed, state_key, after_load) as policy:
             ids = policy.encode(prompt, task.instruction)
-            room = config.train.max_new_tokens if max_new_tokens is None else max_new_tokens
             if policy.context is not None and len(ids) + room > policy.context:
                 raise StudioError(
-                    f"The prompt has {len(ids):,} tokens; with {room:,} new ones it does not fit the context of {policy.context:,}. Shorten it."
+                    f"The prompt has {len(ids):,} tokens; with {room:,} new ones it does not fit "
+                    f"the context of {policy.context:,}. Shorten it."
                 )
-            as_read = policy.tokenizer.decode(ids)
-            sampled = sample_groups(
-                policy,
-                [ids],
-                count,
-                room,
-                temperature,
-                torch.Generator(policy.device).manual_seed(config.train.seed),
-            )
-            completions = [
-                Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids))
-                for s in sampled
-            ]
-        scored = rubric.score_all(completions, [prompt] * count)
-        sides.append(
-            Side(
-                step,
-                tuple(
-                    Rollout(c, scores, reward, 0.0)
-                    for c, scores, reward in zip(
-                        completions, scored.scores, scored.rewards, strict=True
-                    )
-                ),
-            )
-        )
-    return Played(prompt, as_read, tuple(sides))
+            rng = torch.Generator(policy.device).manual_seed(config.train.seed)
+            rollouts = sample_groups(policy, [ids], params, rng)
+        scored = rubric.score_all([r.completion for r in rollouts], [prompt] * request.count)
+        scored_rollouts = [
+            replace(rollout, scores=scores, reward=reward)
+            for rollout, scores, reward in zip(rollouts, scored.scores, scored.rewards, strict=True)
+        ]
+        sides.append(Side(step, tuple(scored_rollouts)))
+    return PlayResult(prompt, tuple(sides))
 
 
-# ---- a folder for plain transformers -----------------------------------------------------------------------------------------
+# ---- a folder for plain transformers ------------------------------------------------------------
 
 
 def export_model(
     store: Store, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False
 ) -> Path:
-    """Weights in safetensors, tokenizer, generation config and a model card; adapters merged, or alone in peft's format. Raises StudioError."""
+    """Write weights in safetensors, tokenizer, generation config and a model card to a folder.
+
+    Merges adapters into the model, or with `adapter_only` writes them alone in peft's format.
+    step: the last saved one by default. Raises StudioError.
+    """
     run = store.run(run_id)
     config, row = parse(run.config), checkpoint_of(store, run, step)
     if folder.exists() and any(folder.iterdir()):
         raise StudioError(f"the folder {str(folder)!r} is not empty. Name a new one.")
-    # Adapters trained beside a 4-bit base are merged into the full one: merging into 4 bits would round them away.
-    policy = load_policy(
-        config.model.model_copy(update={"base_bits": "16"}), config.train.seed, torch.device("cpu")
-    )
-    put(policy, row)
+    # Adapters that were trained beside a 4-bit base are merged into the full base: merging into
+    # 4 bits would round them away.
+    full_base = config.model.model_copy(update={"base_bits": "16"})
+    policy = load_policy(full_base, config.train.seed, torch.device("cpu"))
+    load_checkpoint(policy, row)
     if adapter_only and not config.model.lora_rank:
         raise StudioError(
             "This run trained the whole model, so there is no adapter. Export the model."
@@ -143,15 +127,17 @@ def export_model(
         if adapter_only:
             _save_adapter(policy, config, folder)
         else:
-            merge_adapters(policy.model).save_pretrained(folder)
+            merge_adapters(policy.model)
+            policy.model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
         _generation_config(policy, config).save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(store, run, row.step, policy), "utf-8")
+        (folder / "README.md").write_text(model_card(store, run, row.step), "utf-8")
         (folder / "grpo_run.json").write_text(json.dumps(run.config, indent=2), "utf-8")
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise StudioError(
-            f"the folder {str(folder)!r} cannot be written: {error.strerror or error}. Choose another."
+            f"the folder {str(folder)!r} cannot be written: {error.strerror or error}. "
+            "Choose another."
         ) from None
     return folder
 
@@ -164,8 +150,9 @@ def _save_adapter(policy: Policy, config: RunConfig, folder: Path) -> None:
     }
     save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
     described = lora_config(config.model)
-    described.base_model_name_or_path, described.inference_mode = config.model.name, True
-    described.save_pretrained(folder)
+    described.base_model_name_or_path = config.model.name
+    described.inference_mode = True
+    described.save_pretrained(str(folder))
 
 
 def _generation_config(policy: Policy, config: RunConfig) -> transformers.GenerationConfig:
@@ -180,52 +167,31 @@ def _generation_config(policy: Policy, config: RunConfig) -> transformers.Genera
     )
 
 
-def model_card(store: Store, run: RunRow, step: int, policy: Policy) -> str:
-    """What was trained on what, with which rubric, what came of it, and how to do it again. Nothing that was not measured."""
-    config = parse(run.config)
-    steps, metrics = store.steps(run.id), store.metrics(run.id)
-    stride = max(1, len(steps) // 10)
-    curve = "".join(
-        f"| {s['step']} | {format_number(s['reward_mean'])} | {format_number(s['kl'])} | {format_number(s['completion_tokens_mean'])} |\n"
-        for s in steps[::stride]
-        if s["step"] <= step
-    )
-    held = [
-        (name, dict(metrics.get(name, [])))
-        for name in sorted(metrics)
-        if name.startswith(("heldout/", "second/")) and not name.endswith(("_low", "_high"))
-    ]
-    lows, highs = (
-        {name: dict(metrics.get(name + end, [])) for name, _ in held} for end in ("_low", "_high")
-    )
+# ---- the model card -----------------------------------------------------------------------------
 
-    def at(name: str, values: dict[int, float | None], when: int) -> str:
-        interval = (
-            f" ({format_number(lows[name][when])} to {format_number(highs[name][when])})"
-            if when in lows[name]
-            else ""
-        )
-        return f"{format_number(values.get(when))}{interval}"
 
-    measured = sorted({s for _, values in held for s in values if s <= step})
-    after = measured[-1] if measured and measured[-1] > 0 else None
-    results = "".join(
-        f"| `{name}` | {at(name, values, 0)} | {at(name, values, after) if after is not None else '–'} |\n"
-        for name, values in held
+def model_card(store: Store, run: RunRow, step: int) -> str:
+    """README.md of an exported model: prompts, rubric, measurements, training, and the command.
+
+    States only what was measured.
+    """
+    config, env = parse(run.config), run.env or {}
+    after, results = _heldout_results(store, run.id, step)
+    trained = f"LoRA of rank {config.model.lora_rank}" if config.model.lora_rank else "all weights"
+    task = config.task
+    source = f"`{task.path}`" if task.path else f"the built-in task `{task.name}`"
+    is_hub_model = "/" in config.model.name and not Path(config.model.name).exists()
+    base = f"base_model: {json.dumps(config.model.name)}\n" if is_hub_model else ""
+    versions = [f"{k} {env[k]}" for k in ("python", "torch", "transformers") if k in env]
+    title = (
+        f"`{_line(config.model.name)}` after {step} of {config.train.steps} steps of GRPO "
+        f"({_line(config.algorithm.preset)}; {trained} trained), "
+        f"by GRPO Studio {grpo_core.__version__}."
     )
-    rubric = "".join(
-        f"| {c.name} | `{c.check}` | {c.weight:g} | `{json.dumps(c.params)}` |\n"
-        for c in config.rubric.criteria
-    )
-    env = run.env or {}
-    base = (
-        f"base_model: {json.dumps(config.model.name)}\n"
-        if "/" in config.model.name and not Path(config.model.name).exists()
-        else ""
-    )
-    what = f"LoRA of rank {config.model.lora_rank}" if config.model.lora_rank else "all weights"
-    source = (
-        f"`{config.task.path}`" if config.task.path else f"the built-in task `{config.task.name}`"
+    machine = (
+        f"Versions: {', '.join(versions)}. "
+        f"Device: {_line(str(env.get('device', 'not recorded')))}. "
+        f"Precision: {env.get('dtype', 'not recorded')}."
     )
     return f"""---
 library_name: transformers
@@ -234,20 +200,20 @@ tags: [grpo, reinforcement-learning]
 
 # {_line(run.name)}
 
-`{_line(config.model.name)}` after {step} of {config.train.steps} steps of GRPO ({_line(config.algorithm.preset)}; {what} trained), by GRPO Studio {grpo_core.__version__}.
+{title}
 
 ## Prompts
 
-From {_line(source)}; {config.task.heldout_size} prompts were held out and never trained on.
+From {_line(source)}; {task.heldout_size} prompts were held out and never trained on.
 
 ## Rubric
 
 | criterion | check | weight | parameters |
 |---|---|---|---|
-{rubric}
+{_rubric_rows(config)}
 ## Measured on held-out prompts
 
-| | before | after step {after if after is not None else step} |
+| | before | after step {step if after is None else after} |
 |---|---|---|
 {results}
 95 % intervals in brackets.
@@ -256,17 +222,61 @@ From {_line(source)}; {config.task.heldout_size} prompts were held out and never
 
 | step | reward | KL to the start | tokens |
 |---|---|---|---|
-{curve}
-## Again
+{_curve_rows(store, run.id, step)}
+## Repeat the run
 
 ```sh
 {as_command(config).rstrip()}
 ```
 
-Versions: {", ".join(f"{k} {env[k]}" for k in ("python", "torch", "transformers") if k in env)}. Device: {_line(str(env.get("device", "not recorded")))}. Precision: {env.get("dtype", "not recorded")}.
+{machine}
 """
 
 
+def _rubric_rows(config: RunConfig) -> str:
+    return "".join(
+        f"| {c.name} | `{c.check}` | {c.weight:g} | `{json.dumps(c.params)}` |\n"
+        for c in config.rubric.criteria
+    )
+
+
+def _curve_rows(store: Store, run_id: str, last_step: int) -> str:
+    steps = store.steps(run_id)
+    rows = []
+    for s in steps[:: max(1, len(steps) // CURVE_ROWS)]:
+        if s["step"] <= last_step:
+            names = ("reward_mean", "kl", "completion_tokens_mean")
+            numbers = " | ".join(format_number(s[name]) for name in names)
+            rows.append(f"| {s['step']} | {numbers} |\n")
+    return "".join(rows)
+
+
+def _heldout_results(store: Store, run_id: str, last_step: int) -> tuple[int | None, str]:
+    """The last evaluated step (None if only step 0 is) and one table row per metric."""
+    by_step = {name: dict(points) for name, points in store.metrics(run_id).items()}
+    names = [
+        name
+        for name in sorted(by_step)
+        if name.startswith(("heldout/", "second/")) and not name.endswith(("_low", "_high"))
+    ]
+    evaluated = [step for name in names for step in by_step[name] if step <= last_step]
+    after = max(evaluated, default=0) or None
+    rows = []
+    for name in names:
+        last = "–" if after is None else _with_interval(by_step, name, after)
+        rows.append(f"| `{name}` | {_with_interval(by_step, name, 0)} | {last} |\n")
+    return after, "".join(rows)
+
+
+def _with_interval(by_step: Mapping[str, Mapping[int, float | None]], name: str, step: int) -> str:
+    """A metric's value at a step, with its interval if it has one: 0.35 (0.31 to 0.39)."""
+    value = format_number(by_step[name].get(step))
+    lows, highs = by_step.get(f"{name}_low", {}), by_step.get(f"{name}_high", {})
+    if step not in lows:
+        return value
+    return f"{value} ({format_number(lows[step])} to {format_number(highs[step])})"
+
+
 def _line(text: str) -> str:
-    """Foreign text on one line, without what Markdown would obey."""
+    """Text of unknown origin on one line, without characters that Markdown interprets."""
     return "".join(c if c.isprintable() and c not in "<>[]|\\" else " " for c in text)

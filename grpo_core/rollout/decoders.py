@@ -1,7 +1,8 @@
-"""Ways to decode: ours for the architectures that it knows, with each prompt's cache kept once, and the model's own for all others.
+"""Two ways to decode: fused, for the architectures it knows, and the model's own forward and cache.
 
-Both read P prompts and then take one token a row and a step; row p·G + g begins as completion g of prompt p. Shapes: b rows still
-decoded, L prompt tokens, T the most that a completion may have, K key-value heads, R = heads/K, d head width.
+Both read P prompts and then take one token a row and a step; row p·G + g is completion g of
+prompt p. Shapes: b rows still decoded, L prompt tokens, T tokens of a completion at most,
+K key-value heads, R = heads/K, d head width.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from grpo_core.models import Policy
 from grpo_core.models.decoder import (
     FusedDecoder,
     forward,
-    fused,
-    masked,
+    fuse_layer,
+    masked_attention,
     positions,
     rms_norm,
+    rotate,
     swiglu,
-    turn,
 )
-from grpo_core.models.products import prepared
+from grpo_core.models.products import prepared_linear
 
 UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be recorded
 SHORT = (
@@ -69,7 +70,7 @@ def _padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, T
 
 
 class _Plain:
-    """The model's own forward and cache: a prompt is read once, its cache then expanded to the group."""
+    """The model's own forward and cache: read a prompt once, then expand its cache to the group."""
 
     moves_at = 0.75  # moving the cache costs about one token's work
 
@@ -114,10 +115,11 @@ class _Plain:
 
 
 class _Shared:
-    """Ours. The cache of a long prompt stands once, and all its rows attend to it together; each row has only its own tokens besides.
+    """Fused. All rows of a long prompt share one cache of it; each row caches its own tokens only.
 
-    Reading the prompt's cache G times is most of a decoding step's memory traffic once prompts are long. Short ones are copied to every
-    row instead: then attention is one product, and for a small model the number of operations is what counts.
+    With long prompts, reading a cache of their own G times is most of the memory traffic of a step.
+    The cache of a short prompt is copied to every row: then attention is one product, and for a
+    small model the number of operations decides.
     """
 
     moves_at = 0.75
@@ -143,7 +145,7 @@ class _Shared:
         sees |= torch.eye(
             width, dtype=torch.bool, device=ids.device
         )  # a row of nothing but -inf is nan
-        attend = masked(_additive(sees, dtype)[:, None])
+        attend = masked_attention(_additive(sees, dtype)[:, None])
         shares = width > SHORT and group_size > 1
         self._written = 0 if shares else width  # of each row's own cache
         self._prompt: list[
@@ -182,13 +184,13 @@ class _Shared:
         )
         self._alive = torch.arange(num_rows, device=ids.device)
         self._place = mask.sum(1).repeat_interleave(group_size)  # (b,)
-        self._layers = [fused(layer, num_rows) for layer in self._family.body.layers]
+        self._layers = [fuse_layer(layer, num_rows) for layer in self._family.body.layers]
         where = torch.arange(width + max_new_tokens, device=ids.device)[None]
         self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[
             :, 0, :, : self._family.head_dim // 2
         ]  # (2, L + T, d/2)
         if type(self._head) is torch.nn.Linear:
-            self._to_logits = prepared(self._head.weight, self._head.bias, num_rows)
+            self._to_logits = prepared_linear(self._head.weight, self._head.bias, num_rows)
         return self._to_logits(last).repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -204,7 +206,7 @@ class _Shared:
             turning, v = qkv[:, : -layer.kv_heads], qkv[:, -layer.kv_heads :]
             if layer.qk_norm is not None:
                 turning = rms_norm(turning, layer.qk_norm, eps)
-            turning = turn(turning, cos, sin)
+            turning = rotate(turning, cos, sin)
             attended = attend(i, turning[:, : -layer.kv_heads], turning[:, -layer.kv_heads :], v)
             x = layer.output(attended).add_(x)
             gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
@@ -249,7 +251,7 @@ class _Shared:
         )
 
     def _with_prompt(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (b, heads, d) -> (b, heads·d): one softmax over the prompt's tokens and the row's own."""
+        """q (b, heads, d) -> (b, heads·d): one softmax over prompt and own tokens."""
         keys, values = self._remembered(layer, k, v)
         prompt_keys, prompt_values = self._prompt[layer]
         kv_heads, head_dim = k.shape[1:]
@@ -270,7 +272,7 @@ class _Shared:
         return scores
 
     def _grid(self, rows: Tensor) -> Tensor:
-        """(b, K, R, n) -> (P·K, G·R, n): the rows of a prompt side by side; those that have ended leave their places empty."""
+        """(b, K, R, n) -> (P·K, G·R, n): the rows of a prompt side by side, ended rows empty."""
         groups, size = self._num_prompts, self._group_size
         if len(rows) < groups * size:
             rows = rows.new_zeros(groups * size, *rows.shape[1:]).index_copy_(0, self._alive, rows)
@@ -292,10 +294,11 @@ class _Shared:
 
 
 class _Recorded(_Shared):
-    """The same with shapes that stay while the rows do: on CUDA a step is then recorded as a graph and replayed, one launch in place of hundreds.
+    """The same with fixed shapes, so that CUDA records a step as a graph: one launch, not hundreds.
 
-    A token looks at every place of its row's cache, those not yet written hidden. The first replay is held against the step computed
-    plainly; if they differ, or nothing can be recorded, this model's steps stay plain. On a CPU they always are.
+    A token attends to its row's whole cache; what is not written yet is masked. The first replay is
+    compared with the plain step. If they differ, or recording fails, this model's steps stay plain.
+    On a CPU they always are.
     """
 
     moves_at = 0.5  # recording anew costs several tokens' work
@@ -312,7 +315,7 @@ class _Recorded(_Shared):
         self._settle()
 
     def _settle(self) -> None:
-        """Shapes are new: nothing is recorded, and what is not yet written must be finite and hidden."""
+        """After a change of shapes: drop the graph; fill the unwritten cache with masked zeros."""
         keys = self._own[0][0]
         for cache in (t for pair in self._own for t in pair):
             cache[:, :, self._written :] = 0
@@ -340,7 +343,7 @@ class _Recorded(_Shared):
         return logits
 
     def _record(self, tokens: Tensor, expected: Tensor) -> bool:
-        """The step just made, once more as a graph. False: it could not be, or gives something else; all is then as it was."""
+        """Record the last step as a graph. False: impossible, or another result."""
         graph, before = torch.cuda.CUDAGraph(), (self._place.clone(), self._at.clone())
         self._tokens = tokens.clone()
         try:

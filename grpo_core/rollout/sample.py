@@ -1,4 +1,4 @@
-"""Sample groups: each prompt is read once for all of its completions, finished rows leave the batch."""
+"""Sample groups: read each prompt once for all of its completions; drop finished rows."""
 
 from __future__ import annotations
 
@@ -11,187 +11,201 @@ from torch import Tensor
 from grpo_core.models import Policy
 from grpo_core.rollout.decode_batches import decode_batches
 from grpo_core.rollout.decoders import decoder
+from grpo_core.types import Completion, Rollout
+
+# Called with the index of a prompt and all of its completions, as soon as the last one has ended.
+OnGroupDone = Callable[[int, list[Rollout]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """The ids of one completion, its end token included; finish_reason "stop" or "length"."""
+class SamplingParams:
+    """How completions are sampled. temperature 0: always the likeliest token."""
 
-    token_ids: list[int]
-    finish_reason: str
-    logprobs: list[float] | None = None  # of each token as it was drawn, in nats, when asked for
+    group_size: int  # G
+    max_new_tokens: int  # T
+    temperature: float
+    keep_logprobs: bool = False
 
 
-OnGroupDone = Callable[[int, list[Sampled]], None]  # prompt p, all of its completions
+@dataclass(frozen=True, slots=True)
+class SamplingHooks:
+    """What is called while sampling. `check_interrupt`, before each token, may raise to abandon."""
+
+    check_interrupt: Callable[[], None] = lambda: None
+    on_group_done: OnGroupDone | None = None
 
 
 @torch.inference_mode()
 def sample_groups(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
-    group_size: int,
-    max_new_tokens: int,
-    temperature: float,
+    params: SamplingParams,
     generator: torch.Generator,
-    check_interrupt: Callable[[], None] = lambda: None,
-    keep_logprobs: bool = False,
-    whole: OnGroupDone | None = None,
-) -> list[Sampled]:
-    """Draw `group_size` completions of each of P prompts; row p·G + g is completion g of prompt p. Temperature 0: the likeliest token.
+    hooks: SamplingHooks = SamplingHooks(),
+) -> list[Rollout]:
+    """Sample G completions of each of P prompts; row p·G + g is completion g of prompt p.
 
-    Every row has its own random numbers, all from `generator`, so what it draws depends neither on its neighbours nor on when these end:
-    the process's own random state is neither read nor moved. `check_interrupt` is called before each token and may raise to abandon; `whole` when
-    the last completion of a prompt has ended.
+    Every row has its own random numbers, all from `generator`. So a row depends neither on its
+    neighbours nor on when they end, and the process's own random state is neither read nor moved.
     """
-    # One number a token, and in float64: 24 bits would never draw a token of probability 1e-8.
-    chances = torch.rand(
+    size = params.group_size
+    # One number a token, in float64: 24 bits would never draw a token of probability 1e-8.
+    uniforms = torch.rand(
         len(prompts),
-        group_size,
-        max_new_tokens,
+        size,
+        params.max_new_tokens,
         generator=generator,
         device=policy.device,
         dtype=torch.float64,
     )
-    sampled: list[list[Sampled]] = [[]] * len(prompts)
-    for wave in decode_batches(policy, prompts, group_size, max_new_tokens):
-        rows = _decode(
-            policy,
-            [prompts[p] for p in wave],
-            group_size,
-            temperature,
-            chances[wave].flatten(0, 1),
-            check_interrupt,
-            keep_logprobs,
-            (lambda i, siblings, wave=wave: whole(wave[i], siblings)) if whole else None,
+    groups: list[list[Rollout]] = [[]] * len(prompts)
+    for members in decode_batches(policy, prompts, size, params.max_new_tokens):
+        batch = _DecodeBatch(policy, [prompts[p] for p in members], params)
+
+        def done(i: int, siblings: list[Rollout], members: list[int] = members) -> None:
+            groups[members[i]] = siblings
+            if hooks.on_group_done is not None:
+                hooks.on_group_done(members[i], siblings)
+
+        batch.decode(uniforms[members].flatten(0, 1), hooks.check_interrupt, done)
+    return [rollout for siblings in groups for rollout in siblings]
+
+
+class _DecodeBatch:
+    """The B rows of prompts that are decoded together, and what each has written so far."""
+
+    def __init__(
+        self, policy: Policy, prompts: Sequence[Sequence[int]], params: SamplingParams
+    ) -> None:
+        self.policy, self.prompts, self.params = policy, prompts, params
+        num_rows, length, device = (
+            len(prompts) * params.group_size,
+            params.max_new_tokens,
+            policy.device,
         )
-        for i, p in enumerate(wave):
-            sampled[p] = rows[i * group_size : (i + 1) * group_size]
-    return [s for group in sampled for s in group]
+        self.tokens = torch.full((num_rows, length), policy.pad_id, device=device)  # (B, T)
+        kept_length = length if params.keep_logprobs else 0
+        self.logprobs = torch.zeros((num_rows, kept_length), device=device)
+        self.lengths = torch.full((num_rows,), length, device=device)
+        self.ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.end_ids = torch.tensor(sorted(policy.end_ids), device=device)
+        self.unfinished = [params.group_size] * len(prompts)  # rows of each prompt
 
-
-def _decode(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    group_size: int,
-    temperature: float,
-    chances: Tensor,
-    check_interrupt: Callable[[], None],
-    keep_logprobs: bool,
-    whole: OnGroupDone | None,
-) -> list[Sampled]:
-    """The completions of prompts that fit memory together. chances (B, T), one for each token that may be drawn; `whole` counts these prompts alone."""
-    device, (num_rows, max_new_tokens) = policy.device, chances.shape
-    model = decoder(policy)
-    check_interrupt()
-    logits = model.read(prompts, group_size, max_new_tokens)  # (B, V)
-
-    tokens = torch.full((num_rows, max_new_tokens), policy.pad_id, device=device)
-    logprobs = torch.zeros(
-        (num_rows, max_new_tokens) if keep_logprobs else (num_rows, 0), device=device
-    )
-    lengths = torch.full((num_rows,), max_new_tokens, device=device)
-    ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    alive = torch.arange(num_rows, device=device)  # which row of the whole each row of the batch is
-    end_ids = torch.tensor(sorted(policy.end_ids), device=device)
-    going_on = [group_size] * len(prompts)
-
-    def drawn(rows: slice) -> list[Sampled]:
-        return [
-            Sampled(row[:n], "stop" if e else "length", kept[:n] if keep_logprobs else None)
-            for row, n, e, kept in zip(
-                *(t[rows].tolist() for t in (tokens, lengths, ended, logprobs)), strict=True
-            )
-        ]
-
-    for t in range(max_new_tokens):
+    def decode(
+        self, uniforms: Tensor, check_interrupt: Callable[[], None], done: OnGroupDone
+    ) -> None:
+        """Sample until every row has ended or is full. uniforms (B, T), one for each token."""
+        params, device = self.params, self.policy.device
+        model = decoder(self.policy)
         check_interrupt()
-        token, logprob = _draw(logits, temperature, chances[alive, t], keep_logprobs)
-        tokens[alive, t] = token
-        if keep_logprobs:
-            logprobs[alive, t] = logprob.float()
-        done = alive[torch.isin(token, end_ids) & ~ended[alive]]
-        lengths[done] = t + 1
-        ended[done] = True
-        if whole is not None:
-            for row in done.tolist():
-                p = row // group_size
-                going_on[p] -= 1
-                if not going_on[p]:
-                    whole(p, drawn(slice(p * group_size, (p + 1) * group_size)))
-        if t + 1 == max_new_tokens:
-            break
-        going = ~ended[alive]
-        num_going = int(going.sum())
-        if not num_going:
-            break
-        if num_going <= model.moves_at * len(alive):
-            rows = going.nonzero().squeeze(1)
-            model.keep(rows)
-            alive, token = alive[rows], token[rows]
-        logits = model.step(token)
-    sampled = drawn(slice(None))
-    if whole is not None:
-        for p in (p for p, n in enumerate(going_on) if n):
-            whole(p, sampled[p * group_size : (p + 1) * group_size])
-    return sampled
+        logits = model.read(self.prompts, params.group_size, params.max_new_tokens)  # (B, V)
+        alive = torch.arange(len(self.tokens), device=device)  # the row of each row still decoded
+        for t in range(params.max_new_tokens):
+            check_interrupt()
+            token, logprob = _draw(
+                logits, params.temperature, uniforms[alive, t], params.keep_logprobs
+            )
+            self._write(t, alive, token, logprob, done)
+            if t + 1 == params.max_new_tokens:
+                break
+            going = ~self.ended[alive]
+            num_going = int(going.sum())
+            if not num_going:
+                break
+            if num_going <= model.moves_at * len(alive):
+                rows = going.nonzero().squeeze(1)
+                model.keep(rows)
+                alive, token = alive[rows], token[rows]
+            logits = model.step(token)
+        for p, left in enumerate(self.unfinished):
+            if left:
+                done(p, self._rollouts(p))
+
+    def _write(
+        self, t: int, alive: Tensor, token: Tensor, logprob: Tensor | None, done: OnGroupDone
+    ) -> None:
+        """Note the tokens of step t, and which rows and groups have ended with them."""
+        self.tokens[alive, t] = token
+        if logprob is not None:
+            self.logprobs[alive, t] = logprob.float()
+        newly_ended = alive[torch.isin(token, self.end_ids) & ~self.ended[alive]]
+        self.lengths[newly_ended] = t + 1
+        self.ended[newly_ended] = True
+        for row in newly_ended.tolist():
+            p = row // self.params.group_size
+            self.unfinished[p] -= 1
+            if not self.unfinished[p]:
+                done(p, self._rollouts(p))
+
+    def _rollouts(self, p: int) -> list[Rollout]:
+        """The completions of one prompt, as text too."""
+        size = self.params.group_size
+        rows = slice(p * size, (p + 1) * size)
+        columns = (self.tokens, self.lengths, self.ended, self.logprobs)
+        rollouts = []
+        for ids, length, ended, logprobs in zip(*(c[rows].tolist() for c in columns), strict=True):
+            ids = ids[:length]
+            reason = "stop" if ended else "length"
+            rollouts.append(
+                Rollout(
+                    Completion(self.policy.decode(ids), reason, length),
+                    prompt_ids=self.prompts[p],
+                    completion_ids=ids,
+                    sampling_logprobs=logprobs[:length] if self.params.keep_logprobs else None,
+                )
+            )
+        return rollouts
 
 
 def _draw(
-    logits: Tensor, temperature: float, chance: Tensor, keep_logprobs: bool
+    logits: Tensor, temperature: float, uniform: Tensor, keep_logprobs: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """One token a row from softmax(logits / temperature), and its log-probability.
+    """One token a row from softmax(logits / temperature), and its log-probability. logits (b, V).
 
-    The token at which the cumulative distribution passes u·(its end), u uniform in [0, 1), found in two steps: in which stretch of the
-    vocabulary, then where in that stretch. The whole vocabulary is then only summed up and never accumulated.
+    The token is the first at which the cumulative distribution exceeds `uniform` in [0, 1). It is
+    found in two steps, first the block of the vocabulary, then the token in the block, so that the
+    whole vocabulary is summed but never accumulated.
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not temperature:
         token = scaled.argmax(-1)
-        return token, scaled.log_softmax(-1).gather(1, token[:, None]).squeeze(
-            1
-        ) if keep_logprobs else None
-    # In place, e^(logit - the largest): the logits are nobody else's, and memory as large as they are is slow to come by.
-    weights = (
-        (scaled if temperature == 1 else scaled.div_(temperature))
-        .sub_(scaled.amax(-1, keepdim=True))
-        .exp_()
-    )
-    token, total = _passes(weights, chance)
-    return token, (
-        weights.gather(1, token[:, None]).squeeze(1) / total
-    ).log() if keep_logprobs else None
+        if not keep_logprobs:
+            return token, None
+        return token, scaled.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
+    # In place, e^(logit - the largest): nobody else uses these logits, and a second tensor of
+    # their size is slow to allocate.
+    if temperature != 1:
+        scaled.div_(temperature)
+    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    token, total = _invert_cdf(weights, uniform)
+    if not keep_logprobs:
+        return token, None
+    return token, (weights.gather(1, token[:, None]).squeeze(1) / total).log()
 
 
-STRETCH = 256
+BLOCK = 256  # tokens of the vocabulary that are summed together
 
 
-def _passes(weights: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-    """weights (b, V), chance (b,) in [0, 1) -> where their running sum first exceeds chance times the whole, and the whole, (b,) each."""
+def _invert_cdf(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum of weights first exceeds uniform times the total, and the total.
+
+    weights (b, V), uniform (b,) in [0, 1). Returns (b,) and (b,).
+    """
     num_rows, size = weights.shape
-    whole = size - size % STRETCH
-    sums = (
-        weights[:, :whole].view(num_rows, -1, STRETCH).sum(-1)
-        if whole == size
-        else torch.cat(
-            [
-                weights[:, :whole].unflatten(1, (-1, STRETCH)).sum(-1),
-                weights[:, whole:].sum(-1, keepdim=True),
-            ],
-            1,
-        )
-    )
-    ends = sums.double().cumsum(-1)  # (b, V/256)
-    target = chance[:, None] * ends[:, -1:]
-    which = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # (b, 1)
-    places = which * STRETCH + torch.arange(STRETCH, device=weights.device)  # (b, 256)
-    inside = (
-        torch.where(places < size, weights.gather(1, places.clamp(max=size - 1)), 0.0)
-        .double()
-        .cumsum(-1)
-    )
-    # Rounding may leave the target just beyond the stretch's own sum: then its last token that can be drawn is meant.
-    before = torch.where(which > 0, ends.gather(1, (which - 1).clamp(min=0)), 0.0)
+    full = size - size % BLOCK
+    if full == size:
+        sums = weights.view(num_rows, -1, BLOCK).sum(-1)
+    else:
+        blocks = weights[:, :full].unflatten(1, (-1, BLOCK)).sum(-1)
+        sums = torch.cat([blocks, weights[:, full:].sum(-1, keepdim=True)], 1)
+    ends = sums.double().cumsum(-1)  # (b, number of blocks)
+    target = uniform[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # (b, 1)
+    ids = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # (b, 256)
+    inside = torch.where(ids < size, weights.gather(1, ids.clamp(max=size - 1)), 0.0)
+    inside = inside.double().cumsum(-1)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
+    # Rounding may leave the target just beyond the block's own sum: then take its last token.
     rest = (target - before).clamp(max=inside[:, -1:] * (1 - 1e-12))
-    return places.gather(
-        1, torch.searchsorted(inside, rest, right=True).clamp(max=STRETCH - 1)
-    ).squeeze(1), ends[:, -1]
+    column = torch.searchsorted(inside, rest, right=True).clamp(max=BLOCK - 1)
+    return ids.gather(1, column).squeeze(1), ends[:, -1]

@@ -1,4 +1,7 @@
-"""RunManager: one run at a time in a background thread, others queued. All it knows for longer than a moment is in the store."""
+"""RunManager trains one run at a time in a background thread, and queues others.
+
+The store holds all lasting state, so that another process can take over after a crash.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,16 @@ log = logging.getLogger("grpo_studio")
 
 Emit = Callable[[Event], None]
 Train = Callable[[RunConfig, Emit, RunControl], None]
-Limit = Callable[
-    [float], str | None
-]  # seconds that a run has taken since it began or was resumed -> why it must stop
+# Seconds since the run started or was resumed -> why it must stop, or None.
+Limit = Callable[[float], str | None]
 HEARTBEAT_SECONDS = 5.0
 
 
 def prepare(config: RunConfig, check: Callable[[RunConfig], None] | None = None) -> RunConfig:
-    """The configuration with its rubric written out. Raises InvalidConfig for all that can be known to fail before anything is loaded."""
+    """Check a configuration before any model is loaded. Raises InvalidConfig.
+
+    Returns it with the criteria of its rubric spelled out.
+    """
     task = load_task(config.task)
     heldout_prompts(task, config.task.heldout_size)
     if (other := second_task(config.task)) is not None:
@@ -51,73 +56,77 @@ def default_name(config: RunConfig) -> str:
     return f"{config.task.name}, {config.algorithm.preset}, seed {config.train.seed}"
 
 
-def execute(
-    store: Store,
-    run_id: str,
-    config: RunConfig,
-    train: Train,
-    control: RunControl,
-    listen: Emit | None = None,
-    limit: Limit | None = None,
-) -> RunStatus:
-    """Train one run to its end, whatever that is, and leave its status in the store.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run to train: its stored id, its configuration, and what people ask of it."""
 
-    Every event is recorded first and then shown to `listen`. Returns finished, stopped or failed; an error is kept with the run.
-    limit: asked at every heartbeat; what it says stops the run, saved.
+    run_id: str
+    config: RunConfig
+    control: RunControl
+    # Gradio keeps the request of whoever pressed the button in here. ZeroGPU lends the GPU to them.
+    context: Context = field(default_factory=copy_context)
+
+
+def execute(
+    store: Store, job: Job, train: Train, listen: Emit | None = None, limit: Limit | None = None
+) -> RunStatus:
+    """Train one run until it finishes, stops or fails; store and return its final status.
+
+    Each event is recorded and then passed to `listen`. An error is stored with the run.
+    limit: called at every heartbeat; the reason that it returns stops the run with its state saved.
     """
+    run_id, control = job.run_id, job.control
     with (
         Recorder(store, run_id) as record,
-        RunLog(store.log_file(run_id)) as told,
+        RunLog(store.log_file(run_id)) as run_log,
         Reserve(store.path.with_name(f"{store.path.name}.reserve")) as reserve,
     ):
 
         def emit(event: Event) -> None:
             _record(record, event, control, reserve)
-            told.event(event)
+            run_log.event(event)
             if listen is not None:
                 listen(event)
 
         done = threading.Event()
-        beat = threading.Thread(
-            target=_beat,
-            args=(store, record, done, control, limit),
+        heartbeat = threading.Thread(
+            target=_heartbeat,
+            args=(record, done, control, limit),
             name=f"heartbeat {run_id}",
             daemon=True,
         )
         store.set_status(run_id, RunStatus.LOADING)
-        beat.start()
+        heartbeat.start()
         status, error = RunStatus.FINISHED, None
         try:
             if control.start is not None:
                 store.rewind(run_id, control.start.step if control.start.path else -1)
-                told.write(
-                    "info",
-                    f"goes on after step {control.start.step}",
-                    {"checkpoint": str(control.start.path)},
-                )
-            train(config, emit, control)
-        except StopRequested as asked:
-            status, error = RunStatus.STOPPED, str(asked) or None
+                checkpoint = {"checkpoint": str(control.start.path)}
+                run_log.write("info", f"continues after step {control.start.step}", checkpoint)
+            train(job.config, emit, control)
+        except StopRequested as request:
+            status, error = RunStatus.STOPPED, str(request) or None
         except StudioError as problem:
             status, error = RunStatus.FAILED, str(problem)
-        except BaseException as problem:  # the one catch-all: whatever went wrong belongs to the run's record, not to a lost thread
-            status, error = (
-                RunStatus.FAILED,
-                f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}",
-            )
+        except BaseException as problem:  # in a thread, an uncaught error would go unnoticed
+            status, error = RunStatus.FAILED, _with_traceback(problem)
             log.exception("run %s failed", run_id)
         finally:
             done.set()
-            beat.join()
+            heartbeat.join()
         reserve.release()
-        told.write("error" if error else "info", f"{status}{f': {error}' if error else ''}")
+        run_log.write("error" if error else "info", f"{status}{f': {error}' if error else ''}")
         store.set_status(run_id, status, error)
-        _look_it_over(store, run_id)
+        _update_advice(store, run_id)
         return status
 
 
+def _with_traceback(problem: BaseException) -> str:
+    return f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}"
+
+
 def _record(record: Recorder, event: Event, control: RunControl, reserve: Reserve) -> None:
-    """Write an event down. On a full disk the run waits, with the event in hand, until a person has made room."""
+    """Record an event. On a full disk the run waits here until a person has freed some space."""
     while True:
         try:
             if isinstance(event, Resumed):
@@ -125,61 +134,52 @@ def _record(record: Recorder, event: Event, control: RunControl, reserve: Reserv
             record(event)
             return
         except StoreFull as problem:
-            if isinstance(
-                event, Paused | Resumed
-            ):  # not even the reserve was enough: the pause is in force all the same
+            if isinstance(event, Paused | Resumed):
+                # The reserve was too small. The pause holds even without its row.
                 log.warning("%s", problem)
                 return
             if control.stop_requested:
                 raise
             reserve.release()
-            control.hold(
-                f"{problem} At least {_needed(record)} MiB are needed. Then press Resume; nothing is lost until then."
+            control.points.hold(
+                f"{problem} At least {_needed_mib(record)} MiB are needed. Then press Resume; "
+                "no data is lost until then."
             )
 
 
-def _needed(record: Recorder) -> int:
-    """What ten more steps may take, going by those that there are."""
+def _needed_mib(record: Recorder) -> int:
+    """Disk space for ten more steps, estimated from the size of the store per recorded step."""
     store = record.store
     return max(2, 10 * store.file_bytes() // max(1, store.run(record.run_id).steps_done) // 2**20)
 
 
-def _beat(
-    store: Store, record: Recorder, done: threading.Event, control: RunControl, limit: Limit | None
+def _heartbeat(
+    record: Recorder, done: threading.Event, control: RunControl, limit: Limit | None
 ) -> None:
     started = time.monotonic()
     while not done.wait(HEARTBEAT_SECONDS):
         if limit is not None and (why := limit(time.monotonic() - started)):
             control.stop(why)
-        _look_it_over(store, record.run_id)
+        _update_advice(record.store, record.run_id)
         try:
             record.heartbeat()
-        except StoreError:  # the trainer's own next write meets the same trouble, and that one ends the run with the reason
+        except StoreError:  # the trainer's next write fails too, and ends the run with the reason
             log.warning("heartbeat could not be written", exc_info=True)
 
 
-def _look_it_over(store: Store, run_id: str) -> None:
-    """What the advisor has to say, written to `alerts`. Advice is no part of the run: whatever goes wrong with it, the run goes on."""
+def _update_advice(store: Store, run_id: str) -> None:
+    """Write the advisor's notices to `alerts`."""
     try:
         store.set_alerts(run_id, advise(store, run_id))
-    except Exception:
+    except Exception:  # a failing advisor must not end the run
         log.warning("no advice on run %s", run_id, exc_info=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A run of this process: waiting, or the one that goes on."""
-
-    run_id: str
-    config: RunConfig
-    control: RunControl
-    asked_by: Context = field(
-        default_factory=copy_context
-    )  # on ZeroGPU the lease is of whoever pressed the button: gradio keeps the request in here
-
-
 class RunManager:
-    """Starts, queues, resumes and stops runs. `train` and `check` are handed in, so that pages are tested without torch."""
+    """Starts, queues, resumes and stops runs.
+
+    `train` and `check` are parameters, so that tests of the page need no torch.
+    """
 
     def __init__(
         self,
@@ -198,10 +198,13 @@ class RunManager:
         self._closed = False
         self.recover()
 
-    # ---- beginning -----------------------------------------------------------------------------------------------------
+    # ---- starting ------------------------------------------------------------------------------
 
     def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str:
-        """Begin a run, or queue it behind the one that is going; returns its id. conditions: its breakpoints. Raises InvalidConfig, StoreError."""
+        """Start a run, or queue it behind the current one; returns its id.
+
+        conditions: its breakpoints. Raises InvalidConfig, StoreError.
+        """
         config, breakpoints = prepare(config, self._check), parse_breakpoints(conditions)
         with self._lock:
             self._refuse_if_closed()
@@ -211,18 +214,22 @@ class RunManager:
         return run_id
 
     def resume(self, run_id: str) -> None:
-        """Go on: at once where a run waits, from its newest whole checkpoint where it has ended. Asking twice changes nothing."""
+        """Continue a paused run, or restart an ended one from its newest intact checkpoint.
+
+        A second call changes nothing. Raises StudioError.
+        """
         with self._lock:
             job = self._job(run_id)
-            if (
-                job is not None and self.store.cursor(run_id).status.is_live
-            ):  # it may have ended a moment ago, and its thread not know it yet
+            # A run that has just ended still has a job until its thread notices.
+            if job is not None and self.store.cursor(run_id).status.is_live:
                 job.control.resume()
+                self._note(run_id, "resume")
                 return
             self._refuse_if_closed()
             config, start = plan_resume(self.store, run_id)
             config = prepare(config, self._check)
             self.store.set_status(run_id, RunStatus.QUEUED)
+            self._note(run_id, "resume")
             self._enqueue(run_id, config, start)
 
     def branch(
@@ -232,7 +239,10 @@ class RunManager:
         changes: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> str:
-        """A new run that goes on from a checkpoint of another, with some settings changed; returns its id. Raises StudioError."""
+        """Start a new run from a checkpoint of another, with some settings changed; returns its id.
+
+        step: of the checkpoint, None for the last one. Raises StudioError.
+        """
         config, start = plan_branch(self.store, run_id, step, changes or {})
         config = prepare(config, self._check)
         with self._lock:
@@ -254,15 +264,16 @@ class RunManager:
         if self._closed:
             raise StudioError("The server is shutting down; start it again to train.")
 
-    # ---- talking to a run ----------------------------------------------------------------------------------------------
+    # ---- commands to a run ---------------------------------------------------------------------
 
     def stop(self, run_id: str) -> None:
-        """Ask a run to stop, or take it out of the queue. Asking twice, or for a run that has ended, changes nothing."""
+        """Stop a run, or remove it from the queue. A run that has ended stays as it is."""
         with self._lock:
             job = self._job(run_id)
             if job is None:
                 return
             job.control.stop()
+            self._note(run_id, "stop")
             waiting = job in self._queue
             if waiting:
                 self._queue.remove(job)
@@ -271,22 +282,28 @@ class RunManager:
 
     def pause(self, run_id: str) -> None:
         self._control(run_id).pause()
+        self._note(run_id, "pause")
 
     def step(self, run_id: str, stride: str = "step") -> None:
-        """Go on to the end of the present step, or phase, and wait there."""
+        """Continue to the end of the current step, or phase, and wait there."""
         self._control(run_id).step(stride)
+        self._note(run_id, "step")
 
     def checkpoint(self, run_id: str) -> None:
-        """Save the state after the last whole step, now."""
+        """Save the state after the last complete step."""
         self._control(run_id).checkpoint()
+        self._note(run_id, "checkpoint")
 
     def set_knob(self, run_id: str, name: str, value: float) -> None:
-        """Change a setting from the next step on. Raises InvalidConfig if the field refuses the value."""
+        """Change a setting from the next step on. Raises InvalidConfig for an invalid value."""
         with_changes(parse(self.store.run(run_id).config), {name: value})
         self._control(run_id).set_knob(name, value)
 
     def set_breakpoints(self, run_id: str, conditions: str) -> None:
-        """Wait before the update wherever one of these holds, e.g. "kl > 0.2, verdict = phantom"; empty: nowhere. Kept with the run. Raises InvalidConfig."""
+        """Pause before the update of each step in which a condition holds; stored with the run.
+
+        Example: "kl > 0.2, verdict = phantom". Empty: no breakpoints. Raises InvalidConfig.
+        """
         control, breakpoints = self._control(run_id), parse_breakpoints(conditions)
         self.store.set_breakpoints(run_id, as_text(breakpoints))
         control.set_breakpoints(breakpoints)
@@ -294,18 +311,19 @@ class RunManager:
     def edit_reward(
         self, run_id: str, step: int, group: int, completion: int, reward: float
     ) -> None:
-        """Give a completion of the waiting step another reward; counted from 0."""
+        """Give a completion of the paused step another reward; positions count from 0."""
         self._control(run_id).edit_reward(step, group, completion, reward)
 
+    def _note(self, run_id: str, kind: str) -> None:
+        """Record a command. A command takes effect even if a full disk prevents its record."""
+        try:
+            self.store.add_intervention(run_id, kind)
+        except StoreError:
+            log.warning("run %s: %s was not recorded", run_id, kind, exc_info=True)
+
     def _job(self, run_id: str) -> Job | None:
-        return next(
-            (
-                job
-                for job in (*self._queue, self._current)
-                if job is not None and job.run_id == run_id
-            ),
-            None,
-        )
+        jobs = (*self._queue, self._current)
+        return next((job for job in jobs if job is not None and job.run_id == run_id), None)
 
     def _control(self, run_id: str) -> RunControl:
         with self._lock:
@@ -313,11 +331,12 @@ class RunManager:
         if job is None:
             status = self.store.run(run_id).status
             raise StudioError(
-                f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, so it cannot be told anything here."
+                f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, "
+                "so this process cannot control it."
             )
         return job.control
 
-    # ---- life ----------------------------------------------------------------------------------------------------------
+    # ---- lifetime ------------------------------------------------------------------------------
 
     @property
     def current(self) -> str | None:
@@ -326,7 +345,10 @@ class RunManager:
         return current.run_id if current else None
 
     def recover(self) -> list[str]:
-        """Mark runs whose process is gone as interrupted, and go on with its queue. Cheap; called now and then while nothing runs here."""
+        """Mark runs whose process has died as interrupted, and take over their queue.
+
+        Returns the ids of the interrupted runs. Cheap: the server calls it regularly while idle.
+        """
         with self._lock:
             if self._closed or self._current or self._queue:
                 return []
@@ -334,19 +356,18 @@ class RunManager:
             for run_id in self.store.adopt_queued():
                 try:
                     run = self.store.run(run_id)
-                    self._enqueue(
-                        run_id,
-                        parse(run.config),
-                        where_to_start(self.store, run)
-                        if run.steps_done or run.parent_run_id
-                        else None,
-                    )
+                    continues = run.steps_done or run.parent_run_id
+                    start = where_to_start(self.store, run) if continues else None
+                    self._enqueue(run_id, parse(run.config), start)
                 except StudioError as problem:
                     self.store.set_status(run_id, RunStatus.FAILED, str(problem))
             return lost
 
     def close(self, timeout: float = 8.0) -> None:
-        """Stop what goes on and wait for it, so that the record ends cleanly. The queue waits for the next server."""
+        """Stop the current run and wait up to `timeout` seconds for it to end.
+
+        Queued runs stay queued in the store; the next server trains them.
+        """
         with self._lock:
             self._closed = True
             waiting, thread = [job.run_id for job in self._queue], self._thread
@@ -362,36 +383,23 @@ class RunManager:
         while True:
             with self._lock:
                 if not self._queue:
-                    self._thread = None  # under the lock: the next start() sees that it must begin a new thread
+                    self._thread = None  # so that the next start() creates a new thread
                     return
                 self._current = job = self._queue.popleft()
             try:
-                job.asked_by.run(
-                    execute,
-                    self.store,
-                    job.run_id,
-                    job.config,
-                    self._train,
-                    job.control,
-                    limit=self._limit,
-                )
+                job.context.run(execute, self.store, job, self._train, limit=self._limit)
             except NotFound:
                 log.warning("run %s was deleted", job.run_id)
-            except (
-                BaseException
-            ) as problem:  # the record could not be written or kept: say so if that is possible now
+            except BaseException as problem:  # execute() could not write to the store
                 log.exception("run %s: its record cannot be written", job.run_id)
-                self._give_up(
-                    job.run_id, f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}"
-                )
+                self._mark_failed(job.run_id, _with_traceback(problem))
             finally:
                 with self._lock:
                     self._current = None
 
-    def _give_up(self, run_id: str, error: str) -> None:
+    def _mark_failed(self, run_id: str, error: str) -> None:
         try:
             self.store.set_status(run_id, RunStatus.FAILED, error)
         except StudioError:
-            self.store.disown(
-                run_id
-            )  # found dead, and marked so, as soon as the file can be written again
+            # recover() marks it as interrupted as soon as the file can be written again.
+            self.store.disown(run_id)

@@ -1,4 +1,7 @@
-"""A run's own log: JSON lines in a file beside the store, a few megabytes at most. Pure ASCII, so no control character gets through."""
+"""The log of one run: JSON lines in a file beside the store, a few megabytes at most.
+
+The text is ASCII, so that a terminal never runs a control character from a completion.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,26 @@ from typing import Any
 
 from grpo_core.types import (
     Checkpointed,
-    Edited,
     Evaluated,
     Event,
+    Intervened,
     ModelLoaded,
     Paused,
     Resumed,
     StepCompleted,
 )
 
-MAX_BYTES, OLD_FILES = 1_000_000, 2
+MAX_BYTES = 1_000_000  # of one file
+OLD_FILES = 2
 MAX_CHARS = 4000  # of one message
 log = logging.getLogger("grpo_studio")
 
 
 class RunLog(logging.Handler):
-    """Writes what happens in a run, one JSON object a line, and what the program itself logs meanwhile. A full disk silences it."""
+    """Writes a run's events and the program's own log messages, one JSON object per line.
+
+    Write errors, such as a full disk, are ignored.
+    """
 
     def __init__(self, path: Path):
         super().__init__(logging.INFO)
@@ -49,16 +56,16 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            trace = (
-                {"traceback": logging.Formatter().formatException(record.exc_info)[-MAX_CHARS:]}
-                if record.exc_info
-                else {}
-            )
-            self.write(record.levelname.lower(), record.getMessage(), trace)
-        except Exception:  # a log line is never worth a run
+            more = {}
+            if record.exc_info:
+                trace = logging.Formatter().formatException(record.exc_info)
+                more["traceback"] = trace[-MAX_CHARS:]
+            self.write(record.levelname.lower(), record.getMessage(), more)
+        except Exception:  # a failing log must not end the run
             self.handleError(record)
 
     def write(self, level: str, what: str, more: Mapping[str, Any] | None = None) -> None:
+        """Append one line; `more` adds further keys to its object."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "level": level,
@@ -68,54 +75,43 @@ class RunLog(logging.Handler):
         self._file.emit(logging.LogRecord("", 0, "", 0, json.dumps(line, default=str), None, None))
 
     def event(self, event: Event) -> None:
+        """Append one line for an event of the run."""
         match event:
             case ModelLoaded(env):
                 self.write("info", "model loaded", {"env": dict(env)})
             case StepCompleted(step, m):
-                self.write(
-                    "info",
-                    f"step {step}",
-                    {
-                        "reward": m.reward_mean,
-                        "kl": m.kl,
-                        "loss": m.loss,
-                        "seconds": m.step_seconds,
-                    },
-                )
+                numbers = {"reward": m.reward_mean, "kl": m.kl, "loss": m.loss}
+                self.write("info", f"step {step}", numbers | {"seconds": m.step_seconds})
             case Evaluated(step, metrics):
-                self.write(
-                    "info",
-                    f"evaluated after step {step}",
-                    {"accuracy": metrics.get("heldout/accuracy")},
-                )
+                accuracy = {"accuracy": metrics.get("heldout/accuracy")}
+                self.write("info", f"evaluated after step {step}", accuracy)
             case Checkpointed():
-                self.write(
-                    "info",
-                    f"checkpoint of step {event.step}",
-                    {k: v for k, v in asdict(event).items() if k != "step"},
-                )
+                saved = asdict(event)
+                self.write("info", f"checkpoint of step {saved.pop('step')}", saved)
             case Paused(reason):
                 self.write("warning", f"paused: {reason}")
             case Resumed():
                 self.write("info", "resumed")
-            case Edited(step, values):
-                self.write("info", f"changed by hand in step {step}", {"values": dict(values)})
+            case Intervened(interventions):
+                for i in interventions:
+                    known = {name: v for name, v in asdict(i).items() if v is not None}
+                    self.write("info", f"a person changed a {i.kind} in step {i.step}", known)
 
 
 def tail(path: Path, lines: int = 200) -> list[dict[str, Any]]:
-    """The newest lines of a log, oldest first; none if there is no log. What is no JSON object is left out."""
+    """The newest entries of a log, oldest first; empty without a log. Invalid lines are skipped."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - lines * 600))
             raw = file.read().decode("ascii", "replace").splitlines()[-lines:]
     except OSError:
         return []
-    found = []
+    entries = []
     for line in raw:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if isinstance(entry, dict):
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries

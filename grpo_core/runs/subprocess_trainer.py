@@ -23,7 +23,8 @@ from typing import Any
 from grpo_core.config import RunConfig
 from grpo_core.errors import StopRequested, StudioError
 from grpo_core.rubric.sandbox.child import kill_all
-from grpo_core.training.control import RunControl, Start, Word
+from grpo_core.training.control import Command, RunControl, Start
+from grpo_core.training.timing import RunTimer
 from grpo_core.types import Checkpointed, Event, Paused
 
 Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
@@ -110,9 +111,9 @@ def apart(train: Train, prepare: Callable[[], None] | None = None) -> Train:
             emit(event)
             line(("held" if isinstance(event, Paused) else "released", ()))
 
-        control.tell = tell
+        control.points.timer = RunTimer(tell)
         try:
-            control.followed_by(line)
+            control.forward_to(line)
             while not isinstance(event := _next(events, child, control), Ended):
                 if isinstance(event, Logged):
                     log.log(event.level, "%s", event.text)
@@ -172,7 +173,7 @@ class _Line:
             0,
         )
 
-    def __call__(self, word: Word) -> None:
+    def __call__(self, word: Command) -> None:
         try:
             if word[0] == "edit_reward":
                 self._ask(word)
@@ -189,7 +190,7 @@ class _Line:
         with self._sending:
             self._here.send(message)
 
-    def _ask(self, word: Word) -> None:
+    def _ask(self, word: Command) -> None:
         with self._asking:
             self._asked += 1
             self._send((*word, self._asked))
@@ -300,7 +301,7 @@ def _listen(there: Connection, control: RunControl, recorded: threading.Semaphor
         if name == "recorded":
             recorded.release()
         elif name in ("held", "released"):
-            control.tell.stand_still() if name == "held" else control.tell.go_on()
+            control.points.timer.pause() if name == "held" else control.points.timer.resume()
         elif name == "edit_reward":
             refused = ""
             try:

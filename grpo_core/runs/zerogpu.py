@@ -22,8 +22,8 @@ from grpo_core.config import RunConfig, parse
 from grpo_core.errors import FieldProblem, InvalidConfig, StopRequested, StudioError
 from grpo_core.models.device import DEVICE_VARIABLE
 from grpo_core.training.control import RunControl, Start
-from grpo_core.training.timing import Clock
-from grpo_core.types import Checkpointed, Edited, Event, ModelLoaded, Paused, Resumed
+from grpo_core.training.timing import RunTimer
+from grpo_core.types import Checkpointed, Event, Intervened, ModelLoaded, Paused, Resumed
 
 Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
 VARIABLE = "GRPO_LEASE_SECONDS"
@@ -138,8 +138,8 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
     lend = gpu(duration=seconds)(in_lease)
 
     def train_leased(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
-        control.tell, control.apart = Clock(emit), APART
-        if control.has_breakpoints:
+        control.points.timer, control.refusal = RunTimer(emit), APART
+        if control.breakpoints:
             raise StudioError(APART)
         start = control.start or Start()
         with tempfile.TemporaryDirectory(prefix="grpo-lease-") as folder:
@@ -157,8 +157,8 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
                         f"The GPU's lease of {seconds} s is over. Saved after step {start.step} of {config.train.steps}: press Resume for the next lease."
                     )
                 if end.how == "waits":
-                    control.hold(end.text)
-                control.check_interrupt()  # a pause: the GPU is given back until somebody says Resume
+                    control.points.hold(end.text)
+                control.points.check_interrupt()  # a pause: the GPU is given back until somebody says Resume
 
     return train_leased
 
@@ -172,8 +172,8 @@ def _one_lease(
     seconds: int,
 ) -> tuple[Start, Ended]:
     """Pass on what a lease says and tell it what people say. Returns where the next would start, and how this one ended."""
-    edits = {step: dict(values) for step, values in start.edits.items()}
-    began, told = time.monotonic(), control.said()
+    made = start.interventions
+    began, told = time.monotonic(), control.message()
     _write(post, told)
     events = lend(config, control.folder, start, str(post))
     while True:
@@ -188,12 +188,12 @@ def _one_lease(
         if isinstance(event, Ended):
             for _ in events:  # to its end, so that the GPU is given back
                 pass
-            return replace(start, edits=edits), event
+            return replace(start, interventions=made), event
         match event:
             case None:
                 pass
             case ModelLoaded(env=env):
-                control.tell(
+                control.points.emit(
                     ModelLoaded(
                         {
                             **env,
@@ -203,12 +203,12 @@ def _one_lease(
                     )
                 )
             case _:
-                control.tell(event)
+                control.points.emit(event)
         if isinstance(event, Checkpointed):
-            start = Start(event.step, Path(event.path), event.sha256, edits)
-        elif isinstance(event, Edited):
-            edits.setdefault(event.step, {}).update(event.values)
-        if (now := control.said()) != told:
+            start = Start(event.step, Path(event.path), event.sha256, made)
+        elif isinstance(event, Intervened):
+            made += event.interventions
+        if (now := control.message()) != told:
             _write(post, told := now)
 
 
@@ -250,7 +250,7 @@ def _inside(
                 event: Event | Ended | None = said.get(timeout=BEAT_SECONDS)
             except Empty:
                 event = None
-            control.hear(json.loads(post.read_text("utf-8")))
+            control.obey(json.loads(post.read_text("utf-8")))
             if not over and time.monotonic() > deadline:
                 over = True
                 control.stop()

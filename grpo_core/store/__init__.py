@@ -1,4 +1,7 @@
-"""The record of every run: one SQLite file, one writing connection, many reading ones. The only place with SQL."""
+"""The record of every run.
+
+One SQLite file, one writing connection, many reading ones. The only place with SQL.
+"""
 
 from grpo_core.store.export import (
     export_config_json,
@@ -17,6 +20,7 @@ from grpo_core.store.rows import (
     RolloutPage,
     RolloutRow,
     RunRow,
+    ScoredRow,
     TokenRow,
     VerdictCounts,
 )
@@ -32,6 +36,7 @@ __all__ = [
     "RolloutPage",
     "RolloutRow",
     "RunRow",
+    "ScoredRow",
     "Store",
     "TokenRow",
     "VerdictCounts",

@@ -1,4 +1,7 @@
-"""The two kinds of connection to a file: one that writes, at most one in the world, and many that only read."""
+"""The two kinds of connection to a file.
+
+One that writes, at most one in the world, and many that only read.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from grpo_core.errors import StoreBusy, StoreError, StoreFull
 IDLE_SECONDS = 10.0  # how long a reading connection is kept that nobody needs
 LOCK_SECONDS = 1.0  # how long a short write (a rename, a delete) of another process is waited for
 
-# FULL: a step that was said to be recorded survives a power cut, not only a crash. It costs 4 ms once a step.
+# FULL: a step that was said to be recorded survives a power cut, not only a crash. It costs 4 ms
+# once a step.
 # auto_vacuum works only if it comes before the first table, and even before WAL.
 # journal_size_limit: after a burst (deleting a large run) the log does not stay large.
 SETTINGS = """
@@ -34,8 +38,12 @@ SETTINGS = """
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """mode: "ro" can neither write nor checkpoint; "rw" never creates, so a deleted file is noticed."""
-    # isolation_level None: transactions are ours, begun IMMEDIATE. Python's implicit ones begin deferred and can then
+    """mode.
+
+    "ro" can neither write nor checkpoint; "rw" never creates, so a deleted file is noticed.
+    """
+    # isolation_level None: transactions are ours, begun IMMEDIATE. Python's implicit ones begin
+    # deferred and can then
     # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
     return sqlite3.connect(
         f"{path.as_uri()}?mode={mode}",
@@ -71,7 +79,10 @@ def explain(path: Path, error: Exception) -> StoreError:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Errors of file, disk and locks become a StoreError. Wrong SQL and broken constraints stay what they are: our mistakes."""
+    """Errors of file, disk and locks become a StoreError.
+
+    Wrong SQL and broken constraints stay what they are: our mistakes.
+    """
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -84,10 +95,13 @@ def explained(path: Path) -> Iterator[None]:
 
 
 class Writer:
-    """The writing connection to a file, shared by everybody in this process, open only while somebody holds it.
+    """The writing connection to a file, shared by everybody in this process, open only while
+    somebody holds it.
 
-    One for each file and process: SQLite before 3.51.3 can corrupt a WAL with two. Between processes, a lock file keeps the
-    order: the system frees it when its holder dies, however that happens. So whoever gets it knows that nobody else runs anything.
+    One for each file and process: SQLite before 3.51.3 can corrupt a WAL with two. Between
+    processes, a lock file keeps the
+    order: the system frees it when its holder dies, however that happens. So whoever gets it knows
+    that nobody else runs anything.
     """
 
     _of_file: ClassVar[WeakValueDictionary[Path, Writer]] = WeakValueDictionary()
@@ -112,7 +126,8 @@ class Writer:
         self._holders = 0
         self._inode = 0
         self._mutex = threading.RLock()
-        # Not thread-local: a hold may be taken by the thread that starts a run and released by the one that ends it.
+        # Not thread-local: a hold may be taken by the thread that starts a run and released by the
+        # one that ends it.
         self._lock = FileLock(f"{path}.lock", thread_local=False)
 
     def hold(self, wait_seconds: float) -> None:
@@ -142,7 +157,10 @@ class Writer:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, one thread at a time. Inside another one it is part of that one. Somebody must hold the file."""
+        """All or nothing, one thread at a time.
+
+        Inside another one it is part of that one. Somebody must hold the file.
+        """
         with self._mutex, explained(self.path):
             connection = self.connection
             assert connection is not None, "transaction() outside of store.writing()"
@@ -162,7 +180,9 @@ class Writer:
                 raise
 
     def shrink(self) -> None:
-        """Gives free pages back to the disk, a few megabytes at a time, so that a run that goes on meanwhile waits for moments only."""
+        """Gives free pages back to the disk, a few megabytes at a time, so that a run that goes on
+        meanwhile waits for moments only.
+        """
         with explained(self.path):
             free, before = self._free_pages(), -1
             while free not in (
@@ -170,11 +190,13 @@ class Writer:
                 before,
             ):  # the same as before: a file made elsewhere, without auto_vacuum
                 with self._mutex:
-                    # A script, because execute() stops after the first page of them, and then syncs once a page.
+                    # A script, because execute() stops after the first page of them, and then syncs
+                    # once a page.
                     self.connection.executescript("PRAGMA incremental_vacuum(2000)")
                 free, before = self._free_pages(), free
             with self._mutex:
-                # The file itself gets shorter only here. Readers may be in the way: then the next checkpoint does it.
+                # The file itself gets shorter only here. Readers may be in the way: then the next
+                # checkpoint does it.
                 self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _free_pages(self) -> int:
@@ -201,14 +223,18 @@ class Writer:
             raise
 
     def _check_still_there(self) -> None:
-        """Writing to a file that was deleted works, and is lost: the one write failure that SQLite does not report."""
+        """Writing to a file that was deleted works, and is lost.
+
+        The one write failure that SQLite does not report.
+        """
         try:
             same = os.stat(self.path).st_ino == self._inode
         except FileNotFoundError:
             same = False
         if not same:
             raise StoreError(
-                f"--db {str(self.path)!r} was deleted or replaced while it was in use. Put it back, or restart with another --db."
+                f"--db {str(self.path)!r} was deleted or replaced while it was in use. Put it "
+                "back, or restart with another --db."
             )
 
     def _close(self) -> None:
@@ -221,7 +247,10 @@ class Writer:
 
 
 class Readers:
-    """Read-only connections, each lent to one thread at a time: as many as are needed at once, and those that nobody needs any longer are closed."""
+    """Read-only connections, each lent to one thread at a time.
+
+    As many as are needed at once, and those that nobody needs any longer are closed.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -230,7 +259,10 @@ class Readers:
         )  # with the time of their last use, the latest on the right
 
     def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """Every row at once: a half-read result would hold back the checkpoints, and the log would grow."""
+        """Every row at once.
+
+        A half-read result would hold back the checkpoints, and the log would grow.
+        """
         with explained(self._path):
             try:
                 connection, _ = self._idle.pop()
@@ -260,5 +292,8 @@ class Readers:
 
 
 def file_bytes(path: Path) -> int:
-    """What the file and its log take on the disk. By stat: opening and closing the file would drop SQLite's locks on it."""
+    """What the file and its log take on the disk.
+
+    By stat: opening and closing the file would drop SQLite's locks on it.
+    """
     return sum(os.stat(p).st_size for p in (f"{path}", f"{path}-wal") if os.path.exists(p))

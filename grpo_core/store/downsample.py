@@ -10,9 +10,11 @@ Row = TypeVar("Row")
 
 
 def min_max(rows: Sequence[Row], values: Sequence[float | None], limit: int) -> list[Row]:
-    """The rows in which `values` is lowest and highest of each stretch, in order, with the first and the last row; at most `limit` of them.
+    """The rows in which `values` is lowest and highest of each stretch, in order, with the first
+    and the last row; at most `limit` of them.
 
-    Where nothing is known in a stretch its first row stays, so that a gap stays a gap. Fewer rows than the limit are all kept.
+    Where nothing is known in a stretch its first row stays, so that a gap stays a gap. Fewer rows
+    than the limit are all kept.
     """
     if len(rows) <= limit:
         return list(rows)
@@ -30,9 +32,11 @@ def min_max(rows: Sequence[Row], values: Sequence[float | None], limit: int) -> 
 
 
 def stride(first: int, last: int, max_points: int) -> int:
-    """The smallest power of two such that every stride-th step from `first`, and `last`, are at most `max_points`.
+    """The smallest power of two such that every stride-th step from `first`, and `last`, are at
+    most `max_points`.
 
-    Anchored at the first step and doubling: as a run grows, drawn points are dropped or stay, but never move.
+    Anchored at the first step and doubling: as a run grows, drawn points are dropped or stay, but
+    never move.
     """
     every, span = 1, last - first
     while span // every + 1 + (span % every > 0) > max(2, max_points):

@@ -1,4 +1,7 @@
-"""Rows -> files for other programs. Streamed: no more than a few hundred groups or steps are in memory at a time."""
+"""Rows -> files for other programs.
+
+Streamed: no more than a few hundred groups or steps are in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ ROW_GROUP = 10_000  # rollouts in memory at a time for Parquet
 
 
 def export_metrics_csv(store: Store, run_id: str, out: TextIO) -> None:
-    """One row a step: every field of StepMetrics, then the open metrics by name. An empty cell was not measurable.
+    """One row a step: every field of StepMetrics, then the open metrics by name. An empty cell was
+    not measurable.
 
     Step 0 is there if something was measured before the first step. Open `out` with newline="".
     """
@@ -35,14 +39,20 @@ def export_metrics_csv(store: Store, run_id: str, out: TextIO) -> None:
 
 
 def export_rollouts_jsonl(store: Store, run_id: str, out: TextIO) -> None:
-    """One rollout a line, in order of step, group and position. Pure ASCII: no terminal code and no odd line break gets through."""
+    """One rollout a line, in order of step, group and position.
+
+    Pure ASCII: no terminal code and no odd line break gets through.
+    """
     encode = json.JSONEncoder(allow_nan=False).encode
     for row in _rollouts(store, run_id):
         out.write(encode(row) + "\n")
 
 
 def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -> int:
-    """A selection of rollouts, newest first, in the lines of the JSON Lines export. Returns how many."""
+    """A selection of rollouts, newest first, in the lines of the JSON Lines export.
+
+    Returns how many.
+    """
     encode, n = json.JSONEncoder(allow_nan=False).encode, 0
     for group, rollout in store.iter_found(run_id, wanted):
         out.write(
@@ -59,7 +69,10 @@ def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -
 
 
 def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None:
-    """The rows of the JSON Lines export as typed columns; `scores` is a JSON text. Complete or not there: written aside, then renamed."""
+    """The rows of the JSON Lines export as typed columns.
+
+    `scores` is a JSON text. Complete or not there: written aside, then renamed.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -133,9 +146,13 @@ def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[st
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers, negative ones too, stay numbers."""
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    Numbers, negative ones too, stay numbers.
+    """
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_SIGNS) else value
 
 
-# The ASCII signs, the blanks that spreadsheets skip before one, and the full-width forms that East Asian ones accept.
+# The ASCII signs, the blanks that spreadsheets skip before one, and the full-width forms that East
+# Asian ones accept.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")

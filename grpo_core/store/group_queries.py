@@ -1,4 +1,7 @@
-"""Questions about groups, their rollouts and tokens. Read-only and short; every answer comes whole."""
+"""Questions about groups, their rollouts and tokens.
+
+Read-only and short; every answer comes whole.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from grpo_core.store.rows import (
     GroupSummary,
     RolloutPage,
     RolloutRow,
+    ScoredRow,
     TokenRow,
     VerdictCounts,
 )
@@ -28,7 +32,8 @@ from grpo_core.store.rows import (
 EXCERPT = 200  # characters of a completion in a list of groups
 MAX_PAGE = 1000
 
-# What a list of groups can be sorted by. A table, because a column name cannot be a parameter of a query. What is not known comes last.
+# What a list of groups can be sorted by. A table, because a column name cannot be a parameter of a
+# query. What is not known comes last.
 SORTS = {
     "step": "g.step {}",
     "position": "g.position {}",
@@ -70,7 +75,8 @@ class GroupQueries:
             rows = []
         if not rows:
             raise NotFound(
-                f"group {text(group_id)!r:.80} is not in the store. Its run may have been deleted; choose another group."
+                f"group {text(group_id)!r:.80} is not in the store. Its run may have been "
+                "deleted; choose another group."
             )
         return self._with_rollouts(rows)[0]
 
@@ -85,20 +91,22 @@ class GroupQueries:
 
     def scored(
         self, run_id: str, step_from: int = 0, step_to: int | None = None
-    ) -> list[tuple[Any, ...]]:
-        """All rollouts of a run as numbers, in order: (step, group id, position of the group, prompt id, prompt, rollout id, position, scores as JSON,
-        reward, advantage, edited, tokens, finish reason). No texts of completions: those are what makes a run large."""
+    ) -> list[ScoredRow]:
+        """All rollouts of a run as numbers, in order. Their texts would make the answer large."""
         rows = self._readers.all(
-            "SELECT g.step, g.id, g.position, g.prompt_id, g.prompt, r.id, r.position, r.scores, r.reward, r.advantage, r.edited, r.num_tokens, r.finish_reason "
-            "FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ? AND g.step BETWEEN ? AND ? ORDER BY g.step, g.position, r.position",
+            "SELECT g.step, g.id, g.position, g.prompt_id, g.prompt, r.id, r.position, r.scores, "
+            "r.reward, r.advantage, r.edited, r.num_tokens, r.finish_reason "
+            "FROM groups g JOIN rollouts r ON r.group_id = g.id "
+            "WHERE g.run_id = ? AND g.step BETWEEN ? AND ? ORDER BY g.step, g.position, r.position",
             (text(run_id), integer(step_from), integer(2**62 if step_to is None else step_to)),
         )
-        return [tuple(row) for row in rows]
+        return [ScoredRow._make(row) for row in rows]
 
     def token_row(self, rollout_id: int) -> TokenRow | None:
         """The tokens of a rollout with what was recorded of each; None where nothing was."""
         rows = self._readers.all(
-            "SELECT t.*, g.run_id FROM token_records t JOIN rollouts r ON r.id = t.rollout_id JOIN groups g ON g.id = r.group_id "
+            "SELECT t.*, g.run_id FROM token_records t JOIN rollouts r ON r.id = t.rollout_id "
+            "JOIN groups g ON g.id = r.group_id "
             "WHERE t.rollout_id = ?",
             (integer(rollout_id),),
         )
@@ -112,7 +120,8 @@ class GroupQueries:
             pieces |= {
                 r["token_id"]: r["piece"]
                 for r in self._in(
-                    "SELECT token_id, piece FROM token_pieces WHERE run_id = ? AND token_id IN ({})",
+                    "SELECT token_id, piece FROM token_pieces WHERE run_id = ? AND token_id IN "
+                    "({})",
                     part,
                     row["run_id"],
                 )
@@ -128,7 +137,8 @@ class GroupQueries:
     def visits(self, run_id: str, prompt_id: str, limit: int = 200) -> list[GroupRow]:
         """Every time a run came upon a prompt, in order of steps; the last `limit` of them."""
         rows = self._readers.all(
-            "SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step DESC, position DESC LIMIT ?",
+            "SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step DESC, "
+            "position DESC LIMIT ?",
             (text(prompt_id), text(run_id), limit),
         )
         return self._with_rollouts(rows[::-1])
@@ -159,12 +169,15 @@ class GroupQueries:
     def iter_found(
         self, run_id: str, wanted: Wanted, most: int = 100_000, chunk: int = 500
     ) -> Iterator[tuple[GroupRow, RolloutRow]]:
-        """The newest `most` rollouts that meet every condition, whole, each with its group, a few hundred in memory at a time."""
+        """The newest `most` rollouts that meet every condition, whole, each with its group, a few
+        hundred in memory at a time.
+        """
         ids = rollouts.ids_of(self._readers, self._writer, run_id, wanted, most)
         for start in range(0, len(ids), chunk):
             part = set(ids[start : start + chunk])
             groups = self._in(
-                "SELECT * FROM groups WHERE id IN (SELECT group_id FROM rollouts WHERE id IN ({})) ORDER BY step DESC, position",
+                "SELECT * FROM groups WHERE id IN (SELECT group_id FROM rollouts WHERE id IN "
+                "({})) ORDER BY step DESC, position",
                 list(part),
             )
             for group in self._with_rollouts(groups):
@@ -172,13 +185,17 @@ class GroupQueries:
 
     def verdict_counts(self, run_id: str) -> dict[str, int]:
         rows = self._readers.all(
-            "SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER BY verdict",
+            "SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER "
+            "BY verdict",
             (text(run_id),),
         )
         return {row["verdict"]: row["n"] for row in rows}
 
     def verdict_series(self, run_id: str, max_points: int = 300) -> list[VerdictCounts]:
-        """How many groups of each verdict, for spans of steps of equal length, in order; a span is one step while the run is short."""
+        """How many groups of each verdict, for spans of steps of equal length, in order.
+
+        A span is one step while the run is short.
+        """
         run_id = text(run_id)
         first, last = self._readers.all(
             "SELECT MIN(step), MAX(step) FROM groups WHERE run_id = ?", (run_id,)
@@ -188,7 +205,8 @@ class GroupQueries:
         every = stride(first, last, max_points)
         spans: dict[int, dict[str, int]] = {}
         for at, verdict, n in self._readers.all(
-            "SELECT (step - ?) / ? AS at, verdict, COUNT(*) FROM groups WHERE run_id = ? GROUP BY at, verdict "
+            "SELECT (step - ?) / ? AS at, verdict, COUNT(*) FROM groups WHERE run_id = ? GROUP "
+            "BY at, verdict "
             "ORDER BY at",
             (first, every, run_id),
         ):
@@ -213,10 +231,14 @@ class GroupQueries:
         limit: int = 50,
         offset: int = 0,
     ) -> GroupPage:
-        """One page of the groups that meet every condition. reward_*: of the group's mean; bounds are included; `search`: see search.py."""
+        """One page of the groups that meet every condition.
+
+        Reward_*: of the group's mean; bounds are included; `search`: see search.py.
+        """
         if sort not in SORTS:
             raise StudioError(
-                f"sort = {str(sort)!r:.80}: groups are not sorted by that. Known: {', '.join(SORTS)}."
+                f"sort = {str(sort)!r:.80}: groups are not sorted by that. Known: "
+                f"{', '.join(SORTS)}."
             )
         where, values = ["g.run_id = ?"], [text(run_id)]
         for sql, value in (
@@ -268,7 +290,8 @@ class GroupQueries:
     def _summaries(self, group_ids: list[int]) -> list[GroupSummary]:
         rollouts: dict[int, list[sqlite3.Row]] = {group_id: [] for group_id in group_ids}
         for row in self._in(
-            "SELECT group_id, reward, substr(text, 1, ?) AS text FROM rollouts WHERE group_id IN ({}) ORDER BY group_id, position",
+            "SELECT group_id, reward, substr(text, 1, ?) AS text FROM rollouts WHERE group_id IN "
+            "({}) ORDER BY group_id, position",
             group_ids,
             EXCERPT + 1,
         ):
@@ -276,7 +299,8 @@ class GroupQueries:
         groups = {
             row["id"]: row
             for row in self._in(
-                "SELECT id, step, position, prompt, answer, reward_mean, reward_std, verdict FROM groups WHERE id IN ({})",
+                "SELECT id, step, position, prompt, answer, reward_mean, reward_std, verdict "
+                "FROM groups WHERE id IN ({})",
                 group_ids,
             )
         }
@@ -303,10 +327,14 @@ class GroupQueries:
         return self._readers.all(sql.format(", ".join("?" * len(ids))), (*before, *ids))
 
     def iter_groups(self, run_id: str, chunk: int = 200) -> Iterator[GroupRow]:
-        """Every group of a run with its rollouts, in order, a few hundred in memory at a time. Each chunk is a read of its own."""
+        """Every group of a run with its rollouts, in order, a few hundred in memory at a time.
+
+        Each chunk is a read of its own.
+        """
         step, position = -1, -1
         while rows := self._readers.all(
-            "SELECT * FROM groups WHERE run_id = ? AND (step, position) > (?, ?) ORDER BY step, position LIMIT ?",
+            "SELECT * FROM groups WHERE run_id = ? AND (step, position) > (?, ?) ORDER BY step, "
+            "position LIMIT ?",
             (text(run_id), step, position, chunk),
         ):
             yield from self._with_rollouts(rows)

@@ -1,4 +1,7 @@
-"""What LLM judges said, so that the same question to the same judge is paid for once. A file of its own beside the prompts' cache."""
+"""What LLM judges said, so that the same question to the same judge is paid for once.
+
+A file of its own beside the prompts' cache.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ class Judgements:
             "PRAGMA journal_mode = TRUNCATE"
         )  # the server and its runs write here, each in a process of its own: no WAL for that
         self._conn.execute(
-            "CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, score REAL NOT NULL, reason TEXT NOT NULL, tokens INTEGER NOT NULL, "
+            "CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, score REAL NOT NULL, "
+            "reason TEXT NOT NULL, tokens INTEGER NOT NULL, "
             "seconds REAL NOT NULL, created_at REAL NOT NULL) STRICT"
         )
 

@@ -1,4 +1,7 @@
-"""Questions about runs, their numbers, alerts and checkpoints; those about groups: group_queries.py. Read-only and short; every answer comes whole."""
+"""Questions about runs, their numbers, alerts and checkpoints.
+
+Those about groups: group_queries.py. Read-only and short; every answer comes whole.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from grpo_core.store.downsample import min_max, stride
 from grpo_core.store.group_queries import GroupQueries
 from grpo_core.store.plain import integer, text
 from grpo_core.store.rows import CheckpointRow, Cursor, RunRow
-from grpo_core.types import STEP_METRICS, Notice, Phase, RunStatus
+from grpo_core.types import STEP_METRICS, Intervention, Notice, Phase, RunStatus
 
 
 class Queries(GroupQueries):
@@ -21,10 +24,14 @@ class Queries(GroupQueries):
 
     path: Path
 
-    # ---- runs ----------------------------------------------------------------------------------------------------------
+    # ---- runs
+    # ----------------------------------------------------------------------------------------------------------
 
     def cursor(self, run_id: str) -> Cursor:
-        """The change token of a run, for a poll: if it equals the last one, nothing needs to be drawn. NotFound."""
+        """The change token of a run, for a poll.
+
+        If it equals the last one, nothing needs to be drawn. NotFound.
+        """
         rows = self._readers.all("SELECT revision, status FROM runs WHERE id = ?", (text(run_id),))
         if not rows:
             raise no_run(run_id)
@@ -55,10 +62,14 @@ class Queries(GroupQueries):
         ]
         return [line for line in found if line != "ok"]
 
-    # ---- numbers -------------------------------------------------------------------------------------------------------
+    # ---- numbers
+    # -------------------------------------------------------------------------------------------------------
 
     def steps(self, run_id: str, max_points: int = 1000) -> list[dict[str, Any]]:
-        """One dict a step: "step" and every field of StepMetrics. More than `max_points` are thinned, see `stride`."""
+        """One dict a step.
+
+        "step" and every field of StepMetrics. More than `max_points` are thinned, see `stride`.
+        """
         run_id = text(run_id)
         first, last = self._readers.all(
             "SELECT (SELECT MIN(step) FROM steps WHERE run_id = :run), "
@@ -80,7 +91,9 @@ class Queries(GroupQueries):
     def steps_with_spikes(
         self, run_id: str, columns: Sequence[str], max_points: int
     ) -> list[dict[str, Any]]:
-        """Like steps, but of a run too long for `max_points` the rows in which one of `columns` is lowest or highest of its stretch: no spike is lost."""
+        """Like steps, but of a run too long for `max_points` the rows in which one of `columns` is
+        lowest or highest of its stretch: no spike is lost.
+        """
         assert set(columns) <= set(STEP_METRICS)
         rows = self._readers.all(
             f"SELECT step, {', '.join(columns)} FROM steps WHERE run_id = ? ORDER BY step",
@@ -94,7 +107,8 @@ class Queries(GroupQueries):
             for row in min_max(rows, [row[n] for row in rows], max_points // len(columns))
         }
         rows = self._readers.all(
-            f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step IN (SELECT value FROM json_each(?)) ORDER BY step",
+            f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step IN "
+            "(SELECT value FROM json_each(?)) ORDER BY step",
             (text(run_id), json.dumps(sorted(kept))),
         )
         return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]
@@ -112,19 +126,24 @@ class Queries(GroupQueries):
     def steps_between(self, run_id: str, first: int, last: int) -> list[dict[str, Any]]:
         """The rows of `steps` from first to last, bounds included, none left out."""
         rows = self._readers.all(
-            f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step BETWEEN ? AND ? ORDER BY step",
+            f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step "
+            "BETWEEN ? AND ? ORDER BY step",
             (text(run_id), integer(first), integer(last)),
         )
         return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]
 
     def metric_names(self, run_id: str) -> list[str]:
-        """The names of the open metrics of a run, sorted. Hops through the index from name to name, not over every value."""
+        """The names of the open metrics of a run, sorted.
+
+        Hops through the index from name to name, not over every value.
+        """
         rows = self._readers.all(
             """
             WITH RECURSIVE names(name) AS (
               SELECT MIN(name) FROM metrics WHERE run_id = :run
               UNION ALL
-              SELECT (SELECT MIN(m.name) FROM metrics m WHERE m.run_id = :run AND m.name > names.name) FROM names WHERE name NOT NULL)
+              SELECT (SELECT MIN(m.name) FROM metrics m WHERE m.run_id = :run AND m.name >
+              names.name) FROM names WHERE name NOT NULL)
             SELECT name FROM names WHERE name NOT NULL""",
             {"run": text(run_id)},
         )
@@ -133,7 +152,10 @@ class Queries(GroupQueries):
     def metrics(
         self, run_id: str, names: Sequence[str] | None = None, max_points: int = 1000
     ) -> dict[str, list[tuple[int, float | None]]]:
-        """Name -> its (step, value) in order, thinned like steps. A name without values has an empty list."""
+        """Name -> its (step, value) in order, thinned like steps.
+
+        A name without values has an empty list.
+        """
         names = self.metric_names(run_id) if names is None else names
         return {name: self._metric(text(run_id), text(name), max_points) for name in names}
 
@@ -153,12 +175,16 @@ class Queries(GroupQueries):
     def iter_numbers(
         self, run_id: str, names: Sequence[str], chunk: int = 1000
     ) -> Iterator[tuple[int, list[float | None]]]:
-        """Every step in order with all its numbers: the fields of StepMetrics, then the open metrics `names`."""
+        """Every step in order with all its numbers.
+
+        The fields of StepMetrics, then the open metrics `names`.
+        """
         run_id, after = text(run_id), -1
         while True:
             empty: list[float | None] = [None] * (len(STEP_METRICS) + len(names))
             steps = self._readers.all(
-                "SELECT step FROM (SELECT step FROM steps WHERE run_id = :run UNION SELECT step FROM metrics "
+                "SELECT step FROM (SELECT step FROM steps WHERE run_id = :run UNION SELECT step "
+                "FROM metrics "
                 "WHERE run_id = :run) WHERE step > :after ORDER BY step LIMIT :chunk",
                 {"run": run_id, "after": after, "chunk": chunk},
             )
@@ -167,20 +193,23 @@ class Queries(GroupQueries):
             table = {row["step"]: empty.copy() for row in steps}
             span = (run_id, after + 1, steps[-1]["step"])
             for row in self._readers.all(
-                f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step BETWEEN ? AND ?",
+                f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step "
+                "BETWEEN ? AND ?",
                 span,
             ):
                 table[row["step"]][: len(STEP_METRICS)] = row[1:]
             for column, name in enumerate(names, len(STEP_METRICS)):
                 for step, value in self._readers.all(
-                    "SELECT step, value FROM metrics WHERE run_id = ? AND step BETWEEN ? AND ? AND name = ?",
+                    "SELECT step, value FROM metrics WHERE run_id = ? AND step BETWEEN ? AND ? "
+                    "AND name = ?",
                     (*span, name),
                 ):
                     table[step][column] = value
             yield from table.items()
             after = steps[-1]["step"]
 
-    # ---- alerts --------------------------------------------------------------------------------------------------------
+    # ---- alerts
+    # --------------------------------------------------------------------------------------------------------
 
     def alerts(self, run_id: str) -> list[Notice]:
         """What the advisor wrote down of a run and nobody dismissed, worst first as it was written."""
@@ -218,24 +247,25 @@ class Queries(GroupQueries):
         )
         return (rows[0]["step"], rows[0]["position"]) if rows else None
 
-    def edits(self, run_id: str) -> dict[int, dict[str, float]]:
-        """Step -> what a person changed from it on, or in it; see types.Edited."""
-        found: dict[int, dict[str, float]] = {}
-        # A range, not LIKE: the index on names serves it.
-        for row in self._readers.all(
-            "SELECT step, name, value FROM metrics WHERE run_id = ? AND (name >= 'knob/' AND name < 'knob0' OR "
-            "name >= 'edit/' AND name < 'edit0') AND value NOT NULL ORDER BY step",
+    def interventions(self, run_id: str) -> list[Intervention]:
+        """What people did to a run, in order of steps."""
+        rows = self._readers.all(
+            "SELECT step, kind, value, field, group_position, rollout_position FROM interventions "
+            "WHERE run_id = ? ORDER BY step, id",
             (text(run_id),),
-        ):
-            found.setdefault(row["step"], {})[row["name"]] = row["value"]
-        return found
+        )
+        return [Intervention(*row) for row in rows]
 
     def edited(self, run_id: str, step: int) -> tuple[tuple[int, float | None], ...]:
-        """Rollout and reward, wherever a person gave it in this step. Groups are written anew with the same ids, so this tells them apart."""
+        """Rollout and reward, wherever a person gave it in this step.
+
+        Groups are written anew with the same ids, so this tells them apart.
+        """
         return tuple(
             (row["id"], row["reward"])
             for row in self._readers.all(
-                "SELECT r.id, r.reward FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ? AND g.step = ? AND r.edited ORDER BY r.id",
+                "SELECT r.id, r.reward FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE "
+                "g.run_id = ? AND g.step = ? AND r.edited ORDER BY r.id",
                 (text(run_id), integer(step)),
             )
         )
@@ -254,7 +284,8 @@ class Queries(GroupQueries):
 
 def no_run(run_id: str) -> NotFound:
     return NotFound(
-        f"run {text(run_id)!r:.80} is not in the store. It may have been deleted; choose another run."
+        f"run {text(run_id)!r:.80} is not in the store. It may have been deleted; choose another "
+        "run."
     )
 
 

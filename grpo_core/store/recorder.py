@@ -1,46 +1,49 @@
-"""Events -> rows. One event is one thought is one transaction; a write that fails raises, because the record is the product."""
+"""Events -> rows. Each event is written in one transaction; a write that fails raises."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from grpo_core.errors import NotFound
 from grpo_core.store import search
-from grpo_core.store.plain import number, text, to_json
+from grpo_core.store.plain import finite_or_none, text, to_json
 from grpo_core.store.schema import SUMMARY
 from grpo_core.store.store import Store
 from grpo_core.types import (
     STEP_METRICS,
     Checkpointed,
-    Edited,
     Evaluated,
     Event,
     Group,
     GroupsScored,
+    Intervened,
+    Intervention,
     ModelLoaded,
     Noticed,
     Paused,
     Phase,
     PhaseStarted,
     Resumed,
+    Rollout,
     RunStatus,
     StepCompleted,
     StepTokens,
 )
 
-PHASE_SECONDS = (
-    0.2  # phases can change far more often than anybody looks; each write costs a sync to disk
-)
+# Phases can change many times a second, and each write costs a sync to disk.
+PHASE_SECONDS = 0.2
 
 
 class Recorder:
-    """Writes what a trainer says about one run. Holds the file for the life of the `with` block.
+    """Writes the events of one run. Holds the file for the life of the `with` block.
 
-    What is said again (a resumed run repeats the steps after its checkpoint) replaces what was said before.
+    An event that comes again replaces the earlier one: a resumed run repeats the steps after its
+    checkpoint.
     """
 
     def __init__(self, store: Store, run_id: str):
@@ -61,80 +64,99 @@ class Recorder:
     def __call__(self, event: Event) -> None:
         if isinstance(event, PhaseStarted):
             self._phase = event
-            at_once = event.phase in (
-                Phase.LOADING,
-                Phase.EVALUATING,
-            )  # they last: the next write may be far away
-            if not at_once and time.monotonic() - self._written_at < PHASE_SECONDS:
+            # These phases last: the next write may be far away.
+            lasts = event.phase in (Phase.LOADING, Phase.EVALUATING)
+            if not lasts and time.monotonic() - self._written_at < PHASE_SECONDS:
                 return
         with self.store.writing() as writer, writer.transaction() as db:
             self._touch(db, changed=True)
-            match event:
-                case ModelLoaded(env):
-                    db.execute("UPDATE runs SET env = ? WHERE id = ?", (to_json(env), self.run_id))
-                    # Only forward: a run that was paused or stopped while it loaded stays so.
-                    db.execute(
-                        "UPDATE runs SET status = ?, started_at = COALESCE(started_at, heartbeat_at) WHERE id = ? AND status IN (?, ?)",
-                        (RunStatus.RUNNING, self.run_id, RunStatus.QUEUED, RunStatus.LOADING),
-                    )
-                case GroupsScored(step, groups):
-                    if db.execute(
-                        "DELETE FROM groups WHERE run_id = ? AND step = ?", (self.run_id, step)
-                    ).rowcount:
-                        search.forget(db)
-                    for position, group in enumerate(groups):
-                        self._insert_group(db, step, position, group)
-                case StepCompleted(step, metrics, extra, tokens):
-                    values = [number(getattr(metrics, name)) for name in STEP_METRICS]
-                    db.execute(_INSERT_STEP, (self.run_id, step, *values))
-                    self._insert_metrics(db, step, extra)
-                    if tokens:
-                        self._insert_tokens(db, step, tokens)
-                case Evaluated(step, metrics):
-                    self._insert_metrics(db, step, metrics)
-                case Edited(step, values):
-                    self._insert_metrics(db, step, values)
-                case Checkpointed(step, path, num_bytes, sha256, dropped):
-                    db.execute(
-                        "INSERT OR REPLACE INTO checkpoints (run_id, step, path, bytes, sha256) VALUES (?, ?, ?, ?, ?)",
-                        (
-                            self.run_id,
-                            step,
-                            text(os.path.relpath(path, self.store.path.parent)),
-                            num_bytes,
-                            sha256,
-                        ),
-                    )
-                    db.executemany(
-                        "DELETE FROM checkpoints WHERE run_id = ? AND step = ?",
-                        [(self.run_id, s) for s in dropped],
-                    )
-                case Paused(reason):
-                    db.execute(
-                        "UPDATE runs SET status = ?, error = ?, waiting_since = COALESCE(waiting_since, ?) WHERE id = ?",
-                        (RunStatus.PAUSED, text(reason), time.time(), self.run_id),
-                    )
-                case Resumed():
-                    db.execute(
-                        "UPDATE runs SET status = CASE WHEN env IS NULL THEN ?1 ELSE ?2 END, error = NULL, waiting_since = NULL, "
-                        "waited_seconds = waited_seconds + MAX(0, ?3 - COALESCE(waiting_since, ?3)) WHERE id = ?4",
-                        (RunStatus.LOADING, RunStatus.RUNNING, time.time(), self.run_id),
-                    )
-                case Noticed(step, code, severity, message):
-                    db.execute(
-                        "DELETE FROM alerts WHERE run_id = ? AND code = ? AND dismissed_at IS NULL",
-                        (self.run_id, text(code)),
-                    )
-                    db.execute(
-                        "INSERT INTO alerts (run_id, step, code, severity, message) SELECT ?1, ?2, ?3, ?4, ?5 "
-                        "WHERE NOT EXISTS (SELECT 1 FROM alerts WHERE run_id = ?1 AND code = ?3)",
-                        (self.run_id, step, text(code), text(severity), text(message)),
-                    )
+            self._write(db, event)
             if isinstance(event, StepCompleted | Evaluated):
                 db.execute(SUMMARY, (self.run_id,))
 
+    def _write(self, db: sqlite3.Connection, event: Event) -> None:
+        match event:
+            case ModelLoaded(env, resolved):
+                self._model_loaded(db, env, resolved)
+            case GroupsScored(step, groups):
+                self._insert_groups(db, step, groups)
+            case StepCompleted(step, metrics, extra, tokens):
+                values = [finite_or_none(getattr(metrics, name)) for name in STEP_METRICS]
+                db.execute(_INSERT_STEP, (self.run_id, step, *values))
+                self._insert_metrics(db, step, extra)
+                if tokens:
+                    self._insert_tokens(db, step, tokens)
+            case Evaluated(step, metrics):
+                self._insert_metrics(db, step, metrics)
+            case Intervened(interventions):
+                insert_interventions(db, self.run_id, interventions)
+            case Checkpointed():
+                self._checkpointed(db, event)
+            case Paused(reason):
+                db.execute(
+                    "UPDATE runs SET status = ?, error = ?, "
+                    "waiting_since = COALESCE(waiting_since, ?) WHERE id = ?",
+                    (RunStatus.PAUSED, text(reason), time.time(), self.run_id),
+                )
+            case Resumed():
+                db.execute(
+                    "UPDATE runs SET status = CASE WHEN env IS NULL THEN ?1 ELSE ?2 END, "
+                    "error = NULL, waiting_since = NULL, waited_seconds = waited_seconds + "
+                    "MAX(0, ?3 - COALESCE(waiting_since, ?3)) WHERE id = ?4",
+                    (RunStatus.LOADING, RunStatus.RUNNING, time.time(), self.run_id),
+                )
+            case Noticed():
+                self._noticed(db, event)
+
+    def _model_loaded(
+        self, db: sqlite3.Connection, env: Mapping[str, Any], resolved: Mapping[str, float]
+    ) -> None:
+        db.execute("UPDATE runs SET env = ? WHERE id = ?", (to_json(env), self.run_id))
+        for name, value in resolved.items():
+            db.execute(
+                "UPDATE runs SET config = json_set(config, ?, ?) WHERE id = ?",
+                (f"$.{name}", value, self.run_id),
+            )
+        # Only forward: a run that was paused or stopped while it loaded stays so.
+        db.execute(
+            "UPDATE runs SET status = ?, started_at = COALESCE(started_at, heartbeat_at) "
+            "WHERE id = ? AND status IN (?, ?)",
+            (RunStatus.RUNNING, self.run_id, RunStatus.QUEUED, RunStatus.LOADING),
+        )
+
+    def _checkpointed(self, db: sqlite3.Connection, event: Checkpointed) -> None:
+        path = text(os.path.relpath(event.path, self.store.path.parent))
+        db.execute(
+            "INSERT OR REPLACE INTO checkpoints (run_id, step, path, bytes, sha256) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (self.run_id, event.step, path, event.num_bytes, event.sha256),
+        )
+        db.executemany(
+            "DELETE FROM checkpoints WHERE run_id = ? AND step = ?",
+            [(self.run_id, step) for step in event.dropped],
+        )
+
+    def _noticed(self, db: sqlite3.Connection, event: Noticed) -> None:
+        """Keep the last notice of each code, and none of a code that a person dismissed."""
+        db.execute(
+            "DELETE FROM alerts WHERE run_id = ? AND code = ? AND dismissed_at IS NULL",
+            (self.run_id, text(event.code)),
+        )
+        db.execute(
+            "INSERT INTO alerts (run_id, step, code, severity, message) "
+            "SELECT ?1, ?2, ?3, ?4, ?5 "
+            "WHERE NOT EXISTS (SELECT 1 FROM alerts WHERE run_id = ?1 AND code = ?3)",
+            (
+                self.run_id,
+                event.step,
+                text(event.code),
+                text(event.severity),
+                text(event.message),
+            ),
+        )
+
     def heartbeat(self) -> None:
-        """Sign of life, from any thread. Counts as a change only if it brings a phase that was not written yet."""
+        """Sign of life, from any thread. A change only if it writes a phase for the first time."""
         with self.store.writing() as writer, writer.transaction() as db:
             self._touch(db, changed=self._phase is not self._written_phase)
 
@@ -142,79 +164,64 @@ class Recorder:
         phase = self._phase
         where = (phase.phase, phase.step, phase.num_steps) if phase else (None, None, None)
         touched = db.execute(
-            "UPDATE runs SET revision = revision + ?, heartbeat_at = ?, phase = COALESCE(?, phase), step = COALESCE(?, step), "
+            "UPDATE runs SET revision = revision + ?, heartbeat_at = ?, "
+            "phase = COALESCE(?, phase), step = COALESCE(?, step), "
             "num_steps = COALESCE(?, num_steps) WHERE id = ?",
             (changed, time.time(), *where, self.run_id),
         )
         if not touched.rowcount:
             raise NotFound(
-                f"run {self.run_id!r} is not in the store any more, so nothing can be recorded. Start a new run."
+                f"run {self.run_id!r} is not in the store any more, so nothing can be recorded. "
+                "Start a new run."
             )
         self._written_phase = phase
         self._written_at = time.monotonic()
 
-    def _insert_group(self, db: sqlite3.Connection, step: int, position: int, group: Group) -> None:
-        prompt = group.prompt
-        group_id = db.execute(
-            "INSERT INTO groups (run_id, step, position, prompt_id, prompt, answer, reward_mean, reward_std, verdict) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                self.run_id,
-                step,
-                position,
-                text(prompt.id),
-                text(prompt.text),
-                text(prompt.answer),
-                number(group.reward_mean),
-                number(group.reward_std),
-                text(group.verdict),
-            ),
-        ).lastrowid
-        db.executemany(
-            "INSERT INTO rollouts (group_id, position, text, finish_reason, num_tokens, reward, advantage, scores, edited) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
+    def _insert_groups(self, db: sqlite3.Connection, step: int, groups: Sequence[Group]) -> None:
+        where = (self.run_id, step)
+        if db.execute("DELETE FROM groups WHERE run_id = ? AND step = ?", where).rowcount:
+            search.forget(db)
+        for position, group in enumerate(groups):
+            prompt = group.prompt
+            group_id = db.execute(
+                "INSERT INTO groups (run_id, step, position, prompt_id, prompt, answer, "
+                "reward_mean, reward_std, verdict) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    group_id,
-                    i,
-                    text(r.completion.text),
-                    text(r.completion.finish_reason),
-                    r.completion.num_tokens,
-                    number(r.reward),
-                    number(r.advantage),
-                    to_json(r.scores),
-                    r.edited,
-                )
-                for i, r in enumerate(group.rollouts)
-            ],
-        )
+                    self.run_id,
+                    step,
+                    position,
+                    text(prompt.id),
+                    text(prompt.text),
+                    text(prompt.answer),
+                    finite_or_none(group.reward_mean),
+                    finite_or_none(group.reward_std),
+                    text(group.verdict),
+                ),
+            ).lastrowid
+            db.executemany(
+                "INSERT INTO rollouts (group_id, position, text, finish_reason, num_tokens, "
+                "reward, advantage, scores, edited) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(group_id, i, *_rollout_values(r)) for i, r in enumerate(group.rollouts)],
+            )
 
     def _insert_tokens(self, db: sqlite3.Connection, step: int, tokens: StepTokens) -> None:
-        ids = [
-            row[0]
-            for row in db.execute(
-                "SELECT rollouts.id FROM groups JOIN rollouts ON group_id = groups.id WHERE run_id = ? AND step = ? ORDER BY groups.position, rollouts.position",
+        ids = {
+            (group, position): rollout_id
+            for group, position, rollout_id in db.execute(
+                "SELECT g.position, r.position, r.id FROM groups g JOIN rollouts r "
+                "ON r.group_id = g.id WHERE g.run_id = ? AND g.step = ?",
                 (self.run_id, step),
             ).fetchall()
-        ]
+        }
+        columns = ("token_ids", "sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
+        rows = []
+        for position, record in tokens.records.items():
+            arrays = [getattr(record, name) for name in columns]
+            rows.append((ids[position], *(None if a is None else a.tobytes() for a in arrays)))
         db.executemany(
-            "INSERT OR REPLACE INTO token_records (rollout_id, token_ids, sampling_logprobs, logprobs, ref_logprobs, entropy) VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    id,
-                    *(
-                        None if values is None else values.tobytes()
-                        for values in (
-                            r.token_ids,
-                            r.sampling_logprobs,
-                            r.logprobs,
-                            r.ref_logprobs,
-                            r.entropy,
-                        )
-                    ),
-                )
-                for id, r in zip(ids, tokens.records, strict=True)
-            ],
+            f"INSERT OR REPLACE INTO token_records (rollout_id, {', '.join(columns)}) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            rows,
         )
         db.executemany(
             "INSERT OR REPLACE INTO token_pieces (run_id, token_id, piece) VALUES (?, ?, ?)",
@@ -226,7 +233,10 @@ class Recorder:
     ) -> None:
         db.executemany(
             "INSERT OR REPLACE INTO metrics (run_id, step, name, value) VALUES (?, ?, ?, ?)",
-            [(self.run_id, step, text(name), number(value)) for name, value in metrics.items()],
+            [
+                (self.run_id, step, text(name), finite_or_none(value))
+                for name, value in metrics.items()
+            ],
         )
 
 
@@ -234,3 +244,34 @@ _INSERT_STEP = (
     f"INSERT OR REPLACE INTO steps (run_id, step, {', '.join(STEP_METRICS)}) "
     f"VALUES (?, ?{', ?' * len(STEP_METRICS)})"
 )
+
+
+def _rollout_values(rollout: Rollout) -> tuple[Any, ...]:
+    return (
+        text(rollout.completion.text),
+        text(rollout.completion.finish_reason),
+        rollout.completion.num_tokens,
+        finite_or_none(rollout.reward),
+        finite_or_none(rollout.advantage),
+        to_json(rollout.scores),
+        rollout.edited,
+    )
+
+
+def insert_interventions(
+    db: sqlite3.Connection, run_id: str, interventions: Iterable[Intervention]
+) -> None:
+    """Write what people did. A setting or reward that comes again replaces the earlier one."""
+    for i in interventions:
+        position = (run_id, i.step, i.kind, i.field, i.group, i.completion)
+        if i.kind in ("setting", "reward"):
+            db.execute(
+                "DELETE FROM interventions WHERE run_id = ? AND step = ? AND kind = ? "
+                "AND field IS ? AND group_position IS ? AND rollout_position IS ?",
+                position,
+            )
+        db.execute(
+            "INSERT INTO interventions (run_id, step, kind, field, group_position, "
+            "rollout_position, value, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*position, finite_or_none(i.value), time.time()),
+        )

@@ -1,4 +1,7 @@
-"""Search and filter over all rollouts of a run: one page at a time, as fast over half a million as over a thousand."""
+"""Search and filter over all rollouts of a run.
+
+One page at a time, as fast over half a million as over a thousand.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ SORTS = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Conditions on a rollout, None = any; bounds are included. `search`: text in the completion, literally, ASCII letters in either case."""
+    """Conditions on a rollout, None = any.
+
+    Bounds are included. `search`: text in the completion, literally, ASCII letters in either case.
+    """
 
     search: str | None = None
     verdict: str | None = None
@@ -37,8 +43,8 @@ class Wanted:
     reward_to: float | None = None
     advantage_from: float | None = None
     advantage_to: float | None = None
-    tokens_from: int | None = None
-    tokens_to: int | None = None
+    tokens_from: float | None = None
+    tokens_to: float | None = None
 
 
 CONDITIONS = {
@@ -95,7 +101,8 @@ def find(
             ids = [
                 row["id"]
                 for row in readers.all(
-                    f"SELECT r.id {_FROM} WHERE r.id IN ({marks}) ORDER BY {order} LIMIT ? OFFSET ?",
+                    f"SELECT r.id {_FROM} WHERE r.id IN ({marks}) ORDER BY {order} LIMIT ? "
+                    "OFFSET ?",
                     (*everything, limit, offset),
                 )
             ]
@@ -138,18 +145,24 @@ def _matching(
     query: str,
     most: int = COUNTED + 1,
 ) -> tuple[list[Any], int]:
-    """Ids of completions with `query` in them, newest first: the newest are read, then the index is asked. And how many were left out between."""
+    """Ids of completions with `query` in them, newest first.
+
+    The newest are read, then the index is asked. And how many were left out between.
+    """
     pattern, trigrams = search.like(query), search.trigrams_of(query)
     reach = search.catch_up(readers, writer) if trigrams else search.Reach(0, 0)
     like = "r.text LIKE ? ESCAPE '\\'"
-    # CROSS JOIN keeps the order of the tables: from the newest rollout back, until there are enough.
+    # CROSS JOIN keeps the order of the tables: from the newest rollout back, until there are
+    # enough.
     found = readers.all(
-        f"SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id WHERE r.id > ? AND {like} AND {where} ORDER BY r.id DESC LIMIT ?",
+        "SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id WHERE r.id > ? "
+        f"AND {like} AND {where} ORDER BY r.id DESC LIMIT ?",
         (reach.read_after, pattern, *values, most),
     )
     if reach.indexed and len(found) < most:
         found += readers.all(
-            f"SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid CROSS JOIN groups g ON g.id = r.group_id "
+            "SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid CROSS "
+            "JOIN groups g ON g.id = r.group_id "
             f"WHERE completions_fts MATCH ? AND {like} AND {where} ORDER BY f.rowid DESC LIMIT ?",
             (trigrams, pattern, *values, most - len(found)),
         )
@@ -160,8 +173,10 @@ def _rows(readers: Readers, ids: list[int], query: str) -> Iterator[FoundRollout
     rows = {
         r["id"]: r
         for r in readers.all(
-            "SELECT r.id, g.step, g.position AS grp, r.position, g.verdict, r.finish_reason, r.num_tokens, r.reward, r.advantage, "
-            f"substr(r.text, max(1, instr(lower(r.text), lower(?)) - 40), {EXCERPT + 1}) AS text, instr(lower(r.text), lower(?)) AS at "
+            "SELECT r.id, g.step, g.position AS grp, r.position, g.verdict, r.finish_reason, "
+            "r.num_tokens, r.reward, r.advantage, "
+            f"substr(r.text, max(1, instr(lower(r.text), lower(?)) - 40), {EXCERPT + 1}) AS "
+            "text, instr(lower(r.text), lower(?)) AS at "
             f"{_FROM} WHERE r.id IN ({', '.join('?' * len(ids))})",
             (query, query, *ids),
         )

@@ -1,4 +1,7 @@
-"""What the store hands out: frozen records, one a row. Times are unix seconds, UTC; None = not known or not measurable."""
+"""What the store hands out.
+
+Frozen records, one a row. Times are unix seconds, UTC; None = not known or not measurable.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,35 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_core.types import Phase, RunStatus
 
 
+class ScoredRow(NamedTuple):
+    """One rollout of a run without its text. A tuple, because a run has a hundred thousand."""
+
+    step: int
+    group_id: int
+    group_position: int  # of its group in the step
+    prompt_id: str
+    prompt: str
+    rollout_id: int
+    position: int  # among its siblings
+    scores: str  # JSON, by criterion
+    reward: float | None
+    advantage: float | None
+    edited: int
+    num_tokens: int
+    finish_reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The change token of one run: `revision` grows whenever anything that a page shows of the run has changed."""
+    """The change token of one run.
+
+    `revision` grows whenever anything that a page shows of the run has changed.
+    """
 
     revision: int
     status: RunStatus
@@ -21,7 +45,10 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run and its summary. `config` is what RunConfig was, as nested plain data; `step` is the one being worked on."""
+    """A run and its summary.
+
+    `config` is what RunConfig was, as nested plain data; `step` is the one being worked on.
+    """
 
     id: str
     name: str
@@ -113,7 +140,10 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """A group as a line of a list: every reward, but only the beginning of its best and its worst completion."""
+    """A group as a line of a list.
+
+    Every reward, but only the beginning of its best and its worst completion.
+    """
 
     id: int
     step: int
@@ -151,7 +181,11 @@ class VerdictCounts:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """The n tokens of a rollout. `pieces`: the bytes of each, which need not be whole characters; the rest as in types.TokenRecord."""
+    """The n tokens of a rollout.
+
+    `pieces`: the bytes of each, which need not be whole characters; the rest as in
+    types.TokenRecord.
+    """
 
     rollout_id: int
     token_ids: array[int]
@@ -180,7 +214,10 @@ class FoundRollout:
 
 @dataclass(frozen=True, slots=True)
 class RolloutPage:
-    """One page of a list of rollouts. `total` counts no further than `counted`: beyond it there are more."""
+    """One page of a list of rollouts.
+
+    `total` counts no further than `counted`: beyond it there are more.
+    """
 
     rows: list[FoundRollout]
     total: int

@@ -25,13 +25,17 @@ MIGRATIONS = Migrations("grpo_studio")
 
 @MIGRATIONS(name="1 tables")
 def _tables(db: Database) -> None:
-    # Small and busy columns first: SQLite then finds them without walking the pages that config and env overflow into.
+    # Small and busy columns first: SQLite then finds them without walking the pages that config and
+    # env overflow into.
     _create(
         db,
         "runs",
-        "id str, name str, status str, revision int, created_at float, started_at float?, ended_at float?, "
-        "heartbeat_at float?, phase str?, step int?, num_steps int?, steps_done int, reward_first float?, reward_last float?, "
-        "heldout_before float?, heldout_after float?, model str, task str, rubric str, parent_run_id str?, parent_step int?, "
+        "id str, name str, status str, revision int, created_at float, started_at float?, "
+        "ended_at float?, "
+        "heartbeat_at float?, phase str?, step int?, num_steps int?, steps_done int, "
+        "reward_first float?, reward_last float?, "
+        "heldout_before float?, heldout_after float?, model str, task str, rubric str, "
+        "parent_run_id str?, parent_step int?, "
         "config str, env str?, error str?",
         pk="id",
         parent_run_id="runs SET NULL",
@@ -49,7 +53,8 @@ def _tables(db: Database) -> None:
     _create(
         db,
         "groups",
-        "id int, run_id str, step int, position int, prompt_id str, reward_mean float?, reward_std float?, "
+        "id int, run_id str, step int, position int, prompt_id str, reward_mean float?, "
+        "reward_std float?, "
         "verdict str, answer str, prompt str",
         pk="id",
         run_id="runs CASCADE",
@@ -57,7 +62,8 @@ def _tables(db: Database) -> None:
     _create(
         db,
         "rollouts",
-        "id int, group_id int, position int, finish_reason str, num_tokens int, reward float?, advantage float?, "
+        "id int, group_id int, position int, finish_reason str, num_tokens int, reward float?, "
+        "advantage float?, "
         "edited int, scores str, text str",
         pk="id",
         group_id="groups CASCADE",
@@ -65,7 +71,8 @@ def _tables(db: Database) -> None:
     _create(
         db,
         "token_records",
-        "rollout_id int, token_ids bytes, sampling_logprobs bytes?, logprobs bytes?, ref_logprobs bytes?, "
+        "rollout_id int, token_ids bytes, sampling_logprobs bytes?, logprobs bytes?, "
+        "ref_logprobs bytes?, "
         "entropy bytes?",
         pk="rollout_id",
         rollout_id="rollouts CASCADE",
@@ -86,14 +93,16 @@ def _tables(db: Database) -> None:
         run_id="runs CASCADE",
     )
 
-    # One for every question of queries.py, and for every foreign key: without it, deleting a parent reads all children.
+    # One for every question of queries.py, and for every foreign key: without it, deleting a parent
+    # reads all children.
     db.table("runs").create_index(["parent_run_id"])
     db.table("groups").create_index(["run_id", "step", "position"], unique=True)
     db.table("groups").create_index(["run_id", "verdict", "step"])
     db.table("rollouts").create_index(["group_id", "position"], unique=True)
     db.table("alerts").create_index(["run_id", "step"])
     db.table("alerts").create_index(["group_id"])
-    # Empty until searches need it, see search.py. detail=none: which rollout, not where in it; a sixth of the full size.
+    # Empty until searches need it, see search.py. detail=none: which rollout, not where in it; a
+    # sixth of the full size.
     db.execute(
         "CREATE VIRTUAL TABLE completions_fts USING "
         "fts5(text, content='rollouts', content_rowid='id', tokenize='trigram', detail=none)"
@@ -102,7 +111,8 @@ def _tables(db: Database) -> None:
 
 @MIGRATIONS(name="2 token pieces")
 def _token_pieces(db: Database) -> None:
-    # What a run's token ids say, once for each: tokens are drawn from ids, and the model may be gone when they are looked at.
+    # What a run's token ids say, once for each: tokens are drawn from ids, and the model may be
+    # gone when they are looked at.
     _create(
         db,
         "token_pieces",
@@ -123,7 +133,8 @@ def _inspector(db: Database) -> None:
 
 @MIGRATIONS(name="4 rollout numbers")
 def _rollout_numbers(db: Database) -> None:
-    # All that rollouts are filtered and sorted by, so that half a million are looked through without reading one text.
+    # All that rollouts are filtered and sorted by, so that half a million are looked through
+    # without reading one text.
     db.table("rollouts").create_index(
         ["group_id", "position", "reward", "advantage", "num_tokens", "finish_reason"]
     )
@@ -131,7 +142,8 @@ def _rollout_numbers(db: Database) -> None:
 
 @MIGRATIONS(name="5 waiting")
 def _waiting(db: Database) -> None:
-    # How long a run stood still (paused, or ended until it was resumed), since when it does, and where a person wants it to wait.
+    # How long a run stood still (paused, or ended until it was resumed), since when it does, and
+    # where a person wants it to wait.
     for column in (
         "waited_seconds REAL NOT NULL DEFAULT 0",
         "waiting_since REAL",
@@ -140,10 +152,44 @@ def _waiting(db: Database) -> None:
         db.execute(f"ALTER TABLE runs ADD COLUMN {column}")
 
 
+@MIGRATIONS(name="6 interventions")
+def _interventions(db: Database) -> None:
+    """What a person did to a run.
+
+    Version 5 kept it among the metrics, as knob/FIELD and edit/G/C.
+    """
+    _create(
+        db,
+        "interventions",
+        "id int, run_id str, step int, kind str, field str?, group_position int?, "
+        "rollout_position int?, value float?, created_at float?",
+        pk="id",
+        run_id="runs CASCADE",
+    )
+    db.table("interventions").create_index(["run_id", "step"])
+    db.execute(
+        "INSERT INTO interventions (run_id, step, kind, field, value) "
+        "SELECT run_id, step, 'setting', substr(name, 6), value FROM metrics "
+        "WHERE name LIKE 'knob/%' AND value NOT NULL"
+    )
+    db.execute(
+        "INSERT INTO interventions (run_id, step, kind, group_position, rollout_position, value) "
+        "SELECT run_id, step, 'reward', CAST(substr(name, 6, instr(substr(name, 6), '/') - 1) AS "
+        "INTEGER), "
+        "CAST(substr(name, 6 + instr(substr(name, 6), '/')) AS INTEGER), value FROM metrics "
+        "WHERE name LIKE 'edit/%' AND value NOT NULL"
+    )
+    db.execute("DELETE FROM metrics WHERE name LIKE 'knob/%' OR name LIKE 'edit/%'")
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:
-    """columns: "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of that table."""
+    """columns.
+
+    "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of
+    that table.
+    """
     kinds = dict(column.split() for column in columns.split(","))
     keys = [
         ForeignKey(table, column, to.split()[0], "id", on_delete=to.split(maxsplit=1)[1])
@@ -162,7 +208,10 @@ _TYPES = {"str": str, "int": int, "float": float, "bytes": bytes}
 
 
 def _add_missing_metrics(db: Database) -> None:
-    """Every field of StepMetrics is a column of `steps`: a new metric needs no migration, and an old file gains its column."""
+    """Every field of StepMetrics is a column of `steps`.
+
+    A new metric needs no migration, and an old file gains its column.
+    """
     for name in _missing_metrics(db.conn):
         kind = "INTEGER" if int in getattr(_METRIC_TYPES[name], "__args__", ()) else "REAL"
         db.execute(f'ALTER TABLE steps ADD COLUMN "{name}" {kind}')
@@ -177,9 +226,11 @@ def _missing_metrics(conn: sqlite3.Connection) -> list[str]:
 
 
 def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> None:
-    """Makes sure that `path` is a file of ours, whole, writable and of this version; creates or migrates it if need be.
+    """Makes sure that `path` is a file of ours, whole, writable and of this version; creates or
+    migrates it if need be.
 
-    Raises StoreError in one line naming --db, the path and the way out. A file that is refused keeps its every byte.
+    Raises StoreError in one line naming --db, the path and the way out. A file that is refused
+    keeps its every byte.
     """
     newest = len(migrations._migrations)
     _check_place(path)
@@ -220,13 +271,17 @@ def _is_current(path: Path, newest: int) -> bool:
     """Whether nothing is left to prepare. Refuses what cannot be prepared."""
     if not path.exists() or not path.stat().st_size:
         return False
-    # Looked at through a connection that cannot write, before any that can: journal_mode alone would change a foreign file.
+    # Looked at through a connection that cannot write, before any that can: journal_mode alone
+    # would change a foreign file.
     with explained(path), closing(connect(path, "ro")) as conn:
         return _examine(conn, path, newest) == newest and not _missing_metrics(conn)
 
 
 def _examine(conn: sqlite3.Connection, path: Path, newest: int) -> int:
-    """The version of the file, 0 = nothing in it yet. Refuses what is not ours, visibly damaged or from the future."""
+    """The version of the file, 0 = nothing in it yet.
+
+    Refuses what is not ours, visibly damaged or from the future.
+    """
     ours, version, objects = (
         conn.execute(sql).fetchone()[0]
         for sql in (
@@ -237,14 +292,16 @@ def _examine(conn: sqlite3.Connection, path: Path, newest: int) -> int:
     )
     if ours != APPLICATION_ID and (ours or version or objects):
         raise StoreError(
-            f"--db {str(path)!r} is a database of another program. It was left as it is; name another file with --db."
+            f"--db {str(path)!r} is a database of another program. It was left as it is; name "
+            "another file with --db."
         )
     log = Path(f"{path}-wal")
     pages, page_bytes = (
         conn.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
     )
     if path.stat().st_size < pages * page_bytes and not (log.exists() and log.stat().st_size):
-        # SQLite itself notices whole missing pages only. With a log, what is missing may well be in there.
+        # SQLite itself notices whole missing pages only. With a log, what is missing may well be in
+        # there.
         raise StoreError(f"--db {str(path)!r} {PROBLEMS[sqlite3.SQLITE_CORRUPT]}")
     if version > newest:
         raise StoreError(
@@ -255,7 +312,10 @@ def _examine(conn: sqlite3.Connection, path: Path, newest: int) -> int:
 
 
 def _back_up(conn: sqlite3.Connection, path: Path, version: int) -> None:
-    """A whole copy beside the file, under a name that is free: an earlier copy is never overwritten."""
+    """A whole copy beside the file, under a name that is free.
+
+    An earlier copy is never overwritten.
+    """
     names = (Path(f"{path}.v{version}{f'.{n}' if n else ''}.bak") for n in count())
     target = next(p for p in names if not p.exists())
     with closing(sqlite3.connect(target)) as copy:
@@ -266,7 +326,8 @@ def _check_place(path: Path) -> None:
     shown = f"--db {str(path)!r}"
     if path.is_dir():
         raise StoreError(
-            f"{shown} is a directory. Name a file in it, for example --db {str(path / 'studio.db')!r}."
+            f"{shown} is a directory. Name a file in it, for example --db "
+            f"{str(path / 'studio.db')!r}."
         )
     if not path.parent.is_dir() and not (
         path.parent.parent.is_dir()
@@ -274,7 +335,8 @@ def _check_place(path: Path) -> None:
         and not path.parent.exists()
     ):
         raise StoreError(
-            f"{shown}: the folder {str(path.parent)!r} does not exist. Create it, or name another file with --db."
+            f"{shown}: the folder {str(path.parent)!r} does not exist. Create it, or name "
+            "another file with --db."
         )
     if path.exists() and not path.is_file():
         raise StoreError(f"{shown} is not a regular file. Name another file with --db.")
@@ -285,19 +347,26 @@ def _check_place(path: Path) -> None:
     for kind, place in (("folder", path.parent), ("file", path)):
         if place.exists() and not os.access(place, os.R_OK | os.W_OK):
             raise StoreError(
-                f"{shown}: the {kind} {str(place)!r} cannot be written. Change its permissions, or name another file with --db."
+                f"{shown}: the {kind} {str(place)!r} cannot be written. Change its permissions, "
+                "or name another file with --db."
             )
 
 
 HELDOUT = "heldout/accuracy"  # the one open metric that the list of runs shows
 
-# Kept with the run, so that a list of hundreds of runs reads hundreds of rows and not hundreds of thousands.
+# Kept with the run, so that a list of hundreds of runs reads hundreds of rows and not hundreds of
+# thousands.
 SUMMARY = f"""
     UPDATE runs SET
       steps_done     = (SELECT COALESCE(MAX(step), 0) FROM steps WHERE run_id = runs.id),
-      reward_first   = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step LIMIT 1),
-      reward_last    = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT NULL ORDER BY step DESC LIMIT 1),
-      heldout_before = (SELECT value FROM metrics WHERE run_id = runs.id AND name = '{HELDOUT}' ORDER BY step LIMIT 1),
-      heldout_after  = (SELECT value FROM metrics m WHERE run_id = runs.id AND name = '{HELDOUT}' AND step > (SELECT MIN(step)
-                        FROM metrics WHERE run_id = m.run_id AND name = m.name) ORDER BY step DESC LIMIT 1)
+      reward_first   = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT
+      NULL ORDER BY step LIMIT 1),
+      reward_last    = (SELECT reward_mean FROM steps WHERE run_id = runs.id AND reward_mean NOT
+      NULL ORDER BY step DESC LIMIT 1),
+      heldout_before = (SELECT value FROM metrics WHERE run_id = runs.id AND name = '{HELDOUT}'
+      ORDER BY step LIMIT 1),
+      heldout_after  = (SELECT value FROM metrics m WHERE run_id = runs.id AND name = '{HELDOUT}'
+      AND step > (SELECT MIN(step)
+                        FROM metrics WHERE run_id = m.run_id AND name = m.name) ORDER BY step DESC
+                        LIMIT 1)
     WHERE id = ?"""

@@ -1,4 +1,7 @@
-"""Copies of the store on storage that is no place for a live file: a bucket mounted into a container whose own disk is lost at every restart."""
+"""Copies of the store on storage that is no place for a live file.
+
+A bucket mounted into a container whose own disk is lost at every restart.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ log = logging.getLogger("grpo_studio")
 
 
 class Snapshots:
-    """One whole copy of a store in a folder, renewed when the store has changed and `seconds` have passed."""
+    """One whole copy of a store in a folder, renewed when the store has changed and `seconds` have
+    passed.
+    """
 
     def __init__(self, db: Path, folder: Path, seconds: float = 60.0):
         self._db, self._copy, self._seconds = db, folder / db.name, seconds
@@ -33,7 +38,10 @@ class Snapshots:
         return f"Copied to {self._copy.parent} {max(0.0, time.time() - self._saved_at):.0f} s ago."
 
     def restore(self) -> bool:
-        """Before the store is opened: the copy takes the place of a file that is not there. Whether it did."""
+        """Before the store is opened.
+
+        The copy takes the place of a file that is not there. Whether it did.
+        """
         if self._db.exists() or not self._copy.is_file():
             return False
         self._db.parent.mkdir(parents=True, exist_ok=True)
@@ -47,15 +55,18 @@ class Snapshots:
         if not whole:
             part.unlink()
             raise StoreError(
-                f"the snapshot {str(self._copy)!r} is damaged. Move it away to start with an empty file."
+                f"the snapshot {str(self._copy)!r} is damaged. Move it away to start with an "
+                "empty file."
             )
         part.rename(self._db)
         return True
 
     def renew(self, now: bool = False) -> bool:
-        """Make a copy if it is time and something changed: VACUUM INTO a file on the local disk, copied and then renamed. Whether it did.
+        """Make a copy if it is time and something changed: VACUUM INTO a file on the local disk,
+        copied and then renamed. Whether it did.
 
-        A bucket that is away is no reason for a server to die: it is said in `state`, and tried again.
+        A bucket that is away is no reason for a server to die: it is said in `state`, and tried
+        again.
         """
         if not now and time.monotonic() - self._at < self._seconds:
             return False

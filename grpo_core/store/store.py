@@ -1,4 +1,8 @@
-"""Store: the life of a file and of its runs. What is in them is read by queries.py and written by recorder.py."""
+"""Store.
+
+The life of a file and of its runs. What is in them is read by queries.py and written by
+recorder.py.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +33,16 @@ _IS_LIVE = f"status IN ({', '.join(repr(s.value) for s in LIVE)})"
 
 
 class Store(Queries):
-    """One SQLite file with runs in it. Any number may read; one process at a time writes, see `writing`."""
+    """One SQLite file with runs in it.
+
+    Any number may read; one process at a time writes, see `writing`.
+    """
 
     def __init__(self, path: str | Path):
-        """Opens the file, or creates it; migrates an older one after copying it. StoreError says what is wrong with it."""
+        """Opens the file, or creates it.
+
+        Migrates an older one after copying it. StoreError says what is wrong with it.
+        """
         self.path = Path(path)
         try:
             real = Path(
@@ -48,13 +58,16 @@ class Store(Queries):
         """Closes the idle reading connections. Whoever is writing goes on."""
         self._readers.close()
 
-    # ---- who writes ----------------------------------------------------------------------------------------------------
+    # ---- who writes
+    # ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def writing(self, wait_seconds: float = LOCK_SECONDS) -> Iterator[Writer]:
-        """Holds the file, counted, across threads; `writer.transaction()` then writes. StoreBusy if another process has it.
+        """Holds the file, counted, across threads; `writer.transaction()` then writes. StoreBusy if
+        another process has it.
 
-        It is also held as long as this process has a live run: from create_run, or a live set_status, to the status that ends it.
+        It is also held as long as this process has a live run: from create_run, or a live
+        set_status, to the status that ends it.
         """
         self._writer.hold(wait_seconds)
         try:
@@ -63,10 +76,12 @@ class Store(Queries):
             self._writer.release()
 
     def recover(self) -> list[str]:
-        """Marks the runs whose process died while they went on as interrupted; returns their ids. Does nothing while another process writes.
+        """Marks the runs whose process died while they went on as interrupted; returns their ids.
+        Does nothing while another process writes.
         A run that only waited in the queue has lost nothing, and goes on waiting.
 
-        A process with a live run holds the file. So if we get it, a live run that is not ours is nobody's: no need to
+        A process with a live run holds the file. So if we get it, a live run that is not ours is
+        nobody's: no need to
         look at process ids, which are reused, or at clocks, which jump.
         """
         try:
@@ -80,7 +95,8 @@ class Store(Queries):
                 orphans = [run_id for run_id in live if run_id not in writer.owned]
                 for run_id in orphans:
                     db.execute(
-                        "UPDATE runs SET status = ?, ended_at = COALESCE(heartbeat_at, ?), phase = NULL, revision = revision + 1 "
+                        "UPDATE runs SET status = ?, ended_at = COALESCE(heartbeat_at, ?), phase "
+                        "= NULL, revision = revision + 1 "
                         "WHERE id = ?",
                         (RunStatus.INTERRUPTED, time.time(), run_id),
                     )
@@ -89,7 +105,10 @@ class Store(Queries):
             return []
 
     def adopt_queued(self) -> list[str]:
-        """Takes over the runs that wait in a queue whose process is gone, first come first; none while another process writes."""
+        """Takes over the runs that wait in a queue whose process is gone, first come first.
+
+        None while another process writes.
+        """
         try:
             with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
                 rows = db.execute(
@@ -106,7 +125,8 @@ class Store(Queries):
         """This process works on the run no more; what its row says stays."""
         self._writer.disown(run_id)
 
-    # ---- runs ----------------------------------------------------------------------------------------------------------
+    # ---- runs
+    # ----------------------------------------------------------------------------------------------------------
 
     def create_run(
         self,
@@ -116,7 +136,11 @@ class Store(Queries):
         status: RunStatus = RunStatus.QUEUED,
         parent: tuple[str, int] | None = None,
     ) -> str:
-        """A new run; returns its id, e.g. "20261120-213015-a3f9" (UTC). `parent`: the run and step that it branches from."""
+        """A new run.
+
+        Returns its id, e.g. "20261120-213015-a3f9" (UTC). `parent`: the run and step that it
+        branches from.
+        """
         status, now = RunStatus(status), time.time()
         with self.writing() as writer:
             with writer.transaction() as db:
@@ -127,8 +151,10 @@ class Store(Queries):
                     )
                     taken = db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone()
                 db.execute(
-                    "INSERT INTO runs (id, name, status, revision, created_at, started_at, ended_at, num_steps, steps_done, model, task, "
-                    "rubric, config, parent_run_id, parent_step) VALUES (?, ?, ?, 1, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO runs (id, name, status, revision, created_at, started_at, "
+                    "ended_at, num_steps, steps_done, model, task, "
+                    "rubric, config, parent_run_id, parent_step) VALUES (?, ?, ?, 1, ?, ?, ?, ?, "
+                    "0, ?, ?, ?, ?, ?, ?)",
                     (
                         run_id,
                         text(name).strip() or run_id,
@@ -147,9 +173,11 @@ class Store(Queries):
         return run_id
 
     def set_status(self, run_id: str, status: RunStatus, error: str | None = None) -> None:
-        """Going live sets started_at once and clears ended_at and error; ending sets ended_at and keeps `error`.
+        """Going live sets started_at once and clears ended_at and error; ending sets ended_at and
+        keeps `error`.
 
-        A run that had started stands still from its end until it goes on, its time in the queue included.
+        A run that had started stands still from its end until it goes on, its time in the queue
+        included.
         """
         status = RunStatus(status)
         now = time.time()
@@ -157,10 +185,14 @@ class Store(Queries):
         with self.writing() as writer:
             with writer.transaction() as db:
                 done = db.execute(
-                    "UPDATE runs SET status = :status, error = :error, revision = revision + 1, started_at = COALESCE(started_at, :started), ended_at = :ended, "
-                    "waited_seconds = waited_seconds + CASE WHEN :goes AND started_at NOT NULL THEN MAX(0, :now - COALESCE(waiting_since, ended_at, :now)) ELSE 0 END, "
-                    "waiting_since = CASE WHEN :goes OR started_at IS NULL THEN NULL ELSE COALESCE(waiting_since, ended_at) END, "
-                    "heartbeat_at = CASE WHEN :goes THEN :now ELSE heartbeat_at END, phase = CASE WHEN :live THEN phase END WHERE id = :run",
+                    "UPDATE runs SET status = :status, error = :error, revision = revision + 1, "
+                    "started_at = COALESCE(started_at, :started), ended_at = :ended, "
+                    "waited_seconds = waited_seconds + CASE WHEN :goes AND started_at NOT NULL "
+                    "THEN MAX(0, :now - COALESCE(waiting_since, ended_at, :now)) ELSE 0 END, "
+                    "waiting_since = CASE WHEN :goes OR started_at IS NULL THEN NULL ELSE "
+                    "COALESCE(waiting_since, ended_at) END, "
+                    "heartbeat_at = CASE WHEN :goes THEN :now ELSE heartbeat_at END, phase = "
+                    "CASE WHEN :live THEN phase END WHERE id = :run",
                     {
                         "status": status,
                         "error": None if error is None else text(error),
@@ -177,7 +209,8 @@ class Store(Queries):
             self._claim(writer, run_id, status)
 
     def rewind(self, run_id: str, step: int) -> None:
-        """Takes back what was recorded after `step` (-1: everything), checkpoints too, so that a resumed run records it anew.
+        """Takes back what was recorded after `step` (-1: everything), checkpoints too, so that a
+        resumed run records it anew.
 
         What a person changed stays: the run will meet it again in its step.
         """
@@ -189,7 +222,7 @@ class Store(Queries):
                 for table in ("steps", "alerts", "checkpoints"):
                     db.execute(f"DELETE FROM {table} WHERE run_id = ? AND step > ?", span)
                 db.execute(
-                    "DELETE FROM metrics WHERE run_id = ? AND step > ? AND name NOT LIKE 'knob/%' AND name NOT LIKE 'edit/%'",
+                    "DELETE FROM metrics WHERE run_id = ? AND step > ?",
                     span,
                 )
                 db.execute(SUMMARY, (text(run_id),))
@@ -233,7 +266,9 @@ class Store(Queries):
         return Path(f"{self.path}.{kind}") / name
 
     def _claim(self, writer: Writer, run_id: str, status: RunStatus) -> None:
-        """Whoever gives a run a live status owns it, and so holds the file, until a status that ends it."""
+        """Whoever gives a run a live status owns it, and so holds the file, until a status that
+        ends it.
+        """
         if status.is_live:
             writer.own(run_id)
         else:
@@ -251,6 +286,15 @@ class Store(Queries):
             if not done.rowcount:
                 raise no_run(run_id)
 
+    def add_intervention(self, run_id: str, kind: str) -> None:
+        """A person gave the run a command: "pause", "resume", "step", "checkpoint" or "stop"."""
+        with self.writing() as writer, writer.transaction() as db:
+            db.execute(
+                "INSERT INTO interventions (run_id, step, kind, created_at) "
+                "SELECT id, COALESCE(step, 0), ?, ? FROM runs WHERE id = ?",
+                (text(kind), time.time(), text(run_id)),
+            )
+
     def set_breakpoints(self, run_id: str, conditions: str) -> None:
         """Where a person wants the run to wait, kept for the day on which it is resumed."""
         with self.writing() as writer, writer.transaction() as db:
@@ -260,11 +304,15 @@ class Store(Queries):
             )
 
     def set_alerts(self, run_id: str, notices: Sequence[Notice]) -> None:
-        """What the advisor says of a run now, in place of what it said before; what a person dismissed stays dismissed."""
+        """What the advisor says of a run now, in place of what it said before.
+
+        What a person dismissed stays dismissed.
+        """
         run_id = text(run_id)
         with self.writing() as writer, writer.transaction() as db:
             db.execute(
-                "DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL AND code NOT LIKE 'grader/%'",
+                "DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL AND code NOT LIKE "
+                "'grader/%'",
                 (run_id,),
             )  # graders speak for themselves
             dismissed = {
@@ -323,7 +371,10 @@ class Store(Queries):
             db.execute("UPDATE runs SET revision = revision + 1 WHERE id = ?", (text(run_id),))
 
     def delete(self, run_id: str) -> int:
-        """Deletes a run with all that was recorded of it and gives the space back to the disk. Returns the bytes freed."""
+        """Deletes a run with all that was recorded of it and gives the space back to the disk.
+
+        Returns the bytes freed.
+        """
         with self.writing() as writer:
             self.recover()  # holding the file, a live run of a dead process is known to be dead
             if self.cursor(run_id).status.is_live and run_id in writer.owned:
@@ -356,7 +407,8 @@ class Store(Queries):
 
 
 _INSERT_ALERT = (
-    "INSERT INTO alerts (run_id, step, code, severity, message, group_id, evidence, advice, dismissed_at) "
+    "INSERT INTO alerts (run_id, step, code, severity, message, group_id, evidence, advice, "
+    "dismissed_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 

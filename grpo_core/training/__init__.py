@@ -1,1 +1,1 @@
-"""One run: sample groups, score them, compare siblings, update the policy. `trainer.train` is the loop."""
+"""One run: sample, score, compare, update. `trainer.train` is the loop."""

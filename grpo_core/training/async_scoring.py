@@ -1,4 +1,4 @@
-"""A judge is asked about a group as soon as it is sampled, while the others still are."""
+"""Score a group with slow criteria as soon as it is sampled, while other groups still are."""
 
 from __future__ import annotations
 
@@ -8,39 +8,28 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from grpo_core.models import Policy
-from grpo_core.rollout import Sampled
 from grpo_core.rubric import Notes, Rubric
-from grpo_core.types import Completion, Prompt
-
-
-def completion(policy: Policy, sampled: Sampled) -> Completion:
-    """As text, which is what rubrics look at."""
-    return Completion(
-        policy.decode(sampled.token_ids), sampled.finish_reason, len(sampled.token_ids)
-    )
+from grpo_core.types import Prompt, Rollout
 
 
 class AsyncScorer:
-    """One thread that asks, for as long as sampling lasts: `tell` it of each group that is whole, and when all are, ask it what it `found`.
+    """One thread that scores groups while sampling lasts: `submit` each group, then `results`.
 
-    It asks in one go for all groups that it was told of meanwhile. What a completion gets does not depend on that: only checks take
-    part that say so of themselves (`Check.ahead`).
+    Only criteria that set `Check.is_async` take part, such as judges. All waiting groups are scored
+    in one call; the score of a completion does not depend on which others are scored with it.
     """
 
-    def __init__(self, rubric: Rubric, policy: Policy, prompts: Sequence[Prompt]):
-        self._rubric, self._policy, self._prompts = (
-            rubric.only(lambda check: check.ahead),
-            policy,
-            prompts,
-        )
+    def __init__(self, rubric: Rubric, prompts: Sequence[Prompt]) -> None:
+        self._rubric = rubric.only(lambda check: check.is_async)
+        self._prompts = prompts
         self.is_wanted = bool(self._rubric.rows)
-        self._told: queue.SimpleQueue[tuple[int, Sequence[Sampled]] | None] = queue.SimpleQueue()
-        self._scores: dict[int, list[dict[str, float | None]]] = {}
+        # None ends the thread.
+        self._inbox: queue.SimpleQueue[tuple[int, Sequence[Rollout]] | None] = queue.SimpleQueue()
+        self._scores: dict[int, list[dict[str, float | None]]] = {}  # by prompt
         self._notes: dict[str, Notes] = {}
-        self._problem: BaseException | None = None
-        self._is_given_up = False
-        self._thread = threading.Thread(target=self._work, name="scores ahead", daemon=True)
+        self._error: BaseException | None = None
+        self._is_abandoned = False
+        self._thread = threading.Thread(target=self._work, name="async scoring", daemon=True)
 
     def __enter__(self) -> Self:
         if self.is_wanted:
@@ -53,56 +42,53 @@ class AsyncScorer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._is_given_up = (
-            kind is not None
-        )  # a stop: nothing new is asked, and what was asked already is not waited for
-        self._end()
+        # After a stop nothing new is scored, and a request under way is not waited for.
+        self._is_abandoned = kind is not None
+        self._finish()
 
-    def tell(self, p: int, siblings: Sequence[Sampled]) -> None:
-        """All completions of prompt p."""
-        self._told.put((p, siblings))
+    def submit(self, p: int, siblings: Sequence[Rollout]) -> None:
+        """Score all completions of prompt p."""
+        self._inbox.put((p, siblings))
 
-    def found(self) -> tuple[list[dict[str, float | None]], dict[str, Notes]] | None:
-        """Waits. Scores by criterion of every completion, prompt by prompt, and why some are null; None when no criterion is asked ahead."""
+    def results(self) -> tuple[list[dict[str, float | None]], dict[str, Notes]] | None:
+        """Wait for the scores of every completion, prompt by prompt, and why some are null.
+
+        None where no criterion takes part. Raises what a criterion raised.
+        """
         if not self.is_wanted:
             return None
-        self._end()
-        if self._problem is not None:
-            raise self._problem
-        return [
-            scores for p in range(len(self._prompts)) for scores in self._scores[p]
-        ], self._notes
+        self._finish()
+        if self._error is not None:
+            raise self._error
+        return [s for p in range(len(self._prompts)) for s in self._scores[p]], self._notes
 
-    def _end(self) -> None:
-        """Nothing more will be told."""
+    def _finish(self) -> None:
         if self._thread.is_alive():
-            self._told.put(None)
-            if not self._is_given_up:
+            self._inbox.put(None)
+            if not self._is_abandoned:
                 self._thread.join()
 
     def _work(self) -> None:
         going = True
         while going:
-            told = [self._told.get()]
-            while not self._told.empty():
-                told.append(self._told.get())
-            going = None not in told
-            groups = [group for group in told if group is not None]
-            if groups and self._problem is None and not self._is_given_up:
+            waiting = [self._inbox.get()]
+            while not self._inbox.empty():
+                waiting.append(self._inbox.get())
+            going = None not in waiting
+            groups = [group for group in waiting if group is not None]
+            if groups and self._error is None and not self._is_abandoned:
                 try:
                     self._score(groups)
-                except (
-                    BaseException
-                ) as problem:  # whatever it is, it is the trainer's: found() raises it there
-                    self._problem = problem
+                except BaseException as error:  # results() raises it in the trainer's thread
+                    self._error = error
 
-    def _score(self, groups: Sequence[tuple[int, Sequence[Sampled]]]) -> None:
+    def _score(self, groups: Sequence[tuple[int, Sequence[Rollout]]]) -> None:
         scored = self._rubric.score_all(
-            [completion(self._policy, s) for _, siblings in groups for s in siblings],
+            [r.completion for _, siblings in groups for r in siblings],
             [self._prompts[p] for p, siblings in groups for _ in siblings],
         )
         scores = iter(scored.scores)
         for p, siblings in groups:
             self._scores[p] = [next(scores) for _ in siblings]
-        for name, why in scored.notes.items():
-            self._notes.setdefault(name, Notes()).add(why)
+        for name, notes in scored.notes.items():
+            self._notes.setdefault(name, Notes()).add(notes)

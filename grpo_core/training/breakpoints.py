@@ -1,4 +1,4 @@
-"""Breakpoints: "kl > 0.2", "verdict = phantom", "step = 40". Conditions under which a run waits before its update."""
+"""Breakpoints: conditions under which a run waits before its update, such as "kl > 0.2"."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
 }
 _FORM = re.compile(r"\s*([A-Za-z_][\w./-]{0,79})\s*(>=|<=|>|<|=)\s*(\S{1,40})\s*")
-_WAY_OUT = "Write a metric, a sign and a number (kl > 0.2), verdict = phantom, or step = 40; several are separated by commas."
+_HINT = (
+    "Write a metric, a sign and a number (kl > 0.2), verdict = phantom, or step = 40. "
+    "Separate several by commas."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Breakpoint:
-    """One condition. `value` is a number, or for `verdict` one of its codes."""
+    """One condition. `value` is a number, or a verdict's code where `name` is "verdict"."""
 
     name: str
     sign: str
     value: float | str
 
     def __str__(self) -> str:
-        return f"{self.name} {self.sign} {self.value if isinstance(self.value, str) else format(self.value, '.15g')}"
+        value = self.value if isinstance(self.value, str) else format(self.value, ".15g")
+        return f"{self.name} {self.sign} {value}"
 
     def holds(
         self, step: int, groups: Sequence[Group], numbers: Mapping[str, float | int | None]
     ) -> bool:
-        """Before the update of `step`. What is not measured does not hold."""
+        """Whether the condition is met before the update of `step`; False if not measured."""
         if isinstance(self.value, str):
             return any(g.verdict == self.value for g in groups)
         now = step if self.name == "step" else numbers.get(self.name)
@@ -56,7 +60,7 @@ def as_text(breakpoints: Sequence[Breakpoint]) -> str:
 def _parse(text: str) -> Breakpoint:
     found = _FORM.fullmatch(text)
     if not found:
-        raise _refused(text, "this is no condition", _WAY_OUT)
+        raise _refused(text, "this is no condition", _HINT)
     name, sign, value = found.groups()
     if name == "verdict":
         if sign != "=" or value not in VERDICTS:
@@ -71,7 +75,7 @@ def _parse(text: str) -> Breakpoint:
     try:
         return Breakpoint(name, sign, float(value))
     except ValueError:
-        raise _refused(text, f"{value!r} is no number", _WAY_OUT) from None
+        raise _refused(text, f"{value!r} is no number", _HINT) from None
 
 
 def _refused(text: str, problem: str, hint: str) -> InvalidConfig:

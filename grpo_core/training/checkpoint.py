@@ -1,4 +1,4 @@
-"""A run's state on the disk: whole or not there, and back to the last bit. Safetensors and JSON; nothing in it can run code."""
+"""Save and load the state of a run, to the last bit. Safetensors and JSON: no code can run."""
 
 from __future__ import annotations
 
@@ -43,67 +43,68 @@ WEIGHTS, STATE = "policy.safetensors", "state.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the next step will start from. Its tensors are the living ones: it is good until the optimiser moves them."""
+    """What the next step starts from. Its tensors are valid until the next update."""
 
     step: int
-    weights: Mapping[str, Tensor]  # what is trained; the rest comes from where the model came from
+    weights: Mapping[str, Tensor]  # trained weights only; the others come with the model
     learner: Mapping[str, Any]
-    spread: RunningStd
-    evaluated: bool  # what was to be measured of this step on held-out prompts has been
+    reward_scale: RunningStd
+    evaluated: bool  # the evaluation due after this step is done
     heldout: float | None  # its accuracy, if any
 
 
-# ---- one checkpoint ------------------------------------------------------------------------------------------------------
+# ---- one checkpoint --------------------------------------------------------------------------
 
 
 def save(folder: Path, snapshot: Snapshot) -> Path:
-    """Write a checkpoint beside its place, make sure that it is on the disk, then give it its name. Returns its folder; raises DiskFull."""
-    target, aside = (
-        folder / folder_name(snapshot.step),
-        folder / f".{folder_name(snapshot.step)}.part",
-    )
+    """Write a checkpoint to a temporary folder, sync it, then rename it: whole or not there.
+
+    Returns its folder. Raises DiskFull.
+    """
+    name = folder_name(snapshot.step)
+    target, part = folder / name, folder / f".{name}.part"
     tensors: dict[str, Tensor] = {}
-    state = pack({"learner": snapshot.learner, "spread": asdict(snapshot.spread)}, tensors)
+    state = pack({"learner": snapshot.learner, "spread": asdict(snapshot.reward_scale)}, tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(
-            ".step-*"
-        ):  # of a process that was killed while it saved or deleted
-            shutil.rmtree(left, ignore_errors=True)
-        aside.mkdir()
-        for name, content in ((WEIGHTS, snapshot.weights), (STATE, tensors)):
-            save_file({k: v.detach().contiguous() for k, v in content.items()}, aside / name)
-            sync(aside / name)
+        for leftover in folder.glob(".step-*"):  # of a process that was killed while it saved
+            shutil.rmtree(leftover, ignore_errors=True)
+        part.mkdir()
+        for file, content in ((WEIGHTS, snapshot.weights), (STATE, tensors)):
+            save_file({k: v.detach().contiguous() for k, v in content.items()}, part / file)
+            sync(part / file)
         manifest = {
             "format": FORMAT,
             "step": snapshot.step,
             "evaluated": snapshot.evaluated,
             "heldout": snapshot.heldout,
             "state": state,
-            "files": {name: file_hash(aside / name) for name in (WEIGHTS, STATE)},
+            "files": {file: file_hash(part / file) for file in (WEIGHTS, STATE)},
         }
-        (aside / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-        sync(aside / MANIFEST)
-        sync(aside)
-        remove(target)  # the same step of a life before; whoever resumed has read it already
-        aside.rename(target)
+        (part / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+        sync(part / MANIFEST)
+        sync(part)
+        remove(target)  # the same step, saved before the run was resumed; it has been read
+        part.rename(target)
         sync(folder)
     except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(
-            error
-        ):  # safetensors wraps the first
-            need = sum(
-                t.numel() * t.element_size()
-                for t in (*snapshot.weights.values(), *tensors.values())
-            )
-            free = shutil.disk_usage(folder).free
-            raise DiskFull(
-                f"The checkpoint of step {snapshot.step} needs {need / 2**20:.1f} MiB in {str(folder)!r}, and {free / 2**20:.1f} MiB are free. "
-                "Free some space and press Resume, or Stop."
-            ) from None
-        raise
+        shutil.rmtree(part, ignore_errors=True)
+        if not _is_disk_full(error):
+            raise
+        saved = (*snapshot.weights.values(), *tensors.values())
+        needed = sum(t.numel() * t.element_size() for t in saved) / 2**20
+        free = shutil.disk_usage(folder).free / 2**20
+        raise DiskFull(
+            f"The checkpoint of step {snapshot.step} needs {needed:.1f} MiB in {str(folder)!r}, "
+            f"and {free:.1f} MiB are free. Free some space and press Resume, or Stop."
+        ) from None
     return target
+
+
+def _is_disk_full(error: Exception) -> bool:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "os error 28" in str(error)  # safetensors hides the number in its text
 
 
 def load(path: Path, sha256: str) -> Snapshot:
@@ -121,24 +122,27 @@ def load(path: Path, sha256: str) -> Snapshot:
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Plain nested data -> JSON types, with tensors put aside under a number. JSON's floats come back to the last bit, inf too."""
+    """Nested data -> JSON types; tensors go to `tensors` under a number. Floats keep every bit."""
     match value:
-        case Tensor():  # tied weights are one tensor under two names, and safetensors would refuse the second
-            same = (
-                n
-                for n, t in tensors.items()
-                if value.numel() and t.data_ptr() == value.data_ptr() and t.shape == value.shape
-            )
-            name = next(same, str(len(tensors)))
+        case Tensor():
+            name = _name_of(value, tensors) or str(len(tensors))
             tensors[name] = value
             return {"tensor": name}
-        case Mapping():  # as pairs: an optimiser's keys are numbers
+        case Mapping():  # as pairs: the keys of an optimiser's state are numbers
             return {"pairs": [[key, pack(v, tensors)] for key, v in value.items()]}
         case list() | tuple():
             return {type(value).__name__: [pack(v, tensors) for v in value]}
         case None | bool() | int() | float() | str():
             return value
     raise TypeError(f"a checkpoint cannot keep {type(value).__name__}")
+
+
+def _name_of(value: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
+    """Tied weights are one tensor; safetensors refuses to save it under two names."""
+    for name, t in tensors.items():
+        if value.numel() and t.data_ptr() == value.data_ptr() and t.shape == value.shape:
+            return name
+    return None
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -155,49 +159,49 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that move, tied ones once."""
+    """The trained weights by name, tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Into the memory that the model already has: results on CPU can depend on how that is aligned."""
+    """Copy into the model's own memory: results on a CPU can depend on its alignment."""
     own = trained(model)
     if own.keys() != weights.keys() or any(own[n].shape != w.shape for n, w in weights.items()):
         raise BadCheckpoint(
-            "the checkpoint is of another model than this run's. Name the model that it was made with."
+            "the checkpoint is of another model than this run's. "
+            "Name the model that it was made with."
         )
     for name, p in own.items():
         p.copy_(weights[name])
 
 
-# ---- the checkpoints of a run ----------------------------------------------------------------------------------------------
+# ---- the checkpoints of a run ----------------------------------------------------------------
 
 
 class CheckpointManager:
-    """Saves a run's state when it is due, when a person asks, and when the run is stopped: always that of the last whole step."""
+    """Saves a run's last whole step: when it is due, on request, and when the run is stopped."""
 
     def __init__(self, model: nn.Module, learner: Learner, config: RunConfig, control: RunControl):
-        self._model, self._learner, self._train, self._control = (
-            model,
-            learner,
-            config.train,
-            control,
-        )
+        self._model, self._learner, self._train = model, learner, config.train
+        self._control, self._points = control, control.points
         self._last: Snapshot | None = None
-        self._saved = 0  # the newest step that is on the disk
+        self._saved_step = 0  # the newest step on the disk
 
     def __enter__(self) -> CheckpointManager:
-        self._control.save = self.save
+        self._points.save = self.save
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._control.save = None
+        self._points.save = None
         if kind is StopRequested and self._train.checkpoint_every:
             self.save()
 
     def restore(self) -> tuple[int, RunningStd, bool]:
-        """Step, spread of the rewards until then, whether it was evaluated: of the checkpoint that control names, or of the beginning."""
+        """Load the checkpoint that the run starts from, if any.
+
+        Returns its step, the reward scale until then, and whether the step was evaluated.
+        """
         start = self._control.start
         if start is None or start.path is None:
             return 0, RunningStd(), False
@@ -205,17 +209,17 @@ class CheckpointManager:
         put_weights(self._model, snapshot.weights)
         self._learner.load_state(dict(snapshot.learner))
         if start.path.parent == self._control.folder:
-            self._saved = snapshot.step
-        self.mark(snapshot.step, snapshot.spread, snapshot.evaluated, snapshot.heldout)
-        return snapshot.step, snapshot.spread, snapshot.evaluated
+            self._saved_step = snapshot.step
+        self.mark(snapshot.step, snapshot.reward_scale, snapshot.evaluated, snapshot.heldout)
+        return snapshot.step, snapshot.reward_scale, snapshot.evaluated
 
     def mark(
-        self, step: int, spread: RunningStd, evaluated: bool, heldout: float | None = None
+        self, step: int, reward_scale: RunningStd, evaluated: bool, heldout: float | None = None
     ) -> None:
-        """A step is whole: this is what will be saved until the next one is."""
-        self._learner.midway = False  # also where the rest of its updates was refused
+        """A step is whole: save this state until the next step is."""
+        self._learner.midway = False  # also after a refused update
         self._last = Snapshot(
-            step, trained(self._model), self._learner.state(), spread, evaluated, heldout
+            step, trained(self._model), self._learner.state(), reward_scale, evaluated, heldout
         )
 
     def save_if_due(self) -> None:
@@ -224,35 +228,36 @@ class CheckpointManager:
             self.save()
 
     def save(self) -> None:
-        """Save the last whole step, unless it is on the disk already, and let go of what the retention rule does not keep."""
+        """Save the last whole step unless it is saved, and delete what need not be kept."""
         folder, last = self._control.folder, self._last
-        if folder is None or last is None or last.step <= self._saved:
+        if folder is None or last is None or last.step <= self._saved_step:
             return
-        self._control.tell(PhaseStarted(Phase.SAVING, last.step, self._train.steps))
-        while True:
-            try:
-                path = save(folder, last)
-                break
-            except DiskFull as problem:
-                if (
-                    self._control.stop_requested
-                ):  # nobody is there to make room: the checkpoint before this one must do
-                    log.warning("%s", problem)
-                    return
-                self._control.hold(str(problem))
-        self._saved = last.step
-        there = {
+        self._points.emit(PhaseStarted(Phase.SAVING, last.step, self._train.steps))
+        path = self._save_or_wait(folder, last)
+        if path is None:
+            return
+        self._saved_step = last.step
+        saved = {
             step: self._heldout(p) for step, p in saved_steps(folder).items() if step <= last.step
         }
-        dropped = superfluous(there, self._train.checkpoint_keep, self._train.checkpoint_keep_every)
-        # Row before folder and folder after row: what the store lists is always there, and what is there but not listed does no harm.
-        self._control.tell(
-            Checkpointed(
-                last.step, str(path), folder_bytes(path), file_hash(path / MANIFEST), dropped
-            )
-        )
+        dropped = superfluous(saved, self._train.checkpoint_keep, self._train.checkpoint_keep_every)
+        # The row is written before older folders are deleted: whatever the store lists exists,
+        # and a folder that it does not list does no harm.
+        size, digest = folder_bytes(path), file_hash(path / MANIFEST)
+        self._points.emit(Checkpointed(last.step, str(path), size, digest, dropped))
         for step in dropped:
             remove(folder / folder_name(step))
+
+    def _save_or_wait(self, folder: Path, snapshot: Snapshot) -> Path | None:
+        """On a full disk wait for a person; None if the run is stopped meanwhile."""
+        while True:
+            try:
+                return save(folder, snapshot)
+            except DiskFull as problem:
+                if self._control.stop_requested:  # nobody makes room: the last checkpoint must do
+                    log.warning("%s", problem)
+                    return None
+                self._points.hold(str(problem))
 
     @staticmethod
     def _heldout(path: Path) -> float | None:

@@ -1,19 +1,20 @@
-"""RunControl: everything that a person can say to a running run, and where the run listens."""
+"""What people ask of a running run, and the named points at which the trainer obeys."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import StopRequested, StudioError
 from grpo_core.training.breakpoints import Breakpoint
-from grpo_core.training.timing import Clock
-from grpo_core.types import Edited, Group, Paused, PhaseStarted, Resumed
+from grpo_core.training.timing import RunTimer
+from grpo_core.types import Event, Group, Intervened, Intervention, Paused, PhaseStarted, Resumed
 
-# What can be changed while a run goes on. Each takes effect with the next step, so that a step has one value of everything.
+# Settings that can change during a run. A change takes effect with the next step, so that each
+# step has one value of everything.
 KNOBS = (
     "train.learning_rate",
     "algorithm.kl_coef",
@@ -21,301 +22,330 @@ KNOBS = (
     "algorithm.clip_eps_low",
     "algorithm.clip_eps_high",
 )
-KNOB, EDIT = "knob/", "edit/"  # names in the record, see types.Edited
-_EVER = 2**62  # a step after all others
+STEP_OR_PHASE = ("phase", "step")
+PAUSED = "Paused. Press Resume to go on, Step to go one step, or Stop."
 
-Word = tuple[str, tuple[Any, ...]]  # a method of RunControl that people call, and its arguments
+Command = tuple[str, tuple[Any, ...]]  # the name of a method of RunControl, and its arguments
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a run goes on from: a checkpoint, or the beginning; and what had been changed by hand, step by step."""
+    """Where a run starts: a checkpoint, or the beginning; and what people changed until then."""
 
     step: int = 0
     path: Path | None = None
     sha256: str = ""
-    edits: Mapping[int, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # step -> values as in types.Edited
+    interventions: tuple[Intervention, ...] = ()
 
 
 class RunControl:
-    """The one object through which a run is reached from outside. Safe to use from any thread, any number of times.
+    """What people ask of a run, kept until the trainer obeys. Safe to use from any thread.
 
-    The trainer calls `check_interrupt()` at its named points (before each token, micro-batch and phase), `enter()` when a phase begins,
-    `review()` between advantages and update, `changed()` and `finished()` around a step. Nothing else reaches into it.
+    folder: where checkpoints go (None: nowhere). start: where the run starts from. points: the
+    trainer's side. If the trainer runs in another process, `forward_to` passes each command on.
     """
 
     def __init__(self, folder: Path | None = None, start: Start | None = None) -> None:
-        self.folder, self.start = (
-            folder,
-            start,
-        )  # where checkpoints go (None: nowhere), and where to go on from
-        self.tell = Clock(
-            lambda event: None
-        )  # set by the trainer: what is said here is part of the run's events
-        self.save: Callable[[], None] | None = (
-            None  # set by the trainer while it can save its last whole step
-        )
-        self._talk = threading.Condition()
-        self._attention = False  # something was said: the only thing that a breath looks at
-        self._stopping = self._saving = False
+        self.folder, self.start = folder, start
+        self.changed = threading.Condition()  # guards all fields below, and wakes a waiting trainer
+        self.pending = False  # a command may need attention: the one field read without the lock
+        self.stop_requested = False
         self.stop_reason = ""  # of a stop that no person asked for
-        self._waiting: str | None = None  # why the run shall not go on
-        self._stride: str | None = (
-            None  # "phase" or "step": at the end of which it shall wait again
-        )
-        self._breakpoints: tuple[Breakpoint, ...] = ()
-        self._broke_at = (
-            0  # a breakpoint is asked once a step, however often its rewards are edited
-        )
-        self._edits: dict[int, dict[str, float]] = {
-            step: dict(v) for step, v in (start.edits if start else {}).items()
-        }
-        self._step = start.step if start else 0
-        self._numbers: Mapping[str, float | int | None] = {}  # of the step before
-        self._worried = False
-        self._reviewed: tuple[int, list[int]] | None = (
-            None  # the step before whose update the run is, and its group sizes
-        )
-        self._edited = self._comparing = False  # rewards were edited; advantages are following
-        self._told: str | None = None  # the reason for waiting that is on record
-        self.apart: str | None = (
-            None  # why some things cannot be said: the trainer is in a process of its own, and hears `said()`
-        )
-        self._saves = 0  # how often saving was asked for, of a trainer apart
-        self._words: list[Word] = []  # all that people said, until somebody follows
-        self._follower: Callable[[Word], None] | None = None
-        self._holding = False  # it waits here, in hold(): to go on is said to it alone, not to a run elsewhere that may wait for a reason nobody has seen yet
+        self.pause_reason: str | None = None  # why the run has to wait
+        self.pause_after: str | None = None  # "phase" or "step": wait again at its end
+        self.save_requested = False
+        self.rewards_edited = False
+        self.breakpoints: tuple[Breakpoint, ...] = ()
+        self.step_now = start.step if start else 0
+        self.editable: tuple[int, list[int]] | None = None  # a step before its update; group sizes
+        # Why some commands are refused: the trainer reads only `message()`, as on a leased GPU.
+        self.refusal: str | None = None
+        self._settings: dict[int, dict[str, float]] = {}  # step -> dotted field -> value
+        self._rewards: dict[int, dict[tuple[int, int], float]] = {}  # step -> position -> reward
+        self._restore(start.interventions if start else ())
+        self._saves = 0  # how often saving was requested, for message()
+        self._commands: list[Command] = []  # all so far, for a trainer that is attached later
+        self._forward: Callable[[Command], None] | None = None
+        self.points = ControlPoints(self)
 
-    # ---- said by people ------------------------------------------------------------------------------------------------
+    # ---- commands ------------------------------------------------------------------------------
 
     def stop(self, reason: str = "") -> None:
-        """Ask the run to end at its next breath. Everything recorded is kept. reason: why, where nobody asked for it."""
+        """End the run at its next interrupt check. reason: why, if no person asked for it."""
         self._pass_on("stop", reason)
-        self._say(
-            _stopping=True, **({"stop_reason": reason} if reason and not self._stopping else {})
-        )
+        with self.changed:
+            if reason and not self.stop_requested:
+                self.stop_reason = reason
+            self.stop_requested = True
+            self.wake()
 
-    def pause(
-        self, reason: str = "Paused. Press Resume to go on, Step to go one step, or Stop."
-    ) -> None:
-        """Ask the run to wait at its next breath. Once it waits, asking again changes nothing."""
+    def pause(self, reason: str = PAUSED) -> None:
+        """Wait at the next interrupt check. While the run waits, pausing again changes nothing."""
         self._pass_on("pause", reason)
-        with self._talk:
-            if self._waiting is None:
-                self._say(_waiting=reason, _stride=None)
+        with self.changed:
+            if self.pause_reason is None:
+                self._wait_for(reason, None)
 
     def resume(self) -> None:
-        if not self._holding:
+        """Go on."""
+        if not self.points.is_holding:
             self._pass_on("resume")
-        self._say(_waiting=None, _stride=None)
+        with self.changed:
+            self._wait_for(None, None)
 
     def step(self, stride: str = "step") -> None:
         """Go on, and wait again at the end of the present step, or of the present phase."""
-        if stride not in ("phase", "step"):
+        if stride not in STEP_OR_PHASE:
             raise StudioError(
                 f"stride = {stride!r:.40}: a run steps by phase or by step. Write phase or step."
             )
-        self._refuse_apart()
-        if not self._holding:
+        self._refuse_if_detached()
+        if not self.points.is_holding:
             self._pass_on("step", stride)
-        self._say(_waiting=None, _stride=stride)
+        with self.changed:
+            self._wait_for(None, stride)
 
     def checkpoint(self) -> None:
-        """Save the last whole step at the next breath."""
+        """Save the last whole step at the next interrupt check."""
         self._pass_on("checkpoint")
         if self.folder is not None:
-            self._say(_saving=True)
+            with self.changed:
+                self.save_requested = True
+                self.wake()
 
     def set_knob(self, name: str, value: float) -> None:
-        """Change a setting from the next step on. Whoever calls has checked the value against the field's bounds."""
+        """Change a setting from the next step on. The caller has checked the field's bounds."""
         if name not in KNOBS:
             raise StudioError(
                 f"{name!r:.80} cannot be changed while a run goes on. Known: {', '.join(KNOBS)}."
             )
         self._pass_on("set_knob", name, value)
-        with self._talk:
-            self._edits.setdefault(self._step + 1, {})[KNOB + name] = float(value)
+        with self.changed:
+            self._settings.setdefault(self.step_now + 1, {})[name] = float(value)
 
     def set_breakpoints(self, breakpoints: Sequence[Breakpoint]) -> None:
-        """These and no others: the run waits before the update of every step in which one of them holds."""
+        """Wait before the update of every step in which one of these holds; they replace others."""
         if breakpoints:
-            self._refuse_apart()
+            self._refuse_if_detached()
         self._pass_on("set_breakpoints", tuple(breakpoints))
-        with self._talk:
-            self._breakpoints = tuple(breakpoints)
+        with self.changed:
+            self.breakpoints = tuple(breakpoints)
 
     def edit_reward(self, step: int, group: int, completion: int, reward: float) -> None:
-        """Give a completion of the waiting step another reward; its advantages follow before the update. Counted from 0."""
-        self._refuse_apart()
-        if (
-            self._follower is not None
-        ):  # the step that waits is there, and so is what may be said against it
-            return self._follower(("edit_reward", (step, group, completion, reward)))
-        with self._talk:
-            if self._reviewed is None or self._waiting is None or self._reviewed[0] != step:
+        """Give a completion of the waiting step another reward; positions count from 0.
+
+        Its group's advantages are computed again before the update. Raises StudioError.
+        """
+        self._refuse_if_detached()
+        if self._forward is not None:  # the waiting step is in the other process, which checks
+            self._forward(("edit_reward", (step, group, completion, reward)))
+            return
+        with self.changed:
+            if self.editable is None or self.pause_reason is None or self.editable[0] != step:
                 raise StudioError(
-                    "Rewards can be edited while a run waits between its advantages and its update, and only those of that step. "
-                    "Set a breakpoint, e.g. step = 40, or press Step until the phase is updating."
+                    "Rewards can be edited while a run waits between its advantages and its "
+                    "update, and only those of that step. Set a breakpoint, e.g. step = 40, or "
+                    "press Step until the phase is updating."
                 )
-            sizes = self._reviewed[1]
+            sizes = self.editable[1]
             if not (0 <= group < len(sizes) and 0 <= completion < sizes[group]):
                 raise StudioError(
-                    f"step {step} has no completion {completion + 1} in group {group + 1}. It has {len(sizes)} groups of {sizes[0]}."
+                    f"step {step} has no completion {completion + 1} in group {group + 1}. "
+                    f"It has {len(sizes)} groups of {sizes[0]}."
                 )
-            self._edits.setdefault(step, {})[f"{EDIT}{group}/{completion}"] = float(reward)
-            self._say(_edited=True)
+            self._rewards.setdefault(step, {})[group, completion] = float(reward)
+            self.rewards_edited = True
+            self.wake()
 
-    def _refuse_apart(self) -> None:
-        if self.apart:
-            raise StudioError(self.apart)
+    # ---- changes that people made --------------------------------------------------------------
 
-    # ---- a trainer in another process ------------------------------------------------------------------------------------
+    def settings(self, step: int | None = None) -> dict[str, float]:
+        """The changed settings in force in a step (None: after all changes), by dotted name."""
+        with self.changed:
+            in_force = [s for s in sorted(self._settings) if step is None or s <= step]
+            return {name: v for s in in_force for name, v in self._settings[s].items()}
 
-    def followed_by(self, follower: Callable[[Word], None]) -> None:
-        """The run listens elsewhere: everything that people said goes to `follower` now, and what they will say as they say it."""
-        with self._talk:
-            self._follower = follower
-            for word in self._words:
-                follower(word)
-            self._words.clear()
-
-    def _pass_on(self, name: str, *values: Any) -> None:
-        with self._talk:
-            follower = self._follower
-            if follower is None:
-                self._words.append((name, values))
-        if follower is not None:
-            follower((name, values))
-
-    @property
-    def has_breakpoints(self) -> bool:
-        return bool(self._breakpoints)
-
-    def said(self) -> dict[str, Any]:
-        """What was said so far and a trainer elsewhere can do; a wish to wait is a stop there. JSON types, for `hear`."""
-        with self._talk:
-            if self._saving:
-                self._saving, self._saves = False, self._saves + 1
-            return {
-                "stop": self._stopping or self._waiting is not None,
-                "saves": self._saves,
-                "knobs": self.knobs(_EVER),
-            }
-
-    def hear(self, said: Mapping[str, Any]) -> None:
-        """There: take over what is new in it."""
-        if said["stop"]:
-            self.stop()
-        if said["saves"] > self._saves:
-            self._saves = said["saves"]
-            self.checkpoint()
-        in_force = self.knobs(_EVER)
-        for name, value in said["knobs"].items():
-            if in_force.get(name) != value:
-                self.set_knob(name, value)
-
-    def _say(self, **what: object) -> None:
-        with self._talk:
-            for name, value in what.items():
-                setattr(self, name, value)
-            self._attention = True
-            self._talk.notify_all()
-
-    # ---- asked by the run ----------------------------------------------------------------------------------------------
-
-    @property
-    def stop_requested(self) -> bool:
-        return self._stopping
-
-    def check_interrupt(self, whole: bool = True) -> None:
-        """Waits as long as a person wants; raises StopRequested if somebody asked the run to stop.
-
-        whole: False while the weights are between two steps; saving and stopping then wait for the end of the step.
-        """
-        if self._attention:
-            self._attend(whole)
-
-    def _attend(self, whole: bool) -> None:
-        while True:
-            with self._talk:
-                if self._stopping and whole:
-                    raise StopRequested(self.stop_reason)
-                save = self.save if self._saving and whole else None
-                reason = None if self._stopping else self._waiting
-                if save is not None:
-                    self._saving = False
-                elif self._edited or self._comparing:
-                    return  # advantages first, see review()
-                elif reason is None:
-                    self._attention = self._stopping or self._saving
-                    break
-                elif reason == self._told:
-                    self._talk.wait()
-                    continue
-            # Outside of the lock: saving and recording take their time, and nobody who says something shall wait for them.
-            if save is not None:
-                save()
-            else:
-                self._told = reason
-                self.tell(Paused(str(reason)))
-        if self._told is not None:
-            self._told = None
-            self.tell(Resumed())
-
-    def hold(self, reason: str) -> None:
-        """Said by the run itself: it cannot go on alone. Returns when a person has said Resume, Step or Stop."""
-        self._holding = True
-        try:
-            self._say(_waiting=reason, _stride=None)
-            self._attend(whole=False)
-        finally:
-            self._holding = False
-
-    def enter(self, phase: PhaseStarted) -> None:
-        """A phase begins; stepping phase by phase, the run waits here."""
-        self.tell(phase)
-        if self._stride == "phase":
-            self.pause(f"Before {phase.phase} of step {phase.step}. Press Step or Resume to go on.")
-        self.check_interrupt()
-
-    def changed(self, step: int) -> dict[str, float]:
-        """A step begins: every setting that was changed by now, under its dotted name."""
-        with self._talk:
-            self._step = step
-            news = {
-                name: v for name, v in self._edits.get(step, {}).items() if name.startswith(KNOB)
-            }
-        if news:
-            self.tell(Edited(step, news))
-        return self.knobs(step)
-
-    def knobs(self, step: int) -> dict[str, float]:
-        """The changed settings that are in force in a step."""
-        with self._talk:
-            return {
-                name.removeprefix(KNOB): v
-                for s in sorted(self._edits)
-                if s <= step
-                for name, v in self._edits[s].items()
-                if name.startswith(KNOB)
-            }
+    def settings_from(self, step: int) -> dict[str, float]:
+        """The settings that change with this step."""
+        with self.changed:
+            return dict(self._settings.get(step, {}))
 
     def rewards(self, step: int) -> dict[tuple[int, int], float]:
         """(group, completion) -> the reward that a person gave it in this step."""
-        with self._talk:
-            values = {
-                name: v for name, v in self._edits.get(step, {}).items() if name.startswith(EDIT)
-            }
-            self._edited = False
-        if values:
-            self.tell(Edited(step, values))
-        return {
-            (int(g), int(c)): v
-            for name, v in values.items()
-            for g, c in [name.removeprefix(EDIT).split("/")]
-        }
+        with self.changed:
+            return dict(self._rewards.get(step, {}))
+
+    def _restore(self, interventions: Iterable[Intervention]) -> None:
+        for i in interventions:
+            if i.kind == "setting" and i.field is not None and i.value is not None:
+                self._settings.setdefault(i.step, {})[i.field] = i.value
+            elif i.kind == "reward" and i.value is not None:
+                assert i.group is not None
+                assert i.completion is not None
+                self._rewards.setdefault(i.step, {})[i.group, i.completion] = i.value
+
+    # ---- a trainer in another process ----------------------------------------------------------
+
+    def forward_to(self, follower: Callable[[Command], None]) -> None:
+        """Pass every command so far, and each further one, on to the process that trains."""
+        with self.changed:
+            self._forward = follower
+            for command in self._commands:
+                follower(command)
+            self._commands.clear()
+
+    def message(self) -> dict[str, Any]:
+        """The commands so far that a detached trainer can obey, as JSON types for `obey`.
+
+        A pause is a stop there: a leased GPU does not wait for a person.
+        """
+        with self.changed:
+            if self.save_requested:
+                self.save_requested, self._saves = False, self._saves + 1
+            stop = self.stop_requested or self.pause_reason is not None
+            return {"stop": stop, "saves": self._saves, "settings": self.settings()}
+
+    def obey(self, message: Mapping[str, Any]) -> None:
+        """In the detached process: take over what is new in a message."""
+        if message["stop"]:
+            self.stop()
+        if message["saves"] > self._saves:
+            self._saves = message["saves"]
+            self.checkpoint()
+        in_force = self.settings()
+        for name, value in message["settings"].items():
+            if in_force.get(name) != value:
+                self.set_knob(name, value)
+
+    def _pass_on(self, name: str, *values: Any) -> None:
+        with self.changed:
+            forward = self._forward
+            if forward is None:
+                self._commands.append((name, values))
+        if forward is not None:
+            forward((name, values))
+
+    def _refuse_if_detached(self) -> None:
+        if self.refusal:
+            raise StudioError(self.refusal)
+
+    # ---- for both sides; the caller holds `changed` ----------------------------------------------
+
+    def _wait_for(self, reason: str | None, stride: str | None) -> None:
+        self.pause_reason, self.pause_after = reason, stride
+        self.wake()
+
+    def wake(self) -> None:
+        self.pending = True
+        self.changed.notify_all()
+
+
+class ControlPoints:
+    """The trainer's side of a RunControl: it waits, saves, stops and takes changes over, here only.
+
+    `timer`: passes events on to the record and measures the run; set by whoever runs the trainer.
+    `save`: saves the last whole step; set while the trainer can. Both are used while the run waits.
+    """
+
+    def __init__(self, control: RunControl) -> None:
+        self._control = control
+        self.timer = RunTimer(lambda event: None)
+        self.save: Callable[[], None] | None = None
+        # The run waits in hold(): Resume is for this side alone. A trainer in another process may
+        # wait as well, for a reason that nobody has seen yet.
+        self.is_holding = False
+        self._recorded_reason: str | None = None  # the pause that is on record
+        self._numbers: Mapping[str, float | int | None] = {}  # metrics of the step before
+        self._breakpoints_checked = 0  # the step: edited rewards do not ask its breakpoints again
+        self._was_worried = False
+        self._comparing = False  # advantages follow edited rewards before anything else
+
+    def emit(self, event: Event) -> None:
+        """Record an event."""
+        self.timer(event)
+
+    def check_interrupt(self, at_step_boundary: bool = True) -> None:
+        """Wait as long as a person wants; raise StopRequested if the run is to stop.
+
+        at_step_boundary: False while the weights are between two steps; saving and stopping then
+        wait for the end of the step.
+        """
+        if self._control.pending:
+            self._attend(at_step_boundary)
+
+    def _attend(self, at_step_boundary: bool) -> None:
+        c = self._control
+        while True:
+            with c.changed:
+                if c.stop_requested and at_step_boundary:
+                    raise StopRequested(c.stop_reason)
+                save = self.save if c.save_requested and at_step_boundary else None
+                reason = None if c.stop_requested else c.pause_reason
+                if save is not None:
+                    c.save_requested = False
+                elif c.rewards_edited or self._comparing:
+                    return  # advantages first, see review()
+                elif reason is None:
+                    c.pending = c.stop_requested or c.save_requested
+                    break
+                elif reason == self._recorded_reason:
+                    c.changed.wait()
+                    continue
+            # Outside of the lock: saving and recording take time, and commands must not wait.
+            if save is not None:
+                save()
+            else:
+                self._recorded_reason = reason
+                self.emit(Paused(str(reason)))
+        if self._recorded_reason is not None:
+            self._recorded_reason = None
+            self.emit(Resumed())
+
+    def hold(self, reason: str) -> None:
+        """The run cannot go on alone: wait until a person says Resume, Step or Stop."""
+        c = self._control
+        self.is_holding = True
+        try:
+            with c.changed:
+                c.pause_reason, c.pause_after = reason, None
+                c.wake()
+            self._attend(at_step_boundary=False)
+        finally:
+            self.is_holding = False
+
+    def begin_phase(self, phase: PhaseStarted) -> None:
+        """Record the phase; wait here if a person steps phase by phase."""
+        self.emit(phase)
+        if self._control.pause_after == "phase":
+            self._control.pause(
+                f"Before {phase.phase} of step {phase.step}. Press Step or Resume to go on."
+            )
+        self.check_interrupt()
+
+    def begin_step(self, step: int) -> dict[str, float]:
+        """Record the settings that change now; return all changed settings, by dotted name."""
+        c = self._control
+        with c.changed:
+            c.step_now = step
+        changes = c.settings_from(step)
+        if changes:
+            made = (Intervention(step, "setting", v, field=name) for name, v in changes.items())
+            self.emit(Intervened(tuple(made)))
+        return c.settings(step)
+
+    def edited_rewards(self, step: int) -> dict[tuple[int, int], float]:
+        """Record and return the rewards that a person gave: (group, completion) -> reward."""
+        c = self._control
+        with c.changed:
+            rewards = c.rewards(step)
+            c.rewards_edited = False
+        if rewards:
+            made = (
+                Intervention(step, "reward", v, group=g, completion=i)
+                for (g, i), v in rewards.items()
+            )
+            self.emit(Intervened(tuple(made)))
+        return rewards
 
     def review(
         self,
@@ -324,39 +354,36 @@ class RunControl:
         numbers: Mapping[str, float | int | None],
         worry: str | None = None,
     ) -> bool:
-        """Between advantages and update: waits if a breakpoint holds. Whether rewards were edited, so that advantages must follow.
+        """Between advantages and update: wait if a breakpoint holds. True: rewards were edited.
 
-        numbers: the step's own figures, which join those of the update before. worry: a reason to wait, unless it was there in the step before.
+        numbers: metrics of this step, added to those of the update before. worry: a reason to
+        wait, unless the step before had one too.
         """
-        with self._talk:
-            self._reviewed, self._comparing = (step, [len(g.rollouts) for g in groups]), False
-            if self._broke_at != step:
-                self._broke_at = step
-                hit = next(
-                    (
-                        b
-                        for b in self._breakpoints
-                        if b.holds(step, groups, {**self._numbers, **numbers})
-                    ),
-                    None,
-                )
+        c = self._control
+        with c.changed:
+            c.editable, self._comparing = (step, [len(g.rollouts) for g in groups]), False
+            if self._breakpoints_checked != step:
+                self._breakpoints_checked = step
+                known = {**self._numbers, **numbers}
+                hit = next((b for b in c.breakpoints if b.holds(step, groups, known)), None)
                 if hit is not None:
-                    self.pause(
-                        f"Breakpoint “{hit}” before the update of step {step}. Edit rewards, press Resume or Step to go on, or Stop."
+                    c.pause(
+                        f"Breakpoint “{hit}” before the update of step {step}. "
+                        "Edit rewards, press Resume or Step to go on, or Stop."
                     )
-                if worry is not None and not self._worried:
-                    self.pause(worry)
-                self._worried = worry is not None
+                if worry is not None and not self._was_worried:
+                    c.pause(worry)
+                self._was_worried = worry is not None
         self.check_interrupt()
-        with self._talk:
-            if not self._edited:
-                self._reviewed = None
-            self._comparing = self._edited
+        with c.changed:
+            if not c.rewards_edited:
+                c.editable = None
+            self._comparing = c.rewards_edited
             return self._comparing
 
-    def finished(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
-        """A step is whole; stepping step by step, the run waits here. numbers: what it measured, for breakpoints."""
+    def end_step(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
+        """Wait here if a person steps step by step. numbers: the step's metrics."""
         self._numbers = numbers
-        if self._stride == "step":
-            self.pause(f"After step {step}. Press Step or Resume to go on.")
+        if self._control.pause_after == "step":
+            self._control.pause(f"After step {step}. Press Step or Resume to go on.")
         self.check_interrupt()

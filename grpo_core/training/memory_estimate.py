@@ -2,81 +2,79 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from grpo_core.config import RunConfig
-from grpo_core.learner.memory import most_tokens
+from grpo_core.learner.memory import max_part_tokens
 from grpo_core.models import Policy, pick_device
 from grpo_core.models.device import cache_bytes, free_memory
 from grpo_core.models.lm_head import MAX_LOGITS
 
-LOGITS_BYTES = (
-    4 * MAX_LOGITS * 3
-)  # what the loss holds of logits at once, with what is made of them
-RESERVE = 0.9  # of what is free; the rest is for fragments and for what was forgotten
+LOGITS_BYTES = 4 * MAX_LOGITS * 3  # the logits that the loss holds at once, and two copies of them
+RESERVE = 0.9  # usable share of the free memory; the rest is for fragmentation and surprises
+BYTES_4BIT = 0.516  # a parameter in NF4: half a byte, and 1/60 for the quantisation constants
+PROMPT_TOKENS = 128  # assumed length of a prompt
 
 
-def memory(
-    config: RunConfig,
-    shape: Any,
-    parameters: int,
-    trained: int,
-    dtype: torch.dtype,
-    recomputes: bool,
-) -> tuple[dict[str, int], float]:
-    """Bytes by what they are for, and bytes of activations for one token of a micro-batch. Estimates: a step that was measured is better.
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """shape: the model's transformers configuration. trained: parameters that get a gradient."""
 
-    Activations: 34 bytes x hidden size x layers a token in half precision (arXiv:2205.05198 eq. 2, without attention scores), twice that in
-    float32; `recomputes`: 2 x hidden size x layers for the layers' inputs, and one layer whole.
+    shape: Any
+    parameters: int
+    trained: int
+    dtype: torch.dtype
+
+
+def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[str, int], float]:
+    """Estimated bytes by purpose, and bytes of activations for one token of a micro-batch.
+
+    Activations: 34 bytes x hidden size x layers a token in half precision (arXiv:2205.05198 eq. 2,
+    without attention scores), twice that in float32. With `recomputes` 2 bytes x hidden size x
+    layers for the inputs of the layers, and one whole layer.
     """
-    t, size = config.train, dtype.itemsize
-    trained_size = 4 if config.model.lora_rank else size
-    hidden, layers = (
-        getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers")
-    )
-    length = t.max_new_tokens + 128  # of a row while sampling; prompts are not known here
+    t, size = config.train, model.dtype.itemsize
+    hidden = getattr(model.shape, "hidden_size", None) or 0
+    layers = getattr(model.shape, "num_hidden_layers", None) or 0
     per_token = hidden * size * (layers + 17 if recomputes else 17 * layers)
-    weights = parameters * size
-    if (
-        config.model.base_bits == "4"
-    ):  # of the linear layers, half a byte and 1/60 for constants; embeddings and head stay as they are
-        whole = 2 * (getattr(shape, "vocab_size", None) or 0) * hidden
-        weights = int(0.516 * max(0, parameters - whole)) + min(parameters, whole) * size
-    return {
-        "weights": weights,
-        "reference": parameters * size
-        if config.algorithm.measure_kl and not config.model.lora_rank
-        else 0,
-        "gradients": trained * trained_size,
-        "optimiser": 2 * trained * trained_size,
-        "cache while sampling": t.prompts_per_step
-        * t.group_size
-        * length
-        * cache_bytes(shape, size),
+    trained_bytes = model.trained * (4 if config.model.lora_rank else size)
+    # Of LoRA the reference is the model itself without its adapters.
+    has_copy = config.algorithm.measure_kl and not config.model.lora_rank
+    step_tokens = t.prompts_per_step * t.group_size * (t.max_new_tokens + PROMPT_TOKENS)
+    part_tokens = min(max_part_tokens(t.micro_batch_tokens, pick_device()), step_tokens)
+    parts = {
+        "weights": _weight_bytes(config, model, hidden),
+        "reference": model.parameters * size if has_copy else 0,
+        "gradients": trained_bytes,
+        "optimiser": 2 * trained_bytes,
+        "cache while sampling": step_tokens * cache_bytes(model.shape, size),
         "logits": LOGITS_BYTES,
-        "activations": per_token
-        * min(
-            most_tokens(t.micro_batch_tokens, pick_device()),
-            t.prompts_per_step * t.group_size * length,
-        ),
-    }, max(1.0, per_token)
+        "activations": per_token * part_tokens,
+    }
+    return parts, max(1.0, per_token)
+
+
+def _weight_bytes(config: RunConfig, model: ModelSize, hidden: int) -> int:
+    if config.model.base_bits != "4":
+        return model.parameters * model.dtype.itemsize
+    # Only linear layers are quantised; embeddings and output layer keep their precision.
+    whole = 2 * (getattr(model.shape, "vocab_size", None) or 0) * hidden
+    quantised = int(BYTES_4BIT * max(0, model.parameters - whole))
+    return quantised + min(model.parameters, whole) * model.dtype.itemsize
 
 
 def recomputes_layers(config: RunConfig, policy: Policy) -> bool:
-    """Whether the run keeps of each layer only its input: as set, or when what an update takes beside the loaded weights would not fit."""
+    """Whether the run keeps only each layer's input and computes the rest again.
+
+    As set; with "auto", if the gradient, the optimiser and the activations would not fit.
+    """
     if config.train.gradient_checkpointing != "auto":
         return config.train.gradient_checkpointing == "on"
     trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
-    parts, _ = memory(
-        config,
-        policy.model.config,
-        policy.num_parameters,
-        trained,
-        policy.model.dtype,
-        recomputes=False,
-    )
-    return sum(
-        parts[name] for name in ("gradients", "optimiser", "logits", "activations")
-    ) > RESERVE * free_memory(policy.device)
+    model = ModelSize(policy.model.config, policy.num_parameters, trained, policy.model.dtype)
+    parts, _ = memory(config, model, recomputes=False)
+    needed = sum(parts[name] for name in ("gradients", "optimiser", "logits", "activations"))
+    return needed > RESERVE * free_memory(policy.device)

@@ -1,9 +1,9 @@
-"""From a step's prompts to its scored groups: sample, score, and put fresh prompts in the place of those that teach nothing."""
+"""The groups of one step: sample them, score them, and replace tied groups by fresh prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,172 +11,158 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
 from grpo_core.learner.memory import is_out_of_memory
 from grpo_core.models import Policy
-from grpo_core.rollout import OnGroupDone, Sampled, sample_groups
+from grpo_core.rollout import OnGroupDone, SamplingHooks, SamplingParams, sample_groups
 from grpo_core.rubric import Notes, Rubric
 from grpo_core.tasks import Task, train_prompts
 from grpo_core.training.async_scoring import AsyncScorer
-from grpo_core.training.control import RunControl
-from grpo_core.training.scoring import is_informative, score
+from grpo_core.training.control import ControlPoints
+from grpo_core.training.scoring import PromptRollouts, is_informative, score
 from grpo_core.types import Phase, PhaseStarted, Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
-class SampledGroup:
-    """One prompt with its G completions, as ids and as scored rollouts."""
+class Session:
+    """What every step of a run uses. `config` has the settings in force in the present step."""
 
-    prompt: Prompt
-    prompt_ids: list[int]
-    sampled: list[Sampled]
-    rollouts: tuple[Rollout, ...]
+    config: RunConfig
+    policy: Policy
+    task: Task
+    rubric: Rubric
+    points: ControlPoints
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RolloutBatch:
-    """The P groups of a step, and what it took to get them."""
+    """The P scored groups of a step, and what it cost to get them."""
 
-    groups: list[SampledGroup]
-    replaced_groups: int
-    tokens: int  # completion tokens sampled, those of replaced groups included
-    sampling_seconds: float
-    scoring_seconds: float
-    notes: dict[str, Notes]  # by criterion: why it could not score what it could not, and how often
+    groups: list[PromptRollouts] = field(default_factory=list)
+    num_prompts: int = 0  # sampled, replaced ones included
+    tokens: int = 0  # completion tokens sampled, those of replaced groups included
+    sampling_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+    notes: dict[str, Notes] = field(default_factory=dict)  # criterion -> why scores are null
 
     @property
-    def sampled(self) -> list[Sampled]:
-        """All B completions, siblings together."""
-        return [s for g in self.groups for s in g.sampled]
+    def replaced_groups(self) -> int:
+        return self.num_prompts - len(self.groups)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All B rollouts, siblings together."""
+        return [r for _, siblings in self.groups for r in siblings]
 
 
-def collect_rollouts(
-    step: int, policy: Policy, task: Task, rubric: Rubric, config: RunConfig, control: RunControl
-) -> RolloutBatch:
+def collect_rollouts(session: Session, step: int) -> RolloutBatch:
     """P prompts with G scored completions each.
 
-    With `dynamic_sampling` n, tied groups are replaced by the step's next prompts in up to n rounds (DAPO, arXiv:2503.14476 §3.2); what
-    is tied after the last one stays, so that every step has P groups.
+    With `dynamic_sampling` n, tied groups are replaced by the step's next prompts in up to n
+    rounds (DAPO, arXiv:2503.14476 §3.2). What is tied after the last round stays, so that every
+    step has P groups.
     """
-    t, rng = config.train, generator(policy, config.train.seed, step)
-    groups: list[SampledGroup] = []
-    notes: dict[str, Notes] = {}
-    num_prompts, tokens, sampling, scoring = 0, 0, 0.0, 0.0
+    config = session.config
+    batch, rng = RolloutBatch(), generator(session.policy, config.train.seed, step)
     for _ in range(1 + config.algorithm.dynamic_sampling):
-        dull = (
-            [
+        replaced = list(range(config.train.prompts_per_step))
+        if batch.groups:
+            replaced = [
                 i
-                for i, g in enumerate(groups)
-                if not is_informative(g.rollouts, rubric, config.rubric.gate)
+                for i, (_, rollouts) in enumerate(batch.groups)
+                if not is_informative(rollouts, session.rubric, config.rubric.gate)
             ]
-            if groups
-            else list(range(t.prompts_per_step))
-        )
-        if not dull:
+        if not replaced:
             break
-        control.enter(PhaseStarted(Phase.SAMPLING, step, t.steps))
-        started = control.tell.now()
-        prompts = train_prompts(task, t.seed, step, num_prompts + len(dull))[num_prompts:]
-        num_prompts += len(dull)
-        ids = [encode(policy, prompt, task, config) for prompt in prompts]
-        keeps_logprobs = config.algorithm.off_policy_threshold is not None or t.token_records > 0
-        with AsyncScorer(rubric, policy, prompts) as ahead:
-            sampled = sample(
-                policy,
-                ids,
-                t.group_size,
-                config,
-                t.temperature,
-                rng,
-                control,
-                keeps_logprobs,
-                ahead.tell if ahead.is_wanted else None,
-            )
-            tokens += sum(len(s.token_ids) for s in sampled)
-            sampled_at = control.tell.now()
+        _sample_and_score(session, step, batch, replaced, rng)
+    return batch
 
-            control.enter(PhaseStarted(Phase.SCORING, step, t.steps))
-            by_prompt = [
-                sampled[p * t.group_size : (p + 1) * t.group_size] for p in range(len(prompts))
-            ]
-            rollouts, why = score(prompts, by_prompt, policy, rubric, ahead)
-        fresh = [SampledGroup(*one) for one in zip(prompts, ids, by_prompt, rollouts, strict=True)]
-        for name, more in why.items():
-            notes.setdefault(name, Notes()).add(more)
-        new_at = dict(zip(dull, fresh, strict=True))
-        groups = [new_at.get(i) or groups[i] for i in range(t.prompts_per_step)]
-        sampling, scoring = (
-            sampling + sampled_at - started,
-            scoring + control.tell.now() - sampled_at,
-        )
-    return RolloutBatch(groups, num_prompts - t.prompts_per_step, tokens, sampling, scoring, notes)
+
+def _sample_and_score(
+    session: Session, step: int, batch: RolloutBatch, replaced: Sequence[int], rng: torch.Generator
+) -> None:
+    """Put the groups of the step's next prompts at the positions `replaced` of the batch."""
+    t, a, points = session.config.train, session.config.algorithm, session.points
+    now = points.timer.now
+    points.begin_phase(PhaseStarted(Phase.SAMPLING, step, t.steps))
+    started = now()
+    num_prompts = batch.num_prompts + len(replaced)
+    prompts = train_prompts(session.task, t.seed, step, num_prompts)[batch.num_prompts :]
+    prompt_ids = [encode(session, prompt) for prompt in prompts]
+    keep_logprobs = a.off_policy_threshold is not None or t.token_records > 0
+    params = SamplingParams(t.group_size, t.max_new_tokens, t.temperature, keep_logprobs)
+    with AsyncScorer(session.rubric, prompts) as scorer:
+        on_group_done = scorer.submit if scorer.is_wanted else None
+        sampled = sample(session, prompt_ids, params, rng, on_group_done)
+        sampled_at = now()
+        points.begin_phase(PhaseStarted(Phase.SCORING, step, t.steps))
+        groups, notes = score(prompts, sampled, session.rubric, scorer)
+
+    batch.num_prompts = num_prompts
+    batch.tokens += sum(len(r.completion_ids) for r in sampled)
+    batch.sampling_seconds += sampled_at - started
+    batch.scoring_seconds += now() - sampled_at
+    for name, more in notes.items():
+        batch.notes.setdefault(name, Notes()).add(more)
+    if not batch.groups:
+        batch.groups = groups
+        return
+    for i, group in zip(replaced, groups, strict=True):
+        batch.groups[i] = group
 
 
 def sample(
-    policy: Policy,
-    prompts: list[list[int]],
-    group_size: int,
-    config: RunConfig,
-    temperature: float,
+    session: Session,
+    prompt_ids: Sequence[Sequence[int]],
+    params: SamplingParams,
     rng: torch.Generator,
-    control: RunControl,
-    keep_logprobs: bool = False,
-    whole: OnGroupDone | None = None,
-) -> list[Sampled]:
-    """Completions of encoded prompts; `whole` is told of each group when it is. Raises OutOfMemory, saying what to lower, where they do not fit."""
-    t = config.train
+    on_group_done: OnGroupDone | None = None,
+) -> list[Rollout]:
+    """Completions of encoded prompts. Raises OutOfMemory, naming what to lower."""
+    hooks = SamplingHooks(session.points.check_interrupt, on_group_done)
     try:
-        return sample_groups(
-            policy,
-            prompts,
-            group_size,
-            t.max_new_tokens,
-            temperature,
-            rng,
-            control.check_interrupt,
-            keep_logprobs,
-            whole,
-        )
+        return sample_groups(session.policy, prompt_ids, params, rng, hooks)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    longest = max(map(len, prompts)) + t.max_new_tokens
+    num_completions = len(prompt_ids) * params.group_size
+    longest = max(map(len, prompt_ids)) + params.max_new_tokens
     raise OutOfMemory(
-        f"train.group_size: there is not enough memory to sample {len(prompts) * group_size:,} completions of up to {longest:,} tokens, prompt "
-        "included, at once. Lower prompts_per_step, group_size or max_new_tokens, or use a smaller model."
+        f"train.group_size: there is not enough memory to sample {num_completions:,} completions "
+        f"of up to {longest:,} tokens, prompt included, at once. "
+        "Lower prompts_per_step, group_size or max_new_tokens, or use a smaller model."
     )
 
 
 def with_rewards(
-    groups: list[SampledGroup], given: Mapping[tuple[int, int], float]
-) -> list[tuple[Prompt, tuple[Rollout, ...]]]:
-    """Prompts with their rollouts, some with the reward that a person gave: (group, completion) -> reward, both from 0."""
+    groups: Sequence[PromptRollouts], edited: Mapping[tuple[int, int], float]
+) -> list[PromptRollouts]:
+    """The groups with rewards that a person gave: (group, completion) -> reward, from 0."""
     return [
         (
-            g.prompt,
+            prompt,
             tuple(
-                replace(r, reward=given[p, i], edited=True) if (p, i) in given else r
-                for i, r in enumerate(g.rollouts)
+                replace(r, reward=edited[p, i], edited=True) if (p, i) in edited else r
+                for i, r in enumerate(rollouts)
             ),
         )
-        for p, g in enumerate(groups)
+        for p, (prompt, rollouts) in enumerate(groups)
     ]
 
 
-def encode(policy: Policy, prompt: Prompt, task: Task, config: RunConfig) -> list[int]:
-    """Prompt ids; refuses a prompt that leaves no room for the completion in the model's context."""
-    ids = policy.encode(prompt, task.instruction)
-    if policy.context is not None and len(ids) + config.train.max_new_tokens > policy.context:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "train.max_new_tokens",
-                    config.train.max_new_tokens,
-                    f"a prompt of {len(ids)} tokens and this many do not fit the model's context of {policy.context}",
-                    f"Use {max(1, policy.context - len(ids))} or fewer.",
-                )
-            ]
+def encode(session: Session, prompt: Prompt) -> list[int]:
+    """Prompt ids. Raises InvalidConfig for a prompt that leaves no room for the completion."""
+    context, room = session.policy.context, session.config.train.max_new_tokens
+    ids = session.policy.encode(prompt, session.task.instruction)
+    if context is not None and len(ids) + room > context:
+        problem = FieldProblem(
+            "train.max_new_tokens",
+            room,
+            f"a prompt of {len(ids)} tokens and this many do not fit the model's context of "
+            f"{context}",
+            f"Use {max(1, context - len(ids))} or fewer.",
         )
+        raise InvalidConfig([problem])
     return ids
 
 
 def generator(policy: Policy, seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step. A step of -1 is evaluation's."""
+    """The random numbers of one step. Evaluation has step -1."""
     return torch.Generator(policy.device).manual_seed((seed * 1_000_003 + step + 1) % 2**63)

@@ -1,23 +1,21 @@
-"""From sampled ids to scored groups, and what a step's or an evaluation's scores say in sum."""
+"""Score rollouts, compare siblings, and summarise a step or an evaluation."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from grpo_core.config import RunConfig
-from grpo_core.learner import ADVANTAGES, GROUPINGS
-from grpo_core.learner.advantages import compare
-from grpo_core.models import Policy
-from grpo_core.rollout import Sampled
+from grpo_core.learner import ADVANTAGES, GROUPINGS, compute_advantages
 from grpo_core.rubric import (
     Notes,
     Rubric,
     RunningStd,
+    SiblingScores,
     gated,
     shaped,
     total,
@@ -26,122 +24,118 @@ from grpo_core.rubric import (
 )
 from grpo_core.rubric.predict import mean_interval, pass_at
 from grpo_core.rubric.shaping import Scores
-from grpo_core.training.async_scoring import AsyncScorer, completion
-from grpo_core.types import TIE_TOLERANCE, Completion, Group, Prompt, Rollout
+from grpo_core.training.async_scoring import AsyncScorer
+from grpo_core.types import TIE_TOLERANCE, Group, Prompt, Rollout
+
+PromptRollouts = tuple[Prompt, tuple[Rollout, ...]]  # a prompt and its G rollouts
 
 
 def score(
-    prompts: Sequence[Prompt],
-    sampled: Sequence[Sequence[Sampled]],
-    policy: Policy,
-    rubric: Rubric,
-    ahead: AsyncScorer,
-) -> tuple[list[tuple[Rollout, ...]], dict[str, Notes]]:
-    """Text, scores and reward of each prompt's completions; advantages come when all groups of the step are there to be compared.
+    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rubric: Rubric, scorer: AsyncScorer
+) -> tuple[list[PromptRollouts], dict[str, Notes]]:
+    """Scores and reward of the rollouts of P prompts, siblings together; advantages come later.
 
-    What was asked for ahead is waited for and not asked again. Returns also, by criterion, why it could not score what it could not.
+    Waits for what `scorer` has begun and does not score it again. Returns the groups and, by
+    criterion, why scores are null.
     """
-    rows = [
-        (prompt, completion(policy, s))
-        for prompt, siblings in zip(prompts, sampled, strict=True)
-        for s in siblings
-    ]
-    known, notes = ahead.found() or (None, {})
-    scored = rubric.score_all([c for _, c in rows], [p for p, _ in rows], known)
-    rollouts = iter(
-        Rollout(c, scores, reward, 0.0)
-        for (_, c), scores, reward in zip(rows, scored.scores, scored.rewards, strict=True)
+    size = len(rollouts) // len(prompts)
+    known, notes = scorer.results() or (None, {})
+    scored = rubric.score_all(
+        [r.completion for r in rollouts], [p for p in prompts for _ in range(size)], known
     )
-    return [tuple(next(rollouts) for _ in siblings) for siblings in sampled], notes | scored.notes
+    done = [
+        replace(rollout, scores=scores, reward=reward)
+        for rollout, scores, reward in zip(rollouts, scored.scores, scored.rewards, strict=True)
+    ]
+    groups = [(p, tuple(done[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+    return groups, notes | scored.notes
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Advantages and compared rewards, (B,) each, nan = unscored; and the run's reward scale."""
+
+    advantages: torch.Tensor
+    rewards: torch.Tensor  # after gate, scale and clip
+    reward_scale: RunningStd  # with these rewards in it
 
 
 def compare_groups(
-    groups: Sequence[tuple[Prompt, tuple[Rollout, ...]]],
-    rubric: Rubric,
-    config: RunConfig,
-    spread: RunningStd,
-) -> tuple[tuple[Group, ...], torch.Tensor, RunningStd]:
-    """Rewards shaped, then every completion against its siblings. Returns the groups, the rewards (B,) that were compared, nan = unscored, and the
-    spread with these in it.
+    groups: Sequence[PromptRollouts], rubric: Rubric, config: RunConfig, reward_scale: RunningStd
+) -> tuple[tuple[Group, ...], Comparison]:
+    """Compare every completion with its siblings. Returns groups whose rollouts have advantages.
 
-    A rollout keeps its plain reward Σ w·s: gate, scale and clip decide what is compared, not what was achieved.
+    A rollout keeps its plain reward Σ w·s: gate, scale and clip decide what is compared, not what
+    was achieved.
     """
-    prompts, rollouts = [p for p, _ in groups], [r for _, siblings in groups for r in siblings]
-    keys = sibling_keys(prompts, [len(siblings) for _, siblings in groups], config)
-    advantages, rewards, spread = advantages_of(
-        [r.scores for r in rollouts],
-        [r.reward if r.edited else None for r in rollouts],
-        keys,
-        rubric,
-        config,
-        spread,
+    rollouts = [r for _, siblings in groups for r in siblings]
+    keys = sibling_keys([p for p, _ in groups], [len(siblings) for _, siblings in groups], config)
+    step_scores = StepScores(
+        [r.scores for r in rollouts], [r.reward if r.edited else None for r in rollouts], keys
     )
-    told = iter(
-        replace(r, advantage=advantage)
-        for r, advantage in zip(rollouts, advantages.tolist(), strict=True)
+    comparison = compare_scores(step_scores, rubric, config, reward_scale)
+    advantages = iter(comparison.advantages.tolist())
+    compared = tuple(
+        group(
+            prompt,
+            tuple(replace(r, advantage=next(advantages)) for r in siblings),
+            rubric,
+            config.rubric.gate,
+        )
+        for prompt, siblings in groups
     )
-    return (
-        tuple(
-            group(prompt, tuple(next(told) for _ in siblings), rubric, config.rubric.gate)
-            for prompt, siblings in groups
-        ),
-        rewards,
-        spread,
-    )
+    return compared, comparison
 
 
 def sibling_keys(prompts: Sequence[Prompt], sizes: Sequence[int], config: RunConfig) -> list[int]:
-    """One number a rollout, equal for those that are compared with each other. sizes: rollouts of each prompt."""
+    """One key a rollout, equal for those that are compared. sizes: rollouts of each prompt."""
     a = config.algorithm
-    return [
-        key
-        for key, size in zip(
-            GROUPINGS[a.grouping](prompts, a.similarity_threshold), sizes, strict=True
-        )
-        for _ in range(size)
-    ]
+    keys = GROUPINGS[a.grouping](prompts, a.similarity_threshold)
+    return [key for key, size in zip(keys, sizes, strict=True) for _ in range(size)]
 
 
-def advantages_of(
-    scores: Sequence[Scores],
-    given: Sequence[float | None],
-    keys: Sequence[int],
-    rubric: Rubric,
-    config: RunConfig,
-    spread: RunningStd,
-) -> tuple[torch.Tensor, torch.Tensor, RunningStd]:
-    """From a step's scores to its advantages: gate, weights, scale, clip, comparison. What the trainer does, and the what-if over stored rows.
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """The B rollouts of a step as they are compared."""
 
-    given: the reward that a person gave a rollout, else None. Returns advantages and compared rewards (B,), nan = unscored, and the spread with these.
+    scores: Sequence[Scores]  # by criterion
+    edited: Sequence[float | None]  # the reward that a person gave, else None
+    keys: Sequence[int]  # equal for rollouts that are compared with each other
+
+
+def compare_scores(
+    step: StepScores, rubric: Rubric, config: RunConfig, reward_scale: RunningStd
+) -> Comparison:
+    """From a step's scores to its advantages: gate, weights, scale, clip, comparison.
+
+    The trainer and the what-if over stored rows both use it.
     """
+    scores, weights = step.scores, rubric.weights
     if config.rubric.gate and rubric.outcome:
-        scores = gated(scores, keys, rubric.outcome)
-    weights = rubric.weights
-    distinct = {
-        id(s): s for s in scores
-    }  # equal scores of stored rows are one object: each is added up once
+        scores = gated(scores, step.keys, rubric.outcome)
+    # Equal scores of stored rows are one object: add each up once.
+    distinct = {id(s): s for s in scores}
     sums = {key: total(s, weights) for key, s in distinct.items()}
-    plain = [sums[id(s)] if own is None else own for s, own in zip(scores, given, strict=True)]
-    spread = spread.including(plain)
+    plain = [
+        sums[id(s)] if reward is None else reward
+        for s, reward in zip(scores, step.edited, strict=True)
+    ]
+    reward_scale = reward_scale.including(plain)
     # float64: the record must equal what anyone recomputes from the stored rewards.
-    rewards = torch.tensor(
-        [_nan(r) for r in shaped(plain, config.rubric, spread)], dtype=torch.float64
-    )  # (B,)
+    shaped_rewards = [_nan(r) for r in shaped(plain, config.rubric, reward_scale)]
+    rewards = torch.tensor(shaped_rewards, dtype=torch.float64)  # (B,)
     rows = dict(zip(distinct, range(len(distinct)), strict=True))
     by_criterion = torch.tensor(
         [[_nan(s.get(name)) for name in weights] for s in distinct.values()], dtype=torch.float64
     )[[rows[id(s)] for s in scores]]  # (B, K)
-    return (
-        compare(
-            ADVANTAGES[config.algorithm.advantage],
-            rewards,
-            by_criterion,
-            torch.tensor(list(weights.values())),
-            keys,
-        ),
+    advantages = compute_advantages(
+        ADVANTAGES[config.algorithm.advantage],
         rewards,
-        spread,
+        by_criterion,
+        torch.tensor(list(weights.values())),
+        step.keys,
     )
+    return Comparison(advantages, rewards, reward_scale)
 
 
 def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:
@@ -172,13 +166,13 @@ def group(
     """The siblings of one prompt with their mean, sample standard deviation and verdict."""
     rewards, outcome = [r.reward for r in rollouts], rubric.outcome
     scored = [r for r in rewards if r is not None]
-    code = verdict(
+    siblings = SiblingScores(
         rewards,
         [r.scores[outcome] for r in rollouts] if outcome else [],
         [r.completion.finish_reason for r in rollouts],
         variance_shares([r.scores for r in rollouts], rubric.weights),
-        outcome,
     )
+    code = verdict(siblings, outcome)
     code = "gated" if gate and code == "phantom" else code
     return Group(
         prompt, rollouts, mean(scored), statistics.stdev(scored) if len(scored) > 1 else None, code
@@ -186,7 +180,7 @@ def group(
 
 
 def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | int | None]:
-    """What the scored groups alone say about a step. Means over scored rows; shares of groups and completions over all."""
+    """Metrics of a step that need its groups only. Means are over scored rollouts."""
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     lengths = [r.completion.num_tokens for r in rollouts]
@@ -194,15 +188,11 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
     return {
         "reward_mean": mean(rewards),
         "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else None,
-        "advantage_std": statistics.pstdev([r.advantage for r in rollouts]),
+        "advantage_std": statistics.pstdev([r.advantage or 0.0 for r in rollouts]),
         "tied_group_frac": mean(bool(s) and max(s) - min(s) <= TIE_TOLERANCE for s in spans),
-        "tied_best_frac": mean(g.verdict == "all_right" for g in groups)
-        if rubric.outcome
-        else None,
-        "tied_worst_frac": mean(g.verdict == "all_wrong" for g in groups)
-        if rubric.outcome
-        else None,
-        "tied_middle_frac": mean(g.verdict == "tied" for g in groups) if rubric.outcome else None,
+        "tied_best_frac": _verdict_frac(groups, rubric, "all_right"),
+        "tied_worst_frac": _verdict_frac(groups, rubric, "all_wrong"),
+        "tied_middle_frac": _verdict_frac(groups, rubric, "tied"),
         "completion_tokens_mean": mean(lengths),
         "completion_tokens_max": max(lengths),
         "truncated_frac": mean(r.completion.finish_reason == "length" for r in rollouts),
@@ -213,48 +203,54 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
     }
 
 
+def _verdict_frac(groups: Sequence[Group], rubric: Rubric, verdict: str) -> float | None:
+    return mean(g.verdict == verdict for g in groups) if rubric.outcome else None
+
+
 def too_many_unscored(groups: Sequence[Group]) -> str | None:
-    """Where more than half of a step's completions have no reward: which criteria failed how often."""
+    """Which criteria failed, if more than half of a step's completions have no reward."""
     rollouts = [r for g in groups for r in g.rollouts]
     lost = sum(r.reward is None for r in rollouts)
     if 2 * lost <= len(rollouts):
         return None
     failed = {name: sum(r.scores[name] is None for r in rollouts) for name in rollouts[0].scores}
     blame = ", ".join(f"{name} {n} times" for name, n in failed.items() if n)
-    return f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). Mend the criterion, or press Resume to go on without them, or Stop."
+    return (
+        f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). "
+        "Mend the criterion, or press Resume to go on without them, or Stop."
+    )
 
 
 def eval_metrics(
-    prompts: Sequence[Prompt], sampled: Sequence[Sampled], policy: Policy, rubric: Rubric
+    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rubric: Rubric
 ) -> dict[str, float | None]:
-    """Means over the completions of each prompt of an exam, as many of each, one after the other.
+    """Means over the completions of an evaluation set; those of one prompt stand together.
 
-    accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 % interval: Wilson's for one try a prompt, over
-    prompts for several; then pass@k for k = 2, 4, … too.
+    accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 %
+    interval: Wilson's for one completion a prompt, over prompts for several. With several there is
+    pass@k for k = 2, 4, … too.
     """
-    tries = len(sampled) // len(prompts)
-    prompts = [p for p in prompts for _ in range(tries)]
-    completions = [
-        Completion(policy.decode(s.token_ids), s.finish_reason, len(s.token_ids)) for s in sampled
-    ]
-    found = rubric.score_all(completions, prompts)
-    results = {name: mean(scores[name] for scores in found.scores) for name in rubric.weights}
-    results |= {
-        "reward": mean(found.rewards),
-        "completion_tokens": mean(c.num_tokens for c in completions),
-    }
+    size = len(rollouts) // len(prompts)
+    completions = [r.completion for r in rollouts]
+    scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)])
+    results = {name: mean(scores[name] for scores in scored.scores) for name in rubric.weights}
+    results["reward"] = mean(scored.rewards)
+    results["completion_tokens"] = mean(c.num_tokens for c in completions)
     if rubric.outcome:
-        outcomes = [scores[rubric.outcome] for scores in found.scores]
-        known = [
-            [o >= 1 for o in outcomes[i : i + tries] if o is not None]
-            for i in range(0, len(outcomes), tries)
+        outcomes = [scores[rubric.outcome] for scores in scored.scores]
+        by_prompt = [
+            [o >= 1 for o in outcomes[i : i + size] if o is not None]
+            for i in range(0, len(outcomes), size)
         ]
-        results |= passes([right for right in known if right])
+        results |= passes([reached for reached in by_prompt if reached])
     return results
 
 
 def passes(known: Sequence[Sequence[bool]]) -> dict[str, float | None]:
-    """Accuracy and pass@k with intervals, from what was right for each prompt; prompts with fewer than k scored tries are left out of pass@k."""
+    """Accuracy and pass@k with intervals. known: for each prompt, which completions were right.
+
+    Prompts with fewer than k scored completions are left out of pass@k.
+    """
     if not known:
         return {}
     if max(map(len, known)) == 1:
@@ -272,7 +268,10 @@ def passes(known: Sequence[Sequence[bool]]) -> dict[str, float | None]:
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion: (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)      Wilson 1927"""
+    """95 % interval of a proportion      Wilson 1927
+
+    (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    """
     p, n = successes / trials, trials
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

@@ -1,4 +1,4 @@
-"""The time of a run: where it goes besides its steps' own phases, and that none passes while it waits for a person."""
+"""Run timer; excludes pauses."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from time import perf_counter
 from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, Resumed
 
 
-class Clock:
-    """Stands between the trainer and its listener, and measures both: hand it on as `emit`."""
+class RunTimer:
+    """Passes events on to `emit`, and measures evaluation and writing time on the way."""
 
-    def __init__(self, emit: Callable[[Event], None]):
+    def __init__(self, emit: Callable[[Event], None]) -> None:
         self._emit = emit
         self._evaluating_since: float | None = None
-        self._evaluation = self._writing = 0.0
-        self._waited = 0.0
-        self._waits_since: float | None = None
-        self._held = False
+        self._evaluation = self._writing = 0.0  # seconds since the last lap()
+        self._paused_seconds = 0.0
+        self._paused_since: float | None = None
+        self._paused_from_outside = False
 
     def now(self) -> float:
-        """Seconds on a clock that stands still from Paused to Resumed: only differences mean something."""
-        return (perf_counter() if self._waits_since is None else self._waits_since) - self._waited
+        """Seconds on a clock that stops from Paused to Resumed; only differences have a meaning."""
+        now = perf_counter() if self._paused_since is None else self._paused_since
+        return now - self._paused_seconds
 
-    def stand_still(self) -> None:
-        """The run is held by somebody else, who says when that is over."""
-        if self._waits_since is None:
-            self._held, self._waits_since = True, perf_counter()
+    def pause(self) -> None:
+        """Stop the clock: another process holds the run, and calls resume() when that is over."""
+        if self._paused_since is None:
+            self._paused_from_outside, self._paused_since = True, perf_counter()
 
-    def go_on(self) -> None:
-        if self._held and self._waits_since is not None:
-            self._waited, self._waits_since = (
-                self._waited + perf_counter() - self._waits_since,
-                None,
-            )
-        self._held = False
+    def resume(self) -> None:
+        """End what pause() began."""
+        if self._paused_from_outside:
+            self._continue()
+        self._paused_from_outside = False
+
+    def _continue(self) -> None:
+        if self._paused_since is not None:
+            self._paused_seconds += perf_counter() - self._paused_since
+            self._paused_since = None
 
     def __call__(self, event: Event) -> None:
         started = self.now()
-        if isinstance(event, Resumed) and self._waits_since is not None:
-            self._waited, self._waits_since = (
-                self._waited + perf_counter() - self._waits_since,
-                None,
-            )
+        if isinstance(event, Resumed):
+            self._continue()
         if isinstance(event, PhaseStarted):
             self._evaluating_since = started if event.phase is Phase.EVALUATING else None
         elif isinstance(event, Evaluated) and self._evaluating_since is not None:
@@ -50,13 +51,12 @@ class Clock:
             self._evaluating_since = None
         self._emit(event)
         self._writing += self.now() - started
-        if (
-            isinstance(event, Paused) and self._waits_since is None
-        ):  # a second reason does not begin a second wait
-            self._waits_since = perf_counter()
+        if isinstance(event, Paused) and self._paused_since is None:
+            # Only the first reason starts a pause: a second one arrives while the clock stands.
+            self._paused_since = perf_counter()
 
     def lap(self) -> dict[str, float]:
-        """The two metrics of a step: seconds since the step before, its own record included, this one's not."""
-        told = {"evaluation_seconds": self._evaluation, "writing_seconds": self._writing}
+        """Two metrics of a step: seconds since the step before, with that step's own record."""
+        lap = {"evaluation_seconds": self._evaluation, "writing_seconds": self._writing}
         self._evaluation = self._writing = 0.0
-        return told
+        return lap

@@ -1,25 +1,28 @@
-"""GRPO, the whole of it: sample groups, score them, compare siblings, move the policy. Knows neither SQLite nor a browser."""
+"""GRPO: sample groups, score them, compare siblings, update the policy. No SQLite, no browser."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 
 from grpo_core.config import RunConfig, with_changes
-from grpo_core.learner import Batch, Learner, NonFinite
+from grpo_core.learner import Batch, Learner, LearnerSettings, NonFinite
 from grpo_core.models import Policy, Vocabulary, load_policy, share_cores
-from grpo_core.models.context_fit import fitting
+from grpo_core.models.context_fit import fit_to_context
 from grpo_core.models.device import environment, peak_memory_mib
 from grpo_core.models.download import fetch
-from grpo_core.rubric import Rubric, RunningStd, build_rubric
+from grpo_core.rollout import SamplingParams
+from grpo_core.rubric import RunningStd, build_rubric
 from grpo_core.tasks import Task, heldout_prompts, load_task, second_task
 from grpo_core.training.checkpoint import CheckpointManager
 from grpo_core.training.control import RunControl
 from grpo_core.training.memory_estimate import recomputes_layers
 from grpo_core.training.rollout_batch import (
+    RolloutBatch,
+    Session,
     collect_rollouts,
     encode,
     generator,
@@ -34,10 +37,11 @@ from grpo_core.training.scoring import (
     too_many_unscored,
     with_advantages,
 )
-from grpo_core.training.timing import Clock
+from grpo_core.training.timing import RunTimer
 from grpo_core.types import (
     Evaluated,
     Event,
+    Group,
     GroupsScored,
     ModelLoaded,
     Noticed,
@@ -49,221 +53,209 @@ from grpo_core.types import (
     StepTokens,
 )
 
+# Evaluation sets by name: "heldout", and "second", a task that is never trained on.
+EvalSets = Mapping[str, tuple[Task, Sequence[Prompt]]]
+
 
 def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
-    """Train a policy by GRPO (arXiv:2402.03300), telling `emit` everything that happens, asking `control` whether to go on.
+    """Train a policy by GRPO (arXiv:2402.03300). `emit` gets every event; `control` has commands.
 
-    On one machine with the same settings the same seed gives the same run, in one go or resumed: every random number comes from a
-    generator keyed by (seed, step). Raises InvalidConfig for what cannot be run and StopRequested when control says so.
+    With the same settings the same seed gives the same run on the same machine, in one go or
+    resumed: every random number comes from a generator keyed by (seed, step). Raises InvalidConfig
+    for what cannot be run, and StopRequested when the run is stopped.
     """
-    control.tell = Clock(emit)
-    t = config.train
-    control.enter(PhaseStarted(Phase.LOADING, 0, t.steps))
-    task, rubric = load_task(config.task), build_rubric(config.rubric)
-    fetch(
-        config.model,
-        lambda text: control.tell(Noticed(0, "download", "info", text)),
-        control.check_interrupt,
-    )
-    policy = load_policy(config.model, t.seed)
-    task = fitting(task, policy, config)
-    eval_sets = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}
-    if (other := second_task(config.task)) is not None:
-        second = fitting(load_task(other), policy, config.model_copy(update={"task": other}))
-        eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
-    share_cores(policy.num_parameters)
+    t, points = config.train, control.points
+    points.timer = RunTimer(emit)
+    points.begin_phase(PhaseStarted(Phase.LOADING, 0, t.steps))
+    session, eval_sets = load(config, control)
+    policy = session.policy
     reference = policy.frozen_copy() if config.algorithm.measure_kl else None
-    learner = Learner(
-        policy.model,
-        reference,
-        config.algorithm,
-        t,
-        learning_rate(config, policy),
-        recomputes_layers(config, policy),
-    )
-    control.tell(
-        ModelLoaded(
-            environment(policy, learner.learning_rate)
-            | ({"prompts": task.table.fingerprint} if task.table else {})
-        )
-    )
+    rate = learning_rate(config, policy)
+    settings = LearnerSettings(config.algorithm, t, rate)
+    learner = Learner(policy.model, reference, settings, recomputes_layers(config, policy))
+    points.emit(ModelLoaded(run_environment(session, learner), {"train.learning_rate": rate}))
 
-    vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met
+    vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met so far
     with CheckpointManager(policy.model, learner, config, control) as checkpoints:
-        step, spread, evaluated = (
-            checkpoints.restore()
-        )  # 0, no rewards seen yet, not evaluated; or what a checkpoint says
+        step, reward_scale, evaluated = checkpoints.restore()
         while True:
-            if not evaluated and (
-                step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)
-            ):
-                accuracy = evaluate(
-                    step,
-                    eval_sets,
-                    policy,
-                    rubric,
-                    with_changes(config, control.knobs(step)),
-                    control,
-                )
-                checkpoints.mark(step, spread, True, accuracy)
+            due = step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)
+            if due and not evaluated:
+                changed = replace(session, config=with_changes(config, control.settings(step)))
+                accuracy = evaluate(changed, step, eval_sets)
+                checkpoints.mark(step, reward_scale, True, accuracy)
             checkpoints.save_if_due()
             if step == t.steps:
                 return
             step, evaluated = step + 1, False
-            spread, measured = take_step(
-                step, spread, policy, vocabulary, task, rubric, config, learner, control
-            )
-            checkpoints.mark(step, spread, evaluated)
-            control.finished(step, measured)
+            reward_scale, metrics = take_step(session, learner, vocabulary, step, reward_scale)
+            checkpoints.mark(step, reward_scale, evaluated)
+            points.end_step(step, metrics)
 
 
 def take_step(
-    step: int,
-    spread: RunningStd,
-    policy: Policy,
-    vocabulary: Vocabulary,
-    task: Task,
-    rubric: Rubric,
-    config: RunConfig,
-    learner: Learner,
-    control: RunControl,
+    session: Session, learner: Learner, vocabulary: Vocabulary, step: int, reward_scale: RunningStd
 ) -> tuple[RunningStd, dict[str, Any]]:
-    """One step of GRPO. Returns the spread of all rewards so far, with this step's in it, and what was measured."""
-    clock = control.tell
-    started = clock.now()
-    config = with_changes(config, control.changed(step))
-    t = config.train
-    learner.turn(config.algorithm, t, learning_rate(config, policy))
+    """One step of GRPO. Returns the scale of all rewards so far, and the step's metrics."""
+    points, rubric = session.points, session.rubric
+    timer = points.timer
+    started = timer.now()
+    config = with_changes(session.config, points.begin_step(step))
+    session = replace(session, config=config)
+    rate = learning_rate(config, session.policy)
+    learner.apply_settings(LearnerSettings(config.algorithm, config.train, rate))
 
-    drawn = collect_rollouts(step, policy, task, rubric, config, control)
-    compared_at = clock.now()
-    batch = Batch(
-        prompts=[g.prompt_ids for g in drawn.groups],
-        completions=[s.token_ids for s in drawn.sampled],
-        trains=[
-            not (config.algorithm.mask_truncated and s.finish_reason == "length")
-            for s in drawn.sampled
-        ],
-        pad_id=policy.pad_id,
-        device=policy.device,
-        sampling_logprobs=[s.logprobs for s in drawn.sampled if s.logprobs] or None,
-    )
-    again = False
-    while True:  # once; and again whenever a person edits a reward before the update
-        groups, rewards, seen = compare_groups(
-            with_rewards(drawn.groups, control.rewards(step)), rubric, config, spread
+    sampled = collect_rollouts(session, step)
+    update_from = timer.now()
+    batch = learner_batch(session, sampled)
+    edited = False
+    while True:  # once, and again whenever a person edits a reward before the update
+        pairs = with_rewards(sampled.groups, points.edited_rewards(step))
+        groups, comparison = compare_groups(pairs, rubric, config, reward_scale)
+        # A critic estimates values before the policy moves.
+        estimates = learner.estimate_values(
+            batch, comparison.rewards, points.check_interrupt, edited
         )
-        judged = learner.judge(
-            batch, rewards, control.check_interrupt, again
-        )  # with a critic: it must look before the policy moves
-        if judged is not None:
-            groups = with_advantages(groups, judged.row_advantages.tolist())
-        control.tell(GroupsScored(step, groups))
+        if estimates is not None:
+            groups = with_advantages(groups, estimates.row_advantages.tolist())
+        points.emit(GroupsScored(step, groups))
         numbers = group_metrics(groups, rubric)
-        if not (again := control.review(step, groups, numbers, too_many_unscored(groups))):
+        edited = points.review(step, groups, numbers, too_many_unscored(groups))
+        if not edited:
             break
-    for criterion, why in drawn.notes.items():
-        if why:
-            control.tell(
-                Noticed(
-                    step,
-                    f"grader/{criterion}",
-                    "warning",
-                    f"{criterion} could not score: "
-                    + "; ".join(f"{n} × {w}" for w, n in why.most_common(3)),
-                )
-            )
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    report_unscored(session, step, sampled)
 
-    control.enter(PhaseStarted(Phase.UPDATING, step, t.steps))
-    advantages = torch.tensor(
-        [rollout.advantage for rollout in rollouts], device=policy.device
-    )  # (B,)
+    points.begin_phase(PhaseStarted(Phase.UPDATING, step, config.train.steps))
+    rollouts = [r for group in groups for r in group.rollouts]
+    advantages = torch.tensor([r.advantage for r in rollouts], device=batch.device)  # (B,)
     measured: dict[str, Any] = {"num_updates": 0}
     tokens = None
     try:
         update = learner.update(
-            batch, judged or advantages, lambda: control.check_interrupt(whole=not learner.midway)
+            batch,
+            estimates or advantages,
+            lambda: points.check_interrupt(at_step_boundary=not learner.midway),
         )
-        measured = {f.name: getattr(update, f.name) for f in fields(update)} | {
-            "clip_frac": update.clip_low_frac + update.clip_high_frac
-        }
-        if t.token_records and step % t.token_records == 0:
-            tokens = StepTokens(learner.log.records(), vocabulary.news(batch.completions))
+        measured = {f.name: getattr(update, f.name) for f in fields(update)}
+        measured["clip_frac"] = update.clip_low_frac + update.clip_high_frac
+        if config.train.token_records and step % config.train.token_records == 0:
+            tokens = step_tokens(groups, learner, vocabulary)
     except NonFinite as problem:
-        control.hold(
-            f"The update of step {step} was refused, {problem}. The weights are as before. Press Resume to skip it and go on, or Stop."
+        points.hold(
+            f"The update of step {step} was refused, {problem}. The weights are as before. "
+            "Press Resume to skip it and go on, or Stop."
         )
 
-    now = clock.now()
+    now = timer.now()
     metrics = StepMetrics(
         **numbers,
         **measured,
-        **clock.lap(),
-        replaced_groups=drawn.replaced_groups,
-        tokens=drawn.tokens,
-        sampling_seconds=drawn.sampling_seconds,
-        scoring_seconds=drawn.scoring_seconds,
-        update_seconds=now - compared_at,
+        **timer.lap(),
+        replaced_groups=sampled.replaced_groups,
+        tokens=sampled.tokens,
+        sampling_seconds=sampled.sampling_seconds,
+        scoring_seconds=sampled.scoring_seconds,
+        update_seconds=now - update_from,
         step_seconds=now - started,
-        peak_memory_mib=peak_memory_mib(policy),
+        peak_memory_mib=peak_memory_mib(session.policy),
     )
     extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
-    extra |= {
-        f"used/{name}/{what}": amount
-        for name, why in drawn.notes.items()
-        for what, amount in why.used.items()
-    }
-    control.tell(
-        StepCompleted(
-            step,
-            metrics,
-            extra | ({"reward_scale": seen.std} if config.rubric.scale else {}),
-            tokens,
-        )
+    for name, notes in sampled.notes.items():
+        extra |= {f"used/{name}/{what}": amount for what, amount in notes.used.items()}
+    if config.rubric.scale:
+        extra["reward_scale"] = comparison.reward_scale.std
+    points.emit(StepCompleted(step, metrics, extra, tokens))
+    return comparison.reward_scale, asdict(metrics)
+
+
+# ---- the parts of a run and of a step --------------------------------------------------------
+
+
+def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
+    """Task, rubric, policy and evaluation sets. Raises InvalidConfig naming the field."""
+    points = control.points
+    task, rubric = load_task(config.task), build_rubric(config.rubric)
+    fetch(
+        config.model,
+        lambda text: points.emit(Noticed(0, "download", "info", text)),
+        points.check_interrupt,
     )
-    return seen, asdict(metrics)
+    policy = load_policy(config.model, config.train.seed)
+    task = fit_to_context(task, policy, config)
+    eval_sets = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}
+    if (other := second_task(config.task)) is not None:
+        second = fit_to_context(load_task(other), policy, config.model_copy(update={"task": other}))
+        eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
+    share_cores(policy.num_parameters)
+    return Session(config, policy, task, rubric, points), eval_sets
 
 
-def evaluate(
-    step: int,
-    eval_sets: Mapping[str, tuple[Task, Sequence[Prompt]]],
-    policy: Policy,
-    rubric: Rubric,
-    config: RunConfig,
-    control: RunControl,
-) -> float | None:
-    """`eval_samples` completions of every prompt of every exam, sampled from the same random numbers each time, or greedy. Returns the held-out accuracy.
+def run_environment(session: Session, learner: Learner) -> dict[str, Any]:
+    """What a reader of the record needs to repeat the run: versions, device, prompts."""
+    table = session.task.table
+    prompts = {"prompts": table.fingerprint} if table else {}
+    return environment(session.policy, learner.learning_rate) | prompts
 
-    eval_sets: "heldout", and "second": a task that is not trained on. Their names stand before those of their metrics.
+
+def learner_batch(session: Session, sampled: RolloutBatch) -> Batch:
+    """The rollouts of a step as token ids."""
+    masks_truncated, policy = session.config.algorithm.mask_truncated, session.policy
+    rollouts = sampled.rollouts
+    logprobs = [r.sampling_logprobs for r in rollouts if r.sampling_logprobs]
+    return Batch(
+        prompts=[siblings[0].prompt_ids for _, siblings in sampled.groups],
+        completions=[r.completion_ids for r in rollouts],
+        trains=[not (masks_truncated and r.completion.finish_reason == "length") for r in rollouts],
+        pad_id=policy.pad_id,
+        device=policy.device,
+        sampling_logprobs=logprobs or None,
+    )
+
+
+def report_unscored(session: Session, step: int, sampled: RolloutBatch) -> None:
+    """Tell a person which criteria could not score, and why."""
+    for criterion, notes in sampled.notes.items():
+        if notes:
+            reasons = "; ".join(f"{n} × {reason}" for reason, n in notes.most_common(3))
+            text = f"{criterion} could not score: {reasons}"
+            session.points.emit(Noticed(step, f"grader/{criterion}", "warning", text))
+
+
+def step_tokens(
+    groups: Sequence[Group], learner: Learner, vocabulary: Vocabulary
+) -> StepTokens | None:
+    """What the update computed of each token, by the position of its rollout in the step."""
+    assert learner.log is not None
+    positions = [(p, i) for p, group in enumerate(groups) for i in range(len(group.rollouts))]
+    records = dict(zip(positions, learner.log.records(), strict=True))
+    ids = [r.completion_ids for group in groups for r in group.rollouts]
+    return StepTokens(records, vocabulary.new_pieces(ids))
+
+
+def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
+    """Score `eval_samples` completions of every evaluation prompt; return held-out accuracy.
+
+    They are sampled from the same random numbers each time, or greedily. The name of a set
+    prefixes the names of its metrics.
     """
     if not any(prompts for _, prompts in eval_sets.values()):
         return None
-    t = config.train
-    control.enter(PhaseStarted(Phase.EVALUATING, step, t.steps))
+    t, policy = session.config.train, session.policy
+    session.points.begin_phase(PhaseStarted(Phase.EVALUATING, step, t.steps))
     temperature = t.temperature if t.eval_mode == "sampled" else 0.0
+    params = SamplingParams(t.eval_samples, t.max_new_tokens, temperature)
     metrics: dict[str, float | None] = {}
     for name, (task, prompts) in eval_sets.items():
-        prompt_ids = [encode(policy, prompt, task, config) for prompt in prompts]
-        sampled = sample(
-            policy,
-            prompt_ids,
-            t.eval_samples,
-            config,
-            temperature,
-            generator(policy, t.seed, -1),
-            control,
-        )
-        metrics |= {
-            f"{name}/{what}": value
-            for what, value in eval_metrics(prompts, sampled, policy, rubric).items()
-        }
-    control.tell(Evaluated(step, metrics))
+        of_task = replace(session, task=task)
+        prompt_ids = [encode(of_task, prompt) for prompt in prompts]
+        rollouts = sample(of_task, prompt_ids, params, generator(policy, t.seed, -1))
+        results = eval_metrics(prompts, rollouts, session.rubric)
+        metrics |= {f"{name}/{what}": value for what, value in results.items()}
+    session.points.emit(Evaluated(step, metrics))
     return metrics.get("heldout/accuracy")
 
 
 def learning_rate(config: RunConfig, policy: Policy) -> float:
-    """As set, or 1e-4 below 50 M parameters, else 1e-6: what full fine-tuning by policy gradient bears; adapters bear ten times that."""
-    return config.train.learning_rate or (1e-4 if policy.num_parameters < 50e6 else 1e-6) * (
-        10 if config.model.lora_rank else 1
-    )
+    """As set; else 1e-4 below 50 M parameters and 1e-6 above, ten times that for adapters."""
+    default = 1e-4 if policy.num_parameters < 50e6 else 1e-6
+    return config.train.learning_rate or default * (10 if config.model.lora_rank else 1)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from grpo_core.config import PRESETS, fields_by_name, flatten, nest, parse, with_preset
@@ -24,7 +27,7 @@ def problems(settings: dict[str, object]) -> dict[str, str]:
         ("model.dtype", "int3", "'auto', 'float32' or 'bfloat16'"),
     ],
 )
-def test_a_wrong_value_is_answered_with_its_field_the_value_and_the_bound(field, value, says):
+def test_a_wrong_value_is_reported_with_field_value_and_bound(field, value, says):
     message = problems({field: value})[field]
     assert field in message
     assert repr(value) in message
@@ -50,7 +53,7 @@ def test_weights_that_cannot_make_a_reward_are_refused(weights, says):
     assert any(says in m for m in problems({"rubric.criteria": criteria}).values())
 
 
-def test_two_criteria_of_one_name_are_refused_because_one_would_hide_the_other():
+def test_two_criteria_of_one_name_are_refused():
     criteria = [{"name": "a", "check": "language", "weight": 1}] * 2
     assert "share a name" in problems({"rubric.criteria": criteria})["rubric.criteria"]
 
@@ -69,7 +72,7 @@ def test_a_configuration_survives_flattening_and_nesting():
     assert parse(nest(flatten(config))) == config
 
 
-def test_presets_set_only_fields_that_exist_and_what_a_person_sets_wins():
+def test_presets_set_existing_fields_and_a_persons_values_win():
     for name, values in PRESETS.items():
         assert {f"algorithm.{k}" for k in values} <= set(fields_by_name())
         assert parse(nest(with_preset({}, name))).algorithm.preset == name
@@ -159,9 +162,7 @@ def test_every_field_has_a_title_and_one_line_of_help():
         ),
     ],
 )
-def test_combinations_that_make_no_sense_are_refused_with_field_value_reason_and_way_out(
-    settings, field, says
-):
+def test_senseless_combinations_are_refused_with_field_value_reason_and_hint(settings, field, says):
     message = problems(settings)[field]
     assert says in message
     assert message.startswith(f"{field} = ")
@@ -185,10 +186,17 @@ def test_several_combinations_that_make_no_sense_are_reported_at_once():
         ("GRPO", {}),
     ],
 )
-def test_a_preset_is_what_its_paper_changes(name, values):
+def test_a_preset_changes_what_its_paper_changes(name, values):
     algorithm = parse(nest(with_preset({}, name))).algorithm
     assert {k: getattr(algorithm, k) for k in values} == values
 
 
 def test_the_defaults_are_the_grpo_preset():
     assert parse(nest(with_preset({}, "GRPO"))) == parse({})
+
+
+def test_a_configuration_exported_by_version_0_1_loads():
+    exported = json.loads((Path(__file__).parent / "exported-0.1.0.json").read_text("utf-8"))
+    loaded = parse(exported).model_dump(mode="json")
+    for section, values in exported.items():
+        assert {name: loaded[section][name] for name in values} == values

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 import torch
+from tiny_lm import A, TinyLM, make_batch, make_learner
 
 from grpo_core.config import RunConfig, nest, parse
 from grpo_core.learner import token_logprobs
@@ -27,10 +28,9 @@ from grpo_core.types import (
     StepTokens,
     TokenRecord,
 )
-from tests.learner.test_learner import A, TinyLM, make_batch, make_learner
 
 
-def test_the_log_has_what_every_pass_saw_and_the_reference():
+def test_the_log_has_the_numbers_of_every_pass_and_the_reference():
     before, reference = TinyLM(), TinyLM(seed=1)
     learner = make_learner(TinyLM(), reference, kl_coef=0.1, updates_per_batch=2)
     learner.update(make_batch(), A)
@@ -47,18 +47,19 @@ def test_the_log_has_what_every_pass_saw_and_the_reference():
         assert record.logprobs[:n] != record.logprobs[n:]  # the second update saw another policy
 
 
-def test_a_tied_group_that_nothing_needed_has_ids_and_no_numbers_unless_kl_was_measured_on_it():
+def test_a_skipped_tied_group_has_token_ids_and_numbers_only_with_kl():
     learner = make_learner(kl_coef=0.0)
     learner.update(make_batch(), torch.tensor([0.0, 0.0, 1.0, -1.0]))
     records = learner.log.records()
-    # An eighth of four rows is one, and two are measured at least: the first group has everything, the second what the update needed.
+    # At least two rows are measured: the first group has all numbers, the second only those
+    # that the update needed.
     assert [r.ref_logprobs is None for r in records] == [False, False, True, True]
     assert [r.logprobs is None for r in records] == [False] * 4
     learner.update(make_batch(), torch.tensor([1.0, -1.0, 0.0, 0.0]))
     assert [r.logprobs is None for r in learner.log.records()] == [False, False, True, True]
 
 
-def test_a_run_records_the_tokens_it_sampled_and_what_they_say(tiny_model, tmp_path):
+def test_a_run_records_its_sampled_tokens_and_their_text(tiny_model, tmp_path):
     events = []
     settings = {
         "model.name": str(tiny_model),
@@ -84,8 +85,8 @@ def test_a_run_records_the_tokens_it_sampled_and_what_they_say(tiny_model, tmp_p
     policy = load_policy(parse(nest(settings)).model, 0)
     with closing(sqlite3.connect(store.path)) as conn:
         rows = conn.execute(
-            "SELECT r.text, r.num_tokens, t.token_ids, t.sampling_logprobs, t.logprobs FROM token_records t "
-            "JOIN rollouts r ON r.id = t.rollout_id"
+            "SELECT r.text, r.num_tokens, t.token_ids, t.sampling_logprobs, t.logprobs "
+            "FROM token_records t JOIN rollouts r ON r.id = t.rollout_id"
         ).fetchall()
         pieces = dict(
             conn.execute(
@@ -103,7 +104,7 @@ def test_a_run_records_the_tokens_it_sampled_and_what_they_say(tiny_model, tmp_p
             .strip()
             == text.strip()
         )
-        # Sampled and computed again for the update: the same numbers, by two ways through the model.
+        # Sampling and update compute the same numbers by two paths through the model.
         assert list(array("f", sampled)) == pytest.approx(list(array("f", logprobs)), abs=1e-4)
 
 
@@ -113,11 +114,11 @@ def test_token_records_are_replaced_with_their_step_and_go_with_their_run(tmp_pa
     rollouts = tuple(Rollout(Completion(t, "stop", 2), {}, 1.0, 0.0) for t in "ab")
     scored = GroupsScored(1, (Group(Prompt("p", "p", "", "sums"), rollouts, 1.0, 0.0, "tied"),))
     with Recorder(store, run_id) as recorder:
-        for first in (1, 7):  # a resumed run says its step again
-            records = tuple(
-                TokenRecord(array("i", [first + i, 9]), logprobs=array("f", [-0.5, -1.5]))
-                for i in range(2)
-            )
+        for first in (1, 7):  # a resumed run emits its step again
+            records = {
+                (0, i): TokenRecord(array("i", [first + i, 9]), logprobs=array("f", [-0.5, -1.5]))
+                for i in (1, 0)  # the position says whose tokens they are, not the order
+            }
             recorder(scored)
             recorder(
                 StepCompleted(
@@ -141,10 +142,10 @@ def test_token_records_are_replaced_with_their_step_and_go_with_their_run(tmp_pa
 
 
 @pytest.mark.parametrize("text", ["12 + 5 = 17", "naïve 数学 🙂", "\n\t  x"])
-def test_pieces_of_a_byte_level_tokenizer_join_to_the_text_even_where_a_character_is_split(text):
+def test_byte_level_pieces_join_to_the_text_across_split_characters(text):
     tokenizer = load_policy(RunConfig().model, 0).tokenizer
     vocabulary = Vocabulary(tokenizer)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert b"".join(vocabulary.piece(t) for t in ids).decode() == text
-    assert set(vocabulary.news([ids])) == set(ids)
-    assert vocabulary.news([ids]) == {}
+    assert set(vocabulary.new_pieces([ids])) == set(ids)
+    assert vocabulary.new_pieces([ids]) == {}

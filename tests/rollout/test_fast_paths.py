@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
-import transformers
+from tiny_shapes import OURS, SHAPES, IdsAsText, make_model, ragged, with_adapters
 
-from grpo_core.config import AlgorithmConfig, ModelConfig, TrainConfig
-from grpo_core.learner import Batch, Learner
+from grpo_core.config import AlgorithmConfig, TrainConfig
+from grpo_core.learner import Learner, LearnerSettings
 from grpo_core.learner.batch import separate
 from grpo_core.learner.logprobs import token_logprobs
 from grpo_core.models import Policy
@@ -20,81 +20,18 @@ from grpo_core.models.decoder import (
     _Rotate,
     _SwiGLU,
     rms_norm,
+    rotate,
     swiglu,
-    turn,
 )
-from grpo_core.models.lora import AdapterOff, adapter_layers, add_adapters, merge_adapters
+from grpo_core.models.lora import AdapterOff, adapter_layers, merge_adapters
+from grpo_core.rollout import SamplingParams, decoders, sample_groups
 from grpo_core.rollout import decode_batches as decode_batches
-from grpo_core.rollout import decoders, sample_groups
-
-SHAPES = {
-    "Qwen3": ("Qwen3Config", {"head_dim": 16}),
-    "Qwen2": ("Qwen2Config", {}),
-    "Llama": ("LlamaConfig", {"head_dim": 16}),
-    "Llama 3 angles": (
-        "LlamaConfig",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 1e4,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
-            }
-        },
-    ),
-    "Mistral": ("MistralConfig", {"sliding_window": None}),
-    "Mistral, sliding": ("MistralConfig", {"sliding_window": 4}),
-    "GPT-2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}),
-    "Gemma": ("GemmaConfig", {"head_dim": 16}),
-    "Gemma 2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}),
-}
-OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
-
 
 EPS = torch.tensor(1e-6)
 
 
-def make_model(shape: str, dtype=torch.float32, **more):
-    name, options = SHAPES[shape]
-    common = {
-        "vocab_size": 40,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-        "initializer_range": 0.3,
-    }
-    config = getattr(transformers, name)(**common | options | more)
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config).eval().to(dtype)
-
-
-def with_adapters(model, seed: int = 0):
-    """As in the middle of training: B is no longer 0."""
-    add_adapters(model, ModelConfig(lora_rank=4), seed)
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
-    return model
-
-
-def ragged(group_size: int, seed: int = 0) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    draw = lambda low, high: torch.randint(low, high, (), generator=g).item()  # noqa: E731
-    prompts = [[draw(2, 40) for _ in range(draw(1, 12))] for _ in range(3)]
-    completions = [[draw(2, 40) for _ in range(draw(1, 14))] for _ in range(3 * group_size)]
-    return Batch(prompts, completions, [True] * len(completions), 0, torch.device("cpu"))
-
-
 @pytest.mark.parametrize("shape", SHAPES)
-def test_only_what_is_known_to_be_alike_is_taken_for_the_family(shape):
+def test_only_known_architectures_use_the_fast_path(shape):
     assert (FusedDecoder.of(make_model(shape)) is not None) == (shape in OURS)
 
 
@@ -110,9 +47,7 @@ def test_a_model_with_a_replaced_layer_is_computed_by_its_own_code():
 
 @pytest.mark.parametrize("group_size", [2, 16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_loss_and_gradient_of_the_fast_update_are_those_of_rows_of_their_own_through_the_models_own_code(
-    shape, group_size
-):
+def test_the_fast_update_has_the_loss_and_gradient_of_separate_rows(shape, group_size):
     batch = ragged(group_size)
     advantages = torch.randn(len(batch), generator=torch.Generator().manual_seed(1))
 
@@ -124,7 +59,9 @@ def test_loss_and_gradient_of_the_fast_update_are_those_of_rows_of_their_own_thr
             max_new_tokens=14, micro_batch_tokens=200 if plain else 16_384, max_grad_norm=1e6
         )
         learner = Learner(
-            model, reference.requires_grad_(False), AlgorithmConfig(kl_coef=0.1), settings, 1e-3
+            model,
+            reference.requires_grad_(False),
+            LearnerSettings(AlgorithmConfig(kl_coef=0.1), settings, 1e-3),
         )
         learner._packs = False if plain else None
         learner.optimizer.step = lambda: None
@@ -139,12 +76,14 @@ def test_loss_and_gradient_of_the_fast_update_are_those_of_rows_of_their_own_thr
     assert fast.entropy == pytest.approx(plain.entropy, rel=1e-5)
 
 
-def test_groups_that_do_not_fit_memory_together_are_sampled_in_turn_and_draw_the_same(monkeypatch):
+def test_groups_too_large_for_memory_are_sampled_in_turn_and_equal(monkeypatch):
     policy, prompts = (
-        Policy(make_model("Qwen3", torch.float64), None, frozenset({7}), 0, 128),
+        Policy(make_model("Qwen3", torch.float64), IdsAsText(), frozenset({7}), 0, 128),
         ragged(2).prompts,
     )
-    whole = sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5))
+    whole = sample_groups(
+        policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5)
+    )
     assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [[0, 1, 2]]
     monkeypatch.setattr(decode_batches, "free_memory", lambda device: 0)
     assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [
@@ -152,11 +91,14 @@ def test_groups_that_do_not_fit_memory_together_are_sampled_in_turn_and_draw_the
         [1],
         [2],
     ]  # one prompt at least, whatever it takes
-    assert sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5)) == whole
+    assert (
+        sample_groups(policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5))
+        == whole
+    )
 
 
-def test_models_that_look_back_a_fixed_way_get_no_padding_before_their_prompts():
-    policy = Policy(make_model("Gemma 2"), None, frozenset(), 0, 128)
+def test_sliding_window_models_get_no_padding_before_their_prompts():
+    policy = Policy(make_model("Gemma 2"), IdsAsText(), frozenset(), 0, 128)
     assert sorted(
         map(sorted, decode_batches.decode_batches(policy, [[2], [3, 4], [5], [6, 7]], 2, 4))
     ) == [
@@ -175,7 +117,7 @@ def test_logprobs_of_the_family_are_the_models_own(shape, adapters):
     assert (fast - plain).abs().max() <= 1e-4
 
 
-def test_the_gradient_of_adapters_is_that_of_the_models_own_code_and_the_model_without_them_is_the_reference():
+def test_adapters_get_the_models_own_gradient_and_off_they_are_the_reference():
     batch, model = ragged(4), with_adapters(make_model("Qwen3"))
     found = {}
     for layout in (None, separate):
@@ -190,18 +132,16 @@ def test_the_gradient_of_adapters_is_that_of_the_models_own_code_and_the_model_w
         )
 
 
-def test_a_model_with_adapters_writes_what_its_merged_twin_writes():
+def test_a_model_with_adapters_writes_as_its_merged_copy():
     model = with_adapters(make_model("Qwen3", torch.float64))
 
     def draw():
         return [
-            s.token_ids
+            s.completion_ids
             for s in sample_groups(
-                Policy(model, None, frozenset({7}), 0, 128),
+                Policy(model, IdsAsText(), frozenset({7}), 0, 128),
                 ragged(2).prompts,
-                4,
-                20,
-                1.0,
+                SamplingParams(4, 20, 1.0),
                 torch.Generator().manual_seed(5),
             )
         ]
@@ -220,7 +160,7 @@ def test_a_model_with_adapters_writes_what_its_merged_twin_writes():
         ("Llama 3 angles", "of one shape"),
     ],
 )
-def test_greedy_decoding_writes_what_generate_writes(shape, short, way, monkeypatch):
+def test_greedy_decoding_equals_generate(shape, short, way, monkeypatch):
     if way == "of one shape":  # what is recorded on CUDA, here computed plainly
         monkeypatch.setattr(decoders, "_Shared", decoders._Recorded)
     monkeypatch.setattr(decoders, "SHORT", short)
@@ -238,58 +178,59 @@ def test_greedy_decoding_writes_what_generate_writes(shape, short, way, monkeypa
     ]
     end = reference[0][7]  # rows end at different times: finished ones leave, the others go on
     expected = [r[: r.index(end) + 1] if end in r else r for r in reference]
-    policy = Policy(model, None, frozenset({end}), 0, 128)
+    policy = Policy(model, IdsAsText(), frozenset({end}), 0, 128)
     sampled = sample_groups(
-        policy, batch.prompts, 3, 20, 0.0, torch.Generator().manual_seed(0), keep_logprobs=True
+        policy,
+        batch.prompts,
+        SamplingParams(3, 20, 0.0, keep_logprobs=True),
+        torch.Generator().manual_seed(0),
     )
-    assert [s.token_ids for s in sampled] == [e for e in expected for _ in range(3)]
+    assert [s.completion_ids for s in sampled] == [e for e in expected for _ in range(3)]
     assert len({len(e) for e in expected}) > 1
     for s, prompt in zip(sampled[::3], batch.prompts, strict=True):
         logprobs = (
-            model(torch.tensor([[*prompt, *s.token_ids]]))
+            model(torch.tensor([[*prompt, *s.completion_ids]]))
             .logits[0, len(prompt) - 1 : -1]
             .log_softmax(-1)
         )
-        assert s.logprobs == pytest.approx(
-            logprobs.gather(-1, torch.tensor(s.token_ids)[:, None])[:, 0].tolist(), abs=1e-4
+        assert s.sampling_logprobs == pytest.approx(
+            logprobs.gather(-1, torch.tensor(s.completion_ids)[:, None])[:, 0].tolist(), abs=1e-4
         )
 
 
 def test_a_rows_draws_do_not_depend_on_its_neighbours():
     """What lets groups leave, or be sampled in several goes, without changing a run."""
     model = make_model("Qwen3", torch.float64)
-    policy = Policy(model, None, frozenset(range(2, 9)), 0, 128)
+    policy = Policy(model, IdsAsText(), frozenset(range(2, 9)), 0, 128)
     prompts = ragged(2).prompts
-    together = sample_groups(policy, prompts, 4, 12, 1.0, torch.Generator().manual_seed(5))
+    together = sample_groups(
+        policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5)
+    )
     never = sample_groups(
         dataclasses.replace(policy, end_ids=frozenset()),
         prompts,
-        4,
-        12,
-        1.0,
+        SamplingParams(4, 12, 1.0),
         torch.Generator().manual_seed(5),
     )
-    assert [len(s.token_ids) for s in never] == [12] * 12
-    assert [s.token_ids for s in together] == [
-        n.token_ids[: len(s.token_ids)] for s, n in zip(together, never, strict=True)
+    assert [len(s.completion_ids) for s in never] == [12] * 12
+    assert [s.completion_ids for s in together] == [
+        n.completion_ids[: len(s.completion_ids)] for s, n in zip(together, never, strict=True)
     ]
-    assert len({len(s.token_ids) for s in together}) > 3
+    assert len({len(s.completion_ids) for s in together}) > 3
 
 
-def test_tokens_are_as_frequent_as_the_distribution_says_and_improbable_ones_come_at_all():
+def test_tokens_are_drawn_with_their_probabilities_even_improbable_ones():
     """Chi-square over 40 tokens of the second position, which is decoded and not prefilled."""
     model = make_model("Qwen3")
     prompt, draws = [5, 6, 7], 40_000
     sampled = sample_groups(
-        Policy(model, None, frozenset(), 0, 128),
+        Policy(model, IdsAsText(), frozenset(), 0, 128),
         [prompt],
-        draws,
-        2,
-        1.0,
+        SamplingParams(draws, 2, 1.0),
         torch.Generator().manual_seed(0),
     )
-    first = torch.tensor([s.token_ids for s in sampled])[:, 0].mode().values.item()
-    seconds = torch.tensor([s.token_ids[1] for s in sampled if s.token_ids[0] == first])
+    first = torch.tensor([s.completion_ids for s in sampled])[:, 0].mode().values.item()
+    seconds = torch.tensor([s.completion_ids[1] for s in sampled if s.completion_ids[0] == first])
     p = model(torch.tensor([[*prompt, first]])).logits[0, -1].double().softmax(-1).detach()
     counts, expected = torch.bincount(seconds, minlength=40).double(), p * len(seconds)
     enough = expected >= 5
@@ -315,7 +256,7 @@ def test_the_derivatives_of_the_fused_operations_are_right():
     assert torch.autograd.gradcheck(_SwiGLU.apply, (x, up))
     with torch.no_grad():
         assert torch.equal(_RMSNorm.apply(x, weight, EPS), rms_norm(x, weight, EPS))
-        assert torch.equal(_Rotate.apply(x, cos, sin), turn(x, cos, sin))
+        assert torch.equal(_Rotate.apply(x, cos, sin), rotate(x, cos, sin))
         assert torch.equal(_SwiGLU.apply(x, up), swiglu(x, up))
         torch.testing.assert_close(
             rms_norm(x, weight, EPS), torch.nn.functional.rms_norm(x, (6,), weight, 1e-6)

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from processes import ENV, ROOT, cli, sets
 
 from grpo_core.cli import main
 from grpo_core.config import PRESETS
@@ -24,7 +25,6 @@ from grpo_core.runs.compare import (
 )
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
-from tests.cli.test_cli import ENV, ROOT, sets
 
 TINY = {
     "task.heldout_size": 4,
@@ -33,17 +33,6 @@ TINY = {
     "train.max_new_tokens": 8,
     "train.seed": 5,
 }
-
-
-def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "grpo_core", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,  # several runs in a row, perhaps on a busy machine
-        env=ENV,
-        cwd=ROOT,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ import shutil
 
 import pytest
 from processes import another_process
+from trained_runs import configured, wait_for
 
 from grpo_core.cli import main
 from grpo_core.types import RunStatus
-from tests.runs.test_resume import configured
-from tests.training.test_control import wait_for
 
 pytestmark = pytest.mark.faults
 

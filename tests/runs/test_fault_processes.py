@@ -13,13 +13,12 @@ import pytest
 from browser.live_server import Server
 from gradio_client import Client
 from processes import ENV, ROOT, another_process, until
+from trained_runs import configured, wait_for
 
 from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
-from tests.runs.test_resume import configured
-from tests.training.test_control import wait_for
 from ui.tabs.run_control import states
 
 pytestmark = pytest.mark.faults

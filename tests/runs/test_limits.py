@@ -9,7 +9,7 @@ import pytest
 
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig, StoreError, StudioError
-from grpo_core.preflight.service import PreflightService
+from grpo_core.preflight.service import PreflightService, ServiceOptions
 from grpo_core.runs.limits import Limits, Visitors, from_environment
 from grpo_core.store import Recorder, Store
 from grpo_core.store.snapshot import Snapshots
@@ -112,7 +112,7 @@ def test_scoring_a_text_reads_no_file_outside_either(tmp_path, monkeypatch):
 
 
 def test_the_preflight_service_checks_the_limits_before_it_reads_a_file(tmp_path):
-    service = PreflightService(check=Limits(roots=(tmp_path,)).check)
+    service = PreflightService(options=ServiceOptions(check=Limits(roots=(tmp_path,)).check))
     config = parse(nest({"task.path": "/etc/hosts"}))
     for question in (
         service.preview,
@@ -126,7 +126,7 @@ def test_the_preflight_service_checks_the_limits_before_it_reads_a_file(tmp_path
             question(config)
 
 
-def test_a_snapshot_is_whole_renewed_on_change_and_restored_when_the_file_is_gone(tmp_path):
+def test_a_snapshot_is_whole_renewed_on_change_and_restores_a_missing_file(tmp_path):
     db, bucket = tmp_path / "local" / "runs.sqlite", tmp_path / "bucket"
     snapshots = Snapshots(db, bucket, seconds=0)
     assert snapshots.restore() is False
@@ -162,7 +162,7 @@ def test_a_damaged_snapshot_is_not_taken_for_the_store(tmp_path):
 # ---- what a run may use ----------------------------------------------------------------------
 
 
-def test_the_runs_of_a_visitor_are_limited_and_the_refusal_says_when_to_come_back():
+def test_a_visitors_runs_are_limited_and_the_refusal_gives_a_time():
     now = [1000.0]
     visitors = Visitors(2, clock=lambda: now[0])
     visitors.admit("address 10.0.0.1")

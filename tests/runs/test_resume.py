@@ -1,103 +1,61 @@
-"""A resumed run is the uninterrupted one, to the last bit: weights, optimiser, coefficients, critic, reference, scales, rows."""
+"""A resumed run equals the uninterrupted one in every recorded bit."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from trained_runs import configured, record
 
 from grpo_core.checkpoint_files import MANIFEST, BadCheckpoint, file_hash, saved_steps, superfluous
 from grpo_core.config import flatten, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.rubric import RunningStd
-from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.manager import Job, execute
 from grpo_core.runs.resume import plan_branch, plan_resume
 from grpo_core.store import Store
 from grpo_core.training.checkpoint import Snapshot, load, pack, save, unpack
 from grpo_core.training.control import RunControl, Start
 from grpo_core.training.trainer import train
-from grpo_core.types import STEP_METRICS, Phase, PhaseStarted, RunStatus, StepCompleted
-
-TIMELESS = [n for n in STEP_METRICS if "seconds" not in n and "memory" not in n]
+from grpo_core.types import Phase, PhaseStarted, RunStatus, StepCompleted
 
 
-def record(store: Store, run_id: str, after: int = -1):
-    """All that a run's rows say about its steps after `after`, times, memory and row ids aside."""
-    steps = [
-        {n: s[n] for n in ("step", *TIMELESS)} for s in store.steps(run_id) if s["step"] > after
-    ]
-    metrics = {
-        name: [v for v in values if v[0] > after] for name, values in store.metrics(run_id).items()
-    }
-    groups = []
-    for group in store.iter_groups(run_id):
-        rollouts = [
-            {k: v for k, v in asdict(r).items() if k not in ("id", "group_id")}
-            for r in group.rollouts
-        ]
-        if group.step > after:
-            groups.append(
-                {
-                    **{k: v for k, v in asdict(group).items() if k not in ("id", "run_id")},
-                    "rollouts": rollouts,
-                }
-            )
-    return {"steps": steps, "metrics": {k: v for k, v in metrics.items() if v}, "groups": groups}
-
-
-def configured(settings, **more):
-    return prepare(
-        parse(
-            nest(
-                {
-                    **settings,
-                    "train.steps": 6,
-                    "train.checkpoint_every": 2,
-                    "train.checkpoint_keep_every": 1,
-                    "train.eval_every": 2,
-                    **more,
-                }
-            )
-        )
-    )
+def job(store: Store, run_id: str, config, start: Start | None = None) -> Job:
+    return Job(run_id, config, RunControl(store.checkpoint_folder(run_id), start))
 
 
 def whole_run(store: Store, config) -> str:
     run_id = store.create_run(config, "whole", status=RunStatus.LOADING)
-    assert (
-        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)))
-        is RunStatus.FINISHED
-    ), store.run(run_id).error
+    status = execute(store, job(store, run_id, config), train)
+    assert status is RunStatus.FINISHED, store.run(run_id).error
     return run_id
 
 
 class Killed(BaseException):
-    """Ends a run where a process would have died."""
+    """Ends a run as the death of its process would."""
 
 
 def cut_short(store: Store, config, when) -> str:
-    """A run that dies, without a word to anybody, after the first event for which `when` holds."""
+    """A run that ends without any message after the first event for which `when` holds."""
     run_id = store.create_run(config, "cut short", status=RunStatus.LOADING)
 
     def listen(event):
         if when(event):
             raise Killed
 
-    execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)), listen)
+    execute(store, job(store, run_id, config), train, listen)
     store.set_status(run_id, RunStatus.INTERRUPTED)
     return run_id
 
 
 def resume(store: Store, run_id: str) -> int:
     config, start = plan_resume(store, run_id)
-    assert (
-        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start))
-        is RunStatus.FINISHED
-    ), store.run(run_id).error
+    status = execute(store, job(store, run_id, config, start), train)
+    assert status is RunStatus.FINISHED, store.run(run_id).error
     return start.step
 
 
@@ -164,7 +122,7 @@ def test_a_stop_in_any_phase_saves_a_step_and_resumes_exactly(store, tiny_settin
         if isinstance(event, PhaseStarted) and event.phase == phase and event.step >= 2:
             control.stop()
 
-    assert execute(store, run_id, config, train, control, listen) is RunStatus.STOPPED
+    assert execute(store, Job(run_id, config, control), train, listen) is RunStatus.STOPPED
     saved = store.checkpoints(run_id)[-1].step
     assert saved >= 1
     assert saved >= store.run(run_id).steps_done - 1
@@ -182,7 +140,7 @@ def test_only_a_branch_with_changes_differs_from_its_parent(store, tiny_settings
     ):
         config, start = plan_branch(store, whole, 2, changes)
         run_id = store.create_run(config, "branch", status=RunStatus.LOADING, parent=(whole, 2))
-        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start))
+        execute(store, job(store, run_id, config, start), train)
         assert [s["step"] for s in store.steps(run_id)] == [3, 4, 5, 6]
         assert (record(store, run_id) == record(store, whole, after=2)) is same
         if changes.get("algorithm.kl_coef"):
@@ -230,7 +188,9 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(store, tiny_se
 def test_halved_micro_batches_stay_halved_in_a_resumed_run(store, tiny_settings, monkeypatch):
     import grpo_core.training.trainer as trainer
 
-    class Device:  # with room for 60 tokens at a time while it is tight: a group is 44 at most, the batch of two groups more
+    class Device:
+        """Has memory for 60 tokens at a time. One group is at most 44, the batch of two is more."""
+
         tight = True
 
         def load(self, *arguments, load=trainer.load_policy):
@@ -312,19 +272,14 @@ def test_a_checkpoint_that_could_not_be_finished_leaves_the_one_before_alone(tmp
     first = save(tmp_path, snapshot)
     before = {p.name: p.read_bytes() for p in first.iterdir()}
     for step in range(1, 3):
-        with pytest.raises(
-            TypeError
-        ):  # the same moment at which a disk would be full: something is written already
+        # JSON refuses the set after the weights are written, at the moment at which a full disk
+        # would fail.
+        tensors = {"optimizer": {"x": torch.ones(2)}}
+        broken: Any = {1}
+        with pytest.raises(TypeError):
             save(
                 tmp_path,
-                Snapshot(
-                    step,
-                    {"w": torch.ones(3)},
-                    {"optimizer": {"x": torch.ones(2)}},
-                    RunningStd(),
-                    {1},
-                    None,
-                ),
+                Snapshot(step, {"w": torch.ones(3)}, tensors, RunningStd(), broken, None),
             )
         assert {p.name for p in tmp_path.iterdir()} == {first.name}
         assert {p.name: p.read_bytes() for p in first.iterdir()} == before
@@ -346,9 +301,6 @@ def test_a_failed_run_saves_no_further_checkpoint(store, tiny_settings):
             raise ZeroDivisionError
 
     run_id = store.create_run(config, "fails", status=RunStatus.LOADING)
-    assert (
-        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)), listen)
-        is RunStatus.FAILED
-    )
+    assert execute(store, job(store, run_id, config), train, listen) is RunStatus.FAILED
     assert [c.step for c in store.checkpoints(run_id)] == [2]
     assert resume(store, run_id) == 2  # but it can be resumed like any other

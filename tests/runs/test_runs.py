@@ -26,7 +26,7 @@ class Script:
         emit(ModelLoaded({"device": "none"}))
         for step in range(1, config.train.steps + 1):
             while not self.go.acquire(timeout=0.01):
-                control.check_interrupt()
+                control.points.check_interrupt()
             if self.error:
                 raise self.error
             emit(StepCompleted(step, StepMetrics(reward_mean=float(step)), {}))
@@ -58,7 +58,7 @@ def wait_for(manager, run_id, *statuses, seconds=5.0) -> RunStatus:
     return status
 
 
-def test_a_run_goes_from_queued_to_finished_and_its_steps_are_in_the_store(manager, script):
+def test_a_run_goes_from_queued_to_finished_and_stores_its_steps(manager, script):
     run_id = manager.start(config(), "first")
     script.go.release(2)
     wait_for(manager, run_id, RunStatus.FINISHED)
@@ -73,7 +73,7 @@ def test_a_run_goes_from_queued_to_finished_and_its_steps_are_in_the_store(manag
     assert row.started_at <= row.ended_at
 
 
-def test_the_record_holds_the_criteria_that_a_preset_stands_for(manager, script):
+def test_the_record_holds_the_criteria_of_a_preset(manager, script):
     run_id = manager.start(config())
     names = [c["name"] for c in manager.store.run(run_id).config["rubric"]["criteria"]]
     assert names == ["accuracy", "format", "language", "reasoning"]
@@ -88,7 +88,7 @@ def test_a_second_start_waits_in_the_queue_and_then_runs(manager, script):
     assert manager.store.run(first).ended_at <= manager.store.run(second).started_at
 
 
-def test_stop_keeps_what_was_recorded_and_asking_ten_times_at_once_is_asking_once(manager, script):
+def test_stop_keeps_what_was_recorded_and_ten_stops_equal_one(manager, script):
     run_id = manager.start(config(steps=5))
     script.go.release(1)
     wait_for(manager, run_id, RunStatus.RUNNING)
@@ -116,9 +116,7 @@ def test_a_queued_run_can_be_stopped_without_ever_starting(manager, script):
     assert len(script.started) == 1
 
 
-def test_a_programming_error_fails_the_run_with_its_traceback_and_the_next_one_can_start(
-    manager, script
-):
+def test_a_programming_error_fails_the_run_with_its_traceback(manager, script):
     script.error = ZeroDivisionError("no such luck")
     run_id = manager.start(config())
     script.go.release(1)
@@ -131,7 +129,7 @@ def test_a_programming_error_fails_the_run_with_its_traceback_and_the_next_one_c
     wait_for(manager, again, RunStatus.FINISHED)
 
 
-def test_an_error_that_is_the_users_to_solve_is_kept_as_one_line(manager, script):
+def test_an_error_the_user_can_solve_is_kept_as_one_line(manager, script):
     script.error = StudioError("The model does not fit. Lower the group size.")
     run_id = manager.start(config())
     script.go.release(1)
@@ -143,13 +141,13 @@ def test_an_error_that_is_the_users_to_solve_is_kept_as_one_line(manager, script
     ("settings", "field"),
     [({"task.name": "nope"}, "task.name"), ({"rubric.name": "nope"}, "rubric.name")],
 )
-def test_what_cannot_be_run_is_refused_before_a_run_exists(manager, settings, field):
+def test_an_invalid_configuration_is_refused_before_a_run_exists(manager, settings, field):
     with pytest.raises(InvalidConfig, match=field):
         manager.start(config(**settings))
     assert manager.store.runs() == []
 
 
-def test_the_check_of_the_model_is_asked_before_a_run_exists(tmp_path, script):
+def test_the_model_is_checked_before_a_run_exists(tmp_path, script):
     def check(config):
         raise InvalidConfig([])
 
@@ -159,9 +157,7 @@ def test_the_check_of_the_model_is_asked_before_a_run_exists(tmp_path, script):
     assert manager.store.runs() == []
 
 
-def test_closing_stops_the_run_and_refuses_new_starts_and_the_queue_goes_on_with_the_next_server(
-    manager, script
-):
+def test_closing_stops_the_run_and_leaves_the_queue_to_the_next_server(manager, script):
     first, second = manager.start(config()), manager.start(config())
     wait_for(manager, first, RunStatus.RUNNING)
     manager.close()
@@ -193,4 +189,4 @@ def test_stop_requested_reaches_training_through_control_alone(manager, script):
     control = manager._current.control
     manager.stop(run_id)
     with pytest.raises(StopRequested):
-        control.check_interrupt()
+        control.points.check_interrupt()

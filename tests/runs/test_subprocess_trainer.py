@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from processes import another_process, until
+from trained_runs import configured, fill, record, started_paused, wait_for
 
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.runs.manager import RunManager
@@ -18,9 +19,6 @@ from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
-from tests.runs.test_resume import configured, record
-from tests.training.test_control import started_paused, wait_for
-from tests.training.test_faults import fill, small_disk  # noqa: F401
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,9 +49,7 @@ def children() -> set[int]:
     }
 
 
-def test_a_run_apart_records_what_a_run_in_a_thread_records_and_leaves_no_process_behind(
-    distant, manager, tiny_settings
-):
+def test_a_subprocess_run_records_the_same_and_leaves_no_process(distant, manager, tiny_settings):
     config = configured(
         tiny_settings, **{"algorithm.kl_control": "adaptive", "algorithm.kl_target": 0.001}
     )
@@ -67,9 +63,7 @@ def test_a_run_apart_records_what_a_run_in_a_thread_records_and_leaves_no_proces
     until(lambda: not children(), 5)
 
 
-def test_pause_step_edit_and_knobs_reach_a_run_apart_and_it_resumes_from_its_checkpoint(
-    distant, manager, tiny_settings
-):
+def test_pause_step_edit_and_knobs_reach_a_subprocess_run(distant, manager, tiny_settings):
     config = configured(tiny_settings, **{"train.warmup_steps": 0})
 
     def talk(to: RunManager) -> str:
@@ -91,11 +85,11 @@ def test_pause_step_edit_and_knobs_reach_a_run_apart_and_it_resumes_from_its_che
         return run_id
 
     there, here = talk(distant), talk(manager)
-    assert distant.store.edits(there) == manager.store.edits(here) != {}
+    assert distant.store.interventions(there) == manager.store.interventions(here) != {}
     assert record(distant.store, there) == record(manager.store, here)
 
 
-def test_a_pause_before_the_process_is_there_is_heard_in_it(distant, tiny_settings):
+def test_a_pause_before_the_process_starts_reaches_it(distant, tiny_settings):
     run_id = distant.start(configured(tiny_settings))
     distant.pause(run_id)
     wait_for(distant, run_id, RunStatus.PAUSED)
@@ -104,7 +98,7 @@ def test_a_pause_before_the_process_is_there_is_heard_in_it(distant, tiny_settin
     wait_for(distant, run_id, RunStatus.FINISHED)
 
 
-def test_a_model_that_keeps_several_threads_busy_trains_apart_as_it_does_here(
+def test_a_multithreaded_model_trains_in_a_subprocess_as_here(
     distant, manager, tiny_settings, tmp_path
 ):
     """A forked process waits for ever for OpenMP threads that its parent had begun: that from which runs are forked has begun none."""
@@ -142,9 +136,7 @@ def test_a_model_that_keeps_several_threads_busy_trains_apart_as_it_does_here(
     ]
 
 
-def test_what_cannot_be_run_fails_with_its_reason_and_without_a_traceback(
-    distant, tiny_settings, tmp_path
-):
+def test_an_invalid_run_fails_with_its_reason_and_no_traceback(distant, tiny_settings, tmp_path):
     config = configured(tiny_settings)
     wrong = config.model_copy(
         update={"model": config.model.model_copy(update={"name": str(tmp_path / "nowhere")})}
@@ -155,7 +147,7 @@ def test_what_cannot_be_run_fails_with_its_reason_and_without_a_traceback(
 
 
 @pytest.mark.faults
-def test_a_killed_process_is_a_failed_run_that_says_so_within_two_seconds_and_can_be_resumed_to_the_same_rows(
+def test_a_killed_process_fails_its_run_in_two_seconds_and_resumes_exactly(
     distant, manager, tiny_settings
 ):
     config = configured(tiny_settings, **{"train.steps": 40})
@@ -177,7 +169,7 @@ def test_a_killed_process_is_a_failed_run_that_says_so_within_two_seconds_and_ca
 
 
 @pytest.mark.faults
-def test_the_process_ends_when_whoever_keeps_its_record_is_killed(tmp_path, tiny_settings):
+def test_the_process_ends_when_its_recording_parent_is_killed(tmp_path, tiny_settings):
     (tmp_path / "config.json").write_text(
         configured(tiny_settings, **{"train.steps": 100_000}).model_dump_json()
     )
@@ -225,7 +217,7 @@ def _session(process: Path) -> int:
 
 
 @pytest.mark.faults
-def test_a_full_disk_holds_a_run_apart_too_and_nothing_is_lost(small_disk, tiny_settings, manager):  # noqa: F811
+def test_a_full_disk_pauses_a_subprocess_run_without_loss(small_disk, tiny_settings, manager):  # noqa: F811
     config = configured(
         tiny_settings, **{"train.steps": 30, "train.checkpoint_every": 0, "train.token_records": 0}
     )
@@ -247,10 +239,10 @@ def test_a_full_disk_holds_a_run_apart_too_and_nothing_is_lost(small_disk, tiny_
     distant.close()
 
 
-def test_resume_of_a_run_that_is_held_here_is_not_said_to_the_process_that_may_wait_for_another_reason():
+def test_resume_of_a_run_held_here_is_not_sent_to_its_process():
     control, words = RunControl(), []
-    control.followed_by(words.append)
-    held = threading.Thread(target=control.hold, args=("The disk is full.",))
+    control.forward_to(words.append)
+    held = threading.Thread(target=control.points.hold, args=("The disk is full.",))
     held.start()
     time.sleep(0.05)
     control.resume()

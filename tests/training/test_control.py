@@ -8,44 +8,23 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
+from trained_runs import configured, record, started_paused, wait_for
 
 import grpo_core.training.rollout_batch as draw
 import grpo_core.training.timing as clock
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.preflight.service import PreflightService
-from grpo_core.runs.manager import RunManager, execute
+from grpo_core.exporting.play_request import PlayRequest
+from grpo_core.preflight.service import PreflightService, ServiceOptions
+from grpo_core.runs.manager import Job, RunManager, execute
 from grpo_core.training.breakpoints import parse_breakpoints
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import GroupsScored, Paused, Phase, PhaseStarted, RunStatus, StepCompleted
-from tests.runs.test_resume import configured, record
 from ui.render.status import status_line
 
 
-def wait_for(manager, run_id, status, seconds=30.0, **fields):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        run = manager.store.run(run_id)
-        if run.status is status and all(
-            getattr(run, name) == value for name, value in fields.items()
-        ):
-            return run
-        time.sleep(0.01)
-    raise AssertionError(f"{run.status} in {run.phase} of step {run.step}: {run.error}")
-
-
-def started_paused(manager, config, conditions="step = 1") -> str:
-    """A run that waits before the update of its first step."""
-    run_id = manager.start(config, conditions=conditions)
-    wait_for(manager, run_id, RunStatus.PAUSED)
-    manager.set_breakpoints(run_id, "")
-    return run_id
-
-
-def test_pause_answers_within_a_token_resume_goes_on_and_the_numbers_are_those_of_an_undisturbed_run(
-    manager, tiny_settings
-):
+def test_pause_takes_effect_within_a_token_and_changes_no_number(manager, tiny_settings):
     config = configured(tiny_settings, **{"train.steps": 40, "train.checkpoint_every": 0})
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
@@ -92,9 +71,7 @@ def test_step_goes_one_optimiser_step_or_one_phase_and_waits_again(manager, tiny
     wait_for(manager, run_id, RunStatus.STOPPED)
 
 
-def test_knobs_take_effect_with_the_next_step_are_recorded_and_resume_is_exact_with_them(
-    manager, tiny_settings
-):
+def test_knobs_take_effect_next_step_and_resume_is_exact(manager, tiny_settings):
     store, config = manager.store, configured(tiny_settings, **{"train.warmup_steps": 0})
     run_id = started_paused(manager, config, "step = 3")
     for name, value in (
@@ -112,12 +89,11 @@ def test_knobs_take_effect_with_the_next_step_are_recorded_and_resume_is_exact_w
     steps = {s["step"]: s for s in store.steps(run_id)}
     assert [steps[s]["learning_rate"] for s in (3, 4, 6)] == [1e-4, 1e-3, 1e-3]
     assert [steps[s]["kl_coef"] for s in (3, 4, 6)] == [0.02, 0.5, 0.5]
-    assert store.edits(run_id) == {
-        4: {
-            "knob/train.learning_rate": 1e-3,
-            "knob/algorithm.kl_coef": 0.5,
-            "knob/train.temperature": 0.7,
-        }
+    settings = [i for i in store.interventions(run_id) if i.kind == "setting"]
+    assert {(i.step, i.field): i.value for i in settings} == {
+        (4, "train.learning_rate"): 1e-3,
+        (4, "algorithm.kl_coef"): 0.5,
+        (4, "train.temperature"): 0.7,
     }
     before = record(store, run_id)
     store.rewind(
@@ -134,7 +110,7 @@ def test_knobs_take_effect_with_the_next_step_are_recorded_and_resume_is_exact_w
     [{}, {"algorithm.advantage": "value"}, {"rubric.scale": True}],
     ids=["group", "critic", "scaled"],
 )
-def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_is_that_of_a_rubric_that_gave_it(
+def test_an_edited_reward_acts_as_if_the_rubric_had_given_it(
     manager, tiny_settings, settings, monkeypatch
 ):
     store, config = manager.store, configured(tiny_settings, **settings)
@@ -182,7 +158,7 @@ def test_an_edited_reward_moves_the_advantages_before_the_update_and_the_update_
         if isinstance(event, PhaseStarted) and event.phase is Phase.SAMPLING:
             generous.step = event.step
 
-    assert execute(store, other, config, train, RunControl(), listen) is RunStatus.FINISHED, (
+    assert execute(store, Job(other, config, RunControl()), train, listen) is RunStatus.FINISHED, (
         store.run(other).error
     )
     by_rubric = record(store, other)
@@ -246,9 +222,7 @@ def test_a_run_resumes_and_branches_by_the_manager_too(manager, tiny_settings):
         manager.resume(whole)
 
 
-def test_breakpoints_are_kept_for_the_day_on_which_the_run_is_resumed_by_another_server(
-    manager, tiny_settings
-):
+def test_breakpoints_are_kept_for_a_resume_by_another_server(manager, tiny_settings):
     run_id = manager.start(configured(tiny_settings), conditions="step = 2")
     wait_for(manager, run_id, RunStatus.PAUSED)
     manager.set_breakpoints(run_id, "step=5, kl > 1e6")
@@ -301,15 +275,13 @@ def test_no_time_passes_for_a_run_that_waits_wherever_it_does(tiny_settings, mon
     assert all(0 <= value < 1800 for _, value in spent), spent
 
 
-def test_a_run_that_waits_lends_its_policies_to_the_playground_and_goes_on_as_if_nobody_had_asked(
-    manager, tiny_settings
-):
+def test_a_paused_run_lends_its_policies_to_the_playground_unchanged(manager, tiny_settings):
     store, config = manager.store, configured(tiny_settings, **{"train.learning_rate": 0.03})
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
     run_id = started_paused(manager, config, "step = 4")
-    desk = PreflightService(store, lambda: manager.current is not None)
-    played = desk.play(run_id, "Q: 1+2=?", "3", [0, 2], 4, 1.0)
+    desk = PreflightService(store, ServiceOptions(busy=lambda: manager.current is not None))
+    played = desk.play(run_id, PlayRequest("Q: 1+2=?", "3", [0, 2], 4, 1.0))
     before, after = ([r.completion.text for r in side.rollouts] for side in played.sides)
     assert len(before) == len(after) == 4
     assert before != after  # two different policies were asked
@@ -319,7 +291,7 @@ def test_a_run_that_waits_lends_its_policies_to_the_playground_and_goes_on_as_if
     assert record(store, run_id) == record(store, alone)
 
 
-def test_breakpoints_are_read_from_what_people_write_and_the_rest_is_refused_with_a_way_out():
+def test_breakpoints_are_parsed_leniently_and_the_rest_refused_with_a_hint():
     assert [str(b) for b in parse_breakpoints(" kl > .2, verdict = phantom,step=40 ,, ")] == [
         "kl > 0.2",
         "verdict = phantom",
@@ -341,7 +313,7 @@ def test_breakpoints_are_read_from_what_people_write_and_the_rest_is_refused_wit
             parse_breakpoints(text)
 
 
-def test_a_breakpoint_looks_at_verdicts_steps_and_measured_numbers(tiny_settings):
+def test_a_breakpoint_tests_verdicts_steps_and_metrics(tiny_settings):
     control, seen = RunControl(), []
     control.set_breakpoints(parse_breakpoints("kl > 1e-9"))
 

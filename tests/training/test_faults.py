@@ -13,7 +13,6 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -22,43 +21,18 @@ from pathlib import Path
 import pytest
 import torch
 from processes import another_process, until
+from trained_runs import configured, fill, record, wait_for
 
 from grpo_core.config import flatten, nest, parse
 from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
-from tests.runs.test_resume import configured, record
-from tests.training.test_control import wait_for
 
 pytestmark = pytest.mark.faults
 
 
 # ---- F4: disk full ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 20 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], capture_output=True
-    ).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Take all the space that is left."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (2**20, 4096, 1):
-            with contextlib.suppress(OSError):
-                while file.write(bytes(size)) == size:
-                    pass
-    return ballast
 
 
 @pytest.mark.parametrize("kind", ["record", "checkpoint"])

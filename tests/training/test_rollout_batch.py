@@ -12,15 +12,15 @@ import torch
 from grpo_core.config import nest, parse
 from grpo_core.errors import StopRequested
 from grpo_core.models import load_policy
-from grpo_core.rollout import sample_groups
+from grpo_core.rollout import SamplingHooks, SamplingParams, sample_groups
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.check import Check, Params
 from grpo_core.rubric.criteria import CHECKS
 from grpo_core.tasks import TASKS, load_task, train_prompts
 from grpo_core.training.control import RunControl
-from grpo_core.training.rollout_batch import collect_rollouts, generator
+from grpo_core.training.rollout_batch import Session, collect_rollouts, generator
 from grpo_core.training.scoring import is_informative
-from grpo_core.training.timing import Clock
+from grpo_core.training.timing import RunTimer
 from grpo_core.types import PhaseStarted
 
 
@@ -33,40 +33,40 @@ def drawn(policy, tiny_settings, **more):
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 3, **more}))
     rubric, events = build_rubric(config.rubric), []
     control = RunControl()
-    control.tell = Clock(events.append)
+    control.points.timer = RunTimer(events.append)
     return (
-        collect_rollouts(1, policy, load_task(config.task), rubric, config, control),
+        collect_rollouts(
+            Session(config, policy, load_task(config.task), rubric, control.points), 1
+        ),
         rubric,
         events,
     )
 
 
-def test_without_it_groups_are_those_of_the_steps_first_prompts(policy, tiny_settings):
+def test_without_dynamic_sampling_groups_are_the_steps_first_prompts(policy, tiny_settings):
     result, _, events = drawn(policy, tiny_settings, **{"rubric.name": "accuracy only"})
-    assert [g.prompt for g in result.groups] == train_prompts(TASKS["sums"], 0, 1, 3)
+    assert [prompt for prompt, _ in result.groups] == train_prompts(TASKS["sums"], 0, 1, 3)
     assert (result.replaced_groups, [e.phase for e in events if isinstance(e, PhaseStarted)]) == (
         0,
         ["sampling", "scoring"],
     )
-    assert result.tokens == sum(len(s.token_ids) for s in result.sampled)
+    assert result.tokens == sum(len(s.completion_ids) for s in result.rollouts)
 
 
-def test_tied_groups_are_replaced_by_the_next_prompts_for_as_many_rounds_as_asked_and_counted(
-    policy, tiny_settings
-):
+def test_tied_groups_are_replaced_for_the_set_number_of_rounds(policy, tiny_settings):
     # a random-weight model is never right: every group ties, in every round
     result, _, events = drawn(
         policy, tiny_settings, **{"rubric.name": "accuracy only", "algorithm.dynamic_sampling": 2}
     )
     assert result.replaced_groups == 6
-    assert [g.prompt for g in result.groups] == train_prompts(TASKS["sums"], 0, 1, 9)[6:]
+    assert [prompt for prompt, _ in result.groups] == train_prompts(TASKS["sums"], 0, 1, 9)[6:]
     assert len(events) == 6
     assert result.tokens > sum(
-        len(s.token_ids) for s in result.sampled
+        len(s.completion_ids) for s in result.rollouts
     )  # what was thrown away was sampled too
 
 
-def test_groups_that_teach_stay_where_they_are(policy, tiny_settings):
+def test_informative_groups_keep_their_positions(policy, tiny_settings):
     criteria = [
         {
             "name": "length",
@@ -83,7 +83,7 @@ def test_groups_that_teach_stay_where_they_are(policy, tiny_settings):
         tiny_settings,
         **{"rubric.criteria": criteria, "train.group_size": 2, "algorithm.dynamic_sampling": 3},
     )
-    kept = [i for i, g in enumerate(first.groups) if is_informative(g.rollouts, rubric, gate=False)]
+    kept = [i for i, g in enumerate(first.groups) if is_informative(g[1], rubric, gate=False)]
     assert [again.groups[i] for i in kept] == [first.groups[i] for i in kept]
     assert again.replaced_groups >= len(first.groups) - len(kept)
 
@@ -92,26 +92,29 @@ def test_logprobs_kept_from_sampling_are_those_of_the_policy_that_sampled(policy
     from grpo_core.learner import Batch, token_logprobs
 
     prompts = [policy.encode(p, "") for p in train_prompts(TASKS["sums"], 0, 1, 2)]
-    sampled = sample_groups(policy, prompts, 3, 8, 0.7, generator(policy, 0, 1), keep_logprobs=True)
-    assert [s.token_ids for s in sampled] == [
-        s.token_ids for s in sample_groups(policy, prompts, 3, 8, 0.7, generator(policy, 0, 1))
+    sampled = sample_groups(
+        policy, prompts, SamplingParams(3, 8, 0.7, keep_logprobs=True), generator(policy, 0, 1)
+    )
+    assert [s.completion_ids for s in sampled] == [
+        s.completion_ids
+        for s in sample_groups(policy, prompts, SamplingParams(3, 8, 0.7), generator(policy, 0, 1))
     ]
     batch = Batch(
         prompts,
-        [s.token_ids for s in sampled],
+        [s.completion_ids for s in sampled],
         [True] * 6,
         policy.pad_id,
         policy.device,
-        [s.logprobs for s in sampled],
+        [s.sampling_logprobs for s in sampled],
     )
     again, _ = token_logprobs(policy.model, batch, 0.7)
-    assert (batch.sampled - again)[batch.completion_mask].abs().max() < 1e-4
+    assert (batch.padded_sampling_logprobs - again)[batch.completion_mask].abs().max() < 1e-4
 
 
 # ---- asked ahead -----------------------------------------------------------------------------------------------------
 
 
-def test_a_group_is_told_whole_once_as_soon_as_its_last_completion_has_ended(policy):
+def test_a_group_is_emitted_once_when_its_last_completion_ends(policy):
     prompts = [policy.tokenizer(text)["input_ids"] for text in ("Q: 1", "Q: 2+3", "Q: 77")]
     half = frozenset(
         range(0, len(policy.tokenizer), 4)
@@ -124,18 +127,18 @@ def test_a_group_is_told_whole_once_as_soon_as_its_last_completion_has_ended(pol
     sampled = sample_groups(
         dataclasses.replace(policy, end_ids=half),
         prompts,
-        3,
-        12,
-        1.0,
+        SamplingParams(3, 12, 1.0),
         torch.Generator().manual_seed(0),
-        check_interrupt,
-        whole=lambda p, siblings: told.append((p, siblings, tokens[0])),
+        SamplingHooks(
+            check_interrupt=check_interrupt,
+            on_group_done=lambda p, siblings: told.append((p, siblings, tokens[0])),
+        ),
     )
     assert sorted(p for p, _, _ in told) == [0, 1, 2]
     for p, siblings, at in told:
         assert siblings == sampled[3 * p : 3 * p + 3]
         # breathed once before the prompts are read and once before each token
-        assert at == 1 + max(len(s.token_ids) for s in siblings)
+        assert at == 1 + max(len(s.completion_ids) for s in siblings)
     assert len({at for _, _, at in told}) > 1, (
         "the case must have groups that end at different times"
     )
@@ -164,7 +167,7 @@ def far(monkeypatch):
             Params,
             "Far away.",
             many=many,
-            ahead=True,
+            is_async=True,
         ),
     )
     return Far
@@ -185,20 +188,18 @@ FAR = {
 }
 
 
-def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_sampled(
-    policy, tiny_settings, far
-):
+def test_slow_graders_are_called_while_other_groups_are_sampled(policy, tiny_settings, far):
     policy = dataclasses.replace(policy, end_ids=frozenset(range(0, len(policy.tokenizer), 4)))
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 6, **FAR}))
     rubric, control, came, during = build_rubric(config.rubric), RunControl(), threading.Event(), []
-    control.tell = Clock(
+    control.points.timer = RunTimer(
         lambda event: (
             during.append(len(far.asked))
             if isinstance(event, PhaseStarted) and event.phase == "scoring"
             else None
         )
     )
-    answer, check_interrupt = far.answer, control.check_interrupt
+    answer, check_interrupt = far.answer, control.points.check_interrupt
     far.answer = lambda completions: came.set() or answer(completions)
     tokens = [0]
 
@@ -208,34 +209,32 @@ def test_what_waits_for_somebody_else_is_asked_while_other_groups_are_still_samp
             came.wait(10)
         check_interrupt()
 
-    control.check_interrupt = slowly
-    drawn = collect_rollouts(1, policy, load_task(config.task), rubric, config, control)
+    control.points.check_interrupt = slowly
+    drawn = collect_rollouts(
+        Session(config, policy, load_task(config.task), rubric, control.points), 1
+    )
     assert during[0] > 0, "nobody was asked before all was sampled"
     assert sorted(p for some in far.asked for p in some) == sorted(
-        g.prompt.id for g in drawn.groups for _ in range(2)
+        p.id for p, _ in drawn.groups for _ in range(2)
     )  # everybody once
     assert drawn.notes["far"]["asked"] == len(far.asked)
     assert drawn.notes["far"].used["requests"] == 12
-    for g in drawn.groups:
-        assert [r.scores["far"] for r in g.rollouts] == answer([r.completion for r in g.rollouts])
-        assert [r.reward for r in g.rollouts] == [
-            r.scores["far"] + 0.5 * r.scores["length"] for r in g.rollouts
+    for _, rollouts in drawn.groups:
+        assert [r.scores["far"] for r in rollouts] == answer([r.completion for r in rollouts])
+        assert [r.reward for r in rollouts] == [
+            r.scores["far"] + 0.5 * r.scores["length"] for r in rollouts
         ]
 
 
-def test_a_step_is_the_same_whether_its_scores_were_asked_ahead_or_not(
-    policy, tiny_settings, far, monkeypatch
-):
+def test_a_step_is_the_same_with_and_without_async_scoring(policy, tiny_settings, far, monkeypatch):
     ahead, _, _ = drawn(policy, tiny_settings, **FAR)
-    monkeypatch.setitem(CHECKS, "far", dataclasses.replace(CHECKS["far"], ahead=False))
+    monkeypatch.setitem(CHECKS, "far", dataclasses.replace(CHECKS["far"], is_async=False))
     afterwards, _, _ = drawn(policy, tiny_settings, **FAR)
     assert ahead.groups == afterwards.groups
     assert len(far.asked[-1]) == 6  # all in one go
 
 
-def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(
-    policy, tiny_settings, far
-):
+def test_an_error_in_async_scoring_ends_the_step(policy, tiny_settings, far):
     threads = threading.active_count()
 
     def broken(completions):
@@ -247,17 +246,20 @@ def test_what_goes_wrong_ahead_ends_the_step_and_a_stop_ends_what_was_begun(
     far.answer = answer
     config = parse(nest({**tiny_settings, **FAR}))
     control = RunControl()
-    control.tell = Clock(lambda event: control.stop() if isinstance(event, PhaseStarted) else None)
+    control.points.timer = RunTimer(
+        lambda event: control.stop() if isinstance(event, PhaseStarted) else None
+    )
     with pytest.raises(StopRequested):
         collect_rollouts(
-            1, policy, load_task(config.task), build_rubric(config.rubric), config, control
+            Session(
+                config, policy, load_task(config.task), build_rubric(config.rubric), control.points
+            ),
+            1,
         )
     assert threading.active_count() == threads
 
 
-def test_a_stop_does_not_wait_for_a_judge_that_was_asked_ahead_and_asks_it_nothing_more(
-    policy, tiny_settings, far
-):
+def test_a_stop_does_not_wait_for_a_judge_in_async_scoring(policy, tiny_settings, far):
     policy = dataclasses.replace(policy, end_ids=frozenset(range(0, len(policy.tokenizer), 4)))
     asked, let_go, control, tokens = threading.Event(), threading.Event(), RunControl(), [0]
     far.answer = lambda completions: asked.set() or (let_go.wait(20) and [0.0] * len(completions))
@@ -267,15 +269,18 @@ def test_a_stop_does_not_wait_for_a_judge_that_was_asked_ahead_and_asks_it_nothi
         if tokens[0] > 8 and asked.wait(10):
             raise StopRequested
 
-    control.tell, control.check_interrupt = Clock(lambda event: None), stopped
+    control.points.check_interrupt = stopped
     config = parse(nest({**tiny_settings, "train.prompts_per_step": 6, **FAR}))
     started = time.monotonic()
     with pytest.raises(StopRequested):
         collect_rollouts(
-            1, policy, load_task(config.task), build_rubric(config.rubric), config, control
+            Session(
+                config, policy, load_task(config.task), build_rubric(config.rubric), control.points
+            ),
+            1,
         )
     assert time.monotonic() - started < 15  # and not the 20 s of the judge
     let_go.set()
-    for thread in [t for t in threading.enumerate() if t.name == "scores ahead"]:
+    for thread in [t for t in threading.enumerate() if t.name == "async scoring"]:
         thread.join(10)
     assert len(far.asked) == 1

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from grpo_core.training.timing import Clock
+from grpo_core.training.timing import RunTimer
 from grpo_core.types import Evaluated, Paused, Phase, PhaseStarted, Resumed
 from ui.render.status import time_bar
 
 
 def test_evaluation_and_writing_are_measured_and_every_lap_begins_anew():
     heard = []
-    clock = Clock(lambda event: (heard.append(event), time.sleep(0.01)))
+    clock = RunTimer(lambda event: (heard.append(event), time.sleep(0.01)))
     clock(PhaseStarted(Phase.EVALUATING, 0, 2))
     time.sleep(0.05)
     clock(Evaluated(0, {}))
@@ -26,18 +26,18 @@ def test_evaluation_and_writing_are_measured_and_every_lap_begins_anew():
     assert clock.lap() == {"evaluation_seconds": 0.0, "writing_seconds": 0.0}
 
 
-def test_a_clock_held_from_outside_stands_still_and_a_person_who_lets_the_run_wait_is_not_overruled():
-    clock = Clock(lambda event: None)
+def test_a_held_clock_stands_still_and_does_not_end_a_persons_pause():
+    clock = RunTimer(lambda event: None)
     before = clock.now()
-    clock.stand_still()
+    clock.pause()
     time.sleep(0.05)
     assert clock.now() - before < 0.04
-    clock.go_on()
+    clock.resume()
     time.sleep(0.02)
     assert 0.02 <= clock.now() - before < 0.04 + 0.02
     clock(Paused("by a person"))
-    clock.stand_still()
-    clock.go_on()
+    clock.pause()
+    clock.resume()
     at = clock.now()
     time.sleep(0.02)
     assert clock.now() == at
@@ -46,7 +46,7 @@ def test_a_clock_held_from_outside_stands_still_and_a_person_who_lets_the_run_wa
     assert clock.now() > at
 
 
-def test_the_time_bar_names_its_parts_and_says_nothing_before_the_first_step():
+def test_the_time_bar_names_its_parts_and_is_empty_before_step_1():
     assert time_bar([]) == ""
     # 1 + 3 of 4 seconds in all, over the two steps; a phase without time has no part.
     bar = time_bar(

@@ -1,4 +1,7 @@
-"""The page over a store, without a browser: what is shown, skipped, refused, and what an outsider can reach."""
+"""The page over a store, without a browser: what it shows, skips and refuses.
+
+Also what an outsider can reach.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
 from gradio.routes import App
-from recorded import FakeDesk, record_run, record_step
+from recorded import FakeService, record_run, record_step
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -21,17 +24,18 @@ import app
 from grpo_core.errors import StudioError
 from grpo_core.runs.run_log import RunLog
 from grpo_core.store import Recorder
-from grpo_core.types import Checkpointed, Edited, Paused, RunStatus
+from grpo_core.types import Checkpointed, Intervened, Intervention, Paused, RunStatus
 from ui.components import form
-from ui.page import arrival, build_app, launch_options
+from ui.page import Arrival, build_app, launch_options, read_address
 from ui.render import charts, status
-from ui.server import group_ref as place
+from ui.server import group_ref
 from ui.server.api import ENDPOINTS, Api
 from ui.server.guard import Guard, own_hosts
 from ui.server.views import CURVES, Newest
 from ui.tabs import runs, setup
-from ui.tabs.run_control import Teller, states
-from ui.tabs.train import Show, pinned_step, start_run
+from ui.tabs.run_control import RunCommands, states
+from ui.tabs.train import pinned_step, start_run
+from ui.tabs.train_view import ShowTrain
 
 SKIP = gr.skip()
 PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = (
@@ -46,12 +50,12 @@ PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = (
     18,
     19,
     20,
-)  # the outputs of train.Show
+)  # the outputs of ShowTrain
 
 
 @pytest.fixture
 def page(store, runs):
-    return build_app(store, runs, FakeDesk())
+    return build_app(store, runs, FakeService())
 
 
 def show(
@@ -66,17 +70,17 @@ def show(
     detail="entropy",
     seen="{}",
 ):
-    return Show(views)(run_id, pin, order, x, smoothing, log, list(overlay), detail, seen)
+    return ShowTrain(views)(run_id, pin, order, x, smoothing, log, list(overlay), detail, seen)
 
 
-# ---- nothing is held open, nothing leaves the machine ---------------------------------------------------------------------
+# ---- nothing is held open, nothing leaves the machine ----------------------------------------
 
 
 def test_a_tab_holds_no_connection_open(page):
     assert page.get_config_file()["connect_heartbeat"] is False
 
 
-def test_no_event_is_queued_or_shows_progress_and_only_named_endpoints_are_listed_in_the_api(page):
+def test_no_event_is_queued_and_only_named_endpoints_are_public(page):
     listed = [event for event in page.fns.values() if event.api_visibility == "public"]
     assert sorted(event.api_name for event in listed) == sorted(ENDPOINTS)
     for event in page.fns.values():
@@ -97,10 +101,8 @@ def test_the_page_makes_no_request_to_another_machine(page):
     assert options["theme"]._stylesheets == []
 
 
-def test_without_its_package_the_tool_server_is_refused_with_the_way_out_before_anything_is_made(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setitem(sys.modules, "mcp", None)  # as on a machine that has it not
+def test_without_its_package_the_tool_server_is_refused_with_a_hint(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mcp", None)  # as on a machine without the package
     assert app.main(["--mcp", "--db", str(tmp_path / "runs.sqlite")]) == 2
     assert (
         capsys.readouterr().err
@@ -119,7 +121,7 @@ def test_colours_and_sizes_stand_in_one_file():
         ], source.name
 
 
-# ---- what anybody can send --------------------------------------------------------------------------------------------------
+# ---- what anybody can send -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def test_colours_and_sizes_stand_in_one_file():
         '{"offset": -5, "sort": "; DROP TABLE runs"}',
     ],
 )
-def test_every_handler_answers_whatever_is_sent_to_it_by_number(page, store, junk):
-    record_run(store)
+def test_every_handler_answers_any_input(recorded_page, junk):
+    page, store = recorded_page
     client = TestClient(App.create_app(page))
     for number, event in page.fns.items():
         if event.fn is None or any(isinstance(c, gr.UploadButton) for c in event.inputs):
@@ -164,7 +166,7 @@ def test_every_handler_answers_whatever_is_sent_to_it_by_number(page, store, jun
                     "trigger_id": None,
                 },
             )
-            if event.api_visibility == "public":  # these may refuse, in one line
+            if event.api_visibility == "public":  # these may refuse with a message of one line
                 assert answer.status_code == 200 or (
                     answer.status_code == 500
                     and 0 < len(answer.json()["error"]) < 3000
@@ -179,7 +181,7 @@ def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
     (tmp_path / "theirs.json").write_text(
         '{"criteria": [{"name": "secret", "check": "length", "weight": 1}]}'
     )
-    page.has_launched = True  # before that Gradio checks no path
+    page.has_launched = True  # Gradio checks paths only after the launch
     client = TestClient(App.create_app(page))
     numbers = [
         n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)
@@ -242,7 +244,7 @@ def test_other_hosts_and_other_websites_are_refused(method, headers, status):
     ],
 )
 def test_tools_for_language_models_want_the_password_too(path, authorization, status):
-    # Gradio's own login leaves them out. bWU6c2VjcmV0 is me:secret
+    # Gradio's own login does not cover them. bWU6c2VjcmV0 is me:secret
     client = TestClient(
         Guard(
             Starlette(routes=[Route("/{rest:path}", _ok)]),
@@ -254,7 +256,7 @@ def test_tools_for_language_models_want_the_password_too(path, authorization, st
     assert client.get(path, headers=headers).status_code == status
 
 
-# ---- the Train tab ------------------------------------------------------------------------------------------------------------
+# ---- the Train tab ---------------------------------------------------------------------------
 
 
 def test_an_empty_store_shows_what_will_appear_and_how_to_make_it(views):
@@ -265,19 +267,19 @@ def test_an_empty_store_shows_what_will_appear_and_how_to_make_it(views):
     assert out[STOP]["interactive"] is False
 
 
-def test_of_a_runs_curves_only_the_newest_are_kept_and_of_all_runs_those_looked_at_last():
-    class RolloutBatch(list):  # a plain list has no weak references
+def test_only_the_newest_curves_of_recently_viewed_runs_are_kept():
+    class Curves(list):  # a plain list has no weak references
         pass
 
     made = []
 
     def draw(run, version):
-        curves = RolloutBatch([run, version])
+        curves = Curves([run, version])
         made.append(weakref.ref(curves))
         return curves
 
     newest = Newest(2, draw)
-    for version in range(50):  # a live run: all its curves anew at every step
+    for version in range(50):  # as in a live run: new curves at every step
         assert newest("a", version) == ["a", version]
     assert newest("a", 49) is newest("a", 49)
     assert len(made) == 50
@@ -285,7 +287,7 @@ def test_of_a_runs_curves_only_the_newest_are_kept_and_of_all_runs_those_looked_
     assert sum(ref() is not None for ref in made) == 1
     newest("b", 0)
     newest("a", 49)
-    newest("c", 0)  # b was looked at before a
+    newest("c", 0)  # b was used before a
     assert len(made) == 52
     newest("a", 49)
     assert len(made) == 52
@@ -300,7 +302,7 @@ def test_nothing_is_sent_when_nothing_changed(views, store):
     assert show(views, run_id, seen=first[SEEN]) == [SKIP] * len(first)
 
 
-def test_a_new_step_moves_the_line_the_curves_and_the_followed_group_and_nothing_else(views, store):
+def test_a_new_step_updates_only_status_curves_and_the_followed_group(views, store):
     run_id = record_run(store, status=RunStatus.RUNNING)
     first = show(views, run_id)
     with Recorder(store, run_id) as record:
@@ -334,9 +336,8 @@ def test_a_pinned_group_stays_while_the_run_goes_on(views, store):
 
 def test_an_answer_that_was_overtaken_is_put_right_by_the_next_poll(views, store):
     run_id = record_run(store)
-    overtaken = show(
-        views, run_id
-    )  # a poll that left before the person chose step 1, and arrives after it
+    # A poll that was sent before the person chose step 1, and answered after it.
+    overtaken = show(views, run_id)
     put_right = show(views, run_id, pin="1/0", seen=overtaken[SEEN])
     assert "step <b>1</b>" in put_right[GROUP]
 
@@ -374,14 +375,14 @@ def test_a_deleted_run_in_view_gives_way_to_another(views, store):
     assert "finished" in out[PILL]
 
 
-def test_the_run_that_is_going_is_looked_at_first(views, store):
+def test_the_running_run_is_in_view_first(views, store):
     going = record_run(store, status=RunStatus.RUNNING)
     record_run(store)
     assert views.default_run() == going
 
 
-def test_starting_hands_over_the_form_and_looks_at_the_new_run(views, runs, store):
-    values = setup._defaults()
+def test_starting_submits_the_form_and_shows_the_new_run(views, runs, store):
+    values = setup.default_values()
     values[form.NAMES.index("train.steps")] = 7
     picked, pin, notice, *complaints = start_run(runs, views, values, "  mine ")
     [(config, name)] = runs.started
@@ -391,7 +392,7 @@ def test_starting_hands_over_the_form_and_looks_at_the_new_run(views, runs, stor
 
 
 def test_a_wrong_field_starts_nothing_and_touches_nothing_that_was_typed(views, runs):
-    values = setup._defaults()
+    values = setup.default_values()
     values[form.NAMES.index("train.group_size")] = 1
     picked, _, _, *complaints = start_run(runs, views, values, "")
     assert runs.started == []
@@ -402,9 +403,9 @@ def test_a_wrong_field_starts_nothing_and_touches_nothing_that_was_typed(views, 
     )  # only the lines beside the fields are written, never a field
 
 
-def test_what_only_the_run_manager_knows_is_said_beside_the_field_too(views, runs, no_such_model):
+def test_the_run_managers_errors_appear_beside_their_field(views, runs, no_such_model):
     runs.refuse = no_such_model
-    _, _, notice, *complaints = start_run(runs, views, setup._defaults(), "")
+    _, _, notice, *complaints = start_run(runs, views, setup.default_values(), "")
     assert (
         "there is no folder &lt;b&gt;/nowhere&lt;/b&gt;"
         in complaints[form.NAMES.index("model.name")].lower()
@@ -414,15 +415,15 @@ def test_what_only_the_run_manager_knows_is_said_beside_the_field_too(views, run
 
 def test_an_error_of_no_field_becomes_a_banner(views, runs):
     runs.refuse = StudioError("the disk is full <b>")
-    _, _, notice, *_ = start_run(runs, views, setup._defaults(), "")
+    _, _, notice, *_ = start_run(runs, views, setup.default_values(), "")
     assert "the disk is full &lt;b&gt;" in notice
 
 
 def test_only_a_run_that_exists_is_stopped(views, runs, store):
     run_id = record_run(store, status=RunStatus.RUNNING)
-    teller = Teller(runs, views)
-    assert (teller.stop(run_id), runs.stopped) == ("", [run_id])
-    assert "Choose a run first" in teller.stop("nosuch")
+    commands = RunCommands(runs, views)
+    assert (commands.stop(run_id), runs.stopped) == ("", [run_id])
+    assert "Choose a run first" in commands.stop("nosuch")
     assert runs.stopped == [run_id]
 
 
@@ -431,38 +432,34 @@ def test_a_step_that_is_none_pins_nothing(step):
     assert pinned_step(step) in (SKIP, "1/0")  # True is 1
 
 
-# ---- addresses ------------------------------------------------------------------------------------------------------------------
+# ---- addresses -------------------------------------------------------------------------------
 
 
 def test_an_address_leads_back_to_its_tab_run_and_group(views, store):
     run_id = record_run(store)
     record_run(store, "newer")
-    assert arrival(views, {"tab": "inspect", "run": run_id, "step": "2", "group": "2"}) == (
-        run_id,
-        "inspect",
-        "",
-        "2/1",
-        "",
-    )
-    assert arrival(views, {"run": run_id, "step": "2"}) == (run_id, "train", "2/0", "", "")
+    query = {"tab": "inspect", "run": run_id, "step": "2", "group": "2"}
+    assert read_address(views, query) == Arrival(run_id, "inspect", "", "2/1", "")
+    query = {"run": run_id, "step": "2"}
+    assert read_address(views, query) == Arrival(run_id, "train", "2/0", "", "")
 
 
-def test_an_address_of_a_run_that_is_gone_says_so_and_shows_the_newest(views, store):
+def test_an_address_of_a_deleted_run_shows_the_newest(views, store):
     newest = record_run(store)
-    run_id, tab, pin, _, said = arrival(views, {"run": "<script>", "step": "3", "tab": "nosuch"})
-    assert (run_id, tab, pin) == (newest, "train", "")
-    assert "not here" in said
-    assert "<script>" not in said
+    arrived = read_address(views, {"run": "<script>", "step": "3", "tab": "nosuch"})
+    assert (arrived.run_id, arrived.tab, arrived.pin) == (newest, "train", "")
+    assert "not here" in arrived.notice
+    assert "<script>" not in arrived.notice
 
 
 @pytest.mark.parametrize(
     "query", [{"step": "x"}, {"step": "-1"}, {"step": "٣"}, {"step": "9" * 30}, {}]
 )
-def test_a_place_that_is_none_is_ignored(query):
-    assert place.from_query(query) is None
+def test_an_invalid_group_reference_is_ignored(query):
+    assert group_ref.from_query(query) is None
 
 
-# ---- run control -----------------------------------------------------------------------------------------------------
+# ---- run control -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -487,15 +484,15 @@ def test_only_the_buttons_that_mean_something_now_can_be_pressed(store, state, e
     )  # pause, next, resume, stop
 
 
-def test_what_a_browser_sends_is_read_before_a_run_is_told_anything(views, runs, store):
-    run_id, teller = record_run(store, status=RunStatus.RUNNING), Teller(runs, views)
-    assert "from the next step on" in teller.turn(run_id, "algorithm.kl_coef", "0.5")
-    assert "this is no number" in teller.turn(run_id, "algorithm.kl_coef", "<b>much</b>")
-    assert "<b>much" not in teller.turn(run_id, "algorithm.kl_coef", "<b>much</b>")
-    teller.turn(run_id, {"no": "field"}, "1e-5")
-    teller.step(run_id, ["phase"])
-    teller.step(run_id, "phase")
-    teller.edit(run_id, "3/1", 2, "1.5")
+def test_browser_input_is_validated_before_it_reaches_a_run(views, runs, store):
+    run_id, commands = record_run(store, status=RunStatus.RUNNING), RunCommands(runs, views)
+    assert "from the next step on" in commands.turn(run_id, "algorithm.kl_coef", "0.5")
+    assert "this is not a number" in commands.turn(run_id, "algorithm.kl_coef", "<b>much</b>")
+    assert "<b>much" not in commands.turn(run_id, "algorithm.kl_coef", "<b>much</b>")
+    commands.turn(run_id, {"no": "field"}, "1e-5")
+    commands.step(run_id, ["phase"])
+    commands.step(run_id, "phase")
+    commands.edit(run_id, "3/1", 2, "1.5")
     for here, completion, reward in (
         ("", 1, "1"),
         ("3/1", 1.5, "1"),
@@ -503,8 +500,8 @@ def test_what_a_browser_sends_is_read_before_a_run_is_told_anything(views, runs,
         ("3/1", 1, "nan"),
         ("3/1", 1, None),
     ):
-        assert "No reward was changed" in teller.edit(run_id, here, completion, reward)
-    assert runs.said == [
+        assert "No reward was changed" in commands.edit(run_id, here, completion, reward)
+    assert runs.commands == [
         ("set_knob", run_id, "algorithm.kl_coef", 0.5),
         ("set_knob", run_id, "train.learning_rate", 1e-5),
         ("step", run_id, "step"),
@@ -512,7 +509,7 @@ def test_what_a_browser_sends_is_read_before_a_run_is_told_anything(views, runs,
         ("edit_reward", run_id, 3, 1, 1, 1.5),
     ]
     runs.refuse = StudioError("break = 'x': no <i>condition</i>")
-    assert "no &lt;i&gt;condition&lt;/i&gt;" in teller.arm(run_id, "x")
+    assert "no &lt;i&gt;condition&lt;/i&gt;" in commands.arm(run_id, "x")
 
 
 def test_a_waiting_run_says_why_and_the_log_is_shown_as_text(views, store):
@@ -529,27 +526,27 @@ def test_a_waiting_run_says_why_and_the_log_is_shown_as_text(views, store):
     assert "&lt;b&gt;Resume" in banner
     with RunLog(store.log_file(run_id)) as log:
         log.write("info", "\x1b[31m<script>alert(1)</script>")
-    shown = Teller(None, views).log(run_id)
+    shown = RunCommands(None, views).log(run_id)
     assert "step 3 (2.0 MB)" in shown
     assert "\x1b" not in store.log_file(run_id).read_text()
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
 
 
-def test_what_was_changed_by_hand_is_marked_on_every_curve_of_the_run(store, views):
+def test_manual_changes_are_marked_on_every_curve_of_the_run(store, views):
     run_id = record_run(store)
     with Recorder(store, run_id) as record:
-        record(Edited(2, {"knob/algorithm.kl_coef": 0.5}))
+        record(Intervened((Intervention(2, "setting", 0.5, "algorithm.kl_coef"),)))
     for name in ("reward", "kl", "loss", "length", "detail"):
         figure = views.figure(name, [run_id], charts.View())
         assert [(s["x0"], s["x1"]) for s in figure["layout"]["shapes"]] == [(2.0, 2.0)], name
         assert "KL coefficient 0.5 from step 2" in figure["note"]
 
 
-# ---- the named endpoints -----------------------------------------------------------------------------------------------
+# ---- the named endpoints ---------------------------------------------------------------------
 
 
-def test_endpoints_read_the_rows_and_tell_the_run_what_they_are_asked_to(views, runs, store):
+def test_endpoints_read_rows_and_control_the_run(views, runs, store):
     run_id, api = record_run(store), Api(views, runs)
     assert (api.status()["id"], api.status(run_id)["status"], api.runs()[0]["steps_done"]) == (
         run_id,
@@ -563,7 +560,7 @@ def test_endpoints_read_the_rows_and_tell_the_run_what_they_are_asked_to(views, 
     assert numbers["metrics"]["heldout/accuracy"] == [(0, 0.4)]
     api.change("algorithm.kl_coef", 0.5, run_id)
     api.edit_reward(3, 1, 2, 0.5)
-    assert runs.said == [
+    assert runs.commands == [
         ("set_knob", run_id, "algorithm.kl_coef", 0.5),
         ("edit_reward", run_id, 3, 0, 1, 0.5),
     ]
