@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, small thread count, and a random-weight model made on the spot."""
+"""Fixtures of all tests: no network, a tiny random-weight model, a store, a run manager."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the Hub is a broken test
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from grpo_core.store import Store
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random-weight 2-layer, 32-wide Llama and the bundled tokenizer: real loading code, no download."""
+    """A folder with a random-weight Llama (2 layers, width 32) and the bundled tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -47,7 +48,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_settings(tiny_model: Path) -> dict[str, object]:
-    """Dotted settings of a run that takes a second: 3 steps of 2 prompts x 4 completions of at most 8 tokens."""
+    """Settings of a run of a second: 3 steps of 2 prompts x 4 completions of at most 8 tokens."""
     return {
         "model.name": str(tiny_model),
         "task.heldout_size": 8,
@@ -68,12 +69,25 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def manager(store: Store) -> Iterator[RunManager]:
-    """Runs that are really trained, with no queue for the device."""
+    """A run manager that really trains, with no queue for the device."""
     from grpo_core.training.trainer import train  # torch takes seconds
 
     manager = RunManager(store, train, device="none")
     yield manager
     manager.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 20 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Other processes for the tests of faults, and waiting for what they do."""
+"""Other processes for tests, and waiting for what they do."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def another_process(code: str, *arguments: object, **options) -> subprocess.Popen[str]:
+    """Python code in a process of its own, with `arguments` in its sys.argv."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -24,9 +25,26 @@ def another_process(code: str, *arguments: object, **options) -> subprocess.Pope
     )
 
 
-def until(ask, seconds=30.0):
+def until(condition, seconds=30.0):
+    """The first true result of `condition`, called again and again for up to `seconds`."""
     deadline = time.monotonic() + seconds
-    while not (found := ask()) and time.monotonic() < deadline:
+    while not (result := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert found, "it did not happen in time"
-    return found
+    assert result, "it did not happen in time"
+    return result
+
+
+def cli(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "grpo_core", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=ENV,
+        cwd=ROOT,
+    )
+
+
+def sets(settings: dict[str, object]) -> list[str]:
+    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]

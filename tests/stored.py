@@ -1,4 +1,4 @@
-"""Groups and runs for the tests of the store, said to it as a trainer says them."""
+"""Groups and runs for tests of the store, recorded as a trainer records them."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ import json
 import re
 from html.parser import HTMLParser
 
+from golden import config
+
 from grpo_core.cli import main
 from grpo_core.store import Recorder, Store
 from grpo_core.store.downsample import min_max
@@ -20,7 +22,6 @@ from grpo_core.types import (
     StepCompleted,
     StepMetrics,
 )
-from tests.analysis.test_what_if import config
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 

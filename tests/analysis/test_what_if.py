@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from golden import config
 
 from grpo_core.analysis import what_if as whatif
 from grpo_core.analysis.token_loss import loss_context, share_of_gradient, token_terms
@@ -13,17 +14,11 @@ from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
-from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.manager import Job, execute, prepare
 from grpo_core.store import Recorder
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus
-
-CRITERIA = (
-    {"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True},
-    {"name": "format", "check": "format", "weight": 0.2},
-)
-
 
 LENGTH_AND_LANGUAGE = {
     "rubric.name": "custom",
@@ -33,10 +28,6 @@ LENGTH_AND_LANGUAGE = {
     ],
     "train.learning_rate": 0.01,
 }
-
-
-def config(**fields):
-    return parse(nest({"rubric.name": "custom", "rubric.criteria": CRITERIA, **fields}))
 
 
 def stored(store, scores, rewards, advantages, **fields):
@@ -57,7 +48,7 @@ def trained(store, fields):
     """A finished run with these settings."""
     settings = prepare(parse(nest(fields)))
     run_id = store.create_run(settings, "tiny")
-    assert execute(store, run_id, settings, train, RunControl()) == "finished"
+    assert execute(store, Job(run_id, settings, RunControl()), train) == "finished"
     return run_id, settings
 
 
@@ -76,7 +67,7 @@ def ask(store, run_id, weights=None, **fields):
         {"algorithm.advantage": "per_criterion", "algorithm.grouping": "batch"},
     ],
 )
-def test_with_the_runs_own_settings_what_was_stored_comes_out_exactly(store, tiny_settings, fields):
+def test_the_runs_own_settings_reproduce_the_stored_values(store, tiny_settings, fields):
     run_id, settings = trained(store, tiny_settings | {"rubric.name": "answer"} | fields)
     answer = ask(store, run_id)
     assert len(answer.rollouts) == 3 * 2 * 4
@@ -112,7 +103,7 @@ def test_second_golden_group_with_another_weight_flips_a_sign(store):
     assert [c.flips for c in then.rollouts] == [False, True, False]
 
 
-def test_third_golden_group_a_phantom_is_gone_behind_the_gate_and_a_clip_flattens(store):
+def test_golden_group_3_the_gate_removes_a_phantom_and_a_clip_flattens(store):
     # nobody right; format 1, .5: rewards .2, .1 -> ±.7066 = .05/(.0707107 + 1e-4)
     a = 0.05 / (math.sqrt(0.005) + 1e-4)
     run_id, group_id = stored(store, [(0, 1), (0, 0.5)], [0.2, 0.1], [a, -a])
@@ -126,7 +117,7 @@ def test_third_golden_group_a_phantom_is_gone_behind_the_gate_and_a_clip_flatten
     assert [c.advantage_then for c in same.rollouts] == pytest.approx([a, -a])
 
 
-def test_what_cannot_be_recomputed_is_refused(store):
+def test_a_change_that_needs_new_samples_is_refused(store):
     run_id, _ = stored(store, [(1, 1), (0, 1)], [1.2, 0.2], [0.7, -0.7])
     with pytest.raises(InvalidConfig, match="critic"):
         ask(store, run_id, **{"algorithm.advantage": "value"})
@@ -151,9 +142,7 @@ def test_what_cannot_be_recomputed_is_refused(store):
         {"algorithm.objective": "cispo", "algorithm.mask_truncated": True},
     ],
 )
-def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(
-    store, tiny_settings, fields
-):
+def test_the_token_terms_add_up_to_the_steps_recorded_loss(store, tiny_settings, fields):
     run_id, settings = trained(store, tiny_settings | LENGTH_AND_LANGUAGE | fields)
     for step in (1, 2, 3):
         context, total = loss_context(store, run_id, step, settings), 0.0
@@ -163,9 +152,7 @@ def test_the_terms_of_all_tokens_add_up_to_the_recorded_loss_of_the_step(
         assert total == pytest.approx(store.steps(run_id)[step - 1]["loss"], abs=1e-5)
 
 
-def test_another_kl_coefficient_changes_the_loss_by_its_share_of_the_measured_kl_and_no_advantage(
-    store, tiny_settings
-):
+def test_another_kl_coefficient_changes_the_loss_but_no_advantage(store, tiny_settings):
     fields = tiny_settings | LENGTH_AND_LANGUAGE | {"algorithm.kl_coef": 0.5}
     run_id, settings = trained(store, fields)
     recorded = store.steps(run_id)[2]
@@ -222,7 +209,7 @@ def test_a_tokens_gradient_and_clip_state_are_those_of_the_loss(store):
         there,
         there,
         torch.tensor([[0.8]], dtype=torch.float64),
-        ref=torch.tensor([[-0.7, -0.9]], dtype=torch.float64),
+        ref_logprobs=torch.tensor([[-0.7, -0.9]], dtype=torch.float64),
     )
     loss = loss_of(x, settings.algorithm, Coefficients(0.1, 0.0), LossNormalizer(4, 10, 48)).total
     loss.backward()
@@ -254,7 +241,7 @@ def test_shares_of_the_gradient_follow_the_aggregation_and_leave_masked_rows_out
     assert share_of_gradient([(0.0, 5, "stop")], {}) == [0.0]
 
 
-def test_a_stored_advantage_that_does_not_follow_from_the_scores_is_shown_as_an_error(store):
+def test_a_stored_advantage_that_contradicts_the_scores_is_an_error(store):
     from ui.tabs.inspect_group import mismatch
 
     # the advantages follow as ±.5/(.7071 + 1e-4) = ±.707

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,31 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import ENV, ROOT, cli, sets
 
 from grpo_core.cli import main
 from grpo_core.cli.request import build_config
 from grpo_core.cli.terminal import printable
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import Store
-
-ROOT = Path(__file__).parents[2]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def cli(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "grpo_core", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=ENV,
-        cwd=ROOT,
-        **options,
-    )
-
-
-def sets(settings: dict[str, object]) -> list[str]:
-    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
 
 @pytest.fixture(scope="module")

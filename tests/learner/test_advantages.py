@@ -20,8 +20,8 @@ from grpo_core.learner import (
     OBJECTIVES,
     RATIO_LEVELS,
     Siblings,
+    compute_advantages,
 )
-from grpo_core.learner.advantages import compare
 from grpo_core.types import Prompt
 
 NAN = math.nan
@@ -67,13 +67,14 @@ KEYS = [0] * 4 + [1] * 4 + [2] * 4
         ("group_mean", [0.375, -0.375, 0.625, -0.625, 0, 0, 0, 0, 0.26667, 0, -0.58333, 0.31667]),
         # times 4/3; times 3/2
         ("leave_one_out", [0.5, -0.5, 0.83333, -0.83333, 0, 0, 0, 0, 0.4, 0, -0.875, 0.475]),
-        # ranks 3 2 4 1 less 2.5, over their sample std sqrt(5/3) = 1.29099; ranks 2 1 3 less 2, over 1
+        # ranks 3 2 4 1 less 2.5, over their sample std sqrt(5/3) = 1.29099;
+        # ranks 2 1 3 less 2, over 1
         ("rank", [0.38730, -0.38730, 1.16190, -1.16190, 0, 0, 0, 0, 0, 0, -1, 1]),
     ],
 )
 def test_advantages_have_the_golden_values_with_unscored_rows_and_a_tied_group(name, golden):
     torch.testing.assert_close(
-        compare(ADVANTAGES[name], R, S, W, KEYS),
+        compute_advantages(ADVANTAGES[name], R, S, W, KEYS),
         torch.tensor(golden, dtype=torch.float64),
         atol=1e-5,
         rtol=0,
@@ -81,12 +82,13 @@ def test_advantages_have_the_golden_values_with_unscored_rows_and_a_tied_group(n
 
 
 def test_ties_share_their_mean_rank():
-    # places of 1 1 0 2: 2.5 2.5 1 4, less 2.5, over the sample std sqrt((0 + 0 + 2.25 + 2.25)/3) = 1.22474
+    # ranks of 1 1 0 2: 2.5 2.5 1 4, less 2.5, over the sample std
+    # sqrt((0 + 0 + 2.25 + 2.25)/3) = 1.22474
     advantages = ADVANTAGES["rank"](Siblings(torch.tensor([[1.0, 1, 0, 2]]).double()))
     assert advantages.tolist()[0] == pytest.approx([0, 0, -1.22474, 1.22474], abs=1e-5)
 
 
-def test_a_near_tie_counts_as_much_as_a_clear_win_under_group_std_and_only_there():
+def test_only_group_std_counts_a_near_tie_like_a_clear_win():
     near = Siblings(torch.tensor([[0.500, 0.501, 0.500, 0.501]], dtype=torch.float64))
     assert ADVANTAGES["group_std"](near).abs().max().item() == pytest.approx(
         0.738, abs=1e-3
@@ -122,13 +124,13 @@ def step(
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 @given(tables)
 @settings(max_examples=50, deadline=None)
-def test_advantages_of_a_group_sum_to_zero_and_do_not_change_when_all_rewards_shift(name, g):
+def test_group_advantages_sum_to_zero_and_ignore_a_shift_of_rewards(name, g):
     rewards, scores, weights, keys = step(g)
-    advantages = compare(ADVANTAGES[name], rewards, scores, weights, keys)
+    advantages = compute_advantages(ADVANTAGES[name], rewards, scores, weights, keys)
     sums = torch.zeros(4, dtype=torch.float64).index_add(0, torch.tensor(keys), advantages)
     assert sums.abs().max() < 1e-9
     torch.testing.assert_close(
-        compare(ADVANTAGES[name], rewards + 3, scores + 3, weights, keys),
+        compute_advantages(ADVANTAGES[name], rewards + 3, scores + 3, weights, keys),
         advantages,
         atol=1e-9,
         rtol=0,
@@ -140,14 +142,14 @@ def test_advantages_of_a_group_sum_to_zero_and_do_not_change_when_all_rewards_sh
 @settings(max_examples=50, deadline=None)
 def test_order_of_rows_and_unscored_siblings_change_no_advantage(name, g):
     rewards, scores, weights, keys = step(g)
-    advantages = compare(ADVANTAGES[name], rewards, scores, weights, keys)
+    advantages = compute_advantages(ADVANTAGES[name], rewards, scores, weights, keys)
     order = torch.randperm(len(keys), generator=g)
-    shuffled = compare(
+    shuffled = compute_advantages(
         ADVANTAGES[name], rewards[order], scores[order], weights, [keys[i] for i in order]
     )
     torch.testing.assert_close(shuffled, advantages[order], atol=1e-9, rtol=0)
     null = torch.full((2,), NAN, dtype=torch.float64)
-    more = compare(
+    more = compute_advantages(
         ADVANTAGES[name],
         torch.cat([rewards, null]),
         torch.cat([scores, null.expand(2, 2)]),
@@ -164,19 +166,19 @@ def test_a_criterion_of_weight_zero_is_watched_and_moves_no_advantage():
     )
     weights = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
     torch.testing.assert_close(
-        compare(ADVANTAGES["per_criterion"], R, watched, weights, KEYS),
-        compare(ADVANTAGES["per_criterion"], R, S, W, KEYS),
+        compute_advantages(ADVANTAGES["per_criterion"], R, watched, weights, KEYS),
+        compute_advantages(ADVANTAGES["per_criterion"], R, S, W, KEYS),
     )
 
 
-# ---- groupings ------------------------------------------------------------------------------------------------------
+# ---- groupings -----------------------------------------------------------------------------------
 
 
 def prompts(*texts: str, task: str = "t", **meta: object) -> list[Prompt]:
     return [Prompt(str(i), text, "", task, meta) for i, text in enumerate(texts)]
 
 
-def test_groupings_put_together_what_they_say():
+def test_groupings_group_rollouts_as_documented():
     some = [
         *prompts("what is 1 plus 2", "what is 1 plus 3"),
         *prompts("write a poem about rain", task="poems"),
@@ -191,7 +193,7 @@ def test_groupings_put_together_what_they_say():
         0,
         0,
         1,
-    ]  # no word at all: equal texts are alike
+    ]  # without a word, only equal texts are similar
 
 
 def test_similarity_does_not_depend_on_the_order_of_prompts():
@@ -207,11 +209,11 @@ def test_similarity_does_not_depend_on_the_order_of_prompts():
     assert together(forward) == together(backward[::-1])
 
 
-def test_comparing_across_prompts_makes_a_tied_prompt_teach():
+def test_comparing_across_prompts_gives_a_tied_prompt_a_gradient():
     rewards, keys = torch.tensor([1.0, 1, 0, 0]).double(), [0, 0, 1, 1]
     nothing = torch.zeros(4, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-    assert not compare(ADVANTAGES["group_mean"], rewards, *nothing, keys).any()
-    assert compare(ADVANTAGES["group_mean"], rewards, *nothing, [0] * 4).tolist() == [
+    assert not compute_advantages(ADVANTAGES["group_mean"], rewards, *nothing, keys).any()
+    assert compute_advantages(ADVANTAGES["group_mean"], rewards, *nothing, [0] * 4).tolist() == [
         0.5,
         0.5,
         -0.5,
@@ -219,7 +221,7 @@ def test_comparing_across_prompts_makes_a_tied_prompt_teach():
     ]
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

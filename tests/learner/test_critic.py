@@ -1,4 +1,4 @@
-"""The critic against naive float64 loops: GAE by its double sum, whitening, value loss, and the whole step."""
+"""The critic against naive float64 loops: GAE, whitening, value loss, and the whole step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_lm import NAN, ROWS, NoMaskLM, TinyLM, make_batch, make_learner
 
 from grpo_core.config import AlgorithmConfig, nest, parse, with_preset
 from grpo_core.errors import InvalidConfig
@@ -18,16 +19,15 @@ from grpo_core.learner.critic import (
     Critic,
     explained_variance,
     gae,
-    judge,
     reward_to_go,
+    value_estimates,
     value_loss,
     whiten,
 )
-from grpo_core.learner.logprobs import score_tokens
+from grpo_core.learner.logprobs import ScoreOptions, score_tokens
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import GroupsScored, StepCompleted
-from tests.learner.test_learner import NAN, ROWS, NoMaskLM, TinyLM, make_batch, make_learner
 
 VALUE = {"advantage": "value", "kl_coef": 0.0}
 REWARDS = torch.tensor([1.0, 0.25, 0.0, 0.5], dtype=torch.float64)
@@ -38,7 +38,7 @@ def ragged(lengths: list[int]) -> torch.Tensor:
 
 
 def naive_gae(values: list[float], reward: float, gamma: float, lam: float) -> list[float]:
-    """Σ_k (γλ)^k δ_{t+k}, written as the double sum that it is."""
+    """Σ_k (γλ)^k δ_{t+k}, as a double sum."""
     n = len(values)
     delta = [
         (reward if t == n - 1 else 0.0) + gamma * (values[t + 1] if t + 1 < n else 0.0) - values[t]
@@ -47,7 +47,7 @@ def naive_gae(values: list[float], reward: float, gamma: float, lam: float) -> l
     return [sum((gamma * lam) ** k * delta[t + k] for k in range(n - t)) for t in range(n)]
 
 
-# ---- GAE, whitening, value loss ---------------------------------------------------------------------------------------
+# ---- GAE, whitening, value loss ------------------------------------------------------------------
 
 
 @given(
@@ -63,7 +63,7 @@ def test_gae_equals_its_double_sum_on_ragged_completions(lengths, gamma, lam, se
     mask = ragged(lengths)
     values = torch.randn(
         mask.shape, generator=g, dtype=torch.float64
-    )  # what stands in the padding must not matter
+    )  # values on padding must not matter
     rewards = torch.randn(len(lengths), generator=g, dtype=torch.float64)
     if unscored:
         rewards[0] = NAN
@@ -104,21 +104,21 @@ def test_whitening_is_over_the_tokens_of_the_mask_alone():
     )
     assert torch.equal(
         whiten(torch.ones(2, 3).double(), mask), torch.zeros(2, 3).double()
-    )  # nothing differs: nothing is better
+    )  # all values are equal
     assert torch.equal(
         whiten(values, torch.tensor([[True, False, False], [False] * 3])),
         torch.zeros(2, 3).double(),
     )
 
 
-def test_the_value_loss_is_the_mean_square_over_the_tokens_of_the_step():
+def test_the_value_loss_is_the_mean_square_over_step_tokens():
     values, returns = torch.tensor([[1.0, 2, 9]]).double(), torch.tensor([[0.0, 4, 9]]).double()
     assert value_loss(
         values, returns, torch.tensor([[True, True, False]]), 5
     ).item() == pytest.approx((1 + 4) / 5)
 
 
-def test_explained_variance_is_against_what_came_and_unknown_where_nothing_varies():
+def test_explained_variance_is_unknown_where_nothing_varies():
     outcomes, mask = torch.tensor([[1.0, 1], [0, 0]]), torch.ones(2, 2, dtype=torch.bool)
     assert explained_variance(outcomes, outcomes, mask) == pytest.approx(1)
     assert explained_variance(torch.full((2, 2), 0.3), outcomes, mask) == pytest.approx(0)
@@ -128,23 +128,23 @@ def test_explained_variance_is_against_what_came_and_unknown_where_nothing_varie
     assert explained_variance(torch.zeros(2, 2), torch.ones(2, 2), mask) is None
 
 
-def test_a_judgement_keeps_unscored_rollouts_out_of_everything():
+def test_unscored_rollouts_take_no_part_in_value_estimates():
     algorithm, g = AlgorithmConfig(advantage="value"), torch.Generator().manual_seed(0)
     mask, values = ragged([3, 4, 2]), torch.randn(3, 4, generator=g, dtype=torch.float64)
     rewards = torch.tensor([1.0, NAN, 0.0]).double()
-    judged = judge(values, rewards, mask, algorithm)
-    without = judge(values[[0, 2]], rewards[[0, 2]], mask[[0, 2]], algorithm)
+    estimates = value_estimates(values, rewards, mask, algorithm)
+    without = value_estimates(values[[0, 2]], rewards[[0, 2]], mask[[0, 2]], algorithm)
     for name in ("advantages", "returns", "values", "row_advantages"):
-        torch.testing.assert_close(getattr(judged, name)[[0, 2]], getattr(without, name))
-        assert not getattr(judged, name)[1].any()
-    assert judged.explained_variance == pytest.approx(without.explained_variance)
-    assert judged.scored.tolist() == [True, False, True]
-    assert judged.row_advantages[0] == pytest.approx(
-        statistics.mean(judged.advantages[0, :3].tolist())
+        torch.testing.assert_close(getattr(estimates, name)[[0, 2]], getattr(without, name))
+        assert not getattr(estimates, name)[1].any()
+    assert estimates.explained_variance == pytest.approx(without.explained_variance)
+    assert estimates.scored.tolist() == [True, False, True]
+    assert estimates.row_advantages[0] == pytest.approx(
+        statistics.mean(estimates.advantages[0, :3].tolist())
     )
 
 
-# ---- values of a model ----------------------------------------------------------------------------------------------
+# ---- values of a model ---------------------------------------------------------------------------
 
 
 def a_critic(model: TinyLM) -> Critic:
@@ -158,11 +158,14 @@ def a_critic(model: TinyLM) -> Critic:
 
 
 def values_of(critic: Critic, model, batch: Batch, layout) -> torch.Tensor:
-    return critic(score_tokens(model, batch, 1.0, layout, states=True).states)
+    return critic(score_tokens(model, batch, 1.0, ScoreOptions(layout=layout, states=True)).states)
 
 
 def naive_value(model: TinyLM, critic: Critic, prompt, completion, t: int) -> torch.Tensor:
-    """The state before token t in a row of its own; this model's last hidden state is what its logits come from."""
+    """The value of the state before token t, in a row of its own.
+
+    This model's last hidden state is the input of its output layer.
+    """
     seen, states = torch.tensor([[*prompt, *completion[:t]]]), []
     hook = model.head.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0]))
     model(seen, torch.ones_like(seen))
@@ -214,20 +217,20 @@ def test_real_architectures_hand_the_critic_their_last_hidden_state():
 
 def test_a_new_critic_foresees_the_mean_reward_of_its_first_step_everywhere():
     learner = make_learner(**VALUE, gae_lambda=0.5)
-    assert not learner.judge(
+    assert not learner.estimate_values(
         make_batch(), torch.full((4,), NAN)
-    ).values.any()  # nothing could be scored: it has not begun
-    judged = learner.judge(make_batch(), torch.tensor([1.0, NAN, 0.0, 0.5]))
-    assert judged.values[0].tolist() == [0.5, 0.5, 0.5, 0]  # mean of 1, 0, .5; three tokens
+    ).values.any()  # nothing could be scored: not initialised yet
+    estimates = learner.estimate_values(make_batch(), torch.tensor([1.0, NAN, 0.0, 0.5]))
+    assert estimates.values[0].tolist() == [0.5, 0.5, 0.5, 0]  # mean of 1, 0, .5; three tokens
     assert (
-        learner.judge(make_batch(), REWARDS).values[0, 0] == 0.5
-    )  # once begun it learns by gradient alone
+        learner.estimate_values(make_batch(), REWARDS).values[0, 0] == 0.5
+    )  # initialised only once
 
 
 def test_the_first_advantages_are_the_discounted_surprises():
     learner = make_learner(**VALUE, gae_lambda=0.5)
-    judged, mean_reward = learner.judge(make_batch(), REWARDS), REWARDS.mean().item()
-    # V is the same everywhere, so δ is 0 but at the end, where it is r - V
+    estimates, mean_reward = learner.estimate_values(make_batch(), REWARDS), REWARDS.mean().item()
+    # V is the same everywhere, so δ is 0 except at the end, where it is r - V
     raw = [
         [(r - mean_reward) * 0.5 ** (len(c) - 1 - t) for t in range(len(c))]
         for (_, c), r in zip(ROWS, REWARDS.tolist(), strict=True)
@@ -235,15 +238,15 @@ def test_the_first_advantages_are_the_discounted_surprises():
     flat = [a for row in raw for a in row]
     mean, std = statistics.mean(flat), statistics.stdev(flat)
     for i, row in enumerate(raw):
-        assert judged.advantages[i, : len(row)].tolist() == pytest.approx(
+        assert estimates.advantages[i, : len(row)].tolist() == pytest.approx(
             [(a - mean) / (std + 1e-4) for a in row], abs=1e-6
         )
-        assert judged.returns[i, : len(row)].tolist() == pytest.approx(
+        assert estimates.returns[i, : len(row)].tolist() == pytest.approx(
             [mean_reward + a for a in row], abs=1e-6
         )
 
 
-# ---- the step ------------------------------------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
 
 
 def a_learner(model=None, train=None, **algorithm):
@@ -253,18 +256,18 @@ def a_learner(model=None, train=None, **algorithm):
 
 
 def step(batch: Batch, rewards=REWARDS, model=None, train=None, packs=None, **algorithm):
-    """The update's record and its gradient, the critic's last; weights stay."""
+    """The update, its gradient with the critic's last, and the estimates; the weights stay."""
     learner = a_learner(model, train, **algorithm)
     learner._packs = packs
     learner.optimizer.step = lambda: None
-    judged = learner.judge(batch, rewards)
-    update = learner.update(batch, judged)
+    estimates = learner.estimate_values(batch, rewards)
+    update = learner.update(batch, estimates)
     return (
         update,
         torch.cat(
             [p.grad.flatten() for p in [*learner.model.parameters(), *learner.critic.parameters()]]
         ),
-        judged,
+        estimates,
     )
 
 
@@ -313,25 +316,25 @@ def test_loss_and_gradient_equal_a_naive_loop(kl_coef, entropy_coef):
 
 
 def test_micro_batches_order_and_layout_change_nothing():
-    whole, gradient, judged = step(make_batch())
+    whole, gradient, estimates = step(make_batch())
     order = [3, 2, 0, 1]
     for batch, rewards, options in [
         *((make_batch(), REWARDS, {"train": {"micro_batch_tokens": n}}) for n in (1, 7, 12, 19)),
         (make_batch(), REWARDS, {"packs": False}),
         (make_batch(), REWARDS, {"model": NoMaskLM()}),
         (make_batch([ROWS[i] for i in order]), REWARDS[order], {}),
-        (make_batch().ungrouped(), REWARDS, {}),  # siblings or strangers: a critic does not ask
+        (make_batch().ungrouped(), REWARDS, {}),  # a critic does not use the groups
     ]:
-        other, other_gradient, other_judged = step(batch, rewards, **options)
+        other, other_gradient, other_estimates = step(batch, rewards, **options)
         torch.testing.assert_close(other_gradient, gradient, atol=1e-6, rtol=0)
         assert other.value_loss == pytest.approx(whole.value_loss, abs=1e-9)
         assert other.loss == pytest.approx(whole.loss, abs=1e-6)
-        assert other_judged.row_advantages.sort().values.tolist() == pytest.approx(
-            judged.row_advantages.sort().values.tolist(), abs=1e-9
+        assert other_estimates.row_advantages.sort().values.tolist() == pytest.approx(
+            estimates.row_advantages.sort().values.tolist(), abs=1e-9
         )
 
 
-def test_an_unscored_rollout_leaves_the_step_as_if_it_had_not_been_sampled():
+def test_an_unscored_rollout_does_not_change_the_step():
     alone = make_batch().ungrouped()
     rest = Batch(alone.prompts[:3], alone.completions[:3], [True] * 3, 0, torch.device("cpu"))
     unscored = torch.tensor([*REWARDS[:3].tolist(), NAN], dtype=torch.float64)
@@ -343,7 +346,7 @@ def test_an_unscored_rollout_leaves_the_step_as_if_it_had_not_been_sampled():
 
 
 def test_a_step_in_which_nothing_could_be_scored_changes_nothing():
-    update, gradient, judged = step(make_batch(), torch.full((4,), NAN, dtype=torch.float64))
+    update, gradient, estimates = step(make_batch(), torch.full((4,), NAN, dtype=torch.float64))
     assert (update.loss, update.value_loss, update.explained_variance, update.grad_norm) == (
         0,
         0,
@@ -351,19 +354,19 @@ def test_a_step_in_which_nothing_could_be_scored_changes_nothing():
         0,
     )
     assert not gradient.any()
-    assert not judged.row_advantages.any()
+    assert not estimates.row_advantages.any()
 
 
-def test_a_masked_row_trains_neither_policy_nor_critic_but_still_counts_in_the_whitening():
-    _, masked, judged = step(make_batch(trains=[True, True, True, False]))
+def test_a_masked_row_trains_nothing_but_counts_in_the_whitening():
+    _, masked, estimates = step(make_batch(trains=[True, True, True, False]))
     _, _, whole = step(make_batch())
-    assert torch.equal(judged.advantages, whole.advantages)
+    assert torch.equal(estimates.advantages, whole.advantages)
     other = make_batch(
         [*ROWS[:3], ((3,), (5, 5, 5, 5))], trains=[True, True, True, False]
     )  # other tokens, nothing else
     learner = a_learner()
     learner.optimizer.step = lambda: None
-    learner.update(other, judged)
+    learner.update(other, estimates)
     torch.testing.assert_close(
         torch.cat(
             [p.grad.flatten() for p in [*learner.model.parameters(), *learner.critic.parameters()]]
@@ -374,7 +377,7 @@ def test_a_masked_row_trains_neither_policy_nor_critic_but_still_counts_in_the_w
     )
 
 
-def test_one_update_has_ratio_one_and_several_clip_against_the_policy_that_sampled():
+def test_one_update_has_ratio_one_and_several_clip_against_sampling():
     first = step(make_batch())[0]
     assert (first.ratio_mean, first.ratio_max, first.clip_low_frac, first.clip_high_frac) == (
         1.0,
@@ -385,16 +388,16 @@ def test_one_update_has_ratio_one_and_several_clip_against_the_policy_that_sampl
 
     learner = a_learner(updates_per_batch=3)
     for group in learner.optimizer.param_groups:
-        group["speed"] = 300.0  # far enough to leave the clip range
-    judged = learner.judge(make_batch(), REWARDS)
-    several = learner.update(make_batch(), judged)
+        group["speed"] = 300.0  # large enough to leave the clip range
+    estimates = learner.estimate_values(make_batch(), REWARDS)
+    several = learner.update(make_batch(), estimates)
     assert several.num_updates == 3
     assert several.ratio_max > 1.2
     assert several.clip_low_frac + several.clip_high_frac > 0
 
 
 def test_the_second_update_uses_the_stored_log_probabilities():
-    """Two updates of a frozen optimiser are the same update twice: the ratio is still 1, the losses equal."""
+    """With a frozen optimiser both updates are equal: the ratio stays 1."""
     once, gradient, _ = step(make_batch(), kl_coef=0.1)
     twice, again, _ = step(make_batch(), kl_coef=0.1, updates_per_batch=2)
     assert twice.loss == pytest.approx(once.loss, abs=1e-6)
@@ -406,31 +409,32 @@ def test_the_critic_learns_to_foresee_the_rewards():
     learner = make_learner(advantage="value", kl_coef=0.0, gae_lambda=1.0)
     batch, seen = make_batch(), []
     for _ in range(60):
-        judged = learner.judge(batch, REWARDS)
-        seen.append(learner.update(batch, judged))
+        estimates = learner.estimate_values(batch, REWARDS)
+        seen.append(learner.update(batch, estimates))
     assert seen[0].explained_variance == pytest.approx(0, abs=1e-6)  # a constant
-    assert seen[-1].explained_variance > 0.3  # siblings begin in the same state: there is a limit
+    assert seen[-1].explained_variance > 0.3  # limited, because siblings start in the same state
     assert seen[-1].value_loss < 0.6 * seen[0].value_loss
 
 
 def test_a_checkpoint_brings_the_critic_back():
     learner, other = a_learner(), make_learner(**VALUE)
-    learner.update(make_batch(), learner.judge(make_batch(), REWARDS))
+    learner.update(make_batch(), learner.estimate_values(make_batch(), REWARDS))
     other.model.load_state_dict(learner.model.state_dict())
     other.load_state(learner.state())
     assert torch.equal(
-        other.judge(make_batch(), REWARDS).values, learner.judge(make_batch(), REWARDS).values
+        other.estimate_values(make_batch(), REWARDS).values,
+        learner.estimate_values(make_batch(), REWARDS).values,
     )
 
 
 def test_without_a_critic_nothing_is_judged_and_nothing_recorded():
     learner = make_learner()
-    assert learner.judge(make_batch(), REWARDS) is None
+    assert learner.estimate_values(make_batch(), REWARDS) is None
     update = learner.update(make_batch(), torch.tensor([1.0, -1, 1, -1]))
     assert (update.value_loss, update.explained_variance) == (None, None)
 
 
-# ---- configuration and the whole run -------------------------------------------------------------------------------------
+# ---- configuration and the whole run -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -493,7 +497,7 @@ def events_of(settings):
     return events
 
 
-def test_a_run_records_the_mean_of_its_token_advantages_and_the_critics_figures(tiny_settings):
+def test_a_run_records_mean_token_advantages_and_critic_metrics(tiny_settings):
     events = events_of(tiny_settings)
     for e in (e for e in events if isinstance(e, GroupsScored)):
         rollouts = [r for g in e.groups for r in g.rollouts]
@@ -521,8 +525,8 @@ def test_a_run_does_not_depend_on_the_micro_batch(tiny_settings):
 
 
 def test_a_critic_learns_from_groups_that_grpo_would_call_tied(tiny_settings):
-    """All siblings alike teach GRPO nothing; a critic that foresaw less learns, and so does the policy against other prompts."""
+    """A tied group gives GRPO no gradient; a critic still compares it with its own estimate."""
     learner = a_learner()
     tied = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    judged = learner.judge(make_batch(), tied)
-    assert judged.row_advantages[:2].mean() > judged.row_advantages[2:].mean()
+    estimates = learner.estimate_values(make_batch(), tied)
+    assert estimates.row_advantages[:2].mean() > estimates.row_advantages[2:].mean()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from tiny_lm import NAN, ROWS, A, NoMaskLM, TinyLM, make_batch, make_learner
 
-from grpo_core.config import AlgorithmConfig, TrainConfig
+from grpo_core.config import AlgorithmConfig
 from grpo_core.learner import (
     ADVANTAGES,
     AGGREGATIONS,
     KL_ESTIMATORS,
     OBJECTIVES,
     Batch,
-    Learner,
     NonFinite,
     Siblings,
     packed,
@@ -28,72 +26,7 @@ from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.kl import Divergence
 from grpo_core.learner.objectives import Terms
 
-NAN = math.nan
-VOCABULARY = 11
-
-
-class TinyLM(nn.Module):
-    """A causal model small enough for float64 loops: a token's logits depend on it and on the mean of those before it."""
-
-    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64):
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        self.embed = nn.Parameter(torch.randn(VOCABULARY, 6, generator=g, dtype=dtype))
-        self.head = nn.Linear(6, VOCABULARY, bias=False, dtype=dtype)
-        self.head.weight.data = torch.randn(VOCABULARY, 6, generator=g, dtype=dtype)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.head
-
-    def forward(self, input_ids, attention_mask):
-        x = self.embed[input_ids]
-        if attention_mask.dim() == 2:  # every token sees itself and what stands before it
-            weights = (
-                torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).tril()
-                * attention_mask[:, None, :]
-            )
-        else:  # additive, as the packed layout hands it in
-            weights = attention_mask[:, 0].softmax(-1)
-        context = (weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)) @ x
-        return SimpleNamespace(logits=self.head(torch.tanh(x + context)))
-
-
-class NoMaskLM(TinyLM):
-    """An architecture that ignores masks of its caller, as state-space models do."""
-
-    def forward(self, input_ids, attention_mask):
-        return super().forward(input_ids, torch.ones_like(input_ids))
-
-
-ROWS = [
-    ((1, 2), (4, 5, 6)),
-    ((1, 2), (7,)),
-    ((3,), (8, 9)),
-    ((3,), (4, 4, 4, 4)),
-]  # two groups of two
-
-
-def make_batch(rows=tuple(ROWS), group_size=2, trains=None) -> Batch:
-    prompts, completions = [r[0] for r in rows][::group_size], [r[1] for r in rows]
-    return Batch(
-        prompts, completions, trains or [True] * len(rows), pad_id=0, device=torch.device("cpu")
-    )
-
-
-def make_learner(model=None, reference=None, train=None, **algorithm) -> Learner:
-    settings = TrainConfig(
-        **{"warmup_steps": 0, "max_grad_norm": 1e6, "max_new_tokens": 6, **(train or {})}
-    )
-    return Learner(
-        model or TinyLM(),
-        (reference or TinyLM(seed=1)).requires_grad_(False),
-        AlgorithmConfig(**algorithm),
-        settings,
-        learning_rate=1e-3,
-    )
-
-
-# ---- advantages ----------------------------------------------------------------------------------------------------
+# ---- advantages ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -118,7 +51,7 @@ def test_group_std_gives_the_golden_values_with_unscored_and_tied_rows():
     )
 
 
-# ---- objectives ----------------------------------------------------------------------------------------------------
+# ---- objectives ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -143,7 +76,7 @@ def test_clip_stops_the_gradient_exactly_where_ppo_does(ratio, advantage, loss, 
     assert w.grad.item() == pytest.approx(gradient)
 
 
-def test_kl_estimators_have_their_closed_forms_and_k3_averages_to_the_true_kl():
+def test_kl_estimators_have_closed_forms_and_k3_averages_to_kl():
     d = torch.tensor([0.5, -0.5], dtype=torch.float64)
     assert KL_ESTIMATORS["k1"](Divergence(d)).tolist() == [-0.5, 0.5]
     assert KL_ESTIMATORS["k2"](Divergence(d)).tolist() == [0.125, 0.125]
@@ -158,7 +91,7 @@ def test_kl_estimators_have_their_closed_forms_and_k3_averages_to_the_true_kl():
         )
 
 
-def test_aggregations_weigh_completions_or_tokens_as_they_say():
+def test_aggregations_weigh_completions_or_tokens_as_documented():
     values = torch.tensor([[1.0, 1, 1, 1], [4, 0, 0, 0]]).double()
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]).bool()
     size = LossNormalizer(num_rows=2, num_tokens=5, max_new_tokens=8)
@@ -167,7 +100,7 @@ def test_aggregations_weigh_completions_or_tokens_as_they_say():
     assert AGGREGATIONS["constant"](values, mask, size).item() == pytest.approx((4 + 4) / (2 * 8))
 
 
-# ---- the step ------------------------------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [separate, packed])
@@ -227,9 +160,6 @@ def gradient(batch: Batch, advantages: torch.Tensor, model=None, **train: object
     return torch.cat([p.grad.flatten() for p in learner.model.parameters()])
 
 
-A = torch.tensor([1.0, -0.5, 0.25, -0.75])
-
-
 def test_micro_batch_size_padding_and_order_change_nothing():
     whole = gradient(make_batch(), A)
     for budget in (1, 7, 12, 19):  # 1: every group alone, its padding cut off
@@ -256,7 +186,7 @@ def test_sharing_a_prompt_in_one_row_changes_neither_loss_nor_gradient():
         torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=0)
 
 
-def test_an_architecture_that_cannot_pack_is_found_out_and_computed_row_by_row():
+def test_an_architecture_that_cannot_pack_is_computed_row_by_row():
     assert packing_is_exact(TinyLM(), make_batch())
     assert not packing_is_exact(NoMaskLM(), make_batch())
     torch.testing.assert_close(
@@ -266,7 +196,7 @@ def test_an_architecture_that_cannot_pack_is_found_out_and_computed_row_by_row()
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "GPT2", "Gemma3Text", "GPTNeoX"])
 def test_real_architectures_pack_exactly_or_fall_back(name):
-    """Whatever packing_is_exact says, the log-probabilities that training uses are those of separate rows."""
+    """Whatever packing_is_exact returns, training uses the numbers of separate rows."""
     import transformers
 
     config = getattr(transformers, "Gemma3TextConfig" if name == "Gemma3Text" else f"{name}Config")(
@@ -311,7 +241,7 @@ def test_a_masked_row_trains_nothing_and_leaves_the_token_count():
     torch.testing.assert_close(masked, gradient(without, A[:3]), atol=1e-6, rtol=0)
 
 
-def test_the_first_update_has_ratio_one_no_clipping_and_kl_zero_against_its_own_copy():
+def test_the_first_update_has_ratio_one_no_clipping_and_kl_zero():
     update = make_learner(TinyLM(), TinyLM()).update(make_batch(), torch.tensor([1.0, -1, 1, -1]))
     assert (update.ratio_mean, update.ratio_max, update.clip_low_frac, update.clip_high_frac) == (
         1.0,
@@ -356,7 +286,7 @@ def test_the_learning_rate_warms_up_linearly_and_is_recorded():
         assert learner.update(make_batch(), torch.ones(4)).learning_rate == pytest.approx(expected)
 
 
-def test_training_raises_the_probability_of_what_did_better():
+def test_training_raises_the_probability_of_better_completions():
     model, batch = TinyLM(), make_batch()
     learner = make_learner(model, kl_coef=0.0)
     before, _ = token_logprobs(model, batch, 1.0)

@@ -1,4 +1,4 @@
-"""The loss as a pure function: what may not change it, and the hand values of each objective."""
+"""The loss as a pure function: what must not change it, and hand values of each objective."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def tokens(seed: int, num_rows: int = 5, width: int = 6) -> Tokens:
     def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    exists = torch.arange(width) < torch.randint(1, width + 1, (num_rows, 1), generator=g)
+    completion_mask = torch.arange(width) < torch.randint(1, width + 1, (num_rows, 1), generator=g)
     trains = torch.rand(num_rows, 1, generator=g) < 0.8
     old = -normal(num_rows, width).abs()
     return Tokens(
         (old + 0.5 * normal(num_rows, width)).requires_grad_(),
         old,
         normal(num_rows, width).abs().requires_grad_(),
-        exists,
-        exists & trains,
+        completion_mask,
+        completion_mask & trains,
         normal(num_rows, 1),
         old + 0.1 * normal(num_rows, width),
         old + 0.3 * normal(num_rows, width),
@@ -53,12 +53,12 @@ def tokens(seed: int, num_rows: int = 5, width: int = 6) -> Tokens:
 
 
 def size_of(x: Tokens, a: AlgorithmConfig) -> LossNormalizer:
-    entropy = x.entropy.detach()[x.mask]
+    entropy = x.entropy.detach()[x.loss_mask]
     threshold = (
         entropy_threshold(entropy, a.entropy_quantile) if a.entropy_quantile < 1 else -math.inf
     )
     return LossNormalizer(
-        len(x.new), int(x.mask.sum()), 6, threshold, int((entropy >= threshold).sum())
+        len(x.logprobs), int(x.loss_mask.sum()), 6, threshold, int((entropy >= threshold).sum())
     )
 
 
@@ -66,7 +66,7 @@ def run(
     parts: list[Tokens], a: AlgorithmConfig, size: LossNormalizer
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss, and its gradient with respect to log-probabilities and entropies of the parts."""
-    leaves = [leaf for x in parts for leaf in (x.new, x.entropy)]
+    leaves = [leaf for x in parts for leaf in (x.logprobs, x.entropy)]
     total = sum(loss_of(x, a, Coefficients(a.kl_coef, a.entropy_coef), size).total for x in parts)
     found = torch.autograd.grad(total, leaves, allow_unused=True)
     return total.detach(), [
@@ -75,26 +75,31 @@ def run(
 
 
 def altered(x: Tokens, change) -> Tokens:
-    """Every (B, …) tensor changed alike; the two that carry gradients are leaves again."""
+    """Every (B, …) tensor changed in the same way; the two with gradients are leaves again."""
     new = {
         f.name: change(f.name, v.detach())
         for f in fields(Tokens)
         if (v := getattr(x, f.name)) is not None
     }
-    return Tokens(**new | {name: new[name].clone().requires_grad_() for name in ("new", "entropy")})
+    return Tokens(
+        **new | {name: new[name].clone().requires_grad_() for name in ("logprobs", "entropy")}
+    )
 
 
 @given(algorithms, st.integers(0, 1000))
 @settings(max_examples=150, deadline=None)
-def test_padding_side_padding_amount_and_order_of_rows_change_neither_loss_nor_gradient(a, seed):
+def test_padding_and_row_order_change_neither_loss_nor_gradient(a, seed):
     x = tokens(seed)
     size = size_of(x, a)
     loss, (new, entropy) = run([x], a, size)
 
     def wider(name, v):
-        filling = {"exists": False, "mask": False, "old": -1e3, "ref": 1e4}.get(
-            name, 1e3
-        )  # garbage that would overflow if it were looked at
+        filling = {
+            "completion_mask": False,
+            "loss_mask": False,
+            "old_logprobs": -1e3,
+            "ref_logprobs": 1e4,
+        }.get(name, 1e3)  # values that would overflow if they were used
         return v if name == "advantages" else torch.cat([v, torch.full_like(v[:, :3], filling)], 1)
 
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
@@ -107,9 +112,7 @@ def test_padding_side_padding_amount_and_order_of_rows_change_neither_loss_nor_g
         torch.testing.assert_close(other, loss, atol=1e-9, rtol=0)
         for mine, same in zip((new, entropy), gradients, strict=True):
             torch.testing.assert_close(back(same), mine, atol=1e-9, rtol=0)
-            assert not same[
-                :, 6:
-            ].any()  # nan is true: from padding it would spread to every weight
+            assert not same[:, 6:].any()  # nan counts as true, and would spread to every weight
 
 
 @given(algorithms, st.integers(0, 1000))
@@ -127,11 +130,9 @@ def test_micro_batches_add_up_to_the_whole(a, seed):
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 @pytest.mark.parametrize("ratio_level", ["token", "sequence"])
-def test_in_the_first_update_of_a_batch_all_objectives_have_the_gradient_of_reinforce(
-    objective, ratio_level
-):
+def test_in_the_first_update_every_objective_has_reinforces_gradient(objective, ratio_level):
     x = tokens(3)
-    x = replace(x, old=x.new.detach())
+    x = replace(x, old_logprobs=x.logprobs.detach())
     gradients = [
         run([x], a, size_of(x, a))[1][0]
         for a in (
@@ -146,13 +147,13 @@ def test_in_the_first_update_of_a_batch_all_objectives_have_the_gradient_of_rein
 
 @given(algorithms, st.integers(0, 1000))
 @settings(max_examples=100, deadline=None)
-def test_a_row_with_advantage_zero_has_no_policy_gradient_so_a_tied_group_can_be_skipped(a, seed):
+def test_a_row_with_advantage_zero_has_no_policy_gradient(a, seed):
     x = tokens(seed)
     x = replace(
         x, advantages=x.advantages * torch.tensor([[1.0], [0], [1], [0], [1]], dtype=torch.float64)
     )
     policy = loss_of(x, a, Coefficients(0.0, 0.0), size_of(x, a)).policy
-    [gradient] = torch.autograd.grad(policy, [x.new])
+    [gradient] = torch.autograd.grad(policy, [x.logprobs])
     assert not gradient[[1, 3]].any()
 
 
@@ -186,7 +187,7 @@ def test_objectives_have_their_hand_values_for_a_token_half_as_likely_again(name
 
 
 @pytest.mark.parametrize(("advantage", "edge"), [(2.0, 1.3), (-2.0, 0.9)])
-def test_spo_pushes_up_to_the_edge_of_the_clip_range_and_back_beyond_it(advantage, edge):
+def test_spo_pushes_to_the_clip_edge_and_back_beyond_it(advantage, edge):
     some, a = (
         torch.ones(1, 1, dtype=torch.bool),
         AlgorithmConfig(objective="spo", clip_eps_low=0.1, clip_eps_high=0.3),
@@ -209,11 +210,11 @@ def test_the_second_side_of_the_clip_bounds_a_bad_token_that_grew():
     terms = Terms(w.log(), w.log(), w, -torch.ones_like(w), some, some)
     assert (
         OBJECTIVES["clip"](terms, AlgorithmConfig()).item() == 3.0
-    )  # a bad token that grew is pushed by its whole ratio
+    )  # a bad token that became likelier counts with its whole ratio
     assert OBJECTIVES["clip"](terms, AlgorithmConfig(clip_delta=1.5)).item() == 1.5
 
 
-def test_exact_kl_is_the_sum_over_the_vocabulary_and_what_the_estimators_average_to():
+def test_exact_kl_sums_the_vocabulary_and_is_the_estimators_average():
     g = torch.Generator().manual_seed(0)
     policy, reference = (
         torch.randn(1, 1, 7, generator=g, dtype=torch.float64).log_softmax(-1) for _ in range(2)
@@ -241,7 +242,7 @@ def test_exact_kl_is_the_sum_over_the_vocabulary_and_what_the_estimators_average
 def test_which_estimators_have_the_gradient_of_the_true_kl_when_trained_on(
     name, corrected, true_gradient
 ):
-    """Expectation over the policy's own samples: Σ_v π_old(v)·∇ estimator(v), against ∇ KL, at π = π_old. What the help texts say."""
+    """Σ_v π_old(v)·∇ estimator(v) against ∇ KL at π = π_old, as the help texts describe it."""
     logits = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([0.1, 0.5, -0.4], dtype=torch.float64).log_softmax(-1)
     policy = logits.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Memory: parts that fit, halved when they do not, and logits that are never all there at once. None of it changes a number."""
+"""Memory: micro-batches that fit, and logits in chunks. None of it changes a number."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tiny_lm import A, TinyLM, make_batch, make_learner
+from tiny_shapes import make_model, ragged
 
 from grpo_core.config import AlgorithmConfig, TrainConfig, parse
 from grpo_core.errors import OutOfMemory
-from grpo_core.learner import Batch, Learner, logprobs, token_logprobs
+from grpo_core.learner import Batch, Learner, LearnerSettings, logprobs, token_logprobs
 from grpo_core.learner import batch as batches
 from grpo_core.learner.batch import micro_batches
-from grpo_core.learner.logprobs import score_tokens
+from grpo_core.learner.logprobs import ScoreOptions, score_tokens
 from grpo_core.models import Policy
 from grpo_core.models import lm_head as head
-from grpo_core.preflight import model_report as report
-from tests.learner.test_learner import A, TinyLM, make_batch, make_learner
-from tests.rollout.test_fast_paths import make_model, ragged
+from grpo_core.training import memory_estimate
 
 
 class SmallMachine(TinyLM):
@@ -48,7 +48,7 @@ def gradient(learner) -> torch.Tensor:
         {"objective": "trust_region"},
     ],
 )
-def test_out_of_memory_halves_the_micro_batch_and_the_same_step_is_made(options):
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(options):
     options = {"kl_coef": 0.0} | options
     small, large = (
         make_learner(model, train={"micro_batch_tokens": 64}, **options)
@@ -58,18 +58,18 @@ def test_out_of_memory_halves_the_micro_batch_and_the_same_step_is_made(options)
         learner._packs = True
         rewards = torch.tensor([1.0, 0.0, 0.5, 0.25])
         update = learner.update(
-            make_batch(), learner.judge(make_batch(), rewards) if learner.critic else A
+            make_batch(), learner.estimate_values(make_batch(), rewards) if learner.critic else A
         )
     assert small.model.refused
-    assert small.fitting.max_tokens <= 9 < large.fitting.max_tokens == 64
+    assert small.micro_batcher.max_tokens <= 9 < large.micro_batcher.max_tokens == 64
     torch.testing.assert_close(gradient(small), gradient(large), atol=1e-6, rtol=0)
     assert update.micro_batch_tokens == 64
     refused = small.model.refused
-    small.update(make_batch(), small.judge(make_batch(), rewards) if small.critic else A)
-    assert small.model.refused == refused  # found out once
+    small.update(make_batch(), small.estimate_values(make_batch(), rewards) if small.critic else A)
+    assert small.model.refused == refused  # the smaller size is kept
 
 
-def test_a_completion_that_does_not_fit_alone_says_how_long_it_is_and_what_to_lower():
+def test_a_completion_too_long_for_memory_names_its_length_and_a_remedy():
     learner = make_learner(SmallMachine(3), kl_coef=0.0)
     learner._packs = True
     with pytest.raises(
@@ -91,46 +91,52 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 @pytest.mark.parametrize("budget", [1, 5, 12, 40, 1000])
 @pytest.mark.parametrize("hidden_size", [1, 64])
-def test_micro_batches_hold_every_row_once_and_no_more_tokens_than_asked_for(budget, hidden_size):
+def test_micro_batches_hold_every_row_once_within_the_token_limit(budget, hidden_size):
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 30, (24,), generator=generator).tolist()
     prompts = [tuple(range(1, 2 + p)) for p in (3, 9, 1)]
     batch = Batch(prompts, [(5,) * n for n in lengths], [True] * 24, 0, torch.device("cpu"))
     parts = micro_batches(batch, budget, hidden_size)
-    assert sorted(i for part in parts for i in part.places) == list(range(24))
+    assert sorted(i for part in parts for i in part.step_rows) == list(range(24))
     for part in parts:
         widths = [part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings)]
         assert len(part) == 1 or len(widths) * max(widths) <= budget
         for prompt, rows in zip(part.prompts, part.siblings, strict=True):
             for i in rows:
-                assert prompt == prompts[part.places[i] // 8]
-                assert len(part.completions[i]) == lengths[part.places[i]]
+                assert prompt == prompts[part.step_rows[i] // 8]
+                assert len(part.completions[i]) == lengths[part.step_rows[i]]
 
 
-def test_wide_groups_are_cut_into_rows_where_a_longer_prompt_costs_less_than_attention():
-    # √(4·(4 + 6·16)) = 20 completion tokens a row: eight completions of ten tokens make four rows of two.
+def test_wide_groups_become_rows_when_repeating_the_prompt_is_cheaper():
+    # √(4·(4 + 6·16)) = 20 completion tokens a row: eight completions of ten tokens make four
+    # rows of two.
     batch = Batch([(1, 2, 3, 4)], [(5,) * 10] * 8, [True] * 8, 0, torch.device("cpu"))
-    assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=16)] == [2, 2, 2, 2]
-    assert [len(s) for _, s in batches._strips(batch, 10_000, hidden_size=4096)] == [8]
-    assert [len(s) for _, s in batches._strips(batch, 14, hidden_size=4096)] == [1] * 8
+    assert [len(s) for _, s in batches._segments(batch, 10_000, hidden_size=16)] == [2, 2, 2, 2]
+    assert [len(s) for _, s in batches._segments(batch, 10_000, hidden_size=4096)] == [8]
+    assert [len(s) for _, s in batches._segments(batch, 14, hidden_size=4096)] == [1] * 8
 
 
 def test_a_long_prompt_is_computed_once_for_its_whole_group():
     learner = Learner(
-        make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3
+        make_model("Qwen3"),
+        make_model("Qwen3"),
+        LearnerSettings(AlgorithmConfig(), TrainConfig(), 1e-3),
     )
-    # 2,000 tokens of prompt and 16 x 64 of completions are more than ENOUGH, but cut apart each part would compute the prompt again.
+    # 2,000 tokens of prompt and 16 x 64 of completions are more than MAX_CPU_TOKENS, but every
+    # further part would compute the prompt again.
     batch = Batch([(1,) * 2000], [(5,) * 64] * 16, [True] * 16, 0, torch.device("cpu"))
-    assert [len(part) for part in learner.fitting.parts(batch)] == [16]
+    assert [len(part) for part in learner.micro_batcher.parts(batch)] == [16]
     short = Batch(
         [(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu")
     )  # 20 + 3 x 500 = 1,520 of at most 1,536
-    assert [len(part) for part in learner.fitting.parts(short)] == [3, 3, 2]
+    assert [len(part) for part in learner.micro_batcher.parts(short)] == [3, 3, 2]
 
 
-def test_a_long_prompt_makes_room_for_its_own_group_and_not_for_all_the_others():
+def test_a_long_prompt_pads_only_its_own_group():
     learner = Learner(
-        make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3
+        make_model("Qwen3"),
+        make_model("Qwen3"),
+        LearnerSettings(AlgorithmConfig(), TrainConfig(), 1e-3),
     )
     batch = Batch(
         [(1,) * 2000] + [(1,) * 20] * 7, [(5,) * 48] * 64, [True] * 64, 0, torch.device("cpu")
@@ -138,7 +144,7 @@ def test_a_long_prompt_makes_room_for_its_own_group_and_not_for_all_the_others()
     assert (
         max(
             sum(part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings))
-            for part in learner.fitting.parts(batch)
+            for part in learner.micro_batcher.parts(batch)
         )
         == 2000 + 8 * 48
     )
@@ -146,7 +152,9 @@ def test_a_long_prompt_makes_room_for_its_own_group_and_not_for_all_the_others()
 
 def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
     learner = Learner(
-        make_model("Qwen3"), make_model("Qwen3"), AlgorithmConfig(), TrainConfig(), 1e-3
+        make_model("Qwen3"),
+        make_model("Qwen3"),
+        LearnerSettings(AlgorithmConfig(), TrainConfig(), 1e-3),
     )
     batch, tried = ragged(8), []
 
@@ -161,18 +169,18 @@ def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return True
 
-    assert learner.fitting.retry_on_oom(batch, work)
+    assert learner.micro_batcher.retry_on_oom(batch, work)
     assert all(later < earlier for earlier, later in pairwise(tried)), tried
 
 
-# ---- logits in chunks -----------------------------------------------------------------------------------------------
+# ---- logits in chunks ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, {"entropy_gradient": True}, {"states": True}])
 def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(options, monkeypatch):
     def found():
         model = TinyLM()
-        scored = logprobs.score_tokens(model, make_batch(), 0.7, **options)
+        scored = logprobs.score_tokens(model, make_batch(), 0.7, ScoreOptions(**options))
         (
             scored.logprobs.sum()
             + (0.3 * scored.entropy.sum() if "entropy_gradient" in options else 0)
@@ -182,9 +190,11 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
     whole, expected = found()
     for module in (logprobs, head):
         monkeypatch.setattr(module, "MAX_LOGITS", 8 * 11)  # two tokens at a time
-    seen, look_up = [], head._look_up
+    seen, fill = [], head._fill
     monkeypatch.setattr(
-        head, "_look_up", lambda logits, *rest: (seen.append(len(logits)), look_up(logits, *rest))
+        head,
+        "_fill",
+        lambda results, logits, *rest: (seen.append(len(logits)), fill(results, logits, *rest)),
     )
     chunked, gradient = found()
     assert max(seen) == 2
@@ -194,12 +204,10 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_large_vocabulary_leaves_the_same_gradient_where_it_stands_micro_batch_by_micro_batch(
-    tied, monkeypatch
-):
+def test_a_large_vocabulary_gets_the_same_gradient_in_place_per_micro_batch(tied, monkeypatch):
     model = make_model(
         "Qwen3", torch.float64, tie_word_embeddings=tied, pad_token_id=3
-    )  # token 3 is read, and does not move its row by that
+    )  # padding id 3 is in the input, and its row gets no gradient from that
     batch, weight = ragged(6), model.get_output_embeddings().weight
     assert any(3 in ids for ids in (*batch.prompts, *batch.completions)), (
         "the case must have the padding token among its own"
@@ -208,14 +216,18 @@ def test_a_large_vocabulary_leaves_the_same_gradient_where_it_stands_micro_batch
     def found(in_place):
         model.zero_grad()
         for _ in range(2):  # micro-batches
-            score_tokens(model, batch, 0.7, in_place=in_place).logprobs.sum().backward()
+            score_tokens(
+                model, batch, 0.7, ScoreOptions(in_place=in_place)
+            ).logprobs.sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
     for module in (logprobs, head):
         monkeypatch.setattr(module, "MAX_LOGITS", 8 * 40)  # two tokens at a time
     torch.testing.assert_close(found(True), found(False), atol=1e-12, rtol=1e-12)
     by_autograd = torch.autograd.grad(
-        score_tokens(model, batch, 0.7, in_place=True).logprobs.sum(), [weight], allow_unused=True
+        score_tokens(model, batch, 0.7, ScoreOptions(in_place=True)).logprobs.sum(),
+        [weight],
+        allow_unused=True,
     )
     assert by_autograd == (None,), "the gradient was made beside .grad"
 
@@ -235,9 +247,7 @@ def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_log_softmax(
-    temperature, monkeypatch
-):
+def test_logprobs_entropy_and_their_gradient_equal_log_softmax(temperature, monkeypatch):
     monkeypatch.setattr(head, "MAX_LOGITS", 8 * 13)
     monkeypatch.setattr(head, "BLOCK", 2 * 13)
     generator = torch.Generator().manual_seed(0)
@@ -247,15 +257,17 @@ def test_logprob_and_entropy_of_chosen_tokens_and_their_gradient_are_those_of_lo
     )
     chosen = torch.randint(0, 13, (7,), generator=generator)
     assert torch.autograd.gradcheck(
-        lambda x: head.Chosen.apply(x @ weight.detach().T, chosen, temperature, True), states
+        lambda x: head.LogprobsFromLogits.apply(x @ weight.detach().T, chosen, temperature, True),
+        states,
     )
     assert torch.autograd.gradcheck(
-        lambda *x: head.ThroughHead.apply(*x, chosen, temperature, True), (states, weight, bias)
+        lambda *x: head.LogprobsFromStates.apply(*x, chosen, temperature, True),
+        (states, weight, bias),
     )
     plain = ((states @ weight.T + bias) / temperature).log_softmax(-1)
     for picked, entropy in (
-        head.Chosen.apply(states @ weight.T + bias, chosen, temperature, True),
-        head.ThroughHead.apply(states, weight, bias, chosen, temperature, True),
+        head.LogprobsFromLogits.apply(states @ weight.T + bias, chosen, temperature, True),
+        head.LogprobsFromStates.apply(states, weight, bias, chosen, temperature, True),
     ):
         torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
         torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
@@ -269,9 +281,9 @@ def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkey
     )
     chosen = torch.randint(0, 40, (6,), generator=g)
     picked, entropy = (
-        head.Chosen.apply(states @ weight.T, chosen, 1.0, True)
+        head.LogprobsFromLogits.apply(states @ weight.T, chosen, 1.0, True)
         if function == "whole"
-        else head.ThroughHead.apply(states, weight, None, chosen, 1.0, True)
+        else head.LogprobsFromStates.apply(states, weight, None, chosen, 1.0, True)
     )
     assert picked.dtype == entropy.dtype == torch.float32
     (found,) = torch.autograd.grad(picked.sum(), states)
@@ -282,11 +294,11 @@ def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkey
     assert (found.double() - expected).norm() < 0.02 * expected.norm()  # bfloat16 keeps 8 bits
 
 
-# ---- layers computed twice ---------------------------------------------------------------------------------------------
+# ---- layers computed twice -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["Qwen3", "GPT-2", "Gemma 2"])
-def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the_model_as_it_was(
+def test_gradient_checkpointing_keeps_the_gradient_and_the_model(
     shape,
 ):
     model, batch = make_model(shape), ragged(4)
@@ -306,7 +318,7 @@ def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the
         computed.clear()
         model.zero_grad()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            logprobs = score_tokens(model, batch, 1.0, recompute=recompute).logprobs
+            logprobs = score_tokens(model, batch, 1.0, ScoreOptions(recompute=recompute)).logprobs
             logprobs.sum().backward()
         return (
             logprobs.detach(),
@@ -330,12 +342,14 @@ def test_layers_that_keep_only_their_inputs_give_the_same_gradient_and_leave_the
     ("wanted", "free", "expected"),
     [("on", 2**60, True), ("off", 0, False), ("auto", 2**60, False), ("auto", 2**20, True)],
 )
-def test_layers_are_computed_twice_when_told_to_or_when_memory_is_too_short(
+def test_gradient_checkpointing_is_used_on_request_or_when_memory_is_short(
     wanted, free, expected, monkeypatch
 ):
     config = parse({"train": {"gradient_checkpointing": wanted}})
-    monkeypatch.setattr(report, "free_memory", lambda device: free)
+    monkeypatch.setattr(memory_estimate, "free_memory", lambda device: free)
     assert (
-        report.recomputes_layers(config, Policy(make_model("Qwen3"), None, frozenset(), 0, 128))
+        memory_estimate.recomputes_layers(
+            config, Policy(make_model("Qwen3"), None, frozenset(), 0, 128)
+        )
         == expected
     )

@@ -1,4 +1,4 @@
-"""The constrained step against dense linear algebra, naive loops over single tokens, and the models that people train."""
+"""The constrained step against dense linear algebra, naive loops, and common architectures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from grpo_core.config import AlgorithmConfig, TrainConfig, nest, parse, with_preset
-from grpo_core.learner import Batch, Learner
+from grpo_core.learner import Batch, Learner, LearnerSettings
 from grpo_core.learner import trust_region as tr
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
@@ -31,7 +31,10 @@ A = torch.tensor([1.0, -0.5, 0.25, -0.75], dtype=torch.float64)
 
 
 class TinyLM(nn.Module):
-    """A causal policy whose Fisher matrix can be written down: 56 weights, a token's logits depend on all before it."""
+    """A causal policy of 56 weights, small enough for a dense Fisher matrix.
+
+    A token's logits depend on all tokens before it.
+    """
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -66,11 +69,11 @@ def make_batch(rows=tuple(ROWS), group_size=2) -> Batch:
     )
 
 
-# ---- references: loops over single tokens, no batch, no padding, no packing ------------------------------------------
+# ---- references: loops over single tokens, no batch, no padding, no packing ----------------------
 
 
 def naive_logits(model, weights, batch) -> torch.Tensor:
-    """(N, V) at TEMPERATURE, every token alone."""
+    """(N, V) at TEMPERATURE, computed token by token."""
     out = []
     for i, completion in enumerate(batch.completions):
         prompt = next(p for p, rows in zip(batch.prompts, batch.siblings, strict=True) if i in rows)
@@ -128,7 +131,7 @@ def dense_fisher(model, batch) -> torch.Tensor:
 
 
 def put_gradient(model, batch, advantages) -> torch.Tensor:
-    """The gradient of the naive surrogate; its negative into .grad, as minimising leaves it."""
+    """The gradient of the naive surrogate; its negative is left in `.grad`, as when minimising."""
     model.zero_grad()
     logits = naive_logits(model, dict(model.named_parameters()), batch)
     (-naive_surrogate(logits.detach(), logits, batch, advantages)).backward()
@@ -143,14 +146,14 @@ def minus_surrogate(batch, advantages, new, old, num_tokens=10) -> torch.Tensor:
 
 
 def step(model, parts, loss=minus_surrogate, delta=0.01, **options) -> tr.TrustRegionStep:
-    return tr.trust_region_step(model, parts, loss, delta, TEMPERATURE, **options)
+    return tr.trust_region_step(tr.Surrogate(model, parts, loss, TEMPERATURE, **options), delta)
 
 
-# ---- against the dense solution -------------------------------------------------------------------------------------
+# ---- against the dense solution ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", ["one row a group", "one row a completion", "two micro-batches"])
-def test_a_fisher_vector_product_equals_the_dense_hessian_of_the_kl_times_the_vector(parts):
+def test_a_fisher_vector_product_equals_the_dense_hessian_product(parts):
     model, batch = TinyLM(), make_batch()
     dense = dense_fisher(model, batch)
     pieces = {
@@ -182,10 +185,10 @@ def test_the_step_equals_a_dense_natural_gradient_solve(seed):
     plain = g * math.sqrt(2 * 1e-4 / (g @ dense @ g))
     assert (
         moved - plain
-    ).norm() > 0.1 * expected.norm()  # the tolerance tells the natural gradient from the plain one
+    ).norm() > 0.1 * expected.norm()  # the tolerance separates it from the plain gradient
 
 
-def test_conjugate_gradient_is_exact_after_as_many_iterations_as_unknowns_and_reports_what_it_left():
+def test_conjugate_gradient_is_exact_after_n_iterations_and_reports_its_residual():
     g = torch.Generator().manual_seed(0)
     root, b = (
         torch.randn(8, 8, dtype=torch.float64, generator=g),
@@ -202,12 +205,12 @@ def test_conjugate_gradient_is_exact_after_as_many_iterations_as_unknowns_and_re
     assert short.residual > 1e-3
 
 
-# ---- the constraint -------------------------------------------------------------------------------------------------
+# ---- the constraint ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trials():
-    """200 random policies, batches, advantages and deltas up to 1: (reading, naive KL, naive gain) of each."""
+    """(step, naive KL, naive gain) of 200 random policies, batches, advantages and deltas."""
     out = []
     for seed in range(200):
         g = torch.Generator().manual_seed(seed)
@@ -240,7 +243,7 @@ def trials():
     return out
 
 
-def test_the_achieved_kl_is_at_most_delta_in_200_of_200_random_trials_and_is_the_one_reported(
+def test_the_reported_kl_is_exact_and_never_above_delta(
     trials,
 ):
     for reading, kl, _ in trials:
@@ -248,7 +251,7 @@ def test_the_achieved_kl_is_at_most_delta_in_200_of_200_random_trials_and_is_the
         assert kl == pytest.approx(reading.trust_kl, rel=1e-9, abs=1e-15)
     assert (
         sum(r.trust_kl > 0.2 * r.trust_delta for r, _, _ in trials) > 150
-    )  # and the region is used, not merely kept
+    )  # the steps use most of the region
 
 
 def test_the_surrogate_never_gets_worse(trials):
@@ -258,10 +261,10 @@ def test_the_surrogate_never_gets_worse(trials):
     assert sum(r.trust_step_frac == 1 for r, _, _ in trials) < 200  # the line search had work to do
 
 
-# ---- when no step is taken ------------------------------------------------------------------------------------------
+# ---- when no step is taken -----------------------------------------------------------------------
 
 
-def test_a_failing_line_search_leaves_the_weights_bit_for_bit_and_says_so(caplog):
+def test_a_failed_line_search_restores_the_weights_exactly_and_is_reported(caplog):
     model, batch = TinyLM(), make_batch()
     put_gradient(model, batch, -A)  # downhill, so that every fraction makes the surrogate worse
     before = weights_of(model)
@@ -281,11 +284,11 @@ def test_weights_stay_where_the_candidate_is_not_finite():
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
-def test_a_stop_at_any_breath_leaves_the_weights_bit_for_bit():
+def test_a_stop_at_any_interrupt_check_leaves_the_weights_unchanged():
     class Stop(Exception):
         pass
 
-    def breaths(limit: float) -> tuple[int, bool]:
+    def stop_after(limit: float) -> tuple[int, bool]:
         model, batch, count = TinyLM(), make_batch(), 0
         put_gradient(model, batch, A)
         before = weights_of(model)
@@ -300,10 +303,10 @@ def test_a_stop_at_any_breath_leaves_the_weights_bit_for_bit():
             step(model, [(batch, A)], check_interrupt=check_interrupt)
         return count, all(torch.equal(before[n], p) for n, p in model.named_parameters())
 
-    total, same = breaths(math.inf)
+    total, same = stop_after(math.inf)
     assert total >= 2 * tr.CG_ITERATIONS
     assert not same
-    assert all(breaths(limit)[1] for limit in range(total))
+    assert all(stop_after(limit)[1] for limit in range(total))
 
 
 def test_frozen_weights_stay_and_the_others_move_as_if_they_were_alone():
@@ -317,7 +320,7 @@ def test_frozen_weights_stay_and_the_others_move_as_if_they_were_alone():
     assert not torch.equal(before["head.weight"], model.head.weight)
 
 
-# ---- through the learner --------------------------------------------------------------------------------------------
+# ---- through the learner -------------------------------------------------------------------------
 
 
 def make_learner(model=None, train=None, **algorithm) -> Learner:
@@ -329,9 +332,9 @@ def make_learner(model=None, train=None, **algorithm) -> Learner:
     return Learner(
         model,
         reference,
-        AlgorithmConfig(objective="trust_region", **algorithm),
-        settings,
-        learning_rate=1e-3,
+        LearnerSettings(
+            AlgorithmConfig(objective="trust_region", **algorithm), settings, learning_rate=1e-3
+        ),
     )
 
 
@@ -354,7 +357,7 @@ def test_neither_micro_batch_size_nor_packing_changes_the_step(kl_coef):
         assert other.trust_residual == pytest.approx(reading.trust_residual, rel=1e-2)
 
 
-def test_the_learners_step_is_the_dense_one_and_neither_learning_rate_nor_clipping_touches_it():
+def test_the_learners_step_is_dense_and_ignores_learning_rate_and_clipping():
     dense, g = dense_fisher(TinyLM(), make_batch()), put_gradient(TinyLM(), make_batch(), A)
     x = torch.linalg.solve(dense + 0.1 * torch.eye(len(dense), dtype=torch.float64), g)
     learner = make_learner(
@@ -384,8 +387,8 @@ def test_zero_advantages_take_no_step():
     )
 
 
-def test_the_kl_term_to_the_reference_is_part_of_what_is_improved():
-    """With no advantages all that is left is the way back to the reference."""
+def test_the_kl_term_to_the_reference_is_part_of_the_objective():
+    """With advantages of 0, only the KL term is left."""
     learner = make_learner(kl_coef=0.5)
     batch = make_batch()
     first = learner.update(batch, torch.zeros(4))
@@ -395,7 +398,7 @@ def test_the_kl_term_to_the_reference_is_part_of_what_is_improved():
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen3"])
-def test_the_architectures_that_people_train_get_a_true_fisher_product_and_a_step_within_delta(
+def test_common_architectures_get_a_true_fisher_product_within_delta(
     name,
 ):
     import transformers
@@ -421,13 +424,14 @@ def test_the_architectures_that_people_train_get_a_true_fisher_product_and_a_ste
         .double()
     )
     for p in model.parameters():
-        p.data += 0.1 * torch.randn_like(p)  # away from the initial near-uniform policy
+        p.data += 0.1 * torch.randn_like(p)  # away from the nearly uniform initial policy
     batch = make_batch(
         [((5, 6, 7, 8), tuple(range(12, 12 + n))) for n in (1, 9, 4)] + [((5, 6), (7, 8, 9))] * 3,
         group_size=3,
     )
 
-    # Two backward passes through the KL of an eager-attention twin, every completion in its own unpadded row.
+    # Two backward passes through the KL of the same model with eager attention, every completion
+    # in an unpadded row of its own.
     eager = (
         transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         .eval()

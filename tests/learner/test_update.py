@@ -1,4 +1,4 @@
-"""Several updates on a batch, what steers them, and what is skipped."""
+"""Several updates on a batch, moving coefficients, and skipped groups."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tiny_lm import ROWS, A, TinyLM, make_batch, make_learner
 
 from grpo_core.config import AlgorithmConfig
 from grpo_core.learner import OBJECTIVES, Batch, token_logprobs
-from grpo_core.learner.controls import KL_CONTROLS, Steering
-from tests.learner.test_learner import ROWS, A, TinyLM, make_batch, make_learner
+from grpo_core.learner.controls import KL_CONTROLS, CoefficientState
 
 NO_KL = {"kl_coef": 0.0}
 
 
 class Counting(TinyLM):
-    """Counts the forward passes that carry a gradient, and those that do not."""
+    """Counts the forward passes with a gradient, and those without."""
 
     def __init__(self, seed: int = 0):
         super().__init__(seed)
@@ -40,18 +40,18 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
 
 
-# ---- several updates ------------------------------------------------------------------------------------------------
+# ---- several updates -----------------------------------------------------------------------------
 
 
 def test_the_first_update_needs_no_forward_for_its_old_logprobs():
     model = Counting()
     learner = make_learner(model, Counting(1))
-    learner._packs = True  # finding out whether the model can pack takes two passes of its own
+    learner._packs = True  # the packing test takes two passes of its own
     learner.update(make_batch(), A)
     assert (model.with_gradient, model.without) == (1, 0)
 
 
-def test_a_second_update_on_a_batch_takes_its_ratio_against_the_policy_before_the_first():
+def test_a_second_update_takes_its_ratio_against_the_sampling_policy():
     a = {
         "updates_per_batch": 2,
         "clip_eps_low": 0.9,
@@ -113,7 +113,7 @@ def test_micro_batch_size_changes_nothing_over_three_updates(options):
         torch.testing.assert_close(run(budget), whole, atol=1e-6, rtol=0)
 
 
-def test_rows_that_drifted_since_they_were_sampled_are_dropped_when_they_were_bad():
+def test_drifted_rows_are_dropped_when_their_advantage_is_negative():
     new, _ = token_logprobs(TinyLM(), make_batch(), 1.0)
     lost = [
         [float(p) + 1.0 for p in row[: len(c)]]
@@ -125,7 +125,7 @@ def test_rows_that_drifted_since_they_were_sampled_are_dropped_when_they_were_ba
     assert make_learner(off_policy_threshold=1.5, **NO_KL).update(batch, A).off_policy_frac == 0
 
 
-# ---- skipping what has no gradient ----------------------------------------------------------------------------------
+# ---- skipping what has no gradient ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -135,18 +135,18 @@ def test_skipping_tied_groups_leaves_the_gradient_identical(objective):
         make_learner(objective=objective, **NO_KL),
         make_learner(objective=objective, **NO_KL),
     )
-    whole._teaching = lambda batch, advantages: batch
+    whole._rows_with_gradient = lambda batch, advantages: batch
     for learner in (skipping, whole):
         learner.update(make_batch(), advantages)
     assert torch.equal(flat_gradient(skipping), flat_gradient(whole)) or torch.allclose(
         flat_gradient(skipping), flat_gradient(whole), atol=1e-9, rtol=0
     )
-    assert len(skipping._teaching(make_batch(), advantages)) == 2
+    assert len(skipping._rows_with_gradient(make_batch(), advantages)) == 2
 
 
-def test_a_step_of_tied_groups_alone_costs_no_backward_still_moves_by_momentum_and_still_shows_kl_and_entropy():
+def test_a_step_of_tied_groups_skips_backward_but_keeps_momentum_and_metrics():
     skipping, whole = make_learner(Counting(), **NO_KL), make_learner(Counting(), **NO_KL)
-    whole._teaching = lambda batch, advantages: batch
+    whole._rows_with_gradient = lambda batch, advantages: batch
     for learner in (skipping, whole):
         learner.update(make_batch(), A)
         learner.model.with_gradient = 0
@@ -168,10 +168,10 @@ def test_a_step_of_tied_groups_alone_costs_no_backward_still_moves_by_momentum_a
     ],
 )
 def test_nothing_is_skipped_where_kl_or_entropy_need_every_row(options):
-    assert len(make_learner(**options)._teaching(make_batch(), torch.zeros(4))) == 4
+    assert len(make_learner(**options)._rows_with_gradient(make_batch(), torch.zeros(4))) == 4
 
 
-# ---- steering -------------------------------------------------------------------------------------------------------
+# ---- moving coefficients -------------------------------------------------------------------------
 
 
 def test_adaptive_kl_follows_zieglers_rule_and_is_clipped_at_a_fifth():
@@ -185,35 +185,35 @@ def test_adaptive_kl_follows_zieglers_rule_and_is_clipped_at_a_fifth():
     learner = make_learner(kl_control="adaptive", kl_target=1e-4, kl_horizon=4, kl_coef=0.02)
     first, second = (
         learner.update(make_batch(), A) for _ in range(2)
-    )  # its reference is another model, so KL is above from the start
+    )  # the reference is another model, so KL starts above the target
     assert first.kl_coef == 0.02
     assert second.kl_coef == pytest.approx(0.02 * 1.2)
 
 
-def test_the_adaptive_coefficient_waits_for_kl_to_come_up_to_its_target_before_it_falls_but_not_for_ever():
+def test_the_adaptive_coefficient_waits_a_bounded_time_before_it_falls():
     a = AlgorithmConfig(kl_control="adaptive", kl_target=0.1, kl_horizon=100, kl_coef=0.02)
-    s = Steering.start(a)
+    s = CoefficientState.start(a)
     for kl in (0.0, 0.05, 0.099):  # a run's first steps
         s = s.after_batch(kl, 50, a)
         assert s.kl_coef == 0.02
     s = s.after_batch(0.2, 50, a)
     assert s.kl_coef == pytest.approx(0.02 * 1.1)  # half a horizon, clipped at a fifth
     assert s.after_batch(0.0, 50, a).kl_coef == pytest.approx(0.02 * 1.1 * 0.9)
-    s = Steering.start(a)
+    s = CoefficientState.start(a)
     for _ in range(10):  # 500 completions, five horizons
         s = s.after_batch(0.01, 50, a)
     assert s.kl_coef == 0.02
     assert s.after_batch(0.01, 50, a).kl_coef == pytest.approx(
         0.02 * 0.9
-    )  # it never came up: the coefficient is too large
+    )  # KL never reached the target: the coefficient is too large
     fixed = AlgorithmConfig(kl_coef=0.02)
-    assert Steering.start(fixed).after_batch(5.0, 50, fixed).kl_coef == 0.02
+    assert CoefficientState.start(fixed).after_batch(5.0, 50, fixed).kl_coef == 0.02
 
 
-def test_the_adaptive_coefficient_brings_a_process_of_its_kind_to_the_target_and_keeps_it_there():
-    # KL that answers within about ten steps, and is the smaller the larger the coefficient: kl moves a tenth of the way to .001/coef
+def test_the_adaptive_coefficient_reaches_its_kl_target_and_stays():
+    # A process in which KL moves a tenth of the way to .001/coef at every step.
     a = AlgorithmConfig(kl_control="adaptive", kl_target=0.05, kl_coef=0.005)
-    s, kl, seen = Steering.start(a), 0.0, []
+    s, kl, seen = CoefficientState.start(a), 0.0, []
     for _ in range(300):
         kl += 0.1 * (0.001 / s.kl_coef - kl)  # .2 without control: four times the target
         seen.append(kl)
@@ -222,8 +222,8 @@ def test_the_adaptive_coefficient_brings_a_process_of_its_kind_to_the_target_and
     assert all(0.025 < kl < 0.075 for kl in seen[150:])
 
 
-def test_above_a_hard_limit_no_update_is_made_and_the_weights_go_a_tenth_of_the_way_to_the_reference():
-    model, reference = TinyLM(), TinyLM(1)  # two models: far above from the start
+def test_above_the_hard_kl_limit_weights_move_a_tenth_to_the_reference():
+    model, reference = TinyLM(), TinyLM(1)  # two models: KL starts far above the limit
     learner = make_learner(model, reference, kl_control="hard", kl_target=1e-6, updates_per_batch=3)
     before = weights(model)
     update = learner.update(make_batch(), A)
@@ -275,7 +275,7 @@ def test_a_branch_may_do_without_the_reference_that_its_parent_moved():
     assert without.num_steps == 1
 
 
-def test_what_a_checkpoint_keeps_of_the_learner_continues_to_the_last_bit():
+def test_a_restored_learner_continues_bit_for_bit():
     options = {
         "kl_control": "adaptive",
         "kl_target": 0.01,
@@ -297,7 +297,7 @@ def test_the_entropy_bonus_waits_for_its_target_and_moves_by_its_step():
     a = AlgorithmConfig(
         entropy_coef=0.01, entropy_target=1.0, entropy_coef_delta=0.005, entropy_coef_max=0.02
     )
-    s = Steering.start(a)
+    s = CoefficientState.start(a)
     assert s.entropy_weight(a) == 0.0  # nothing measured yet
     s = s.after_update(0.5, a)
     assert (s.entropy_weight(a), s.entropy_coef) == (0.015, 0.015)
@@ -317,7 +317,7 @@ def test_an_entropy_bonus_raises_entropy():
     assert without.update(make_batch(), nothing).entropy_loss == 0
 
 
-def test_the_parts_of_the_loss_add_up_and_each_is_what_it_says():
+def test_the_parts_of_the_loss_are_right_and_add_up():
     update = make_learner(kl_coef=0.3, entropy_coef=0.2).update(make_batch(), A)
     assert update.loss == pytest.approx(update.policy_loss + update.kl_loss + update.entropy_loss)
     assert update.kl_loss == pytest.approx(

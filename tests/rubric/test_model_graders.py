@@ -50,7 +50,9 @@ class Endpoint:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        # Shutting down waits for one poll: half a second by default.
+        serve = self.server.serve_forever
+        threading.Thread(target=serve, args=(0.01,), daemon=True).start()
 
 
 def verdict(score, reason="ok") -> tuple:

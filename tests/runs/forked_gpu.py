@@ -1,6 +1,7 @@
-"""A stand-in for `spaces.GPU` on a machine without it: what spaces 0.51.3 (zero/wrappers.py) does to a generator function, without the GPU.
+"""A stand-in for `spaces.GPU`: treats a generator function as spaces 0.51.3 (zero/wrappers.py) does.
 
-A forked daemon process, arguments and results through pickle, the task in a thread of it, killed when the lease is over.
+The task runs in a thread of a forked daemon process, which is killed when the lease is over.
+Arguments and results are pickled.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ class AbortedGPU(Exception):
 def GPU(duration):
     def decorate(task):
         def lend(*arguments):
-            asked, said = FORK.SimpleQueue(), FORK.SimpleQueue()
-            process = FORK.Process(target=_work, args=(task, asked, said), daemon=True)
+            requests, results = FORK.SimpleQueue(), FORK.SimpleQueue()
+            process = FORK.Process(target=_work, args=(task, requests, results), daemon=True)
             process.start()
-            asked.put(arguments)
-            threading.Thread(target=_sentinel, args=(process, said), daemon=True).start()
+            requests.put(arguments)
+            threading.Thread(target=_sentinel, args=(process, results), daemon=True).start()
             lease = threading.Timer(duration, process.kill)
             lease.daemon = True
             lease.start()
             try:
-                while (one := said.get()) is not None:
+                while (one := results.get()) is not None:
                     kind, value = one
                     if kind == "end":
                         return
@@ -47,24 +48,23 @@ def GPU(duration):
     return decorate
 
 
-def _sentinel(process, said):
+def _sentinel(process, results):
     process.join()
-    said.put(None)
+    results.put(None)
 
 
-def _work(task, asked, said):
-    ctypes.CDLL(None).prctl(
-        1, signal.SIGKILL
-    )  # PR_SET_PDEATHSIG: a test that fails leaves no process behind
+def _work(task, requests, results):
+    # PR_SET_PDEATHSIG: a failing test leaves no process behind
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def iterate():
         try:
-            for value in task(*asked.get()):
-                said.put(("value", value))
-            said.put(("end", None))
+            for value in task(*requests.get()):
+                results.put(("value", value))
+            results.put(("end", None))
         except Exception as error:
-            said.put(("error", type(error).__name__))
+            results.put(("error", type(error).__name__))
 
     worker = threading.Thread(target=iterate)
     worker.start()

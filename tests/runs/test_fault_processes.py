@@ -1,4 +1,4 @@
-"""Processes that are killed, told to end, or share a file: F1, F2, F9, F10 of the promises, with real processes."""
+"""Real processes that are killed, signalled, or share a store: the promises F1, F2, F9 and F10."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ui.tabs.run_control import states
 pytestmark = pytest.mark.faults
 
 
-# ---- F1, F2: killed at any instant -----------------------------------------------------------------------------------
+# ---- F1, F2: killed at any instant -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_rows(variant, kills)
     assert "| none |" in done.stdout
 
 
-# ---- F9: signals -----------------------------------------------------------------------------------------------------
+# ---- F9: signals -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -130,7 +130,7 @@ def test_a_terminated_server_saves_its_run_in_time_for_the_next(tiny_settings, t
         server.close()
 
 
-# ---- F10: two servers ------------------------------------------------------------------------------------------------
+# ---- F10: two servers ------------------------------------------------------------------------
 
 
 def test_a_second_server_reads_and_takes_over_after_a_kill(tmp_path, tiny_settings):
@@ -149,12 +149,14 @@ def test_a_second_server_reads_and_takes_over_after_a_kill(tmp_path, tiny_settin
         """
         import json, sys, time
         from grpo_core.config import parse
-        from grpo_core.runs import RunManager
+        from grpo_core.runs.manager import RunManager
         from grpo_core.store import Store
         from grpo_core.training.trainer import train
         manager = RunManager(Store(sys.argv[1]), train)
         config = parse(json.loads(open(sys.argv[2]).read()))
-        manager.start(config, "going"); manager.start(config.model_copy(update={"train": config.train.model_copy(update={"steps": 3})}), "waiting")
+        short = config.train.model_copy(update={"steps": 3})
+        manager.start(config, "going")
+        manager.start(config.model_copy(update={"train": short}), "waiting")
         time.sleep(600)
     """,
         db,

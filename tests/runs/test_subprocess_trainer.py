@@ -1,4 +1,4 @@
-"""A run in a process of its own: the same rows, the same answers to what people say, and what happens when a process dies."""
+"""A run in a subprocess: the same rows, the same response to commands, and the death of a process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trained_runs import configured, fill, record, started_paused, wait_for
 
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.runs.manager import RunManager
-from grpo_core.runs.subprocess_trainer import apart, warm_up
+from grpo_core.runs.subprocess_trainer import in_subprocess, warm_up
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
@@ -29,7 +29,7 @@ def warm():
 @pytest.fixture
 def distant(tmp_path):
     """A manager whose runs train in processes of their own."""
-    manager = RunManager(Store(tmp_path / "apart.sqlite"), apart(train), device="none")
+    manager = RunManager(Store(tmp_path / "apart.sqlite"), in_subprocess(train), device="none")
     yield manager
     manager.close()
 
@@ -101,7 +101,7 @@ def test_a_pause_before_the_process_starts_reaches_it(distant, tiny_settings):
 def test_a_multithreaded_model_trains_in_a_subprocess_as_here(
     distant, manager, tiny_settings, tmp_path
 ):
-    """A forked process waits for ever for OpenMP threads that its parent had begun: that from which runs are forked has begun none."""
+    """A forked process waits forever for OpenMP threads of its parent; the fork server has none."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -177,13 +177,13 @@ def test_the_process_ends_when_its_recording_parent_is_killed(tmp_path, tiny_set
     server = another_process(
         """
         import json, sys, time
-        from grpo_core.apart import apart
+        from grpo_core.runs.subprocess_trainer import in_subprocess
         from grpo_core.config import parse
-        from grpo_core.runs import RunManager
+        from grpo_core.runs.manager import RunManager
         from grpo_core.store import Store
         from grpo_core.training.trainer import train
         if __name__ == "__main__":
-            manager = RunManager(Store(sys.argv[1]), apart(train))
+            manager = RunManager(Store(sys.argv[1]), in_subprocess(train))
             manager.start(parse(json.loads(open(sys.argv[2]).read())))
             time.sleep(600)
     """,
@@ -201,7 +201,7 @@ def test_the_process_ends_when_its_recording_parent_is_killed(tmp_path, tiny_set
             return any(p.name.isdigit() and _session(p) == group for p in Path("/proc").iterdir())
 
         until(lambda: not left(), 5)
-        later = RunManager(Store(db), apart(train))
+        later = RunManager(Store(db), in_subprocess(train))
         [run] = later.store.runs()
         assert run.status is RunStatus.INTERRUPTED
         later.close()
@@ -217,13 +217,13 @@ def _session(process: Path) -> int:
 
 
 @pytest.mark.faults
-def test_a_full_disk_pauses_a_subprocess_run_without_loss(small_disk, tiny_settings, manager):  # noqa: F811
+def test_a_full_disk_pauses_a_subprocess_run_without_loss(small_disk, tiny_settings, manager):
     config = configured(
         tiny_settings, **{"train.steps": 30, "train.checkpoint_every": 0, "train.token_records": 0}
     )
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
-    distant = RunManager(Store(small_disk / "runs.sqlite"), apart(train))
+    distant = RunManager(Store(small_disk / "runs.sqlite"), in_subprocess(train))
     run_id = started_paused(distant, config, "step = 3")
     ballast = fill(small_disk)
     distant.resume(run_id)

@@ -1,6 +1,6 @@
-"""Training in a GPU lease of ZeroGPU: a forked process that dies with its lease, with a stand-in for the decorator that really forks.
+"""Training in a GPU lease of ZeroGPU, with a stand-in for its decorator that really forks.
 
-Each run is in a Python process of its own: a fork of one in which torch has used its threads is what no Space does.
+Each run has its own Python process: no Space forks one in which torch has used its threads.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ import torch
 torch.set_num_threads(1)
 from forked_gpu import GPU
 from grpo_core.config import nest, parse
-from grpo_core.lease import leased
+from grpo_core.runs.zerogpu import leased
 from grpo_core.models.device import DEVICE_VARIABLE
-from grpo_core.runs import RunManager
+from grpo_core.runs.manager import RunManager
 from grpo_core.rubric import build_rubric
 from grpo_core.store import Store
 from grpo_core.training.trainer import train
@@ -50,10 +50,18 @@ from grpo_core.types import Completion, Prompt
 os.environ[DEVICE_VARIABLE] = "cpu"
 store = Store(Path(sys.argv[2]))
 plan = json.loads(sys.argv[3])
-config = parse(nest({"train.prompts_per_step": 2, "train.group_size": 4, "train.max_new_tokens": 16, "task.heldout_size": 8, "train.eval_every": 0, "train.seed": 3,
-                     **plan["settings"]}))
-# The page has scored a text before: its helper processes live, and the lease must not touch them.
-before = build_rubric(config.rubric).score(Completion("1/2", "stop", 3), Prompt("p", "q", "0.5", "sums"))
+settings = {
+    "train.prompts_per_step": 2,
+    "train.group_size": 4,
+    "train.max_new_tokens": 16,
+    "task.heldout_size": 8,
+    "train.eval_every": 0,
+    "train.seed": 3,
+}
+config = parse(nest(settings | plan["settings"]))
+question = Completion("1/2", "stop", 3), Prompt("p", "q", "0.5", "sums")
+# The page has scored a text: its helper processes are alive, and the lease must not touch them.
+before = build_rubric(config.rubric).score(*question)
 def gpu(duration):
     return GPU(plan["seconds"])
 runs = RunManager(store, leased(train, gpu, plan["seconds"]))
@@ -63,7 +71,8 @@ def until(*statuses, seconds=40):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         row = store.run(run_id)
-        if row.status in statuses and not (row.status in ("stopped", "finished", "failed") and runs.current):
+        ending = row.status in ("stopped", "finished", "failed") and runs.current
+        if row.status in statuses and not ending:
             return row
         time.sleep(0.02)
     raise SystemExit(f"waited for {statuses}, got {row.status}: {row.error}")
@@ -76,10 +85,20 @@ def at_step(n):
 out = {}
 exec(plan["then"])
 row = store.run(run_id)
-after = build_rubric(config.rubric).score(Completion("1/2", "stop", 3), Prompt("p", "q", "0.5", "sums"))
+after = build_rubric(config.rubric).score(*question)
 steps = store.steps(run_id)
-print(json.dumps(out | {"status": row.status, "error": row.error, "steps": [s["step"] for s in steps], "rewards": [s["reward_mean"] for s in steps], "losses": [s["loss"] for s in steps],
-                        "env": row.env, "same": before == after, "rates": [s["learning_rate"] for s in steps], "checkpoints": [c.step for c in store.checkpoints(run_id)]}))
+out |= {
+    "status": row.status,
+    "error": row.error,
+    "steps": [s["step"] for s in steps],
+    "rewards": [s["reward_mean"] for s in steps],
+    "losses": [s["loss"] for s in steps],
+    "env": row.env,
+    "same": before == after,
+    "rates": [s["learning_rate"] for s in steps],
+    "checkpoints": [c.step for c in store.checkpoints(run_id)],
+}
+print(json.dumps(out))
 runs.close(); store.close()
 """
 
@@ -178,9 +197,9 @@ out['second_steps'] = row.steps_done
         train__steps=100_000,
     )
     assert said["first"] == "stopped", said["said"]
-    assert (
-        said["said"]
-        == f"The GPU's lease of 8 s is over. Saved after step {said['first_steps']} of 100000: press Resume for the next lease."
+    assert said["said"] == (
+        f"The GPU's lease of 8 s is over. Saved after step {said['first_steps']} of 100000: "
+        "press Resume for the next lease."
     )
     assert said["second_steps"] > said["first_steps"] > 0
     assert said["steps"] == list(range(1, said["second_steps"] + 1))  # no row twice, none missing
@@ -210,7 +229,7 @@ until('stopped', 'failed')
         train__warmup_steps=0,
     )
     assert said["processes"] == 0
-    assert said["refused"].startswith("On ZeroGPU a run goes on in a process of its own")
+    assert said["refused"].startswith("On ZeroGPU a run trains in a separate process")
     assert (said["status"], said["error"]) == ("stopped", None)
     assert said["steps"] == list(range(1, len(said["steps"]) + 1))
     assert said["checkpoints"][-1] == len(said["steps"])
@@ -246,7 +265,7 @@ def test_a_fault_inside_a_lease_reaches_the_record(tmp_path):
     assert "context" in said["error"]
 
 
-# ---- what is known beforehand ------------------------------------------------------------------------------------------------
+# ---- how many steps fit ----------------------------------------------------------------------
 
 
 def test_the_steps_that_fit_a_lease_are_known_before_it():
@@ -256,13 +275,14 @@ def test_the_steps_that_fit_a_lease_are_known_before_it():
     assert steps_that_fit(60, 60, 2.0) == 0
     config = parse(nest({"train.steps": 50}))
     assert outlook(60, config, (11, 2.0)).startswith(
-        "About 20 of 50 steps fit into one lease of 60 s: 11.0 s to begin and 2.00 s a step were measured. The run takes 3 leases."
+        "About 20 of 50 steps fit into one lease of 60 s: "
+        "11.0 s to start and 2.00 s per step were measured. The run takes 3 leases."
     )
     assert outlook(60, parse(nest({"train.steps": 20})), (11, 2.0)).startswith(
         "All 20 steps fit into one lease of 60 s"
     )
     assert "not measured yet" in outlook(60, config, None)
-    assert "not one step in a lease" in outlook(60, config, (60, 2.0))
+    assert outlook(60, config, (60, 2.0)).startswith("Not one step fits into one lease of 60 s: ")
     assert same_size(config, parse(nest({"train.steps": 9, "train.seed": 4})))
     assert not same_size(config, parse(nest({"train.group_size": 4})))
     assert seconds_from({}) == 60

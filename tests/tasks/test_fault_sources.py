@@ -9,19 +9,18 @@ import subprocess
 import pytest
 from hub_server import Hub
 from processes import ENV, another_process, until
+from trained_runs import configured, record, wait_for
 
 from grpo_core.errors import InvalidConfig
 from grpo_core.types import RunStatus
-from tests.runs.test_resume import configured, record
-from tests.training.test_control import wait_for
 
 pytestmark = pytest.mark.faults
 
 
-# ---- F14: what the run was made from vanishes ------------------------------------------------------------------------
+# ---- F14: what the run was made from vanishes ----------------------------------------------------
 
 
-def test_a_run_goes_on_when_its_model_vanishes_and_resume_says_what_is_missing(
+def test_a_run_continues_when_its_model_vanishes_and_resume_reports_it(
     manager, tiny_settings, tmp_path
 ):
     folder = shutil.copytree(str(tiny_settings["model.name"]), tmp_path / "model")
@@ -58,7 +57,7 @@ def questions(path, first, count=60):
 
 
 @pytest.mark.parametrize("fault", ["gone", "other prompts", "only touched"])
-def test_a_run_goes_on_when_its_prompts_vanish_or_change_and_only_resume_refuses_what_would_be_another_run(
+def test_a_run_continues_when_its_prompts_change_and_only_resume_refuses(
     manager, tiny_settings, tmp_path, monkeypatch, fault
 ):
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
@@ -102,9 +101,7 @@ def test_a_run_goes_on_when_its_prompts_vanish_or_change_and_only_resume_refuses
     assert record(manager.store, run_id) == record(manager.store, alone)
 
 
-def test_a_run_on_a_dataset_of_the_hub_goes_on_and_resumes_when_the_hub_is_gone(
-    tiny_settings, tmp_path
-):
+def test_a_run_on_a_hub_dataset_continues_and_resumes_without_the_hub(tiny_settings, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     questions(folder / "train.jsonl", 0)
@@ -122,7 +119,7 @@ def test_a_run_on_a_dataset_of_the_hub_goes_on_and_resumes_when_the_hub_is_gone(
         """
         import json, sys, time
         from grpo_core.config import nest, parse
-        from grpo_core.runs import RunManager
+        from grpo_core.runs.manager import RunManager
         from grpo_core.store import Store
         from grpo_core.training.trainer import train
         manager = RunManager(Store(sys.argv[1]), train, device="none")

@@ -115,7 +115,7 @@ FETCH = """
 import json
 from grpo_core.config import ModelConfig
 from grpo_core.models import download, load_policy
-download.BEAT_SECONDS = 0.1
+download.POLL_SECONDS = 0.1
 download.constants.DOWNLOAD_CHUNK_SIZE = 8192  # 10 MB by default, and the tiny model is smaller
 lines = []
 for name in ("owner/slow", "owner/slow", "owner/nothing", "bundled"):
@@ -362,12 +362,12 @@ def test_a_refused_push_says_why_and_leaves_nothing(tiny_model, tmp_path):
     assert hub.files == {}
     cut = UploadHub(fail="/commit/")
     results, _ = push(cut, tmp_path, tiny_model, ("me/model", TOKEN, False))
-    assert "could not be reached or took it only in part" in results[0]
+    assert "could not be reached or the upload is incomplete" in results[0]
     assert cut.files == {}
 
 
 def test_strangers_cannot_push_with_the_operators_token(store):
-    from grpo_core.preflight.service import PreflightService
+    from grpo_core.preflight.service import PreflightService, ServiceOptions
 
     with pytest.raises(StudioError, match="the token would be its operator's"):
-        PreflightService(store, may_push=False).push_model("any", "me/model")
+        PreflightService(store, ServiceOptions(may_push=False)).push_model("any", "me/model")

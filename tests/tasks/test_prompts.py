@@ -1,4 +1,4 @@
-"""Prompts of files: what is read, recognised, counted and refused; a million rows without holding them."""
+"""Prompts of files: what is read, recognised, counted and refused, in little memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from grpo_core.config import RunConfig, TaskConfig, nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.tasks import grade_answer, heldout_prompts, load_task, train_prompts
 from grpo_core.tasks.answers import given_answer, same_answer
-from grpo_core.tasks.columns import asked, choose_columns, fill, final_answer, last_boxed
+from grpo_core.tasks.columns import (
+    choose_columns,
+    fill_template,
+    final_answer,
+    last_boxed,
+    row_to_prompt,
+)
 from grpo_core.tasks.source import read_rows
 from grpo_core.types import Prompt
 
@@ -58,11 +64,11 @@ def refusal(path: Path, **more) -> str:
     return str(problem)
 
 
-# ---- kinds of files ---------------------------------------------------------------------------------------------------------
+# ---- kinds of files ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.tsv", "p.jsonl", "p.parquet"])
-def test_every_kind_of_file_gives_the_same_prompts_and_every_row_lands_on_one_side(tmp_path, name):
+def test_every_file_type_gives_the_same_prompts_and_splits(tmp_path, name):
     task = task_of(write(tmp_path / name))
     train, heldout = (
         train_prompts(task, 0, 1, 100)[: len(task.table.train)],
@@ -88,10 +94,10 @@ def test_naming_a_path_alone_chooses_the_file_task():
         parse(nest({"task.name": "sums", "task.path": "x.csv"}))
 
 
-# ---- steps ------------------------------------------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------
 
 
-def test_a_step_is_a_function_of_seed_and_step_repeats_nothing_and_its_start_does_not_depend_on_its_size(
+def test_a_steps_prompts_depend_only_on_seed_and_step(
     tmp_path,
 ):
     task = task_of(write(tmp_path / "p.csv"))
@@ -117,7 +123,7 @@ def test_prompts_of_another_process_are_the_same(tmp_path):
     ).stdout.strip() == str(here)
 
 
-def test_a_run_goes_on_when_its_file_vanishes_and_sees_a_file_that_changed(tmp_path):
+def test_a_run_continues_when_its_file_vanishes_and_notices_changes(tmp_path):
     path = write(tmp_path / "p.csv")
     task = task_of(path)
     before = train_prompts(task, 0, 1, 3)
@@ -127,7 +133,7 @@ def test_a_run_goes_on_when_its_file_vanishes_and_sees_a_file_that_changed(tmp_p
     assert len(task_of(path).table.train) + len(task_of(path).table.heldout) == 61
 
 
-# ---- what is counted ----------------------------------------------------------------------------------------------------------
+# ---- what is counted -----------------------------------------------------------------------------
 
 
 def test_duplicates_contradictions_empty_rows_and_missing_answers_are_counted_and_used_once(
@@ -141,7 +147,8 @@ def test_duplicates_contradictions_empty_rows_and_missing_answers_are_counted_an
         {"question": "Why?", "answer": ""},
     ]
     counts = task_of(write(tmp_path / "p.csv", rows)).table.counts
-    # 64 rows: 60 + a copy in other case and spacing + a copy with another answer + an empty one + one without an answer
+    # 64 rows: 60, a copy in other case and spacing, a copy with another answer, an empty one, and
+    # one without an answer.
     assert (
         counts.rows,
         counts.duplicates,
@@ -167,7 +174,23 @@ def test_reading_stops_at_max_rows_and_says_so(tmp_path):
     assert (table.counts.rows, table.counts.cut) == (10, True)
 
 
-# ---- columns, chat, templates ---------------------------------------------------------------------------------------------------
+def test_a_row_without_the_prompt_column_is_empty(tmp_path):
+    path = write(tmp_path / "p.jsonl", [*ROWS, {"answer": "5"}])
+    table = task_of(path).table
+    assert (table.counts.rows, table.counts.empty) == (61, 1)
+    assert len(table.train) + len(table.heldout) == 60
+
+
+def test_half_a_character_in_a_chat_is_stored_as_a_question_mark(tmp_path):
+    # JSON writes a lone surrogate as \\ud800; UTF-8 has no code for it.
+    system = {"role": "system", "content": "\ud800"}
+    chat = [system, {"role": "user", "content": "2+2?"}]
+    table = task_of(write(tmp_path / "p.jsonl", [{"messages": chat, "answer": "4"}])).table
+    [row] = np.concatenate([table.train, table.heldout])
+    assert table.prompt(row).meta["before"] == [{"role": "system", "content": "?"}]
+
+
+# ---- columns, chat, templates --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,7 +213,7 @@ def test_columns_are_guessed_by_the_names_that_datasets_use(row, prompt, answer)
     assert (found.prompt, found.answer) == (prompt, answer)
 
 
-def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+def test_a_missing_column_is_refused_with_the_existing_ones(tmp_path):
     path = write(tmp_path / "p.csv")
     assert (
         "task.prompt_column = 'nope': there is no such column. Columns: question, answer."
@@ -200,7 +223,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     assert "Name one of: a, b" in refusal(write(tmp_path / "q.csv", [{"a": "1", "b": "2"}]))
 
 
-def test_chat_messages_become_the_last_user_turn_what_came_before_and_an_answer():
+def test_chat_messages_become_history_last_user_turn_and_answer():
     row = {
         "messages": [
             {"role": "system", "content": "Be brief."},
@@ -210,11 +233,11 @@ def test_chat_messages_become_the_last_user_turn_what_came_before_and_an_answer(
             {"role": "assistant", "content": "4"},
         ]
     }
-    found = asked(row, choose_columns(row, "", ""), "{prompt}", "")
+    found = row_to_prompt(row, choose_columns(row, "", ""), "{prompt}", "")
     assert (found.text, found.answer) == ("2+2?", "4")
     assert [m["role"] for m in found.before] == ["system", "user", "assistant"]
     shared = {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}
-    assert asked(shared, choose_columns(shared, "", ""), "{prompt}", "Think.").before == (
+    assert row_to_prompt(shared, choose_columns(shared, "", ""), "{prompt}", "Think.").before == (
         {"role": "system", "content": "Think."},
     )
 
@@ -222,7 +245,7 @@ def test_chat_messages_become_the_last_user_turn_what_came_before_and_an_answer(
 def test_a_template_fills_columns_once_and_runs_nothing():
     row = {"question": "q {topic}", "topic": "{prompt} maths", "n": 5.0}
     assert (
-        fill("[{topic}] {prompt} ({n}) {unknown} {n.__class__} {0}", row["question"], row)
+        fill_template("[{topic}] {prompt} ({n}) {unknown} {n.__class__} {0}", row["question"], row)
         == "[{prompt} maths] q {topic} (5) {unknown} {n.__class__} {0}"
     )
 
@@ -298,7 +321,7 @@ def test_no_two_texts_make_the_comparison_raise(a, b):
     last_boxed("\\boxed{" * 3 + a)
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -325,9 +348,7 @@ def test_no_two_texts_make_the_comparison_raise(a, b):
         ("p.exe", b"MZ", "'.exe' are not read"),
     ],
 )
-def test_a_file_that_cannot_be_prompts_is_refused_on_one_line_that_says_why(
-    tmp_path, name, content, says
-):
+def test_a_file_without_prompts_is_refused_with_a_reason_in_one_line(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     assert says in refusal(tmp_path / name)
     assert not list((tmp_path / "cache").rglob("*.part"))
@@ -361,7 +382,7 @@ def test_a_dataset_that_cannot_be_reached_is_refused_on_one_line():
 
 
 def test_a_parquet_bomb_is_refused_before_it_unpacks(tmp_path):
-    # 200 MB of one letter: some kilobytes on disk. Rows of a megabyte and more are refused, and memory stays small.
+    # 500 MB of one letter are some kilobytes on disk.
     pq.write_table(
         pa.table({"question": ["a" * 2_000_000] * 256}),
         tmp_path / "p.parquet",
@@ -372,20 +393,23 @@ def test_a_parquet_bomb_is_refused_before_it_unpacks(tmp_path):
     assert "256 rows take" in refusal(tmp_path / "p.parquet")
 
 
-# ---- size -----------------------------------------------------------------------------------------------------------------------
+# ---- size ----------------------------------------------------------------------------------------
 
 
 def test_two_hundred_thousand_rows_take_less_memory_than_their_file(tmp_path):
-    # A process of its own, because peak memory never falls. The file is 60 MB; index and batches are a few MB, so the limit is half the file.
+    # In another process, because peak memory never falls. The file has 60 MB, index and batches a
+    # few MB, so the limit is half the file.
     path = tmp_path / "big.jsonl"
     with path.open("w") as out:
         for i in range(200_000):
             out.write(json.dumps({"question": f"{i}: " + "word " * 50, "answer": str(i)}) + "\n")
     code = (
-        "import sys, resource\nfrom grpo_core.tasks import *\nfrom grpo_core.config import TaskConfig\nimport numpy, pyarrow\n"
-        "import grpo_core.tasks.table\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "t = load_task(TaskConfig(path=sys.argv[1]))\n[train_prompts(t, 0, s, 64) for s in range(50)]\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(t.table.train) + len(t.table.heldout))"
+        "import sys, resource, numpy, pyarrow\nfrom grpo_core.tasks import *\n"
+        "from grpo_core.config import TaskConfig\nimport grpo_core.tasks.table\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\nt = load_task(TaskConfig(path=sys.argv[1]))\n"
+        "[train_prompts(t, 0, s, 64) for s in range(50)]\n"
+        "print(peak() - before, len(t.table.train) + len(t.table.heldout))"
     )
     grown, rows = map(
         int,
@@ -397,17 +421,15 @@ def test_two_hundred_thousand_rows_take_less_memory_than_their_file(tmp_path):
     assert grown * 1024 < path.stat().st_size / 2
 
 
-# ---- too long for the model -------------------------------------------------------------------------------------------------------
+# ---- too long for the model ----------------------------------------------------------------------
 
 
-def test_prompts_longer_than_the_context_are_counted_and_refused_or_dropped_by_choice(
-    tmp_path, tiny_model
-):
+def test_prompts_beyond_the_context_are_counted_and_refused_or_dropped(tmp_path, tiny_model):
     import torch
 
     from grpo_core.config import ModelConfig
     from grpo_core.models import load_policy
-    from grpo_core.models.context_fit import fitting
+    from grpo_core.models.context_fit import fit_to_context
 
     policy = load_policy(
         ModelConfig(name=str(tiny_model)), 0, torch.device("cpu")
@@ -430,16 +452,14 @@ def test_prompts_longer_than_the_context_are_counted_and_refused_or_dropped_by_c
         InvalidConfig,
         match=rf"task\.too_long = 'refuse': {too_long} of 63 prompts leave no room for 16",
     ):
-        fitting(load_task(config("refuse").task), policy, config("refuse"))
-    kept = fitting(load_task(config("drop").task), policy, config("drop")).table
+        fit_to_context(load_task(config("refuse").task), policy, config("refuse"))
+    kept = fit_to_context(load_task(config("drop").task), policy, config("drop")).table
     assert len(kept.train) + len(kept.heldout) == 63 - too_long
     texts = [kept.prompt(row).text for row in np.concatenate([kept.train, kept.heldout])]
     assert max(len(policy.encode(Prompt("", t, "", ""), "")) for t in texts) <= 112
 
 
-def test_the_preview_shows_prompts_as_the_model_reads_them_and_what_was_counted(
-    tmp_path, tiny_model
-):
+def test_the_preview_shows_prompts_as_the_model_reads_them(tmp_path, tiny_model):
     from grpo_core.preflight.service import PreflightService
 
     config = parse(

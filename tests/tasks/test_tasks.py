@@ -1,4 +1,4 @@
-"""The built-in tasks: prompts that a seed decides, a split that nothing moves, graders that nothing fools or stops."""
+"""The built-in tasks: prompts by seed, a fixed held-out split, and graders of hostile text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prompt(task: str, answer: str) -> Prompt:
     return Prompt("id", "Q", answer, task)
 
 
-# ---- prompts and split ------------------------------------------------------------------------------------------------
+# ---- prompts and split ---------------------------------------------------------------------------
 
 
 @each_task
@@ -73,7 +73,8 @@ def test_no_training_step_of_any_seed_draws_a_heldout_prompt(task):
 
 @each_task
 def test_about_one_prompt_in_ten_is_held_out(task):
-    # 2000 draws of a coin of 0.1: mean 200, sd 13; 5 sd = 67. Equal prompts share their fate, so allow a little more.
+    # 2000 draws with probability 0.1: mean 200, sd 13; 5 sd = 67. Equal prompts are on the same
+    # side, so allow a little more.
     rng = random.Random(1)
     texts = [task.make(rng) for _ in range(2000)]
     num = sum(
@@ -103,7 +104,11 @@ def test_a_smaller_heldout_set_is_the_start_of_a_larger_one(task):
 
 def test_prompts_are_the_same_in_another_process():
     # Python's own hash() of strings is salted anew in every process.
-    code = "from grpo_core.tasks import *; print([p.id for p in train_prompts(TASKS['sums'], 1, 2, 3) + heldout_prompts(TASKS['sort'], 3)])"
+    code = (
+        "from grpo_core.tasks import *;"
+        "prompts = train_prompts(TASKS['sums'], 1, 2, 3) + heldout_prompts(TASKS['sort'], 3);"
+        "print([p.id for p in prompts])"
+    )
     here = [p.id for p in train_prompts(TASKS["sums"], 1, 2, 3) + heldout_prompts(TASKS["sort"], 3)]
     assert subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -115,7 +120,7 @@ def test_half_a_character_in_a_prompt_still_gets_an_id():
     assert len(prompt_id("sums", "\ud800")) == 16
 
 
-def test_asking_for_more_heldout_prompts_than_exist_names_the_field_and_the_most():
+def test_too_many_heldout_prompts_are_refused_with_field_and_maximum():
     # Ten prompts in all; those held out are whatever the hash says, surely fewer than ten.
     tiny = Task(
         "tiny", "", "", "", lambda rng: (str(rng.randint(0, 9)), "1", {}), lambda text, prompt: 0.0
@@ -146,7 +151,7 @@ def test_an_unknown_task_is_refused_with_the_names_that_exist():
     assert load_task(TaskConfig()) is TASKS["sums"]
 
 
-# ---- answers ----------------------------------------------------------------------------------------------------------
+# ---- answers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_run_too_large_for_memory_fails_and_the_server_continues(tmp_path, tin
         import json, resource, sys
         import torch
         from grpo_core.config import nest, parse
-        from grpo_core.runs import RunManager
+        from grpo_core.runs.manager import RunManager
         from grpo_core.store import Store
         from grpo_core.training.trainer import train
         from grpo_core.types import RunStatus

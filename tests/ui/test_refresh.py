@@ -1,11 +1,11 @@
-"""How the page is filled: one request, only what is new in the answer, under the same guard as everything else."""
+"""How the page is filled: one request, answered with what is new, behind the same guard."""
 
 from __future__ import annotations
 
 import pytest
 from fastapi.testclient import TestClient
 from gradio.routes import App
-from recorded import FakeDesk, record_run
+from recorded import FakeService, record_run
 
 from ui.page import build_app, launch_options
 from ui.server.refresh import MAX_BYTES, PATH
@@ -13,7 +13,7 @@ from ui.server.refresh import MAX_BYTES, PATH
 
 @pytest.fixture
 def page(store, runs):
-    return build_app(store, runs, FakeDesk())
+    return build_app(store, runs, FakeService())
 
 
 def client(page, auth=None):
@@ -33,29 +33,28 @@ def test_the_poll_sends_only_what_the_page_does_not_show(page, store):
     record_run(store)
     event, holds = inputs_of(page, "tick")
     sizes = []
-    for _ in range(3):  # the second answer says that the run in view is the chosen one now
+    for _ in range(3):  # the second answer still selects the run in view
         new = (
             client(page)
             .post(PATH, json={"name": "poll", "given": [holds[c._id] for c in event.inputs]})
             .json()
         )
-        for place, value in new:
+        for index, value in new:
             if not (isinstance(value, dict) and value.get("__type__") == "update"):
-                holds[event.outputs[place]._id] = value
+                holds[event.outputs[index]._id] = value
             elif "value" in value:
-                holds[event.outputs[place]._id] = value["value"]
+                holds[event.outputs[index]._id] = value["value"]
         sizes.append(len(new))
     assert sizes[0] > sizes[1] > sizes[2] == 0
 
 
 def test_page_updates_do_not_go_through_gradio(page):
-    """It would build every output anew for each answer, also those that are left as they are."""
+    """Gradio would build every output for each answer, also the unchanged ones."""
     many = {
         event.name for event in page.fns.values() if event.fn is not None and len(event.outputs) > 5
     }
-    assert (
-        many == {"start", "use"}
-    )  # one click of a person each: Start answers beside every field, “Use in a new run” fills the form
+    # One click each: Start answers beside every field, “Use in a new run” fills the form.
+    assert many == {"start", "use"}
 
 
 def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
@@ -83,18 +82,18 @@ def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
         '{"offset": -5, "sort": "; DROP TABLE runs"}',
     ],
 )
-def test_every_view_answers_any_input(page, store, junk):
-    record_run(store)
+def test_every_view_answers_any_input(recorded_page, junk):
+    page, store = recorded_page
     asks = client(page)
     for event in page.fns.values():
-        if event.js and "studioShow" in str(event.js):
+        if event.js and "studioRefresh" in str(event.js):
             name = event.js.split("'")[1]
             extra = 1 if "window.location" in event.js else 0
             answer = asks.post(
                 PATH, json={"name": name, "given": [junk] * (len(event.inputs) + extra)}
             )
             assert answer.status_code == 200, answer.text
-            assert all(0 <= place < len(event.outputs) for place, _ in answer.json())
+            assert all(0 <= index < len(event.outputs) for index, _ in answer.json())
     assert len(store.runs()) == 1
 
 
@@ -110,7 +109,8 @@ def test_every_view_answers_any_input(page, store, junk):
         (b"x" * (MAX_BYTES + 1), 413),
     ],
 )
-def test_an_invalid_view_request_is_refused(page, body, status):
+def test_an_invalid_view_request_is_refused(recorded_page, body, status):
+    page, _ = recorded_page
     assert client(page).post(PATH, content=body).status_code == status
 
 

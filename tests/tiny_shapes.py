@@ -1,0 +1,80 @@
+"""Random-weight models of the shapes that people train, and ragged batches for them."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+from grpo_core.config import ModelConfig
+from grpo_core.learner import Batch
+from grpo_core.models.lora import add_adapters
+
+SHAPES = {
+    "Qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "Qwen2": ("Qwen2Config", {}),
+    "Llama": ("LlamaConfig", {"head_dim": 16}),
+    "Llama 3 angles": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "Mistral": ("MistralConfig", {"sliding_window": None}),
+    "Mistral, sliding": ("MistralConfig", {"sliding_window": 4}),
+    "GPT-2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}),
+    "Gemma": ("GemmaConfig", {"head_dim": 16}),
+    "Gemma 2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}),
+}
+# Computed by this project's own decoder.
+OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
+
+
+class IdsAsText:
+    """A tokenizer for models without one: token ids as decimal numbers."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(map(str, ids))
+
+
+def make_model(shape: str, dtype=torch.float32, **more):
+    name, options = SHAPES[shape]
+    common = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    config = getattr(transformers, name)(**common | options | more)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).eval().to(dtype)
+
+
+def with_adapters(model, seed: int = 0):
+    """As in the middle of training: B is no longer 0."""
+    add_adapters(model, ModelConfig(lora_rank=4), seed)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed))
+    return model
+
+
+def ragged(group_size: int, seed: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda low, high: torch.randint(low, high, (), generator=g).item()  # noqa: E731
+    prompts = [[draw(2, 40) for _ in range(draw(1, 12))] for _ in range(3)]
+    completions = [[draw(2, 40) for _ in range(draw(1, 14))] for _ in range(3 * group_size)]
+    return Batch(prompts, completions, [True] * len(completions), 0, torch.device("cpu"))
