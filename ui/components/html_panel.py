@@ -47,8 +47,14 @@ def html_panel(
 
 
 def script(name: str) -> str:
-    """The text of a JavaScript file of this package."""
+    """The text of a JavaScript or CSS file of this package."""
     return (HERE / name).read_text("utf-8")
+
+
+def styles() -> str:
+    """The style sheets of the page. Their order matters: later rules override earlier ones."""
+    names = ("theme", "page", "train", "group", "inspect", "narrow", "reports")
+    return "".join(script(f"{name}.css") for name in names)
 
 
 def typing(control: Any) -> Any:
