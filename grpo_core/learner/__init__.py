@@ -1,17 +1,19 @@
-"""From rewards to a weight update. Tensors only: no models by name, no files."""
+"""From rewards to a weight update: tensors only, without models by name or files."""
 
-from grpo_core.learner.advantages import ADVANTAGES, Siblings
+from grpo_core.learner.advantages import ADVANTAGES, Siblings, compute_advantages
 from grpo_core.learner.aggregation import AGGREGATIONS
 from grpo_core.learner.batch import Batch, packed, separate
+from grpo_core.learner.clipping import NonFinite
 from grpo_core.learner.controls import KL_CONTROLS
-from grpo_core.learner.critic import Critic, Judged
+from grpo_core.learner.critic import Critic, ValueEstimates
 from grpo_core.learner.grouping import GROUPINGS
 from grpo_core.learner.kl import KL_ESTIMATORS
 from grpo_core.learner.logprobs import packing_is_exact, token_logprobs
 from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS
-from grpo_core.learner.update import Learner, NonFinite
+from grpo_core.learner.update import ADAMW_BETAS, Learner, LearnerSettings
 
 __all__ = [
+    "ADAMW_BETAS",
     "ADVANTAGES",
     "AGGREGATIONS",
     "GROUPINGS",
@@ -21,10 +23,12 @@ __all__ = [
     "RATIO_LEVELS",
     "Batch",
     "Critic",
-    "Judged",
     "Learner",
+    "LearnerSettings",
     "NonFinite",
     "Siblings",
+    "ValueEstimates",
+    "compute_advantages",
     "packed",
     "packing_is_exact",
     "separate",

@@ -1,7 +1,8 @@
-"""Advantages: how much better was a completion than its siblings? One small pure function a definition.
+"""Advantages: how much better is a completion than its siblings? One pure function a definition.
 
-All take the siblings' rewards (P, G), nan = could not be scored or nobody stands there, and return (P, G): 0 where unscored, and 0 for
-a group with fewer than two scored rollouts. One winner in a group of 8 gets 2.474 by group_std, 0.875 by group_mean, 1.0 by leave_one_out.
+Each takes rewards (P, G), nan = could not be scored or an empty place, and returns (P, G). The
+result is 0 where unscored, and in a group with fewer than two scored rollouts. One winner in a
+group of 8 has advantage 2.474 by group_std, 0.875 by group_mean and 1.0 by leave_one_out.
 """
 
 from __future__ import annotations
@@ -14,33 +15,31 @@ from torch import Tensor
 
 from grpo_core.types import TIE_TOLERANCE
 
-EPS = 1e-4  # keeps a nearly tied group finite; TRL's value
+EPS = 1e-4  # keeps the advantages of a nearly tied group finite; TRL's value
 
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """Groups as an estimator sees them. A group shorter than the longest is filled up with nan."""
+    """An estimator's input. Groups shorter than the longest are filled up with nan."""
 
     rewards: Tensor  # (P, G) totals
-    scores: Tensor | None = (
-        None  # (P, G, K), nan = could not be scored; only per_criterion looks at them
-    )
-    weights: Tensor | None = None  # (K,) above 0
+    scores: Tensor | None = None  # (P, G, K), nan = could not be scored; only for per_criterion
+    weights: Tensor | None = None  # (K,), all above 0
 
 
 def group_std(s: Siblings) -> Tensor:
-    """In the siblings' own standard deviations.
+    """The difference to the group's mean, in the group's own standard deviations.
 
-        A = (r - mean_G(r)) / (std_G(r) + 1e-4)      sample std (ddof 1); GRPO, arXiv:2402.03300 eq. 3
+        A = (r - mean_G(r)) / (std_G(r) + 1e-4)    sample std (ddof 1); GRPO, arXiv:2402.03300 eq. 3
 
-    A near-tie counts as much as a clear win: .500 against .501 becomes ±.738.
+    A near-tie counts as much as a clear win: rewards .500 and .501 give ±.738.
     """
     centred = _centred(s.rewards)
     return centred / (_std(centred, s.rewards, 1) + EPS)
 
 
 def group_mean(s: Siblings) -> Tensor:
-    """In the reward's own unit.
+    """The difference to the group's mean, in the reward's own unit.
 
     A = r - mean_G(r)      Dr. GRPO, arXiv:2503.20783
     """
@@ -48,16 +47,18 @@ def group_mean(s: Siblings) -> Tensor:
 
 
 def batch_std(s: Siblings) -> Tensor:
-    """Centred in the group, in standard deviations of the whole step: groups that differ little stay small.
+    """The difference to the group's mean, in standard deviations of the whole step.
 
-    A = (r - mean_G(r)) / (std_{P·G}(r) + 1e-4)      sample std; arXiv:2508.08221
+        A = (r - mean_G(r)) / (std_{P·G}(r) + 1e-4)      sample std; arXiv:2508.08221
+
+    Groups whose rewards differ little keep small advantages.
     """
     r = s.rewards
     return _centred(r) / (_std(torch.nan_to_num(r - r.nanmean()), r, (0, 1)) + EPS)
 
 
 def leave_one_out(s: Siblings) -> Tensor:
-    """Against the mean of the other siblings.
+    """The difference to the mean of the other siblings.
 
     A = r - mean_{G minus this one}(r) = n/(n-1) · (r - mean_G(r))      RLOO, arXiv:2402.14740
     """
@@ -66,41 +67,40 @@ def leave_one_out(s: Siblings) -> Tensor:
 
 
 def rank(s: Siblings) -> Tensor:
-    """By place alone: how far apart the rewards are does not matter.
+    """The order of the rewards alone; their distances do not matter.
 
     A = centred rank / sample std of the ranks in the group      ties share their mean rank
     """
     known = ~s.rewards.isnan()
-    inorder = torch.where(known, s.rewards, torch.inf).sort(1).values
-    beaten = torch.searchsorted(inorder, s.rewards - TIE_TOLERANCE)
-    unbeaten = torch.searchsorted(inorder, s.rewards + TIE_TOLERANCE, right=True)
-    # Beaten by it less those that beat it is twice the centred rank.
-    centred = torch.where(known, beaten + unbeaten - known.sum(1, keepdim=True), 0).to(
-        s.rewards.dtype
-    )
+    ordered = torch.where(known, s.rewards, torch.inf).sort(1).values
+    num_lower = torch.searchsorted(ordered, s.rewards - TIE_TOLERANCE)
+    num_not_higher = torch.searchsorted(ordered, s.rewards + TIE_TOLERANCE, right=True)
+    # The number of lower rewards less that of higher ones is twice the centred rank.
+    doubled = torch.where(known, num_lower + num_not_higher - known.sum(1, keepdim=True), 0)
+    centred = doubled.to(s.rewards.dtype)
     std = _std(centred, s.rewards, 1)
     return torch.where(std > 0, centred / std.clamp(min=TIE_TOLERANCE), 0.0)
 
 
 def per_criterion(s: Siblings) -> Tensor:
-    """Each criterion standardised in the group before the weights add them up, so that none drowns another.
+    """Each criterion standardised in the group before the weighted sum, so that none dominates.
 
-        z_k = (s_k - mean_G)/(std_G + 1e-4),  u = Σ w_k·z_k over the scored,  A = (u - mean(u))/(std_{P·G}(u) + 1e-4)      GDPO, arXiv:2601.05242
+        z_k = (s_k - mean_G)/(std_G + 1e-4),   u = Σ w_k·z_k over the scored criteria
+        A = (u - mean(u))/(std_{P·G}(u) + 1e-4)      GDPO, arXiv:2601.05242
 
-    Each z_k sums to 0 in its group, so mean(u) is 0 already.
+    Each z_k sums to 0 in its group, so mean(u) is 0.
     """
     assert s.scores is not None
     assert s.weights is not None
     num_groups, size, _ = s.scores.shape
-    z = group_std(
-        Siblings(s.scores.permute(2, 0, 1).reshape(-1, size))
-    )  # (K·P, G): every criterion of a group is a group of its own; 0 where null
+    # Every criterion of a group is standardised as a group of its own: (K·P, G), 0 where unscored.
+    z = group_std(Siblings(s.scores.permute(2, 0, 1).reshape(-1, size)))
     u = (s.weights[:, None, None] * z.view(-1, num_groups, size)).sum(0)
     return u / (_std(u, torch.where(s.scores.isnan().all(-1), torch.nan, u), (0, 1)) + EPS)
 
 
 def value(s: Siblings) -> Tensor:
-    """None by siblings: a critic judges every token, see critic.py. 0 until it has looked."""
+    """0 for all: a critic gives every token its advantage, see critic.py."""
     return torch.zeros_like(s.rewards)
 
 
@@ -118,45 +118,43 @@ ADVANTAGES: dict[str, Callable[[Siblings], Tensor]] = {
 def _centred(rewards: Tensor) -> Tensor:
     """r - mean_G(r); 0 where unscored, and exactly 0 in a tied group."""
     centred = torch.nan_to_num(rewards - rewards.nanmean(1, keepdim=True))
-    # Rewards of a tied group differ from their mean by rounding only; divided by its tiny std that would look like a lesson.
+    # A tied group differs from its mean by rounding alone, and a tiny std would magnify that.
     lowest = torch.where(rewards.isnan(), torch.inf, rewards).amin(1, keepdim=True)
     highest = torch.where(rewards.isnan(), -torch.inf, rewards).amax(1, keepdim=True)
     return torch.where(highest - lowest <= TIE_TOLERANCE, 0.0, centred)
 
 
 def _std(centred: Tensor, scored: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """Sample standard deviation of centred values over those that are scored (not nan); 0 of fewer than two."""
+    """Sample std of centred values where `scored` is not nan; 0 for fewer than two."""
     known = ~scored.isnan()
-    return (
-        torch.where(known, centred, 0.0).square().sum(dims, keepdim=True)
-        / (known.sum(dims, keepdim=True) - 1).clamp(min=1)
-    ).sqrt()
+    squares = torch.where(known, centred, 0.0).square().sum(dims, keepdim=True)
+    return (squares / (known.sum(dims, keepdim=True) - 1).clamp(min=1)).sqrt()
 
 
-def compare(
+def compute_advantages(
     estimator: Callable[[Siblings], Tensor],
     rewards: Tensor,
     scores: Tensor,
     weights: Tensor,
     keys: Sequence[int],
 ) -> Tensor:
-    """Advantages (B,) of rollouts whose siblings are all those with the same key.
+    """Advantages (B,) of rollouts; those with the same key are siblings.
 
-    rewards (B,), scores (B, K), weights (K,) with 0 = watched only, keys B numbers. Groups of any sizes stand in one rectangle,
-    filled up with nan, which every estimator takes for "not scored".
+    rewards (B,), scores (B, K), weights (K,) with 0 = recorded only, keys B numbers. Groups of any
+    size share one rectangle filled up with nan, which every estimator reads as "not scored".
     """
     members: dict[int, list[int]] = {}
     for row, key in enumerate(keys):
         members.setdefault(key, []).append(row)
     width = max(map(len, members.values()))
-    at = torch.tensor([rows + [-1] * (width - len(rows)) for rows in members.values()])  # (P, G)
-    there = at >= 0
+    rows = torch.tensor([group + [-1] * (width - len(group)) for group in members.values()])
+    exists = rows >= 0  # (P, G), as rows
     counted = weights > 0
     siblings = Siblings(
-        torch.where(there, rewards[at], torch.nan),
-        torch.where(there[..., None], scores[at][..., counted], torch.nan),
+        torch.where(exists, rewards[rows], torch.nan),
+        torch.where(exists[..., None], scores[rows][..., counted], torch.nan),
         weights[counted],
     )
     advantages = torch.zeros_like(rewards)
-    advantages[at[there]] = estimator(siblings)[there]
+    advantages[rows[exists]] = estimator(siblings)[exists]
     return advantages

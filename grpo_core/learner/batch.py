@@ -1,4 +1,4 @@
-"""Token ids of a step's rollouts, how they are cut into micro-batches, and two ways to lay them out for any model's own forward pass."""
+"""A step's rollouts as token ids, their micro-batches, and two layouts for any model's forward."""
 
 from __future__ import annotations
 
@@ -13,36 +13,29 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-Segment = tuple[
-    int, Sequence[int]
-]  # a prompt and those of its completions that are computed with it
+# The index of a prompt, and the rows of those of its completions that are computed with it.
+Segment = tuple[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rollouts of P prompts; the siblings of a prompt stand together."""
+    """B rollouts of P prompts. The rows of a group are consecutive."""
 
     prompts: Sequence[Sequence[int]]  # P lists of token ids
-    completions: Sequence[Sequence[int]]  # B lists
-    trains: Sequence[bool]  # B: False keeps a row out of the loss
+    completions: Sequence[Sequence[int]]  # B lists of token ids
+    trains: Sequence[bool]  # B; False keeps a row out of the loss
     pad_id: int
     device: torch.device
-    sampling_logprobs: Sequence[Sequence[float]] | None = (
-        None  # B lists, of each token when it was drawn
-    )
-    sizes: Sequence[int] | None = (
-        None  # P: completions of each prompt; None: all prompts have equally many
-    )
-    places: Sequence[int] | None = (
-        None  # B: where each row stands in the step; None: these are the step
-    )
+    sampling_logprobs: Sequence[Sequence[float]] | None = None  # B lists, one number a token
+    sizes: Sequence[int] | None = None  # P group sizes; None: all groups are equally large
+    step_rows: Sequence[int] | None = None  # B: each row's index in the step; None: 0 to B - 1
 
     def __len__(self) -> int:
         return len(self.completions)
 
     @cached_property
     def siblings(self) -> list[range]:
-        """P: the rows of each prompt."""
+        """P ranges: the rows of each group."""
         sizes = self.sizes or [len(self) // len(self.prompts)] * len(self.prompts)
         return [
             range(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)
@@ -58,7 +51,7 @@ class Batch:
         return self.select([(p, self.siblings[p]) for p in range(start, stop)])
 
     def first(self, num_rows: int) -> Batch:
-        """The first rows, with as many of their prompts as it takes."""
+        """The first rows, with the prompts that they need."""
         return self.select(
             [
                 (p, rows[: num_rows - rows.start])
@@ -68,25 +61,26 @@ class Batch:
         )
 
     def ungrouped(self) -> Batch:
-        """The same rows, each a group of its own."""
+        """The same rows, each in a group of its own."""
         return self.select([(p, [i]) for p, rows in enumerate(self.siblings) for i in rows])
 
     def select(self, segments: Sequence[Segment]) -> Batch:
-        """These rows, in this order; those of a strip are siblings in the new batch."""
-        rows = [i for _, strip in segments for i in strip]
+        """The rows of these segments in this order; each segment becomes a group."""
+        rows = [i for _, segment_rows in segments for i in segment_rows]
         return replace(
             self,
             prompts=[self.prompts[p] for p, _ in segments],
-            sizes=[len(strip) for _, strip in segments],
+            sizes=[len(segment_rows) for _, segment_rows in segments],
             completions=[self.completions[i] for i in rows],
             trains=[self.trains[i] for i in rows],
             sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows],
-            places=[self.places[i] for i in rows] if self.places is not None else rows,
+            step_rows=rows if self.step_rows is None else [self.step_rows[i] for i in rows],
         )
 
-    def segment_tokens(self, strip: Segment) -> int:
-        """Tokens of a row that holds the prompt once."""
-        return len(self.prompts[strip[0]]) + sum(len(self.completions[i]) for i in strip[1])
+    def segment_tokens(self, segment: Segment) -> int:
+        """Tokens of a segment, with its prompt counted once."""
+        p, rows = segment
+        return len(self.prompts[p]) + sum(len(self.completions[i]) for i in rows)
 
     @cached_property
     def completion_ids(self) -> Tensor:
@@ -94,77 +88,79 @@ class Batch:
         return _padded(self.completions, self.pad_id, self.device)
 
     @cached_property
-    def sampled(self) -> Tensor | None:
-        """(B, T) log-probabilities when the tokens were drawn, 0 on padding; None if they were not kept."""
-        return (
-            None
-            if self.sampling_logprobs is None
-            else _padded(self.sampling_logprobs, 0.0, self.device)
-        )
+    def padded_sampling_logprobs(self) -> Tensor | None:
+        """(B, T) log-probabilities at sampling time, 0 on padding; None if they were not kept."""
+        if self.sampling_logprobs is None:
+            return None
+        return _padded(self.sampling_logprobs, 0.0, self.device)
 
     @cached_property
     def completion_mask(self) -> Tensor:
-        """(B, T) bool: up to and including the first end token."""
+        """(B, T) bool: True up to and including the first end token."""
         lengths = torch.tensor([len(c) for c in self.completions], device=self.device)
         return torch.arange(self.completion_ids.shape[1], device=self.device) < lengths[:, None]
 
     @cached_property
     def loss_mask(self) -> Tensor:
-        """(B, T) bool: what of it trains."""
+        """(B, T) bool: completion tokens of the rows that train."""
         return self.completion_mask & torch.tensor(self.trains, device=self.device)[:, None]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(B,) each row's index in the step."""
+        indices = range(len(self)) if self.step_rows is None else self.step_rows
+        return torch.tensor(indices, device=self.device)
 
     @cached_property
     def _layouts(self) -> dict[Hashable, Any]:
         return {}
 
-    def remembered(self, key: Hashable, lay_out: Callable[[], T]) -> T:
-        """What `lay_out` made of this batch when it was first asked."""
+    def cached_layout(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The layout of that key, made at the first call: policy and reference use the same one."""
         if key not in self._layouts:
-            self._layouts[key] = lay_out()
+            self._layouts[key] = make()
         return self._layouts[key]
 
-    @cached_property
-    def rows(self) -> Tensor:
-        """(B,) where each row stands in the step."""
-        return torch.tensor(
-            range(len(self)) if self.places is None else self.places, device=self.device
-        )
 
-
-def read(completion: Sequence[int]) -> Sequence[int]:
-    """What of a completion a model must read: nothing is predicted by its last token, and nothing looks at it. One token is left, a row is never empty."""
+def input_tokens(completion: Sequence[int]) -> Sequence[int]:
+    """A completion without its last token, which predicts nothing; one token is always kept."""
     return completion[:-1] or completion
 
 
-def micro_batches(
-    batch: Batch, max_tokens: int, hidden_size: int, handy: int | None = None
-) -> list[Batch]:
-    """The batch in parts of at most `max_tokens` padded tokens, or of one completion where that has more.
+# ---- micro-batches -----------------------------------------------------------------------------
 
-    Rows of similar width stand together, so that little is padding. A part that has `handy` tokens takes no further row that would
-    make a tenth of it padding.
+
+def micro_batches(
+    batch: Batch, max_tokens: int, hidden_size: int, min_tokens: int | None = None
+) -> list[Batch]:
+    """Split the batch into parts of at most `max_tokens` padded tokens, or of one completion.
+
+    Rows of similar width share a part, which keeps padding small. A part that already has
+    `min_tokens` takes no further row that would make more than a tenth of it padding.
     """
-    handy = max_tokens if handy is None else handy
-    segments = sorted(_strips(batch, max_tokens, hidden_size), key=batch.segment_tokens)
+    min_tokens = max_tokens if min_tokens is None else min_tokens
+    segments = sorted(_segments(batch, max_tokens, hidden_size), key=batch.segment_tokens)
     widths = [batch.segment_tokens(s) for s in segments]
     parts, start = [], 0
     for stop in range(1, len(segments) + 1):
-        # Sorted, so the next strip is the widest, and all would be padded to it.
-        if (
-            stop == len(segments)
-            or (padded := (stop + 1 - start) * widths[stop]) > max_tokens
-            or (sum(widths[start:stop]) >= handy and padded > 1.1 * sum(widths[start : stop + 1]))
-        ):
+        is_full = stop == len(segments)
+        if not is_full:
+            # Sorted by width, so every row would be padded to the next segment's width.
+            padded = (stop + 1 - start) * widths[stop]
+            wasteful = padded > 1.1 * sum(widths[start : stop + 1])
+            is_full = padded > max_tokens or (sum(widths[start:stop]) >= min_tokens and wasteful)
+        if is_full:
             parts.append(batch.select(segments[start:stop]))
             start = stop
     return parts
 
 
 def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
-    """The batch in parts of at most `max_tokens` tokens, prompts counted once, or of one completion where that has more.
+    """Split the batch into parts of at most `max_tokens` tokens, or of one completion.
 
-    For tokens laid end to end, where only attention is padded: the grids of a part may have twice `max_tokens` places. Completions of
-    similar length stand together; groups are whole where they fit.
+    For the flat layout: prompts count once, and only attention pads. The attention grids of a part
+    have at most 2 · max_tokens places. Completions of similar length share a part; a group is split
+    only where it does not fit.
     """
 
     def fits(segments: Sequence[Segment]) -> bool:
@@ -175,18 +171,19 @@ def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
         )
         return sum(prompts) + sum(map(sum, completions)) <= max_tokens and places <= 2 * max_tokens
 
+    def length(i: int) -> int:
+        return len(batch.completions[i])
+
     segments: list[Segment] = []
     for p, rows in enumerate(batch.siblings):
-        strip: list[int] = []
-        for i in (
-            rows if fits([(p, rows)]) else sorted(rows, key=lambda i: len(batch.completions[i]))
-        ):
-            if strip and not fits([(p, [*strip, i])]):
-                segments.append((p, strip))
-                strip = []
-            strip = [*strip, i]
-        segments.append((p, strip))
-    segments.sort(key=lambda s: max(len(batch.completions[i]) for i in s[1]))
+        segment: list[int] = []
+        for i in rows if fits([(p, rows)]) else sorted(rows, key=length):
+            if segment and not fits([(p, [*segment, i])]):
+                segments.append((p, segment))
+                segment = []
+            segment = [*segment, i]
+        segments.append((p, segment))
+    segments.sort(key=lambda s: max(map(length, s[1])))
     parts: list[list[Segment]] = [[]]
     for s in segments:
         if parts[-1] and not fits([*parts[-1], s]):
@@ -195,20 +192,22 @@ def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
     return [batch.select(part) for part in parts]
 
 
-def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Segment]:
-    """Each group cut into rows of a width at which computing the prompt once more costs what siblings' needless attention does.
+def _segments(batch: Batch, max_tokens: int, hidden_size: int) -> list[Segment]:
+    """Split each group into rows of the width that costs least.
 
-    A token of a row of width W costs 12h² in the layers and 2hW in attention, so with a prompt of L tokens the cost per completion
-    token, (L + S)·(6h + L + S)/S for S completion tokens in the row, is least at S = √(L·(L + 6h)).
+    A token in a row of width W costs 12h² in the layers and 2hW in attention. With a prompt of L
+    tokens and S completion tokens a row, the cost per completion token is (L + S)·(6h + L + S)/S,
+    which is least at S = √(L·(L + 6h)).
     """
     segments = []
     for p, rows in enumerate(batch.siblings):
         prompt = len(batch.prompts[p])
         room = min(math.sqrt(prompt * (prompt + 6 * hidden_size)), max_tokens - prompt)
         lengths = [len(batch.completions[i]) for i in rows]
-        # Equal shares: a last row with one completion would still pay for the whole prompt.
-        num_strips = min(len(rows), math.ceil(sum(lengths) / max(room, 1)))
-        share, start, filled = sum(lengths) / num_strips, 0, 0
+        # Equal shares: a last row with one completion would still compute the whole prompt.
+        num_segments = min(len(rows), math.ceil(sum(lengths) / max(room, 1)))
+        share = sum(lengths) / num_segments
+        start = filled = 0
         for k, n in enumerate(lengths):
             over = filled + n > max_tokens - prompt or filled + n / 2 > share
             if k > start and over:
@@ -219,77 +218,82 @@ def _strips(batch: Batch, max_tokens: int, hidden_size: int) -> list[Segment]:
     return segments
 
 
+# ---- layouts -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Arguments of one forward pass over R rows of W tokens, and where in it each of the N completion tokens is predicted."""
+    """Arguments of a forward pass over R rows of W tokens, and where completions are predicted."""
 
     input_ids: Tensor  # (R, W)
     attention_mask: Tensor  # (R, W) 0/1, or (R, 1, W, W) additive
     position_ids: Tensor  # (R, W)
-    predicted_at: tuple[
-        Tensor, Tensor
-    ]  # rows and columns, (N,) each, in the order of completion_ids[completion_mask]
+    # Rows and columns, (N,) each, in the order of completion_ids[completion_mask].
+    predicted_at: tuple[Tensor, Tensor]
 
 
 def separate(batch: Batch, dtype: torch.dtype) -> Layout:
-    """Every rollout in a row of its own, prompt and completion, padded on the right: any causal model understands it."""
+    """One row per rollout, prompt and completion, padded on the right. Any causal model fits."""
     prompts = [batch.prompts[p] for p, rows in enumerate(batch.siblings) for _ in rows]
-    rows = [
-        [*prompt, *completion]
-        for prompt, completion in zip(prompts, batch.completions, strict=True)
-    ]
+    pairs = list(zip(prompts, batch.completions, strict=True))
+    rows = [[*prompt, *completion] for prompt, completion in pairs]
     ids = _padded(rows, batch.pad_id, batch.device)
     lengths = torch.tensor([len(r) for r in rows], device=batch.device)
     columns = torch.arange(ids.shape[1], device=batch.device).expand_as(ids)
-    # A token is predicted one place before its own.
-    at = [
+    # A token is predicted at the position before its own.
+    predicted_at = [
         (i, len(prompt) - 1 + t)
-        for i, (prompt, c) in enumerate(zip(prompts, batch.completions, strict=True))
-        for t in range(len(c))
+        for i, (prompt, completion) in enumerate(pairs)
+        for t in range(len(completion))
     ]
-    return Layout(ids, (columns < lengths[:, None]).long(), columns, _index(at, batch.device))
+    mask = (columns < lengths[:, None]).long()
+    return Layout(ids, mask, columns, _index(predicted_at, batch.device))
 
 
 def packed(batch: Batch, dtype: torch.dtype) -> Layout:
-    """Every group in one row, prompt + completion 1 + … + completion G, so that the prompt is computed once instead of G times.
+    """One row per group, prompt + completion 1 + … + completion G: the prompt is computed once.
 
-    A token attends to the prompt and to what stands before it in its own completion; positions count as if that were all there is.
-    Made once for a batch: the reference looks at the same rows as the policy.
+    A token attends to the prompt and to its own completion up to itself, and its position counts
+    only these. The layout is cached in the batch.
     """
-    return batch.remembered(dtype, lambda: _packed(batch, dtype))
+    return batch.cached_layout(dtype, lambda: _packed(batch, dtype))
 
 
 def _packed(batch: Batch, dtype: torch.dtype) -> Layout:
-    rows, segments, positions, at = [], [], [], []
+    rows, segments, positions, predicted_at = [], [], [], []
     for p, (prompt, siblings) in enumerate(zip(batch.prompts, batch.siblings, strict=True)):
         completions = batch.completions[siblings.start : siblings.stop]
-        texts = [*map(read, completions)]
-        rows.append([*prompt, *(t for text in texts for t in text)])
-        segments.append([0] * len(prompt) + [g + 1 for g, text in enumerate(texts) for _ in text])
-        positions.append(
-            [*range(len(prompt)), *(len(prompt) + t for text in texts for t in range(len(text)))]
+        inputs = [*map(input_tokens, completions)]
+        rows.append([*prompt, *(t for tokens in inputs for t in tokens)])
+        segments.append(
+            [0] * len(prompt) + [g + 1 for g, tokens in enumerate(inputs) for _ in tokens]
         )
-        starts = accumulate(map(len, texts), initial=len(prompt))
-        # The first token of each completion is predicted by the prompt's last, the others by the one before.
-        at += [
-            (p, place)
-            for start, c in zip(starts, completions, strict=False)
-            for place in [len(prompt) - 1, *range(start, start + len(c) - 1)][: len(c)]
-        ]
-    ids, segment = _padded(rows, batch.pad_id, batch.device), _padded(segments, -1, batch.device)
+        positions.append(
+            [
+                *range(len(prompt)),
+                *(len(prompt) + t for tokens in inputs for t in range(len(tokens))),
+            ]
+        )
+        starts = accumulate(map(len, inputs), initial=len(prompt))
+        for start, completion in zip(starts, completions, strict=False):
+            # The prompt's last token predicts each completion's first, and so on from there.
+            columns = [len(prompt) - 1, *range(start, start + len(completion) - 1)]
+            predicted_at += [(p, column) for column in columns[: len(completion)]]
+    ids = _padded(rows, batch.pad_id, batch.device)
+    segment = _padded(segments, -1, batch.device)
     width = ids.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=batch.device).tril()
-    sees = causal & (
-        (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0)
-    )  # (R, W, W); padding sees padding
-    mask = torch.zeros(sees.shape, dtype=dtype, device=batch.device).masked_fill(
-        ~sees, torch.finfo(dtype).min
-    )
-    return Layout(ids, mask[:, None], _padded(positions, 0, batch.device), _index(at, batch.device))
+    same_segment = segment[:, None, :] == segment[:, :, None]
+    is_prompt = segment[:, None, :] == 0
+    visible = causal & (same_segment | is_prompt)  # (R, W, W); padding attends to padding
+    mask = torch.zeros(visible.shape, dtype=dtype, device=batch.device)
+    mask = mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
+    position_ids = _padded(positions, 0, batch.device)
+    return Layout(ids, mask, position_ids, _index(predicted_at, batch.device))
 
 
-def _index(at: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    rows, columns = torch.tensor(at, device=device).reshape(-1, 2).unbind(1)
+def _index(places: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.tensor(places, device=device).reshape(-1, 2).unbind(1)
     return rows, columns
 
 

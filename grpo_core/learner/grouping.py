@@ -1,4 +1,7 @@
-"""Groupings: which completions are siblings. Each function gives every prompt of a step a number; equal numbers are compared."""
+"""Groupings: which completions are siblings.
+
+Each function gives every prompt of a step a number; prompts with equal numbers form one group.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +21,23 @@ def by_prompt(prompts: Sequence[Prompt], threshold: float) -> list[int]:
 
 
 def by_task(prompts: Sequence[Prompt], threshold: float) -> list[int]:
-    """All that share `group_key`, a column that an uploaded data set may have, or else their task."""
+    """Prompts with the same `group_key`, a column of an uploaded data set, or else same task."""
     return _numbered([str(p.meta.get("group_key", p.task)) for p in prompts])
 
 
 def by_similarity(prompts: Sequence[Prompt], threshold: float) -> list[int]:
-    """Prompts whose TF-IDF cosine reaches the threshold, and whatever is linked to them through others.
+    """Prompts whose TF-IDF cosine is at least the threshold, directly or through other prompts.
 
         weight of word v in a prompt = count · (ln((1 + n)/(1 + n_v)) + 1), rows scaled to length 1
 
-    Linked through others: the result does not depend on the order of prompts.
+    Links through other prompts make the result independent of the order of prompts.
     """
     counts = [Counter(WORD.findall(p.text.lower())) for p in prompts]
-    found_in = Counter(word for c in counts for word in c)
+    num_prompts_with = Counter(word for c in counts for word in c)
     vectors = []
     for c in counts:
         v = {
-            word: k * (math.log((1 + len(prompts)) / (1 + found_in[word])) + 1)
+            word: k * (math.log((1 + len(prompts)) / (1 + num_prompts_with[word])) + 1)
             for word, k in c.items()
         }
         length = math.sqrt(sum(x * x for x in v.values())) or 1.0
@@ -49,7 +52,7 @@ def by_similarity(prompts: Sequence[Prompt], threshold: float) -> list[int]:
 
 
 def by_batch(prompts: Sequence[Prompt], threshold: float) -> list[int]:
-    """Everything in the step."""
+    """All completions of the step."""
     return [0] * len(prompts)
 
 
@@ -62,6 +65,6 @@ GROUPINGS: dict[str, Callable[[Sequence[Prompt], float], list[int]]] = {
 
 
 def _numbered(labels: Sequence[object]) -> list[int]:
-    """Labels -> 0, 1, … in the order in which they first stand there."""
+    """Labels -> 0, 1, … in order of first appearance."""
     first = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return [first[label] for label in labels]

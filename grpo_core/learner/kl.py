@@ -1,4 +1,4 @@
-"""KL(policy ‖ reference) per token: a table of small pure functions."""
+"""Estimators of KL(policy ‖ reference) per token: a table of pure functions."""
 
 from __future__ import annotations
 
@@ -11,34 +11,41 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where policy and reference differ on tokens that the policy sampled; Schulman, "Approximating KL divergence". The distributions are only there for an estimator in NEEDS_DISTRIBUTIONS."""
+    """Inputs of an estimator, on tokens that the policy sampled. B rows, T tokens, V vocabulary.
 
-    d: Tensor  # (B, T) ref - new, log-probabilities of the sampled tokens
-    policy: Tensor | None = None  # (B, T, V) log-probabilities of all tokens
+    Names and properties of k1, k2, k3: Schulman 2020, "Approximating KL divergence".
+    """
+
+    log_ratio: Tensor  # (B, T) d = ref_logprobs - logprobs of the sampled tokens
+    policy: Tensor | None = None  # (B, T, V) log-probabilities; only for NEEDS_DISTRIBUTIONS
     reference: Tensor | None = None  # (B, T, V)
 
 
 def k1(x: Divergence) -> Tensor:
-    """-d: unbiased, negative on half the tokens. As a loss its gradient is 0 on average: E[∇ log π] = 0."""
-    return -x.d
+    """-d: unbiased, negative for some tokens. As a loss its mean gradient is E[∇ log π] = 0."""
+    return -x.log_ratio
 
 
 def k2(x: Divergence) -> Tensor:
-    """d²/2: biased as a value, small variance; as a loss it has, on the policy's own tokens, the gradient of the true KL."""
-    return x.d.square() / 2
+    """d²/2: biased, small variance. As a loss it has the gradient of the true KL, on policy."""
+    return x.log_ratio.square() / 2
 
 
 def k3(x: Divergence) -> Tensor:
-    """e^d - d - 1: unbiased and never negative; explodes where the reference finds a token far likelier than the policy."""
-    return torch.expm1(x.d) - x.d
+    """e^d - d - 1: unbiased and never negative.
+
+    Very large where the reference finds a token far likelier than the policy does.
+    """
+    return torch.expm1(x.log_ratio) - x.log_ratio
 
 
 def exact(x: Divergence) -> Tensor:
-    """Σ_v π(v)·(log π(v) - log π_ref(v)): no sampling noise, at the price of two whole distributions a token."""
+    """Σ_v π(v)·(log π(v) - log π_ref(v)): no sampling noise; needs two distributions a token."""
     assert x.policy is not None
     assert x.reference is not None
-    # A token that the policy cannot write has -inf here; its probability of 0 must win over the infinite difference.
-    return torch.where(x.policy.isfinite(), x.policy.exp() * (x.policy - x.reference), 0.0).sum(-1)
+    # log π is -inf for an impossible token, and 0 · -inf would be nan.
+    terms = x.policy.exp() * (x.policy - x.reference)
+    return torch.where(x.policy.isfinite(), terms, 0.0).sum(-1)
 
 
 KL_ESTIMATORS: dict[str, Callable[[Divergence], Tensor]] = {

@@ -1,169 +1,196 @@
-"""Log-probabilities of completion tokens under a model, with the prompt of a group computed once where the model allows it."""
+"""Log-probabilities of completion tokens under a model.
+
+The prompt of a group is computed once where the model allows it. Only the states that predict
+completion tokens reach the output layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
-from grpo_core.learner.packed_attention import flat
-from grpo_core.models.decoder import FusedDecoder, forward, masked, recomputing
-from grpo_core.models.lm_head import MAX_LOGITS, Chosen, ThroughHead
+from grpo_core.learner.packed_attention import FlatLayout, flat
+from grpo_core.models.decoder import FusedDecoder, forward, masked_attention, recomputing
+from grpo_core.models.lm_head import MAX_LOGITS, LogprobsFromLogits, LogprobsFromStates
 
-PACKING_TOLERANCE = {
-    torch.float32: 1e-3,
-    torch.float64: 1e-6,
-}  # nats; half precision differs by rounding alone
+# Largest difference in nats at which packing counts as exact. Half precision rounds more.
+PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 HALF_TOLERANCE = 0.25
+
+MakeLayout = Callable[[Batch, torch.dtype], Layout]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """What a model says about completion tokens, in nats, float32, 0 on padding."""
+class ScoreOptions:
+    """What `score_tokens` returns beside the log-probabilities, and how it computes them."""
 
-    logprobs: Tensor  # (B, T) of the tokens themselves
-    entropy: Tensor | None  # (B, T) of the distributions they came from; None when not asked for
-    distribution: Tensor | None = None  # (B, T, V) log-probabilities of all tokens, when asked for
-    states: Tensor | None = (
-        None  # (B, T, H) last hidden states that the tokens were predicted from, when asked for
-    )
+    layout: MakeLayout | None = None  # None: the fastest that model and batch allow
+    entropy: bool = True
+    entropy_gradient: bool = False  # else entropy is detached
+    distribution: bool = False
+    states: bool = False
+    recompute: bool = False  # layers keep only their inputs for the backward pass
+    # The backward pass may add the gradients of a large output layer and of the embedding directly
+    # to `.grad`. Otherwise up to three tensors as large as the layer exist.
+    in_place: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutputs:
+    """A model's numbers for completion tokens: nats, at least float32, 0 on padding."""
+
+    logprobs: Tensor  # (B, T)
+    entropy: Tensor | None  # (B, T) of the distributions that the tokens came from
+    distribution: Tensor | None = None  # (B, T, V) log-probabilities of all tokens
+    states: Tensor | None = None  # (B, T, H) last hidden states that predict the tokens
 
 
 def score_tokens(
-    model: nn.Module,
-    batch: Batch,
-    temperature: float,
-    layout: Callable[..., Layout] | None = None,
-    *,
-    entropy: bool = True,
-    entropy_gradient: bool = False,
-    distribution: bool = False,
-    states: bool = False,
-    recompute: bool = False,
-    in_place: bool = False,
-) -> Scored:
-    """Log-probability of each completion token, and the entropy of the distribution it came from.
+    model: nn.Module, batch: Batch, temperature: float, options: ScoreOptions | None = None
+) -> TokenOutputs:
+    """Log-probability of each completion token, and the entropy of its distribution.
 
-        log π_T(y_t | y_<t) with π_T = softmax(logits / temperature)
+        log π_T(y_t | y_<t),   π_T = softmax(logits / temperature)
 
-    Only completion tokens reach the output layer. Entropy is left out, or carries a gradient, only when asked to.
-    A batch with siblings shares their prompts, on a CPU end to end where the architecture is one of ours, else packed; one without does not;
-    unless `layout` says so. in_place: the gradient of a large output layer, and of the embedding that is often the same, may be added to `.grad`
-    by the backward pass itself, where it would else be made up to three times.
+    Raises TypeError if the model does not call its own output layer.
     """
-    found = predict(
+    options = options or ScoreOptions()
+    predicted = predict(
         model,
         batch,
-        layout,
-        keep_states=states,
-        max_logits=None if distribution else MAX_LOGITS,
-        recompute=recompute,
-        in_place=in_place,
+        ForwardOptions(
+            layout=options.layout,
+            keep_states=options.states,
+            max_logits=None if options.distribution else MAX_LOGITS,
+            recompute=options.recompute,
+            in_place=options.in_place,
+        ),
     )
     mask = batch.completion_mask
-    chosen, head = batch.completion_ids[mask], model.get_output_embeddings()  # (N,)
-    if found.logits is not None:
-        logprobs, entropies = Chosen.apply(found.logits, chosen, temperature, entropy)
+    chosen = batch.completion_ids[mask]  # (N,)
+    if predicted.logits is not None:
+        logprobs, entropy = LogprobsFromLogits.apply(
+            predicted.logits, chosen, temperature, options.entropy
+        )
     else:
-        logprobs, entropies = ThroughHead.apply(
-            found.states, head.weight, head.bias, chosen, temperature, entropy, in_place
+        head = output_layer(model)
+        logprobs, entropy = LogprobsFromStates.apply(
+            predicted.states,
+            head.weight,
+            head.bias,
+            chosen,
+            temperature,
+            options.entropy,
+            options.in_place,
         )
 
-    def spread(values: Tensor) -> Tensor:
+    def padded(values: Tensor) -> Tensor:
         """(N, …) -> (B, T, …)"""
-        return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(
-            mask.view(*mask.shape, *[1] * (values.dim() - 1)), values
-        )
+        places = mask.view(*mask.shape, *[1] * (values.dim() - 1))
+        return values.new_zeros(*mask.shape, *values.shape[1:]).masked_scatter(places, values)
 
-    if entropies is not None:
-        entropies = spread(entropies if entropy_gradient else entropies.detach())
-    return Scored(
-        spread(logprobs),
-        entropies,
-        spread((found.logits.float() / temperature).log_softmax(-1)) if distribution else None,
-        spread(found.states) if states else None,
-    )
+    if entropy is not None:
+        entropy = padded(entropy if options.entropy_gradient else entropy.detach())
+    distribution = states = None
+    if options.distribution:
+        assert predicted.logits is not None
+        distribution = padded((predicted.logits.float() / temperature).log_softmax(-1))
+    if options.states:
+        assert predicted.states is not None
+        states = padded(predicted.states)
+    return TokenOutputs(padded(logprobs), entropy, distribution, states)
 
 
 def token_logprobs(
-    model: nn.Module, batch: Batch, temperature: float, layout: Callable[..., Layout] | None = None
+    model: nn.Module, batch: Batch, temperature: float, layout: MakeLayout | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The two (B, T) of `score_tokens`: log-probabilities with gradient, entropy without."""
-    scored = score_tokens(model, batch, temperature, layout)
-    return scored.logprobs, scored.entropy
+    """Log-probabilities with gradient and entropy without, (B, T) each, of `score_tokens`."""
+    outputs = score_tokens(model, batch, temperature, ScoreOptions(layout=layout))
+    assert outputs.entropy is not None
+    return outputs.logprobs, outputs.entropy
 
 
-# ---- the forward pass --------------------------------------------------------------------------------------------------
+# ---- the forward pass --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOptions:
+    """How `predict` runs the model."""
+
+    layout: MakeLayout | None = None  # None: the fastest that model and batch allow
+    weights: Mapping[str, Tensor] | None = None  # by name, in place of the model's own
+    keep_states: bool = False  # return the states too
+    max_logits: int | None = None  # above this N·V, return states in place of logits
+    recompute: bool = False
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Of the N completion tokens of a batch: the logits they were predicted by, or the states from which these can be made."""
+    """For the N completion tokens of a batch: the logits that predict them, or the last states."""
 
     logits: Tensor | None  # (N, V)
     states: Tensor | None  # (N, H)
 
 
-def predict(
-    model: nn.Module,
-    batch: Batch,
-    layout: Callable[..., Layout] | None = None,
-    weights: Mapping[str, Tensor] | None = None,
-    *,
-    keep_states: bool = False,
-    max_logits: int | None = None,
-    recompute: bool = False,
-    in_place: bool = False,
-) -> Predicted:
-    """One forward pass in which the output layer is given nothing but the states that predict completion tokens.
+def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicted:
+    """One forward pass; the output layer gets only the states that predict completion tokens.
 
-    With more than `max_logits` of N·V it is not given them either, if what it makes of a state is all that the model does with it:
-    then only the states are returned. recompute: layers keep only their inputs for the gradient.
+    With more than `max_logits` logits it gets none and the states are returned, unless the model
+    changes the logits afterwards. Raises TypeError if the model does not call its output layer.
     """
-    family = (
-        FusedDecoder.of(model) if layout is None and weights is None and batch.is_shared else None
-    )
-    if family and batch.device.type == "cpu":
-        arranged, attend = (found := flat(batch)), found.attend
-    else:  # the kernels of `flat` are a CPU's
-        arranged = (layout or (packed if batch.is_shared else separate))(
-            batch, next(model.parameters()).dtype
-        )
-        attend = masked(arranged.attention_mask)
-    kept: list[Tensor] = []
-    holds_back = (
-        max_logits is not None
-        and len(arranged.predicted_at[0]) * output_size(model) > max_logits
-        and type(model.get_output_embeddings()) is nn.Linear
-    )
+    decoder = None
+    if options.layout is None and options.weights is None and batch.is_shared:
+        decoder = FusedDecoder.of(model)
+    if decoder is None:
+        return _predict_by_model(model, batch, options)
 
-    def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-        states = arguments[0][arranged.predicted_at]  # (N, H)
+    if batch.device.type == "cpu":
+        layout = flat(batch)
+        attend = layout.attend
+    else:  # the flat layout's attention kernels exist on a CPU only
+        layout = _layout(model, batch, options)
+        attend = masked_attention(layout.attention_mask)
+    holds_back = _holds_back(model, layout, options)
+    states = decoder.states(
+        layout.input_ids,
+        layout.position_ids,
+        attend,
+        options.recompute,
+        options.in_place and holds_back,
+    )[layout.predicted_at]
+    if holds_back:
+        return Predicted(None, states)
+    logits = output_layer(model)(states)
+    return Predicted(logits, states if options.keep_states else None)
+
+
+def _predict_by_model(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicted:
+    """`predict` by the model's own code; a hook selects the states that reach the output layer."""
+    layout = _layout(model, batch, options)
+    holds_back = _holds_back(model, layout, options)
+    kept: list[Tensor] = []
+
+    def select(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        states = arguments[0][layout.predicted_at]  # (N, H)
         kept.append(states)
         return (states[None, :1] if holds_back else states[None],)
 
-    if family is not None:
-        states = family.states(
-            arranged.input_ids, arranged.position_ids, attend, recompute, in_place and holds_back
-        )[arranged.predicted_at]
-        return Predicted(
-            None if holds_back else model.get_output_embeddings()(states),
-            states if holds_back or keep_states else None,
-        )
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(choose)
+    hook = output_layer(model).register_forward_pre_hook(select)
     try:
-        with recomputing(model) if recompute else nullcontext():
+        with recomputing(model) if options.recompute else nullcontext():
             logits = forward(
                 model,
-                weights,
-                input_ids=arranged.input_ids,
-                attention_mask=arranged.attention_mask,
-                position_ids=arranged.position_ids,
+                options.weights,
+                input_ids=layout.input_ids,
+                attention_mask=layout.attention_mask,
+                position_ids=layout.position_ids,
                 use_cache=False,
             ).logits
     finally:
@@ -171,56 +198,61 @@ def predict(
     if not kept:
         raise TypeError(f"{type(model).__name__} does not call its own output layer")
     [states] = kept
-    if holds_back:
-        with torch.no_grad():
-            alone = model.get_output_embeddings()(states[None, :1])
-        if not torch.equal(
-            alone, logits.detach()
-        ):  # scaled or capped afterwards, as in Gemma 2: what else is done is not known here
-            return predict(
-                model, batch, layout, weights, keep_states=keep_states, recompute=recompute
-            )
+    if not holds_back:
+        return Predicted(logits[0], states if options.keep_states else None)
+    with torch.no_grad():
+        unchanged = output_layer(model)(states[None, :1])
+    if torch.equal(unchanged, logits.detach()):
         return Predicted(None, states)
-    return Predicted(logits[0], states if keep_states else None)
+    # The model scales or caps its logits, as Gemma 2 does, so only its own code can make them.
+    return _predict_by_model(model, batch, replace(options, max_logits=None))
+
+
+def _layout(model: nn.Module, batch: Batch, options: ForwardOptions) -> Layout:
+    make = options.layout or (packed if batch.is_shared else separate)
+    return make(batch, next(model.parameters()).dtype)
+
+
+def _holds_back(model: nn.Module, layout: Layout | FlatLayout, options: ForwardOptions) -> bool:
+    """Whether there are more logits than max_logits, and a linear layer that can chunk them."""
+    return (
+        options.max_logits is not None
+        and len(layout.predicted_at[0]) * output_size(model) > options.max_logits
+        and type(output_layer(model)) is nn.Linear
+    )
+
+
+def output_layer(model: Any) -> Any:
+    """The layer from hidden states to logits, by transformers' name for it."""
+    return model.get_output_embeddings()
 
 
 def output_size(model: nn.Module) -> int:
     """V"""
-    return model.get_output_embeddings().weight.shape[0]
+    return output_layer(model).weight.shape[0]
 
 
 def hidden_size(model: nn.Module) -> int:
     """H"""
-    return model.get_output_embeddings().weight.shape[1]
+    return output_layer(model).weight.shape[1]
 
 
 @torch.no_grad()
-def packing_is_exact(
-    model: nn.Module, batch: Batch, layout: Callable[..., Layout] | None = None
-) -> bool:
-    """Whether this model, on these rows, gives tokens that share a prompt the log-probabilities that they have in rows of their own.
+def packing_is_exact(model: nn.Module, batch: Batch, layout: MakeLayout | None = None) -> bool:
+    """Whether tokens that share a prompt get the log-probabilities that separate rows give them.
 
-    Asked of the model itself and not of a list of names: sliding windows, state-space layers and flash kernels that ignore the mask
-    all show here. Rows of their own are computed by the model's own code, shared ones by ours where it knows the architecture, unless
-    `layout` says how.
+    Measured on these rows instead of read from a list of names: sliding windows, state-space layers
+    and flash kernels that ignore the mask all fail. Separate rows run the model's own code; shared
+    ones run `layout`, or the fused decoder where it knows the architecture.
     """
     if not batch.is_shared:
         return False
     try:
-        together, apart = (
-            token_logprobs(model, batch, 1.0, layout)[0] for layout in (layout, separate)
-        )
+        shared, _ = token_logprobs(model, batch, 1.0, layout)
+        alone, _ = token_logprobs(model, batch, 1.0, separate)
     except torch.OutOfMemoryError:
         raise
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        IndexError,
-        AttributeError,
-    ):  # what architectures raise that know no such mask
-        return False
-    return bool(
-        (together - apart).abs().max()
-        <= PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE)
-    )
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return False  # what architectures raise that do not accept such a mask
+    tolerance = PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE)
+    return bool((shared - alone).abs().max() <= tolerance)

@@ -1,4 +1,4 @@
-"""From log-probabilities to the loss: objective, masks, KL and entropy of one micro-batch, added up. Pure: no model in sight."""
+"""The loss of a micro-batch from log-probabilities: objective, KL term and entropy bonus."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS, Terms
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A micro-batch as the loss sees it: B rows, T completion tokens, (B, T) each. What stands on padding is never looked at."""
+    """A micro-batch: B rows, T completion tokens, (B, T) each. Values on padding are ignored."""
 
-    new: Tensor  # log-probabilities under the policy, with gradient
-    old: Tensor  # under the policy before the batch's first update
-    entropy: Tensor  # of the policy's distribution; with gradient when there is an entropy bonus
-    exists: Tensor  # bool: tokens and not padding
-    mask: Tensor  # bool: those of them that train
+    logprobs: Tensor  # under the policy, with gradient
+    old_logprobs: Tensor  # under the policy before the batch's first update
+    entropy: Tensor  # of the policy's distribution; with gradient if there is an entropy bonus
+    completion_mask: Tensor  # bool: tokens, not padding
+    loss_mask: Tensor  # bool: those of them that train
     advantages: Tensor  # (B, 1), or (B, T) from a critic
-    sampled: Tensor | None = (
-        None  # log-probabilities when the tokens were drawn; only for off_policy_threshold
-    )
-    ref: Tensor | None = None  # under the reference; None when KL is neither trained on nor watched
+    sampling_logprobs: Tensor | None = None  # at sampling time; only for off_policy_threshold
+    ref_logprobs: Tensor | None = None  # None: the KL is neither trained on nor measured
     policy_distribution: Tensor | None = None  # (B, T, V), only for an estimator that needs it
     ref_distribution: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """The weights that move during a run."""
+    """The weights of the loss's terms that change during a run."""
 
     kl: float
     entropy: float
@@ -41,62 +39,68 @@ class Coefficients:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """total = policy + kl_loss + entropy_loss, each a micro-batch's share of the step's scalar; and what the metrics need."""
+    """total = policy + kl_loss + entropy_loss, a micro-batch's share of the step's loss."""
 
     total: Tensor
     policy: Tensor
     kl_loss: Tensor
     entropy_loss: Tensor
-    high_entropy: Tensor  # its share of the mean entropy of the carrying tokens
-    kl: Tensor | None  # (B, T) the plain estimator, before coefficient and correction
+    high_entropy: Tensor  # share of the mean entropy of tokens at or above the threshold
+    kl: Tensor | None  # (B, T) the estimate, before coefficient and ratio correction
     ratio: Tensor  # (B, T) detached
-    dropped: Tensor  # rows whose policy term fell to off_policy_threshold
+    num_dropped: Tensor  # rows that off_policy_threshold excluded from the policy term
 
 
 def loss_of(x: Tokens, a: AlgorithmConfig, coef: Coefficients, size: LossNormalizer) -> Loss:
-    """Per token ℓ where it carries the policy term, + kl_coef·KL, aggregated, - entropy_coef·H.
+    """aggregate(ℓ where a token carries the policy term + coef.kl·KL) - coef.entropy·H
 
-    H = Σ entropy over the carrying tokens / their number in the step      2505.22312
+    H = Σ entropy of tokens at or above the threshold / their number in the step; arXiv:2505.22312.
+    ℓ, KL and the aggregation are those that the algorithm names.
     """
-    log_ratio = torch.where(
-        x.exists, x.new - x.old, 0.0
-    )  # before exp: inf · 0 is nan, in the gradient too
-    ratio = RATIO_LEVELS[a.ratio_level](log_ratio, x.exists)
-    high_entropy = x.mask & (x.entropy.detach() >= size.entropy_threshold)
-    kept = torch.ones_like(x.mask[:, :1])  # (B, 1)
-    if a.off_policy_threshold is not None and x.sampled is not None:
-        kept = still_on_policy(x.advantages, x.new, x.sampled, x.mask, a.off_policy_threshold)
+    mask = x.completion_mask
+    # Before exp: on padding inf · 0 would be nan, in the gradient too.
+    log_ratio = torch.where(mask, x.logprobs - x.old_logprobs, 0.0)
+    ratio = RATIO_LEVELS[a.ratio_level](log_ratio, mask)
+    high_entropy = x.loss_mask & (x.entropy.detach() >= size.entropy_threshold)
+    kept = torch.ones_like(x.loss_mask[:, :1])  # (B, 1)
+    if a.off_policy_threshold is not None and x.sampling_logprobs is not None:
+        kept = still_on_policy(
+            x.advantages, x.logprobs, x.sampling_logprobs, x.loss_mask, a.off_policy_threshold
+        )
     carries = high_entropy & kept
     terms = Terms(
-        torch.where(x.exists, x.new, 0.0), log_ratio, ratio, x.advantages, x.mask, carries
+        logprobs=torch.where(mask, x.logprobs, 0.0),
+        log_ratio=log_ratio,
+        ratio=ratio,
+        advantages=x.advantages,
+        loss_mask=x.loss_mask,
+        carries=carries,
     )
     aggregate = AGGREGATIONS[a.aggregation]
-    total = policy = aggregate(
-        torch.where(carries, OBJECTIVES[a.objective](terms, a), 0.0), x.mask, size
-    )
+    token_losses = torch.where(carries, OBJECTIVES[a.objective](terms, a), 0.0)
+    total = policy = aggregate(token_losses, x.loss_mask, size)
 
-    kl, nothing = None, policy.detach() * 0
-    kl_loss = entropy_loss = nothing
-    if x.ref is not None:
-        kl = KL_ESTIMATORS[a.kl_estimator](
-            Divergence(
-                torch.where(x.exists, x.ref - x.new, 0.0), x.policy_distribution, x.ref_distribution
-            )
-        )
+    kl = None
+    kl_loss = entropy_loss = policy.detach() * 0
+    if x.ref_logprobs is not None:
+        ref_log_ratio = torch.where(mask, x.ref_logprobs - x.logprobs, 0.0)
+        divergence = Divergence(ref_log_ratio, x.policy_distribution, x.ref_distribution)
+        kl = KL_ESTIMATORS[a.kl_estimator](divergence)
         if coef.kl:
-            kl_loss = coef.kl * aggregate(kl * ratio if a.kl_ratio_corrected else kl, x.mask, size)
+            corrected = kl * ratio if a.kl_ratio_corrected else kl
+            kl_loss = coef.kl * aggregate(corrected, x.loss_mask, size)
             total = total + kl_loss
-    high = torch.where(high_entropy, x.entropy, 0.0).sum() / max(size.num_carrying, 1)
+    entropy = torch.where(high_entropy, x.entropy, 0.0).sum() / max(size.num_carrying, 1)
     if coef.entropy:
-        entropy_loss = -coef.entropy * high
+        entropy_loss = -coef.entropy * entropy
         total = total + entropy_loss
     return Loss(
-        total,
-        policy,
-        kl_loss,
-        entropy_loss,
-        high,
-        kl,
-        ratio.detach().expand_as(x.new),
-        (~kept).sum(),
+        total=total,
+        policy=policy,
+        kl_loss=kl_loss,
+        entropy_loss=entropy_loss,
+        high_entropy=entropy,
+        kl=kl,
+        ratio=ratio.detach().expand_as(x.logprobs),
+        num_dropped=(~kept).sum(),
     )

@@ -1,4 +1,4 @@
-"""Micro-batches that fit the memory there is: halved when it does not suffice, and the same rollouts tried again."""
+"""Micro-batches that fit in memory: if it runs out, the same rollouts in smaller parts."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ log = logging.getLogger("grpo_studio")
 
 T = TypeVar("T")
 
-HANDY = 512  # rows of a packed layout: tokens that keep a CPU's cores busy; beyond, a part grows only as long as little is padding
-ENOUGH = (
-    1536  # beyond this a CPU's part does not grow at all: it would cost memory and save nothing
-)
-PROMPTS = 8  # unless it is a group whose prompt, computed once a part, would be more than about an eighth of it
+# Tokens that keep a CPU's cores busy. A part of the packed layout that has them takes further rows
+# only while little of it is padding.
+MIN_CPU_TOKENS = 512
+# Tokens of a CPU's part. A larger part would cost memory and save no time.
+MAX_CPU_TOKENS = 1536
+# Except for a group with a long prompt, which every part computes again: its part may have this
+# many times the prompt's tokens.
+MAX_PROMPT_MULTIPLE = 8
 
 
 class MicroBatcher:
-    """How many tokens a forward pass may hold: what it was given, less what turned out to be too many."""
+    """Splits batches into parts of at most `max_tokens` tokens, which it lowers on a shortage."""
 
     def __init__(self, model: nn.Module, max_tokens: int):
         self.max_tokens = max_tokens
-        self._hidden_size, self._end_to_end = hidden_size(model), FusedDecoder.of(model) is not None
+        self._hidden_size = hidden_size(model)
+        self._is_fused = FusedDecoder.of(model) is not None
 
-    def parts(self, batch: Batch, end_to_end: bool = True) -> list[Batch]:
-        """end_to_end: for the layout of that name, where this model on this device has it; else for rows of equal width."""
+    def parts(self, batch: Batch, allow_flat: bool = True) -> list[Batch]:
+        """The batch in parts for the layout that `predict` will use.
+
+        allow_flat False: the caller uses rows of equal width, even if the model has a flat layout.
+        """
         if not len(batch):
             return []
         if batch.device.type != "cpu":
             return micro_batches(batch, self.max_tokens, self._hidden_size)
         widest = max(batch.segment_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
-        if end_to_end and self._end_to_end and batch.is_shared:
-            return whole_groups(
-                batch,
-                min(
-                    self.max_tokens,
-                    max(ENOUGH, min(widest, PROMPTS * max(map(len, batch.prompts)))),
-                ),
-            )
-        return micro_batches(
-            batch, min(self.max_tokens, max(ENOUGH, widest)), self._hidden_size, HANDY
-        )
+        if allow_flat and self._is_fused and batch.is_shared:
+            long_prompt = min(widest, MAX_PROMPT_MULTIPLE * max(map(len, batch.prompts)))
+            return whole_groups(batch, min(self.max_tokens, max(MAX_CPU_TOKENS, long_prompt)))
+        max_tokens = min(self.max_tokens, max(MAX_CPU_TOKENS, widest))
+        return micro_batches(batch, max_tokens, self._hidden_size, MIN_CPU_TOKENS)
 
     def retry_on_oom(self, batch: Batch, work: Callable[[list[Batch]], T]) -> T:
-        """work(parts); when memory runs out, again from the start with parts half as large. `work` must bear being begun anew.
+        """work(parts), called again from the start with half the part size if memory runs out.
 
-        Raises OutOfMemory when a single completion does not fit.
+        Raises OutOfMemory if a single completion does not fit.
         """
         while True:
             parts = self.parts(batch)
@@ -65,35 +66,41 @@ class MicroBatcher:
                 if not is_out_of_memory(error):
                     raise
                 if all(len(part) == 1 for part in parts):
-                    longest = max(
-                        len(c) + len(p)
-                        for part in parts
-                        for p, c in zip(part.prompts, part.completions, strict=True)
-                    )
-                    raise OutOfMemory(
-                        f"train.max_new_tokens: there is not enough memory for one completion of {longest} tokens, prompt included. "
-                        "Lower max_new_tokens, use shorter prompts or a smaller model."
-                    ) from None
-            # Outside of the handler, so that the failed pass is not kept alive by its traceback.
+                    raise OutOfMemory(_too_long(parts)) from None
+            # Outside the handler: the traceback would keep the failed pass's tensors alive.
             self.max_tokens = max(1, min(self.max_tokens, max(map(_tokens, parts))) // 2)
-            log.warning("Out of memory: going on with micro-batches of %d tokens.", self.max_tokens)
+            log.warning("Out of memory: continuing with %d tokens a micro-batch.", self.max_tokens)
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
+def _too_long(parts: list[Batch]) -> str:
+    """The message when parts of one completion do not fit."""
+    longest = max(
+        len(completion) + len(prompt)
+        for part in parts
+        for prompt, completion in zip(part.prompts, part.completions, strict=True)
+    )
+    return (
+        "train.max_new_tokens: there is not enough memory for one completion of "
+        f"{longest} tokens, prompt included. "
+        "Lower max_new_tokens, use shorter prompts or a smaller model."
+    )
+
+
 def _tokens(part: Batch) -> int:
-    """Without padding: half of them is less than what has just failed, whatever the layout."""
+    """Tokens without padding: half of them is smaller than the failed part in every layout."""
     return sum(part.segment_tokens((p, rows)) for p, rows in enumerate(part.siblings))
 
 
-def most_tokens(max_tokens: int, device: torch.device) -> int:
-    """What a part holds at most on this device, but for a single completion or a group with a very long prompt."""
-    return min(max_tokens, ENOUGH) if device.type == "cpu" else max_tokens
+def max_part_tokens(max_tokens: int, device: torch.device) -> int:
+    """The largest part on this device, except for one completion or a very long prompt."""
+    return min(max_tokens, MAX_CPU_TOKENS) if device.type == "cpu" else max_tokens
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's own error class, Python's, and what torch's allocator for the CPU says."""
-    return isinstance(
-        error, (torch.OutOfMemoryError, MemoryError)
-    ) or "can't allocate memory" in str(error)
+    """Recognises torch's error, Python's, and the message of torch's CPU allocator."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""One pass over a batch: for each micro-batch the forward passes, the loss and its backward; what was seen is summed up for the record."""
+"""One pass over a batch: forward, loss and backward of each micro-batch, and their metrics."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from grpo_core.learner.aggregation import LossNormalizer, entropy_threshold
 from grpo_core.learner.batch import Batch
 from grpo_core.learner.critic import Critic, value_loss
 from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
-from grpo_core.learner.logprobs import Scored, score_tokens
-from grpo_core.learner.loss import Coefficients, Tokens, loss_of
+from grpo_core.learner.logprobs import ScoreOptions, TokenOutputs, score_tokens
+from grpo_core.learner.loss import Coefficients, Loss, Tokens, loss_of
 from grpo_core.learner.objectives import clip_range
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.models.lora import AdapterOff
@@ -23,244 +23,254 @@ CheckInterrupt = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
-    """Of one pass over a batch, or averaged over its passes; means are over completion tokens unless they say otherwise."""
+class PassMeans:
+    """Of one pass over a batch, or the mean over its passes. Means are over completion tokens."""
 
     loss: float
     policy_loss: float
     kl_loss: float
     entropy_loss: float
     value_loss: float | None  # None: no critic
-    kl: float | None  # None: not looked at in this pass
-    entropy: float | None
+    kl: float | None  # nats; None: not measured in this pass
+    entropy: float | None  # nats
     entropy_coef: float
     ratio_mean: float
     ratio_max: float
     clip_low_frac: float
     clip_high_frac: float
-    off_policy_frac: float
+    off_policy_frac: float  # of rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass(Means):
+class PassResult(PassMeans):
     """One forward and backward over the whole batch."""
 
-    high_entropy: float
+    high_entropy: float  # mean entropy of the tokens at or above the entropy threshold
+
+
+@dataclass(frozen=True, slots=True)
+class PassInputs:
+    """What the micro-batches of one pass share. B rows of the step, T completion tokens."""
+
+    advantages: Tensor  # (B,), or a critic's advantages and returns, (B, T, 2)
+    update: int  # 0 for the batch's first update
+    coef: Coefficients
+    size: LossNormalizer
+    needs_kl: bool  # whether the reference scores every row
+    log: TokenLog
+    check_interrupt: CheckInterrupt
+
+
+# Sums over a pass's tokens or micro-batches, in float64.
+_SUMS = (
+    "loss",
+    "policy_loss",
+    "kl_loss",
+    "entropy_loss",
+    "value_loss",
+    "high_entropy",
+    "kl",
+    "kl_tokens",
+    "entropy",
+    "ratio",
+    "clip_low",
+    "clip_high",
+    "dropped",
+    "tokens",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _PartResult:
+    """A micro-batch's share of the loss, its _SUMS (float64) and its largest ratio."""
+
+    loss: Tensor
+    sums: Tensor
+    ratio_max: Tensor
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What all passes of a run share: the models and how they are compared."""
+    """What all passes of a run share: the models and the algorithm."""
 
     model: nn.Module
     reference: nn.Module | None
     critic: Critic | None
     algorithm: AlgorithmConfig
     temperature: float
-    recompute: bool = False  # layers keep only their inputs for the gradient
+    recompute: bool = False  # layers keep only their inputs for the backward pass
 
-    def score(self, model: nn.Module, part: Batch, **options: bool) -> Scored:
+    def score(
+        self, model: nn.Module, part: Batch, options: ScoreOptions | None = None
+    ) -> TokenOutputs:
+        """`score_tokens`, with distributions where the KL estimator needs them."""
         if isinstance(model, AdapterOff):
             with model.off() as base:
-                return self.score(base, part, **options)
-        return score_tokens(
-            model,
-            part,
-            self.temperature,
-            distribution=self.reference is not None
-            and self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS,
-            **options,
+                return self.score(base, part, options)
+        distribution = (
+            self.reference is not None and self.algorithm.kl_estimator in NEEDS_DISTRIBUTIONS
         )
+        options = replace(options or ScoreOptions(), distribution=distribution)
+        return score_tokens(model, part, self.temperature, options)
 
-    def backward(
-        self,
-        parts: Sequence[Batch],
-        advantages: Tensor,
-        update: int,
-        coef: Coefficients,
-        size: LossNormalizer,
-        watch_kl: bool,
-        log: TokenLog,
-        check_interrupt: CheckInterrupt,
-    ) -> Pass:
-        """Leave the gradient of the whole step in the parameters, and what was seen in `log`.
+    def score_reference(self, part: Batch) -> TokenOutputs:
+        assert self.reference is not None
+        return self.score(self.reference, part, ScoreOptions(entropy=False))
 
-        advantages: of all rows of the step, (B,), or a critic's advantages and returns, (B, T, 2). update: how many went before on this batch.
-        """
+    def backward(self, parts: Sequence[Batch], inputs: PassInputs) -> PassResult:
+        """Leave the step's gradient in the parameters, and each token's numbers in the log."""
         device = next(self.model.parameters()).device
-        sums, ratio_max = (
-            torch.zeros(14, dtype=torch.float64, device=device),
-            torch.zeros((), device=device),
-        )
+        total = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        ratio_max = torch.zeros((), device=device)
         for part in parts:
-            check_interrupt()
-            loss, numbers, largest = self._loss(
-                part, advantages[part.rows], update, coef, size, watch_kl, log
-            )
-            loss.backward()
-            sums += numbers
-            ratio_max = torch.maximum(ratio_max, largest)
-        (
-            total,
-            policy,
-            kl_loss,
-            entropy_loss,
-            value,
-            high,
-            kl,
-            kl_tokens,
-            entropy,
-            ratio,
-            low,
-            up,
-            dropped,
-            tokens,
-        ) = sums.tolist()
-        if not parts:  # every group tied: a gradient of zero, and not none, so that the optimiser's momentum goes on as it would
+            inputs.check_interrupt()
+            result = self._part(part, inputs)
+            result.loss.backward()
+            total += result.sums
+            ratio_max = torch.maximum(ratio_max, result.ratio_max)
+        if not parts:
+            # All groups tied. A gradient of 0 instead of None: the optimiser's momentum continues.
             for p in self.model.parameters():
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
-        n = max(tokens, 1)
-        return Pass(
-            loss=total,
-            policy_loss=policy,
-            kl_loss=kl_loss,
-            entropy_loss=entropy_loss,
-            value_loss=None if self.critic is None else value,
-            kl=kl / kl_tokens if kl_tokens else None,
-            entropy=entropy / n if tokens else None,
-            high_entropy=high,
-            entropy_coef=coef.entropy,
-            ratio_mean=ratio / n if tokens else 1.0,
-            ratio_max=float(ratio_max) if tokens else 1.0,
-            clip_low_frac=low / n,
-            clip_high_frac=up / n,
-            off_policy_frac=dropped / size.num_rows,
+        sums = dict(zip(_SUMS, total.tolist(), strict=True))
+        has_tokens = sums["tokens"] > 0
+        num_tokens = max(sums["tokens"], 1)
+        return PassResult(
+            loss=sums["loss"],
+            policy_loss=sums["policy_loss"],
+            kl_loss=sums["kl_loss"],
+            entropy_loss=sums["entropy_loss"],
+            value_loss=None if self.critic is None else sums["value_loss"],
+            kl=sums["kl"] / sums["kl_tokens"] if sums["kl_tokens"] else None,
+            entropy=sums["entropy"] / num_tokens if has_tokens else None,
+            high_entropy=sums["high_entropy"],
+            entropy_coef=inputs.coef.entropy,
+            ratio_mean=sums["ratio"] / num_tokens if has_tokens else 1.0,
+            ratio_max=float(ratio_max) if has_tokens else 1.0,
+            clip_low_frac=sums["clip_low"] / num_tokens,
+            clip_high_frac=sums["clip_high"] / num_tokens,
+            off_policy_frac=sums["dropped"] / inputs.size.num_rows,
         )
 
-    def _loss(
-        self,
-        part: Batch,
-        advantages: Tensor,
-        update: int,
-        coef: Coefficients,
-        size: LossNormalizer,
-        watch_kl: bool,
-        log: TokenLog,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A micro-batch's share of the loss, its sums for the record (float64) and its largest ratio."""
-        a, exists = self.algorithm, part.completion_mask
-        with_critic = self.critic is not None and advantages.dim() > 1
-        ref = None
-        if watch_kl:  # first, while the policy's activations do not stand beside it
+    def _part(self, part: Batch, inputs: PassInputs) -> _PartResult:
+        """Forward passes and loss of a micro-batch."""
+        mask, token_log = part.completion_mask, inputs.log
+        advantages = inputs.advantages[part.rows]
+        reference = None
+        if inputs.needs_kl:  # first, so that the policy's activations do not exist at the same time
             with torch.no_grad():
-                ref = self.score(self.reference, part, entropy=False)
-            log.note(log.ref, part, ref.logprobs)
-        policy = self.score(
-            self.model,
-            part,
-            entropy_gradient=coef.entropy > 0,
+                reference = self.score_reference(part)
+            token_log.write(token_log.ref_logprobs, part, reference.logprobs)
+        with_critic = self.critic is not None and advantages.dim() > 1
+        options = ScoreOptions(
+            entropy_gradient=inputs.coef.entropy > 0,
             states=with_critic,
             recompute=self.recompute,
             in_place=True,
         )
+        policy = self.score(self.model, part, options)
+        assert policy.entropy is not None
         value = torch.zeros((), device=part.device)
         if with_critic:
-            advantages, returns = advantages[:, : exists.shape[1]].unbind(-1)  # (B, T) each
-            value = value_loss(self.critic(policy.states), returns, part.loss_mask, size.num_tokens)
+            assert self.critic is not None
+            advantages, returns = advantages[:, : mask.shape[1]].unbind(-1)  # (B, T) each
+            values = self.critic(policy.states)
+            value = value_loss(values, returns, part.loss_mask, inputs.size.num_tokens)
         else:
             advantages = advantages[:, None]
-        old = (
-            log.of(log.logprobs[0], part).to(policy.logprobs.dtype)
-            if update
-            else policy.logprobs.detach()
-        )  # the first ratio is exactly 1
-        log.note(log.logprobs[update], part, policy.logprobs)
-        log.note(log.entropy[update], part, policy.entropy)
+        if inputs.update:
+            old_logprobs = token_log.read(token_log.logprobs[0], part).to(policy.logprobs.dtype)
+        else:
+            old_logprobs = policy.logprobs.detach()  # the first ratio is exactly 1
+        token_log.write(token_log.logprobs[inputs.update], part, policy.logprobs)
+        token_log.write(token_log.entropy[inputs.update], part, policy.entropy)
         x = Tokens(
-            policy.logprobs,
-            old,
-            policy.entropy,
-            exists,
-            part.loss_mask,
-            advantages,
-            part.sampled,
-            ref and ref.logprobs,
-            policy.distribution,
-            ref and ref.distribution,
+            logprobs=policy.logprobs,
+            old_logprobs=old_logprobs,
+            entropy=policy.entropy,
+            completion_mask=mask,
+            loss_mask=part.loss_mask,
+            advantages=advantages,
+            sampling_logprobs=part.padded_sampling_logprobs,
+            ref_logprobs=reference.logprobs if reference else None,
+            policy_distribution=policy.distribution,
+            ref_distribution=reference.distribution if reference else None,
         )
-        loss = loss_of(x, a, coef, size)
-        total = loss.total + a.value_coef * value
+        loss = loss_of(x, self.algorithm, inputs.coef, inputs.size)
+        return self._part_result(x, loss, value)
 
-        ratio, (lowest, highest) = torch.where(exists, loss.ratio, 1.0), clip_range(a)
-        kl, kl_tokens = (
-            (torch.where(exists, loss.kl.detach(), 0.0).sum(), exists.sum())
-            if loss.kl is not None
-            else (ratio.new_zeros(()),) * 2
-        )
-        numbers = torch.stack(
-            [
-                total.detach(),
-                loss.policy.detach(),
-                loss.kl_loss.detach(),
-                loss.entropy_loss.detach(),
-                value.detach(),
-                loss.high_entropy.detach(),
-                kl,
-                kl_tokens,
-                torch.where(exists, policy.entropy.detach(), 0.0).sum(),
-                torch.where(exists, ratio, 0.0).sum(),
-                ((ratio < lowest) & (advantages < 0) & exists).sum(),
-                ((ratio > highest) & (advantages > 0) & exists).sum(),
-                loss.dropped,
-                exists.sum(),
-            ]
-        )
-        return total, numbers.double(), ratio.max()
+    def _part_result(self, x: Tokens, loss: Loss, value: Tensor) -> _PartResult:
+        mask = x.completion_mask
+        total = loss.total + self.algorithm.value_coef * value
+        ratio = torch.where(mask, loss.ratio, 1.0)
+        lowest, highest = clip_range(self.algorithm)
+        kl = kl_tokens = ratio.new_zeros(())
+        if loss.kl is not None:
+            kl = torch.where(mask, loss.kl.detach(), 0.0).sum()
+            kl_tokens = mask.sum()
+        sums = {
+            "loss": total.detach(),
+            "policy_loss": loss.policy.detach(),
+            "kl_loss": loss.kl_loss.detach(),
+            "entropy_loss": loss.entropy_loss.detach(),
+            "value_loss": value.detach(),
+            "high_entropy": loss.high_entropy.detach(),
+            "kl": kl,
+            "kl_tokens": kl_tokens,
+            "entropy": torch.where(mask, x.entropy.detach(), 0.0).sum(),
+            "ratio": torch.where(mask, ratio, 0.0).sum(),
+            "clip_low": ((ratio < lowest) & (x.advantages < 0) & mask).sum(),
+            "clip_high": ((ratio > highest) & (x.advantages > 0) & mask).sum(),
+            "dropped": loss.num_dropped,
+            "tokens": mask.sum(),
+        }
+        stacked = torch.stack([sums[name] for name in _SUMS])
+        return _PartResult(total, stacked.double(), ratio.max())
 
     @torch.no_grad()
     def measure(
         self, parts: Iterable[Batch], log: TokenLog, check_interrupt: CheckInterrupt
     ) -> tuple[float, float]:
-        """KL to the reference and entropy, of the policy before the first update. What `log` knows already is not computed again."""
-        kl = entropy = tokens = 0.0
+        """KL to the reference and entropy before the first update, means over tokens in nats.
+
+        Numbers of the policy that the log already has are not computed again.
+        """
+        kl = entropy = num_tokens = 0.0
         for part in parts:
             check_interrupt()
-            exists, ref = part.completion_mask, self.score(self.reference, part, entropy=False)
-            known = Scored(log.of(log.logprobs[0], part), log.of(log.entropy[0], part))
-            policy = (
-                self.score(self.model, part)
-                if ref.distribution is not None or known.logprobs[exists].isnan().any()
-                else known
-            )
-            for values, found in (
-                (log.ref, ref.logprobs),
-                (log.logprobs[0], policy.logprobs),
-                (log.entropy[0], policy.entropy),
-            ):
-                log.note(values, part, found)
-            x = Divergence(
-                torch.where(exists, ref.logprobs - policy.logprobs, 0.0),
-                policy.distribution,
-                ref.distribution,
-            )
-            kl += float(KL_ESTIMATORS[self.algorithm.kl_estimator](x)[exists].double().sum())
-            entropy += float(policy.entropy[exists].double().sum())
-            tokens += int(exists.sum())
-        return kl / max(tokens, 1), entropy / max(tokens, 1)
+            mask = part.completion_mask
+            reference = self.score_reference(part)
+            policy = TokenOutputs(log.read(log.logprobs[0], part), log.read(log.entropy[0], part))
+            if reference.distribution is not None or policy.logprobs[mask].isnan().any():
+                policy = self.score(self.model, part)
+            assert policy.entropy is not None
+            log.write(log.ref_logprobs, part, reference.logprobs)
+            log.write(log.logprobs[0], part, policy.logprobs)
+            log.write(log.entropy[0], part, policy.entropy)
+            log_ratio = torch.where(mask, reference.logprobs - policy.logprobs, 0.0)
+            x = Divergence(log_ratio, policy.distribution, reference.distribution)
+            kl += float(KL_ESTIMATORS[self.algorithm.kl_estimator](x)[mask].double().sum())
+            entropy += float(policy.entropy[mask].double().sum())
+            num_tokens += int(mask.sum())
+        return kl / max(num_tokens, 1), entropy / max(num_tokens, 1)
 
     @torch.no_grad()
-    def cut(
+    def with_entropy_threshold(
         self, parts: Sequence[Batch], size: LossNormalizer, check_interrupt: CheckInterrupt
     ) -> LossNormalizer:
-        """`size` with the entropy below which tokens do not carry the policy term: of the whole step, so it takes a pass of its own."""
+        """`size` with the entropy below which tokens have no policy term.
+
+        The threshold is that of the whole step, so it takes a forward pass of its own.
+        """
         if self.algorithm.entropy_quantile == 1:
             return size
-        found = []
+        entropies = []
         for part in parts:
             check_interrupt()
-            found.append(self.score(self.model, part).entropy[part.loss_mask])
-        entropy = torch.cat(found)
+            outputs = self.score(self.model, part)
+            assert outputs.entropy is not None
+            entropies.append(outputs.entropy[part.loss_mask])
+        entropy = torch.cat(entropies)
         threshold = entropy_threshold(entropy, self.algorithm.entropy_quantile)
-        return replace(
-            size, entropy_threshold=threshold, num_carrying=int((entropy >= threshold).sum())
-        )
+        num_carrying = int((entropy >= threshold).sum())
+        return replace(size, entropy_threshold=threshold, num_carrying=num_carrying)

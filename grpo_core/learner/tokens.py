@@ -1,4 +1,4 @@
-"""What the passes over one batch saw of each token, kept for the ratio of later updates and for the record."""
+"""What the passes over one batch compute for each token, kept for later ratios and the record."""
 
 from __future__ import annotations
 
@@ -13,44 +13,54 @@ from grpo_core.types import TokenRecord
 
 
 class TokenLog:
-    """B rows, T tokens, U updates: logprobs and entropy (U, B, T), ref (B, T), nan where nothing was computed.
+    """B rows, T tokens, U updates; nan where nothing was computed.
 
-    logprobs[0] and entropy[0] are of the policy before the first update.
+    logprobs and entropy (U, B, T), where [0] is the policy before the first update. ref_logprobs
+    (B, T).
     """
 
     def __init__(self, batch: Batch, num_updates: int, dtype: torch.dtype = torch.float32):
         self.batch = batch
-        shape = batch.completion_ids.shape
-        self.logprobs, self.entropy, self.ref = (
-            torch.full(s, torch.nan, dtype=dtype, device=batch.device)
-            for s in ((num_updates, *shape),) * 2 + (shape,)
-        )
+        shape = tuple(batch.completion_ids.shape)
 
-    def note(self, values: Tensor, part: Batch, found: Tensor) -> None:
-        """Put what was found for a part, (b, t), at its rows of `values`, (B, T)."""
-        values[part.rows, : found.shape[1]] = found.detach().to(values.dtype)
+        def empty(*size: int) -> Tensor:
+            return torch.full(size, torch.nan, dtype=dtype, device=batch.device)
 
-    def of(self, values: Tensor, part: Batch) -> Tensor:
-        """(B, T) -> (b, t): the rows of a part."""
+        self.logprobs = empty(num_updates, *shape)
+        self.entropy = empty(num_updates, *shape)
+        self.ref_logprobs = empty(*shape)
+
+    def write(self, values: Tensor, part: Batch, computed: Tensor) -> None:
+        """Store what was computed for a part, (b, t), in its rows of `values`, (B, T)."""
+        values[part.rows, : computed.shape[1]] = computed.detach().to(values.dtype)
+
+    def read(self, values: Tensor, part: Batch) -> Tensor:
+        """The rows of a part: (B, T) -> (b, t)."""
         return values[part.rows, : part.completion_ids.shape[1]]
 
     def records(self) -> tuple[TokenRecord, ...]:
-        """One for each row of the batch."""
-        logprobs, entropy, ref = (
-            v.float().cpu().numpy() for v in (self.logprobs, self.entropy, self.ref[None])
-        )
-        sampled = self.batch.sampling_logprobs or [None] * len(self.batch)
-        return tuple(
-            TokenRecord(
-                array("i", ids),
-                kept and array("f", kept),
-                *(_floats(v[:, i, : len(ids)]) for v in (logprobs, ref, entropy)),
+        """One record for each row of the batch."""
+        logprobs = self.logprobs.float().cpu().numpy()
+        ref_logprobs = self.ref_logprobs[None].float().cpu().numpy()
+        entropy = self.entropy.float().cpu().numpy()
+        sampling_logprobs = self.batch.sampling_logprobs or [None] * len(self.batch)
+        records = []
+        for i, (ids, sampling) in enumerate(
+            zip(self.batch.completions, sampling_logprobs, strict=True)
+        ):
+            records.append(
+                TokenRecord(
+                    array("i", ids),
+                    array("f", sampling) if sampling else None,
+                    _floats(logprobs[:, i, : len(ids)]),
+                    _floats(ref_logprobs[:, i, : len(ids)]),
+                    _floats(entropy[:, i, : len(ids)]),
+                )
             )
-            for i, (ids, kept) in enumerate(zip(self.batch.completions, sampled, strict=True))
-        )
+        return tuple(records)
 
 
 def _floats(values: np.ndarray) -> array[float] | None:
-    """(U, n) -> those of the updates in which the row was computed."""
+    """(U, n) -> the numbers of the updates that computed this row; None if none did."""
     computed = values[~np.isnan(values[:, 0])]
     return array("f", computed.tobytes()) if computed.size else None

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from grpo_core.learner.advantages import ADVANTAGES, compare
+from grpo_core.learner.advantages import ADVANTAGES, compute_advantages
 from tests.parity import trl_loss
 
 PEERS = {
@@ -26,7 +26,7 @@ def both(
     name: str, scores: torch.Tensor, weights: torch.Tensor, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     keys = [i // group_size for i in range(len(scores))]
-    return compare(
+    return compute_advantages(
         ADVANTAGES[name], totals(scores, weights), scores, weights, keys
     ), trl_loss.advantages(scores, weights, group_size, *PEERS[name])
 

@@ -9,7 +9,7 @@ import torch
 
 from grpo_core.config import AlgorithmConfig
 from grpo_core.learner.aggregation import LossNormalizer, entropy_threshold
-from grpo_core.learner.controls import Steering
+from grpo_core.learner.controls import CoefficientState
 from grpo_core.learner.loss import Coefficients, Loss, Tokens, loss_of
 from tests.parity import trl_loss
 
@@ -136,7 +136,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Draw:
-    """Random rows of ragged length. new and entropy are leaves, so that both gradients can be compared."""
+    """Random rows of ragged length. new and entropy are leaves, to compare both gradients."""
 
     new: torch.Tensor
     old: torch.Tensor
@@ -215,9 +215,11 @@ def assert_same(case: Case, d: Draw, tolerance: float) -> None:
         case.gmpo,
     )
     expected = float(theirs.detach())
-    if case.gmpo:  # TRL gives a row without a token the ratio exp(0): a constant -A without gradient. No token, no loss here.
+    if case.gmpo:
+        # TRL gives a row without tokens the ratio exp(0): a constant -A without gradient. Here
+        # such a row has no loss.
         expected += float((d.advantages * (d.mask.sum(1) == 0)).sum()) / len(d.new)
-        if a.entropy_quantile < 1:  # and so to a row that the quantile leaves none
+        if a.entropy_quantile < 1:  # and the same for a row without tokens above the quantile
             carries = d.mask & (
                 d.entropy >= entropy_threshold(d.entropy.detach()[d.mask], a.entropy_quantile)
             )
@@ -248,7 +250,7 @@ def test_a_single_row_and_a_row_without_a_token_equal_trl(name):
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_advantages_of_zero_as_all_null_rewards_give_them_leave_no_policy_gradient(name):
+def test_advantages_of_zero_leave_no_policy_gradient(name):
     d = draw(7, torch.float64, rows=4)
     nothing = Draw(
         d.new, d.old, d.ref, d.sampled, d.entropy, d.mask, torch.zeros(4, dtype=torch.float64)
@@ -258,7 +260,7 @@ def test_advantages_of_zero_as_all_null_rewards_give_them_leave_no_policy_gradie
     assert not gradients(policy, nothing).any()
 
 
-def test_luspo_is_the_sequence_ratio_with_a_constant_divisor_but_for_that_divisor():
+def test_luspo_equals_the_sequence_ratio_with_a_constant_divisor():
     a = AlgorithmConfig(kl_coef=0.0, ratio_level="sequence", aggregation="constant")
     for seed in range(DRAWS):
         d = draw(seed, torch.float64)
@@ -277,7 +279,7 @@ def test_luspo_is_the_sequence_ratio_with_a_constant_divisor_but_for_that_diviso
 
 
 def test_the_table_of_values_that_trl_gave_is_ours_too():
-    # field.md (d.12): drawn in this order from seed 0, in float32
+    # Drawn in this order from seed 0, in float32; the values are TRL 1.16's.
     torch.manual_seed(0)
     old = -2 * torch.rand(4, 5)
     new = (old + 0.6 * torch.randn(4, 5)).requires_grad_()
@@ -313,7 +315,7 @@ def test_the_adaptive_entropy_bonus_moves_as_trls_does():
     a = AlgorithmConfig(
         kl_coef=0.0, entropy_coef=0.01, entropy_target=0.75, aggregation="sequence_mean"
     )
-    steering = Steering.start(a)
+    coefficients = CoefficientState.start(a)
     t = trl_loss.trainer(
         LONGEST, loss_type="grpo", entropy_coef=0.01, use_adaptive_entropy=True, entropy_target=0.75
     )
@@ -323,8 +325,8 @@ def test_the_adaptive_entropy_bonus_moves_as_trls_does():
             len(d.new), int(d.mask.sum()), LONGEST, num_carrying=int(d.mask.sum())
         )
         x = Tokens(d.new, d.old, d.entropy, d.mask, d.mask, d.advantages[:, None])
-        mine = loss_of(x, a, Coefficients(0.0, steering.entropy_weight(a)), size)
+        mine = loss_of(x, a, Coefficients(0.0, coefficients.entropy_weight(a)), size)
         theirs = trl_loss.loss(t, d.new, d.old, d.entropy, d.mask, d.advantages)
         assert float(mine.total.detach()) == pytest.approx(float(theirs.detach()), rel=1e-9)
-        steering = steering.after_update(float(mine.high_entropy.detach()), a)
-        assert steering.entropy_coef == pytest.approx(t.entropy_coef, abs=1e-12)
+        coefficients = coefficients.after_update(float(mine.high_entropy.detach()), a)
+        assert coefficients.entropy_coef == pytest.approx(t.entropy_coef, abs=1e-12)

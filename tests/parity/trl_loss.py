@@ -1,4 +1,4 @@
-"""TRL's own loss and advantages, run on plain tensors: its methods called unbound, on a stand-in for the trainer."""
+"""TRL's own loss and advantages on plain tensors: its methods, on a stand-in for the trainer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Metrics(dict):
 
 
 def trainer(max_new_tokens: int, **options) -> SimpleNamespace:
-    """What `_compute_loss` reads of a GRPOTrainer, with TRL's defaults wherever `options` say nothing."""
+    """What `_compute_loss` reads of a GRPOTrainer: `options`, and TRL's defaults otherwise."""
     o = {**DEFAULTS, "beta": 0.0, **options}
     accelerator = SimpleNamespace(
         gather=lambda x: x,
@@ -84,7 +84,7 @@ def loss(
     sampled=None,
     gmpo: bool = False,
 ) -> torch.Tensor:
-    """TRL's loss on these (B, T) tensors; `t` keeps its metrics, and its entropy controller moves."""
+    """TRL's loss on these (B, T) tensors. `t` keeps its metrics and its entropy coefficient."""
     t._get_per_token_logps_and_entropies = lambda *_, **__: (new, entropy, None)
     t.get_high_entropy_mask = lambda *x: GRPOTrainer.get_high_entropy_mask(t, *x)
     inputs = {
@@ -108,7 +108,10 @@ def advantages(
     scale_rewards: str,
     aggregation: str,
 ) -> torch.Tensor:
-    """TRL's lines from rewards_per_func (B, K) to advantages (B,), cut out of `_generate_and_score_completions` and run as they stand."""
+    """TRL's own lines from rewards_per_func (B, K) to advantages (B,).
+
+    They are cut out of `_generate_and_score_completions` and run unchanged.
+    """
     scope = {
         "torch": torch,
         "nanstd": nanstd,
