@@ -235,7 +235,10 @@ def test_the_verdict_is_a_label_and_a_sentence_with_the_groups_numbers():
     tied = group([rollout(i, 1.0, 0.0) for i in range(8)], 1.0, 0.0, "all_right")
     view = Shown(cards.group_view(tied, 8, CONFIG)).text
     assert "tied: all right" in view
-    assert "All 8 are right and equal: every advantage is 0, no gradient." in view
+    assert (
+        "All 8 are right and equal: every advantage is 0; with neither KL nor an entropy bonus "
+        "in the loss, there is no gradient." in view
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,27 +246,42 @@ def test_the_verdict_is_a_label_and_a_sentence_with_the_groups_numbers():
     [
         (
             {"advantage": "value"},
-            "All 8 are right and equal: they are compared with what a critic foresaw, so they may still be pushed.",
+            "they are compared with a critic's predictions, so their advantages may still differ "
+            "from 0.",
         ),
         (
             {"grouping": "batch"},
-            "All 8 are right and equal: they are compared with the step's completions, so they may still be pushed.",
+            "they are compared with the step's completions, so their advantages may still differ "
+            "from 0.",
         ),
-        ({"grouping": "prompt"}, "All 8 are right and equal: every advantage is 0, no gradient."),
+        (
+            {"kl_coef": 0.02},
+            "every advantage is 0, so only the KL term gives a gradient.",
+        ),
+        (
+            {"kl_coef": 0.02, "entropy_coef": 0.01},
+            "every advantage is 0, so only the KL term and entropy bonus give a gradient.",
+        ),
+        (
+            {"kl_coef": 0.0, "entropy_target": 0.2},
+            "every advantage is 0, so only the entropy bonus gives a gradient.",
+        ),
+        (
+            {"kl_coef": 0.0, "entropy_coef": 0.0},
+            "every advantage is 0; with neither KL nor an entropy bonus in the loss, there is no "
+            "gradient.",
+        ),
     ],
 )
 @pytest.mark.parametrize("table", [False, True])
-def test_a_tied_group_counts_when_advantages_compare_more_than_siblings(algorithm, says, table):
+def test_a_tied_group_may_have_a_gradient_from_other_loss_terms(algorithm, says, table):
     tied = group([rollout(i, 1.0, 0.3) for i in range(8)], 1.0, 0.0, "all_right")
     config = {**CONFIG, "algorithm": {**CONFIG["algorithm"], **algorithm}}
-    assert (
-        says
-        in Shown(
-            arithmetic.why_table(tied, tied.rollouts, config)
-            if table
-            else cards.group_view(tied, 8, config)
-        ).text
-    )
+    if table:
+        html = arithmetic.why_table(tied, tied.rollouts, config)
+    else:
+        html = cards.group_view(tied, 8, config)
+    assert f"All 8 are right and equal: {says}" in Shown(html).text
 
 
 def test_only_a_long_text_is_a_tab_stop_for_scrolling():

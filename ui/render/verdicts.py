@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grpo_core.rubric.verdict import NO_GRADIENT, VERDICTS, explain, variance_shares
+from grpo_core.rubric.verdict import VERDICTS, SiblingScores, explain, variance_shares
 from grpo_core.store import GroupRow
 from ui.render.recorded_config import (
     Config,
@@ -44,20 +44,13 @@ def verdict_sentence(group: GroupRow, config: Config) -> str:
     criteria = criteria_of(config)
     weights = {str(c["name"]): float(c.get("weight") or 0) for c in criteria}
     outcome = next((c["name"] for c in criteria if c.get("outcome")), None)
-    sentence = explain(
-        group.verdict,
+    siblings = SiblingScores(
         [r.reward for r in group.rollouts],
         [r.scores.get(outcome) for r in group.rollouts] if outcome else [],
         [r.finish_reason for r in group.rollouts],
         variance_shares([r.scores for r in group.rollouts], weights),
-        _compared_with(config),
     )
-    if terms := _other_loss_terms(config):
-        verb = "give" if " and " in terms else "gives"
-        sentence = sentence.replace(
-            NO_GRADIENT, f"every advantage is 0, so only the {terms} {verb} a gradient."
-        )
-    return sentence
+    return explain(group.verdict, siblings, _compared_with(config), _other_loss_terms(config))
 
 
 def _compared_with(config: Config) -> str:
@@ -66,11 +59,11 @@ def _compared_with(config: Config) -> str:
     If there is such a thing, a tied group can have advantages other than 0. Empty otherwise.
     """
     if estimator_of(config) == "value":
-        return "what a critic foresaw"
+        return "a critic's predictions"
     return wider_grouping(config).removeprefix("over ")
 
 
-def _other_loss_terms(config: Config) -> str:
+def _other_loss_terms(config: Config) -> list[str]:
     """Terms of the loss that do not depend on advantages: they train on tied groups too."""
     a = algorithm_of(config)
     terms = []
@@ -78,7 +71,7 @@ def _other_loss_terms(config: Config) -> str:
         terms.append("KL term")
     if _above_zero(a.get("entropy_coef")) or a.get("entropy_target") is not None:
         terms.append("entropy bonus")
-    return " and ".join(terms)
+    return terms
 
 
 def _above_zero(value: object) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_core.store.downsample import min_max
+from grpo_core.types import Intervention
 from ui.render.text import is_number
 
 DRAWN = 600  # points of a line; a curve is about 300 pixels wide
@@ -21,12 +22,14 @@ class Curves:
 
     steps: rows of the table `steps` in order, each with its `step`.
     metrics: name of an open metric -> its (step, value) pairs.
+    interventions: what people changed during the run.
     """
 
     run_id: str
     name: str
     steps: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, Sequence[tuple[int, float | None]]]
+    interventions: Sequence[Intervention] = ()
 
 
 @dataclass(frozen=True, slots=True)

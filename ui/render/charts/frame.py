@@ -87,15 +87,13 @@ def _make_logarithmic(out: Figure) -> None:
 def _changes(run: Curves, view: View) -> list[tuple[float, str]]:
     """(x, text) of every setting that a person changed during the run, in order."""
     axis = Axis(run.steps, view.x)
-    knobs = sorted(
-        (step, name.removeprefix("knob/"), value)
-        for name, points in run.metrics.items()
-        if name.startswith("knob/")
-        for step, value in points
-        if is_number(value)
+    settings = sorted(
+        (i.step, i.field or "", i.value)
+        for i in run.interventions
+        if i.kind == "setting" and is_number(i.value)
     )
     changes = []
-    for step, name, value in knobs:
+    for step, name, value in settings:
         title = FIELDS[name].title if name in FIELDS else visible(name)
         changes.append((axis.at(step), f"{title} {plain(value)} from step {step:,}"))
     return changes
