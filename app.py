@@ -1,4 +1,7 @@
-"""GRPO Studio: the composition root. Flags -> Store, RunManager, page -> launch. The only place that wires."""
+"""GRPO Studio's entry point: flags -> Store, RunManager, page -> launch.
+
+The composition root: only this module connects the packages.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import importlib
 import importlib.util
 import logging
 import multiprocessing
@@ -14,38 +18,56 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
-os.environ.setdefault(
-    "GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40)
-)  # else pandas sums up every call's time after each call, and monitoring is off
+# Without this pandas sums up the times of all calls after each call. Monitoring is off.
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
+if TYPE_CHECKING:
+    from grpo_core.runs.limits import Limits
+    from grpo_core.runs.manager import RunManager, Train
+    from grpo_core.store import Store
+    from grpo_core.store.snapshot import Snapshots
+    from ui.page import Page
+
 ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
-if ZERO:
-    import spaces  # before torch, whose CUDA it replaces until a lease begins
+# Imported before torch, because it replaces torch's CUDA until a lease begins.
+spaces = importlib.import_module("spaces") if ZERO else None
 
 RECOVER_SECONDS = 1.0
-# A thread that computes gives Python's lock up after this long, not after 5 ms: what records a run asks for the lock at every row.
+# How long a computing thread may keep Python's lock (default 5 ms). The thread that records a run
+# asks for the lock at every row.
 SWITCH_SECONDS = 0.0005
-EPHEMERAL = "This Space's disk is lost at every restart, and the runs with it. Mount a bucket and set GRPO_SNAPSHOTS to a folder in it, or export what you want to keep."
+EPHEMERAL = (
+    "This Space's disk is lost at every restart, and the runs with it. Mount a bucket and set "
+    "GRPO_SNAPSHOTS to a folder in it, or export what you want to keep."
+)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+M_ARENA_MAX = -8  # of mallopt in glibc
 
 
 def share_heaps() -> None:
-    """At most two heaps for all threads, where the C library is glibc: it gives each of the web server's forty its own, and what one frees no other uses."""
+    """Let all threads share two heaps, where the C library is glibc.
+
+    Otherwise each of the web server's forty threads gets its own heap, and memory that one thread
+    frees is not used by the others.
+    """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(-8, 2)  # M_ARENA_MAX
+        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, 2)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve the page until interrupted; returns the exit code."""
+    """Serve the page until interrupted. Returns the exit code."""
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -62,82 +84,145 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
-    from grpo_core.rubric.judge import HOSTS_VARIABLE
-    from grpo_core.runs.limits import Visitors, from_environment
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
-    from grpo_core.tasks.source import ROOTS_VARIABLE
-    from grpo_core.tasks.table import cache_folder
 
     snapshots = Snapshots(Path(options.db), Path(options.snapshots)) if options.snapshots else None
     if snapshots is not None and snapshots.restore():
         print(f"restored {options.db} from {options.snapshots}", flush=True)
-    store = Store(
-        options.db
-    )  # before the seconds of importing torch: a wrong --db is answered at once
-    from grpo_core.models import check_model, describe_device, pick_device
-    from grpo_core.models.device import DEVICE_VARIABLE
-    from grpo_core.preflight.service import PreflightService
+    # Before torch is imported, which takes seconds: a wrong --db is reported at once.
+    store = Store(options.db)
+    page, runs = _build(options, store, _storage(snapshots))
+    _launch(page, options, auth)
+    # The page's half a million objects stay. Full collections would look through them, which makes
+    # these slow and so rare that closed connections pile up: tens of MiB under load.
+    gc.collect()
+    gc.freeze()
+    print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
+    if page.share_url:
+        print(f"public: {page.share_url}", flush=True)
+    _wait_for_signal(runs, snapshots)
+    runs.close()
+    # A run that did not end in time: Python would wait for its process.
+    for child in multiprocessing.active_children():
+        child.kill()
+    if snapshots is not None:
+        snapshots.renew(now=True)
+    page.close(verbose=False)
+    return 0
+
+
+def _build(
+    options: argparse.Namespace, store: Store, storage: Callable[[], str] | None
+) -> tuple[Page, RunManager]:
+    from grpo_core.preflight.service import PreflightService, ServiceOptions
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.manager import RunManager
-    from grpo_core.runs.subprocess_trainer import apart, warm_up
-    from grpo_core.training.trainer import train
-    from ui.page import build_app, launch_options
-    from ui.server.guard import visitor
+    from ui.page import build_app
 
     add_plugins(options.rewards)
-    public = options.host not in LOOPBACK or options.share
-    roots = [*map(Path, options.files), cache_folder().parent / "uploads"] if public else None
-    limits = from_environment(os.environ, roots)
+    is_public = options.host not in LOOPBACK or options.share
+    limits = _limits(options.files, is_public)
+    trainer = _trainer(options.rewards)
+
+    def used_bytes() -> int:
+        return store.used_bytes() if limits.disk_mib else 0
+
+    runs = RunManager(
+        store,
+        trainer.run,
+        check=_check(store, limits),
+        device=trainer.device,
+        limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
+    )
+    service = PreflightService(
+        store,
+        ServiceOptions(
+            busy=lambda: runs.current is not None,
+            check=limits.check,
+            train=trainer.step,
+            lease_seconds=trainer.lease_seconds,
+            may_push=not is_public,
+        ),
+    )
+    return build_app(store, runs, service, bool(os.environ.get("SPACE_ID")), storage), runs
+
+
+def _storage(snapshots: Snapshots | None) -> Callable[[], str] | None:
+    """Says whether runs outlive the disk. None for an ordinary disk."""
+    if snapshots is not None:
+        return snapshots.state
+    return (lambda: EPHEMERAL) if os.environ.get("SPACE_ID") else None
+
+
+def _limits(folders: Sequence[str], is_public: bool) -> Limits:
+    """The limits in the environment; on a public server also those on files and judges."""
+    from grpo_core.rubric.judge import HOSTS_VARIABLE
+    from grpo_core.runs.limits import from_environment
+    from grpo_core.tasks.source import ROOTS_VARIABLE
+    from grpo_core.tasks.table import cache_folder
+
+    if not is_public:
+        return from_environment(os.environ, None)
+    roots = [*map(Path, folders), cache_folder().parent / "uploads"]
+    os.environ[ROOTS_VARIABLE] = os.pathsep.join(map(str, roots))
+    # The address of a judge that a visitor types must not reach hosts of the inner network.
+    os.environ.setdefault(HOSTS_VARIABLE, "")
+    return from_environment(os.environ, roots)
+
+
+def _check(store: Store, limits: Limits) -> Callable[[RunConfig], None]:
+    """The check of a configuration before its run starts. It raises StudioError."""
+    from grpo_core.models import check_model
+    from grpo_core.runs.limits import Visitors
+    from ui.server.guard import visitor
+
     visitors = Visitors(limits.per_visitor)
-    if roots is not None:
-        os.environ[ROOTS_VARIABLE] = os.pathsep.join(map(str, roots))
-        os.environ.setdefault(
-            HOSTS_VARIABLE, ""
-        )  # a judge's address typed by a stranger must not reach inner hosts
 
     def check(config: RunConfig) -> None:
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
         limits.check_disk(store.used_bytes() if limits.disk_mib else 0)
         check_model(config.model)
-        visitors.admit(visitor())  # last: what is refused is not counted
+        visitors.admit(visitor())  # last, so that a refused run does not count
 
-    seconds, device = None, ""
-    if not ZERO:
-        warm_up(train)  # before a run can begin: it goes on by itself, beside what follows
-    else:
-        from grpo_core.runs.zerogpu import leased, seconds_from
+    return check
 
-        os.environ[DEVICE_VARIABLE] = (
-            "cpu"  # outside a lease there is no GPU: questions beside a run are answered on the CPU
-        )
-        seconds = seconds_from(os.environ)
-        train, device = leased(train, spaces.GPU, seconds), f"ZeroGPU, leases of {seconds} s"
-    runs = RunManager(
-        store,
-        train if ZERO else apart(train, partial(add_plugins, options.rewards)),
-        check=check,
-        device=device or describe_device(pick_device()),
-        limit=lambda seconds: limits.reason_to_stop(
-            seconds, store.used_bytes() if limits.disk_mib else 0
-        ),
-    )
-    space = bool(os.environ.get("SPACE_ID"))
-    storage = snapshots.state if snapshots is not None else (lambda: EPHEMERAL) if space else None
-    page = build_app(
-        store,
-        runs,
-        PreflightService(
-            store,
-            lambda: runs.current is not None,
-            limits.check,
-            train,
-            seconds,
-            may_push=not public,
-        ),
-        space,
-        storage,
-    )
+
+@dataclass(frozen=True, slots=True)
+class _Trainer:
+    """How this server trains."""
+
+    run: Train  # a whole run
+    step: Train  # the one step of Preflight
+    device: str
+    lease_seconds: int | None = None  # of a lease of ZeroGPU
+
+
+def _trainer(plugins: Sequence[str]) -> _Trainer:
+    from grpo_core.models import describe_device, pick_device
+    from grpo_core.models.device import DEVICE_VARIABLE
+    from grpo_core.rubric import add_plugins
+    from grpo_core.runs.subprocess_trainer import in_subprocess, warm_up
+    from grpo_core.training.trainer import train
+
+    if spaces is None:
+        # Starts now and goes on beside what follows, so that the first run need not wait.
+        warm_up(train)
+        run = in_subprocess(train, partial(add_plugins, plugins))
+        return _Trainer(run, train, describe_device(pick_device()))
+
+    from grpo_core.runs.zerogpu import leased, seconds_from
+
+    # Outside a lease there is no GPU: questions about models are answered on the CPU.
+    os.environ[DEVICE_VARIABLE] = "cpu"
+    seconds = seconds_from(os.environ)
+    in_lease = leased(train, spaces.GPU, seconds)
+    return _Trainer(in_lease, in_lease, f"ZeroGPU, leases of {seconds} s", seconds)
+
+
+def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | None) -> None:
+    from ui.page import launch_options
+
     page.launch(
         server_name=options.host,
         server_port=options.port,
@@ -148,31 +233,21 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
         mcp_server=options.mcp,
         **launch_options(page, options.host, share=options.share, auth=auth),
     )
-    # The page's half a million objects stay. Looked through at every full collection they made these slow, and so rare that the remains of
-    # connections piled up: tens of MiB under load.
-    gc.collect()
-    gc.freeze()
-    print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
-    if page.share_url:
-        print(f"public: {page.share_url}", flush=True)
 
-    # Gradio handles Ctrl-C only: a terminated server must still end its run's record cleanly.
-    asked = threading.Event()
+
+def _wait_for_signal(runs: RunManager, snapshots: Snapshots | None) -> None:
+    """Wait for Ctrl-C or a termination. Gradio handles Ctrl-C only.
+
+    Meanwhile renew the snapshot, and mark runs whose process died as interrupted: another process
+    may have trained them on this store.
+    """
+    stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    while not asked.wait(RECOVER_SECONDS):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(RECOVER_SECONDS):
         if snapshots is not None:
             snapshots.renew()
-        runs.recover()  # a run of another process, killed while this one only watched, must not look alive for ever
-    runs.close()
-    for child in (
-        multiprocessing.active_children()
-    ):  # a run that did not end in time: Python would wait for it
-        child.kill()
-    if snapshots is not None:
-        snapshots.renew(now=True)
-    page.close(verbose=False)
-    return 0
+        runs.recover()
 
 
 def _credentials(text: str | None) -> tuple[str, str] | None:
@@ -186,26 +261,26 @@ def _credentials(text: str | None) -> tuple[str, str] | None:
 
 def _check_port(host: str, port: int) -> None:
     if not 0 < port < 65536:
-        raise StudioError(f"--port {port} is no port. Use a number from 1 to 65535; 7860 is usual.")
+        raise StudioError(f"--port {port} is not a port. Use 1 to 65535; 7860 is usual.")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise StudioError(
-                f"--port {port} on {host} cannot be used: {error.strerror}. Stop what uses it, or choose another, "
-                f"e.g. --port {port % 65535 + 1}."
+                f"--port {port} on {host} cannot be used: {error.strerror}. Stop the program that "
+                f"uses it, or choose another port, e.g. --port {port % 65535 + 1}."
             ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    spaces = bool(os.environ.get("SPACE_ID"))
+    on_space = bool(os.environ.get("SPACE_ID"))
     parser = argparse.ArgumentParser(
         description="Train language models with GRPO in the browser and watch every group learn."
     )
     parser.add_argument(
         "--host",
-        default=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if spaces else "127.0.0.1"),
+        default=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if on_space else "127.0.0.1"),
         help="address to listen on (default 127.0.0.1: this machine only)",
     )
     parser.add_argument(
@@ -224,26 +299,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         action="append",
         default=[],
-        help="off this machine only: a folder below which models and prompt files may be named; may be repeated. Default: none",
+        help="when others can reach this server: a folder from which models and prompt files may "
+        "be read; may be repeated. Default: none",
     )
     parser.add_argument(
         "--snapshots",
         metavar="FOLDER",
         default=os.environ.get("GRPO_SNAPSHOTS"),
-        help="keep a copy of the file here, renewed every minute, and restore it when the file is gone (for containers with a mounted bucket)",
+        help="keep a copy of the SQLite file here, renewed every minute, and restore it when the "
+        "file is missing (for containers with a mounted bucket)",
     )
     parser.add_argument(
-        "--share", action="store_true", help="a public link through Gradio's servers"
+        "--share", action="store_true", help="create a public link through Gradio's servers"
     )
     parser.add_argument(
         "--rewards",
         metavar="FILE.py",
         action="append",
         default=[],
-        help="a plug-in file with reward functions f(completions, prompts, **columns); may be repeated. Runs locked up, but is yours to trust",
+        help="a plug-in file with reward functions f(completions, prompts, **columns); may be "
+        "repeated. It runs in a sandbox, but load only files that you trust",
     )
     parser.add_argument(
-        "--auth", metavar="USER:PASSWORD", help="ask for these before showing anything"
+        "--auth", metavar="USER:PASSWORD", help="require this login before showing anything"
     )
     parser.add_argument(
         "--mcp",

@@ -1,4 +1,4 @@
-"""What a stranger can reach: every route and every endpoint of the running server, enumerated from the server itself, and tried."""
+"""What a stranger can reach: tries every route and endpoint that the running server lists."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, Ru
 ROOT = Path(__file__).parent.parent
 SECRET = "hf_averysecrettokenthatnobodymaysee"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRET}
-# What anybody may have: what a browser needs to show the form for the password, and Gradio's own sign of life.
+# Open to everybody: what a browser needs to show the login form, and Gradio's sign of life.
 OPEN = {
     "",
     "/",
@@ -44,7 +44,7 @@ OPEN = {
 
 
 class Locked:
-    """app.py with --auth, and a run in its store."""
+    """app.py with --auth, with a run in its store."""
 
     def __init__(self, folder: Path):
         self.db = folder / "runs.sqlite"
@@ -102,7 +102,7 @@ class Locked:
         method: str | None = None,
         raw: bool = False,
     ) -> tuple[int, str]:
-        """Status and body; 0: no answer at all."""
+        """Status and body. Status 0: no answer."""
         body = None if data is None else json.dumps(data).encode()
         request = urllib.request.Request(
             self.url + path,
@@ -150,19 +150,16 @@ def signed_in(locked):
 
 @pytest.fixture(scope="module")
 def routes(tmp_path_factory):
-    """Every (method, path) that the server answers, of the very application that app.py serves."""
+    """Every (method, path) of the application that app.py serves."""
     code = """
 import json, sys
 from gradio.routes import App
-from grpo_core.runs import RunManager
+from grpo_core.preflight.service import PreflightService
+from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
-from starlette.routing import Mount
 from ui.page import build_app, launch_options
-try:
-    from grpo_core.preflight.service import PreflightService
-    page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None), PreflightService())
-except ImportError:
-    page = build_app(Store(sys.argv[1]), RunManager(Store(sys.argv[1]), None))
+store = Store(sys.argv[1])
+page = build_app(store, RunManager(store, None), PreflightService(store))
 def walk(routes, prefix=""):
     for r in routes:
         inner = getattr(r, "original_router", None)
@@ -171,10 +168,12 @@ def walk(routes, prefix=""):
         elif getattr(r, "routes", None):
             yield from walk(r.routes, prefix + getattr(r, "path", ""))
         elif inner is not None:
-            yield from walk(inner.routes, prefix + getattr(getattr(r, "include_context", None), "prefix", ""))
+            context = getattr(r, "include_context", None)
+            yield from walk(inner.routes, prefix + getattr(context, "prefix", ""))
         elif hasattr(r, "path"):
             yield ("GET", prefix + r.path)
-print(json.dumps(sorted(set(walk(App.create_app(page, app_kwargs=launch_options(page)["app_kwargs"]).routes)))))
+app = App.create_app(page, app_kwargs=launch_options(page)["app_kwargs"])
+print(json.dumps(sorted(set(walk(app.routes)))))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path_factory.mktemp("routes") / "x.sqlite")],
@@ -300,6 +299,7 @@ def test_a_run_id_is_an_id_and_never_a_path(tmp_path):
                 ask(run_id)
 
 
+@pytest.mark.slow
 def test_an_environment_token_never_reaches_store_log_page_or_export(locked, signed_in, tmp_path):
     status, text = locked.ask(
         "/gradio_api/call/start",
@@ -375,6 +375,7 @@ def test_fields_take_any_text_as_text(tmp_path):
     assert len(store.runs()) == 1
 
 
+@pytest.mark.slow
 def test_gradio_client_and_command_line_work_with_the_password(locked):
     from gradio_client import Client
 

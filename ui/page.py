@@ -1,30 +1,32 @@
-"""The page: header, tabs and wiring. build_app(store, runs) -> gr.Blocks; launch it with launch_options()."""
+"""The page: header, tabs and wiring. build_app(store, runs, service) -> a page for launch()."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 import gradio as gr
+from gradio.themes import Base as BaseTheme
 from starlette.middleware import Middleware
 
 from grpo_core.store import Store
-from ui.components.html_panel import QUIET, html_panel, script
+from ui.components.html_panel import QUIET, html_panel, script, styles
 from ui.components.live_chart import plotly_js
 from ui.render import status
 from ui.render.text import esc
-from ui.server import group_ref as place
+from ui.server import group_ref
 from ui.server.api import build_api
 from ui.server.guard import Guard, own_hosts
-from ui.server.refresh import Shows
-from ui.server.service import Desk
+from ui.server.refresh import Refresh
+from ui.server.service import Service
 from ui.server.views import Runs, Views
-from ui.tabs.inspect import build_inspect
+from ui.tabs.frame import SKIP, Frame, Tab
+from ui.tabs.inspect import Inspect, build_inspect
 from ui.tabs.playground import build_playground
 from ui.tabs.runs import build_runs
-from ui.tabs.train import SKIP, Frame, build_train
+from ui.tabs.train import Train, build_train
 
 POLL_SECONDS = 1.0
 STORAGE_SECONDS = 15.0
@@ -32,155 +34,220 @@ TABS = ("train", "inspect", "runs", "playground")
 DAY = 24 * 3600
 
 
+@dataclass(frozen=True, slots=True)
+class _Tabs:
+    tabs: gr.Tabs
+    train: Train
+    inspect: Inspect
+    runs: Tab
+    playground: Tab
+
+
+class Page(gr.Blocks):
+    """The Gradio app, and what fills it from the store."""
+
+    def __init__(self, refresh: Refresh, **options: Any):
+        super().__init__(**options)
+        self.refresh = refresh
+
+
 def build_app(
     store: Store,
     runs: Runs,
-    desk: Desk,
+    service: Service,
     space: bool = False,
     storage: Callable[[], str] | None = None,
-) -> gr.Blocks:
-    """The whole page over a store. Everything it shows is read from there; `runs` is only told to start and to stop, `desk` only asked.
+) -> Page:
+    """The whole page over a store, from which it reads everything that it shows.
 
-    space: on a Hugging Face Space, which can be duplicated. storage: says whether what is recorded outlives the disk; None: an ordinary disk.
+    runs: receives what a person does to a run. service: answers questions about models and prompts.
+    space: on a Hugging Face Space, which can be duplicated.
+    storage: says whether runs outlive the disk; None for an ordinary disk.
     """
-    views, shows = Views(store), Shows()
+    views, refresh = Views(store), Refresh()
     gr.set_static_paths([plotly_js()])
-    with gr.Blocks(
-        title="GRPO Studio", fill_width=True, delete_cache=(DAY, DAY), analytics_enabled=False
-    ) as app:
-        build_api(views, runs)  # first, so that no other handler takes its names
-        with gr.Row(elem_id="header"):
-            html_panel(status.brand(runs.device), script=script("theme.js"), elem_id="brand")
-            run = gr.Dropdown(
-                [], label="Run", elem_id="run", interactive=True, scale=0, min_width=240
-            )
-            pill = html_panel(status.run_pill(None), elem_id="run-pill")
-            if space:
-                gr.DuplicateButton("Duplicate this Space", size="sm", scale=0, min_width=180)
+    with Page(
+        refresh,
+        title="GRPO Studio",
+        fill_width=True,
+        delete_cache=(DAY, DAY),
+        analytics_enabled=False,
+    ) as page:
+        build_api(views, runs)  # first: the endpoints' names are then still free
+        run, pill = _build_header(runs.device, space)
         if storage is not None:
-            kept = html_panel(status.storage_note(storage()), elem_id="storage")
-            gr.Timer(STORAGE_SECONDS).tick(
-                lambda: status.storage_note(storage()), None, kept, **QUIET
-            )
+            _build_storage(storage)
         notice = html_panel(elem_id="notice")
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
-        frame = Frame(run, pill, tab, notice, shows)
-        with gr.Tabs(elem_id="tabs") as tabs:
-            # render_children: a tab that was left keeps its charts, and with them every zoom.
-            with gr.Tab(
-                "Train", id="train", elem_id="tab-train", render_children=True
-            ) as train_tab:
-                train = build_train(frame, views, runs, desk)
-            with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as inspect_tab:
-                inspect = build_inspect(frame, views, train.setup, tabs)
-            with gr.Tab("Runs", id="runs", elem_id="tab-runs") as runs_tab:
-                listing = build_runs(frame, views, tabs, runs, desk)
-            with gr.Tab("Playground", id="playground", elem_id="tab-playground") as playground_tab:
-                playground = build_playground(frame, views, desk)
+        frame = Frame(run, pill, tab, notice, refresh)
+        tabs = _build_tabs(frame, views, runs, service)
+        poll = Poll(frame.tab, [tabs.train, tabs.inspect, tabs.runs, tabs.playground])
+        _wire_poll(poll, frame)
+        _wire_address(tabs, frame)
+        page.load(None, **_arrival(poll, tabs, frame, views), **QUIET)
+    return page
 
-        parts = (train, inspect, listing, playground)
-        inputs = [tab, *(i for part in parts for i in part.inputs)]
-        outputs = [o for part in parts for o in part.outputs]
 
-        def poll(chosen: Any, *values: Any) -> list[Any]:
-            """One request a second for all tabs; what is not in view is skipped until it is."""
-            out, at = [], 0
-            for name, part in zip(TABS, parts, strict=True):
-                mine = values[at : at + len(part.inputs)]
-                at += len(part.inputs)
-                out += (
-                    part.show(*mine)
-                    if name == chosen or part is train
-                    else [SKIP] * len(part.outputs)
-                )
-            return out
+def _build_header(device: str, space: bool) -> tuple[gr.Dropdown, gr.HTML]:
+    """The run picker and the state of the run in view."""
+    with gr.Row(elem_id="header"):
+        html_panel(status.brand(device), script=script("theme.js"), elem_id="brand")
+        run = gr.Dropdown([], label="Run", elem_id="run", interactive=True, scale=0, min_width=240)
+        pill = html_panel(status.run_pill(None), elem_id="run-pill")
+        if space:
+            gr.DuplicateButton("Duplicate this Space", size="sm", scale=0, min_width=180)
+    return run, pill
 
-        gr.Timer(POLL_SECONDS).tick(
-            None, inputs, outputs, js=shows.js("poll", poll, inputs, "poll"), **QUIET
-        )
-        for name, button in zip(
-            TABS, (train_tab, inspect_tab, runs_tab, playground_tab), strict=True
-        ):
-            button.select(None, None, tab, js=f"() => '{name}'")
-        tab.change(None, inputs, outputs, js=shows.js("poll", poll, inputs), **QUIET)
-        gr.on(
-            [tab.change, run.change, train.pin.change, inspect.opened.change],
-            None,
-            [tab, run, train.pin, inspect.opened],
-            None,
-            js=place.ADDRESS_JS,
-            trigger_mode="always_last",
-        )
 
-        def arrive(search: Any, *values: Any) -> list[Any]:
-            """The first answer: everything at once, so that a shared address is there after one request. search: the address from its ? on."""
-            run_id, first, pin, opened, said = arrival(
-                views, dict(parse_qsl(search.removeprefix("?"))) if isinstance(search, str) else {}
+def _build_storage(storage: Callable[[], str]) -> None:
+    def read() -> str:
+        return status.storage_note(storage())
+
+    panel = html_panel(read(), elem_id="storage")
+    gr.Timer(STORAGE_SECONDS).tick(read, None, panel, **QUIET)
+
+
+def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Tabs:
+    with gr.Tabs(elem_id="tabs") as tabs:
+        # render_children: a tab that was left keeps its charts and their zoom.
+        with gr.Tab("Train", id="train", elem_id="tab-train", render_children=True) as on_train:
+            train = build_train(frame, views, runs, service)
+        with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as on_inspect:
+            inspect = build_inspect(frame, views, train.setup, tabs)
+        with gr.Tab("Runs", id="runs", elem_id="tab-runs") as on_runs:
+            listing = build_runs(frame, views, tabs, runs, service)
+        with gr.Tab("Playground", id="playground", elem_id="tab-playground") as on_playground:
+            playground = build_playground(frame, views, service)
+    for name, tab in zip(TABS, (on_train, on_inspect, on_runs, on_playground), strict=True):
+        tab.select(None, None, frame.tab, js=f"() => '{name}'")
+    return _Tabs(tabs, train, inspect, listing, playground)
+
+
+# ---- filling the page ------------------------------------------------------------------------
+
+
+class Poll:
+    """One request for all tabs. It fills the tab in view, and Train, which also fills the header.
+
+    The other tabs are skipped until they are in view.
+    """
+
+    def __init__(self, tab: gr.Textbox, tabs: Sequence[Tab]):
+        """tab: holds the name of the tab in view. tabs: in the order of TABS."""
+        self.tabs = dict(zip(TABS, tabs, strict=True))
+        self.inputs = [tab, *(i for t in tabs for i in t.inputs)]
+        self.outputs = [o for t in tabs for o in t.outputs]
+
+    def __call__(self, in_view: Any, *values: Any) -> list[Any]:
+        out: list[Any] = []
+        rest = list(values)
+        for name, tab in self.tabs.items():
+            given, rest = rest[: len(tab.inputs)], rest[len(tab.inputs) :]
+            if name in (in_view, "train"):
+                out += tab.show(*given)
+            else:
+                out += [SKIP] * len(tab.outputs)
+        return out
+
+
+def _wire_poll(poll: Poll, frame: Frame) -> None:
+    every_second = frame.refresh.js("poll", poll, poll.inputs, kind="poll")
+    gr.Timer(POLL_SECONDS).tick(None, poll.inputs, poll.outputs, js=every_second, **QUIET)
+    at_once = frame.refresh.js("poll", poll, poll.inputs)
+    frame.tab.change(None, poll.inputs, poll.outputs, js=at_once, **QUIET)
+
+
+def _wire_address(tabs: _Tabs, frame: Frame) -> None:
+    """Keep the address of the page equal to what it shows."""
+    shown = [frame.tab, frame.run, tabs.train.pin, tabs.inspect.group]
+    gr.on(
+        [component.change for component in shown],
+        None,
+        shown,
+        None,
+        js=group_ref.ADDRESS_JS,
+        trigger_mode="always_last",
+    )
+
+
+def _arrival(poll: Poll, tabs: _Tabs, frame: Frame, views: Views) -> dict[str, Any]:
+    """Arguments of the page's load event: one request shows everything that the address names."""
+    pin, group = tabs.train.pin, tabs.inspect.group
+
+    def arrive(search: Any, *values: Any) -> list[Any]:
+        """search: the query of the address, from its question mark on."""
+        query = search.removeprefix("?") if isinstance(search, str) else ""
+        arrived = read_address(views, dict(parse_qsl(query)))
+        named = {
+            id(frame.run): arrived.run_id,
+            id(frame.tab): arrived.tab,
+            id(pin): arrived.pin,
+            id(group): arrived.group,
+        }
+        given = [named.get(id(c), v) for c, v in zip(poll.inputs, values, strict=True)]
+        out = poll(*given)
+        out[poll.outputs.index(frame.run)] = views.picked(arrived.run_id)
+        selected = gr.update(selected=arrived.tab)
+        return [selected, arrived.tab, arrived.pin, arrived.group, arrived.notice, *out]
+
+    js = frame.refresh.js(
+        "arrive", arrive, poll.inputs, kind="first", first="window.location.search"
+    )
+    outputs = [tabs.tabs, frame.tab, pin, group, frame.notice, *poll.outputs]
+    return {"inputs": poll.inputs, "outputs": outputs, "js": js}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What an address of the page names."""
+
+    run_id: str | None
+    tab: str
+    pin: str  # the pinned group of Train, as text
+    group: str  # the open group of Inspect, as text
+    notice: str
+
+
+def read_address(views: Views, query: Mapping[str, str]) -> Arrival:
+    """Check the address. For a run that does not exist, name the newest one and say so."""
+    tab = query.get("tab", "train")
+    if tab not in TABS:
+        tab = "train"
+    run_id = query.get("run", "")
+    if views.cursor(run_id) is None:
+        notice = ""
+        if run_id:
+            notice = status.banner(
+                "The run in this address is not here.",
+                "It may have been deleted, or belong to another file. This is the newest one.",
             )
-            given = {
-                id(run): run_id,
-                id(tab): first,
-                id(train.pin): pin,
-                id(inspect.opened): opened,
-            }
-            out = poll(*(given.get(id(c), v) for c, v in zip(inputs, values, strict=True)))
-            out[outputs.index(run)] = views.picked(run_id)
-            return [gr.update(selected=first), first, pin, opened, said, *out]
-
-        app.load(
-            None,
-            inputs,
-            [tabs, tab, train.pin, inspect.opened, notice, *outputs],
-            js=shows.js("arrive", arrive, inputs, "first", first="window.location.search"),
-            **QUIET,
-        )
-    app.shows = shows
-    return app
-
-
-def arrival(views: Views, query: dict[str, str]) -> tuple[str | None, str, str, str, str]:
-    """An address -> run, tab, pinned place, opened place, notice. A run that is not here is said, and the newest one is shown."""
-    tab = query.get("tab", "train") if query.get("tab", "train") in TABS else "train"
-    wanted = query.get("run", "")
-    found = views.cursor(wanted) is not None
-    at = place.text(place.from_query(query)) if found else ""
-    said = (
-        ""
-        if found or not wanted
-        else status.banner(
-            "The run in this address is not here.",
-            "It may have been deleted, or belong to another file. This is the newest one.",
-        )
-    )
-    return (
-        wanted if found else views.default_run(),
-        tab,
-        at if tab == "train" else "",
-        at if tab == "inspect" else "",
-        said,
-    )
+        return Arrival(views.default_run(), tab, "", "", notice)
+    ref = group_ref.text(group_ref.from_query(query))
+    return Arrival(run_id, tab, ref if tab == "train" else "", ref if tab == "inspect" else "", "")
 
 
 def launch_options(
-    page: gr.Blocks,
+    page: Page,
     host: str = "127.0.0.1",
     share: bool = False,
     auth: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What a page of build_app needs of launch(): Gradio 6 takes theme, styles and head there. Nothing in it leaves the machine."""
-    here = Path(__file__).parent / "components"
-    head = (
-        f'<meta name="plotly-js" content="gradio_api/file={esc(plotly_js())}">\n<style>{(here / "style.css").read_text("utf-8")}</style>'
-        f"\n<script>{(here / 'refresh.js').read_text('utf-8')}{(here / 'choices.js').read_text('utf-8')}</script>"
-    )
+    """Arguments of launch() for a page of build_app; Gradio 6 takes theme, styles and head there.
+
+    Nothing in them makes a request to another machine.
+    """
+    plotly = f"gradio_api/file={esc(plotly_js())}"
     guard = Middleware(
         Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else (), auth=auth
     )
     return {
-        "theme": gr.themes.Base(
+        "theme": BaseTheme(
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
-        "head": head,
+        "head": (
+            f'<meta name="plotly-js" content="{plotly}">\n<style>{styles()}</style>'
+            f"\n<script>{script('refresh.js')}{script('choices.js')}</script>"
+        ),
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,
@@ -189,7 +256,7 @@ def launch_options(
         "pwa": False,
         "app_kwargs": {
             "middleware": [guard],
-            "routes": [page.shows.route()],
+            "routes": [page.refresh.route()],
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,

@@ -1,4 +1,7 @@
-"""Real servers in processes of their own, real pages in Debian's Chromium. Every request that leaves the machine fails the test."""
+"""Servers in their own processes, and pages in a real Chromium.
+
+A request that leaves the machine fails the test.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def browser():
 
 
 class Watch:
-    """What must not happen on a page: a dialog, an error, a request to anywhere but this machine."""
+    """What must not happen on a page: a dialog, an error, a request to another machine."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -98,7 +101,7 @@ def open_page(context) -> Callable:
         page.goto(server.url + "/" + query)
         page.get_by_role("tab", name="Train").wait_for()
         page.wait_for_function(
-            "window.studioShow?.failed === 0"
+            "window.studioRefresh?.failed === 0"
         )  # the first answer is shown, whatever tab the address names
         return page
 

@@ -1,4 +1,4 @@
-"""app.py in a process of its own, as a person starts it."""
+"""app.py in its own process, as a person starts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Everybody can use the page: axe-core over every view, light and dark, on a phone and on a desk; and all of the inspector by keyboard."""
+"""Accessibility: axe-core on every view, light and dark, on a phone and on a desktop.
+
+Also the whole inspector by keyboard.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from playwright.sync_api import Page, expect
 from views import views
 
 from grpo_core.config import nest, parse
-from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.manager import Job, execute, prepare
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 
-# What is Gradio's own and cannot be mended from outside: rule -> (a selector, the reason).
+# Violations inside Gradio that cannot be fixed here: rule -> (a selector, the reason).
 GRADIOS_OWN: dict[str, tuple[str, str]] = {}
 SERIOUS = ("serious", "critical")
 DESK, PHONE = {"width": 1440, "height": 1000}, {"width": 380, "height": 820}
@@ -46,7 +49,7 @@ def finished(tiny_model, tmp_path_factory) -> Iterator[Server]:
             )
         )
         assert (
-            execute(store, store.create_run(settings, name), settings, train, RunControl())
+            execute(store, Job(store.create_run(settings, name), settings, RunControl()), train)
             == "finished"
         )
     store.close()
@@ -58,7 +61,7 @@ def finished(tiny_model, tmp_path_factory) -> Iterator[Server]:
 def violations(
     page: Page, dark: bool, size: dict[str, int], rules: list[str] | None = None
 ) -> list[str]:
-    """What axe-core finds that is serious or critical: rule, element, why. `rules`: only these."""
+    """The serious and critical violations that axe-core finds. rules: check only these."""
     page.set_viewport_size(size)
     page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
     options = {"resultTypes": ["violations"]} | (
@@ -94,7 +97,7 @@ def test_axe_finds_nothing_serious_in_any_view_theme_or_width(finished, open_pag
         page.set_viewport_size(DESK)
         go()
         page.mouse.move(0, 0)
-        # A theme changes colours alone; so only one of the two is asked everything.
+        # A theme changes only colours, so each size gets all rules in one theme only.
         found[name] = (
             violations(page, False, DESK)
             + violations(page, True, DESK, ["color-contrast"])
@@ -109,7 +112,7 @@ def test_axe_finds_nothing_serious_in_any_view_theme_or_width(finished, open_pag
 
 
 def tab_to(page: Page, selector: str, most: int = 90) -> None:
-    """Tab until the focus is on `selector`, as a person does who has no pointer."""
+    """Press Tab until the focus is on `selector`, as a person without a pointer does."""
     for _ in range(most):
         if page.evaluate("s => document.activeElement.matches(s)", selector):
             return

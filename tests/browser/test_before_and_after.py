@@ -1,4 +1,8 @@
-"""Around a run in a real browser: own prompts previewed, model checked, rubric probed, preflight read; then trained, and asked before and after."""
+"""What a person does around a run, in a real browser.
+
+Before it: preview prompts, check the model, probe the rubric, read Preflight. After it: compare
+answers in the Playground.
+"""
 
 from __future__ import annotations
 

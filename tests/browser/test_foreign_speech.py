@@ -1,4 +1,4 @@
-"""A model that speaks nothing but hostile text: its tokens, its answers and what they might have earned are shown as that very text."""
+"""A model that writes only hostile text: every view shows it as literal text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grpo_core.config import nest, parse
-from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.manager import Job, execute, prepare
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
@@ -36,7 +36,7 @@ SAID = [w for w in WORDS if w.isprintable()]
 
 
 def hostile_model(folder: Path) -> Path:
-    """A random model whose every token is a payload, and that never ends by itself."""
+    """A random model whose every token is a payload, and that never samples the end token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -63,9 +63,8 @@ def hostile_model(folder: Path) -> Path:
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    with (
-        torch.no_grad()
-    ):  # the first feature is large and the same everywhere, and only the end of a text hears it
+    # The first feature is large and equal at every token. It lowers only the end token's logit.
+    with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 5.0
         model.lm_head.weight[tokenizer.eos_token_id, 0] = -10.0
     model.save_pretrained(folder)
@@ -102,7 +101,7 @@ def speaking(tmp_path):
     store = Store(tmp_path / "runs.sqlite")
     run_id = store.create_run(config, "speaks", status=RunStatus.LOADING)
     assert (
-        execute(store, run_id, config, train, RunControl(store.checkpoint_folder(run_id)))
+        execute(store, Job(run_id, config, RunControl(store.checkpoint_folder(run_id))), train)
         is RunStatus.FINISHED
     ), store.run(run_id).error
     server = Server(store.path)
@@ -119,9 +118,12 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
         text = page.locator(place).evaluate("node => node.textContent")
         return {p for p in SAID if p in text}
 
-    def nothing_came_alive() -> None:
-        """No payload became an element: one that points where they point, or listens as they listen."""
-        alive = "[src$='/x'], [src='x'], [onerror], [onload], [onfocus], [ontoggle], [onstart], [onbegin], [onpointerover], [ping], iframe, object, embed, marquee"
+    def no_payload_became_an_element() -> None:
+        """No payload became an element with its address or with its event handler."""
+        alive = (
+            "[src$='/x'], [src='x'], [onerror], [onload], [onfocus], [ontoggle], [onstart], "
+            "[onbegin], [onpointerover], [ping], iframe, object, embed, marquee"
+        )
         there = [
             f"[{name}*='203.0.113.7']" for name in ("src", "href", "data", "action", "content")
         ]
@@ -143,13 +145,13 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
     tokens.focus()
     for _ in range(12):  # what is said of each token beside it
         page.keyboard.press("ArrowRight")
-    nothing_came_alive()
+    no_payload_became_an_element()
     look.get_by_role("radio", name="What if").check(force=True)
     page.locator("#look-controls output").first.wait_for()
     page.get_by_label("Weight of repetition").fill("0")
     wait_until(lambda: page.locator("#look-controls output").first.inner_text() == "0")
     wait_until(lambda: page.locator("#look-body").inner_text())
-    nothing_came_alive()
+    no_payload_became_an_element()
 
     page.get_by_role("tab", name="Playground").click()
     wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
@@ -158,4 +160,4 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
     page.get_by_role("button", name="Answer", exact=True).click()
     wait_until(lambda: page.locator("#play-answers section").count() == 2, 60)
     assert len(shown("#play-answers")) >= 40
-    nothing_came_alive()
+    no_payload_became_an_element()

@@ -9,16 +9,20 @@ import struct
 from playwright.sync_api import expect
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.manager import Job, execute, prepare
 from grpo_core.store import Recorder, Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus, StepCompleted, StepMetrics
 
-FAR_AWAY = """() => {
-  const near = window.fetch;
-  window.fetch = async (...asked) => { await new Promise(done => setTimeout(done, 700)); return near(...asked); };
-}"""  # from here on every answer takes .7 s more
+# From now on every answer takes 0.7 s longer.
+SLOW_ANSWERS = """() => {
+  const fetch_now = window.fetch;
+  window.fetch = async (...request) => {
+    await new Promise(done => setTimeout(done, 700));
+    return fetch_now(...request);
+  };
+}"""
 
 
 def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page, tiny_settings):
@@ -27,7 +31,7 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
         parse(nest({**tiny_settings, "rubric.name": "concise answer", "train.steps": 2}))
     )
     assert (
-        execute(store, store.create_run(settings, "tiny"), settings, train, RunControl())
+        execute(store, Job(store.create_run(settings, "tiny"), settings, RunControl()), train)
         == "finished"
     )
     page = open_page(server, "?tab=inspect&step=1&group=1")
@@ -69,11 +73,11 @@ def test_a_second_choice_counts_before_the_first_is_answered(server, open_page, 
         parse(nest({**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3}))
     )
     assert (
-        execute(store, store.create_run(settings, "tiny"), settings, train, RunControl())
+        execute(store, Job(store.create_run(settings, "tiny"), settings, RunControl()), train)
         == "finished"
     )
     page = open_page(server, "?tab=inspect&step=1&group=1")
-    page.evaluate(FAR_AWAY)
+    page.evaluate(SLOW_ANSWERS)
 
     head = page.locator("#opened-group .group-head")
     for _ in range(5):  # from the first of three groups: 2, 3, 1, 2, 3
@@ -106,7 +110,7 @@ def test_runs_are_selected_and_sorted_as_fast_as_one_clicks(server, open_page):
     page = open_page(server, "?tab=runs")
     names, boxes = page.locator("#run-table td.name"), page.locator("#run-table [data-do=select]")
     expect(names).to_have_text(["a", "b"])  # the newest first
-    page.evaluate(FAR_AWAY)
+    page.evaluate(SLOW_ANSWERS)
     boxes.nth(0).click()
     boxes.nth(1).click()
     expect(page.get_by_text("Where their settings differ")).to_be_visible()
@@ -118,7 +122,7 @@ def test_runs_are_selected_and_sorted_as_fast_as_one_clicks(server, open_page):
 
 
 def curve_run(store: Store) -> None:
-    """Sixty steps whose loss goes 0, .1, .2, .3 over and over, but for three spikes."""
+    """Sixty steps whose loss repeats 0, .1, .2, .3, with three spikes."""
     run_id = store.create_run(RunConfig(), "curves")
     with Recorder(store, run_id) as record:
         for step in range(1, 61):

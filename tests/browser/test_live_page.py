@@ -1,4 +1,4 @@
-"""The page stays true and alive: zoom, many tabs, reloads, killed servers, hostile text."""
+"""The page stays correct: zoom, many tabs, reloads, killed servers, hostile text."""
 
 from __future__ import annotations
 
@@ -89,16 +89,17 @@ def test_zoom_survives_ten_refreshes_and_the_node_is_the_same(server, open_page)
     plot = "#curve-reward .js-plotly-plot"
     page.locator(f"{plot} .scatterlayer .trace").first.wait_for()
     page.evaluate(
-        "s => { const p = document.querySelector(s); p.dataset.mine = 'yes'; return window.Plotly.relayout(p, {'xaxis.range': [1, 3]}); }",
+        "s => { const p = document.querySelector(s); p.dataset.mine = 'yes'; "
+        "return window.Plotly.relayout(p, {'xaxis.range': [1, 3]}); }",
         plot,
     )
     before = store.runs()[0].revision
-    wait_until(
-        lambda: store.runs()[0].revision >= before + 30
-    )  # several writes a step: ten polls see ten different revisions
+    # A step writes several times, so ten polls see ten different revisions.
+    wait_until(lambda: store.runs()[0].revision >= before + 30)
     time.sleep(10)
     state = page.evaluate(
-        "s => { const p = document.querySelector(s); return [p.dataset.mine, p.layout.xaxis.range, p.data[0].x.length]; }",
+        "s => { const p = document.querySelector(s); "
+        "return [p.dataset.mine, p.layout.xaxis.range, p.data[0].x.length]; }",
         plot,
     )
     assert state[0] == "yes"
@@ -159,7 +160,10 @@ def test_after_a_killed_server_the_run_is_interrupted_with_all_its_rows(server, 
 
 
 def record_hostile_run(db: Path) -> str:
-    """A run whose every foreign text is a payload: name, prompts, answers, completions, criterion scores, error."""
+    """A run in which every text is a payload.
+
+    That is its name, prompts, answers, completions, names of criteria and error.
+    """
     store = Store(db)
     config = RunConfig()
     config = config.model_copy(update={"rubric": resolve_rubric(config.rubric)})

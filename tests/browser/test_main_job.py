@@ -21,7 +21,7 @@ def wait_until(ask, seconds=30.0):
 
 
 def step_shown(page) -> int:
-    """The step that the group panel shows, as soon as it shows one."""
+    """The step in the group panel; waits until there is one."""
     found = wait_until(
         lambda: re.search(r"step ([\d,]+)", page.locator("#group").inner_text().lower())
     )
@@ -33,7 +33,10 @@ def start(page) -> None:
 
 
 def write(page, label: str, text: str) -> None:
-    """Fill a field of a fold that was just opened: once, a moment later, Gradio gives such fields back what they held before."""
+    """Fill a field of a fold that was just opened.
+
+    A moment later Gradio once restores the old value of such a field, so fill it until it stays.
+    """
     field = page.get_by_label(label, exact=True)
 
     def stays() -> bool:

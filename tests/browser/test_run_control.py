@@ -30,7 +30,7 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
     is_now(RunStatus.PAUSED)
     page.get_by_text("paused").first.wait_for()
 
-    # a breakpoint before the next update; there a reward is edited, and the advantages on the page follow
+    # Set a breakpoint before the next update and edit a reward there. The advantages change too.
     page.get_by_role("button", name="Run control").click()
     write(page, "Wait when", f"step = {store.runs()[0].step + 2}")
     press("Set breakpoints")

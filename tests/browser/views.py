@@ -1,4 +1,7 @@
-"""Every view of the page, and how a person gets there: (name, how), in an order in which each follows from the one before."""
+"""Every view of the page and how a person opens it.
+
+The order matters: each view opens from the one before.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ from collections.abc import Callable, Iterator
 
 from playwright.sync_api import Page
 
-LOOKS = ("Completions", "Best and worst", "Tokens", "What if", "Through time", "Two runs")
+GROUP_VIEWS = ("Completions", "Best and worst", "Tokens", "What if", "Through time", "Two runs")
 
 
 def views(page: Page) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each view of a page that shows a finished run with recorded tokens, beside a second run. Tabs that are new come by themselves."""
+    """(name, how to open it) for each view of a finished run with tokens, beside a second run.
+
+    New tabs of the page are included automatically.
+    """
     yield "train", lambda: page.locator("#group article").first.wait_for()
     yield "train, all fields", lambda: _unfold(page)
     for tab in page.get_by_role("tab").all_inner_texts():
@@ -18,8 +24,8 @@ def views(page: Page) -> Iterator[tuple[str, Callable[[], None]]]:
             continue
         yield tab.lower(), lambda tab=tab: _tab(page, tab)
         if tab == "Inspect":
-            for look in LOOKS[1:]:
-                yield f"inspect, {look.lower()}", lambda look=look: _look(page, look)
+            for view in GROUP_VIEWS[1:]:
+                yield f"inspect, {view.lower()}", lambda view=view: _group_view(page, view)
             yield "inspect, list of completions", lambda: _completions(page)
         if tab == "Runs":
             yield "runs, two compared", lambda: _compare(page)
@@ -39,8 +45,8 @@ def _tab(page: Page, tab: str) -> None:
         page.locator("#look-body article").first.wait_for()
 
 
-def _look(page: Page, look: str) -> None:
-    page.locator("#look").get_by_role("radio", name=look, exact=True).check(force=True)
+def _group_view(page: Page, view: str) -> None:
+    page.locator("#look").get_by_role("radio", name=view, exact=True).check(force=True)
     page.locator(
         {
             "Best and worst": "#look-body ins, #look-body del, #look-body .empty",
@@ -48,7 +54,7 @@ def _look(page: Page, look: str) -> None:
             "What if": "#look-controls input[type=range]",
             "Through time": "#look-body .list, #look-body .empty",
             "Two runs": "#look-body .two, #look-controls .note",
-        }[look]
+        }[view]
     ).first.wait_for()
 
 

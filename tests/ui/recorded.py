@@ -1,4 +1,7 @@
-"""Small recorded runs, hostile texts, and a stand-in for the run manager: pages are tested without torch and without training."""
+"""Small recorded runs, hostile texts, and stand-ins for RunManager and PreflightService.
+
+With them pages are tested without torch and without training.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from grpo_core.types import (
     StepMetrics,
 )
 
-# What a model or a file may write; each must be shown as that very text.
+# What a model or a file may write. The page must show each as exactly this text.
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
     "</script><script>alert(2)</script>",
@@ -41,17 +44,18 @@ class FakeRuns:
     device = "CPU · 2 threads"
 
     def __init__(self, store: Store):
-        self.store, self.refuse, self.started, self.stopped, self.said = store, None, [], [], []
+        self.store, self.refuse = store, None
+        self.started, self.stopped, self.commands = [], [], []
 
-    def __getattr__(self, said):
-        """pause, step, resume, …: noted, or refused with `refuse`."""
+    def __getattr__(self, name):
+        """pause, step, resume, …: recorded, or refused with `refuse`."""
 
-        def note(*arguments):
+        def command(*arguments):
             if self.refuse:
                 raise self.refuse
-            self.said.append((said, *arguments))
+            self.commands.append((name, *arguments))
 
-        return note
+        return command
 
     def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str:
         if self.refuse:
@@ -63,8 +67,11 @@ class FakeRuns:
         self.stopped.append(run_id)
 
 
-class FakeDesk:
-    """What the page needs of grpo_core.preflight.service. `answer` is what any question gets; an exception is raised."""
+class FakeService:
+    """What the page needs of PreflightService.
+
+    Every question returns `answer`, or raises it if it is an exception.
+    """
 
     lease_seconds: int | None = None
     may_push = True
@@ -74,7 +81,7 @@ class FakeDesk:
         return "" if anyway else self.refuses
 
     def __init__(self, answer=None):
-        self.answer, self.asked = answer or StudioError("this desk knows nothing"), []
+        self.answer, self.asked = answer or StudioError("this service knows nothing"), []
 
     def __getattr__(self, question):
         def ask(*arguments, **options):
@@ -139,7 +146,10 @@ def record_run(
     status: RunStatus = RunStatus.FINISHED,
     **settings,
 ) -> str:
-    """A run of `steps` steps with two groups each. Group 1 is healthy (one of two right), group 2 is tied."""
+    """A run of `steps` steps with two groups each.
+
+    Group 1 is healthy: one of two completions is right. Group 2 is tied.
+    """
     config = parse(
         nest({"train.steps": steps, "train.group_size": 2, "train.prompts_per_step": 2, **settings})
     )

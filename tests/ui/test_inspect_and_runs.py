@@ -1,4 +1,4 @@
-"""The Inspect and Runs tabs without a browser: what is found, compared, exported and deleted."""
+"""The Inspect and Runs tabs without a browser: search, comparison, export and deletion."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from recorded import FakeDesk, record_run, record_step
+from recorded import FakeService, record_run, record_step
 
 from grpo_core.config import parse
 from grpo_core.errors import StudioError
-from grpo_core.store import Recorder, Wanted, search
+from grpo_core.store import Page, Recorder, Wanted, search
 from grpo_core.types import Checkpointed, RunStatus
 from ui.components import form
 from ui.tabs import exports, run_actions
-from ui.tabs.inspect import FIRST, ShowGroups, ShowInspect, choose_steps, export_selection
-from ui.tabs.inspect_group import ShowOpened, use_in_new_run
+from ui.tabs.inspect import FIRST, ShowInspect, choose_steps, export_selection
+from ui.tabs.inspect_group import use_in_new_run
 from ui.tabs.run_actions import ask_branch, branch_run, read_changes, resume_run
-from ui.tabs.runs import ShowRuns
+from ui.tabs.run_list import ShowRuns
 
 COMPARE = 6 + len(exports.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
 
 SKIP = gr.skip()
 
 
-# ---- the Inspect tab --------------------------------------------------------------------------------------------------------------
+# ---- the Inspect tab -------------------------------------------------------------------------
 
 
 def inspect(
@@ -40,12 +40,11 @@ def inspect(
     opened="",
     seen="{}",
     tab="inspect",
-    look="cards",
-    said="{}",
-    looked="{}",
+    view="cards",
+    options="{}",
+    group_seen="{}",
 ):
-    show = ShowInspect(ShowGroups(views), ShowOpened(views))
-    return show(
+    return ShowInspect(views)(
         run_id,
         tab,
         search,
@@ -54,10 +53,10 @@ def inspect(
         json.dumps({**FIRST, **(filters or {})}),
         opened,
         seen,
-        look,
+        view,
         "best",
-        said,
-        looked,
+        options,
+        group_seen,
     )
 
 
@@ -96,7 +95,7 @@ def test_a_live_runs_table_stays_and_counts_newer_groups(views, store):
     with Recorder(store, run_id) as record:
         record_step(record, 4)
     chips, _, _, table, newer, _, _, detail, *_ = inspect(
-        views, run_id, seen=first[6], looked=first[-1]
+        views, run_id, seen=first[6], group_seen=first[-1]
     )
     assert "all <b>8</b>" in chips
     assert (table, detail) == (SKIP, SKIP)
@@ -152,7 +151,7 @@ def test_a_search_during_indexing_says_so_and_fills_itself(views, store, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("look", "said", "controls", "body"),
+    ("view", "options", "controls", "body"),
     [
         ("cards", {}, "", "no idea"),
         ("ends", {}, "", "<ins>"),
@@ -163,7 +162,7 @@ def test_a_search_during_indexing_says_so_and_fills_itself(views, store, monkeyp
             "Weight of accuracy",
             "would have been pushed the other way",
         ),
-        ("whatif", {"run": True}, "OnGroupDone run", "over 6 groups"),
+        ("whatif", {"run": True}, "Whole run", "over 6 groups"),
         ("whatif", {"kl_coef": "0.5"}, "KL coefficient", "No tokens of this group were recorded"),
         (
             "whatif",
@@ -176,9 +175,9 @@ def test_a_search_during_indexing_says_so_and_fills_itself(views, store, monkeyp
         ("runs", {}, "No other run", ""),
     ],
 )
-def test_a_group_has_six_views(views, store, look, said, controls, body):
+def test_a_group_has_six_views(views, store, view, options, controls, body):
     run_id = record_run(store)
-    out = inspect(views, run_id, opened="3/0", look=look, said=json.dumps({look: said}))
+    out = inspect(views, run_id, opened="3/0", view=view, options=json.dumps({view: options}))
     assert controls in out[8]
     assert body in out[9]
     assert (
@@ -186,10 +185,10 @@ def test_a_group_has_six_views(views, store, look, said, controls, body):
             views,
             run_id,
             opened="3/0",
-            look=look,
-            said=json.dumps({look: said}),
+            view=view,
+            options=json.dumps({view: options}),
             seen=out[6],
-            looked=out[-1],
+            group_seen=out[-1],
         )[7:]
         == [SKIP] * 4
     )
@@ -216,7 +215,8 @@ def test_a_group_has_six_views(views, store, look, said, controls, body):
 def test_completions_are_found_by_text_reward_advantage_length_and_end(
     views, store, where, search, found
 ):
-    # 3 steps of 2 groups of 2: one right completion of 5 tokens in each step, the other three are cut at 8
+    # 3 steps of 2 groups of 2. Each step has one right completion of 5 tokens; the others are cut
+    # at 8 tokens.
     record_run(store, "another")
     table = inspect(
         views, record_run(store), filters={"mode": "rollouts", "where": where}, search=search
@@ -230,27 +230,27 @@ def test_completions_are_narrowed_by_verdict_and_step_sorted_and_paged(views, st
         views, run_id, filters={"mode": "rollouts", "verdict": "all_wrong", "steps": [2, 3]}
     )[3]
     assert "1–4 of 4 completions" in table
-    page = store.find_rollouts(run_id, Wanted(), "reward", True, 21, 0)
+    page = store.find_rollouts(run_id, Wanted(), Page("reward", True, 21, 0))
     assert [r.reward for r in page.rows] == [1.0] * 20 + [0.0]
     assert (
         page.total,
-        [r.step for r in store.find_rollouts(run_id, Wanted(), limit=3, offset=3).rows],
+        [r.step for r in store.find_rollouts(run_id, Wanted(), Page(limit=3, offset=3)).rows],
     ) == (80, [20, 19, 19])
     assert [
         r.num_tokens
-        for r in store.find_rollouts(run_id, Wanted(search="answer"), "tokens", False, 2).rows
+        for r in store.find_rollouts(run_id, Wanted(search="answer"), Page("tokens", False, 2)).rows
     ] == [5, 5]
     with pytest.raises(StudioError, match="not sorted by that"):
-        store.find_rollouts(run_id, Wanted(), "; DROP TABLE runs")
+        store.find_rollouts(run_id, Wanted(), Page("; DROP TABLE runs"))
 
 
 def test_the_selection_is_exported_whole_with_the_prompt_of_each_line(views, store):
     run_id = record_run(store)
-    path, said = export_selection(
+    path, message = export_selection(
         views, run_id, json.dumps({**FIRST, "where": {"reward_from": "0.5"}}), ""
     )
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    assert said == ""
+    assert message == ""
     assert [(x["step"], x["text"], x["prompt"]) for x in lines] == [
         (s, f"<answer>{s}</answer>", f"Q: {s}+0=?") for s in (3, 2, 1)
     ]
@@ -261,7 +261,7 @@ def test_the_selection_is_exported_whole_with_the_prompt_of_each_line(views, sto
 
 def test_two_runs_that_met_the_same_prompt_are_laid_side_by_side(views, store):
     one, two = record_run(store, "one"), record_run(store, "two", 2)
-    out = inspect(views, one, opened="1/0", look="runs")
+    out = inspect(views, one, opened="1/0", view="runs")
     assert f'value="{two}"' in out[8]
     assert out[9].count("<article") == 4
     assert "This prompt came up once" not in out[9]
@@ -292,7 +292,7 @@ def test_tried_settings_are_carried_to_the_form_of_a_new_run(views, store):
     )
 
 
-# ---- the Runs tab -------------------------------------------------------------------------------------------------------------------
+# ---- the Runs tab ----------------------------------------------------------------------------
 
 
 def listing(views, selected=(), search="", sort=None, seen="{}"):
@@ -322,7 +322,7 @@ def test_buttons_work_on_the_selected_runs(views, store):
         [u["interactive"] for u in listing(views, chosen)[1:COMPARE]]
         for chosen in ([], [a], [a, b], [live])
     ]
-    # Open, Resume, Branch, Rename, Delete, then the exports: these have finished, without a checkpoint
+    # Open, Resume, Branch, Rename, Delete, then the exports. The runs have no checkpoint.
     num = len(exports.EXPORTS)
     one = [True, False, False, True, True, *[True] * num]
     assert enabled == [
@@ -349,16 +349,16 @@ def test_runs_are_searched_and_sorted_with_unknown_values_last(views, store):
 
 def test_deleting_asks_first_refuses_live_runs_and_says_how_much_was_freed(views, store):
     gone, live = record_run(store, "<b>gone</b>", 50), record_run(store, status=RunStatus.RUNNING)
-    question, confirm, said = run_actions.ask(views, json.dumps([gone]))
+    question, confirm, message = run_actions.ask_delete(views, json.dumps([gone]))
     assert "Delete “&lt;b&gt;gone&lt;/b&gt;”?" in question
     assert "50 steps" in question
     assert confirm["visible"] is True
     assert store.run(gone)
-    assert "still going" in run_actions.ask(views, json.dumps([live]))[2]
-    said, confirm, selected = run_actions.delete_runs(views, json.dumps([gone, live]))
-    assert "Deleted 1 run" in said
-    assert "freed" in said
-    assert "Stop it first" in said  # the live one was refused by the store as well
+    assert "still running" in run_actions.ask_delete(views, json.dumps([live]))[2]
+    message, confirm, selected = run_actions.delete_runs(views, json.dumps([gone, live]))
+    assert "Deleted 1 run" in message
+    assert "freed" in message
+    assert "Stop it first" in message  # the store refuses the live run too
     assert (confirm["visible"], selected) == (False, json.dumps([live]))
 
 
@@ -367,10 +367,10 @@ def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending
     run_id = record_run(store, "../../etc/<passwd> ${x} 名")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    path, said = exports.export_run(
-        views, store, FakeDesk(tmp_path / "model"), name, json.dumps([run_id])
+    path, message = exports.export_run(
+        views, FakeService(tmp_path / "model"), name, json.dumps([run_id])
     )
-    assert said == ""
+    assert message == ""
     assert Path(path).name == f"etc-passwd-x-{run_id}-{ending}"
     assert Path(path).stat().st_size > 0
 
@@ -438,10 +438,10 @@ def test_a_branch_starts_from_a_checkpoint_and_is_listed_below_its_parent(views,
         ("", parent),
         ("1", child),
         ("2", grandchild),
-    ]  # by itself it would be newest first
+    ]  # without the tree the newest run would be first
     assert re.findall(
         r'<td class="name"(?: style="--depth:(\d)")?><button', listing(views, search="child")[0]
     ) == ["", "1"]  # the parent is filtered away
     runs.refuse = None
     assert resume_run(runs, views, json.dumps([child])) == ""
-    assert runs.said == [("resume", child)]
+    assert runs.commands == [("resume", child)]

@@ -1,4 +1,4 @@
-"""The Playground, the workbench and the set-up's questions, with a stand-in desk: what is asked, refused and shown."""
+"""The Playground, the workbench and the set-up's questions, with a stand-in service."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from pathlib import Path
 from types import SimpleNamespace as Record
 
 import pytest
-from recorded import HOSTILE, FakeDesk, record_run
+from recorded import HOSTILE, FakeService, record_run
 
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.types import Completion, Prompt, Rollout
 from ui.tabs import setup
 from ui.tabs.model import model_card, show_model
-from ui.tabs.playground import SKIP, ShowPlayground, play, sides, take_prompt
+from ui.tabs.playground import (
+    SKIP,
+    PlayInputs,
+    ShowPlayground,
+    play,
+    sides,
+    take_prompt,
+)
 from ui.tabs.prompts import counted, show_preview, take_upload
 from ui.tabs.workbench import findings, pasted, probes, tried
 
@@ -22,7 +30,7 @@ def rollout(text: str) -> Rollout:
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
-def test_whatever_a_model_a_file_or_a_grader_wrote_is_shown_as_text(payload):
+def test_output_of_models_files_and_graders_is_shown_as_text(payload):
     preview = Record(
         prompts=[Record(text=payload, num_tokens=1, heldout=False, answer=payload)],
         chat_template=True,
@@ -59,7 +67,7 @@ def test_whatever_a_model_a_file_or_a_grader_wrote_is_shown_as_text(payload):
         remarks=(payload,),
     )
     shown = [
-        show_preview(FakeDesk(preview), setup._defaults()),
+        show_preview(FakeService(preview), setup.default_values()),
         counted(preview.counts),
         model_card(report, payload),
         sides(Record(sides=[Record(step=0, rollouts=[rollout(payload)])])),
@@ -76,9 +84,9 @@ def test_whatever_a_model_a_file_or_a_grader_wrote_is_shown_as_text(payload):
         assert page.count("<script") == 0
 
 
-def test_both_sides_are_asked_for_at_once_with_what_stands_in_the_fields(views, store):
+def test_both_sides_are_sampled_in_one_request_with_the_fields(views, store):
     run_id = record_run(store)
-    desk = FakeDesk(
+    service = FakeService(
         Record(
             sides=[
                 Record(step=0, rollouts=[rollout("a")]),
@@ -86,8 +94,8 @@ def test_both_sides_are_asked_for_at_once_with_what_stands_in_the_fields(views, 
             ]
         )
     )
-    page = play(views, desk, run_id, "Q: 1+1=?", "2", 0, 20, 4, "0.5")
-    assert desk.asked == [("play", (run_id, "Q: 1+1=?", "2", [0, 20], 4, 0.5), {})]
+    page = play(views, service, PlayInputs(run_id, "Q: 1+1=?", "2", 0, 20, 4, "0.5"))
+    assert service.asked == [("play", (run_id, PlayRequest("Q: 1+1=?", "2", [0, 20], 4, 0.5)), {})]
     assert page.index("before training") < page.index("after step 20")
     assert "mean reward 1.000" in page
 
@@ -95,7 +103,7 @@ def test_both_sides_are_asked_for_at_once_with_what_stands_in_the_fields(views, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"run_id": "nosuch"}, "no run yet"),
+        ({"run": "nosuch"}, "no run yet"),
         ({"text": " "}, "Prompt"),
         ({"text": None}, "Prompt"),
         ({"left": None}, "Left and Right"),
@@ -108,9 +116,9 @@ def test_both_sides_are_asked_for_at_once_with_what_stands_in_the_fields(views, 
         ({"temperature": "-1"}, "Temperature"),
     ],
 )
-def test_what_cannot_be_answered_is_said_and_the_desk_not_asked(views, store, change, says):
+def test_invalid_playground_input_is_reported_without_sampling(views, store, change, says):
     given = {
-        "run_id": record_run(store),
+        "run": record_run(store),
         "text": "Q",
         "answer": "",
         "left": 0,
@@ -119,33 +127,34 @@ def test_what_cannot_be_answered_is_said_and_the_desk_not_asked(views, store, ch
         "temperature": "1",
         **change,
     }
-    desk = FakeDesk("never")
-    assert says in play(views, desk, *given.values())
-    assert desk.asked == []
+    service = FakeService("never")
+    assert says in play(views, service, PlayInputs(**given))
+    assert service.asked == []
 
 
-def test_an_error_of_the_desk_becomes_one_line(views, store):
+def test_an_error_of_the_service_becomes_one_line(views, store):
     run_id = record_run(store)
-    desk = FakeDesk(StudioError("the checkpoint <b> is damaged"))
-    assert "&lt;b&gt; is damaged" in play(views, desk, run_id, "Q", "", 0, 0, 1, "1")
-    assert "&lt;b&gt; is damaged" in take_prompt(views, desk, run_id, "0")[3]
-    wrong = FakeDesk(
+    service = FakeService(StudioError("the checkpoint <b> is damaged"))
+    assert "&lt;b&gt; is damaged" in play(views, service, PlayInputs(run_id, "Q", "", 0, 0, 1, "1"))
+    assert "&lt;b&gt; is damaged" in take_prompt(views, service, run_id, "0")[3]
+    wrong = FakeService(
         InvalidConfig([FieldProblem("model.name", "<x>", "no such <model>", "Choose another.")])
     )
-    for page in (show_model(wrong, setup._defaults()), show_preview(wrong, setup._defaults())):
+    for page in (
+        show_model(wrong, setup.default_values()),
+        show_preview(wrong, setup.default_values()),
+    ):
         assert "&lt;model&gt;" in page
 
 
 def test_held_out_prompts_are_taken_one_after_the_other(views, store):
-    run_id, desk = record_run(store), FakeDesk(Prompt("p", "Q: 1+1=?", "2", "sums"))
-    assert take_prompt(views, desk, run_id, "4") == ["Q: 1+1=?", "2", "5", ""]
-    assert desk.asked == [("run_prompt", (run_id, 4), {})]
-    assert take_prompt(views, desk, run_id, "-1; DROP")[2] == "1"
+    run_id, service = record_run(store), FakeService(Prompt("p", "Q: 1+1=?", "2", "sums"))
+    assert take_prompt(views, service, run_id, "4") == ["Q: 1+1=?", "2", "5", ""]
+    assert service.asked == [("run_prompt", (run_id, 4), {})]
+    assert take_prompt(views, service, run_id, "-1; DROP")[2] == "1"
 
 
-def test_the_states_to_choose_from_follow_the_run_in_view_and_new_ones_leave_the_choice_alone(
-    views, store, tmp_path
-):
+def test_the_states_offered_follow_the_run_and_keep_the_choice(views, store, tmp_path):
     from grpo_core.store import Recorder
     from grpo_core.types import Checkpointed
 
@@ -175,9 +184,7 @@ def test_pasted_completions_are_split_at_lines_of_dashes():
         pasted("only one")
 
 
-def test_an_upload_that_is_no_prompt_file_changes_nothing_and_a_good_one_stays(
-    tmp_path, monkeypatch
-):
+def test_an_upload_without_prompts_changes_nothing_and_a_good_one_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "x.exe").write_text("MZ")
     unchanged, said = take_upload(str(tmp_path / "x.exe"))
@@ -190,18 +197,18 @@ def test_an_upload_that_is_no_prompt_file_changes_nothing_and_a_good_one_stays(
     assert "/my-prompts-" in kept
 
 
-def test_what_preflight_found_holds_a_start_back_until_a_person_answers(views, runs):
-    from recorded import FakeDesk
+def test_preflight_problems_hold_a_start_until_a_person_confirms(views, runs):
+    from recorded import FakeService
 
-    from ui.tabs.setup import _defaults
-    from ui.tabs.train import held_back
+    from ui.tabs.setup import default_values
+    from ui.tabs.train import preflight_refusal
 
-    desk = FakeDesk()
-    assert held_back(desk, _defaults(), False) == ""
-    desk.refuses = (
+    service = FakeService()
+    assert preflight_refusal(service, default_values(), False) == ""
+    service.refuses = (
         "Preflight would stop this run. Rubric: <i> Null. Mend it, or choose to start anyway."
     )
-    held = held_back(desk, _defaults(), False)
+    held = preflight_refusal(service, default_values(), False)
     assert "<b>Preflight would stop this run.</b>" in held
     assert "&lt;i&gt;" in held
-    assert held_back(desk, _defaults(), True) == ""
+    assert preflight_refusal(service, default_values(), True) == ""

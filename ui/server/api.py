@@ -1,4 +1,7 @@
-"""The page's named endpoints, for gradio_client, plain HTTP and, with --mcp, as tools: what the buttons do, under the same guard."""
+"""Named endpoints for gradio_client, plain HTTP and, with --mcp, tools.
+
+They do what the page's buttons do, and the same guard protects them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from grpo_core.config import nest, parse, with_preset
 from grpo_core.errors import NotFound, StudioError
@@ -19,28 +23,34 @@ MAX_POINTS = 10_000
 
 
 class Api:
-    """One method an endpoint. `run` is a run's id, or "last" for the one that is going, else the newest."""
+    """Each public method is an endpoint, described by its docstring.
+
+    Gradio reads one line for each parameter, so a description under Args must not be wrapped.
+    `run` is the id of a run, or "last": the active run if there is one, else the newest.
+    """
 
     def __init__(self, views: Views, runs: Runs):
         self._views, self._runs = views, runs
 
     def _run(self, run: str) -> RunRow:
         run_id = self._views.default_run() if run in ("", "last") else run
-        found = self._views.run(run_id)
-        if found is None:
+        row = self._views.run(run_id)
+        if row is None:
             raise NotFound(
                 f"run = {str(run)!r:.80}: there is no such run. The endpoint /runs lists them."
             )
-        return found
+        return row
 
     def start(
         self, settings: dict[str, Any], name: str = "", wait_when: str = ""
     ) -> dict[str, Any]:
-        """Start a training run, or queue it behind the one that is going.
+        """Start a training run, or queue it behind the active one.
+
+        Example of settings: {"train.steps": 60, "task.name": "sort", "algorithm.preset": "GRPO"}.
 
         Args:
-            settings: dotted names and values, e.g. {"train.steps": 60, "task.name": "sort", "algorithm.preset": "GRPO"}; what is left out has its default
-            name: a name for the run; empty: made from the settings
+            settings: dotted names and values; the other settings have their defaults
+            name: a name for the run; if empty, one is made from the settings
             wait_when: breakpoints, e.g. "kl > 0.2, verdict = phantom, step = 40"
         """
         preset = settings.get("algorithm.preset")
@@ -58,8 +68,8 @@ class Api:
 
         Args:
             run: id of the parent, or "last"
-            step: the step of the checkpoint; 0: the newest
-            settings: dotted names and values that differ from the parent's
+            step: the step of the checkpoint; 0 is the newest
+            settings: dotted names and values of the settings to change
             name: a name for the new run
         """
         return self.status(
@@ -69,7 +79,9 @@ class Api:
         )
 
     def status(self, run: str = "last") -> dict[str, Any]:
-        """How a run is going: status, phase, step, reward, held-out accuracy, checkpoints, and why it failed or waits.
+        """The state of a run: status, phase, step, reward, held-out accuracy and checkpoints.
+
+        `error` says why it failed or why it is paused.
 
         Args:
             run: id of a run, or "last"
@@ -104,78 +116,85 @@ class Api:
         return [self.status(row.id) for row in self._views.runs()[:1000]]
 
     def stop(self, run: str = "last") -> dict[str, Any]:
-        """Stop a run, or take it out of the queue. Everything recorded is kept, and it can be resumed.
+        """Stop a run, or remove it from the queue. Its records stay, and it can be resumed.
 
         Args:
             run: id of a run, or "last"
         """
-        return self._told(run, self._runs.stop)
+        return self._command(run, self._runs.stop)
 
     def pause(self, run: str = "last") -> dict[str, Any]:
-        """Let a run wait at its next breath.
+        """Pause a run at its next interruption point.
 
         Args:
             run: id of a run, or "last"
         """
-        return self._told(run, self._runs.pause)
+        return self._command(run, self._runs.pause)
 
     def step(self, run: str = "last", stride: str = "step") -> dict[str, Any]:
-        """Let a run go on for one step or one phase, and wait again.
+        """Let a run continue for one step or one phase, then pause it again.
 
         Args:
             run: id of a run, or "last"
             stride: step or phase
         """
-        return self._told(run, lambda run_id: self._runs.step(run_id, stride))
+        return self._command(run, lambda run_id: self._runs.step(run_id, stride))
 
     def resume(self, run: str = "last") -> dict[str, Any]:
-        """Go on: at once where a run waits, from its newest checkpoint where it was stopped, failed or was interrupted.
+        """Resume a run: a paused run continues at once.
+
+        A run that was stopped, failed or was interrupted continues from its newest checkpoint.
 
         Args:
             run: id of a run, or "last"
         """
-        return self._told(run, self._runs.resume)
+        return self._command(run, self._runs.resume)
 
     def checkpoint(self, run: str = "last") -> dict[str, Any]:
-        """Save the state after the last whole step, now.
+        """Save a checkpoint of the last complete step now.
 
         Args:
             run: id of a run, or "last"
         """
-        return self._told(run, self._runs.checkpoint)
+        return self._command(run, self._runs.checkpoint)
 
     def change(self, setting: str, value: float, run: str = "last") -> dict[str, Any]:
-        """Change a setting of a running run from the next step on.
+        """Change a setting of a running run. It takes effect from the next step.
+
+        These settings can be changed: train.learning_rate, algorithm.kl_coef, train.temperature,
+        algorithm.clip_eps_low, algorithm.clip_eps_high.
 
         Args:
-            setting: train.learning_rate, algorithm.kl_coef, train.temperature, algorithm.clip_eps_low or algorithm.clip_eps_high
+            setting: the name of the setting
             value: the new value
             run: id of a run, or "last"
         """
-        return self._told(run, lambda run_id: self._runs.set_knob(run_id, setting, value))
+        return self._command(run, lambda run_id: self._runs.set_knob(run_id, setting, value))
 
     def wait_when(self, conditions: str, run: str = "last") -> dict[str, Any]:
-        """Set breakpoints: the run waits before the update of every step in which one of them holds.
+        """Set breakpoints: the run pauses before the update of each step that meets one.
 
         Args:
-            conditions: e.g. "kl > 0.2, verdict = phantom, step = 40"; empty: none
+            conditions: e.g. "kl > 0.2, verdict = phantom, step = 40"; empty clears them
             run: id of a run, or "last"
         """
-        return self._told(run, lambda run_id: self._runs.set_breakpoints(run_id, conditions))
+        return self._command(run, lambda run_id: self._runs.set_breakpoints(run_id, conditions))
 
     def edit_reward(
         self, step: int, group: int, completion: int, reward: float, run: str = "last"
     ) -> dict[str, Any]:
-        """Give a completion of a step that waits before its update another reward; the advantages follow.
+        """Change the reward of a completion while its step waits before the update.
+
+        The advantages of its group are computed again.
 
         Args:
-            step: the step that waits
+            step: the waiting step
             group: number of the group in the step, from 1
             completion: number of the completion in the group, from 1
             reward: its new reward
             run: id of a run, or "last"
         """
-        return self._told(
+        return self._command(
             run,
             lambda run_id: self._runs.edit_reward(
                 run_id, int(step), int(group) - 1, int(completion) - 1, float(reward)
@@ -187,22 +206,22 @@ class Api:
 
         Args:
             run: id of a run, or "last"
-            step: the step; 0: the newest
+            step: the step; 0 is the newest
         """
         row, store = self._run(run), self._views.store
         at = int(step) or store.last_step_with_groups(row.id)
-        return (
-            [asdict(store.group(group_id)) for group_id in store.group_ids(row.id, at)]
-            if at is not None
-            else []
-        )
+        if at is None:
+            return []
+        return [asdict(store.group(group_id)) for group_id in store.group_ids(row.id, at)]
 
     def metrics(self, run: str = "last", max_points: int = 1000) -> dict[str, Any]:
-        """Every number of every step, and the open metrics (scores by criterion, held-out results) as lists of [step, value].
+        """Every number of every step, and the named metrics as lists of [step, value].
+
+        Named metrics are scores by criterion, held-out results and others.
 
         Args:
             run: id of a run, or "last"
-            max_points: more steps than this are thinned
+            max_points: the largest number of steps; longer runs are thinned
         """
         row, points = self._run(run), max(2, min(MAX_POINTS, int(max_points)))
         store = self._views.store
@@ -212,9 +231,9 @@ class Api:
             "metrics": store.metrics(row.id, max_points=points),
         }
 
-    def _told(self, run: str, say: Callable[[str], Any]) -> dict[str, Any]:
+    def _command(self, run: str, send: Callable[[str], Any]) -> dict[str, Any]:
         run_id = self._run(run).id
-        say(run_id)
+        send(run_id)
         return self.status(run_id)
 
 
@@ -222,14 +241,14 @@ ENDPOINTS = tuple(name for name in vars(Api) if not name.startswith("_"))
 
 
 def build_api(views: Views, runs: Runs) -> None:
-    """Make every method of Api an endpoint of the page. Must be called inside gr.Blocks."""
-    api = Api(views, runs)
+    """Make every public method of Api an endpoint of the page. Call it inside gr.Blocks."""
+    endpoints = Api(views, runs)
     for name in ENDPOINTS:
-        gr.api(_explained(getattr(api, name)), api_name=name, queue=False)
+        api(_with_short_errors(getattr(endpoints, name)), api_name=name, queue=False)
 
 
-def _explained(method: Callable[..., Any]) -> Callable[..., Any]:
-    """What is the caller's to solve reaches it as one line, never as a traceback."""
+def _with_short_errors(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, with the caller's mistakes reported in one line instead of a traceback."""
 
     @wraps(method)
     def call(*values: Any, **named: Any) -> Any:

@@ -1,39 +1,45 @@
-"""A place in a run, as it travels between browser and server: "37/2" is step 37, third group. Anything may arrive."""
+"""Which group of a run, as text between browser and server: "37/2" is step 37, third group.
+
+The text comes from a browser, so anything may arrive.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-_PLACE = re.compile(r"([0-9]{1,9})/([0-9]{1,6})")
+_TEXT = re.compile(r"([0-9]{1,9})/([0-9]{1,6})")
 
-GroupRef = tuple[int, int]  # step, position of the group in it, from 0
+GroupRef = tuple[int, int]  # the step, and the group's position in it, from 0
 
 
 def parse(text: Any) -> GroupRef | None:
-    match = _PLACE.fullmatch(text) if isinstance(text, str) else None
+    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
     return (int(match[1]), int(match[2])) if match else None
 
 
-def text(place: GroupRef | None) -> str:
-    return "" if place is None else f"{place[0]}/{place[1]}"
+def text(ref: GroupRef | None) -> str:
+    return "" if ref is None else f"{ref[0]}/{ref[1]}"
 
 
-def from_query(query: Any) -> GroupRef | None:
-    """?step=37&group=3, where groups count from 1, as on the page."""
+def from_query(query: Mapping[str, Any]) -> GroupRef | None:
+    """The group in ?step=37&group=3, where groups count from 1, as on the page."""
     step, group = str(query.get("step", "")), str(query.get("group", "1"))
     if not (step.isascii() and step.isdigit() and len(step) < 10):
         return None
-    first = group.isascii() and group.isdigit() and len(group) < 7 and int(group) > 0
-    return (int(step), int(group) - 1 if first else 0)
+    valid = group.isascii() and group.isdigit() and len(group) < 7 and int(group) > 0
+    return (int(step), int(group) - 1 if valid else 0)
 
 
-# Keeps the address in step with the page, so that it can be shared and reloaded; nothing is sent for it.
-# Inputs: tab, run, the pinned place of Train, the opened place of Inspect.
+# Writes what the page shows into the address, so that it can be shared and reloaded.
+# Inputs: tab, run, the pinned group of Train, the open group of Inspect.
 ADDRESS_JS = """(tab, run, pin, opened) => {
   const url = new URL(window.location.href);
-  const set = (key, value) => value ? url.searchParams.set(key, value) : url.searchParams.delete(key);
-  const [step, position] = ((tab === 'inspect' ? opened : tab === 'train' ? pin : '') || '').split('/');
+  const query = url.searchParams;
+  const set = (key, value) => value ? query.set(key, value) : query.delete(key);
+  const ref = (tab === 'inspect' ? opened : tab === 'train' ? pin : '') || '';
+  const [step, position] = ref.split('/');
   set('tab', tab === 'train' ? '' : tab);
   set('run', run || '');
   set('step', step);

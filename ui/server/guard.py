@@ -1,6 +1,7 @@
-"""Who may talk to the server: ASGI middleware that checks Host and Origin, because Gradio itself answers any of them.
+"""ASGI middleware that checks Host and Origin of every request; Gradio itself checks neither.
 
-Without it any website that a person visits could read runs and start training on their machine (cross-site requests, DNS rebinding).
+Without it any website that a person visits could read runs and start training on their machine,
+through cross-site requests or DNS rebinding.
 """
 
 from __future__ import annotations
@@ -14,60 +15,69 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from gradio.context import LocalContext
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class Guard:
-    """Refuses a Host that is not ours with 400, and a changing request from another origin with 403."""
+    """Refuses unknown hosts with 400, changing requests from other origins with 403.
+
+    With `auth`, tools (MCP) need the user and the password as HTTP Basic authorization, else 401.
+    """
 
     def __init__(
         self,
-        app,
+        app: ASGIApp,
         hosts: Iterable[str] = (),
         suffixes: Iterable[str] = (),
         auth: tuple[str, str] | None = None,
     ):
         self.app = app
-        self._authorization = (
-            None if auth is None else b"Basic " + base64.b64encode(":".join(auth).encode())
-        )
+        self._authorization = None
+        if auth is not None:
+            self._authorization = b"Basic " + base64.b64encode(":".join(auth).encode())
         self.hosts = frozenset(h.lower() for h in hosts)
         self.suffixes = tuple(s.lower() for s in suffixes)
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self.app(scope, receive, send)
+        else:
+            await _refuse(send, *refusal)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and text of the refusal; None where the request is allowed."""
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         host = headers.get("host", "")
         if not self.allows(host):
-            await _refuse(
-                send,
-                400,
-                "This host name is not one of this server's. Open the address that the server printed.",
-            )
-        elif scope.get("method", "GET") not in SAFE_METHODS and not same_origin(
-            headers.get("origin"), headers.get("sec-fetch-site"), host
-        ):
-            await _refuse(send, 403, "Requests from other websites are refused.")
-        elif "mcp" in scope["path"].lower().split("/") and not self.knows(
-            headers.get("authorization", "")
-        ):
-            await _refuse(
-                send, 401, "Tools want the server's user and password, as HTTP Basic authorization."
-            )
-        else:
-            await self.app(scope, receive, send)
+            return 400, "This server has another host name. Open the address that it printed."
+        changes = scope.get("method", "GET") not in SAFE_METHODS
+        if changes and not same_origin(headers.get("origin"), headers.get("sec-fetch-site"), host):
+            return 403, "Requests from other websites are refused."
+        is_tool = "mcp" in scope["path"].lower().split("/")
+        if is_tool and not self.knows(headers.get("authorization", "")):
+            return 401, "Tools need the server's user and password as HTTP Basic authorization."
+        return None
 
     def knows(self, authorization: str) -> bool:
-        """Whether no password is asked for, or this is it. Gradio's login guards pages and endpoints, but not the tools beside them."""
+        """Whether there is no password, or this is the right one.
+
+        Gradio's login guards pages and endpoints, but not the tools (MCP).
+        """
         return self._authorization is None or hmac.compare_digest(
             authorization.encode("latin-1", "replace"), self._authorization
         )
 
     def allows(self, host: str) -> bool:
-        """A number cannot be rebound to another machine, so every IP address is allowed; names must be known."""
+        """Whether the Host is an IP address or a known name.
+
+        An IP address is safe: DNS cannot rebind it to another machine.
+        """
         name = (urlsplit(f"//{host}").hostname or "").lower()
         try:
             ipaddress.ip_address(name)
@@ -77,13 +87,16 @@ class Guard:
 
 
 def same_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
-    """Programs send neither header; browsers send Origin with every changing request."""
+    """Whether a request comes from this server's own pages, or from a program.
+
+    Programs send neither header. Browsers send Origin with every changing request.
+    """
     if fetch_site in ("cross-site", "same-site"):
         return False
     return origin is None or urlsplit(origin).netloc.lower() == host.lower()
 
 
-async def _refuse(send, status: int, text: str) -> None:
+async def _refuse(send: Send, status: int, text: str) -> None:
     body = text.encode()
     await send(
         {
@@ -99,13 +112,10 @@ async def _refuse(send, status: int, text: str) -> None:
 
 
 def own_hosts(host: str) -> set[str]:
-    """The names under which this server may be asked for."""
+    """The names by which this server may be addressed."""
     names = {"localhost", host}
-    if host in (
-        "0.0.0.0",
-        "::",
-        "",
-    ):  # everybody in the network may come: under this machine's own names
+    # Open to the whole network: allow this machine's own names.
+    if host in ("0.0.0.0", "::", ""):
         names |= {socket.gethostname(), socket.getfqdn()}
     if space := os.environ.get("SPACE_HOST"):
         names |= set(space.split(","))
@@ -113,15 +123,11 @@ def own_hosts(host: str) -> set[str]:
 
 
 def visitor() -> str | None:
-    """The name of who logged in, else the address that the request came from; None outside of a request."""
+    """Who sent the request: the login name, else the address. None outside a request."""
     request = LocalContext.request.get(None)
     if request is None:
         return None
     name = getattr(request, "username", None)
-    return (
-        f"name {name}"
-        if name
-        else f"address {request.client.host}"
-        if request.client
-        else "address unknown"
-    )
+    if name:
+        return f"name {name}"
+    return f"address {request.client.host}" if request.client else "address unknown"

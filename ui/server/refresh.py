@@ -1,12 +1,15 @@
-"""How the page is filled from the store: one small request past Gradio's own, which builds every output component anew for each answer, skipped ones too.
+"""Fills the page from the store, with one small request that does not go through Gradio.
 
-On two cores that took 65 ms a poll, of which 3 were ours (docs/runs.md): ten open tabs kept a server busy. Changes that a person makes go
-through Gradio's events as ever; what is shown afterwards, and once a second, is asked for here.
+Gradio builds every output component anew for each answer, also the skipped ones. On two cores
+that took 65 ms a poll, of which 3 ms were ours (docs/measurements.md), so ten open tabs kept a
+server busy. What a person changes still goes through Gradio's events. What the page shows, after a
+change and once a second, is requested here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -16,34 +19,46 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from ui.components.html_panel import QUIET
+
 PATH = "/studio/show"
-MAX_BYTES = 2_000_000  # of a question: the values of the inputs
+MAX_BYTES = 2_000_000  # of a request: the values of the inputs
 SKIP = gr.skip()
 
-Show = Callable[..., Sequence[Any]]
+Fill = Callable[..., Sequence[Any]]
 
 
-class Shows:
-    """The functions that fill the page, by name. Each takes the values of its inputs as the browser sent them and returns one value an output, or SKIP."""
+class Refresh:
+    """The functions that fill the page, by name.
+
+    Each takes the values of its inputs as the browser sent them. It returns one value for each
+    output, or SKIP to leave an output as it is.
+    """
 
     def __init__(self) -> None:
-        self._shows: dict[str, tuple[Show, int]] = {}  # with the number of values that it takes
+        self._fills: dict[str, tuple[Fill, int]] = {}  # the function and how many values it takes
 
     def js(
-        self, name: str, show: Show, inputs: Sequence[Any], kind: str = "", first: str = ""
+        self, name: str, fill: Fill, inputs: Sequence[Any], kind: str = "", first: str = ""
     ) -> str:
-        """The `js` of an event without `fn` that fills its outputs by `show`. kind "poll": left out while nobody looks, or the one before, or that of
-        kind "first", is not answered.
+        """The `js` of an event that has no `fn` and fills its outputs with `fill`.
 
-        first: a JavaScript expression whose value comes before those of the inputs.
+        kind: "poll" is not sent while the page is hidden or a "poll" or "first" request is open.
+        first: a JavaScript expression; its value is sent before those of the inputs.
         """
-        assert self._shows.setdefault(name, (show, len(inputs) + bool(first)))[0] == show, (
-            f"two functions are called {name}"
-        )
-        return f"(...given) => studioShow({name!r}, [{first + ', ' if first else ''}...given], {kind!r})"
+        known, _ = self._fills.setdefault(name, (fill, len(inputs) + bool(first)))
+        assert known == fill, f"two functions are called {name}"
+        values = f"[{first}, ...given]" if first else "[...given]"
+        return f"(...given) => studioRefresh({name!r}, {values}, {kind!r})"
+
+    def events(
+        self, name: str, fill: Fill, inputs: Sequence[Any], outputs: Sequence[Any]
+    ) -> RefreshEvents:
+        """What lets events fill `outputs`. The arguments are those of `js`."""
+        return RefreshEvents(inputs, outputs, self.js(name, fill, inputs))
 
     def route(self) -> Route:
-        """For the server's list. Answers [[place of an output, its new value], …]."""
+        """The route for the server's list. It answers [[index of an output, its new value], …]."""
         return Route(PATH, self._answer, methods=["POST"])
 
     async def _answer(self, request: Request) -> Response:
@@ -53,28 +68,45 @@ class Shows:
         async for part in request.stream():
             body += part
             if len(body) > MAX_BYTES:
-                return PlainTextResponse(f"A question may have {MAX_BYTES:,} bytes.", 413)
+                return PlainTextResponse(f"A request may have at most {MAX_BYTES:,} bytes.", 413)
         try:
-            asked = orjson.loads(body)
-            (show, takes), given = self._shows[asked["name"]], asked["given"]
-            if not isinstance(given, list) or len(given) != takes:
+            question = orjson.loads(body)
+            fill, num_values = self._fills[question["name"]]
+            given = question["given"]
+            if not isinstance(given, list) or len(given) != num_values:
                 raise ValueError
         except (ValueError, TypeError, KeyError):
             return PlainTextResponse(
                 'Write {"name": one of this page\'s views, "given": [values]}.', 400
             )
-        return Response(await run_in_threadpool(answer, show, given), media_type="application/json")
+        return Response(await run_in_threadpool(answer, fill, given), media_type="application/json")
 
 
-def answer(show: Show, given: Sequence[Any]) -> bytes:
-    """What is new, as JSON. What is no finite number is null, as everywhere in the store."""
-    return orjson.dumps(
-        [[place, value] for place, value in enumerate(show(*given)) if value != SKIP], default=str
-    )
+@dataclass(frozen=True, slots=True)
+class RefreshEvents:
+    """Lets events fill one list of outputs from the store."""
+
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    js: str
+
+    def on(self, event: Any, **options: Any) -> None:
+        """Fill the outputs when the event happens. options: for the event, on top of QUIET."""
+        event(None, self.inputs, self.outputs, js=self.js, **(QUIET | options))
+
+    def after(self, event: Any) -> None:
+        """Fill the outputs when the event has been handled."""
+        event.then(None, self.inputs, self.outputs, js=self.js, **QUIET)
+
+
+def answer(fill: Fill, given: Sequence[Any]) -> bytes:
+    """The new values as JSON. A number that is not finite becomes null, as in the store."""
+    new = [[index, value] for index, value in enumerate(fill(*given)) if value != SKIP]
+    return orjson.dumps(new, default=str)
 
 
 def signed_in(request: Request) -> bool:
-    """Whether Gradio's login, if the server has one, knows whoever asks; by its own cookies (gradio.routes.App)."""
+    """Whether the server has no login, or Gradio's login accepts the request's cookies."""
     app = request.app
     if getattr(app, "auth", None) is None:
         return True

@@ -1,4 +1,7 @@
-"""What the page needs of grpo_core.preflight.service: handed in by app.py, so that pages are built and tested without torch."""
+"""What the page needs of grpo_core.preflight.service.
+
+app.py passes the service in, so that pages are built and tested without torch.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from grpo_core.config import RunConfig
+from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.types import Prompt
 
 
-class Desk(Protocol):
-    """Answers questions about prompts, models and rubrics. Every method raises StudioError in one line."""
+class Service(Protocol):
+    """Answers questions about prompts, models and rubrics.
+
+    Every method raises StudioError with a message of one line.
+    """
 
     lease_seconds: int | None
     may_push: bool
@@ -36,15 +43,7 @@ class Desk(Protocol):
 
     def run_prompt(self, run_id: str, number: int) -> Prompt: ...
 
-    def play(
-        self,
-        run_id: str,
-        text: str,
-        answer: str,
-        steps: Sequence[int],
-        count: int,
-        temperature: float,
-    ) -> Any: ...
+    def play(self, run_id: str, request: PlayRequest) -> Any: ...
 
     def export_model(
         self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False

@@ -1,4 +1,7 @@
-"""What the tabs show of the store, drawn once for all tabs: results are kept by what they depend on."""
+"""Cached views of the store: each is drawn once for all browser tabs.
+
+The cache key of a result holds everything that the result depends on.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from grpo_core.store import Cursor, RunRow, Store, VerdictCounts
 from grpo_core.types import Notice, RunStatus
 from ui.render import advice, cards, charts, status
 
-POINTS = 5_000  # steps that curves are made from; charts.DRAWN of them are drawn
+POINTS = 5_000  # steps read for a curve; charts.DRAWN of them are drawn
 CURVES = ("reward", "kl", "loss", "length", "criteria", "detail")
 
 
@@ -57,9 +60,9 @@ class Runs(Protocol):
 
 
 class Newest:
-    """make(what, version), remembered for the newest version of up to `size` things.
+    """A cache of make(what, version) that keeps the newest version of up to `size` things.
 
-    A live run's curves are another version at every step, all its steps again, and the one before is of no use to anybody.
+    A live run's curves change at every step and hold all its steps. Older versions are useless.
     """
 
     def __init__(self, size: int, make: Callable[[Any, Any], Any]):
@@ -81,7 +84,7 @@ class Newest:
 
 
 class Views:
-    """Reads with a memory. Every key holds what the result depends on, so nothing is ever out of date and N tabs cost about one."""
+    """Reads the store through caches, so that N browser tabs cost about as much as one."""
 
     def __init__(self, store: Store):
         self.store = store
@@ -93,13 +96,13 @@ class Views:
         self._verdicts = Newest(8, lambda run_id, groups: store.verdict_series(run_id))
         self._group = lru_cache(maxsize=64)(self._draw_group)
 
-    # ---- runs ----------------------------------------------------------------------------------------------------------
+    # ---- runs ----------------------------------------------------------------------------
 
     def runs(self) -> list[RunRow]:
         return self._runs(self.store.runs_token())
 
     def cursor(self, run_id: Any) -> Cursor | None:
-        """None for what is no run: ids come from addresses and from browsers."""
+        """The run's change token; None if there is no such run. Ids come from browsers."""
         try:
             return self.store.cursor(run_id) if isinstance(run_id, str) and run_id else None
         except NotFound:
@@ -109,56 +112,59 @@ class Views:
         return next((r for r in self.runs() if r.id == run_id), None)
 
     def default_run(self) -> str | None:
-        """The run to look at when none was named: the one that is going, else the newest."""
-        runs = self.runs()
-        going = [r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED]
-        return (going or runs)[0].id if runs else None
+        """The run to show when none was chosen: the active one, else the newest."""
+        active = self._active()
+        return active.id if active else next((r.id for r in self.runs()), None)
+
+    def _active(self) -> RunRow | None:
+        """The run that has the device: live and not queued."""
+        live = (r for r in self.runs() if r.status.is_live)
+        return next((r for r in live if r.status is not RunStatus.QUEUED), None)
 
     def label(self, run: RunRow) -> str:
-        """Its name; with the last part of its id where another run is called the same, because two equal labels tell nothing."""
-        return (
-            run.name
-            if [r.name for r in self.runs()].count(run.name) < 2
-            else f"{run.name} · {run.id.rpartition('-')[2]}"
-        )
+        """The run's name. Runs of equal names also show the last part of their ids."""
+        if [r.name for r in self.runs()].count(run.name) < 2:
+            return run.name
+        return f"{run.name} · {run.id.rpartition('-')[2]}"
 
     def choices(self) -> list[tuple[str, str]]:
-        """The run picker's."""
+        """The choices of the run picker: (label, id)."""
         return [(self.label(run), run.id) for run in self.runs()]
 
     def picked(self, run_id: str | None) -> dict[str, Any]:
-        """The run picker with this run in it. Always with the choices: another tab, or a server before a restart, made its last ones."""
+        """An update of the run picker that selects this run.
+
+        It always sends the choices: another tab, or the server before a restart, set the last ones.
+        """
         return gr.update(choices=self.choices(), value=run_id)
 
-    # ---- the run in view -----------------------------------------------------------------------------------------------
+    # ---- the run in view -----------------------------------------------------------------
 
     def status_line(self, run: RunRow | None) -> str:
         runs = self.runs()
         queued = [
             r for r in runs if r.status is RunStatus.QUEUED and (run is None or r.id != run.id)
         ]
-        going = next(
-            (r for r in runs if r.status.is_live and r.status is not RunStatus.QUEUED), None
-        )
-        recent = (
-            self.curves(run).steps[-status.RECENT_STEPS :] if run and run.status.is_live else []
-        )
-        return status.status_line(run, recent, len(queued), going, time.time())
+        recent: Sequence[Mapping[str, Any]] = []
+        if run and run.status.is_live:
+            recent = self.curves(run).steps[-status.RECENT_STEPS :]
+        return status.status_line(run, recent, len(queued), self._active(), time.time())
 
     def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
-        """Changes when a curve of the run does: not at every phase, as the revision does."""
+        """A key that changes when a curve of the run changes.
+
+        The run's revision also changes at every phase.
+        """
+        if run is None:
+            return ()
         return (
-            (
-                run.id,
-                self.label(run),
-                run.steps_done,
-                run.heldout_before,
-                run.heldout_after,
-                run.reward_last,
-                run.status,
-            )
-            if run
-            else ()
+            run.id,
+            self.label(run),
+            run.steps_done,
+            run.heldout_before,
+            run.heldout_after,
+            run.reward_last,
+            run.status,
         )
 
     def curves(self, run: RunRow) -> charts.Curves:
@@ -170,10 +176,11 @@ class Views:
             key[1],
             self.store.steps_with_spikes(run_id, charts.SPIKED, POINTS),
             self.store.metrics_with_spikes(run_id, POINTS),
+            self.store.interventions(run_id),
         )
 
     def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:
-        """One curve of one run, or of several over one another."""
+        """One curve of one run, or of several runs overlaid."""
         keys = tuple(
             self.curves_key(run) for run_id in dict.fromkeys(run_ids) if (run := self.run(run_id))
         )
@@ -188,11 +195,14 @@ class Views:
         return self._verdicts(run_id, tuple(self.store.verdict_counts(run_id).items()))
 
     def notices(self, run: RunRow) -> list[Notice]:
-        """What the advisor says of a run and nobody dismissed: as it was written down while the run goes on, worked out from the rows after it."""
+        """The advisor's diagnoses of a run, without the dismissed ones.
+
+        A live run's are stored; those of an ended run are computed from its rows.
+        """
         if run.status.is_live:
             return self.store.alerts(run.id)
-        gone = self.store.dismissed(run.id)
-        return [n for n in self._advice(run.id, self.curves_key(run)) if n.code not in gone]
+        dismissed = self.store.dismissed(run.id)
+        return [n for n in self._advice(run.id, self.curves_key(run)) if n.code not in dismissed]
 
     def advice(self, run: RunRow | None) -> str:
         return self._advised(run.id, run.revision) if run else ""
@@ -200,17 +210,17 @@ class Views:
     def _draw_advice(self, run_id: str, revision: int) -> str:
         run = self.run(run_id)
         notices = self.notices(run) if run else []
-        places = {
-            n.group_id: at
+        refs = {
+            n.group_id: ref
             for n in notices
-            if n.group_id is not None and (at := self.store.group_ref_of(n.group_id))
+            if n.group_id is not None and (ref := self.store.group_ref_of(n.group_id))
         }
-        return advice.advice(notices, places)
+        return advice.advice(notices, refs)
 
-    # ---- groups --------------------------------------------------------------------------------------------------------
+    # ---- groups --------------------------------------------------------------------------
 
     def group(self, run: RunRow, step: int, position: int, order: str) -> str | None:
-        """The group as HTML; None if the run has no such group."""
+        """The group as HTML; None if the run has no such group. order: "best" or "sampled"."""
         ids = self.store.group_ids(run.id, step)
         if not 0 <= position < len(ids):
             return None

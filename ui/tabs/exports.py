@@ -1,4 +1,4 @@
-"""A run as a file to take away: numbers, completions, settings, recipes, the model."""
+"""A run as a file to download: metrics, completions, settings, recipes, the model."""
 
 from __future__ import annotations
 
@@ -9,95 +9,109 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.store import RunRow, Store, export
 from ui.render import status
-from ui.server.service import Desk
+from ui.server.service import Service
 from ui.server.views import Views
 from ui.tabs.run_actions import read_selected
 
-KEEP_SECONDS = 3600  # Gradio copies what it hands out; ours is only a stop on the way
+# Gradio copies each file that it hands out, so ours can be deleted later.
+KEEP_SECONDS = 3600
+
+Write = Callable[[Store, str, Path], None]  # writes a run, by its id, to a file
 
 
-def _text_file(write: Callable[[Store, str, Any], None]) -> Callable[[Store, str, Path], None]:
-    def to(store: Store, run_id: str, path: Path) -> None:
+def _text_file(write: Callable[[Store, str, TextIO], None]) -> Write:
+    def to_file(store: Store, run_id: str, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as out:
             write(store, run_id, out)
 
-    return to
+    return to_file
 
 
-def _recipe(write: Callable[[RunConfig], str]) -> Callable[[Store, str, Path], None]:
-    return lambda store, run_id, path: (
-        path.write_text(write(parse(store.run(run_id).config)), "utf-8") and None
-    )
+def _recipe(write: Callable[[RunConfig], str]) -> Write:
+    def to_file(store: Store, run_id: str, path: Path) -> None:
+        path.write_text(write(parse(store.run(run_id).config)), "utf-8")
+
+    return to_file
 
 
 # label -> (how the file's name ends, how it is written)
-EXPORTS: dict[str, tuple[str, Callable[[Store, str, Path], None] | None]] = {
+EXPORTS: dict[str, tuple[str, Write | None]] = {
     "Export CSV": ("metrics.csv", _text_file(export.export_metrics_csv)),
     "Export JSONL": ("rollouts.jsonl", _text_file(export.export_rollouts_jsonl)),
     "Export Parquet": ("rollouts.parquet", export.export_rollouts_parquet),
     "Export config": ("config.json", _text_file(export.export_config_json)),
     "Export command": ("command.sh", _recipe(as_command)),
     "Export TRL script": ("trl.py", _recipe(as_trl_script)),
-    "Export model": ("model.zip", None),  # by the desk: it needs torch
+    "Export model": ("model.zip", None),  # by the service: it needs torch
 }
 
 
 def file_name(run: RunRow, ending: str) -> str:
-    """A name that any file system takes: what a person called the run, letters and digits only, and the run's id."""
+    """A name valid on any file system: letters and digits of the run's name, and its id."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", run.name).strip("-")[:60] or "run"
     return f"{readable}-{re.sub(r'[^A-Za-z0-9-]+', '', run.id)}-{ending}"
 
 
-def export_run(views: Views, store: Store, desk: Desk, name: str, selected: Any) -> list[Any]:
-    """A file of one run, for the hidden download button."""
-    run = next((r for i in read_selected(views, selected) if (r := views.run(i))), None)
+def export_run(views: Views, service: Service, name: str, selected: Any) -> list[Any]:
+    """The first selected run as a file, for the hidden download button, and a message."""
+    run = _first_selected(views, selected)
     if run is None:
         return [None, status.banner("Nothing was exported.", "Select one run.")]
     ending, write = EXPORTS[name]
     try:
         path = export_folder() / file_name(run, ending)
         if write is None:
-            folder = desk.export_model(run.id, path.parent / "model")
+            folder = service.export_model(run.id, path.parent / "model")
             shutil.make_archive(str(path.with_suffix("")), "zip", folder)
             shutil.rmtree(folder)
         else:
-            write(store, run.id, path)
+            write(views.store, run.id, path)
     except (StudioError, OSError) as error:
         return [None, status.banner("Nothing was exported.", str(error))]
     return [str(path), ""]
 
 
-def push_run(views: Views, desk: Desk, repository: Any, selected: Any) -> str:
-    """One run's model as a commit on the Hub."""
-    run = next((r for i in read_selected(views, selected) if (r := views.run(i))), None)
+def push_run(views: Views, service: Service, repository: Any, selected: Any) -> str:
+    """Push the model of the first selected run to the Hub. Returns a message."""
+    run = _first_selected(views, selected)
     if run is None:
         return status.banner("Nothing was pushed.", "Select one run.")
     try:
-        address = desk.push_model(run.id, str(repository or "").strip()[:200])
+        address = service.push_model(run.id, str(repository or "").strip()[:200])
     except (StudioError, OSError) as error:
         return status.banner("Nothing was pushed.", str(error))
     return status.banner("The model is on the Hub.", address, tone="good")
 
 
+def _first_selected(views: Views, selected: Any) -> RunRow | None:
+    runs = (views.run(run_id) for run_id in read_selected(views, selected))
+    return next((run for run in runs if run is not None), None)
+
+
 @lru_cache(maxsize=1)
 def _exports_root() -> Path:
-    """A folder of this process alone: a fixed name in a shared temporary folder could be somebody else's."""
+    """A folder of this process alone.
+
+    Another user could own a folder of a fixed name in the shared temporary folder.
+    """
     return Path(tempfile.mkdtemp(prefix="grpo-studio-exports-"))
 
 
 def export_folder() -> Path:
-    """A folder of its own for every export, so that two tabs never write one file; old ones are swept."""
+    """A new folder for one export, so that two tabs never write the same file.
+
+    Folders older than KEEP_SECONDS are deleted.
+    """
     root = _exports_root()
-    root.mkdir(
-        mode=0o700, exist_ok=True
-    )  # something may sweep the temporary folder while the server runs
+    # The system may clean the temporary folder while the server runs.
+    root.mkdir(mode=0o700, exist_ok=True)
     for old in root.iterdir():
         if old.stat().st_mtime < time.time() - KEEP_SECONDS:
             shutil.rmtree(old, ignore_errors=True)

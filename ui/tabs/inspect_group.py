@@ -1,9 +1,9 @@
-"""The right side of Inspect: one group opened, its arithmetic, and six ways to look into it."""
+"""The right side of Inspect: one group, its arithmetic, and six views of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from grpo_core.analysis import token_loss
-from grpo_core.analysis import what_if as whatif
+from grpo_core.analysis import what_if as analysis
 from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import GroupRow, RunRow
@@ -20,13 +20,13 @@ from ui.components.html_panel import QUIET, html_panel, one_of, script
 from ui.render import arithmetic, cards, history, status, tokens
 from ui.render.recorded_config import criteria_of
 from ui.render.text import esc
-from ui.server import group_ref as place
+from ui.server.group_ref import GroupRef
+from ui.server.refresh import RefreshEvents
 from ui.server.views import Views
-from ui.tabs import what_if as what
-from ui.tabs.setup import Setup
-from ui.tabs.train import SKIP, Frame, parse_tokens, token
+from ui.tabs import what_if
+from ui.tabs.frame import SKIP, hidden_values, parse_tokens, token
 
-LOOKS = [
+VIEWS = [
     ("Completions", "cards"),
     ("Best and worst", "ends"),
     ("Tokens", "tokens"),
@@ -34,25 +34,38 @@ LOOKS = [
     ("Through time", "time"),
     ("Two runs", "runs"),
 ]
+LISTED_MISMATCHES = 4
 
 
-@dataclass(frozen=True)
-class Opened:
-    opened: gr.Textbox  # the place of the opened group, "37/2"; empty: the first of the table
-    inputs: list[Any]
-    outputs: list[Any]
-    show: ShowOpened
-    wire: Callable[[Any, Any], None]  # (then_show, show_on) -> None, once the whole tab is there
+@dataclass(frozen=True, slots=True)
+class GroupInputs:
+    """The inputs of this side: components on the page, in a request their values."""
+
+    view: Any
+    order: Any
+    options: Any  # JSON: view -> what its controls say
+    seen: Any
 
 
-def build_opened(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs, at: gr.Textbox) -> Opened:
-    """Lay the side out. Must be called inside gr.Blocks. `at`: what is shown now, as the list says."""
+@dataclass(frozen=True, slots=True)
+class GroupSide:
+    """The components of this side."""
+
+    head: gr.HTML
+    controls: gr.HTML
+    body: gr.HTML
+    opened: gr.Textbox  # hidden: the open group, "37/2"; empty: that of the table's first row
+    inputs: GroupInputs
+
+
+def build_group() -> GroupSide:
+    """Build this side. Call it inside gr.Blocks."""
     with gr.Column(elem_id="opened", elem_classes="card-box stack", min_width=0, scale=1):
         head = html_panel(
             events=("walk", "order"), script=script("group.js"), elem_id="opened-group"
         )
-        look = gr.Radio(
-            LOOKS,
+        view = gr.Radio(
+            VIEWS,
             value="cards",
             label="Look at",
             show_label=False,
@@ -60,280 +73,260 @@ def build_opened(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs, at: gr
             interactive=True,
         )
         controls = html_panel(
-            events=("say", "use", "reset"), script=script("controls.js"), elem_id="look-controls"
+            events=("edit", "use", "reset"), script=script("controls.js"), elem_id="look-controls"
         )
         body = html_panel(events=("open",), script=script("tokens.js"), elem_id="look-body")
-    opened, order, said, seen = (
-        gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-inspect-{n}")
-        for n, v in (("opened", ""), ("order", "best"), ("said", "{}"), ("looked", "{}"))
+    opened, order, options, seen = hidden_values(
+        "state-inspect-", opened="", order="best", said="{}", looked="{}"
     )
-    inputs, outputs = [look, order, said, seen], [head, controls, body, seen]
-
-    def use(run_id: Any, now: Any) -> list[Any]:
-        return use_in_new_run(views, run_id, now)
-
-    def wire(then_show: Any, show_on: Any) -> None:
-        then_show(
-            head.walk(
-                None, [opened, at], opened, js="(opened, at) => studioWalk(opened || at)", **QUIET
-            )
-        )
-        then_show(head.order(None, None, order, js="() => studioPressed.order", **QUIET))
-        show_on(look.input)
-        then_show(
-            controls.say(
-                None,
-                [said, look],
-                said,
-                js="(said, look) => studioLook(said, look, 'look-controls')",
-                **QUIET,
-            )
-        )
-        then_show(
-            controls.reset(
-                None,
-                [said, look],
-                [said, seen],
-                js="(said, look) => [studioLook(said, look), '{}']",
-                **QUIET,
-            )
-        )
-        then_show(body.open(None, None, opened, js="() => studioPressed.at", **QUIET))
-        controls.use(
-            use, [frame.run, said], [*setup.values, tabs, frame.tab, frame.notice], **QUIET
-        )
-
-    return Opened(opened, inputs, outputs, ShowOpened(views), wire)
+    return GroupSide(head, controls, body, opened, GroupInputs(view, order, options, seen))
 
 
-# ---- what a person does ----------------------------------------------------------------------------------------------
+def wire_group(side: GroupSide, at: gr.Textbox, refresh: RefreshEvents) -> None:
+    """Connect the events of this side. at: the group that is shown now."""
+    opened, view, options = side.opened, side.inputs.view, side.inputs.options
+    walk = "(opened, at) => studioWalk(opened || at)"
+    refresh.after(side.head.walk(None, [opened, at], opened, js=walk, **QUIET))
+    order = "() => studioPressed.order"
+    refresh.after(side.head.order(None, None, side.inputs.order, js=order, **QUIET))
+    refresh.on(view.input)
+    edit = "(options, view) => studioOptions(options, view, 'look-controls')"
+    refresh.after(side.controls.edit(None, [options, view], options, js=edit, **QUIET))
+    reset = "(options, view) => [studioOptions(options, view), '{}']"
+    both = [options, side.inputs.seen]
+    refresh.after(side.controls.reset(None, [options, view], both, js=reset, **QUIET))
+    refresh.after(side.body.open(None, None, opened, js="() => studioPressed.at", **QUIET))
 
 
-def use_in_new_run(views: Views, run_id: Any, said: Any) -> list[Any]:
-    """The run's settings with what was tried here, in the form of the Train tab."""
-    run, nothing = views.run(run_id), [SKIP] * (len(form.NAMES) + 2)
+# ---- what a person does ----------------------------------------------------------------------
+
+
+def use_in_new_run(views: Views, run_id: Any, options: Any) -> list[Any]:
+    """The run's settings with the changes of “What if”, for the form of the Train tab.
+
+    Returns the values of the form, the tabs, the name of the tab, and the notice.
+    """
+    run, unchanged = views.run(run_id), [SKIP] * (len(form.NAMES) + 2)
     if run is None:
-        return [*nothing, SKIP]
+        return [*unchanged, SKIP]
     try:
-        weights, fields = what.changes(
-            run.config, what.read(run.config, parse_tokens(said).get("whatif"))
-        )
-        flat = flatten(whatif.settings(run.config, weights, **fields))
+        changed = what_if.read(run.config, parse_tokens(options).get("whatif"))
+        weights, fields = what_if.changes(run.config, changed)
+        flat = flatten(analysis.settings(run.config, weights, **fields))
     except (InvalidConfig, ValueError) as error:
-        return [*nothing, status.banner("These settings cannot be used.", str(error))]
+        return [*unchanged, status.banner("These settings cannot be used.", str(error))]
     flat["rubric.name"] = form.rubric_name([form.row_of(c) for c in flat[form.CRITERIA]])
-    said_so = status.banner(
-        f"The form has the settings of “{run.name}”, with what you tried.",
-        "Look them over and press Start training.",
+    notice = status.banner(
+        f"The form has the settings of “{run.name}”, with your changes.",
+        "Check them and press Start training.",
         tone="good",
     )
-    return [
-        *(form.shown(n, flat[n]) for n in form.NAMES),
-        gr.update(selected="train"),
-        "train",
-        said_so,
-    ]
+    values = [form.shown(name, flat[name]) for name in form.NAMES]
+    return [*values, gr.update(selected="train"), "train", notice]
 
 
-# ---- what is shown ---------------------------------------------------------------------------------------------------
+# ---- what is shown ---------------------------------------------------------------------------
 
 
-class ShowOpened:
-    """Fills what is out of date. Everything asked for is worked out from rows, and kept by what it depends on."""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The group that is shown, and how."""
+
+    run: RunRow
+    group: GroupRow
+    view: str
+    order: str
+    options: Any  # what the controls of the view say, unchecked
+
+
+class ShowGroup:
+    """Fills every output that is out of date, as ShowTrain does. Everything is read from rows."""
 
     def __init__(self, views: Views):
         self.views = views
-        self._answer = lru_cache(maxsize=16)(self._ask)
-        self._checked = lru_cache(maxsize=64)(self._check)
+        self._cached_answer = lru_cache(maxsize=16)(self._answer)
+        self._cached_check = lru_cache(maxsize=64)(self._check)
 
-    def __call__(
-        self,
-        run: RunRow | None,
-        at: place.GroupRef | None,
-        look: Any,
-        order: Any,
-        said: Any,
-        seen: Any,
-    ) -> list[Any]:
-        was, look = parse_tokens(seen), one_of(look, [key for _, key in LOOKS], "cards")
-        order = "sampled" if order == "sampled" else "best"
-        mine = parse_tokens(said).get(look)
-        place_now = [run and run.id, at]
-        tokens_now = {
-            "head": token([*place_now, order]),
-            "controls": token([*place_now, look]),
-            "body": token([*place_now, look, order, mine]),
+    def __call__(self, run: RunRow | None, ref: GroupRef | None, given: GroupInputs) -> list[Any]:
+        was = parse_tokens(given.seen)
+        view = one_of(given.view, [key for _, key in VIEWS], "cards")
+        order = one_of(given.order, ("best", "sampled"), "best")
+        options = parse_tokens(given.options).get(view)
+        which = [run and run.id, ref]
+        now = {
+            "head": token([*which, order]),
+            "controls": token([*which, view]),
+            "body": token([*which, view, order, options]),
         }
-        new = {key for key in tokens_now if tokens_now[key] != was.get(key)}
+        new = {key for key in now if now[key] != was.get(key)}
         if not new:
             return [SKIP] * 4
-        group = self._group(run, at)
+        group = self._group(run, ref)
         if run is None or group is None:
-            return [self._nothing(run, at), "", "", json.dumps(tokens_now)]
+            return [_no_group(run, ref), "", "", json.dumps(now)]
+        shown = _Shown(run, group, view, order, options)
         return [
-            self._head(run, group, order) if "head" in new else SKIP,
-            self._controls(run, group, look, mine) if "controls" in new else SKIP,
-            self._body(run, group, look, order, mine) if "body" in new else SKIP,
-            json.dumps(tokens_now),
+            self._head(shown) if "head" in new else SKIP,
+            self._controls(shown) if "controls" in new else SKIP,
+            self._body(shown) if "body" in new else SKIP,
+            json.dumps(now),
         ]
 
-    def _nothing(self, run: RunRow | None, at: place.GroupRef | None) -> str:
-        if run is None or at is None:
-            return status.empty(
-                "A group opens here",
-                "Its prompt, the arithmetic of its advantages, and every completion.",
-            )
-        return status.empty(
-            f"Step {at[0]:,} has no group {at[1] + 1}.", "Choose a row of the table."
-        )
+    def _group(self, run: RunRow | None, ref: GroupRef | None) -> GroupRow | None:
+        if run is None or ref is None:
+            return None
+        step, position = ref
+        ids = self.views.store.group_ids(run.id, step)
+        return self.views.store.group(ids[position]) if position < len(ids) else None
 
-    def _group(self, run: RunRow | None, at: place.GroupRef | None) -> GroupRow | None:
-        ids = self.views.store.group_ids(run.id, at[0]) if run and at else []
-        return self.views.store.group(ids[at[1]]) if at and at[1] < len(ids) else None
-
-    def _head(self, run: RunRow, group: GroupRow, order: str) -> str:
+    def _head(self, shown: _Shown) -> str:
+        run, group = shown.run, shown.group
         step = self.views.store.scored(run.id, group.step, group.step)
-        shares = token_loss.share_of_gradient(
-            [(r[9] or 0.0, r[11], r[12]) for r in step], run.config
-        )
-        mine = {r[5]: share for r, share in zip(step, shares, strict=True)}
-        rollouts, places = cards.in_order(group.rollouts, order), len({r[1] for r in step})
+        weights = [(r.advantage or 0.0, r.num_tokens, r.finish_reason) for r in step]
+        shares = token_loss.share_of_gradient(weights, run.config)
+        by_rollout = {r.rollout_id: share for r, share in zip(step, shares, strict=True)}
+        num_groups = len({r.group_id for r in step})
+        rollouts = cards.in_order(group.rollouts, shown.order)
         return (
-            cards.group_head(group, places, order)
-            + self._checked(run.id, group.id)
-            + arithmetic.why_table(group, rollouts, run.config, mine)
+            cards.group_head(group, num_groups, shown.order)
+            + self._cached_check(run.id, group.id)
+            + arithmetic.why_table(group, rollouts, run.config, by_rollout)
         )
 
     def _check(self, run_id: str, group_id: int) -> str:
-        """An error where the stored numbers are not what the run's own settings give."""
+        """A banner where the stored numbers are not those that the run's settings give."""
         run = self.views.run(run_id)
+        if run is None:
+            return ""
         try:
-            answer = whatif.what_if(self.views.store, run_id, whatif.settings(run.config), group_id)
+            config = analysis.settings(run.config)
+            return mismatch(analysis.what_if(self.views.store, run_id, config, group_id))
         except (InvalidConfig, StudioError):
-            return ""  # a critic, or a configuration of another version: nothing can be worked out again, and the formula says so
-        return mismatch(answer)
+            # A critic, or a configuration of another version: nothing can be recomputed. The
+            # formula on the page says so.
+            return ""
 
-    def _controls(self, run: RunRow, group: GroupRow, look: str, mine: Any) -> str:
-        if look == "whatif":
-            return what.controls(run.config, what.read(run.config, mine))
-        if look == "tokens":
-            return tokens.controls(group, *tokens.read(mine, len(group.rollouts)))
-        if look == "runs":
-            return history.choose_run(*self._others(run, group, mine))
+    def _controls(self, shown: _Shown) -> str:
+        config, group = shown.run.config, shown.group
+        if shown.view == "whatif":
+            return what_if.controls(config, what_if.read(config, shown.options))
+        if shown.view == "tokens":
+            return tokens.controls(group, *tokens.read(shown.options, len(group.rollouts)))
+        if shown.view == "runs":
+            return history.choose_run(*self._others(shown))
         return ""
 
-    def _body(self, run: RunRow, group: GroupRow, look: str, order: str, mine: Any) -> str:
-        if look == "ends":
+    def _body(self, shown: _Shown) -> str:
+        run, group, views = shown.run, shown.group, self.views
+        if shown.view == "ends":
             return history.best_and_worst(group)
-        if look == "tokens":
-            return self._tokens(run, group, mine)
-        if look == "whatif":
-            return self._what_if(run, group, mine)
-        if look == "time":
-            outcome = next(
-                (c["name"] for c in criteria_of(run.config) if c.get("outcome")), None
-            )
-            return history.through_time(
-                self.views.store.visits(run.id, group.prompt_id), group, outcome
-            )
-        if look == "runs":
-            others, chosen = self._others(run, group, mine)
-            other = self.views.run(chosen) if others else None
-            return (
-                history.two_runs(
-                    self.views.label(run),
-                    group,
-                    other,
-                    history.nearest(self.views.store.visits(other.id, group.prompt_id), group.step),
-                )
-                if other
-                else ""
-            )
-        return cards.card_grid(group, cards.in_order(group.rollouts, order), run.config)
+        if shown.view == "tokens":
+            return self._tokens(shown)
+        if shown.view == "whatif":
+            return self._what_if(shown)
+        if shown.view == "time":
+            outcomes = (c["name"] for c in criteria_of(run.config) if c.get("outcome"))
+            visits = views.store.visits(run.id, group.prompt_id)
+            return history.through_time(visits, group, next(outcomes, None))
+        if shown.view == "runs":
+            return self._two_runs(shown)
+        return cards.card_grid(group, cards.in_order(group.rollouts, shown.order), run.config)
 
-    def _others(
-        self, run: RunRow, group: GroupRow, mine: Any
-    ) -> tuple[list[tuple[str, str]], str | None]:
-        met = set(self.views.store.runs_with_prompt(group.prompt_id)) - {run.id}
+    def _others(self, shown: _Shown) -> tuple[list[tuple[str, str]], str | None]:
+        """The other runs that met this prompt, as (label, id), and the chosen one's id."""
+        met = set(self.views.store.runs_with_prompt(shown.group.prompt_id)) - {shown.run.id}
         others = [(label, run_id) for label, run_id in self.views.choices() if run_id in met]
-        wanted = mine.get("other") if isinstance(mine, Mapping) else None
-        return others, wanted if isinstance(wanted, str) and wanted in met else others[0][
-            1
-        ] if others else None
+        if not others:
+            return [], None
+        chosen = shown.options.get("other") if isinstance(shown.options, Mapping) else None
+        return others, chosen if isinstance(chosen, str) and chosen in met else others[0][1]
 
-    def _tokens(self, run: RunRow, group: GroupRow, mine: Any) -> str:
-        chosen, by = tokens.read(mine, len(group.rollouts))
-        rollout = group.rollouts[chosen]
-        row = self.views.store.token_row(rollout.id)
+    def _two_runs(self, shown: _Shown) -> str:
+        _, chosen = self._others(shown)
+        other, group = self.views.run(chosen), shown.group
+        if other is None:
+            return ""
+        visits = self.views.store.visits(other.id, group.prompt_id)
+        name, visit = self.views.label(shown.run), history.nearest(visits, group.step)
+        return history.two_runs(name, group, other, visit)
+
+    def _tokens(self, shown: _Shown) -> str:
+        run, group, store = shown.run, shown.group, self.views.store
+        position, by = tokens.read(shown.options, len(group.rollouts))
+        rollout = group.rollouts[position]
+        row, terms = store.token_row(rollout.id), None
         try:
-            context = token_loss.loss_context(
-                self.views.store, run.id, group.step, parse(run.config)
-            )
-            terms = (
-                token_loss.token_terms(
+            context = token_loss.loss_context(store, run.id, group.step, parse(run.config))
+            if row:
+                terms = token_loss.token_terms(
                     row, rollout.advantage or 0.0, rollout.finish_reason, context
                 )
-                if row
-                else None
-            )
-        except InvalidConfig:
+        except InvalidConfig:  # a configuration of another version
             terms = None
         return tokens.token_view(row, terms, by)
 
-    def _what_if(self, run: RunRow, group: GroupRow, mine: Any) -> str:
-        asked = what.read(run.config, mine)
-        whole = asked.get("run") is True
+    def _what_if(self, shown: _Shown) -> str:
+        run, group, views = shown.run, shown.group, self.views
+        changed = what_if.read(run.config, shown.options)
+        whole_run = changed.get("run") is True
         try:
-            weights, fields = what.changes(run.config, asked)
-            config = whatif.settings(run.config, weights, **fields)
+            weights, fields = what_if.changes(run.config, changed)
+            config = analysis.settings(run.config, weights, **fields)
         except (InvalidConfig, ValueError) as error:
             return f'<p class="problem" role="alert">{esc(error)}</p>'
-        answer = self._answer(
-            run.id,
-            None if whole else group.id,
-            self.views.curves_key(run) if whole else (),
-            config.model_dump_json(),
-        )
-        if "kl_coef" not in asked:
-            return what.of_run(answer) if whole else what.of_group(answer)
-        if whole:
-            return what.kl_of_run(
-                self.views.curves(run).steps, config.algorithm.kl_coef
-            ) + what.of_run(answer)
-        return what.kl_of_group(
-            whatif.kl_pull(
-                self.views.store, run.id, group.id, parse(run.config), config.algorithm.kl_coef
-            )
-        ) + what.of_group(answer)
+        group_id = None if whole_run else group.id
+        key = views.curves_key(run) if whole_run else ()
+        answer = self._cached_answer(run.id, group_id, key, config.model_dump_json())
+        html = what_if.of_run(answer) if whole_run else what_if.of_group(answer)
+        if "kl_coef" not in changed:
+            return html
+        kl_coef = config.algorithm.kl_coef
+        if whole_run:
+            return what_if.kl_of_run(views.curves(run).steps, kl_coef) + html
+        pull = analysis.kl_pull(views.store, run.id, group.id, parse(run.config), kl_coef)
+        return what_if.kl_of_group(pull) + html
 
-    def _ask(
+    def _answer(
         self, run_id: str, group_id: int | None, key: tuple[Any, ...], config: str
-    ) -> whatif.Answer:
-        return whatif.what_if(
-            self.views.store, run_id, RunConfig.model_validate_json(config), group_id
+    ) -> analysis.Answer:
+        """key: changes when the run's rows do, so that the cache is never out of date."""
+        parsed = RunConfig.model_validate_json(config)
+        return analysis.what_if(self.views.store, run_id, parsed, group_id)
+
+
+def _no_group(run: RunRow | None, ref: GroupRef | None) -> str:
+    if run is None or ref is None:
+        return status.empty(
+            "A group opens here",
+            "Its prompt, the arithmetic of its advantages, and every completion.",
         )
+    step, position = ref
+    return status.empty(f"Step {step:,} has no group {position + 1}.", "Choose a row of the table.")
 
 
-def mismatch(answer: whatif.Answer) -> str:
-    """Stored numbers that are not what the settings give: shown, never hidden."""
+def mismatch(answer: analysis.Answer) -> str:
+    """A banner with the stored numbers that differ from those that the settings give."""
     wrong = [
         r
         for r in answer.rollouts
-        if abs(r.advantage - r.advantage_then) > whatif.TOLERANCE
-        or (r.reward is None) != (r.reward_then is None)
-        or (
-            r.reward is not None
-            and r.reward_then is not None
-            and abs(r.reward - r.reward_then) > whatif.TOLERANCE
-        )
+        if abs(r.advantage - r.advantage_then) > analysis.TOLERANCE
+        or _differs(r.reward, r.reward_then)
     ]
     if not wrong:
         return ""
-    said = "; ".join(
-        f"#{r.position + 1}: stored reward {r.reward!r}, A {r.advantage:+.6f}, recomputed {r.reward_then!r}, {r.advantage_then:+.6f}"
-        for r in wrong[:4]
+    numbers = "; ".join(
+        f"#{r.position + 1}: stored reward {r.reward!r}, A {r.advantage:+.6f}, "
+        f"recomputed {r.reward_then!r}, {r.advantage_then:+.6f}"
+        for r in wrong[:LISTED_MISMATCHES]
     )
     return status.banner(
-        f"{len(wrong)} of {len(answer.rollouts)} completions do not have the advantage that the run's settings give.",
-        f"{said}. The stored numbers are shown; they are what the policy was trained on.",
+        f"{len(wrong)} of {len(answer.rollouts)} completions do not have the advantage "
+        "that the run's settings give.",
+        f"{numbers}. The page shows the stored numbers; the policy was trained on them.",
     )
+
+
+def _differs(stored: float | None, recomputed: float | None) -> bool:
+    if stored is None or recomputed is None:
+        return stored is not recomputed
+    return abs(stored - recomputed) > analysis.TOLERANCE

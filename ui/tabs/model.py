@@ -1,60 +1,78 @@
-"""The answer of "Check model": size, memory against what is free, how turns end, a sampled answer. Records -> escaped HTML."""
+"""“Check model”: size, memory against what is free, end tokens, and a sampled answer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from grpo_core.errors import StudioError
 from ui.components import form
-from ui.components.html_panel import QUIET
+from ui.components.html_panel import QUIET, html_panel
 from ui.render.text import count, esc, size
-from ui.server.service import Desk
+from ui.server.service import Service
+from ui.tabs.form_fields import FormFields
 
 
-def wire_model(fields: dict[str, Any], check: gr.Button, answer: gr.HTML, desk: Desk) -> None:
-    check.click(
-        lambda *given: show_model(desk, given), [fields[n] for n in form.NAMES], answer, **QUIET
-    )
+@dataclass(frozen=True, slots=True)
+class ModelBox:
+    check: gr.Button
+    answer: gr.HTML
 
 
-def show_model(desk: Desk, values: Any) -> str:
-    """What is known of the model for the settings in the form, or beside which field something is wrong."""
+def build_model(fields: FormFields) -> ModelBox:
+    fields.add("model.name")
+    return ModelBox(gr.Button("Check model", size="sm"), html_panel(elem_id="model-answer"))
+
+
+def wire_model(fields: FormFields, box: ModelBox, service: Service) -> None:
+    box.check.click(lambda *values: show_model(service, values), fields.values, box.answer, **QUIET)
+
+
+def show_model(service: Service, values: Sequence[Any]) -> str:
+    """The report on the model in the form, or which fields are wrong."""
     config, problems = form.read(values)
     if config is None:
         return form.summary(problems)
     try:
-        return model_card(*desk.check_model(config))
+        return model_card(*service.check_model(config))
     except StudioError as error:
         return f'<p class="problem" role="alert">{esc(error)}</p>'
 
 
-def model_card(r: Any, sample: str) -> str:
-    """A policy.report.ModelReport and a sampled answer."""
-    trained = (
-        "all of them trained"
-        if r.trained_parameters == r.parameters
-        else f"{r.trained_parameters:,} trained"
-    )
+def model_card(report: Any, sample: str) -> str:
+    """HTML for a preflight.model_report.ModelReport and a sampled answer."""
+    trained = "all of them trained"
+    if report.trained_parameters != report.parameters:
+        trained = f"{report.trained_parameters:,} trained"
+    parameters = count(report.parameters, "parameter")
     ends = "; ".join(
-        f"{who}: {', '.join(tokens) or 'none'}" for who, tokens in r.end_tokens.items()
+        f"{source}: {', '.join(tokens) or 'none'}" for source, tokens in report.end_tokens.items()
     )
-    parts = ", ".join(f"{name} {size(n)}" for name, n in r.bytes_by_part.items() if n)
+    parts = ", ".join(f"{name} {size(n)}" for name, n in report.bytes_by_part.items() if n)
+    memory = f"about {size(report.needed_bytes)} of {size(report.free_bytes)} free: {parts}"
     rows = [
         (
             "Model",
-            f"{r.architecture}, {count(r.parameters, 'parameter')}, {trained}, {r.dtype} on {r.device}",
+            f"{report.architecture}, {parameters}, {trained}, {report.dtype} on {report.device}",
         ),
-        ("Context", f"{r.context:,} tokens" if r.context else "not said"),
-        ("Chat template", "yes" if r.chat_template else "none: prompts are read as bare text"),
-        ("End tokens", ends + (" (they agree)" if r.ends_agree else " (they differ)")),
-        ("Memory", f"about {size(r.needed_bytes)} of {size(r.free_bytes)} free: {parts}"),
-        ("Micro-batch that fits", f"about {count(r.fitting_micro_batch, 'token')}"),
-        *([("It answers", sample or "(nothing)")] if not r.problems else []),
+        ("Context", f"{report.context:,} tokens" if report.context else "not given"),
+        (
+            "Chat template",
+            "yes" if report.chat_template else "none: the model reads prompts as plain text",
+        ),
+        ("End tokens", ends + (" (they agree)" if report.ends_agree else " (they differ)")),
+        ("Memory", memory),
+        ("Micro-batch that fits", f"about {count(report.fitting_micro_batch, 'token')}"),
     ]
+    if not report.problems:
+        rows.append(("It answers", sample or "(nothing)"))
     body = "".join(f'<tr><th scope="row">{esc(k)}</th><td>{esc(v)}</td></tr>' for k, v in rows)
-    said = "".join(f'<p class="problem" role="alert">{esc(p)}</p>' for p in r.problems) + "".join(
-        f'<p class="help">{esc(p)}</p>' for p in r.remarks
+    problems = "".join(f'<p class="problem" role="alert">{esc(p)}</p>' for p in report.problems)
+    remarks = "".join(f'<p class="help">{esc(p)}</p>' for p in report.remarks)
+    return (
+        f'<table class="scored checked"><tbody>{body}</tbody></table>{problems}{remarks}'
+        '<p class="help">Memory is an estimate; the first step measures it.</p>'
     )
-    return f'<table class="scored checked"><tbody>{body}</tbody></table>{said}<p class="help">Memory is an estimate; the first step measures it.</p>'

@@ -1,4 +1,7 @@
-"""The Playground tab: one prompt, answered before and after training side by side, or at any two saved steps, scored by the run's rubric."""
+"""The Playground tab: one prompt, answered side by side by two states of a run's model.
+
+The states are before training and the saved steps. The run's rubric scores the answers.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,45 @@ from typing import Any
 import gradio as gr
 
 from grpo_core.errors import StudioError
+from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.store import RunRow
 from ui.components.html_panel import QUIET, html_panel
 from ui.render import status
 from ui.render.text import count, esc, format_number
-from ui.server.service import Desk
+from ui.server.service import Service
 from ui.server.views import Views
-from ui.tabs.train import SKIP, Frame, parse_tokens, token
+from ui.tabs.frame import SKIP, Frame, Tab, components_of, hidden_values, parse_tokens, token
 
-MOST = 16  # answers a side
+MAX_ANSWERS = 16  # on each side
 MAX_CHARS = 20_000
+MAX_ANSWER_CHARS = 2_000
 
 
-@dataclass(frozen=True)
-class Playground:
-    inputs: list[Any]
-    outputs: list[Any]
-    show: Any
+@dataclass(frozen=True, slots=True)
+class PlayInputs:
+    """What “Answer” reads: components on the page, in a request their values."""
+
+    run: Any
+    text: Any
+    answer: Any
+    left: Any
+    right: Any
+    num: Any
+    temperature: Any
 
 
-def build_playground(frame: Frame, views: Views, desk: Desk) -> Playground:
-    """Lay the tab out and make it answer. Must be called inside gr.Blocks."""
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    left: gr.Dropdown
+    right: gr.Dropdown
+    num: gr.Number
+    temperature: gr.Textbox
+    take: gr.Button
+    go: gr.Button
+
+
+def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
+    """Build the tab and connect its events. Call it inside gr.Blocks."""
     with gr.Column(elem_id="playground-box", elem_classes="card-box stack", min_width=0):
         about = html_panel(_about(None, []), elem_id="play-about")
         text = gr.Textbox(
@@ -44,34 +65,60 @@ def build_playground(frame: Frame, views: Views, desk: Desk) -> Playground:
         answer = gr.Textbox(
             label="Right answer",
             max_lines=1,
-            max_length=2_000,
+            max_length=MAX_ANSWER_CHARS,
             placeholder="for checks that compare with one; may stay empty",
             elem_id="play-answer",
             interactive=True,
         )
-        with gr.Row(elem_id="play-tools"):
-            left = gr.Dropdown(
+        tools = _build_tools()
+        answers = html_panel(elem_id="play-answers")
+    at, seen = hidden_values("state-play-", at="0", seen="{}")
+    tools.take.click(
+        lambda run_id, number: take_prompt(views, service, run_id, number),
+        [frame.run, at],
+        [text, answer, at, answers],
+        **QUIET,
+    )
+    inputs = PlayInputs(
+        run=frame.run,
+        text=text,
+        answer=answer,
+        left=tools.left,
+        right=tools.right,
+        num=tools.num,
+        temperature=tools.temperature,
+    )
+    tools.go.click(
+        lambda *values: play(views, service, PlayInputs(*values)),
+        components_of(inputs),
+        answers,
+        **QUIET,
+    )
+    outputs = [about, tools.left, tools.right, seen]
+    return Tab([frame.run, seen], outputs, ShowPlayground(views))
+
+
+def _build_tools() -> _Tools:
+    with gr.Row(elem_id="play-tools"):
+        left, right = (
+            gr.Dropdown(
                 [("before training", 0)],
                 value=0,
-                label="Left",
-                elem_id="play-left",
+                label=label,
+                elem_id=f"play-{label.lower()}",
                 interactive=True,
                 scale=0,
                 min_width=160,
             )
-            right = gr.Dropdown(
-                [("before training", 0)],
-                value=0,
-                label="Right",
-                elem_id="play-right",
-                interactive=True,
-                scale=0,
-                min_width=160,
-            )
-            num = gr.Number(
+            for label in ("Left", "Right")
+        )
+        return _Tools(
+            left=left,
+            right=right,
+            num=gr.Number(
                 4, label="Answers", elem_id="play-count", interactive=True, scale=0, min_width=90
-            )
-            temperature = gr.Textbox(
+            ),
+            temperature=gr.Textbox(
                 "1",
                 label="Temperature",
                 max_lines=1,
@@ -79,115 +126,93 @@ def build_playground(frame: Frame, views: Views, desk: Desk) -> Playground:
                 interactive=True,
                 scale=0,
                 min_width=90,
-            )
-            take = gr.Button("Take a held-out prompt", size="sm", scale=0, min_width=160)
-            go = gr.Button("Answer", variant="primary", scale=0, min_width=100, elem_id="play-go")
-        answers = html_panel(elem_id="play-answers")
-    at, seen = (
-        gr.Textbox(v, visible="hidden", label=n, elem_id=f"state-play-{n}")
-        for n, v in (("at", "0"), ("seen", "{}"))
-    )
-
-    take.click(
-        lambda run_id, n: take_prompt(views, desk, run_id, n),
-        [frame.run, at],
-        [text, answer, at, answers],
-        **QUIET,
-    )
-    go.click(
-        lambda *given: play(views, desk, *given),
-        [frame.run, text, answer, left, right, num, temperature],
-        answers,
-        **QUIET,
-    )
-    inputs, outputs = [frame.run, seen], [about, left, right, seen]
-    return Playground(inputs, outputs, ShowPlayground(views))
+            ),
+            take=gr.Button("Take a held-out prompt", size="sm", scale=0, min_width=160),
+            go=gr.Button("Answer", variant="primary", scale=0, min_width=100, elem_id="play-go"),
+        )
 
 
-def take_prompt(views: Views, desk: Desk, run_id: Any, number_of: Any) -> list[Any]:
+# ---- what a person does ----------------------------------------------------------------------
+
+
+def take_prompt(views: Views, service: Service, run_id: Any, number: Any) -> list[Any]:
+    """The run's next held-out prompt: its text, answer, the number after it, and a message."""
     if views.run(run_id) is None:
-        return [
-            SKIP,
-            SKIP,
-            SKIP,
-            status.banner("There is no run yet.", "Start one on the Train tab."),
-        ]
-    n = (
-        int(number_of)
-        if isinstance(number_of, str) and number_of.isdecimal() and len(number_of) < 8
-        else 0
-    )
+        return [SKIP, SKIP, SKIP, _no_run()]
+    valid = isinstance(number, str) and number.isdecimal() and len(number) < 8
+    index = int(number) if valid else 0
     try:
-        prompt = desk.run_prompt(run_id, n)
+        prompt = service.run_prompt(run_id, index)
     except StudioError as error:
         return [SKIP, SKIP, SKIP, status.banner("No prompt was taken.", str(error))]
-    return [prompt.text, prompt.answer, str(n + 1), ""]
+    return [prompt.text, prompt.answer, str(index + 1), ""]
 
 
-def play(
-    views: Views,
-    desk: Desk,
-    run_id: Any,
-    text: Any,
-    answer: Any,
-    left: Any,
-    right: Any,
-    num: Any,
-    temperature: Any,
-) -> str:
-    """Both sides as cards, or one line about what has to be mended."""
-    run = views.run(run_id)
-    if run is None:
-        return status.banner("There is no run yet.", "Start one on the Train tab.")
-    steps = [
-        s
-        for s in (left, right)
-        if isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 10**9
-    ]
-    how_many = int(num) if isinstance(num, (int, float)) and num == num and 1 <= num <= MOST else 0
+def play(views: Views, service: Service, given: PlayInputs) -> str:
+    """Both sides as cards, or a message that says which field is wrong."""
+    if views.run(given.run) is None:
+        return _no_run()
+    steps = [step for step in (given.left, given.right) if _is_step(step)]
+    is_count = isinstance(given.num, (int, float)) and 1 <= given.num <= MAX_ANSWERS
+    num_answers = int(given.num) if is_count else 0
     try:
-        warmth = float(temperature)
+        temperature = float(given.temperature)
     except (TypeError, ValueError):
-        warmth = -1.0
-    if not isinstance(text, str) or not text.strip():
-        return _mend("Prompt", "Type a prompt, or take a held-out one.")
+        temperature = -1.0
+    if not isinstance(given.text, str) or not given.text.strip():
+        return _problem("Prompt", "Type a prompt, or take a held-out one.")
     if len(steps) < 2:
-        return _mend("Left and Right", "Choose two states of the model.")
-    if not how_many:
-        return _mend("Answers", f"Use a number from 1 to {MOST}.")
-    if not 0 <= warmth <= 10:
-        return _mend("Temperature", "Use a number from 0 (always the likeliest token) to 10.")
+        return _problem("Left and Right", "Choose two states of the model.")
+    if not num_answers:
+        return _problem("Answers", f"Use a number from 1 to {MAX_ANSWERS}.")
+    if not 0 <= temperature <= 10:
+        return _problem("Temperature", "Use a number from 0 (always the likeliest token) to 10.")
+    text, answer = given.text[:MAX_CHARS], str(given.answer or "")[:MAX_ANSWER_CHARS]
     try:
-        return sides(
-            desk.play(run_id, text[:MAX_CHARS], str(answer or "")[:2_000], steps, how_many, warmth)
-        )
+        request = PlayRequest(text, answer, steps, num_answers, temperature)
+        return sides(service.play(given.run, request))
     except StudioError as error:
         return status.banner("There is no answer.", str(error))
 
 
-def _mend(field: str, hint: str) -> str:
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
+
+
+def _no_run() -> str:
+    return status.banner("There is no run yet.", "Start one on the Train tab.")
+
+
+def _problem(field: str, hint: str) -> str:
     return f'<p class="problem" role="alert">{esc(field)}: {esc(hint)}</p>'
 
 
+# ---- what is shown ---------------------------------------------------------------------------
+
+
 def sides(played: Any) -> str:
-    """A trained.Played."""
+    """HTML for an exporting.trained_model.PlayResult."""
     return '<div class="sides">' + "".join(_side(s) for s in played.sides) + "</div>"
 
 
 def _side(side: Any) -> str:
     rewards = [r.reward for r in side.rollouts if r.reward is not None]
-    mean = (
-        f"mean reward {format_number(sum(rewards) / len(rewards), 3)}"
-        if rewards
-        else "could not be scored"
-    )
-    cards = "".join(
-        f'<article class="played"><pre tabindex="0">{esc(r.completion.text) or "<i>(nothing)</i>"}</pre><p class="help">reward <b>{format_number(r.reward, 3)}</b> · '
-        + esc(", ".join(f"{name} {format_number(s, 2)}" for name, s in r.scores.items()))
-        + f" · {count(r.completion.num_tokens, 'token')}{', cut' if r.completion.finish_reason == 'length' else ''}</p></article>"
-        for r in side.rollouts
-    )
+    mean = "could not be scored"
+    if rewards:
+        mean = f"mean reward {format_number(sum(rewards) / len(rewards), 3)}"
+    cards = "".join(_card(r) for r in side.rollouts)
     return f'<section><h3>{_state(side.step)}</h3><p class="help">{mean}</p>{cards}</section>'
+
+
+def _card(rollout: Any) -> str:
+    completion = rollout.completion
+    scores = ", ".join(f"{name} {format_number(s, 2)}" for name, s in rollout.scores.items())
+    cut = ", cut" if completion.finish_reason == "length" else ""
+    return (
+        f'<article class="played"><pre tabindex="0">{esc(completion.text) or "<i>(nothing)</i>"}'
+        f'</pre><p class="help">reward <b>{format_number(rollout.reward, 3)}</b> · {esc(scores)}'
+        f" · {count(completion.num_tokens, 'token')}{cut}</p></article>"
+    )
 
 
 def _state(step: int) -> str:
@@ -202,14 +227,18 @@ def _about(run: RunRow | None, steps: list[int]) -> str:
         )
     if not steps:
         return (
-            f'<p class="help">“{esc(run.name)}” has no saved state yet, so there is only the model before training. '
-            "States are saved every few steps (Checkpoint every) and at the end.</p>"
+            f'<p class="help">“{esc(run.name)}” has no saved state yet, so there is only the '
+            "model before training. States are saved every few steps (Checkpoint every) and at "
+            "the end.</p>"
         )
-    return f'<p class="help">“{esc(run.name)}”: {count(len(steps), "saved state")}. Both sides get the same random numbers.</p>'
+    return (
+        f'<p class="help">“{esc(run.name)}”: {count(len(steps), "saved state")}. '
+        "Both sides get the same random numbers.</p>"
+    )
 
 
 class ShowPlayground:
-    """Keeps the choice of states in step with the run in view."""
+    """Keeps the choices of states equal to the saved states of the run in view."""
 
     def __init__(self, views: Views):
         self.views = views
@@ -222,15 +251,16 @@ class ShowPlayground:
         if was.get("states") == now:
             return [SKIP] * 4
         choices = [(_state(s), s) for s in [0, *steps]]
-        fresh = (
-            was.get("run") != (run and run.id)
-        )  # another run: look at its first and last; the same with a new state: leave what was chosen
+        # Another run: choose its first and its last state. A new state of the same run leaves the
+        # choice as it is.
+        is_other = was.get("run") != (run and run.id)
+        left: dict[str, Any] = {"value": 0} if is_other else {}
+        right: dict[str, Any] = {}
+        if is_other or len(steps) == 1:
+            right["value"] = steps[-1] if steps else 0
         return [
             _about(run, steps),
-            gr.update(choices=choices, **({"value": 0} if fresh else {})),
-            gr.update(
-                choices=choices,
-                **({"value": steps[-1] if steps else 0} if fresh or len(steps) == 1 else {}),
-            ),
+            gr.update(choices=choices, **left),
+            gr.update(choices=choices, **right),
             json.dumps({"states": now, "run": run and run.id}),
         ]

@@ -1,4 +1,7 @@
-"""What a person does with the selected runs: rename, resume, branch, delete; each answers with what it leaves to be shown."""
+"""Actions on the selected runs: rename, resume, branch, delete.
+
+Each returns the values of the components that the Runs tab connects to it.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,26 @@ from ui.components.html_panel import one_of
 from ui.render import status, tables
 from ui.render.text import count, esc, size
 from ui.server.views import Runs, Views
-from ui.tabs.train import SKIP, parse_tokens
+from ui.tabs.frame import SKIP, parse_tokens
 
 
 def read_selected(views: Views, text: Any) -> list[str]:
-    """The selected runs that still exist, in the order in which they were selected."""
+    """Ids of the selected runs that still exist, in the order of selection."""
     try:
         ids = json.loads(text)
     except (TypeError, ValueError, RecursionError):
         return []
-    return (
-        [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)]
-        if isinstance(ids, list)
-        else []
-    )
+    if not isinstance(ids, list):
+        return []
+    return [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)]
 
 
-def read_sort(text: Any) -> dict[str, Any]:
+def read_sort(text: Any) -> tables.Sort:
     data = parse_tokens(text)
-    return {
-        "key": one_of(data.get("key"), tables.RUN_COLUMNS, "created"),
-        "descending": data.get("descending") is not False,
-    }
+    return tables.Sort(
+        one_of(data.get("key"), tables.RUN_COLUMNS, "created"),
+        data.get("descending") is not False,
+    )
 
 
 def rename_run(views: Views, selected: Any, name: Any) -> list[Any]:
@@ -48,7 +49,7 @@ def rename_run(views: Views, selected: Any, name: Any) -> list[Any]:
 
 
 def resume_run(runs: Runs, views: Views, selected: Any) -> str:
-    """Go on with one run from its newest checkpoint, or at once where it waits."""
+    """Resume one run: at once if it is paused, else from its newest checkpoint."""
     chosen = read_selected(views, selected)
     if len(chosen) != 1:
         return status.banner("Nothing was resumed.", "Select one run.")
@@ -60,7 +61,7 @@ def resume_run(runs: Runs, views: Views, selected: Any) -> str:
 
 
 def ask_branch(views: Views, selected: Any) -> list[Any]:
-    """The checkpoints of a run to choose from, newest first, with their sizes."""
+    """Show the checkpoints of the selected run, newest first, with their sizes."""
     chosen = read_selected(views, selected)
     saved = views.store.checkpoints(chosen[0])[::-1] if len(chosen) == 1 else []
     if not saved:
@@ -77,7 +78,7 @@ def ask_branch(views: Views, selected: Any) -> list[Any]:
 
 
 def branch_run(runs: Runs, views: Views, selected: Any, step: Any, changes: Any) -> list[Any]:
-    """Start a run from another's checkpoint and look at it; or say what is wrong."""
+    """Start a run from another run's checkpoint and show it, or a message of what is wrong."""
     chosen = read_selected(views, selected)
     try:
         if len(chosen) != 1 or not isinstance(step, (int, float)):
@@ -89,13 +90,17 @@ def branch_run(runs: Runs, views: Views, selected: Any, step: Any, changes: Any)
 
 
 def read_changes(text: Any) -> dict[str, Any]:
-    """section.field=value, separated by blanks, as on the command line."""
+    """section.field=value pairs, separated by spaces, as on the command line.
+
+    Raises StudioError for a part without =.
+    """
     changes: dict[str, Any] = {}
     for part in str(text or "").split():
         name, equals, value = part.partition("=")
         if not equals:
             raise StudioError(
-                f"{part!r:.80}: there is no = in it. Write section.field=value, e.g. train.steps=160."
+                f"{part!r:.80}: there is no = in it. "
+                "Write section.field=value, e.g. train.steps=160."
             )
         try:
             changes[name] = json.loads(value)
@@ -104,43 +109,43 @@ def read_changes(text: Any) -> dict[str, Any]:
     return changes
 
 
-def ask(views: Views, selected: Any) -> list[Any]:
-    """What would be deleted, before it is; live runs are refused."""
+def ask_delete(views: Views, selected: Any) -> list[Any]:
+    """Ask before the selected runs are deleted; refuse live runs."""
     runs = [r for i in read_selected(views, selected) if (r := views.run(i))]
     live = [r for r in runs if r.status.is_live]
     if live:
-        return [
-            "",
-            gr.update(visible=False),
-            status.banner(f"“{live[0].name}” is still going.", "Stop it first, then delete it."),
-        ]
+        message = status.banner(
+            f"“{live[0].name}” is still running.", "Stop it first, then delete it."
+        )
+        return ["", gr.update(visible=False), message]
     if not runs:
-        return [
-            "",
-            gr.update(visible=False),
-            status.banner("Nothing is selected.", "Select the runs to delete."),
-        ]
-    steps = sum(r.steps_done for r in runs)
-    names = ", ".join(f"“{r.name}”" for r in runs[:3]) + (
-        f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+        message = status.banner("Nothing is selected.", "Select the runs to delete.")
+        return ["", gr.update(visible=False), message]
+    steps = count(sum(r.steps_done for r in runs), "step")
+    names = ", ".join(f"“{r.name}”" for r in runs[:3])
+    if len(runs) > 3:
+        names += f" and {len(runs) - 3} more"
+    question = (
+        f"<p><b>Delete {esc(names)}?</b> {esc(steps)} with every group and completion. "
+        "This cannot be undone.</p>"
     )
-    text = f"<p><b>Delete {esc(names)}?</b> {esc(count(steps, 'step'))} with every group and completion. This cannot be undone.</p>"
-    return [text, gr.update(visible=True), ""]
+    return [question, gr.update(visible=True), ""]
 
 
 def delete_runs(views: Views, selected: Any) -> list[Any]:
-    freed, gone, problem = 0, 0, ""
+    """Delete the selected runs. Returns the message, the question's box and the selection."""
+    freed, num_deleted, problem = 0, 0, ""
     for run_id in read_selected(views, selected):
         try:
             freed += views.store.delete(run_id)
-            gone += 1
+            num_deleted += 1
         except StudioError as error:
             problem = str(error)
-    said = status.banner("Not everything was deleted.", problem) if problem else ""
-    if gone:
-        said += status.banner(
-            f"Deleted {count(gone, 'run')}.",
+    message = status.banner("Not everything was deleted.", problem) if problem else ""
+    if num_deleted:
+        message += status.banner(
+            f"Deleted {count(num_deleted, 'run')}.",
             f"{size(freed)} freed; the file now takes {size(views.store.file_bytes())}.",
             tone="good",
         )
-    return [said, gr.update(visible=False), json.dumps(read_selected(views, selected))]
+    return [message, gr.update(visible=False), json.dumps(read_selected(views, selected))]

@@ -1,4 +1,7 @@
-"""What a person says to the run in view: pause, step, resume, stop, and what belongs to them. Handlers only tell RunManager."""
+"""Controls of the run in view: pause, step, resume, stop, settings, breakpoints, edits and the log.
+
+The handlers check what the browser sent and pass it on to RunManager.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,10 @@ from grpo_core.types import RunStatus
 from ui.components.html_panel import QUIET, html_panel, one_of
 from ui.render import status
 from ui.render.text import esc, plain, size
-from ui.server import group_ref as place
+from ui.server import group_ref
+from ui.server.refresh import RefreshEvents
 from ui.server.views import Runs, Views
+from ui.tabs.frame import Frame
 
 STRIDES = [("one step", "step"), ("one phase", "phase")]
 KNOB_CHOICES = [(fields_by_name()[name].title, name) for name in KNOBS]
@@ -26,9 +31,9 @@ ENDED = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 LOG_LINES = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Buttons:
-    """In the status line, in the order of `states`."""
+    """The buttons in the status line, in the order of `states`."""
 
     pause: gr.Button
     step: gr.Button
@@ -40,9 +45,9 @@ class Buttons:
         return [self.pause, self.step, self.resume, self.stop]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class More:
-    """What is folded away below the status line."""
+    """The controls in the fold below the status line."""
 
     stride: gr.Radio
     checkpoint: gr.Button
@@ -54,9 +59,15 @@ class More:
     completion: gr.Number
     reward: gr.Textbox
     edit: gr.Button
-    look: gr.Button
-    said: gr.HTML
+    show_log: gr.Button
+    message: gr.HTML
     log: gr.HTML
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    buttons: Buttons
+    more: More
 
 
 def build_buttons() -> Buttons:
@@ -75,7 +86,7 @@ def build_more() -> More:
         with gr.Row(elem_classes="control-row"):
             stride = gr.Radio(STRIDES, value="step", label="Step goes", elem_id="stride")
             checkpoint = gr.Button("Checkpoint now", size="sm", scale=0, min_width=140)
-            look = gr.Button("Show log", size="sm", scale=0, min_width=100)
+            show_log = gr.Button("Show log", size="sm", scale=0, min_width=100)
         with gr.Row(elem_classes="control-row"):
             knob = gr.Dropdown(
                 KNOB_CHOICES, value=KNOBS[0], label="Setting", filterable=False, elem_id="knob"
@@ -109,113 +120,114 @@ def build_more() -> More:
                 elem_id="edit-reward",
             )
             edit = gr.Button("Set reward", size="sm", scale=0, min_width=120)
-        said = html_panel(elem_id="control-said")
+        message = html_panel(elem_id="control-said")
         log = html_panel(elem_id="run-log")
     return More(
-        stride,
-        checkpoint,
-        knob,
-        value,
-        turn,
-        conditions,
-        arm,
-        completion,
-        reward,
-        edit,
-        look,
-        said,
-        log,
+        stride=stride,
+        checkpoint=checkpoint,
+        knob=knob,
+        value=value,
+        turn=turn,
+        conditions=conditions,
+        arm=arm,
+        completion=completion,
+        reward=reward,
+        edit=edit,
+        show_log=show_log,
+        message=message,
+        log=log,
     )
 
 
 def states(run: RunRow | None) -> list[dict[str, Any]]:
-    """Which of pause, step, resume and stop mean something now."""
-    live, paused = (
-        run is not None and run.status.is_live,
-        run is not None and run.status is RunStatus.PAUSED,
-    )
-    can = [
-        live and not paused,
-        live and run.status is not RunStatus.QUEUED,
-        paused or (run is not None and run.status in ENDED),
-        live,
-    ]
-    return [gr.update(interactive=bool(yes)) for yes in can]
+    """Updates of pause, step, resume and stop: a button is enabled where it has an effect."""
+    can = [False] * 4
+    if run is not None:
+        live, paused = run.status.is_live, run.status is RunStatus.PAUSED
+        can = [
+            live and not paused,
+            live and run.status is not RunStatus.QUEUED,
+            paused or run.status in ENDED,
+            live,
+        ]
+    return [gr.update(interactive=yes) for yes in can]
 
 
 def wire(
-    buttons: Buttons,
-    more: More,
-    run: gr.Dropdown,
+    commands: RunCommands,
+    controls: Controls,
+    frame: Frame,
     at: gr.Textbox,
-    notice: gr.HTML,
-    runs: Runs,
-    views: Views,
-    then_show: Callable[[Any], None],
+    refresh: RefreshEvents,
 ) -> None:
-    """Make them answer. Errors of the four buttons go to the page's notice, those of the rest beside them."""
-    teller = Teller(runs, views)
-    then_show(buttons.pause.click(teller.pause, run, notice, **QUIET))
-    then_show(buttons.step.click(teller.step, [run, more.stride], notice, **QUIET))
-    then_show(buttons.resume.click(teller.resume, run, notice, **QUIET))
-    then_show(buttons.stop.click(teller.stop, run, notice, **QUIET))
-    more.checkpoint.click(teller.checkpoint, run, more.said, **QUIET)
-    more.look.click(teller.log, run, more.log, **QUIET)
+    """Connect the controls. at: the group in view.
+
+    Errors of the four buttons go to the page's notice, those of the others beside them.
+    """
+    buttons, more, run, notice = controls.buttons, controls.more, frame.run, frame.notice
+    refresh.after(buttons.pause.click(commands.pause, run, notice, **QUIET))
+    refresh.after(buttons.step.click(commands.step, [run, more.stride], notice, **QUIET))
+    refresh.after(buttons.resume.click(commands.resume, run, notice, **QUIET))
+    refresh.after(buttons.stop.click(commands.stop, run, notice, **QUIET))
+    more.checkpoint.click(commands.checkpoint, run, more.message, **QUIET)
+    more.show_log.click(commands.log, run, more.log, **QUIET)
     for event in (more.turn.click, more.value.submit):
-        event(teller.turn, [run, more.knob, more.value], more.said, **QUIET)
+        event(commands.turn, [run, more.knob, more.value], more.message, **QUIET)
     for event in (more.arm.click, more.conditions.submit):
-        event(teller.arm, [run, more.conditions], more.said, **QUIET)
+        event(commands.arm, [run, more.conditions], more.message, **QUIET)
+    edit_inputs = [run, at, more.completion, more.reward]
     for event in (more.edit.click, more.reward.submit):
-        then_show(event(teller.edit, [run, at, more.completion, more.reward], more.said, **QUIET))
+        refresh.after(event(commands.edit, edit_inputs, more.message, **QUIET))
 
 
-class Teller:
-    """Handlers: read what the browser sent, tell the run, say what came of it."""
+class RunCommands:
+    """Handlers that check what the browser sent, pass it to the run, and return a message."""
 
     def __init__(self, runs: Runs, views: Views):
         self.runs, self.views = runs, views
 
-    def _tell(self, run_id: Any, failed: str, say: Callable[[str], Any], done: str = "") -> str:
+    def _send(self, run_id: Any, failed: str, command: Callable[[str], Any], done: str = "") -> str:
+        """The message: `failed` with the reason, or `done`."""
         if self.views.cursor(run_id) is None:
             return status.banner(failed, "Choose a run first.")
         try:
-            say(run_id)
+            command(run_id)
         except StudioError as error:
             return status.banner(failed, str(error))
         return status.banner(done, "", tone="good") if done else ""
 
     def pause(self, run_id: Any) -> str:
-        return self._tell(run_id, "The run was not paused.", self.runs.pause)
+        return self._send(run_id, "The run was not paused.", self.runs.pause)
 
     def step(self, run_id: Any, stride: Any) -> str:
-        return self._tell(
+        return self._send(
             run_id,
             "The run did not go on.",
             lambda r: self.runs.step(r, one_of(stride, ("step", "phase"), "step")),
         )
 
     def resume(self, run_id: Any) -> str:
-        return self._tell(run_id, "The run was not resumed.", self.runs.resume)
+        return self._send(run_id, "The run was not resumed.", self.runs.resume)
 
     def stop(self, run_id: Any) -> str:
-        return self._tell(run_id, "The run was not stopped.", self.runs.stop)
+        return self._send(run_id, "The run was not stopped.", self.runs.stop)
 
     def checkpoint(self, run_id: Any) -> str:
-        return self._tell(
+        return self._send(
             run_id,
             "No checkpoint is saved.",
             self.runs.checkpoint,
-            "The last whole step is saved at the run's next breath.",
+            "The last complete step is saved at the next interruption point.",
         )
 
     def turn(self, run_id: Any, name: Any, value: Any) -> str:
-        number, name = _number(value), one_of(name, KNOBS, KNOBS[0])
+        number, name = _finite(value), one_of(name, KNOBS, KNOBS[0])
         if number is None:
             return status.banner(
                 "Nothing was changed.",
-                f"New value = {str(value)!r:.60}: this is no number. Write one, e.g. 1e-4.",
+                f"New value = {str(value)!r:.60}: this is not a number. Write one, e.g. 1e-4.",
             )
-        return self._tell(
+        return self._send(
             run_id,
             "Nothing was changed.",
             lambda r: self.runs.set_knob(r, name, number),
@@ -224,29 +236,30 @@ class Teller:
 
     def arm(self, run_id: Any, conditions: Any) -> str:
         text = conditions.strip() if isinstance(conditions, str) else ""
-        return self._tell(
+        return self._send(
             run_id,
             "The breakpoints stay as they were.",
             lambda r: self.runs.set_breakpoints(r, text),
-            f"The run will wait when {text}." if text else "The run will wait nowhere by itself.",
+            f"The run will wait when {text}." if text else "Breakpoints cleared.",
         )
 
-    def edit(self, run_id: Any, here: Any, completion: Any, reward: Any) -> str:
-        at, number, which = place.parse(here), _number(reward), _number(completion)
-        if at is None:
+    def edit(self, run_id: Any, at: Any, completion: Any, reward: Any) -> str:
+        ref, number, which = group_ref.parse(at), _finite(reward), _finite(completion)
+        if ref is None:
             return status.banner(
-                "No reward was changed.", "Look at a group of the waiting step first."
+                "No reward was changed.", "Show a group of the waiting step first."
             )
         if number is None or which is None or which != int(which):
             return status.banner(
                 "No reward was changed.",
                 "Write the number of a completion (its # on the card) and its new reward.",
             )
-        return self._tell(
+        return self._send(
             run_id,
             "No reward was changed.",
-            lambda r: self.runs.edit_reward(r, at[0], at[1], int(which) - 1, number),
-            f"Completion {int(which)} of group {at[1] + 1} has reward {plain(number)}; the advantages follow.",
+            lambda r: self.runs.edit_reward(r, *ref, int(which) - 1, number),
+            f"Completion {int(which)} of group {ref[1] + 1} has reward {plain(number)}; "
+            "the advantages follow.",
         )
 
     def log(self, run_id: Any) -> str:
@@ -254,17 +267,14 @@ class Teller:
         if self.views.cursor(run_id) is None:
             return status.empty("No run in view", "Choose a run first.")
         saved = self.views.store.checkpoints(run_id)
-        head = (
-            f"{len(saved)} checkpoints: "
-            + ", ".join(f"step {c.step:,} ({size(c.bytes)})" for c in saved)
-            if saved
-            else "No checkpoint yet."
+        steps = ", ".join(f"step {c.step:,} ({size(c.bytes)})" for c in saved)
+        head = f"{len(saved)} checkpoints: {steps}" if saved else "No checkpoint yet."
+        entries = tail(self.views.store.log_file(run_id), LOG_LINES)
+        lines = "\n".join(_line(entry) for entry in entries) or "Nothing was logged."
+        return (
+            f'<p class="note">{esc(head)}</p>'
+            f'<pre class="log" tabindex="0" role="region" aria-label="Log">\n{esc(lines)}</pre>'
         )
-        lines = (
-            "\n".join(_line(entry) for entry in tail(self.views.store.log_file(run_id), LOG_LINES))
-            or "Nothing was logged."
-        )
-        return f'<p class="note">{esc(head)}</p><pre class="log" tabindex="0" role="region" aria-label="Log">\n{esc(lines)}</pre>'
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -272,7 +282,8 @@ def _line(entry: dict[str, Any]) -> str:
     return f"{entry.get('time', '')} {entry.get('level', '')} {entry.get('what', '')} {more}"[:2000]
 
 
-def _number(value: Any) -> float | None:
+def _finite(value: Any) -> float | None:
+    """The value as a number; None for nan, infinity, and anything from 1e12."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -16,7 +16,7 @@ from ui.server.refresh import RefreshEvents
 from ui.server.service import Service
 from ui.server.views import Runs, Views
 from ui.tabs.exports import EXPORTS, export_run, push_run
-from ui.tabs.frame import LATEST, SKIP, Frame, Tab, components_of, hidden_values
+from ui.tabs.frame import SKIP, Frame, Tab, components_of, hidden_values
 from ui.tabs.run_actions import (
     ask_branch,
     ask_delete,
@@ -139,8 +139,8 @@ def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, service: S
 # ---- layout ----------------------------------------------------------------------------------
 
 
-def _small_button(label: str, **options: Any) -> gr.Button:
-    return gr.Button(label, size="sm", scale=0, **({"min_width": 72} | options))
+def _small_button(label: str, min_width: int = 72, **options: Any) -> gr.Button:
+    return gr.Button(label, size="sm", scale=0, min_width=min_width, **options)
 
 
 def _build_box(may_push: bool) -> _RunsBox:
@@ -286,8 +286,8 @@ def _wire_rename_and_delete(
     rename = partial(rename_run, views)
     for event in (tools.rename.click, tools.new_name.submit):
         refresh.after(event(rename, [selected, tools.new_name], [message, tools.new_name], **QUIET))
-    asked = [delete.question, delete.box, message]
-    tools.delete.click(partial(ask_delete, views), selected, asked, **QUIET)
+    question = [delete.question, delete.box, message]
+    tools.delete.click(partial(ask_delete, views), selected, question, **QUIET)
     delete.cancel.click(_hide, None, delete.box, **QUIET)
     deleted = [message, delete.box, selected]
     refresh.after(delete.confirm.click(partial(delete_runs, views), selected, deleted, **QUIET))
@@ -297,8 +297,8 @@ def _wire_branch(
     box: _RunsBox, runs: Runs, views: Views, selected: gr.Textbox, in_view: list[Any]
 ) -> None:
     branch, message = box.branch, box.message
-    asked = [branch.step, branch.box, message]
-    box.tools.branch.click(partial(ask_branch, views), selected, asked, **QUIET)
+    question = [branch.step, branch.box, message]
+    box.tools.branch.click(partial(ask_branch, views), selected, question, **QUIET)
     branch.cancel.click(_hide, None, branch.box, **QUIET)
     branch.start.click(
         partial(branch_run, runs, views),

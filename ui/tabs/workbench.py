@@ -1,9 +1,10 @@
-"""The rubric workbench and preflight: what completions would earn, what a cheat would earn, and one report before step 1. Records -> escaped HTML."""
+"""The rubric workbench and Preflight: what completions earn, what a cheat earns, and one report."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -11,57 +12,81 @@ import gradio as gr
 from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
 from ui.components import form
-from ui.components.html_panel import QUIET
+from ui.components.html_panel import QUIET, html_panel
 from ui.render.text import count, esc, format_number, percent, signed
-from ui.server.service import Desk
+from ui.server.service import Service
+from ui.tabs.form_fields import FormFields
+from ui.tabs.frame import LATEST, hidden_values
 
 MAX_TEXTS = 64
 MAX_CHARS = 20_000
-_BETWEEN = re.compile(r"^-{3,}\s*$", re.MULTILINE)
 SHOWN_CHARS = 400
+_SEPARATOR = re.compile(r"^-{3,}\s*$", re.MULTILINE)
 
 
-def wire_workbench(
-    fields: dict[str, Any],
-    text: gr.Textbox,
-    sample: gr.Button,
-    paste: gr.Button,
-    probe: gr.Button,
-    bench: gr.HTML,
-    preflight: gr.Button,
-    report: gr.HTML,
-    desk: Desk,
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    text: gr.Textbox
+    scores: gr.HTML  # of the text
+    sample: gr.Button
+    paste: gr.Button
+    probe: gr.Button
+    result: gr.HTML
+
+
+def build_workbench() -> Workbench:
+    text = gr.Textbox(
+        label="Score this text",
+        placeholder="Paste or type a completion",
+        lines=2,
+        max_lines=6,
+        elem_id="score-text",
+    )
+    scores = html_panel(elem_id="score-result")
+    with gr.Row(elem_classes="buttons"):
+        sample, paste, probe = (
+            gr.Button(n, size="sm", min_width=90)
+            for n in ("Preview groups", "Score as group", "Probe rubric")
+        )
+    return Workbench(text, scores, sample, paste, probe, html_panel(elem_id="workbench"))
+
+
+def wire_workbench(fields: FormFields, bench: Workbench, service: Service) -> None:
+    values = fields.values
+    # The key of the groups on show: a changed weight is applied to these.
+    [key] = hidden_values("state-", tried="")
+
+    def sample(*values: Any) -> list[str]:
+        return try_groups(values, service.try_rubric)
+
+    def paste(*values: Any) -> list[str]:
+        *form_values, text = values
+        return try_groups(form_values, lambda config: service.score_texts(config, pasted(text)))
+
+    def probe(*values: Any) -> list[str]:
+        return [answer_for(values, lambda config: probes(service.probe(config))), ""]
+
+    def reweigh(*values: Any) -> Any:
+        *form_values, tried_key = values
+        return reweighed(service, form_values, tried_key)
+
+    bench.sample.click(sample, values, [bench.result, key], **QUIET)
+    bench.paste.click(paste, [*values, bench.text], [bench.result, key], **QUIET)
+    bench.probe.click(probe, values, [bench.result, key], **QUIET)
+    fields.controls[form.CRITERIA].change(reweigh, [*values, key], bench.result, **LATEST)
+
+
+def wire_preflight(
+    fields: FormFields, button: gr.Button, report: gr.HTML, service: Service
 ) -> None:
-    values = [fields[n] for n in form.NAMES]
-    key = gr.Textbox(
-        "", visible="hidden", label="tried", elem_id="state-tried"
-    )  # of the groups in the bench, which weights that change are applied to
-    sample.click(lambda *given: keyed(given, desk.try_rubric), values, [bench, key], **QUIET)
-    paste.click(
-        lambda *given: keyed(given[:-1], lambda c: desk.score_texts(c, pasted(given[-1]))),
-        [*values, text],
-        [bench, key],
-        **QUIET,
-    )
-    probe.click(
-        lambda *given: [asked(given, lambda c: probes(desk.probe(c))), ""],
-        values,
-        [bench, key],
-        **QUIET,
-    )
-    fields[form.CRITERIA].change(
-        lambda *given: reweighed(desk, given[:-1], given[-1]),
-        [*values, key],
-        bench,
-        **{**QUIET, "trigger_mode": "always_last"},
-    )
-    preflight.click(
-        lambda *given: asked(given, lambda c: findings(desk.preflight(c))), values, report, **QUIET
-    )
+    def preflight(*values: Any) -> str:
+        return answer_for(values, lambda config: findings(service.preflight(config)))
+
+    button.click(preflight, fields.values, report, **QUIET)
 
 
-def asked(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
-    """The answer for the settings in the form, or what has to be mended first."""
+def answer_for(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
+    """The answer for the settings in the form, or what is wrong with them, as HTML."""
     config, problems = form.read(values)
     if config is None:
         return form.summary(problems)
@@ -71,60 +96,70 @@ def asked(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
         return f'<p class="problem" role="alert">{esc(error)}</p>'
 
 
-def keyed(values: Sequence[Any], ask: Callable[[RunConfig], Any]) -> list[str]:
-    """Groups that were tried, as HTML, and the key under which their weights can be changed."""
-    found: list[Any] = []
+def try_groups(values: Sequence[Any], try_rubric: Callable[[RunConfig], Any]) -> list[str]:
+    """The tried groups as HTML, and the key with which `reweighed` finds them again."""
+    key = ""
 
     def answer(config: RunConfig) -> str:
-        found.append(ask(config))
-        return tried(found[0])
+        nonlocal key
+        result = try_rubric(config)
+        key = str(result.key)
+        return tried(result)
 
-    page = asked(values, answer)
-    return [page, str(found[0].key) if found else ""]
+    html = answer_for(values, answer)
+    return [html, key]
 
 
-def reweighed(desk: Desk, values: Sequence[Any], key: Any) -> Any:
-    """The same groups with the weights of the table: rewards, advantages and ties at once, nothing sampled or scored again."""
+def reweighed(service: Service, values: Sequence[Any], key: Any) -> Any:
+    """The same groups with the weights in the table.
+
+    Rewards, advantages and ties are computed again; nothing is sampled or scored again.
+    """
     config, _ = form.read(values)
     if config is None or not isinstance(key, str) or not key:
         return gr.skip()
     try:
-        again = desk.reweigh(config, key)
+        result = service.reweigh(config, key)
     except StudioError:
         return gr.skip()
-    return gr.skip() if again is None else tried(again)
+    return gr.skip() if result is None else tried(result)
 
 
 def pasted(text: Any) -> list[str]:
-    """The completions in a text, with lines of dashes between them. Raises StudioError when there are fewer than two."""
-    texts = (
-        [t.strip("\n")[:MAX_CHARS] for t in _BETWEEN.split(text)][:MAX_TEXTS]
-        if isinstance(text, str) and text.strip()
-        else []
-    )
+    """The completions in a text, separated by lines of dashes.
+
+    Raises StudioError when there are fewer than two.
+    """
+    texts: list[str] = []
+    if isinstance(text, str) and text.strip():
+        texts = [t.strip("\n")[:MAX_CHARS] for t in _SEPARATOR.split(text)][:MAX_TEXTS]
     if len(texts) < 2:
         raise StudioError(
-            "Write two or more completions into “Score this text”, with a line of --- between them: they are compared as one group."
+            "Write two or more completions into “Score this text”, with a line of --- between "
+            "them: they are compared as one group."
         )
     return texts
 
 
-def tried(t: Any) -> str:
-    """A desk.Tried: groups with scores, rewards and advantages; time by criterion; expected ties."""
-    names = list(t.seconds)
-    tables = "".join(_group(g, names) for g in t.groups)
-    num = sum(len(g.rollouts) for g in t.groups)
-    ties = ", ".join(f"{size}: {percent(share)}" for size, share in t.tied.items())
+def tried(result: Any) -> str:
+    """HTML for a preflight.service.Tried: groups, times by criterion, expected ties."""
+    names = list(result.seconds)
+    tables = "".join(_group(g, names) for g in result.groups)
+    num = sum(len(g.rollouts) for g in result.groups)
+    ties = ", ".join(f"{size}: {percent(share)}" for size, share in result.tied.items())
     times = ", ".join(
-        f"{esc(name)} {format_number(1000 * s / max(1, num), 2)} ms"
-        for name, s in t.seconds.items()
+        f"{esc(name)} {format_number(1000 * seconds / max(1, num), 2)} ms"
+        for name, seconds in result.seconds.items()
     )
     notes = "".join(
-        f'<p class="problem">{esc(name)}: {esc(why)} ({n} times)</p>'
-        for name, whys in t.notes.items()
-        for why, n in whys.items()
+        f'<p class="problem">{esc(name)}: {esc(reason)} ({n} times)</p>'
+        for name, reasons in result.notes.items()
+        for reason, n in reasons.items()
     )
-    return f'<div class="bench">{notes}<p class="help">Groups that would tie, by group size: {ties}. Time a completion: {times}.</p>{tables}</div>'
+    return (
+        f'<div class="bench">{notes}<p class="help">Groups that would tie, by group size: {ties}. '
+        f"Time a completion: {times}.</p>{tables}</div>"
+    )
 
 
 def _group(g: Any, names: Sequence[str]) -> str:
@@ -136,44 +171,51 @@ def _group(g: Any, names: Sequence[str]) -> str:
         for r in g.rollouts
     )
     return (
-        f'<p class="help">{esc(g.prompt.text[:SHOWN_CHARS])} → {esc(g.prompt.answer[:100])}</p><table class="bench-table"><thead><tr><th scope="col">completion</th>{head}'
-        f'<th scope="col">reward</th><th scope="col">advantage</th></tr></thead><tbody>{rows}</tbody></table>'
+        f'<p class="help">{esc(g.prompt.text[:SHOWN_CHARS])} → {esc(g.prompt.answer[:100])}</p>'
+        f'<table class="bench-table"><thead><tr><th scope="col">completion</th>{head}'
+        '<th scope="col">reward</th><th scope="col">advantage</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
     )
 
 
-def probes(found: Sequence[Any]) -> str:
-    """rubric.probes.Probe rows; what earns as much as an honest answer is called a cheat in words."""
-    cheats = [p.name for p in found if p.cheats]
-    said = (
-        f'<p class="problem" role="alert">As good as an honest answer: {esc(", ".join(cheats))}. The policy will find it.</p>'
-        if cheats
-        else '<p class="help">Nothing here earns as much as an honest answer.</p>'
-    )
-    rows = "".join(
-        f'<tr><th scope="row">{esc(p.name)}</th><td><b>{format_number(p.reward, 3)}</b></td><td>{"cheats" if p.cheats else ""}</td>'
-        f"<td>{esc(', '.join(f'{n} {format_number(s, 2)}' for n, s in p.scores.items()))}</td></tr>"
-        for p in found
-    )
+def probes(results: Sequence[Any]) -> str:
+    """HTML for rubric.probes.Probe rows; cheats are also named in a sentence."""
+    cheats = [p.name for p in results if p.cheats]
+    verdict = '<p class="help">Nothing here earns as much as an honest answer.</p>'
+    if cheats:
+        verdict = (
+            '<p class="problem" role="alert">As good as an honest answer: '
+            f"{esc(', '.join(cheats))}. The policy will find it.</p>"
+        )
+    rows = "".join(_probe(p) for p in results)
     return (
-        f'<div class="bench">{said}<table class="bench-table"><tbody>{rows}</tbody></table></div>'
+        f'<div class="bench">{verdict}'
+        f'<table class="bench-table"><tbody>{rows}</tbody></table></div>'
     )
 
 
-def findings(found: Sequence[Any]) -> str:
-    """preflight.Finding rows, worst first."""
-    reds, ambers = (sum(f.level == level for f in found) for level in ("red", "amber"))
-    head = (
-        f"{count(reds, 'thing')} would stop this run."
-        if reds
-        else f"{count(ambers, 'thing')} to look at first."
-        if ambers
-        else "All is well: press Start training."
+def _probe(p: Any) -> str:
+    scores = ", ".join(f"{name} {format_number(score, 2)}" for name, score in p.scores.items())
+    return (
+        f'<tr><th scope="row">{esc(p.name)}</th><td><b>{format_number(p.reward, 3)}</b></td>'
+        f"<td>{'cheats' if p.cheats else ''}</td><td>{esc(scores)}</td></tr>"
     )
+
+
+LEVEL_WORDS = {"red": "stops", "amber": "look", "green": "fine"}
+
+
+def findings(results: Sequence[Any]) -> str:
+    """HTML for preflight.Finding rows, worst first."""
+    reds, ambers = (sum(f.level == level for f in results) for level in ("red", "amber"))
+    head = "All is well: press Start training."
+    if reds:
+        head = f"{count(reds, 'thing')} would stop this run."
+    elif ambers:
+        head = f"{count(ambers, 'thing')} to look at first."
     rows = "".join(
-        f'<li class="{f.level}"><b>{esc(WORDS[f.level])} · {esc(f.title)}</b> {esc(f.text)}</li>'
-        for f in found
+        f'<li class="{f.level}"><b>{esc(LEVEL_WORDS[f.level])} · {esc(f.title)}</b> '
+        f"{esc(f.text)}</li>"
+        for f in results
     )
     return f'<div class="bench"><b>{esc(head)}</b><ul class="findings">{rows}</ul></div>'
-
-
-WORDS = {"red": "stops", "amber": "look", "green": "fine"}

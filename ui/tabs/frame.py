@@ -1,0 +1,84 @@
+"""What all tabs share: the frame around them, hidden values, and tokens of what is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from hashlib import blake2b
+from typing import Any
+
+import gradio as gr
+
+from ui.components.html_panel import QUIET
+from ui.server.refresh import SKIP, Refresh
+
+__all__ = [
+    "LATEST",
+    "SKIP",
+    "UPLOADED",
+    "Frame",
+    "Tab",
+    "components_of",
+    "hidden_values",
+    "parse_tokens",
+    "token",
+]
+
+# For an event that happens faster than it is answered, as while typing: only the last one counts.
+LATEST: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+# For an upload. Gradio's preprocessing keeps the path inside its upload folder.
+UPLOADED: dict[str, Any] = {**QUIET, "preprocess": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The components around the tabs, and what fills them from the store.
+
+    Hidden values travel with every request, so the server keeps no state of a session.
+    """
+
+    run: gr.Dropdown  # the run in view
+    pill: gr.HTML
+    tab: gr.Textbox  # hidden: the name of the tab in view
+    notice: gr.HTML
+    refresh: Refresh
+
+
+@dataclass(frozen=True)
+class Tab:
+    """One tab: `show` takes the values of `inputs` and returns one value for each output."""
+
+    inputs: list[Any]
+    outputs: list[Any]
+    show: Callable[..., Sequence[Any]]
+
+
+def components_of(inputs: Any) -> list[Any]:
+    """The components in a record of inputs, in the order of its fields.
+
+    The same record is made from their values in a request: Inputs(*values).
+    """
+    return [getattr(inputs, field.name) for field in fields(inputs)]
+
+
+def hidden_values(prefix: str, **first: str) -> list[gr.Textbox]:
+    """Hidden text boxes with their first values; their element ids are prefix + name."""
+    return [
+        gr.Textbox(value, visible="hidden", label=name, elem_id=prefix + name)
+        for name, value in first.items()
+    ]
+
+
+def parse_tokens(text: Any) -> dict[str, Any]:
+    """The JSON object in a hidden value; empty for anything else that a browser may send."""
+    try:
+        data = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def token(value: Any) -> str:
+    """A short hash that is the same in every process, also after a restart of the server."""
+    return blake2b(repr(value).encode("utf-8", "replace"), digest_size=6).hexdigest()
