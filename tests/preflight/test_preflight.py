@@ -1,4 +1,4 @@
-"""Before step 1: preflight, probes, expected ties, pass@k. Real steps on the bundled and on random-weight models."""
+"""Before step 1: preflight, probes, expected ties, pass@k, with real steps on small models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from grpo_core.config import Criterion, RubricConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.preflight.preflight import Finding, FirstStep, findings, first_step, refusal, verdict
-from grpo_core.preflight.service import PreflightService
+from grpo_core.preflight.service import PreflightService, ServiceOptions
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import mean_interval, pass_at, tied_share
 from grpo_core.rubric.probes import probe
@@ -26,11 +26,11 @@ def rubric(*criteria: dict):
     )
 
 
-# ---- pass@k and ties ----------------------------------------------------------------------------------------------------------
+# ---- pass@k and ties -----------------------------------------------------------------------------
 
 
-def test_pass_at_k_is_what_counting_all_draws_gives():
-    # 2 right of 5: of the 10 pairs, those without a right one are the 3 from the other three: 1 - 3/10
+def test_pass_at_k_equals_counting_all_draws():
+    # 2 of 5 are right. Of the 10 pairs, the 3 of the other three have no right one: 1 - 3/10.
     assert pass_at(2, 2, 5) == pytest.approx(0.7)
     for n, k in ((5, 1), (6, 3), (4, 4)):
         for right in range(n + 1):
@@ -39,7 +39,7 @@ def test_pass_at_k_is_what_counting_all_draws_gives():
             assert pass_at(k, right, n) == pytest.approx(sum(counted) / len(counted))
 
 
-def test_accuracy_has_wilsons_interval_for_one_try_and_prompts_as_units_for_several():
+def test_accuracy_intervals_are_wilsons_or_have_prompts_as_units():
     one = passes([[True]] * 45 + [[False]] * 155)
     assert (one["accuracy"], one["accuracy_low"]) == (0.225, pytest.approx(0.1725, abs=2e-4))
     several = passes([[True, True, False, False], [False] * 4])
@@ -51,7 +51,7 @@ def test_accuracy_has_wilsons_interval_for_one_try_and_prompts_as_units_for_seve
     assert passes([]) == {}
 
 
-def test_the_interval_of_a_mean_covers_the_truth_about_19_times_in_20():
+def test_the_interval_of_a_mean_covers_the_truth_at_95_percent():
     rng = random.Random(0)
     covered = 0
     for _ in range(400):
@@ -61,7 +61,7 @@ def test_the_interval_of_a_mean_covers_the_truth_about_19_times_in_20():
     assert 360 <= covered <= 398  # 380 expected, sd 4.4
 
 
-def test_the_expected_share_of_ties_is_what_counting_all_subgroups_gives():
+def test_the_expected_share_of_ties_equals_counting_all_subgroups():
     rewards = [0, 0, 0, 1, 1, 2]
     for size in (2, 3, 4):
         counted = [len(set(c)) == 1 for c in itertools.combinations(rewards, size)]
@@ -91,7 +91,7 @@ def test_evaluation_with_several_tries_and_greedy(tiny_settings):
     greedy = evaluated(**{"train.eval_mode": "greedy"})
     assert greedy[0]["heldout/completion_tokens"] is not None
     with pytest.raises(
-        InvalidConfig, match=r"train\.eval_samples = 4: greedy answers are all alike"
+        InvalidConfig, match=r"train\.eval_samples = 4: all greedy answers to a prompt are equal"
     ):
         parse(nest({"train.eval_samples": 4, "train.eval_mode": "greedy"}))
 
@@ -151,7 +151,7 @@ def test_a_second_task_is_evaluated_beside_and_changes_nothing_else(tiny_setting
         Limits(roots=(tmp_path / "elsewhere",)).check(parse(nest({"task.second": str(file)})))
 
 
-# ---- probes ----------------------------------------------------------------------------------------------------------------------
+# ---- probes --------------------------------------------------------------------------------------
 
 
 def cheats(*criteria: dict) -> set[str]:
@@ -180,13 +180,13 @@ def test_a_sound_rubric_is_not_cheated_and_a_hollow_one_is():
     assert "tags around nothing much" in cheats({"name": "form", "check": "format"})
 
 
-def test_honest_answers_come_first_and_earn_what_they_should():
+def test_honest_answers_come_first_and_get_their_reward():
     found = probe(rubric({"name": "right", "check": "accuracy"}), PROMPT, len)
     assert [p.reward for p in found[:2]] == [1.0, 1.0]
     assert not any(p.cheats for p in found[:2])
 
 
-# ---- preflight -------------------------------------------------------------------------------------------------------------------
+# ---- preflight -----------------------------------------------------------------------------------
 
 
 def test_preflight_of_the_default_run_is_green_and_measured():
@@ -199,7 +199,7 @@ def test_preflight_of_the_default_run_is_green_and_measured():
     assert "80 steps take about" in said["Time"]
 
 
-def test_preflight_is_red_where_the_run_would_teach_nothing(tiny_settings):
+def test_preflight_is_red_where_a_run_would_have_no_gradient(tiny_settings):
     settings = {
         **tiny_settings,
         "rubric.name": "custom",
@@ -232,11 +232,11 @@ def test_red_stops_amber_asks_and_anyway_answers_except_where_nothing_could_work
     assert refusal([green], False) == refusal([], False) == ""
     assert (
         refusal([amber, green], False)
-        == "Preflight asks you to look first. Length: Cut. Change it, or choose to start anyway."
+        == "Preflight found warnings. Length: Cut. Change it, or choose to start anyway."
     )
     assert (
         refusal([red, amber], False)
-        == "Preflight would stop this run. Rubric: Null. Mend it, or choose to start anyway."
+        == "Preflight would stop this run. Rubric: Null. Fix it, or choose to start anyway."
     )
     assert refusal([red, amber], True) == refusal([amber], True) == ""
     assert "cannot be started anyway" in refusal(
@@ -244,25 +244,25 @@ def test_red_stops_amber_asks_and_anyway_answers_except_where_nothing_could_work
     )
 
 
-def test_a_report_stops_the_very_settings_that_it_is_about_and_no_others(tiny_settings):
-    desk = PreflightService()
+def test_a_report_stops_only_the_settings_it_is_about(tiny_settings):
+    service = PreflightService()
     config = parse(nest({**tiny_settings, "rubric.name": "accuracy only"}))
-    assert desk.refusal(config, False) == ""  # nobody has looked
-    assert verdict(desk.preflight(config)) == "red"
-    assert "of groups tie" in desk.refusal(config, False)
-    assert desk.refusal(config, True) == ""
+    assert service.refusal(config, False) == ""  # nobody has looked
+    assert verdict(service.preflight(config)) == "red"
+    assert "of groups tie" in service.refusal(config, False)
+    assert service.refusal(config, True) == ""
     from grpo_core.runs.manager import prepare
 
-    assert "of groups tie" in desk.refusal(prepare(config), False)  # its rubric written out
+    assert "of groups tie" in service.refusal(prepare(config), False)  # its rubric written out
     assert (
-        desk.refusal(
+        service.refusal(
             parse(nest({**tiny_settings, "rubric.name": "accuracy only", "train.seed": 1})), False
         )
         == ""
     )
 
 
-def test_the_command_line_looks_first_where_it_is_told_to(tiny_settings, tmp_path, capsys):
+def test_the_command_line_runs_preflight_on_request(tiny_settings, tmp_path, capsys):
     from grpo_core.__main__ import main
 
     sets = [
@@ -293,10 +293,10 @@ def test_a_kl_that_is_not_zero_at_first_is_red(tiny_settings):
 
 def test_preflight_waits_for_a_run_that_is_going():
     with pytest.raises(StudioError, match="A run is going"):
-        PreflightService(busy=lambda: True).preflight(parse(nest({})))
+        PreflightService(options=ServiceOptions(busy=lambda: True)).preflight(parse(nest({})))
 
 
-# ---- the workbench ---------------------------------------------------------------------------------------------------------------
+# ---- the workbench -------------------------------------------------------------------------------
 
 
 def test_pasted_completions_are_compared_as_one_group_of_the_tasks_first_prompt():
@@ -315,28 +315,28 @@ def test_pasted_completions_are_compared_as_one_group_of_the_tasks_first_prompt(
     assert set(tried.seconds) == {"accuracy", "format", "language", "reasoning"}
 
 
-def test_sampled_groups_have_the_runs_own_size_and_the_page_shows_them_as_text():
+def test_sampled_groups_have_the_runs_size_and_are_shown_as_text():
     from ui.tabs.workbench import findings as shown_findings
     from ui.tabs.workbench import probes as shown_probes
     from ui.tabs.workbench import tried as shown
 
-    desk, config = PreflightService(), parse(nest({"train.group_size": 4}))
-    tried = desk.try_rubric(config, 2)
+    service, config = PreflightService(), parse(nest({"train.group_size": 4}))
+    tried = service.try_rubric(config, 2)
     assert [len(g.rollouts) for g in tried.groups] == [4, 4]
     page = shown(tried)
     assert "&lt;answer&gt;" in page
     assert "<answer>" not in page
-    assert "accuracy" in shown_probes(desk.probe(config))
-    assert "<script" not in shown_findings(desk.preflight(config))
+    assert "accuracy" in shown_probes(service.probe(config))
+    assert "<script" not in shown_findings(service.preflight(config))
 
 
-def test_weights_that_change_are_applied_to_the_groups_in_view_with_nothing_sampled_again():
-    from ui.tabs.setup import _defaults
-    from ui.tabs.workbench import keyed, reweighed
+def test_changed_weights_apply_to_the_groups_in_view_without_sampling():
+    from ui.tabs.setup import default_values
+    from ui.tabs.workbench import reweighed, try_groups
 
-    desk, config = PreflightService(), parse(nest({}))
+    service, config = PreflightService(), parse(nest({}))
     texts = ["<answer>0</answer>", "no", "no"]
-    tried = desk.score_texts(config, texts)
+    tried = service.score_texts(config, texts)
     table = [
         {"name": "accuracy", "check": "accuracy", "weight": 1, "outcome": True},
         {"name": "format", "check": "format", "weight": 0.0},
@@ -352,7 +352,7 @@ def test_weights_that_change_are_applied_to_the_groups_in_view_with_nothing_samp
             }
         )
     )
-    again = desk.reweigh(heavier, tried.key)
+    again = service.reweigh(heavier, tried.key)
     [group] = again.groups
     assert [r.scores for r in group.rollouts] == [r.scores for r in tried.groups[0].rollouts]
     assert [r.reward for r in group.rollouts] == pytest.approx([2.0, 0.0, 0.0])  # 2 × format alone
@@ -364,11 +364,13 @@ def test_weights_that_change_are_applied_to_the_groups_in_view_with_nothing_samp
     assert [again.tied[g] for g in (2, 4)] == pytest.approx([1 / 3, 17 / 81])
     assert set(again.tied) == {2, 4, 8, 16, 32}
     assert (
-        desk.reweigh(parse(nest({"rubric.name": "custom", "rubric.criteria": table})), tried.key)
+        service.reweigh(parse(nest({"rubric.name": "custom", "rubric.criteria": table})), tried.key)
         is None
     )  # other criteria
-    assert desk.reweigh(config, "guessed") is None
+    assert service.reweigh(config, "guessed") is None
 
-    page, key = keyed(_defaults(), lambda c: desk.score_texts(c, texts))
-    assert reweighed(desk, _defaults(), key) == page
-    assert reweighed(desk, _defaults(), "")["__type__"] == "update"  # nothing in view: skipped
+    page, key = try_groups(default_values(), lambda c: service.score_texts(c, texts))
+    assert reweighed(service, default_values(), key) == page
+    assert (
+        reweighed(service, default_values(), "")["__type__"] == "update"
+    )  # nothing in view: skipped

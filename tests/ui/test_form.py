@@ -18,7 +18,9 @@ def values(**typed) -> list:
     """The form's first values with some typed over; a__b stands for a.b."""
     typed = {k.replace("__", "."): v for k, v in typed.items()}
     assert set(typed) <= set(form.NAMES)
-    return [typed.get(n, default) for n, default in zip(form.NAMES, setup._defaults(), strict=True)]
+    return [
+        typed.get(n, default) for n, default in zip(form.NAMES, setup.default_values(), strict=True)
+    ]
 
 
 def test_the_untouched_form_is_the_default_run_with_its_rubric_written_out():
@@ -28,7 +30,7 @@ def test_the_untouched_form_is_the_default_run_with_its_rubric_written_out():
     assert config == default.model_copy(update={"rubric": resolve_rubric(default.rubric)})
 
 
-def test_every_field_of_the_configuration_has_a_control_a_label_and_a_line_of_help():
+def test_every_configuration_field_has_a_control_a_label_and_help():
     assert set(form.NAMES) == set(flatten(RunConfig()))
     placed = {
         "model.name",
@@ -92,7 +94,7 @@ def test_wrong_input_is_answered_under_its_own_field_with_the_way_out(field, typ
     "typed", [None, [], {}, "x", 3, True, float("inf"), "9" * 400, [1, 2], "\ud800"]
 )
 @pytest.mark.parametrize("field", form.NAMES)
-def test_whatever_a_browser_sends_is_answered_and_never_a_traceback(field, typed):
+def test_any_browser_input_is_answered_without_a_traceback(field, typed):
     answers = setup.check(*values(**{field: typed}), "some text")
     assert (
         len(answers) == len(form.NAMES) + 3
@@ -112,7 +114,7 @@ def test_numbers_are_read_as_they_were_typed():
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
-def test_what_was_typed_comes_back_in_messages_as_text(payload):
+def test_typed_values_come_back_in_messages_as_text(payload):
     said = "".join(
         setup.check(*values(model__name=payload, task__name=payload, rubric__name=payload), payload)
     )
@@ -212,9 +214,7 @@ def test_the_score_box_answers_with_each_criterion_and_the_reward():
     assert "<b>1.300</b>" in said
     assert all(name in said for name in ("accuracy", "format", "language", "reasoning"))
     assert setup.score_text("", values()) == ""
-    assert "Mend the rubric" in setup.score_text(
-        "x", values(rubric__criteria=rows({"params": "{"}))
-    )
+    assert "Fix the rubric" in setup.score_text("x", values(rubric__criteria=rows({"params": "{"})))
 
 
 # ---- the algorithm ---------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_the_objective_is_printed_with_the_chosen_values_in_it():
     )
 
 
-def test_a_judge_is_not_asked_at_every_key():
+def test_a_judge_is_not_called_at_every_key():
     criteria = rows(
         {"name": "long", "check": "length", "params": '{"min_tokens": 1, "max_tokens": 99}'},
         {
