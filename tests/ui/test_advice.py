@@ -1,4 +1,4 @@
-"""What the advisor says on the page."""
+"""The advisor's notices on the page."""
 
 from __future__ import annotations
 

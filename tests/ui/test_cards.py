@@ -1,4 +1,4 @@
-"""Groups, cards, tables and the status line: foreign text stays text, and the numbers are the record's."""
+"""Groups, cards, tables and the status line: foreign text stays text, numbers are the recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ui.render import arithmetic, cards, recorded_config, status, tables, text
 
 
 class Shown(HTMLParser):
-    """What a browser would show of some HTML: its text, and the tags and attributes that it is made of."""
+    """The text, the tags and the attributes of some HTML, as a browser parses it."""
 
     def __init__(self, source: str):
         super().__init__(convert_charrefs=True)
@@ -58,7 +58,7 @@ def assert_harmless(source: str) -> Shown:
     return shown
 
 
-# ---- foreign text ------------------------------------------------------------------------------------------------------
+# ---- foreign text ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
@@ -103,7 +103,7 @@ def test_escaping_can_be_undone_by_a_browser_exactly(payload):
 
 
 def test_controls_that_reorder_or_hide_text_are_shown_by_name():
-    # U+202E turns what follows it round, ESC begins a terminal sequence, U+200B is a space without width.
+    # U+202E reverses the text after it, ESC begins a terminal sequence, U+200B has no width.
     assert text.esc("a\u202eb\x1b[31m\u200b\x00\x7f\x9b") == "a⟦U+202E⟧b␛[31m⟦U+200B⟧␀␡⟦U+009B⟧"
     assert text.esc("line\n\ttab") == "line\n\ttab"  # these a <pre> shows
 
@@ -113,13 +113,13 @@ def test_a_lone_surrogate_can_be_sent_to_the_browser():
 
 
 def test_the_first_line_break_of_a_completion_survives_the_html_parser():
-    # A parser drops one newline right after <pre>; ours must not be the completion's own.
+    # A parser drops one newline after <pre>; the completion's own must not be that one.
     assert "<pre>\n\nanswer</pre>" in cards.completion_card(
         rollout(0, 1.0, 0.0, "\nanswer"), CONFIG, 2.0
     )
 
 
-# ---- numbers -----------------------------------------------------------------------------------------------------------
+# ---- numbers ---------------------------------------------------------------------------------
 
 
 def test_the_arithmetic_line_has_the_groups_own_numbers_in_it():
@@ -165,7 +165,7 @@ def test_a_critics_formula_has_the_runs_own_numbers_in_it():
 
 
 def test_rewards_that_differ_never_look_equal():
-    # .500 and .501 need three digits; with two both would read 0.50
+    # .500 and .501 need three digits; with two both would be 0.50
     g = group([rollout(0, 0.501, 0.707), rollout(1, 0.5, -0.707)], 0.5005, 0.000707)
     assert "rewards 0.501 0.500" in Shown(cards.group_view(g, 1, CONFIG)).text
 
@@ -191,7 +191,7 @@ def test_the_bar_is_full_at_the_largest_advantage_a_group_can_have():
     # one winner among 8: (7/8)/(std = sqrt(1/8)) = 2.4749 = 7/sqrt(8)
     assert recorded_config.advantage_scale(CONFIG, 8) == pytest.approx(2.4749, abs=1e-4)
     assert recorded_config.advantage_scale(CONFIG, 1024) == 3.0
-    # a critic's advantages have a deviation of 1 over the step's tokens, whatever rewards and group size are
+    # a critic's advantages have a standard deviation of 1 over the step's tokens
     assert (
         recorded_config.advantage_scale(
             {**CONFIG, "algorithm": {**CONFIG["algorithm"], "advantage": "value"}}, 2
@@ -295,7 +295,7 @@ def test_an_unknown_verdict_of_a_newer_version_is_shown_by_its_code():
     )
 
 
-# ---- tables and the status line ------------------------------------------------------------------------------------------
+# ---- tables and the status line --------------------------------------------------------------
 
 
 def test_a_reward_strip_is_full_at_the_highest_reward_and_labelled():
@@ -317,7 +317,7 @@ def test_only_the_settings_in_which_runs_differ_are_listed():
 def test_the_status_line_tells_phase_step_time_left_and_speed(store):
     run = store.run(record_run(store, steps=10, status=RunStatus.RUNNING))
     recent = [{"step_seconds": 2.0, "tokens": 100}] * 3
-    # started now; 10 steps done of 10 would leave nothing, so pretend that it wants 40: 30 steps of 2 s = 1:00; 100 tokens in 2 s
+    # 10 of 40 steps are done: 30 steps of 2 s = 1:00; 100 tokens in 2 s = 50 tokens/s
     run = type(run)(
         **{f: getattr(run, f) for f in run.__slots__}
         | {"num_steps": 40, "started_at": 1000.0, "step": 11}

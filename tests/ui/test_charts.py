@@ -95,7 +95,7 @@ def test_held_out_accuracy_has_its_interval_as_error_bars():
 
 
 def test_time_and_token_axes_add_up_and_start_at_zero():
-    # 2 s and 100 tokens a step; the evaluation at step 0 stands at 0
+    # 2 s and 100 tokens a step; the evaluation at step 0 is at 0
     assert [Axis(STEPS, "time").at(s) for s in (0, 1, 2, 3)] == [0, 2, 4, 6]
     assert [Axis(STEPS, "tokens").at(s) for s in (0, 1, 2, 3)] == [0, 100, 200, 300]
 
@@ -201,7 +201,7 @@ def test_a_second_task_is_drawn_beside_held_out_accuracy():
     assert "second task, 95 %" in [entry["name"] for entry in drawn["legend"]]
 
 
-# ---- far off ------------------------------------------------------------------------------------------------------------
+# ---- outliers --------------------------------------------------------------------------------
 
 
 def one_metric(values, name="loss"):
@@ -209,7 +209,8 @@ def one_metric(values, name="loss"):
 
 
 def test_distant_points_are_left_out_of_the_axis_and_counted():
-    # 0, .1, .2, .3 over and over: all but the ends spread over 0 … .3, so the fence stands at 4 · .3 beyond, 1.5 and −1.2.
+    # 0, .1, .2, .3 repeated: without the ends the spread is .3, so outliers are above .3 + 4 · .3
+    # = 1.5 or below 0 − 4 · .3 = −1.2.
     drawn = charts.figure(
         "loss", [one_metric([*[0.1 * (i % 4) for i in range(100)], 1.4, 9.0, 50.0, -7.0])], View()
     )

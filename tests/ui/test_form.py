@@ -1,4 +1,4 @@
-"""The form: every field is there, what is typed is kept, what is wrong is said beside it."""
+"""The form: every field has a control, input is kept, and problems are shown beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ui.tabs import setup
 
 
 def values(**typed) -> list:
-    """The form's first values with some typed over; a__b stands for a.b."""
+    """The form's first values with some replaced; a__b means a.b."""
     typed = {k.replace("__", "."): v for k, v in typed.items()}
     assert set(typed) <= set(form.NAMES)
     return [
@@ -121,7 +121,7 @@ def test_typed_values_come_back_in_messages_as_text(payload):
     assert payload not in said or "<" not in payload
 
 
-# ---- the rubric table ------------------------------------------------------------------------------------------------------
+# ---- the rubric table ------------------------------------------------------------------------
 
 
 def rows(*criteria) -> list[dict]:
@@ -217,7 +217,7 @@ def test_the_score_box_answers_with_each_criterion_and_the_reward():
     assert "Fix the rubric" in setup.score_text("x", values(rubric__criteria=rows({"params": "{"})))
 
 
-# ---- the algorithm ---------------------------------------------------------------------------------------------------------
+# ---- the algorithm ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", PRESETS)

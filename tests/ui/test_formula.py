@@ -1,4 +1,4 @@
-"""The objective line of the form."""
+"""The objective under the form."""
 
 from __future__ import annotations
 
