@@ -1,10 +1,20 @@
-"""The rubric: criteria turn a completion into scores, weights turn scores into one reward. No torch here."""
+"""Rubrics: criteria give a completion scores, and their weighted sum is its reward.
+
+Only reward_model.py imports torch.
+"""
 
 from grpo_core.rubric.check import Check, Notes
 from grpo_core.rubric.criteria import CHECKS, add_plugins
 from grpo_core.rubric.rubric import PRESETS, Rubric, Scored, build_rubric, resolve_rubric, total
 from grpo_core.rubric.shaping import RunningStd, gated, shaped
-from grpo_core.rubric.verdict import VERDICTS, dominant, explain, variance_shares, verdict
+from grpo_core.rubric.verdict import (
+    VERDICTS,
+    SiblingScores,
+    dominant,
+    explain,
+    variance_shares,
+    verdict,
+)
 
 __all__ = [
     "CHECKS",
@@ -15,6 +25,7 @@ __all__ = [
     "Rubric",
     "RunningStd",
     "Scored",
+    "SiblingScores",
     "add_plugins",
     "build_rubric",
     "dominant",

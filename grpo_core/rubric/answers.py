@@ -1,4 +1,7 @@
-r"""Checks that compare an answer with the right one, or with a schema. Where the answer stands: <answer>…</answer>, \boxed{…}, or after ####."""
+r"""Checks that compare an answer with the right answer, or with a schema.
+
+The answer is read from <answer>…</answer>, from \boxed{…}, or after ####.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,25 +19,28 @@ from pydantic import Field, field_validator
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
 from grpo_core.rubric.sandbox.child import Child, ChildFailed
 from grpo_core.tasks import given_answer
-from grpo_core.tasks.answers import number, same_answer
+from grpo_core.tasks.answers import parse_number, same_answer
 from grpo_core.types import Completion, Prompt
 
-KILL_AFTER = 1.0  # seconds beyond a grader's own limit after which its process is killed
-MAX_HUNG = 4
+KILL_AFTER = 1.0  # seconds; a worker that is this much over its time limit is killed
+MAX_HUNG = 4  # comparisons that may exceed their time before the rest of the step is skipped
 _LAST_NUMBER = re.compile(r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d{1,60})(?:\.\d{1,60})?%?")
 _LETTER = re.compile(r"\(?\b([A-J])\b\)?")
-_SAID = re.compile(r"(?i:answer|choice|option)\s*(?i:is|:)?\s*\**\(?([A-J])\b")
+_STATED = re.compile(r"(?i:answer|choice|option)\s*(?i:is|:)?\s*\**\(?([A-J])\b")
 
 
 class ExactParams(Params):
-    """`where` the answer is looked for; `ignore_case` compares without case."""
+    """`where` to look for the answer; `ignore_case` treats upper and lower case as equal."""
 
     where: Literal["answer", "whole text"] = "answer"
     ignore_case: bool = False
 
 
 class NumericParams(Params):
-    """Right within `absolute` + `relative`·|right|. `last_number`: without an answer tag the last number of the text counts."""
+    """The tolerance is `absolute` + `relative`·|right|.
+
+    `last_number`: without an answer tag, use the last number of the text.
+    """
 
     absolute: float = Field(0.0, ge=0)
     relative: float = Field(1e-6, ge=0, le=1)
@@ -41,25 +48,28 @@ class NumericParams(Params):
 
 
 class MathParams(Params):
-    """`seconds`: the time for one comparison."""
+    """`seconds`: time limit of one comparison."""
 
     seconds: float = Field(2.0, gt=0, le=30)
 
 
 class ChoiceParams(Params):
-    pass
+    """None."""
 
 
 class SchemaParams(Params):
-    """A JSON Schema (draft 2020-12) for what stands in <answer>, in a ```json block, or in the whole text; nothing is fetched for a $ref."""
+    """A JSON Schema (draft 2020-12) for the answer: in <answer>, in a ```json block, or the text.
 
-    # "schema" is the natural name, but pydantic's own
+    A $ref is never fetched. `seconds`: time limit of one validation.
+    """
+
+    # The name "schema" is taken by pydantic.
     json_schema: dict[str, Any] = Field(default_factory=lambda: {"type": "object"})
     seconds: float = Field(1.0, gt=0, le=30)
 
     @field_validator("json_schema")
     @classmethod
-    def _is_one(cls, schema: dict[str, Any]) -> dict[str, Any]:
+    def _is_a_schema(cls, schema: dict[str, Any]) -> dict[str, Any]:
         from jsonschema import Draft202012Validator, SchemaError
 
         if len(json.dumps(schema)) > 100_000:
@@ -74,14 +84,11 @@ class SchemaParams(Params):
 
 
 def exact(completion: Completion, prompt: Prompt, params: ExactParams) -> float | None:
-    """Is the answer the right text, up to white space around it? None without a key."""
+    """Is the answer the right text, apart from white space around it? None without such a text."""
     if not prompt.answer:
         return None
-    given = (
-        completion.text[:MAX_CHARS]
-        if params.where == "whole text"
-        else given_answer(completion.text[:MAX_CHARS])
-    )
+    text = completion.text[:MAX_CHARS]
+    given = text if params.where == "whole text" else given_answer(text)
     if given is None:
         return 0.0
     fold: Callable[[str], str] = str.casefold if params.ignore_case else str
@@ -89,49 +96,56 @@ def exact(completion: Completion, prompt: Prompt, params: ExactParams) -> float 
 
 
 def numeric(completion: Completion, prompt: Prompt, params: NumericParams) -> float | None:
-    """Is the answer the right number, |given - right| <= absolute + relative·|right|? None when the key is no number."""
-    right = number(prompt.answer)
+    """Is |given - right| <= absolute + relative·|right|? None if the right answer is no number."""
+    right = parse_number(prompt.answer)
     if right is None:
         return None
     text = completion.text[:MAX_CHARS]
     given = given_answer(text)
     if given is None and params.last_number:
-        given = next(iter(_LAST_NUMBER.findall(text)[::-1]), None)
-    value = None if given is None else number(given)
-    return (
-        0.0
-        if value is None
-        else float(
-            abs(value - right)
-            <= type(right)(params.absolute) + type(right)(params.relative) * abs(right)
-        )
-    )
+        numbers = _LAST_NUMBER.findall(text)
+        given = numbers[-1] if numbers else None
+    value = None if given is None else parse_number(given)
+    if value is None:
+        return 0.0
+    tolerance = Decimal(params.absolute) + Decimal(params.relative) * abs(right)
+    return float(abs(value - right) <= tolerance)
 
 
 def choice(completion: Completion, prompt: Prompt, params: ChoiceParams) -> float | None:
-    """Is the chosen letter the right one? The answer tag's letter, else the last "answer is X", else a text that is only a letter."""
+    """Is the chosen letter right?
+
+    The letter is read from the answer tag, else from the last "answer is X", else from a text that
+    is only a letter. None if the right answer has no letter.
+    """
     right = _letter(prompt.answer)
     if right is None:
         return None
     text = completion.text[:MAX_CHARS]
     given = given_answer(text)
     if given is None:
-        said = _SAID.findall(text)
-        given = said[-1] if said else text if len(text.strip()) <= 4 else None
+        stated = _STATED.findall(text)
+        if stated:
+            given = stated[-1]
+        elif len(text.strip()) <= 4:
+            given = text
     return float(given is not None and _letter(given) == right)
 
 
 def _letter(text: str) -> str | None:
-    found = _LETTER.search(text.replace(r"\text", "").replace("{", " ").replace("}", " ")[:200])
-    return found[1] if found else None
+    without_latex = text.replace(r"\text", "").replace("{", " ").replace("}", " ")
+    match = _LETTER.search(without_latex[:200])
+    return match[1] if match else None
 
 
 def math(
     completions: Sequence[Completion], prompts: Sequence[Prompt], params: MathParams, notes: Notes
 ) -> list[float | None]:
-    """Is the answer the same mathematics as the right one? Equal numbers and texts at once, the rest by math-verify in the killable process.
+    """Is the answer mathematically equal to the right answer?
 
-    Siblings often give the same answer: it is compared once. After MAX_HUNG that took too long the rest of the step is not tried.
+    Equal numbers and texts are recognised here; math-verify compares the rest in the worker
+    process. Siblings often give the same answer, so each pair is compared once. After MAX_HUNG
+    comparisons that exceed their time, the rest of the step is not scored.
     """
     known: dict[tuple[str, str], float | None] = {}
     hung = 0
@@ -151,7 +165,7 @@ def math(
                 notes[f"math: not tried after {MAX_HUNG} that took too long"] += 1
                 return None
             before = notes.total()
-            known[given, right] = ask("math", [given, right], params.seconds, notes)
+            known[given, right] = _in_worker("math", [given, right], params.seconds, notes)
             hung += notes.total() > before
         return known[given, right]
 
@@ -161,11 +175,13 @@ def math(
 def json_schema(
     completions: Sequence[Completion], prompts: Sequence[Prompt], params: SchemaParams, notes: Notes
 ) -> list[float | None]:
-    """Is it JSON that keeps the schema? 1; 0.5 for JSON that breaks it; 0 for no JSON."""
-    return [
-        ask("schema", [_json_in(c.text[:MAX_CHARS]), params.json_schema], params.seconds, notes)
-        for c in completions
-    ]
+    """1 for JSON that is valid under the schema, 0.5 for other JSON, 0 for no JSON."""
+
+    def one(completion: Completion) -> float | None:
+        arguments = [_json_in(completion.text[:MAX_CHARS]), params.json_schema]
+        return _in_worker("schema", arguments, params.seconds, notes)
+
+    return [one(c) for c in completions]
 
 
 def _json_in(text: str) -> str:
@@ -179,12 +195,11 @@ def _json_in(text: str) -> str:
     return text[start + 7 : end if end >= 0 else len(text)]
 
 
-def ask(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | None:
-    """A score from the killable process, or None with the reason in the notes."""
+def _in_worker(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | None:
+    """A score from the worker process, or None with the reason in the notes."""
+    message = {"do": do, "arguments": arguments, "seconds": seconds}
     try:
-        answer = grader_process().ask(
-            {"do": do, "arguments": arguments, "seconds": seconds}, seconds + KILL_AFTER
-        )
+        answer = grader_process().request(message, seconds + KILL_AFTER)
     except ChildFailed as error:
         notes[f"{do}: {error}"] += 1
         return None
@@ -195,7 +210,7 @@ def ask(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | 
 
 @lru_cache(maxsize=1)
 def grader_process() -> Child:
-    """The one process of all graders that could hang. Its environment has no secrets in it."""
+    """The one worker process, for all graders that can hang. Its environment holds no secrets."""
     root = str(Path(__file__).parents[2])
     return Child(
         ["-m", "grpo_core.rubric.sandbox.worker"],
@@ -205,21 +220,22 @@ def grader_process() -> Child:
 
 
 ANSWER_CHECKS: dict[str, Check] = {
-    "exact": Check(exact, ExactParams, "The answer is the right text, character by character."),
+    "exact": Check(exact, ExactParams, "The answer is exactly the right text."),
     "numeric": Check(
         numeric,
         NumericParams,
-        "The answer is the right number within a tolerance; 1,234, $5, 50 %, 3/4 and 1e-4 are read.",
+        "The answer is the right number within a tolerance. Reads 1,234, $5, 50 %, 3/4 and 1e-4.",
     ),
     "math": batched(
         math,
         MathParams,
-        "The answer is the same mathematics as the right one: fractions, LaTeX, intervals, sets (math-verify).",
+        "The answer equals the right answer mathematically: fractions, LaTeX, intervals, sets "
+        "(by math-verify).",
     ),
     "choice": Check(choice, ChoiceParams, "The chosen letter, A to J, is the right one."),
     "json_schema": batched(
         json_schema,
         SchemaParams,
-        "JSON that keeps a schema: 1; JSON that breaks it: 0.5; no JSON: 0.",
+        "JSON that is valid under a schema: 1; other JSON: 0.5; no JSON: 0.",
     ),
 }

@@ -1,6 +1,7 @@
-"""Criteria: small pure functions (completion, prompt, parameters) -> score, or None = could not be scored; and the table of all of them.
+"""The basic checks, and CHECKS, the table of all checks.
 
-Adding one is adding a parameter model, a function, a row of CHECKS and a test.
+A check is a pure function (completion, prompt, parameters) -> score; None = could not be scored.
+To add one, write a parameter model, a function, a row of CHECKS and a test.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from grpo_core.types import Completion, Prompt
 
 
 class AccuracyParams(Params):
-    pass
+    """None."""
 
 
 class FormatParams(Params):
-    """`required` and `optional` tags, in the order in which they must come."""
+    """`required` and `optional` tags, each in the order in which they must occur."""
 
     required: tuple[str, ...] = Field(("answer",), min_length=1, max_length=8)
     optional: tuple[str, ...] = Field(("think",), max_length=8)
 
     @model_validator(mode="after")
-    def _names(self) -> FormatParams:
+    def _are_tag_names(self) -> FormatParams:
         for tag in (*self.required, *self.optional):
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", tag):
                 raise ValueError(f"{tag!r} is no tag name: letters, digits, - and _ only")
@@ -43,6 +44,8 @@ class FormatParams(Params):
 
 
 class LanguageParams(Params):
+    """The script that letters must have."""
+
     script: Literal[
         "latin", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "cjk", "hangul", "any"
     ] = "latin"
@@ -62,13 +65,16 @@ class LengthParams(Params):
 
 
 class ReasoningParams(Params):
+    """The tag that holds the reasoning."""
+
     tag: str = Field("think", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
 
 
 def accuracy(completion: Completion, prompt: Prompt, params: AccuracyParams) -> float | None:
-    r"""Is the text in the answer tag right, by the task's own exact grader? 0 without an answer tag, None without a key.
+    r"""Is the answer right, by the task's own exact grader?
 
-    For prompts of a file a \boxed answer and one after #### count as well: models bring their own habits.
+    0 without an answer, None without a right answer. The answer is read from the answer tag; for
+    prompts of a file also from \boxed or after ####, because models have their own formats.
     """
     task = CHOICES.get(prompt.task)
     if task is None or prompt.answer == "":
@@ -78,10 +84,10 @@ def accuracy(completion: Completion, prompt: Prompt, params: AccuracyParams) -> 
 
 
 def format_score(completion: Completion, prompt: Prompt, params: FormatParams) -> float:
-    """Is the structure regular?
+    """Are the tags as required?
 
-    score = 1/2 · (required tags that stand exactly once, closed and not blank) / (required tags)
-          + 1/2 · [all of them do, the tags are in order, and nothing but space stands outside them]
+    score = 1/2 · (required tags that occur exactly once, closed and not blank) / (required tags)
+          + 1/2 · [all required tags do, tags are in order, and only white space is outside them]
     """
     text = completion.text[:MAX_CHARS]
     good = sum(_span(text, tag) is not None for tag in params.required)
@@ -90,25 +96,23 @@ def format_score(completion: Completion, prompt: Prompt, params: FormatParams) -
 
 
 def _span(text: str, tag: str) -> tuple[int, int] | None:
-    """Where <tag>…</tag> begins and ends, if it stands exactly once and holds something."""
+    """Start and end of <tag>…</tag>, if it occurs exactly once and is not blank."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None
     start, end = text.find(opening), text.find(closing)
-    return (
-        (start, end + len(closing))
-        if text[start + len(opening) : end].strip() and start < end
-        else None
-    )
+    if start >= end or not text[start + len(opening) : end].strip():
+        return None
+    return start, end + len(closing)
 
 
 def _only_tags(text: str, params: FormatParams) -> bool:
+    """Are the tags in order, with only white space outside them?"""
     at = 0
     for tag in (*(t for t in params.optional if t not in params.required), *params.required):
         span = _span(text, tag)
-        if (
-            span is None
-        ):  # an optional tag that is absent or broken: broken, its text is found outside below
+        # An optional tag may be missing. The text of a broken one counts as outside.
+        if span is None:
             continue
         if text[at : span[0]].strip():
             return False
@@ -126,30 +130,31 @@ _SCRIPTS: dict[str, tuple[str, ...]] = {
     "cjk": ("CJK", "HIRAGANA", "KATAKANA"),
     "hangul": ("HANGUL",),
 }
-# Four copies in a row of a unit of up to 16 characters; short runs such as the zeros of 10000 are no loop.
+# At least four copies in a row of up to 16 characters. Short runs, such as the zeros of 10000, are
+# no loop.
 _LOOP = re.compile(r"(.{1,16}?)\1{3,}", re.DOTALL)
 _LOOP_MIN_CHARS = 8
 
 
 def language(completion: Completion, prompt: Prompt, params: LanguageParams) -> float:
-    """Is it clean text: the expected script, printable characters, no repetition loop?
+    """Is it clean text: the expected script, printable characters, no repetition loops?
 
-        score = (share of visible characters that belong) · (1 - share of the text inside loops)
+        score = (share of visible characters that are allowed) · (1 - share of the text in loops)
 
-    Letters must be of the script; digits, punctuation and symbols always belong; control characters and U+FFFD never do.
-    An empty completion is no text: 0.
+    Letters of the script, digits, punctuation and symbols are allowed; control characters and
+    U+FFFD are not. 0 for an empty completion.
     """
     text = completion.text[:MAX_CHARS]
     visible = [c for c in text if not c.isspace()]
     if not visible:
         return 0.0
-    belongs = sum(_belongs(c, params.script) for c in visible) / len(visible)
+    allowed = sum(_is_allowed(c, params.script) for c in visible) / len(visible)
     loops = sum(len(m.group()) for m in _LOOP.finditer(text) if len(m.group()) >= _LOOP_MIN_CHARS)
-    return belongs * (1.0 - loops / len(text))
+    return allowed * (1.0 - loops / len(text))
 
 
 @lru_cache(maxsize=4096)
-def _belongs(char: str, script: str) -> bool:
+def _is_allowed(char: str, script: str) -> bool:
     category = unicodedata.category(char)
     if category[0] == "C" or char == "�":
         return False
@@ -159,7 +164,7 @@ def _belongs(char: str, script: str) -> bool:
 
 
 def length(completion: Completion, prompt: Prompt, params: LengthParams) -> float:
-    """Is the completion as long as wished? 1 from min to max tokens; below it n/min, above it falls to 0 at 2·max."""
+    """Is the length n in range? 1 from min to max tokens; n/min below; above, 0 from 2·max on."""
     n = completion.num_tokens
     if n < params.min_tokens:
         return n / params.min_tokens
@@ -167,12 +172,13 @@ def length(completion: Completion, prompt: Prompt, params: LengthParams) -> floa
 
 
 def reasoning(completion: Completion, prompt: Prompt, params: ReasoningParams) -> float:
-    """Does it reason before it answers: is there a closed <think> block that is not blank? Usually watched at weight 0."""
-    start = completion.text.find(f"<{params.tag}>")
-    end = completion.text.find(f"</{params.tag}>", start + 1)
-    return float(
-        start >= 0 and end >= 0 and bool(completion.text[start + len(params.tag) + 2 : end].strip())
-    )
+    """Is there a closed <think> block that is not blank? Usually only measured, at weight 0."""
+    text = completion.text
+    start = text.find(f"<{params.tag}>")
+    end = text.find(f"</{params.tag}>", start + 1)
+    if start < 0 or end < 0:
+        return 0.0
+    return float(bool(text[start + len(params.tag) + 2 : end].strip()))
 
 
 CHECKS: dict[str, Check] = {
@@ -184,13 +190,20 @@ CHECKS: dict[str, Check] = {
     "format": Check(
         format_score,
         FormatParams,
-        "Required tags stand once, closed, in order, with nothing outside; half the score for the tags alone.",
+        "Each required tag occurs once and is closed, in order, with nothing outside. "
+        "Half the score is for the tags alone.",
     ),
     "language": Check(
-        language, LanguageParams, "Expected script, printable characters, no repetition loops."
+        language,
+        LanguageParams,
+        "Letters of the expected script, printable characters, no repetition loops.",
     ),
-    "length": Check(length, LengthParams, "Between min_tokens and max_tokens; fades to 0 outside."),
-    "reasoning": Check(reasoning, ReasoningParams, "There is a <think> block that is not blank."),
+    "length": Check(
+        length, LengthParams, "Length from min_tokens to max_tokens; the score falls to 0 outside."
+    ),
+    "reasoning": Check(
+        reasoning, ReasoningParams, "The completion has a <think> block that is not blank."
+    ),
     **ANSWER_CHECKS,
     **TEXT_CHECKS,
     **SNIPPET_CHECKS,
@@ -200,5 +213,8 @@ CHECKS: dict[str, Check] = {
 
 
 def add_plugins(paths: Sequence[str]) -> None:
-    """Make the functions of the operator's plug-in files checks like any other. Called once, before anything asks for CHECKS."""
+    """Add the functions of plug-in files to CHECKS. Call it once, before CHECKS is used.
+
+    Raises StudioError for a file that cannot be used.
+    """
     CHECKS.update(load_plugins(paths))

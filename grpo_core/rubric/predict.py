@@ -1,4 +1,4 @@
-"""From a few sampled groups: how many groups would tie at another group size, and how often one of k tries is right."""
+"""Estimates from sampled groups: share of tied groups at other sizes, pass@k, intervals."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ GROUP_SIZES = (2, 4, 8, 16, 32)
 
 
 def tied_share(rewards: Sequence[Sequence[float | None]], group_size: int) -> float | None:
-    """Expected share of groups of `group_size` in which all rewards are equal, from groups of rewards of the same prompts; None without any.
+    """Expected share of tied groups at group size g, from the rewards of sampled groups.
 
-    Σ_v C(n_v, g)/C(n, g) for g <= n, unbiased;  Σ_v (n_v/n)^g beyond      n_v: how often the value v came among n
+        Σ_v C(n_v, g)/C(n, g) for g <= n (unbiased);  Σ_v (n_v/n)^g for g > n
+
+    n_v: how often the reward v occurs among the n rewards of a prompt. None without rewards.
     """
     shares = []
     for group in rewards:
@@ -20,22 +22,28 @@ def tied_share(rewards: Sequence[Sequence[float | None]], group_size: int) -> fl
         n = len(known)
         if n:
             counts = Counter(known).values()
-            shares.append(
-                sum(comb(c, group_size) for c in counts) / comb(n, group_size)
-                if group_size <= n
-                else sum((c / n) ** group_size for c in counts)
-            )
+            if group_size <= n:
+                share = sum(comb(c, group_size) for c in counts) / comb(n, group_size)
+            else:
+                share = sum((c / n) ** group_size for c in counts)
+            shares.append(share)
     return sum(shares) / len(shares) if shares else None
 
 
 def pass_at(k: int, right: int, tries: int) -> float:
-    """Chance that at least one of k tries is right, from `right` of `tries`      1 - C(n-c, k)/C(n, k)      Chen 2021, arXiv:2107.03374 eq. 1"""
+    """Probability that at least one of k tries is right, given c = `right` of n = `tries`.
+
+    1 - C(n-c, k)/C(n, k)      Chen 2021, arXiv:2107.03374 eq. 1
+    """
     assert 1 <= k <= tries
     return 1.0 - comb(tries - right, k) / comb(tries, k)
 
 
 def mean_interval(values: Sequence[float], z: float = 1.96) -> tuple[float, float, float]:
-    """Mean over prompts with its 95 % interval, mean ± z·s/√P, held to [0, 1]; prompts are the independent units, not their tries."""
+    """Mean over P prompts with its 95 % interval: mean ± z·s/√P, limited to [0, 1].
+
+    values: one per prompt, because the tries of a prompt are not independent.
+    """
     n = len(values)
     mean = sum(values) / n
     half = z * sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else 1.0

@@ -1,4 +1,7 @@
-"""A reward model: any sequence-classification model, asked for a whole step at once on the device. The only grader that imports torch."""
+"""A reward model as a check: any sequence-classification model, run in batches on the device.
+
+The only check that imports torch.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from typing import Any
 
 from pydantic import Field
 
-from grpo_core.rubric.check import Check, Notes, Params, batched
+from grpo_core.rubric.check import UNBOUNDED, Check, Notes, Params, batched
 from grpo_core.types import Completion, Prompt
 
 
 class RewardModelParams(Params):
-    """`model`: folder or Hub id. One label: its logit, through a sigmoid if `sigmoid`; several: the probability of `label` (-1 = the last)."""
+    """`model`: folder or Hub id.
+
+    A model with one label scores by its logit, through a sigmoid if `sigmoid`. With several labels
+    the score is the probability of `label` (-1 = the last).
+    """
 
     model: str = Field("", max_length=512)
     revision: str = Field("main", min_length=1, max_length=200)
@@ -29,14 +36,16 @@ def reward_model(
     params: RewardModelParams,
     notes: Notes,
 ) -> list[float | None]:
-    """The model's score of prompt and completion, through its chat template if it has one. Longer texts lose their beginning."""
+    """The model's score of prompt and completion, in its chat template if it has one.
+
+    Texts with more than `max_tokens` tokens lose their beginning.
+    """
     import torch
 
     model, tokenizer = _load(params.model, params.revision)
     texts = [_text(tokenizer, c, p) for c, p in zip(completions, prompts, strict=True)]
-    order = sorted(
-        range(len(texts)), key=lambda i: len(texts[i])
-    )  # rows of like length together: less padding
+    # Texts of similar length share a batch, so that there is less padding.
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     scores: list[float | None] = [None] * len(texts)
     for start in range(0, len(order), params.batch):
         rows = order[start : start + params.batch]
@@ -81,7 +90,6 @@ MODEL_CHECKS: dict[str, Check] = {
         reward_model,
         RewardModelParams,
         "A reward model grades: any sequence-classification model, from a folder or the Hub.",
-        low=None,
-        high=None,
+        UNBOUNDED,
     ),
 }

@@ -1,4 +1,4 @@
-"""A rubric: criteria with weights. reward = Σ w_k · s_k over the criteria that could be scored."""
+"""A rubric: criteria with weights; the reward is Σ w_k · s_k over the scored criteria."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LANGUAGE = Criterion(name="language", check="language", weight=0.1)
 _WATCH_REASONING = Criterion(name="reasoning", check="reasoning", weight=0.0)
 
 PRESETS: dict[str, tuple[Criterion, ...]] = {
-    # Nothing for thinking as such: it is only watched (weight 0), so whatever thinking appears was found by the policy.
+    # Reasoning is measured but not rewarded (weight 0), so the policy reasons only if it helps.
     "answer": (
         _ACCURACY,
         Criterion(name="format", check="format", weight=0.2),
@@ -48,7 +48,7 @@ PRESETS: dict[str, tuple[Criterion, ...]] = {
         _WATCH_REASONING,
     ),
     "accuracy only": (_ACCURACY, _WATCH_REASONING),
-    # For prompts of a file: the answer may stand in the tag, in \boxed or after ####, so nothing is paid for the tag.
+    # For prompts of a file: the answer may also be in \boxed or after ####, so tags earn nothing.
     "mathematics": (
         Criterion(name="math", check="math", weight=1.0, outcome=True),
         Criterion(name="repetition", check="repetition", weight=0.2),
@@ -71,7 +71,10 @@ PRESETS: dict[str, tuple[Criterion, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores and rewards of completions in their order; seconds that each criterion took; why it could not score what it could not."""
+    """The result of scoring completions, in their order.
+
+    seconds: time of each criterion. notes: for each criterion, why scores are null.
+    """
 
     scores: list[dict[str, float | None]]
     rewards: list[float | None]
@@ -81,7 +84,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """Criteria ready to score: (criterion, check, parsed parameters) in order."""
+    """Criteria that are ready to score: (criterion, check, parsed parameters) in order."""
 
     rows: tuple[tuple[Criterion, Check, Any], ...]
 
@@ -91,7 +94,7 @@ class Rubric:
 
     @property
     def outcome(self) -> str | None:
-        """Name of the criterion that says whether a completion reached its goal, if one is flagged."""
+        """Name of the criterion flagged as the outcome: did a completion reach its goal?"""
         return next((c.name for c in self.criteria if c.outcome), None)
 
     @property
@@ -101,12 +104,15 @@ class Rubric:
     def score(
         self, completion: Completion, prompt: Prompt
     ) -> tuple[dict[str, float | None], float | None]:
-        """Scores by criterion, and the reward Σ w·s over the scored ones; None where no criterion with a weight was scored."""
+        """Scores by criterion, and the reward Σ w·s over the scored criteria.
+
+        The reward is None if no criterion with a weight was scored.
+        """
         scored = self.score_all([completion], [prompt])
         return scored.scores[0], scored.rewards[0]
 
     def only(self, wanted: Callable[[Check], bool]) -> Rubric:
-        """The rubric of those criteria alone."""
+        """The rubric with only the criteria whose check is `wanted`."""
         return Rubric(tuple(row for row in self.rows if wanted(row[1])))
 
     def score_all(
@@ -115,9 +121,10 @@ class Rubric:
         prompts: Sequence[Prompt],
         known: Sequence[Mapping[str, float | None]] | None = None,
     ) -> Scored:
-        """Every completion against its prompt, criterion by criterion, so that models and judges see them all at once.
+        """Score every completion against its prompt.
 
-        known: for each completion, scores by criteria that are not to be asked again.
+        A criterion gets all completions in one call, so that models and judges can batch them.
+        known: for each completion, scores by criterion that are already known.
         """
         columns: dict[str, list[float | None]] = {}
         seconds, notes = {}, {}
@@ -126,12 +133,12 @@ class Rubric:
                 columns[criterion.name] = [scores[criterion.name] for scores in known]
                 continue
             started, why = perf_counter(), Notes()
-            found = check.scores(completions, prompts, params, why)
-            assert len(found) == len(completions), (
-                f"{criterion.check} returned {len(found)} scores for {len(completions)} completions"
+            column = check.scores(completions, prompts, params, why)
+            assert len(column) == len(completions), (
+                f"{criterion.check} gave {len(column)} scores for {len(completions)} completions"
             )
             columns[criterion.name] = [
-                s if s is not None and math.isfinite(s) else None for s in found
+                s if s is not None and math.isfinite(s) else None for s in column
             ]
             seconds[criterion.name] = perf_counter() - started
             if why or why.used:
@@ -144,64 +151,54 @@ class Rubric:
 
 def total(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
     """r = Σ w_k · s_k over k with w_k > 0 and s_k not null; None if there is no such k."""
-    counted = [w * scores[k] for k, w in weights.items() if w > 0 and scores.get(k) is not None]
+    counted = [w * s for k, w in weights.items() if w > 0 and (s := scores.get(k)) is not None]
     return sum(counted) if counted else None
 
 
 def resolve_rubric(config: RubricConfig) -> RubricConfig:
-    """The same rubric with its criteria written out, so that a run's record says what was scored."""
+    """The rubric with the criteria of its preset written out, so that a run's record holds them.
+
+    Raises InvalidConfig for an unknown preset.
+    """
     if config.criteria:
         return config
     if config.name not in PRESETS:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "rubric.name",
-                    config.name,
-                    "there is no such rubric",
-                    f"Known: {', '.join(PRESETS)}. Or list your own criteria.",
-                )
-            ]
-        )
+        hint = f"Known: {', '.join(PRESETS)}. Or list your own criteria."
+        problem = FieldProblem("rubric.name", config.name, "there is no such rubric", hint)
+        raise InvalidConfig([problem])
     return config.model_copy(update={"criteria": PRESETS[config.name]})
 
 
 def build_rubric(config: RubricConfig) -> Rubric:
-    """RubricConfig -> Rubric. Raises InvalidConfig naming the criterion whose check or parameters are wrong."""
+    """RubricConfig -> Rubric.
+
+    Raises InvalidConfig that names each criterion with a wrong check or wrong parameters.
+    """
     rows, problems = [], []
     for i, criterion in enumerate(resolve_rubric(config).criteria):
         at = f"rubric.criteria.{i}"
         check = CHECKS.get(criterion.check)
         if check is None:
+            hint = f"Known: {', '.join(CHECKS)}."
             problems.append(
-                FieldProblem(
-                    f"{at}.check",
-                    criterion.check,
-                    "there is no such check",
-                    f"Known: {', '.join(CHECKS)}.",
-                )
+                FieldProblem(f"{at}.check", criterion.check, "there is no such check", hint)
             )
             continue
         try:
             rows.append((criterion, check, check.params.model_validate(criterion.params)))
         except ValidationError as error:
-            known = ", ".join(check.params.model_fields) or "none"
+            names = ", ".join(check.params.model_fields) or "none"
+            hint = f"Parameters of {criterion.check}: {names}."
             for e in error.errors(include_url=False):
-                where = ".".join([f"{at}.params", *map(str, e["loc"])])
-                problems.append(
-                    FieldProblem(
-                        where,
-                        e["input"],
-                        e["msg"].removeprefix("Value error, "),
-                        f"Parameters of {criterion.check}: {known}.",
-                    )
-                )
+                name = ".".join([f"{at}.params", *map(str, e["loc"])])
+                message = e["msg"].removeprefix("Value error, ")
+                problems.append(FieldProblem(name, e["input"], message, hint))
     if config.gate and not any(c.outcome for c, _, _ in rows):
         problems.append(
             FieldProblem(
                 "rubric.gate",
                 True,
-                "no criterion of this rubric is flagged as the outcome, so the gate would never open",
+                "no criterion is flagged as the outcome, so no group would open the gate",
                 "Flag one criterion, or switch the gate off.",
             )
         )

@@ -1,4 +1,7 @@
-"""Between the rubric's reward and the comparison: outcome gate, running scale, clip. Standard library only."""
+"""Changes to rewards before the advantages: outcome gate, running scale, clip.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ Scores = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class RunningStd:
-    """Standard deviation of all rewards of the run so far. Three numbers, so a checkpoint saves it with `dataclasses.asdict`."""
+    """Standard deviation of all rewards of the run so far.
+
+    It is three numbers, so that a checkpoint can save it with `dataclasses.asdict`.
+    """
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0  # Σ (r - mean)²
 
     def including(self, rewards: Sequence[float | None]) -> RunningStd:
-        """One by one, without keeping them      Welford 1962"""
+        """Updated by more rewards, by Welford's method (1962), without storing them."""
         count, mean, squares = self.count, self.mean, self.squares
         for r in rewards:
             if r is not None:
@@ -31,15 +37,16 @@ class RunningStd:
 
     @property
     def std(self) -> float:
-        """Sample standard deviation; 1 while all rewards were equal, so that dividing by it is harmless."""
+        """Sample standard deviation; 1 while all rewards are equal, so that dividing is safe."""
         std = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
         return std if std > 1e-8 else 1.0
 
 
 def gated(scores: Sequence[Scores], keys: Sequence[int], outcome: str) -> list[Scores]:
-    """Scores with all but the outcome taken away where nobody among the siblings reached it (a score of 1).
+    """The scores, with only the outcome where no sibling reached it (a score of 1).
 
-    keys: equal for siblings. Without it, differences in the smaller criteria teach a group in which all were wrong.
+    keys: equal for siblings. Without the gate, a group in which all are wrong is trained on
+    differences in its smaller criteria.
     """
     reached = {key for row, key in zip(scores, keys, strict=True) if (row[outcome] or 0) >= 1}
     return [
@@ -51,10 +58,8 @@ def gated(scores: Sequence[Scores], keys: Sequence[int], outcome: str) -> list[S
 def shaped(
     rewards: Sequence[float | None], config: RubricConfig, spread: RunningStd
 ) -> list[float | None]:
-    """Rewards divided by the spread, then clipped, each if the rubric asks for it; null stays null."""
+    """Rewards divided by the running std, then clipped, as the rubric says. None stays None."""
     scale = spread.std if config.scale else 1.0
-    low, high = (
-        (config.clip_low if config.clip_low is not None else -math.inf),
-        (config.clip_high if config.clip_high is not None else math.inf),
-    )
+    low = -math.inf if config.clip_low is None else config.clip_low
+    high = math.inf if config.clip_high is None else config.clip_high
     return [None if r is None else min(max(r / scale, low), high) for r in rewards]

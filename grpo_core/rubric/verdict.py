@@ -1,91 +1,112 @@
-"""One word per group: what can be learned from it, and why. Standard library only."""
+"""The verdict on a group: one word for what the policy can learn from it. Standard library only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from grpo_core.types import TIE_TOLERANCE
 
-CUT_SHARE = 0.25  # from this share of cut completions on, rewards say who came to an end rather than who was good
-DOMINANT_SHARE = (
-    0.8  # of a group's variance: what is left to all other criteria together is noise beside it
-)
+# With at least this share of cut completions, rewards say who finished rather than who was good.
+CUT_SHARE = 0.25
+# With at least this share of a group's variance, one criterion hides all others.
+DOMINANT_SHARE = 0.8
 
 Scores = Mapping[str, float | None]
 
-NO_GRADIENT = "every advantage is 0, no gradient."  # true where a completion is compared with the siblings of its prompt alone
+# explain() replaces it where a tied group can have other advantages, or where other terms of the
+# loss give a gradient.
+NO_GRADIENT = (
+    "every advantage is 0; with neither KL nor an entropy bonus in the loss, there is no gradient."
+)
 
-# code -> (label, sentence). {n} rollouts, {right} reached the outcome, {cut} were truncated, {null} could not be scored; {criterion} carries
-# {share} of the variance. A word that was ever stored stays here: older files show it.
+# code -> (label, sentence). {n} rollouts, {right} reached the outcome, {cut} were cut, {null} could
+# not be scored; {criterion} makes up {share} of the variance. Keep codes that are no longer given:
+# older files contain them.
 VERDICTS: dict[str, tuple[str, str]] = {
-    "healthy": ("healthy", "{right} of {n} right: the group tells good from bad."),
-    "graded": ("graded", "Rewards differ by {spread:.3g}: the group tells better from worse."),
+    "healthy": (
+        "healthy",
+        "{right} of {n} are right, so the group separates right from wrong.",
+    ),
+    "graded": (
+        "graded",
+        "Rewards differ by up to {spread:.3g}, so the group separates better from worse.",
+    ),
     "polish": (
         "all right, graded",
-        "All {n} are right; only the smaller criteria tell them apart.",
+        "All {n} are right; only the smaller criteria differ.",
     ),
     "all_right": ("tied: all right", f"All {{n}} are right and equal: {NO_GRADIENT}"),
     "all_wrong": ("tied: all wrong", f"All {{n}} are wrong and equal: {NO_GRADIENT}"),
     "tied": ("tied", f"All {{n}} rewards are equal: {NO_GRADIENT}"),
     "phantom": (
         "phantom",
-        "Nobody was right, yet advantages are not 0: differences of {spread:.3g} in the smaller criteria, scaled to full size.",
+        "None is right, yet advantages are not 0: they come from differences of {spread:.3g} "
+        "in the smaller criteria.",
     ),
     "gated": (
         "gated",
-        f"Nobody was right, so the smaller criteria (spread {{spread:.3g}}) did not count: {NO_GRADIENT}",
+        "None is right, so the smaller criteria (difference {spread:.3g}) did not count: "
+        f"{NO_GRADIENT}",
     ),
     "truncated": (
         "partly truncated",
-        "{cut} of {n} were cut at the token limit, so their end was never judged.",
+        "{cut} of {n} were cut at the token limit and scored without their end.",
     ),
     "dominated": (
         "one criterion",
-        "{share:.0%} of what tells these completions apart is {criterion} alone; {right} of {n} are right.",
+        "{share:.0%} of the reward variance in this group comes from {criterion} alone; "
+        "{right} of {n} are right.",
     ),
-    "unscored": ("unscored", "{null} of {n} could not be scored: too few to compare."),
+    "unscored": ("unscored", "{null} of {n} could not be scored: too few are left to compare."),
 }
 
 
-def verdict(
-    rewards: Sequence[float | None],
-    outcomes: Sequence[float | None],
-    finish_reasons: Sequence[str],
-    shares: Mapping[str, float] | None = None,
-    outcome: str | None = None,
-) -> str:
-    """The code for one group.
+@dataclass(frozen=True, slots=True)
+class SiblingScores:
+    """The scores of a group of G completions, from which its verdict follows.
 
-    rewards: G totals; outcomes: G scores of the outcome criterion, empty if the rubric has none; finish_reasons: "stop" or "length";
-    shares: variance_shares of the group, outcome: the name of the criterion, both only for "dominated". Reaching the outcome means a score of 1.
+    rewards: G totals, None = could not be scored. outcomes: G scores of the outcome criterion,
+    1 = reached; empty if the rubric has none. finish_reasons: G times "stop" or "length".
+    shares: variance_shares of the group.
     """
-    scored = [r for r in rewards if r is not None]
+
+    rewards: Sequence[float | None]
+    outcomes: Sequence[float | None]
+    finish_reasons: Sequence[str]
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
+def verdict(siblings: SiblingScores, outcome: str | None = None) -> str:
+    """The code for one group. outcome: the name of the outcome criterion, for "dominated"."""
+    scored = [r for r in siblings.rewards if r is not None]
     if len(scored) < 2:
         return "unscored"
-    tied = max(scored) - min(scored) <= TIE_TOLERANCE
-    known = [o for o in outcomes if o is not None]
+    known = [o for o in siblings.outcomes if o is not None]
     right = sum(o >= 1 for o in known)
-    if tied:
+    if max(scored) - min(scored) <= TIE_TOLERANCE:
         if known and right == len(known):
             return "all_right"
         return "all_wrong" if known and right == 0 else "tied"
-    if sum(f == "length" for f in finish_reasons) >= CUT_SHARE * len(finish_reasons):
+    num_cut = sum(reason == "length" for reason in siblings.finish_reasons)
+    if num_cut >= CUT_SHARE * len(siblings.finish_reasons):
         return "truncated"
     if known and right == 0:
         return "phantom"
     if known and right == len(known):
         return "polish"
-    if dominant(shares or {}, outcome):
+    if dominant(siblings.shares, outcome):
         return "dominated"
     return "healthy" if known else "graded"
 
 
 def variance_shares(scores: Sequence[Scores], weights: Mapping[str, float]) -> dict[str, float]:
-    """How much of what tells siblings apart is each criterion's doing?
+    """The share of each criterion in the variance of the siblings' rewards.
 
-        share_k = cov(w_k·s_k, r) / var(r)      over the scored rollouts, r = Σ w·s; the shares add up to 1
+        share_k = cov(w_k·s_k, r) / var(r)      over the scored rollouts, r = Σ w·s
 
-    A null score counts as 0, as it does in r. Below 0: the criterion pulls against the others. Criteria of weight 0 have none. Empty for a tied group.
+    Shares add up to 1. A null score counts as 0, as it does in r. A share below 0 means that the
+    criterion works against the others. Criteria of weight 0 are left out. Empty for a tied group.
     """
     rows = [
         row for row in scores if any(w > 0 and row.get(k) is not None for k, w in weights.items())
@@ -103,42 +124,47 @@ def variance_shares(scores: Sequence[Scores], weights: Mapping[str, float]) -> d
 
 
 def dominant(shares: Mapping[str, float], outcome: str | None = None) -> str | None:
-    """The criterion that leaves the others no say, though they differ too; never the outcome, whose say is the point of the rubric."""
+    """The criterion with at least DOMINANT_SHARE of the variance, while others differ too.
+
+    Never the outcome: a rubric is meant to be decided by it.
+    """
     top = max(shares, key=shares.__getitem__, default=None)
+    if top is None or top == outcome or shares[top] < DOMINANT_SHARE:
+        return None
     others_differ = any(abs(share) > 1e-9 for name, share in shares.items() if name != top)
-    return (
-        top
-        if top is not None and top != outcome and others_differ and shares[top] >= DOMINANT_SHARE
-        else None
-    )
+    return top if others_differ else None
 
 
 def explain(
-    code: str,
-    rewards: Sequence[float | None],
-    outcomes: Sequence[float | None],
-    finish_reasons: Sequence[str],
-    shares: Mapping[str, float] | None = None,
-    compared_with: str = "",
+    code: str, siblings: SiblingScores, compared_with: str = "", other_terms: Sequence[str] = ()
 ) -> str:
-    """The sentence for a verdict, with the group's own numbers in it.
+    """The sentence for a verdict, with the group's own numbers.
 
-    compared_with: what advantages look at other than the completions of this prompt alone; a tied group may teach then.
+    compared_with: what advantages compare with, if not only the completions of this prompt. A tied
+    group can then have advantages other than 0. other_terms: names of the terms of the loss that do
+    not depend on advantages, such as "KL term".
     """
-    scored = [r for r in rewards if r is not None]
-    top = max(shares or {}, key=(shares or {}).__getitem__, default="")
+    scored = [r for r in siblings.rewards if r is not None]
+    top = max(siblings.shares, key=siblings.shares.__getitem__, default="")
     sentence = VERDICTS[code][1]
     if compared_with:
-        sentence = sentence.replace(
-            NO_GRADIENT, "they are compared with {compared_with}, so they may still be pushed."
+        gradient = (
+            "they are compared with {compared_with}, so their advantages may still differ from 0."
         )
+        sentence = sentence.replace(NO_GRADIENT, gradient)
+    elif other_terms:
+        verb = "give" if len(other_terms) > 1 else "gives"
+        gradient = (
+            f"every advantage is 0, so only the {' and '.join(other_terms)} {verb} a gradient."
+        )
+        sentence = sentence.replace(NO_GRADIENT, gradient)
     return sentence.format(
-        n=len(rewards),
-        right=sum(o is not None and o >= 1 for o in outcomes),
-        cut=sum(f == "length" for f in finish_reasons),
-        null=len(rewards) - len(scored),
+        n=len(siblings.rewards),
+        right=sum(o is not None and o >= 1 for o in siblings.outcomes),
+        cut=sum(reason == "length" for reason in siblings.finish_reasons),
+        null=len(siblings.rewards) - len(scored),
         spread=max(scored) - min(scored) if scored else 0.0,
         criterion=top,
-        share=(shares or {}).get(top, 0.0),
+        share=siblings.shares.get(top, 0.0),
         compared_with=compared_with,
     )

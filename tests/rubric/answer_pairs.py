@@ -1,7 +1,8 @@
-r"""Answer pairs as models and datasets write them, (given, right), with the verdict that a careful person would give.
+r"""Answer pairs (given, right) as models and datasets write them, graded by hand.
 
-Collected by kind: integers with commas and units, decimals, fractions, percentages, money, scientific notation, LaTeX, intervals, sets, tuples, algebra,
-roots, powers, trigonometry, constants, negative zero, text. A verdict of "same" means the same value or set, however written.
+Kinds: integers with commas and units, decimals, fractions, percentages, money, scientific notation,
+LaTeX, intervals, sets, tuples, algebra, roots, powers, trigonometry, constants, negative zero,
+text. SAME: the pair has the same value or set.
 """
 
 SAME = [

@@ -1,4 +1,4 @@
-"""The graders beyond the built-in tasks: real-world answers, linear time, killable processes; TRL's own functions as the reference."""
+"""Graders of answers and texts: real-world answers, time limits, TRL's functions as reference."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def noted(check: str, text: str, answer: str = "", **params):
     ), notes
 
 
-# ---- mathematics ------------------------------------------------------------------------------------------------------------
+# ---- mathematics --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_98_percent_of_real_answer_pairs_are_judged_right_and_quickly():
     pairs = [(*pair, 1.0) for pair in SAME] + [(*pair, 0.0) for pair in DIFFERENT]
     assert len(pairs) >= 200
@@ -51,7 +52,9 @@ def test_98_percent_of_real_answer_pairs_are_judged_right_and_quickly():
         if found != verdict:
             wrong.append((said, right, verdict, found))
     print(
-        f"{len(pairs)} pairs, {len(wrong)} wrong, p50 {sorted(seconds)[len(pairs) // 2] * 1e3:.1f} ms, p99 {sorted(seconds)[int(len(pairs) * 0.99)] * 1e3:.1f} ms"
+        f"{len(pairs)} pairs, {len(wrong)} wrong, "
+        f"p50 {sorted(seconds)[len(pairs) // 2] * 1e3:.1f} ms, "
+        f"p99 {sorted(seconds)[int(len(pairs) * 0.99)] * 1e3:.1f} ms"
     )
     assert len(wrong) <= 0.02 * len(pairs), wrong
 
@@ -105,7 +108,7 @@ def test_no_text_makes_mathematics_raise(text, answer):
     assert score("math", f"<answer>{text}</answer>", answer) in (None, 0.0, 1.0)
 
 
-# ---- answers ------------------------------------------------------------------------------------------------------------------
+# ---- answers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_a_schema_fetches_nothing_and_its_patterns_cannot_hang():
     assert time.monotonic() - started < 3
 
 
-# ---- texts --------------------------------------------------------------------------------------------------------------------
+# ---- texts --------------------------------------------------------------------------------------
 
 
 def test_a_pattern_that_explodes_elsewhere_takes_no_time():
@@ -251,7 +254,7 @@ def test_similarity_checks_equal_their_measures():
 BOUNDED = {
     name: row
     for name, row in CHECKS.items()
-    if row.low is not None and name not in ("math", "json_schema", "judge")
+    if row.bounds.low is not None and name not in ("math", "json_schema", "judge")
 }
 
 
@@ -264,10 +267,10 @@ BOUNDED = {
 @settings(deadline=None)
 def test_no_text_or_key_makes_a_check_raise_or_leave_its_range(text, answer, num_tokens, check):
     value = score(check, text, answer, num_tokens)
-    assert value is None or BOUNDED[check].low <= value <= BOUNDED[check].high
+    assert value is None or BOUNDED[check].bounds.low <= value <= BOUNDED[check].bounds.high
 
 
-# ---- TRL's own reward functions on the same inputs --------------------------------------------------------------------------------
+# ---- TRL's own reward functions on the same inputs ----------------------------------------------
 
 
 def test_soft_overlong_and_repetition_and_cosine_agree_with_trl():
@@ -328,19 +331,25 @@ def test_think_format_agrees_with_trl_for_one_block_at_the_start():
         assert score("regex", text, pattern=r"(?s)^<think>.*</think>") == theirs, text
 
 
-# ---- the killable process -----------------------------------------------------------------------------------------------------------
+# ---- the killable process -----------------------------------------------------------------------
 
 
 def test_a_child_that_hangs_dies_or_says_too_much_is_replaced(tmp_path):
     script = tmp_path / "child.py"
     script.write_text(
-        "import json, os, sys, time\nprint('{}', flush=True)\nfor line in sys.stdin:\n  q = json.loads(line)\n"
-        "  if q == 'hang': time.sleep(60)\n  if q == 'die': os._exit(1)\n  if q == 'flood': print('x' * 20_000_000, flush=True)\n"
-        "  if q == 'junk': print('not json', flush=True)\n  print(json.dumps([q, os.getpid()]), flush=True)\n"
+        "import json, os, sys, time\n"
+        "print('{}', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "  q = json.loads(line)\n"
+        "  if q == 'hang': time.sleep(60)\n"
+        "  if q == 'die': os._exit(1)\n"
+        "  if q == 'flood': print('x' * 20_000_000, flush=True)\n"
+        "  if q == 'junk': print('not json', flush=True)\n"
+        "  print(json.dumps([q, os.getpid()]), flush=True)\n"
     )
     child = Child([str(script)])
-    first = child.ask("a", 5)[1]
-    assert child.ask("b", 5) == ["b", first]  # the same process
+    first = child.request("a", 5)[1]
+    assert child.request("b", 5) == ["b", first]  # the same process
     for question, says in (
         ("hang", "longer than 0.3 s"),
         ("die", "died"),
@@ -348,9 +357,9 @@ def test_a_child_that_hangs_dies_or_says_too_much_is_replaced(tmp_path):
         ("junk", "died"),
     ):
         with pytest.raises(ChildFailed, match=says):
-            child.ask(question, 0.3 if question == "hang" else 5)
-        assert child.ask("again", 5)[0] == "again"
-    assert child.ask("c", 5)[1] != first
+            child.request(question, 0.3 if question == "hang" else 5)
+        assert child.request("again", 5)[0] == "again"
+    assert child.request("c", 5)[1] != first
     child.close()
 
 

@@ -1,4 +1,4 @@
-"""Graders that are models: an LLM judge against a local OpenAI-compatible server with every fault, a reward model with real loading code."""
+"""Graders that are models: an LLM judge against a faulty local server, a real reward model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ PROMPTS = [Prompt("p", "2+3?", "5", "file")] * 6
 
 
 class Endpoint:
-    """A local server that answers POST /v1/chat/completions as `reply(number of the request, its JSON)` says: (status, headers, body)."""
+    """A local server for POST /v1/chat/completions.
+
+    It answers with `reply(number of the request, its JSON)`: (status, headers, body).
+    """
 
     def __init__(self, reply: Callable):
         self.requests: list[dict] = []
@@ -119,6 +122,7 @@ def test_equal_completions_are_judged_once(endpoint):
     assert len(server.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_retried_after_the_pause_it_requests(endpoint):
     server = endpoint(
         lambda n, q: (
@@ -144,6 +148,9 @@ BROKEN = {
         {"choices": [{"message": {"content": '{"score": "ten"}'}}]}
     ).encode(),
     "out of range": json.dumps({"choices": [{"message": {"content": '{"score": 11}'}}]}).encode(),
+    "huge": json.dumps(
+        {"choices": [{"message": {"content": f'{{"score": 1{"0" * 400}}}'}}]}
+    ).encode(),
     "NaN": json.dumps({"choices": [{"message": {"content": '{"score": NaN}'}}]}).encode(),
     "true": json.dumps({"choices": [{"message": {"content": '{"score": true}'}}]}).encode(),
     "null": b'{"choices": [{"message": {"content": null}}]}',
@@ -173,6 +180,7 @@ def test_a_slow_or_dying_server_leaves_nulls_and_the_rest(endpoint):
     assert sum(notes.values()) == 2
 
 
+@pytest.mark.slow
 def test_a_missing_or_hanging_server_costs_a_bounded_time(endpoint):
     started = time.monotonic()
     scores, notes = ask("http://127.0.0.1:9/v1", retries=2)
@@ -236,7 +244,7 @@ def test_a_forbidden_address_is_refused(url, hosts, monkeypatch):
         )
 
 
-# ---- reward model ---------------------------------------------------------------------------------------------------------------
+# ---- reward model -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

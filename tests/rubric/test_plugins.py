@@ -22,14 +22,20 @@ PROMPTS = [
     Prompt("p", "2+3?", "5", "file", {"columns": {"level": 3}}),
     Prompt("q", "3+3?", "6", "file", {"columns": {"level": 4}}),
 ]
-GOOD = "def right(completions, prompts, answer, level, **columns):\n    'Right?'\n    return [float(a in c) * l for c, a, l in zip(completions, answer, level)]\n"
+GOOD = (
+    "def right(completions, prompts, answer, level, **columns):\n"
+    "    'Right?'\n"
+    "    return [float(a in c) * l for c, a, l in zip(completions, answer, level)]\n"
+)
 HOSTILE = {
     "loops for ever": "while True: pass",
     "allocates 10 GB": "x = bytearray(10 << 30); x[::4096] = b'1' * len(x[::4096])",
     "opens a socket": "import socket; socket.create_connection(('127.0.0.1', 1), 1)",
     "opens a unix socket": "import socket; socket.socket(socket.AF_UNIX)",
     "reads the environment": "import os; leaked = os.environ['GRPO_CANARY']",
-    "reads its parent's environment": "import os; leaked = open(f'/proc/{os.getppid()}/environ').read()",
+    "reads its parent's environment": (
+        "import os; leaked = open(f'/proc/{os.getppid()}/environ').read()"
+    ),
     "reads a file of the machine": "open('/etc/passwd').read()",
     "reads a home": "import os; os.listdir('/root'); os.listdir('/home')",
     "forks": "import os; os.fork()",
@@ -39,8 +45,13 @@ HOSTILE = {
     "deletes a file": "import os; os.unlink(__FILE__)",
     "makes a folder": "import os; os.mkdir('/tmp/grpo-was-here')",
     "kills its parent": "import os; os.kill(os.getppid(), 9)",
-    "lifts its limits": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30)); open('/tmp/grpo-was-here', 'w').write('x')",
-    "writes through ctypes": "import ctypes; l = ctypes.CDLL(None); assert l.creat(b'/tmp/grpo-was-here', 0o644) >= 0",
+    "lifts its limits": (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30)); "
+        "open('/tmp/grpo-was-here', 'w').write('x')"
+    ),
+    "writes through ctypes": (
+        "import ctypes; l = ctypes.CDLL(None); assert l.creat(b'/tmp/grpo-was-here', 0o644) >= 0"
+    ),
     "exits": "import os; os._exit(0)",
     "raises SystemExit": "raise SystemExit",
     "recurses in C": "import ctypes; ctypes.string_at(0)",
@@ -72,8 +83,11 @@ def test_a_function_with_trls_signature_scores_and_gets_the_files_columns(tmp_pa
 def test_trls_own_reward_function_works_as_a_plug_in(tmp_path):
     check = plugin(
         tmp_path,
-        "import re\n\ndef think(completions, **kwargs):\n    return [1.0 if re.match(r'^<think>(?!.*<think>)(.*?)</think>.*$', c[0]['content'], re.DOTALL) "
-        "else 0.0 for c in completions]\n",
+        "import re\n\n"
+        "PATTERN = r'^<think>(?!.*<think>)(.*?)</think>.*$'\n\n"
+        "def think(completions, **kwargs):\n"
+        "    matches = [re.match(PATTERN, c[0]['content'], re.DOTALL) for c in completions]\n"
+        "    return [1.0 if match else 0.0 for match in matches]\n",
     )["mine.think"]
     notes = Counter()
     texts = [Completion("<think>a</think>b", "stop", 3), Completion("a", "stop", 1)]
@@ -108,7 +122,9 @@ def test_hostile_python_is_stopped_with_a_message_and_training_continues(
 def test_printing_a_gigabyte_goes_nowhere(tmp_path):
     check = plugin(
         tmp_path,
-        "def loud(completions, **_):\n    for _ in range(1000): print('x' * 1_000_000)\n    return [1.0, 1.0]\n",
+        "def loud(completions, **_):\n"
+        "    for _ in range(1000): print('x' * 1_000_000)\n"
+        "    return [1.0, 1.0]\n",
     )["mine.loud"]
     assert run(check, seconds=10) == ([1.0, 1.0], Counter())
 
@@ -179,7 +195,12 @@ def test_an_endless_snippet_costs_a_step_at_most_four_limits():
 
 
 def test_the_jail_holds_a_process_that_is_root_or_not():
-    code = "from grpo_core.rubric.jail import lock_up\nimport sys\nlock_up(['/usr', sys.prefix, sys.base_prefix], 1 << 30)\nopen('/etc/hostname')"
+    code = (
+        "import sys\n"
+        "from grpo_core.rubric.sandbox.jail import lock_up\n"
+        "lock_up(['/usr', sys.prefix, sys.base_prefix], 1 << 30)\n"
+        "open('/etc/hostname')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -12,6 +12,7 @@ from grpo_core.rubric import (
     CHECKS,
     PRESETS,
     VERDICTS,
+    SiblingScores,
     build_rubric,
     explain,
     variance_shares,
@@ -199,20 +200,23 @@ def test_hostile_text_is_scored_in_bounded_time(text):
 )
 def test_each_situation_of_a_group_has_its_verdict(code, rewards, outcomes, finish):
     reasons = ["stop" if f == "s" else "length" for f in finish]
-    assert verdict(rewards, outcomes, reasons) == code
-    assert "{" not in explain(code, rewards, outcomes, reasons)
+    siblings = SiblingScores(rewards, outcomes, reasons)
+    assert verdict(siblings) == code
+    assert "{" not in explain(code, siblings)
     assert code in VERDICTS
 
 
 def test_a_group_with_a_quarter_truncated_is_partly_truncated():
     rewards, outcomes = [1.0] * 4 + [0.0] * 4, [1.0] * 4 + [0.0] * 4
-    assert verdict(rewards, outcomes, ["stop"] * 7 + ["length"]) == "healthy"
-    assert verdict(rewards, outcomes, ["stop"] * 6 + ["length"] * 2) == "truncated"  # 2 of 8
+    for num_cut, code in ((1, "healthy"), (2, "truncated")):  # 2 of 8
+        finish = ["stop"] * (8 - num_cut) + ["length"] * num_cut
+        assert verdict(SiblingScores(rewards, outcomes, finish)) == code
 
 
 def test_shares_of_variance_equal_cov_over_var_and_sum_to_one():
     # r = 1·a + .5·b = 1.5, 1, .5, 0: mean .75, deviations .75 .25 −.25 −.75, Σd² = 1.25
-    # a = 1 1 0 0: Σ a·d = 1 -> .8;  .5·b = .5 0 .5 0: Σ = .375 − .125 = .25 -> .2;  c has weight 0: no share
+    # a = 1 1 0 0: Σ a·d = 1 -> .8;  .5·b = .5 0 .5 0: Σ = .375 − .125 = .25 -> .2
+    # c has weight 0: no share
     scores = [
         {"a": 1.0, "b": 1.0, "c": 0.0},
         {"a": 1.0, "b": 0.0, "c": 1.0},
@@ -228,23 +232,49 @@ def test_shares_of_variance_equal_cov_over_var_and_sum_to_one():
 
 
 def test_a_group_decided_by_one_minor_criterion_is_reported():
-    finish, rewards, right = ["stop"] * 4, [3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0]
-    assert (
-        verdict(rewards, right, finish, {"accuracy": 0.2, "style": 0.8}, "accuracy") == "dominated"
+    right = [1.0, 1.0, 0.0, 0.0]
+
+    def siblings(shares, outcomes=right):
+        return SiblingScores([3.0, 1.0, 2.0, 0.0], outcomes, ["stop"] * 4, shares)
+
+    for shares, code in (
+        ({"accuracy": 0.2, "style": 0.8}, "dominated"),
+        ({"accuracy": 0.21, "style": 0.79}, "healthy"),
+        ({"accuracy": 0.9, "style": 0.1}, "healthy"),
+        ({"style": 1.0, "accuracy": 0.0}, "healthy"),  # nothing else differs, so nothing is hidden
+    ):
+        assert verdict(siblings(shares), "accuracy") == code
+    phantom = siblings({"accuracy": 0.0, "style": 0.9, "form": 0.1}, [0.0] * 4)
+    assert verdict(phantom, "accuracy") == "phantom"
+    assert explain("dominated", siblings({"accuracy": 0.2, "style": 0.8})) == (
+        "80% of the reward variance in this group comes from style alone; 2 of 4 are right."
     )
-    assert (
-        verdict(rewards, right, finish, {"accuracy": 0.21, "style": 0.79}, "accuracy") == "healthy"
-    )
-    assert verdict(rewards, right, finish, {"accuracy": 0.9, "style": 0.1}, "accuracy") == "healthy"
-    assert (
-        verdict(rewards, right, finish, {"style": 1.0, "accuracy": 0.0}, "accuracy") == "healthy"
-    )  # nothing else differs: nothing is drowned
-    assert (
-        verdict(
-            rewards, [0.0] * 4, finish, {"accuracy": 0.0, "style": 0.9, "form": 0.1}, "accuracy"
-        )
-        == "phantom"
-    )
-    assert explain("dominated", rewards, right, finish, {"accuracy": 0.2, "style": 0.8}) == (
-        "80% of what tells these completions apart is style alone; 2 of 4 are right."
-    )
+
+
+@pytest.mark.parametrize(
+    ("compared_with", "other_terms", "says"),
+    [
+        (
+            "",
+            (),
+            "every advantage is 0; with neither KL nor an entropy bonus in the loss, "
+            "there is no gradient.",
+        ),
+        ("", ("KL term",), "every advantage is 0, so only the KL term gives a gradient."),
+        (
+            "",
+            ("KL term", "entropy bonus"),
+            "every advantage is 0, so only the KL term and entropy bonus give a gradient.",
+        ),
+        (
+            "the step's completions",
+            ("KL term",),
+            "they are compared with the step's completions, "
+            "so their advantages may still differ from 0.",
+        ),
+    ],
+)
+def test_a_tied_group_has_no_gradient_only_without_other_terms(compared_with, other_terms, says):
+    siblings = SiblingScores([1.0, 1.0], [1, 1], ["stop"] * 2)
+    sentence = explain("all_right", siblings, compared_with, other_terms)
+    assert sentence == f"All 2 are right and equal: {says}"

@@ -84,15 +84,11 @@ def test_with_the_gate_an_all_wrong_group_has_no_gradient():
     for gate, verdict in ((False, "phantom"), (True, "gated")):
         config = parse(CONFIG | {"rubric": CONFIG["rubric"] | {"gate": gate}})
         rubric = build_rubric(config.rubric)
-        [group], _, _ = compare_groups(phantom, rubric, config, RunningStd())
+        [group], _ = compare_groups(phantom, rubric, config, RunningStd())
         assert group.verdict == verdict
         assert any(r.advantage for r in group.rollouts) != gate
         assert is_informative(phantom[0][1], rubric, gate) != gate
-        assert [r.reward for r in group.rollouts] == [
-            0.25,
-            0.1,
-            0.45,
-        ]  # what was achieved stays on record
+        assert [r.reward for r in group.rollouts] == [0.25, 0.1, 0.45]  # the plain rewards stay
 
 
 def test_scaled_rewards_decide_the_advantage_and_the_plain_ones_are_kept():
@@ -100,11 +96,11 @@ def test_scaled_rewards_decide_the_advantage_and_the_plain_ones_are_kept():
         CONFIG
         | {"rubric": CONFIG["rubric"] | {"scale": True}, "algorithm": {"advantage": "group_mean"}}
     )
-    [group], _, spread = compare_groups(
+    [group], comparison = compare_groups(
         groups((1, 0), (0, 0)), build_rubric(config.rubric), config, RunningStd()
     )
     assert [r.reward for r in group.rollouts] == [1.0, 0.0]
-    assert spread.std == pytest.approx(0.70711, abs=1e-5)  # of 1 and 0
+    assert comparison.reward_scale.std == pytest.approx(0.70711, abs=1e-5)  # of 1 and 0
     assert [r.advantage for r in group.rollouts] == pytest.approx(
         [0.70711, -0.70711], abs=1e-5
     )  # ±.5/.70711

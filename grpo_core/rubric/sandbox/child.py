@@ -1,4 +1,8 @@
-"""A helper process that may hang, crash or eat memory: it is asked one thing at a time, and killed when its time is over."""
+"""A helper process that may hang, crash or use too much memory.
+
+It protects the server's time: each request has a time limit, and the process is killed when it
+exceeds the limit. Memory and access are limited by the program that runs in the process.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 START_SECONDS = 30.0
 MAX_ANSWER_BYTES = 8 << 20
@@ -21,13 +25,13 @@ _children: weakref.WeakSet[Child] = weakref.WeakSet()
 
 
 class ChildFailed(Exception):
-    """The child gave no answer; the text says why. It is gone, and the next question starts another."""
+    """The process gave no answer; the text says why. It was killed; the next request starts it."""
 
 
 class Child:
-    """One process with JSON lines in and out. Thread-safe; started on first use, restarted after a kill.
+    """One process with JSON lines as input and output. Thread-safe; starts on the first request.
 
-    The child writes one line when it is ready and one for every question; what it prints elsewhere goes nowhere.
+    The process writes one line when it is ready and one line for each request.
     """
 
     def __init__(
@@ -36,25 +40,25 @@ class Child:
         environment: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ):
-        self._arguments, self._environment, self._cwd = list(arguments), environment, cwd
+        """arguments: of the Python interpreter. environment: None = that of this process."""
+        self._arguments = list(arguments)
+        self._environment = environment
+        self._cwd = cwd
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._end = lambda: None
+        self._end: Callable[[], object] = _nothing
         _children.add(self)
 
-    def ask(self, question: Any, seconds: float) -> Any:
-        """The answer, within the time. Raises ChildFailed after killing the process."""
+    def request(self, message: Any, seconds: float) -> Any:
+        """The answer to a message. Raises ChildFailed if there is none within the time."""
         with self._lock:
             process = self._running()
             try:
                 self._send(
-                    process, json.dumps(question).encode() + b"\n", time.monotonic() + seconds
+                    process, json.dumps(message).encode() + b"\n", time.monotonic() + seconds
                 )
-                return json.loads(
-                    self._line(
-                        process, time.monotonic() + seconds, f"it took longer than {seconds:g} s"
-                    )
-                )
+                too_late = f"it took longer than {seconds:g} s"
+                return json.loads(self._line(process, time.monotonic() + seconds, too_late))
             except (OSError, ValueError) as error:
                 self._kill()
                 raise ChildFailed(f"the process died ({type(error).__name__})") from None
@@ -63,17 +67,19 @@ class Child:
                 raise
 
     def close(self) -> None:
+        """Kill the process."""
         with self._lock:
             self._kill()
 
     def forget(self) -> None:
-        """In a forked copy of this process: the helper is the parent's, and so is the lock; neither is touched again."""
+        """For a fork of this process: leave the helper, and the lock, to the parent."""
         self._lock = threading.Lock()
         if isinstance(self._end, weakref.finalize):
             self._end.detach()
         if self._process is not None:
-            self._process.returncode = 0  # no Popen of this process may wait for it
-        self._process, self._end = None, lambda: None
+            self._process.returncode = 0  # only the parent may wait for it
+        self._process = None
+        self._end = _nothing
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
@@ -89,12 +95,13 @@ class Child:
             start_new_session=True,
             bufsize=0,
         )
-        self._process, self._end = process, weakref.finalize(self, _kill_group, process)
-        os.set_blocking(process.stdin.fileno(), False)
+        self._process = process
+        self._end = weakref.finalize(self, _kill_group, process)
+        stdin, _ = _pipes(process)
+        os.set_blocking(stdin.fileno(), False)
         try:
-            ready = json.loads(
-                self._line(process, time.monotonic() + START_SECONDS, "it did not start")
-            )
+            deadline = time.monotonic() + START_SECONDS
+            ready = json.loads(self._line(process, deadline, "it did not start"))
         except (OSError, ValueError, ChildFailed) as error:
             self._kill()
             raise ChildFailed(f"it did not start: {error}") from None
@@ -104,19 +111,21 @@ class Child:
         return process
 
     def _send(self, process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
+        stdin, _ = _pipes(process)
         while data:
-            if not select.select([], [process.stdin], [], max(0.0, deadline - time.monotonic()))[1]:
+            _, writable, _ = select.select([], [stdin], [], max(0.0, deadline - time.monotonic()))
+            if not writable:
                 raise ChildFailed("it stopped reading")
-            data = data[os.write(process.stdin.fileno(), data[:65536]) :]
+            data = data[os.write(stdin.fileno(), data[:65536]) :]
 
     def _line(self, process: subprocess.Popen[bytes], deadline: float, too_late: str) -> bytes:
+        _, stdout = _pipes(process)
         line = bytearray()
         while not line.endswith(b"\n"):
-            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[
-                0
-            ]:
+            readable, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
+            if not readable:
                 raise ChildFailed(too_late)
-            block = os.read(process.stdout.fileno(), 65536)
+            block = os.read(stdout.fileno(), 65536)
             if not block:
                 raise ChildFailed("the process died")
             line += block
@@ -130,16 +139,29 @@ class Child:
             self._process = None
 
 
+def _nothing() -> None:
+    """There is no process to end."""
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
+
+
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in _pipes(process):
         pipe.close()
 
 
 def kill_all() -> None:
-    """For a process that ends without Python's own goodbye. Takes no lock: whoever holds one is about to end too."""
+    """Kill all helpers of this process, for a process that ends without Python's clean-up.
+
+    Takes no lock: a thread that holds one is about to end too.
+    """
     for child in list(_children):
         child._kill()
 

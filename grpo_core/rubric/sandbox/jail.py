@@ -1,6 +1,9 @@
-"""A process gives up what it does not need, for good: writing, the network, other processes, most of the file system. Linux 5.13 and newer.
+"""Locks up the current process for good, before it runs a plug-in file.
 
-Landlock (files, TCP, signals) and a seccomp filter (sockets, new processes, programs, debugging); neither needs privileges or can be undone.
+It protects the machine from the file: no writing, no network, no other processes, and reading only
+of named folders. Landlock limits files, TCP and signals; a seccomp filter limits sockets, new
+processes, programs and debugging. Neither needs privileges, and neither can be undone. Linux 5.13
+or newer.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from collections.abc import Sequence
 
 _EPERM, _ENOSYS = 1, 38
 _CLONE_THREAD = 0x10000
-_READ = 1 << 0 | 1 << 2 | 1 << 3  # execute (map a library), read a file, list a folder
-# name -> (x86_64, aarch64); None: the architecture has no such call
+_READ = 1 << 0 | 1 << 2 | 1 << 3  # execute (to map a library), read a file, list a folder
+# The numbers of the refused system calls: name -> (x86_64, aarch64); None: no such call there.
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198),
     "connect": (42, 203),
@@ -68,33 +71,39 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "semget": (64, 190),
     "mq_open": (240, 180),
 }
+# Column of the table above, audit architecture, number of the call clone.
 _MACHINES = {
     "x86_64": (0, 0xC000003E, 56),
     "aarch64": (1, 0xC00000B7, 220),
-}  # column above, audit architecture, number of clone
+}
 
 
 class NoJail(Exception):
-    """This system cannot hold a process as promised, so nothing is run in it."""
+    """This system cannot lock up a process, so the plug-in file must not run."""
 
 
 def lock_up(readable: Sequence[str], memory: int) -> None:
-    """From now on: no writes, no network, no child processes; reading only below `readable`; at most so many bytes of memory."""
+    """From now on this process cannot write, use the network or start processes.
+
+    It can read only below `readable` and use at most `memory` bytes. Raises NoJail.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    for what, limit in (
+    for resource_id, limit in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 256),
     ):
-        resource.setrlimit(what, (limit, limit))
-    if libc.prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS, which both of the following ask for
+        resource.setrlimit(resource_id, (limit, limit))
+    # PR_SET_NO_NEW_PRIVS; Landlock and seccomp both require it.
+    if libc.prctl(38, 1, 0, 0, 0):
         raise NoJail("no_new_privs is refused here")
     _landlock(libc, readable)
     _seccomp(libc)
 
 
 def _landlock(libc: ctypes.CDLL, readable: Sequence[str]) -> None:
+    """Allow reading below `readable` and refuse everything else that this kernel can refuse."""
     version = libc.syscall(444, None, 0, 1)
     if version < 1:
         raise NoJail("plug-in files need Linux 5.13 or newer with Landlock")
@@ -104,9 +113,10 @@ def _landlock(libc: ctypes.CDLL, readable: Sequence[str]) -> None:
         | (1 << 14 if version >= 3 else 0)
         | (1 << 15 if version >= 5 else 0)
     )
-    attributes = struct.pack("QQQ", files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)[
-        : 8 if version < 4 else 16 if version < 6 else 24
-    ]
+    network = 3 if version >= 4 else 0
+    scope = 3 if version >= 6 else 0
+    size = 8 if version < 4 else 16 if version < 6 else 24  # older kernels refuse longer structs
+    attributes = struct.pack("QQQ", files, network, scope)[:size]
     rules = libc.syscall(444, attributes, len(attributes), 0)
     if rules < 0:
         raise NoJail("Landlock is refused here")
@@ -124,36 +134,55 @@ def _landlock(libc: ctypes.CDLL, readable: Sequence[str]) -> None:
 
 
 def _seccomp(libc: ctypes.CDLL) -> None:
-    """A filter in classic BPF: another architecture is killed, calls of the table get EPERM, clone only makes threads."""
+    """A filter in classic BPF.
+
+    Calls of another architecture kill the process; calls of the table fail with EPERM; clone can
+    only start threads.
+    """
     if platform.machine() not in _MACHINES:
-        raise NoJail(f"plug-in files are not held on {platform.machine()} processors")
+        raise NoJail(f"plug-in files cannot be locked up on {platform.machine()} processors")
     column, architecture, clone = _MACHINES[platform.machine()]
-    load = lambda offset: (0x20, 0, 0, offset)  # noqa: E731  one instruction each: ld, jeq, jset, jge, ret
-    equal = lambda value, yes, no: (0x15, yes, no, value)  # noqa: E731
-    answer = lambda value: (0x06, 0, 0, value)  # noqa: E731
-    allow, refuse, kill = answer(0x7FFF0000), answer(0x00050000 | _EPERM), answer(0x80000000)
+    allow = _return(0x7FFF0000)
+    refuse = _return(0x00050000 | _EPERM)
+    kill = _return(0x80000000)
     program = [
-        load(4),
-        equal(architecture, 1, 0),
+        _load(4),  # the architecture
+        _if_equal(architecture, 1, 0),
         kill,
-        load(0),
-        (0x35, 0, 1, 0x40000000),
+        _load(0),  # the number of the call
+        (0x35, 0, 1, 0x40000000),  # jge: numbers of the x32 architecture
         kill,
-        equal(435, 0, 1),
-        answer(0x00050000 | _ENOSYS),
-        equal(clone, 0, 3),
-        load(16),
-        (0x45, 1, 0, _CLONE_THREAD),
+        # clone3 seems to be missing, so that libc uses clone, whose flags a filter can read.
+        _if_equal(435, 0, 1),
+        _return(0x00050000 | _ENOSYS),
+        _if_equal(clone, 0, 3),
+        _load(16),  # the flags of clone
+        (0x45, 1, 0, _CLONE_THREAD),  # jset
         refuse,
-        load(0),
-    ]  # clone3 looks absent, so that libc uses clone, whose flags can be read
+        _load(0),
+    ]
     for numbers in _REFUSED.values():
-        if numbers[column] is not None:
-            program += [equal(numbers[column], 0, 1), refuse]
+        number = numbers[column]
+        if number is not None:
+            program += [_if_equal(number, 0, 1), refuse]
     program.append(allow)
     code = b"".join(struct.pack("HBBI", *line) for line in program)
     buffer = ctypes.create_string_buffer(code, len(code))
-    if libc.prctl(
-        22, 2, struct.pack("HxxxxxxQ", len(program), ctypes.addressof(buffer)), 0, 0
-    ):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    filter_ = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(buffer))
+    if libc.prctl(22, 2, filter_, 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
         raise NoJail("seccomp is refused here")
+
+
+# One instruction each: (code, jump if true, jump if false, value).
+
+
+def _load(offset: int) -> tuple[int, int, int, int]:
+    return 0x20, 0, 0, offset
+
+
+def _if_equal(value: int, true: int, false: int) -> tuple[int, int, int, int]:
+    return 0x15, true, false, value
+
+
+def _return(value: int) -> tuple[int, int, int, int]:
+    return 0x06, 0, 0, value

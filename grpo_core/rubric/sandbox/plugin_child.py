@@ -1,4 +1,8 @@
-"""The child in which one plug-in file runs, locked up before its first line. Started as a module with the file's name."""
+"""The process in which one plug-in file runs; started as a module with the name of the file.
+
+The process locks itself up before the first line of the file runs. That protects the machine from
+the file, with limits on memory and on the time of each call.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ LIBRARIES = (
 
 
 def main(path: str, start_seconds: float) -> None:
-    """Load the file, say which functions it has, then answer one JSON line with one JSON line."""
+    """Load the file, write which functions it has, then answer each JSON line with one."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.environ.clear()
@@ -43,25 +47,15 @@ def main(path: str, start_seconds: float) -> None:
     except NoJail as error:
         print(json.dumps({"error": str(error)}), file=out, flush=True)
         return
-    except BaseException as error:  # the file is somebody else's: whatever it does is a message
-        print(json.dumps({"error": _said(error)}), file=out, flush=True)
+    except BaseException as error:  # a file can raise anything; all of it becomes a message
+        print(json.dumps({"error": _reason(error)}), file=out, flush=True)
         return
     functions = {
         n: f
         for n, f in vars(module).items()
         if inspect.isfunction(f) and f.__module__ == "rewards" and not n.startswith("_")
     }
-    print(
-        json.dumps(
-            {
-                "functions": {
-                    n: (inspect.getdoc(f) or "").split("\n")[0][:200] for n, f in functions.items()
-                }
-            }
-        ),
-        file=out,
-        flush=True,
-    )
+    print(json.dumps({"functions": list(functions)}), file=out, flush=True)
     for line in sys.stdin:
         print(json.dumps(_answer(functions, json.loads(line))), file=out, flush=True)
 
@@ -75,18 +69,18 @@ def _answer(functions: dict[str, Any], question: dict[str, Any]) -> dict[str, An
         return {"functions": list(functions)}
     signal.setitimer(signal.ITIMER_REAL, question["seconds"])
     try:
-        found = functions[question["function"]](
+        scores = functions[question["function"]](
             completions=question["completions"], prompts=question["prompts"], **question["columns"]
         )
-        return {"scores": [_plain(value) for value in found]}
+        return {"scores": [_plain(value) for value in scores]}
     except BaseException as error:
-        return {"error": _said(error)}
+        return {"error": _reason(error)}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _plain(value: Any) -> float | str | None:
-    """A number as a number; anything else by its text, for the message."""
+    """A number as a float; anything else as text, for the message."""
     if value is None:
         return None
     if isinstance(value, str | bytes):
@@ -97,7 +91,7 @@ def _plain(value: Any) -> float | str | None:
         return repr(value)[:60]
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it took too long"
     return f"{type(error).__name__}: {str(error)[:200]}" if str(error) else type(error).__name__

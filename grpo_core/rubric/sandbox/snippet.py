@@ -1,4 +1,8 @@
-"""Python typed into the page: always in pydantic-monty, an interpreter without files, network, environment or processes, with limits on time and memory."""
+"""Python typed into the page.
+
+It runs in pydantic-monty, an interpreter without files, network, environment or processes, with
+limits on time and memory. So a visitor's code can neither reach the machine nor block the server.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,26 @@ from typing import Any
 
 from pydantic import Field
 
-from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
+from grpo_core.rubric.check import MAX_CHARS, UNBOUNDED, Check, Notes, Params, batched
 from grpo_core.rubric.sandbox.child import Child, ChildFailed
 from grpo_core.types import Completion, Prompt
 
 MAX_MEMORY = 64 << 20
 MAX_PRINTED = 64 << 10
-MAX_HUNG = 4
+MAX_HUNG = 4  # calls that may exceed their time before the rest of the step is skipped
 HELPER_SECONDS = 10.0
 TOO_LONG = "the snippet took too long"
-EXAMPLE = "def score(completion, prompt, answer, tokens):\n    return 1.0 if answer in completion else 0.0"
+EXAMPLE = (
+    "def score(completion, prompt, answer, tokens):\n"
+    "    return 1.0 if answer in completion else 0.0"
+)
 
 
 class PythonParams(Params):
-    """`code` defines score(completion, prompt, answer, tokens) -> number, True, False or None; `seconds` is the limit for one completion."""
+    """`code`: defines score(completion, prompt, answer, tokens) -> number, True, False or None.
+
+    `seconds`: time limit for one completion.
+    """
 
     code: str = Field(EXAMPLE, min_length=1, max_length=20_000)
     seconds: float = Field(1.0, gt=0, le=10)
@@ -35,29 +45,33 @@ class PythonParams(Params):
 def python(
     completions: Sequence[Completion], prompts: Sequence[Prompt], params: PythonParams, notes: Notes
 ) -> list[float | None]:
-    """What the snippet returns for each completion; null with the reason when it raises, takes too long or returns no finite number."""
+    """What the snippet returns for each completion.
+
+    None, with the reason in the notes, if it raises, takes too long or returns no finite number.
+    """
     if _helper is not None:
-        return _helped(_helper, completions, prompts, params, notes)
+        return _in_helper(completions, prompts, params, notes)
     out: list[float | None] = []
     with contextlib.ExitStack() as stack:
         session: Any = None
         for completion, prompt in zip(completions, prompts, strict=True):
-            if notes[TOO_LONG] >= MAX_HUNG:  # one that loops for ever loops for every completion
+            if notes[TOO_LONG] >= MAX_HUNG:  # an endless loop is endless for every completion
                 notes[f"not tried after {MAX_HUNG} that took too long"] += 1
                 out.append(None)
                 continue
             try:
                 session = session or _session(stack, params)
-                out.append(_number(_call(session, completion, prompt), notes))
+                out.append(_finite(_call(session, completion, prompt), notes))
             except _pool().errors as error:
-                notes[_why(error)] += 1
+                notes[_reason(error)] += 1
                 out.append(None)
-                stack.close()  # after a limit nothing is known about the worker's heap
+                stack.close()  # after an exceeded limit the state of the interpreter is unknown
                 session = None
     return out
 
 
 def _session(stack: contextlib.ExitStack, params: PythonParams) -> Any:
+    """An interpreter that has run the snippet's definitions."""
     session = stack.enter_context(
         _pool().monty.checkout(
             limits={
@@ -88,7 +102,7 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _number(value: Any, notes: Notes) -> float | None:
+def _finite(value: Any, notes: Notes) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool | int | float):
@@ -99,17 +113,15 @@ def _number(value: Any, notes: Notes) -> float | None:
     return None
 
 
-def _why(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-    return (
-        TOO_LONG
-        if "limit exceeded" in line and "TimeoutError" in line
-        else f"the snippet failed: {line}"
-    )
+    if "limit exceeded" in line and "TimeoutError" in line:
+        return TOO_LONG
+    return f"the snippet failed: {line}"
 
 
 class _Pool:
-    """The pool of interpreter processes, started when the first snippet runs."""
+    """The pool of interpreter processes."""
 
     def __init__(self) -> None:
         import pydantic_monty
@@ -121,38 +133,39 @@ class _Pool:
         atexit.register(self.monty.__exit__, None, None, None)
 
 
-_made: list[_Pool] = []
-_making = threading.Lock()
+_pools: list[_Pool] = []
+_pool_lock = threading.Lock()
 
 
 def _pool() -> _Pool:
-    with _making:
-        if not _made:
-            _made.append(_Pool())
-    return _made[0]
+    """The one pool of this process, started by its first snippet."""
+    with _pool_lock:
+        if not _pools:
+            _pools.append(_Pool())
+    return _pools[0]
 
 
-# ---- in a forked process ------------------------------------------------------------------------------------------------------
+# ---- in a forked process -------------------------------------------------------------------------
 
-_helper: Child | None = None  # there: a process that was not forked, see snippet_child
+# Set in a fork: a process that was not forked and runs the snippets; see snippet_child.py.
+_helper: Child | None = None
 
 
-def _helped(
-    child: Child,
+def _in_helper(
     completions: Sequence[Completion],
     prompts: Sequence[Prompt],
     params: PythonParams,
     notes: Notes,
 ) -> list[float | None]:
+    assert _helper is not None
     question = {
         "completions": [[c.text[:MAX_CHARS], c.num_tokens] for c in completions],
         "prompts": [[p.text, p.answer] for p in prompts],
         "params": params.model_dump(),
     }
     try:
-        answer = child.ask(
-            question, HELPER_SECONDS + params.seconds * max(MAX_HUNG, len(completions))
-        )
+        seconds = HELPER_SECONDS + params.seconds * max(MAX_HUNG, len(completions))
+        answer = _helper.request(question, seconds)
     except ChildFailed as error:
         notes[f"the snippet's process: {error}"] += len(completions)
         return [None] * len(completions)
@@ -176,8 +189,8 @@ SNIPPET_CHECKS: dict[str, Check] = {
     "python": batched(
         python,
         PythonParams,
-        "Your own Python: a function score(completion, prompt, answer, tokens), run in a sandbox without files and network.",
-        low=None,
-        high=None,
+        "Your own Python function score(completion, prompt, answer, tokens), "
+        "in a sandbox without files and network.",
+        UNBOUNDED,
     ),
 }

@@ -1,5 +1,9 @@
-"""Snippets of a forked process (a GPU lease of ZeroGPU): its parent's interpreters cannot be used there, nor new ones started, for their library's threads
-and its poll descriptor are shared with the parent, whose own threads then crash. So they run in a helper that was not forked. Started as a module."""
+"""The process that runs snippets for a forked process (a GPU lease of ZeroGPU).
+
+A fork shares the threads' state and the poll descriptor of pydantic-monty with its parent. If it
+used the parent's interpreters or started new ones, threads of the parent would crash. So snippets
+run in this process, which was not forked. Started as a module.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from grpo_core.types import Completion, Prompt
 
 
 def main() -> None:
-    """Answer one JSON line with one JSON line, for ever."""
+    """Answer each JSON line with one JSON line."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     print("{}", file=out, flush=True)

@@ -1,4 +1,8 @@
-"""The child in which graders run that could hang: mathematical equivalence and JSON schemas. Started as a module; knows no secrets, needs no network."""
+"""The process for graders that can hang: mathematical equivalence and JSON Schema.
+
+It protects the server from formulas and patterns that take forever or fill the memory: the process
+has a memory limit and can be killed. Started as a module, without secrets in its environment.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,16 @@ MAX_MEMORY = 3 << 30
 
 
 class TooLate(BaseException):
-    """The time of one question is over. No Exception: libraries catch those, and would make a wrong answer of it."""
+    """A request exceeded its time.
+
+    Not an Exception: libraries catch those and would return a wrong answer.
+    """
 
 
 def main() -> None:
-    """Answer one JSON line with one JSON line, for ever."""
+    """Answer each JSON line with one JSON line."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is not an answer
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _late)
@@ -34,7 +41,8 @@ def main() -> None:
         print(json.dumps(_answer(question)), file=out, flush=True)
 
 
-# One of each shape of answer: the parser learns its grammar's decisions from what it meets (ANTLR's tables are filled lazily), a tenth of a second each.
+# Pairs of answers of every form. ANTLR fills its parser tables at first use, which takes a tenth of
+# a second for each form.
 SHAPES = (
     (r"\frac{3}{7}", "u+8"),
     (r"(\frac{5}{8}, 9)", "(0.625,9)"),
@@ -60,12 +68,13 @@ SHAPES = (
 
 
 def warm_up() -> None:
-    """Imports, parser tables and first garbage, before the first question: seconds that no question shall pay for."""
+    """Import the libraries and fill the parser tables, so that no request has to wait for that."""
     for given, right in SHAPES:
         with contextlib.suppress(Exception):
             math_equal(given, right)
     gc.collect()
-    gc.freeze()  # what is there now stays: a full collection over sympy's tables costs a question a tenth of a second
+    # sympy's tables stay. Without this, a full collection over them takes a tenth of a second.
+    gc.freeze()
 
 
 def _late(*_: Any) -> None:
@@ -73,22 +82,23 @@ def _late(*_: Any) -> None:
 
 
 def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    # The alarm ends what Python itself can interrupt; the parent kills the rest, such as one huge power, a second later.
+    # The alarm interrupts Python code. The parent kills the process a second later if that is not
+    # enough, as for one huge power.
     signal.setitimer(signal.ITIMER_REAL, question["seconds"])
     try:
-        return {"score": DOES[question["do"]](*question["arguments"])}
+        return {"score": GRADERS[question["do"]](*question["arguments"])}
     except TooLate:
         return {"null": f"it took longer than {question['seconds']:g} s"}
     except MemoryError:
         return {"null": "it needed too much memory"}
-    except Exception as error:  # whatever a parser makes of hostile text: no score, and the reason
+    except Exception as error:  # parsers raise anything on hostile text
         return {"null": f"{type(error).__name__}: {str(error)[:200]}"}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def math_equal(given: str, right: str) -> float | None:
-    """1.0 if two answers are the same mathematics, by math-verify; None when the right one cannot be read at all."""
+    """1.0 if two answers are mathematically equal, by math-verify; None if `right` has no value."""
     from math_verify import (
         ExprExtractionConfig,
         LatexExtractionConfig,
@@ -99,26 +109,23 @@ def math_equal(given: str, right: str) -> float | None:
 
     def read(text: str) -> list[Any]:
         text = text.strip()
-        dressed = (
-            text
-            if "$" in text or r"\boxed" in text or r"\(" in text or r"\[" in text
-            else f"${text}$"
-        )
-        ways = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-        found = parse(dressed, ways, parsing_timeout=None) or parse(
-            text, ways, parsing_timeout=None
-        )
-        return found or parse(text, [StringExtractionConfig()], parsing_timeout=None)
+        is_latex = any(sign in text for sign in ("$", r"\boxed", r"\(", r"\["))
+        formula = text if is_latex else f"${text}$"
+        formats = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+        # No timeout of math-verify: main() sets the alarm that it would use.
+        parsed = parse(formula, formats, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+        parsed = parsed or parse(text, formats, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+        return parsed or parse(text, [StringExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]
 
     gold = read(right)
     if not gold:
         return None
-    found = read(given)
-    return float(bool(found) and verify(gold, found, timeout_seconds=None))
+    answer = read(given)
+    return float(bool(answer) and verify(gold, answer, timeout_seconds=None))
 
 
 def schema_score(text: str, schema: dict[str, Any]) -> float:
-    """1.0 for JSON that keeps the schema, 0.5 for JSON that breaks it, 0.0 for no JSON."""
+    """1.0 for JSON that is valid under the schema, 0.5 for other JSON, 0.0 for no JSON."""
     from jsonschema import Draft202012Validator
     from referencing import Registry
 
@@ -126,11 +133,11 @@ def schema_score(text: str, schema: dict[str, Any]) -> float:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return 0.0
-    # An empty registry: a schema's $ref never fetches anything.
+    # With an empty registry a $ref never fetches anything.
     return 1.0 if Draft202012Validator(schema, registry=Registry()).is_valid(value) else 0.5
 
 
-DOES: dict[str, Callable[..., float | None]] = {"math": math_equal, "schema": schema_score}
+GRADERS: dict[str, Callable[..., float | None]] = {"math": math_equal, "schema": schema_score}
 
 if __name__ == "__main__":
     main()
