@@ -37,6 +37,7 @@ def db(tiny_model, tmp_path_factory):
     return path, cli("train", "--db", str(path), "--json", "--name", "first", *sets(settings))
 
 
+@pytest.mark.slow
 def test_train_ends_with_one_json_object_and_exit_code_zero(db):
     path, done = db
     assert done.returncode == 0, done.stderr
@@ -59,6 +60,7 @@ def test_train_ends_with_one_json_object_and_exit_code_zero(db):
     )
 
 
+@pytest.mark.slow
 def test_runs_and_show_print_for_people_and_for_machines(db):
     path, _ = db
     [run] = json.loads(cli("runs", "--db", str(path), "--json").stdout)
@@ -69,6 +71,7 @@ def test_runs_and_show_print_for_people_and_for_machines(db):
     assert "train.steps = 3" in cli("show", "last", "--db", str(path)).stdout
 
 
+@pytest.mark.slow
 def test_export_writes_every_step_and_every_rollout(db, tmp_path):
     path, _ = db
     table = list(
@@ -93,6 +96,7 @@ def test_export_writes_every_step_and_every_rollout(db, tmp_path):
     assert printed["bytes"] == out.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_an_exported_configuration_trains_the_same_run_again(db, tmp_path):
     path, _ = db
     exported = tmp_path / "config.json"
@@ -113,6 +117,7 @@ def test_an_exported_configuration_trains_the_same_run_again(db, tmp_path):
     assert first == again
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_and_a_finished_one_branched_from(db, tmp_path):
     path, _ = db
     branch = cli(
@@ -219,6 +224,7 @@ def test_text_for_the_terminal_has_no_control_characters():
     assert printable("a\x1b[31mred\x07\u202e") == "a�[31mred��"
 
 
+@pytest.mark.slow
 def test_interrupting_a_run_keeps_its_steps_and_exits_with_one(tiny_model, tmp_path):
     path = tmp_path / "runs.sqlite"
     settings = {

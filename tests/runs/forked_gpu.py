@@ -1,4 +1,4 @@
-"""A stand-in for `spaces.GPU`: treats a generator function as spaces 0.51.3 (zero/wrappers.py) does.
+"""A stand-in for `spaces.GPU`: runs a generator function as spaces 0.51.3 (zero/wrappers.py) does.
 
 The task runs in a thread of a forked daemon process, which is killed when the lease is over.
 Arguments and results are pickled.

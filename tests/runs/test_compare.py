@@ -56,6 +56,7 @@ def compared(tiny_model, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_every_run_is_an_ordinary_run_seed_by_seed(compared):
     path, done = compared
     assert done.returncode == 0, done.stderr
@@ -69,6 +70,7 @@ def test_every_run_is_an_ordinary_run_seed_by_seed(compared):
     assert {(r.status, r.steps_done, r.task) for r in rows} == {("finished", 2, "sort")}
 
 
+@pytest.mark.slow
 def test_both_presets_get_the_same_prompts_and_start_from_the_same_policy(compared):
     store = Store(compared[0])
     grpo, ppo, other, _ = (list(store.iter_groups(r.id)) for r in store.runs()[::-1])
@@ -77,6 +79,7 @@ def test_both_presets_get_the_same_prompts_and_start_from_the_same_policy(compar
     assert first[0] == first[1]  # before the first update: the same completions to the letter
 
 
+@pytest.mark.slow
 def test_the_last_line_is_one_object_that_equals_the_stored_rows(compared):
     path, done = compared
     printed, store = json.loads(done.stdout.strip().splitlines()[-1]), Store(path)
@@ -94,6 +97,7 @@ def test_the_last_line_is_one_object_that_equals_the_stored_rows(compared):
     assert printed["presets"]["GRPO"]["heldout_gain_over_first"] is None
 
 
+@pytest.mark.slow
 def test_only_the_run_with_a_critic_has_the_critics_figures(compared):
     store = Store(compared[0])
     for row in store.runs():
@@ -200,6 +204,7 @@ def test_wrong_requests_are_refused_on_one_line_before_anything_runs(
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_error_that_only_the_run_finds_is_printed_once(tmp_path):
     done = cli(
         "compare",
@@ -216,6 +221,7 @@ def test_an_error_that_only_the_run_finds_is_printed_once(tmp_path):
     assert "model.name" in json.loads(done.stdout)["error"][0]
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_current_run_and_starts_no_other(tiny_model, tmp_path):
     path = tmp_path / "runs.sqlite"
     process = subprocess.Popen(

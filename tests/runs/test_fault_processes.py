@@ -21,7 +21,7 @@ from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
 from ui.tabs.run_control import states
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 
 # ---- F1, F2: killed at any instant -----------------------------------------------------------
@@ -163,7 +163,8 @@ def test_a_second_server_reads_and_takes_over_after_a_kill(tmp_path, tiny_settin
         tmp_path / "config.json",
     )
     try:
-        store = until(lambda: db.exists() and Store(db).runs() and Store(db), 60)
+        until(lambda: db.exists() and Store(db).runs(), 60)
+        store = Store(db)
         until(lambda: any(r.steps_done >= 5 for r in store.runs()), 60)
         second = RunManager(store, train)
         waiting, going = store.runs()

@@ -1,4 +1,4 @@
-"""A run in a subprocess: the same rows, the same response to commands, and the death of a process."""
+"""A run in a subprocess: the same rows, the same response to commands, and a dying process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import another_process, until
@@ -19,6 +20,8 @@ from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,6 +111,11 @@ def test_a_multithreaded_model_trains_in_a_subprocess_as_here(
     from scripts.bundled_model.make import make_tokenizer
 
     tokenizer = make_tokenizer()
+    # A dict, because the stubs give these ids a wider type than the configuration accepts.
+    special_tokens: dict[str, Any] = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(
@@ -118,8 +126,7 @@ def test_a_multithreaded_model_trains_in_a_subprocess_as_here(
                 num_hidden_layers=3,
                 num_attention_heads=4,
                 max_position_embeddings=128,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                **special_tokens,
             )
         )
     assert (

@@ -17,6 +17,8 @@ from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.runs.zerogpu import USABLE, outlook, same_size, seconds_from, steps_that_fit
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 GRADERS = [

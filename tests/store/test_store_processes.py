@@ -67,6 +67,7 @@ with Recorder(store, run_id) as recorder:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_instant_loses_no_acknowledged_event(store: Store) -> None:
     for seed in range(5):
         writer = other_process(ENDLESS_WRITER, store.path)
@@ -101,6 +102,7 @@ def test_kill_9_at_any_instant_loses_no_acknowledged_event(store: Store) -> None
         assert {len(g.rollouts) for g in store.iter_groups(run_id)} == {8}
 
 
+@pytest.mark.slow
 def test_a_second_process_may_read_but_not_write_during_a_run(store: Store) -> None:
     run_id = store.create_run(RunConfig(), "mine")  # queued: no recorder yet, but already ours
     tries = """

@@ -381,6 +381,7 @@ def test_a_dataset_that_cannot_be_reached_is_refused_on_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_parquet_bomb_is_refused_before_it_unpacks(tmp_path):
     # 500 MB of one letter are some kilobytes on disk.
     pq.write_table(
@@ -396,6 +397,7 @@ def test_a_parquet_bomb_is_refused_before_it_unpacks(tmp_path):
 # ---- size ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_rows_take_less_memory_than_their_file(tmp_path):
     # In another process, because peak memory never falls. The file has 60 MB, index and batches a
     # few MB, so the limit is half the file.
