@@ -1,4 +1,4 @@
-"""Where prompts come from and how an answer is judged right: built-in generators, files, Hub datasets."""
+"""Tasks: where prompts come from and how an answer is graded. Generators, files, Hub datasets."""
 
 from __future__ import annotations
 
@@ -22,62 +22,57 @@ if TYPE_CHECKING:
     from grpo_core.config import TaskConfig
 
 TASKS: dict[str, Task] = {task.name: task for task in (SUMS, ARITHMETIC, SORT, COUNTDOWN)}
-CHOICES: dict[str, Task] = {**TASKS, FILE.name: FILE}  # what a person can choose
+CHOICES: dict[str, Task] = {**TASKS, FILE.name: FILE}  # what a user can choose
 
 
 def check_task(config: TaskConfig) -> None:
-    """What can be found out about a task without reading a row. Raises InvalidConfig."""
+    """Check what needs no rows of a file or dataset. Raises InvalidConfig."""
     if config.name not in CHOICES:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "task.name",
-                    config.name,
-                    "there is no such task",
-                    f"Known: {', '.join(CHOICES)}.",
-                )
-            ]
-        )
+        known = f"Known: {', '.join(CHOICES)}."
+        problem = FieldProblem("task.name", config.name, "there is no such task", known)
+        raise InvalidConfig([problem])
     if config.name == FILE.name:
         check_source(config.path)
         if is_file(config.path) and config.heldout_source:
             check_source(config.heldout_source, "task.heldout_source")
-    if config.second and config.second == (
-        config.path if config.name == FILE.name else config.name
-    ):
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "task.second",
-                    config.second,
-                    "this is the task that is trained on",
-                    "Name another one, or leave it empty.",
-                )
-            ]
+    if not config.second:
+        return
+    if config.second == (config.path if config.name == FILE.name else config.name):
+        problem = FieldProblem(
+            "task.second",
+            config.second,
+            "this is the task that is trained on",
+            "Name another one, or leave it empty.",
         )
-    if config.second and config.second not in TASKS:
+        raise InvalidConfig([problem])
+    if config.second not in TASKS:
         check_source(config.second, "task.second")
 
 
 def second_task(config: TaskConfig) -> TaskConfig | None:
-    """The task that is only evaluated, as a configuration of its own: as many held-out prompts, columns guessed; None if there is none."""
+    """The configuration of the task that is only evaluated; None if there is none.
+
+    It has the same number of held-out prompts; the columns of a file are guessed.
+    Raises InvalidConfig.
+    """
     if not config.second:
         return None
     check_task(config)
-    given = (
-        {"name": config.second}
-        if config.second in TASKS
-        else {"name": FILE.name, "path": config.second, "too_long": "drop"}
-    )
-    return type(config)(**given, heldout_size=config.heldout_size)
+    new, size = type(config), config.heldout_size
+    if config.second in TASKS:
+        return new(name=config.second, heldout_size=size)
+    return new(name=FILE.name, path=config.second, too_long="drop", heldout_size=size)
 
 
 def load_task(config: TaskConfig) -> Task:
-    """The task that a configuration names. A file is read the first time that it is asked for. Raises InvalidConfig naming the field."""
+    """The task that a configuration names. Reads a file or dataset once, then from the cache.
+
+    Raises InvalidConfig naming the field.
+    """
     if config.name == FILE.name:
         from grpo_core.tasks.table import open_table  # numpy and pyarrow, only for files
 
-        return FILE.over(open_table(config), config.instruction)
+        return FILE.with_table(open_table(config), config.instruction)
     check_task(config)
     return TASKS[config.name]
 

@@ -1,4 +1,7 @@
-r"""Answers to prompts of a file: found in <answer>…</answer>, \boxed{…} or after ####, and equal as text or as a number."""
+r"""Answers to prompts of a file: find them in a completion, and compare them as numbers or text.
+
+A completion gives its answer in <answer>…</answer>, in \boxed{…} or after ####.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from grpo_core.tasks.columns import last_boxed
 from grpo_core.tasks.task import Task, extract_answer, instruction
 from grpo_core.types import Prompt
 
-MAX_CHARACTERS = 2_000  # an answer, not an essay: what is longer is compared as text only
+MAX_CHARACTERS = 2_000  # a longer answer is compared as text only
+MAX_NUMBER_CHARACTERS = 130
 _NUMBER = re.compile(
     r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,60})?(?:\.[0-9]{0,60})?(?:[eE][+-]?[0-9]{1,3})?"
 )
 _GROUPS = re.compile(r"(?<=\d)[ \u2009\u202f](?=\d{3}(?:\D|$))")  # 1 000 and 12 345 678
-_AROUND_SIGNS = re.compile(r" ?([^\w\s]) ?")  # (1, 2) and (1,2) are one text
-_DRESSING = str.maketrans(
+_AROUND_SIGNS = re.compile(r" ?([^\w\s]) ?")  # makes (1, 2) and (1,2) equal
+_SYMBOLS = str.maketrans(
     {
         "\N{MINUS SIGN}": "-",
         "\N{EN DASH}": "-",
@@ -28,38 +32,36 @@ _DRESSING = str.maketrans(
 
 
 def given_answer(text: str) -> str | None:
-    r"""What a completion gives as its answer: the last <answer> pair, else the last \boxed{…}, else what follows the last ####; None if nothing."""
-    if (found := extract_answer(text)) is not None:
-        return found
-    if (found := last_boxed(text)) is not None:
-        return found
+    r"""The answer that a completion gives; None if it gives none.
+
+    The last <answer> pair, else the last \boxed{…}, else the text after the last ####.
+    """
+    if (tagged := extract_answer(text)) is not None:
+        return tagged
+    if (boxed := last_boxed(text)) is not None:
+        return boxed
     return text.rpartition("####")[2].strip() if "####" in text else None
 
 
-def number(text: str) -> Decimal | None:
-    """The number that a text is: "1,234", "$5.00", "−3", "1e-4", "12 %" (0.12), "3/4". None if it is none, or not a finite one."""
-    text = (
-        _GROUPS.sub(
-            "",
-            text.strip()
-            .translate(_DRESSING)
-            .replace("{,}", ",")
-            .replace("\\,", " ")
-            .replace("\\", "")
-            if len(text) <= 130
-            else "",
-        )
-        .strip()
-        .rstrip(".")
-    )
-    percent = text.endswith("%")
-    text = text.rstrip("%").rstrip()
-    above, slash, below = text.partition("/")
-    parts = [_decimal(part.strip()) for part in ((above, below) if slash else (above,))]
-    if None in parts or (slash and not parts[1]):
+def parse_number(text: str) -> Decimal | None:
+    """The number that a text states, exactly; None if it states none, or not a finite one.
+
+    Reads "1,234", "$5.00", "−3", "1e-4", "12 %" (0.12) and "3/4".
+    """
+    if len(text) > MAX_NUMBER_CHARACTERS:
         return None
-    value = parts[0] / parts[1] if slash else parts[0]
-    return value / 100 if percent else value
+    text = text.strip().translate(_SYMBOLS)
+    text = text.replace("{,}", ",").replace("\\,", " ").replace("\\", "")  # LaTeX
+    text = _GROUPS.sub("", text).strip().rstrip(".")
+    is_percent = text.endswith("%")
+    above, slash, below = text.rstrip("%").rstrip().partition("/")
+    value = _decimal(above.strip())
+    if slash:
+        divisor = _decimal(below.strip())
+        value = value / divisor if value is not None and divisor else None
+    if value is None:
+        return None
+    return value / 100 if is_percent else value
 
 
 def _decimal(text: str) -> Decimal | None:
@@ -73,33 +75,30 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def same_answer(given: str, right: str) -> bool:
-    """Equal as numbers, else as text up to case, spaces, surrounding $ and a full stop at the end."""
-    a, b = number(given[:MAX_CHARACTERS]), number(right[:MAX_CHARACTERS])
+    """Whether two answers are equal as numbers, else as text.
+
+    Text is compared without case, spaces, surrounding $ and a full stop at the end.
+    """
+    a, b = parse_number(given[:MAX_CHARACTERS]), parse_number(right[:MAX_CHARACTERS])
     if a is not None and b is not None:
         return a == b
     return _normal(given) == _normal(right)
 
 
 def _normal(text: str) -> str:
-    return (
-        _AROUND_SIGNS.sub(
-            r"\1", " ".join(text.casefold().split()).replace("\\left", "").replace("\\right", "")
-        )
-        .strip("$")
-        .rstrip(".")
-        .strip()
-    )
+    text = " ".join(text.casefold().split()).replace("\\left", "").replace("\\right", "")
+    return _AROUND_SIGNS.sub(r"\1", text).strip("$").rstrip(".").strip()
 
 
 def grade_answer(answer_text: str, prompt: Prompt) -> float:
-    """1.0 if the answer is the one in the file, as a number or as text."""
+    """1.0 if the answer equals the file's, as a number or as text; else 0.0."""
     return float(bool(prompt.answer.strip()) and same_answer(answer_text, prompt.answer))
 
 
 FILE = Task(
     "file",
     "Your own prompts",
-    "Prompts of a CSV, TSV, JSONL or Parquet file, or of a dataset on the Hub, with the answers beside them.",
+    "Prompts and answers from a CSV, TSV, JSONL or Parquet file, or from a dataset on the Hub.",
     instruction("Answer the question."),
     None,
     grade_answer,

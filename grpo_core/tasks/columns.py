@@ -1,4 +1,4 @@
-"""From a row of somebody's file to a prompt: which column is which, chat messages, templates, and the answer in an answer."""
+"""From a row of a file to a prompt: columns, chat messages, templates, and final answers."""
 
 from __future__ import annotations
 
@@ -35,63 +35,57 @@ ANSWER_NAMES = (
     "gold",
 )
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_HOLE = re.compile(r"\{([^{}]{1,100})\}")
+_PLACEHOLDER = re.compile(r"\{([^{}]{1,100})\}")
+_MISSING = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column holds the prompt and which the answer ("" = none)."""
+    """Names of the columns with the prompt and the answer ("" = none)."""
 
     prompt: str
     answer: str
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What one row asks: earlier messages of the chat, the text of the last user turn, the answer, and the other columns."""
+class RowPrompt:
+    """The prompt in one row."""
 
-    before: tuple[dict[str, str], ...]
-    text: str
+    before: tuple[dict[str, str], ...]  # earlier messages of the chat
+    text: str  # the last user turn
     answer: str
-    meta: dict[str, Any]
+    meta: dict[str, Any]  # the other columns
 
 
 def choose_columns(row: Mapping[str, Any], prompt: str, answer: str) -> Columns:
-    """The named columns, or a guess by the names that datasets use. Raises InvalidConfig naming the columns that exist."""
+    """The named columns; for a name that is empty, the first usual name that the row has.
+
+    Raises InvalidConfig, which lists the columns that exist.
+    """
     known = ", ".join(list(row)[:20])
     for field, name in (("task.prompt_column", prompt), ("task.answer_column", answer)):
         if name and value_at(row, name) is _MISSING:
-            raise InvalidConfig(
-                [FieldProblem(field, name, "there is no such column", f"Columns: {known}.")]
-            )
-    lower = {name.lower(): name for name in row}
-
-    def guess(names: Sequence[str], taken: str = "") -> str:
-        return next(
-            (
-                lower.get(n, n)
-                for n in names
-                if (n in lower or value_at(row, n) is not _MISSING) and lower.get(n, n) != taken
-            ),
-            "",
-        )
-
-    prompt = prompt or guess(PROMPT_NAMES)
+            problem = FieldProblem(field, name, "there is no such column", f"Columns: {known}.")
+            raise InvalidConfig([problem])
+    prompt = prompt or _guess_column(row, PROMPT_NAMES)
     if not prompt:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "task.prompt_column",
-                    "",
-                    "no column has a name that prompts usually have",
-                    f"Name one of: {known}.",
-                )
-            ]
+        problem = FieldProblem(
+            "task.prompt_column",
+            "",
+            "no column has a name that prompts usually have",
+            f"Name one of: {known}.",
         )
-    return Columns(prompt, answer or guess(ANSWER_NAMES, prompt))
+        raise InvalidConfig([problem])
+    return Columns(prompt, answer or _guess_column(row, ANSWER_NAMES, taken=prompt))
 
 
-_MISSING = object()
+def _guess_column(row: Mapping[str, Any], names: Sequence[str], taken: str = "") -> str:
+    by_lower_case = {name.lower(): name for name in row}
+    for name in names:
+        column = by_lower_case.get(name, name)
+        if column != taken and value_at(row, column) is not _MISSING:
+            return column
+    return ""
 
 
 def value_at(row: Mapping[str, Any], name: str) -> Any:
@@ -106,37 +100,42 @@ def value_at(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def asked(
-    row: Mapping[str, Any], columns: Columns, template: str, system: str, as_it_is: bool = False
-) -> Asked | None:
-    """One row as a prompt; None when it asks nothing. An assistant turn at the end of the chat is the answer, not part of the question.
+def row_to_prompt(
+    row: Mapping[str, Any], columns: Columns, template: str, system: str, verbatim: bool = False
+) -> RowPrompt | None:
+    """One row as a prompt; None if the prompt is empty.
 
-    as_it_is: leave answers untouched; else the final answer is taken out of GSM8K's and MATH's worked solutions.
+    An assistant turn at the end of a chat is the answer, not part of the prompt.
+    verbatim: keep the answer's text; else take the final answer out of a worked solution.
     """
-    value, answer = (
-        value_at(row, columns.prompt),
-        value_at(row, columns.answer) if columns.answer else None,
-    )
+    value = value_at(row, columns.prompt)
+    answer = value_at(row, columns.answer) if columns.answer else _MISSING
     messages = _messages(value)
+    is_chat = bool(messages)
     if messages and messages[-1]["role"] == "assistant":
         last = messages.pop()["content"]
         answer = last if answer in (None, _MISSING, "") else answer
-    text = messages.pop()["content"] if messages else plain(value) if not _messages(value) else ""
+    if messages:
+        text = messages.pop()["content"]
+    else:
+        text = "" if is_chat else cell_text(value)
     if not text.strip():
         return None
     before = ([{"role": "system", "content": system}] if system else []) + messages
-    answer_text = "" if answer in (None, _MISSING) else plain(answer)
-    meta = {k: v for k, v in row.items() if k not in (columns.prompt, columns.answer)}
-    return Asked(
+    answer_text = cell_text(answer)
+    return RowPrompt(
         tuple(before),
-        fill(template, text, row),
-        answer_text.strip() if as_it_is else final_answer(answer_text),
-        meta,
+        fill_template(template, text, row),
+        answer_text.strip() if verbatim else final_answer(answer_text),
+        {k: v for k, v in row.items() if k not in (columns.prompt, columns.answer)},
     )
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
-    """[{"role", "content"}] or ShareGPT's [{"from", "value"}], also as JSON text; [] when it is no chat."""
+    """Chat messages as [{"role", "content"}]; [] if the value is no chat.
+
+    Also reads ShareGPT's [{"from", "value"}], and either one as JSON text.
+    """
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             value = json.loads(value)
@@ -144,52 +143,57 @@ def _messages(value: Any) -> list[dict[str, str]]:
             return []
     if not isinstance(value, list) or not value or not all(isinstance(m, Mapping) for m in value):
         return []
-    out = []
+    messages = []
     for m in value:
         role, content = m.get("role", m.get("from")), m.get("content", m.get("value"))
         if not isinstance(role, str) or not isinstance(content, str):
             return []
-        out.append({"role": _ROLES.get(role, role), "content": content})
-    return out
+        messages.append({"role": _ROLES.get(role, role), "content": content})
+    return messages
 
 
-def plain(value: Any) -> str:
-    """A cell as text. Numbers as a person writes them: 5.0 from a spreadsheet is 5."""
-    if isinstance(value, str):
-        return value
+def cell_text(value: Any) -> str:
+    """A cell as text; "" for a missing one. A whole number from a spreadsheet is "5", not "5.0"."""
+    if value is None or value is _MISSING:
+        return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
-    return (
-        json.dumps(value, ensure_ascii=False, default=str)
-        if isinstance(value, (dict, list))
-        else ""
-        if value is None
-        else str(value)
-    )
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
-def fill(template: str, text: str, row: Mapping[str, Any]) -> str:
-    """{prompt} and {column} replaced by their values, once; braces that name no column stay. No format codes, no attribute access."""
+def fill_template(template: str, text: str, row: Mapping[str, Any]) -> str:
+    """Replace {prompt} by `text` and {column} by the row's value, once.
 
-    def put(match: re.Match[str]) -> str:
+    Braces that name no column stay. Format codes and attribute access have no effect.
+    """
+
+    def value_of(match: re.Match[str]) -> str:
         if match[1] == "prompt":
             return text
         value = value_at(row, match[1])
-        return match[0] if value is _MISSING else plain(value)
+        return match[0] if value is _MISSING else cell_text(value)
 
-    return _HOLE.sub(put, template)
+    return _PLACEHOLDER.sub(value_of, template)
 
 
 def final_answer(text: str) -> str:
-    r"""The answer proper of a worked solution: what follows the last `####` (GSM8K), the last \boxed{…} (MATH), else the text itself."""
+    r"""The final answer of a worked solution.
+
+    The text after the last #### (GSM8K), else the last \boxed{…} (MATH), else the whole text.
+    """
     if "####" in text:
         return text.rpartition("####")[2].strip()
-    found = last_boxed(text)
-    return text.strip() if found is None else found
+    boxed = last_boxed(text)
+    return text.strip() if boxed is None else boxed
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last \boxed{…} or \fbox{…} whose braces close; "\boxed 5" is 5. None when there is none. Linear time."""
+    r"""The content of the last \boxed{…} or \fbox{…}; None if there is none, or it never closes.
+
+    "\boxed 5" gives "5". Takes linear time.
+    """
     at = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
     if at < 0:
         return None

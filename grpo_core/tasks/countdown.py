@@ -1,6 +1,10 @@
-"""The countdown task: reach a target from three numbers. Many answers are right, so the grader reads the expression.
+"""The countdown task: reach a target from three numbers. Many answers are right.
 
-expression = term {("+" | "-") term}        term = factor {"*" factor}        factor = number | "(" expression ")"
+The grader parses the answer by this grammar and runs no code:
+
+    expression = term {("+" | "-") term}
+    term       = factor {"*" factor}
+    factor     = number | "(" expression ")"
 """
 
 from __future__ import annotations
@@ -11,23 +15,22 @@ import re
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.types import Prompt
 
-MAX_CHARACTERS = (
-    64  # bounds time, recursion depth and the size of every product; a fair answer needs under 20
-)
+# Bounds time, recursion depth and the size of products; a real answer needs fewer than 20.
+MAX_CHARACTERS = 64
 TOKEN = re.compile(r"[0-9]+|[-+*()]")
 
 
 class NotAnExpression(ValueError):
-    """The text is not in the grammar above."""
+    """The text does not follow the grammar."""
 
 
 def evaluate(text: str) -> tuple[int, list[int]]:
-    """The value of an expression and the numbers written in it, in order. Raises NotAnExpression; runs no code."""
+    """The value of an expression, and its numbers in order. Raises NotAnExpression."""
     if len(text) > MAX_CHARACTERS:
         raise NotAnExpression("too long")
     text = text.translate({ord("×"): "*", ord("−"): "-"})
     if TOKEN.sub("", text).strip(" "):
-        raise NotAnExpression("a character that belongs to no expression")
+        raise NotAnExpression("a character that is not allowed in an expression")
     tokens = TOKEN.findall(text)[::-1]  # a stack: the next token is the last
     numbers: list[int] = []
 
@@ -36,7 +39,7 @@ def evaluate(text: str) -> tuple[int, list[int]]:
         if token == "(":
             value = expression()
             if not tokens or tokens.pop() != ")":
-                raise NotAnExpression("a bracket stays open")
+                raise NotAnExpression("a bracket is not closed")
             return value
         if not token.isdigit():
             raise NotAnExpression("a number is missing")
@@ -58,14 +61,14 @@ def evaluate(text: str) -> tuple[int, list[int]]:
 
     value = expression()
     if tokens:
-        raise NotAnExpression("something follows the expression")
+        raise NotAnExpression("text after the end of the expression")
     return value, numbers
 
 
 def grade_countdown(answer_text: str, prompt: Prompt) -> float:
     """1.0 if the expression has the target's value and uses each given number exactly once.
 
-    Target and numbers are read off the prompt's own answer, which has both, so a prompt from the store needs no meta.
+    Reads target and numbers from the prompt's answer, so a prompt from the store needs no meta.
     """
     try:
         value, numbers = evaluate(answer_text.strip())
@@ -76,18 +79,15 @@ def grade_countdown(answer_text: str, prompt: Prompt) -> float:
 
 
 def make_countdown(rng: random.Random) -> tuple[str, str, dict]:
-    """Three numbers from 1 to 9 and a target that some a ∘ b ∘ c reaches, so that every prompt has an answer."""
+    """Three numbers from 1 to 9, and a target from 1 to 99 that a ∘ b ∘ c reaches."""
     numbers = [rng.randint(1, 9) for _ in range(3)]
     while True:
         a, b, c = rng.sample(numbers, 3)
         answer = f"{a}{rng.choice('+-*')}{b}{rng.choice('+-*')}{c}"
         target, _ = evaluate(answer)
         if 1 <= target <= 99:
-            return (
-                f"Q: {target} from {' '.join(map(str, numbers))}",
-                answer,
-                {"numbers": numbers, "target": target},
-            )
+            text = f"Q: {target} from {' '.join(map(str, numbers))}"
+            return text, answer, {"numbers": numbers, "target": target}
 
 
 COUNTDOWN = Task(
@@ -95,8 +95,8 @@ COUNTDOWN = Task(
     "Countdown",
     "Reach a target from three numbers with + - *, each number used exactly once.",
     instruction(
-        "Write an expression that has the target's value and uses each of the given numbers exactly once. "
-        "Use only + - * and brackets, no equals sign."
+        "Write an expression that has the target's value and uses each of the given numbers "
+        "exactly once. Use only + - * and brackets, no equals sign."
     ),
     make_countdown,
     grade_countdown,

@@ -1,4 +1,4 @@
-"""Built-in tasks of one line: sums and arithmetic, whose answer is a whole number, and sorting the letters of a word."""
+"""Built-in one-line tasks: sums and arithmetic with whole numbers, and sorting letters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from string import ascii_lowercase
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.types import Prompt
 
-INTEGER = re.compile(
-    r"[+-]?[0-9]{1,12}"
-)  # [0-9], because int() also reads digits of every other script
+# [0-9] instead of \d, because int() also reads the digits of every other script.
+INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
+LETTERS = 5
 
 
 def grade_integer(answer_text: str, prompt: Prompt) -> float:
-    """1.0 if the text is the whole number asked for. "+7", "07" and the typographic minus of chat models are that number too."""
+    """1.0 if the text is the right whole number; accepts "+7", "07" and a typographic minus."""
     given, right = answer_text.strip().replace("\N{MINUS SIGN}", "-"), prompt.answer
     return float(all(map(INTEGER.fullmatch, (given, right))) and int(given) == int(right))
 
@@ -29,14 +29,24 @@ def make_arithmetic(rng: random.Random) -> tuple[str, str, dict]:
     a, b = rng.randint(10, 99), rng.randint(10, 99)
     if rng.random() < 0.5:
         return f"Q: {a}+{b}=?", str(a + b), {"numbers": [a, b], "operator": "+"}
-    a, b = max(a, b), min(a, b)  # no negative answers: the task is about borrowing, not about signs
+    a, b = max(a, b), min(a, b)  # no negative answers: the task is about borrowing, not signs
     return f"Q: {a}-{b}=?", str(a - b), {"numbers": [a, b], "operator": "-"}
+
+
+def make_sort(rng: random.Random) -> tuple[str, str, dict]:
+    word = "".join(rng.choices(ascii_lowercase, k=LETTERS))
+    return f"Q: sort {word}", "".join(sorted(word)), {"word": word}
+
+
+def grade_sort(answer_text: str, prompt: Prompt) -> float:
+    """1.0 if the text is the sorted word."""
+    return float(answer_text.strip() == prompt.answer)
 
 
 SUMS = Task(
     "sums",
     "Sums",
-    "Add three two-digit numbers. Hard at a glance, easy step by step: thinking pays.",
+    "Add three two-digit numbers. Hard to answer at once, easy step by step.",
     instruction("Work out the sum."),
     make_sum,
     grade_integer,
@@ -49,19 +59,6 @@ ARITHMETIC = Task(
     make_arithmetic,
     grade_integer,
 )
-
-LETTERS = 5
-
-
-def make_sort(rng: random.Random) -> tuple[str, str, dict]:
-    word = "".join(rng.choices(ascii_lowercase, k=LETTERS))
-    return f"Q: sort {word}", "".join(sorted(word)), {"word": word}
-
-
-def grade_sort(answer_text: str, prompt: Prompt) -> float:
-    return float(answer_text.strip() == prompt.answer)
-
-
 SORT = Task(
     "sort",
     "Sort letters",

@@ -1,4 +1,4 @@
-"""Rows out of files and Hub datasets, one at a time: CSV, TSV, JSONL, Parquet. Every limit is here, and each says which it is."""
+"""Rows of files (CSV, TSV, JSONL, Parquet) and Hub datasets, one at a time, within limits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,10 +16,9 @@ from grpo_core.hub_probe import hub_unreachable
 
 MAX_ROW_CHARS = 1_000_000
 MAX_COLUMNS = 1_000
-MAX_DEPTH = 40  # of a JSON value; a fair row needs five
-MAX_GROUP_BYTES = (
-    2 << 30
-)  # uncompressed size of one Parquet row group: what has to be in memory at once
+MAX_DEPTH = 40  # of a JSON value; a real row needs five
+# Uncompressed size of a Parquet row group, which has to fit in memory as a whole.
+MAX_GROUP_BYTES = 2 << 30
 SUFFIXES = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -40,9 +40,11 @@ csv.field_size_limit(MAX_ROW_CHARS)
 
 Row = Mapping[str, Any]
 
-
+# Folders whose files may be read; app.py sets it for a server that strangers can reach.
+ROOTS_VARIABLE = "GRPO_STUDIO_ROOTS"
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-WAY_OUT = "Write a CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k."
+HINT = "Write a CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k."
+JSONL_HINT = "Write one object per line (JSONL)."
 
 
 class BadSource(InvalidConfig):
@@ -53,56 +55,51 @@ class BadSource(InvalidConfig):
 
 
 def check_source(path: str, field: str = "task.path") -> None:
-    """Whether a name can be a source at all: a file of a known kind, or something shaped like a Hub id. Raises BadSource."""
+    """Raise BadSource unless the name is a file of a known kind, or has the form of a Hub id."""
     if is_file(path):
         suffix = Path(path).suffix.lower()
         if suffix not in SUFFIXES:
-            raise BadSource(
-                path,
-                f"files ending in {suffix!r} are not read",
-                f"Use one of: {', '.join(SUFFIXES)}.",
-                field,
-            )
-    elif not _HUB_ID.fullmatch(path) or ".." in path or path.lower().endswith(tuple(SUFFIXES)):
-        raise BadSource(
-            path,
-            "there is no such file"
-            + ("" if path.lower().endswith(tuple(SUFFIXES)) else ", and it is no Hub dataset"),
-            WAY_OUT,
-            field,
-        )
-
-
-ROOTS_VARIABLE = "GRPO_STUDIO_ROOTS"  # set by app.py for a server that strangers reach: the only folders below which files are seen at all
+            hint = f"Use one of: {', '.join(SUFFIXES)}."
+            raise BadSource(path, f"files ending in {suffix!r} are not read", hint, field)
+    elif path.lower().endswith(tuple(SUFFIXES)):
+        raise BadSource(path, "there is no such file", HINT, field)
+    elif not _HUB_ID.fullmatch(path) or ".." in path:
+        raise BadSource(path, "there is no such file, and it is no Hub dataset", HINT, field)
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a file that may be read. One outside of the allowed folders is as good as not there, links followed."""
+    """Whether there is a file that may be read.
+
+    False for a file outside of the folders in ROOTS_VARIABLE, after following links.
+    """
     try:
-        found = Path(path).expanduser()
-        if not found.is_file():
+        file = Path(path).expanduser()
+        if not file.is_file():
             return False
         roots = os.environ.get(ROOTS_VARIABLE)
-        return roots is None or any(
-            found.resolve().is_relative_to(Path(root).resolve())
-            for root in roots.split(os.pathsep)
-            if root
-        )
+        if roots is None:
+            return True
+        folders = [Path(root).resolve() for root in roots.split(os.pathsep) if root]
+        return any(file.resolve().is_relative_to(folder) for folder in folders)
     except (OSError, ValueError, RuntimeError):  # too long for a name, a NUL byte, a loop of links
         return False
 
 
 def read_rows(path: str, subset: str = "", split: str = "train") -> Iterator[Row]:
-    """The rows of a file, or of a Hub dataset streamed from the Hub. Raises BadSource, also in the middle of a file, with the line."""
+    """The rows of a file, or of a dataset streamed from the Hub.
+
+    Raises BadSource, also in the middle of a file; it names the line.
+    """
     check_source(path)
     if not is_file(path):
         yield from _hub_rows(path, subset, split)
         return
     file = Path(path).expanduser()
-    with file.open("rb") as opened:
-        head = opened.read(8)
-    if archive := next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None):
-        raise BadSource(path, f"this is {archive}", "Unpack it first.")
+    with file.open("rb") as binary:
+        head = binary.read(8)
+    for magic, archive in MAGIC.items():
+        if head.startswith(magic):
+            raise BadSource(path, f"this is {archive}", "Unpack it first.")
     kind = "parquet" if head.startswith(b"PAR1") else SUFFIXES[file.suffix.lower()]
     if kind == "parquet":
         yield from _parquet_rows(file)
@@ -111,19 +108,15 @@ def read_rows(path: str, subset: str = "", split: str = "train") -> Iterator[Row
         with file.open(encoding="utf-8-sig", newline="" if kind != "jsonl" else None) as text:
             yield from _jsonl_rows(path, text) if kind == "jsonl" else _table_rows(path, text, kind)
     except UnicodeDecodeError as error:
-        raise BadSource(
-            path,
-            f"it is not UTF-8 text (byte {error.start} of a block is {error.object[error.start]:#04x})",
-            "Save it as UTF-8.",
-        ) from None
+        byte = f"byte {error.start} of a block is {error.object[error.start]:#04x}"
+        raise BadSource(path, f"it is not UTF-8 text ({byte})", "Save it as UTF-8.") from None
     except OSError as error:
-        raise BadSource(
-            path, f"it cannot be read: {error.strerror}", "Check its permissions."
-        ) from None
+        problem = f"it cannot be read: {error.strerror}"
+        raise BadSource(path, problem, "Check its permissions.") from None
 
 
 def _lines(path: str, text: IO[str]) -> Iterator[str]:
-    """Lines that are never longer than MAX_ROW_CHARS in memory, however long they are in the file."""
+    """The lines of a file. Raises BadSource at MAX_ROW_CHARS, before it reads a longer line."""
     number = 0
     while line := text.readline(MAX_ROW_CHARS + 1):
         number += 1
@@ -139,40 +132,33 @@ def _lines(path: str, text: IO[str]) -> Iterator[str]:
 def _table_rows(path: str, text: IO[str], kind: str) -> Iterator[Row]:
     lines = _lines(path, text)
     first = next(lines, "")
-    delimiter = (
-        "\t" if kind == "tsv" else max(",;\t", key=first.count)
-    )  # semicolons: spreadsheets of half of Europe
-    reader = csv.reader(_again(first, lines), delimiter=delimiter, strict=True)
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    delimiter = "\t" if kind == "tsv" else max(",;\t", key=first.count)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     try:
         names = next(reader, [])
         if len(names) > MAX_COLUMNS:
             raise BadSource(
                 path,
                 f"it has {len(names):,} columns",
-                f"At most {MAX_COLUMNS:,} are read; leave out those that no prompt needs.",
+                f"At most {MAX_COLUMNS:,} are read; remove those that no prompt needs.",
             )
         if len(set(names)) < len(names):
-            raise BadSource(
-                path, "two columns share a name", "Give each its own name in the first line."
-            )
+            hint = "Give each its own name in the first line."
+            raise BadSource(path, "two columns share a name", hint)
         for cells in reader:
-            if cells and len(cells) != len(names):
+            if not cells:
+                continue
+            if len(cells) != len(names):
                 raise BadSource(
                     path,
                     f"line {reader.line_num:,} has {len(cells)} cells, the first line {len(names)}",
-                    "Quote cells that hold the separator.",
+                    "Put cells that contain the separator in quotation marks.",
                 )
-            if cells:
-                yield dict(zip(names, cells, strict=True))
+            yield dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise BadSource(
-            path, f"line {reader.line_num:,} cannot be read: {error}", "Check its quotation marks."
-        ) from None
-
-
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+        problem = f"line {reader.line_num:,} cannot be read: {error}"
+        raise BadSource(path, problem, "Check its quotation marks.") from None
 
 
 def _jsonl_rows(path: str, text: IO[str]) -> Iterator[Row]:
@@ -180,35 +166,31 @@ def _jsonl_rows(path: str, text: IO[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         if number == 1 and line.lstrip().startswith("["):
-            raise BadSource(path, "it is one JSON list", "Write one object a line (JSONL).")
+            raise BadSource(path, "it is one JSON list", JSONL_HINT)
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise BadSource(
-                path,
-                f"line {number:,} is no JSON: {str(error)[:100]}",
-                "Write one object a line (JSONL).",
-            ) from None
+            problem = f"line {number:,} is no JSON: {str(error)[:100]}"
+            raise BadSource(path, problem, JSONL_HINT) from None
         if not isinstance(row, dict):
+            hint = 'Write lines such as {"prompt": …, "answer": …}.'
+            raise BadSource(path, f"line {number:,} is no JSON object", hint)
+        if len(row) > MAX_COLUMNS or _is_deeper(row, MAX_DEPTH):
             raise BadSource(
                 path,
-                f"line {number:,} is no JSON object",
-                'Write lines such as {"prompt": …, "answer": …}.',
-            )
-        if len(row) > MAX_COLUMNS or _deeper(row, MAX_DEPTH):
-            raise BadSource(
-                path,
-                f"line {number:,} has more than {MAX_COLUMNS:,} columns or is nested deeper than {MAX_DEPTH}",
-                "Keep what prompts need.",
+                f"line {number:,} has more than {MAX_COLUMNS:,} columns "
+                f"or is nested deeper than {MAX_DEPTH}",
+                "Keep only what prompts need.",
             )
         yield row
 
 
-def _deeper(value: Any, depth: int) -> bool:
-    children = (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    )
-    return depth < 0 or any(_deeper(child, depth - 1) for child in children)
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether a JSON value is nested more than `depth` levels deep."""
+    if depth < 0:
+        return True
+    children = value.values() if isinstance(value, dict) else value
+    return isinstance(value, (dict, list)) and any(_is_deeper(c, depth - 1) for c in children)
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
@@ -244,11 +226,8 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                     )
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise BadSource(
-            str(file),
-            f"it is no readable Parquet file: {str(error).splitlines()[0][:150]}",
-            "Write it again, or use JSONL.",
-        ) from None
+        problem = f"it is no readable Parquet file: {str(error).splitlines()[0][:150]}"
+        raise BadSource(str(file), problem, "Write it again, or use JSONL.") from None
 
 
 def _hub_rows(path: str, subset: str, split: str) -> Iterator[Row]:
@@ -256,8 +235,10 @@ def _hub_rows(path: str, subset: str, split: str) -> Iterator[Row]:
 
     Raises BadSource with one line for what is missing, forbidden or unreachable.
     """
-    import datasets  # seconds to import, and only for this
+    import datasets  # takes seconds to import
+    import datasets.config
     import huggingface_hub.errors as hub
+    from datasets.exceptions import DatasetNotFoundError
 
     datasets.utils.logging.set_verbosity_error()
     try:
@@ -269,23 +250,24 @@ def _hub_rows(path: str, subset: str, split: str) -> Iterator[Row]:
         yield from rows
     except (
         hub.OfflineModeIsEnabled,
-        datasets.exceptions.DatasetNotFoundError,
+        DatasetNotFoundError,
         hub.HfHubHTTPError,
         ValueError,
         OSError,
         KeyError,
         RuntimeError,
     ) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        text = str(error).strip() or type(error).__name__
         raise BadSource(
             path,
-            f"the dataset cannot be read from the Hub: {text[:200]}",
-            "Check its name, subset and split, and that this machine reaches the Hub; or download a file and name that.",
+            f"the dataset cannot be read from the Hub: {text.splitlines()[0][:200]}",
+            "Check its name, subset and split, and that this machine reaches the Hub; "
+            "or download a file and name that.",
         ) from None
 
 
 def _cached_dataset(path: str, subset: str, split: str) -> Iterable[Row]:
-    """A dataset that `datasets` has downloaded whole before. Raises OSError when it has not."""
+    """A dataset that `datasets` downloaded as a whole before. Raises OSError if it did not."""
     from datasets.packaged_modules.cache.cache import Cache
 
     name = path.split("/")[-1]
@@ -293,4 +275,6 @@ def _cached_dataset(path: str, subset: str, split: str) -> Iterable[Row]:
         cached = Cache(None, name, subset or None, version="auto", hash="auto", repo_id=path)
     except ValueError:
         raise OSError("it could not be reached") from None
-    return cached.as_streaming_dataset(split)
+    rows = cached.as_streaming_dataset(split)
+    assert not isinstance(rows, dict)  # a dict of splits only without a split
+    return rows

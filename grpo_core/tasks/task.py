@@ -1,12 +1,12 @@
-"""What a task is: prompts made from a seed, an exact grader, and a split that no run can move."""
+"""A task: a source of prompts, an exact grader, and a split into training and held-out prompts."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.types import Prompt
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from grpo_core.tasks.table import PromptTable
 
 HELDOUT_ONE_IN = 10  # one prompt in ten is held out
-PATIENCE = 20_000  # draws without anything new after which a task counts as exhausted; about 0.1 s
+# A generator that gives nothing new so many times in a row is exhausted; takes about 0.1 s.
+MAX_IDLE_DRAWS = 20_000
 
 
 @dataclass(frozen=True)
 class Task:
-    """A source of prompts and the judge of their answers.
+    """A source of prompts and the grader of their answers.
 
-    `make(rng)` returns (text, answer, meta), meta of JSON types only. `grade(answer_text, prompt)` returns 1.0 or 0.0; it ignores
-    whitespace around the answer, never raises, and looks at a bounded number of characters, whatever it is given.
+    `make(rng)` returns (text, answer, meta), meta of JSON types only.
+    `grade(answer_text, prompt)` returns 1.0 or 0.0 and ignores white space around the answer.
+    It never raises, and reads a bounded number of characters of any input.
     """
 
     name: str
@@ -32,26 +34,28 @@ class Task:
     instruction: str
     make: Callable[[random.Random], tuple[str, str, Mapping[str, Any]]] | None
     grade: Callable[[str, Prompt], float]
-    table: PromptTable | None = None  # prompts of a file or dataset; then there is nothing to make
+    table: PromptTable | None = None  # prompts of a file or dataset; then `make` is None
 
-    def over(self, table: PromptTable, instruction: str | None = None) -> Task:
-        """The same task with other rows."""
-        return replace(
-            self, table=table, instruction=self.instruction if instruction is None else instruction
-        )
+    def with_table(self, table: PromptTable, instruction: str | None = None) -> Task:
+        """The same task with these prompts and, if given, another instruction."""
+        instruction = self.instruction if instruction is None else instruction
+        return replace(self, table=table, instruction=instruction)
 
 
 def instruction(what: str) -> str:
-    """What a chat model is told. The bundled model never sees it: it reads the bare prompt text."""
-    return f"{what} You may think first inside <think></think>. Write only the final answer inside <answer></answer>."
+    """The instruction to a chat model. A model without a chat template reads the bare prompt."""
+    return (
+        f"{what} You may think first inside <think></think>. "
+        "Write only the final answer inside <answer></answer>."
+    )
 
 
 def extract_answer(text: str) -> str | None:
-    """The content of the last complete <answer>...</answer> pair, untouched; None when there is none.
+    """The content of the last complete <answer>...</answer> pair, unchanged; None without a pair.
 
-    The pair is the last <answer> that some </answer> follows, up to the first </answer> after it, so "<answer>1<answer>2</answer>"
-    answers "2". Last, because a model that corrects itself means its last word. Linear time. Where the pair stands, and how many
-    there are, is a matter of format, not of the answer.
+    The pair is the last <answer> before some </answer>, up to the first </answer> after it:
+    "<answer>1<answer>2</answer>" gives "2". The last pair counts, because a model may correct
+    itself. Where the pair is, and how many there are, is for format checks. Takes linear time.
     """
     opening = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
     if opening < 0:
@@ -61,87 +65,97 @@ def extract_answer(text: str) -> str | None:
 
 
 def prompt_id(task: str, text: str) -> str:
-    """A stable name for a prompt: 16 hex digits of blake2b over task and text."""
+    """A stable id of a prompt: 16 hex digits of blake2b over task and text."""
     return blake2b(f"{task}\n{text}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def is_heldout(prompt: Prompt) -> bool:
-    """Whether a prompt belongs to evaluation. Decided by its own hash, so no size, seed or order can mix the two sides."""
+    """Whether a prompt is for evaluation only.
+
+    Its own hash decides, so no size, seed or order can move a prompt to the other side.
+    """
     return int(prompt.id, 16) % HELDOUT_ONE_IN == 0
 
 
 def heldout_prompts(task: Task, size: int) -> list[Prompt]:
-    """The first `size` held-out prompts: the same for every run, and a prefix of every longer list."""
+    """The first `size` held-out prompts: the same for every run, and a prefix of a longer list.
+
+    Raises InvalidConfig on `task.heldout_size` if the task has fewer.
+    """
     prompts = _draw(task, f"{task.name}/heldout", heldout=True, count=size)
     if len(prompts) < size:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "task.heldout_size",
-                    size,
-                    f"the task {task.name!r} has only {len(prompts)} held-out prompts",
-                    f"Use {len(prompts)} or fewer.",
-                )
-            ]
+        problem = FieldProblem(
+            "task.heldout_size",
+            size,
+            f"the task {task.name!r} has only {len(prompts)} held-out prompts",
+            f"Use {len(prompts)} or fewer.",
         )
+        raise InvalidConfig([problem])
     return prompts
 
 
 def train_prompts(task: Task, seed: int, step: int, count: int) -> list[Prompt]:
-    """The prompts of one training step: a function of (seed, step) alone, so that a resumed run draws the same.
+    """The prompts of one training step; none is held out.
 
-    Never a held-out one. No two are equal, unless the task has fewer than `count` prompts; then they repeat in turn.
+    They depend on (seed, step) alone, so a resumed run draws the same ones. All differ, unless
+    the task has fewer than `count` prompts; then they repeat in turn.
+    Raises InvalidConfig on `task.name` if the task has no training prompt.
     """
     prompts = _draw(task, f"{task.name}/train/{seed}/{step}", heldout=False, count=count)
     if not prompts and count:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "task.name",
-                    task.name,
-                    "the task has no prompt to train on",
-                    "Choose a task with more prompts.",
-                )
-            ]
+        problem = FieldProblem(
+            "task.name",
+            task.name,
+            "the task has no prompt to train on",
+            "Choose a task with more prompts.",
         )
+        raise InvalidConfig([problem])
     return [prompts[i % len(prompts)] for i in range(count)]
 
 
 def _draw(task: Task, key: str, *, heldout: bool, count: int) -> list[Prompt]:
-    """Up to `count` different prompts of one side of the split; fewer when the task seems to have no more."""
-    if task.table is not None:
-        rows = (
-            task.table.heldout[:count]
-            if heldout
-            else drawn(len(task.table.train), count, random.Random(key), task.table.train)
-        )
-        return [task.table.prompt(row) for row in rows]
-    found: dict[str, Prompt] = {}
+    """Up to `count` different prompts of one side of the split; fewer if there are no more."""
+    # Python hashes a string seed with sha512, so the draw is the same in every process.
+    rng = random.Random(key)
+    if (table := task.table) is not None:
+        rows = table.heldout[:count] if heldout else sample_distinct(table.train, count, rng)
+        return [table.prompt(row) for row in rows]
+    prompts: dict[str, Prompt] = {}
     idle = 0
-    stream = _prompts(
-        task, random.Random(key)
-    )  # a string seed is hashed with sha512: the same in every process
-    while len(found) < count and idle < PATIENCE:
+    stream = _generate(task, rng)
+    while len(prompts) < count and idle < MAX_IDLE_DRAWS:
         prompt = next(stream)
         idle += 1
-        if is_heldout(prompt) == heldout and prompt.id not in found:
-            found[prompt.id] = prompt
+        if is_heldout(prompt) == heldout and prompt.id not in prompts:
+            prompts[prompt.id] = prompt
             idle = 0
-    return list(found.values())
+    return list(prompts.values())
 
 
-def drawn(size: int, count: int, rng: random.Random, of: Sequence[int]) -> list[int]:
-    """`count` different ones of `of`, or all; the first of them do not depend on how many are asked for      Fisher-Yates, kept sparse"""
+class _Rows(Protocol):
+    """A sequence or an array of row numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def sample_distinct(items: _Rows, count: int, rng: random.Random) -> list[Any]:
+    """`count` different items, or all; a smaller count gives a prefix of a larger one.
+
+    Fisher-Yates shuffle that stores only the items it moved: O(count) memory.
+    """
     moved: dict[int, int] = {}
-    out = []
-    for i in range(min(count, size)):
-        j = rng.randrange(i, size)
-        out.append(of[moved.get(j, j)])
+    sampled = []
+    for i in range(min(count, len(items))):
+        j = rng.randrange(i, len(items))
+        sampled.append(items[moved.get(j, j)])
         moved[j] = moved.get(i, i)
-    return out
+    return sampled
 
 
-def _prompts(task: Task, rng: random.Random) -> Iterator[Prompt]:
+def _generate(task: Task, rng: random.Random) -> Iterator[Prompt]:
+    assert task.make is not None, "a task without a table generates its prompts"
     while True:
         text, answer, meta = task.make(rng)
         yield Prompt(prompt_id(task.name, text), text, answer, task.name, meta)
