@@ -1,4 +1,4 @@
-"""The policy: a causal language model with its tokenizer, loaded from the bundled folder, a local one, or the Hub."""
+"""Causal language models: loading, tokenizers, LoRA, fused decoding, device and memory."""
 
 from grpo_core.models.device import describe_device, pick_device, share_cores
 from grpo_core.models.load import BUNDLED, check_model, load_classifier, load_policy, load_reader

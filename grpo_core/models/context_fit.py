@@ -1,4 +1,4 @@
-"""Which prompts leave room for a completion in the model's context: counted before a run, and refused or dropped as the run says."""
+"""Find prompts that leave no room for a completion in the model's context; refuse or drop them."""
 
 from __future__ import annotations
 
@@ -10,61 +10,57 @@ from grpo_core.models import Policy, Reader
 from grpo_core.tasks import Task
 
 
-def fitting(task: Task, policy: Policy, config: RunConfig) -> Task:
-    """The task without prompts that are too long for the model. Raises InvalidConfig if they are to be refused, or if none is left."""
+def fit_to_context(task: Task, policy: Policy, config: RunConfig) -> Task:
+    """The task without the prompts that are too long for the model.
+
+    Raises InvalidConfig if `task.too_long` is "refuse", or if no training prompt remains.
+    """
     if task.table is None or policy.context is None:
         return task
     too_long = too_long_rows(task, policy, config)
     if not len(too_long):
         return task
     total = len(task.table.train) + len(task.table.heldout)
+    new_tokens = config.train.max_new_tokens
     if config.task.too_long == "refuse":
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "task.too_long",
-                    "refuse",
-                    f"{len(too_long):,} of {total:,} prompts leave no room for {config.train.max_new_tokens} new tokens in the context of {policy.context}",
-                    "Lower train.max_new_tokens, choose a model with a longer context, or set task.too_long to drop.",
-                )
-            ]
+        problem = FieldProblem(
+            "task.too_long",
+            "refuse",
+            f"{len(too_long):,} of {total:,} prompts leave no room for {new_tokens} new tokens "
+            f"in the context of {policy.context}",
+            "Lower train.max_new_tokens, choose a model with a longer context, "
+            "or set task.too_long to drop.",
         )
+        raise InvalidConfig([problem])
     kept = task.table.without(too_long)
     if not len(kept.train):
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    "train.max_new_tokens",
-                    config.train.max_new_tokens,
-                    f"no prompt leaves room for so many in the context of {policy.context}",
-                    "Lower it, or choose a model with a longer context.",
-                )
-            ]
+        problem = FieldProblem(
+            "train.max_new_tokens",
+            new_tokens,
+            f"no prompt leaves room for so many new tokens in the context of {policy.context}",
+            "Lower it, or choose a model with a longer context.",
         )
-    return task.over(kept)
+        raise InvalidConfig([problem])
+    return task.with_table(kept)
 
 
 def too_long_rows(task: Task, policy: Policy | Reader, config: RunConfig) -> np.ndarray:
-    """Row numbers of prompts whose tokens and max_new_tokens together exceed the context.
+    """Row numbers of prompts whose tokens plus `max_new_tokens` exceed the context.
 
-    Only candidates are tokenised: a prompt of n bytes has at most n tokens more than the template around it, which is measured once.
+    Tokenises only candidates. A prompt of n bytes has at most n tokens, plus the tokens of the
+    chat template around it; the first prompt gives an upper bound for those.
     """
     assert task.table is not None
     assert policy.context is not None
+    table = task.table
+    rows = np.concatenate([table.train, table.heldout])
     room = policy.context - config.train.max_new_tokens
-    first = task.table.prompt(int(np.concatenate([task.table.train, task.table.heldout])[0]))
-    frame = len(
-        policy.encode(first, task.instruction)
-    )  # its own text included: more than the frame alone, so no candidate is missed
-    candidates = task.table.longer_than(max(0, room - frame))
-    candidates = candidates[
-        np.isin(candidates, task.table.train) | np.isin(candidates, task.table.heldout)
-    ]
-    return np.array(
-        [
-            row
-            for row in candidates
-            if len(policy.encode(task.table.prompt(row), task.instruction)) > room
-        ],
-        dtype=np.int64,
-    )
+
+    def num_tokens(row: int) -> int:
+        return len(policy.encode(table.prompt(row), task.instruction))
+
+    # Includes the first prompt's own text, so the bound is loose and misses no candidate.
+    template_tokens = num_tokens(int(rows[0]))
+    candidates = table.longer_than(max(0, room - template_tokens))
+    candidates = candidates[np.isin(candidates, rows)]
+    return np.array([row for row in candidates if num_tokens(row) > room], dtype=np.int64)

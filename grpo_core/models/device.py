@@ -1,4 +1,4 @@
-"""The machine: what a reader of the record needs in order to run it again, and the memory that there is and that decoding takes."""
+"""The machine: device choice, free and peak memory, and the environment recorded with a run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import platform
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 import transformers
+from transformers import PreTrainedConfig
 
 import grpo_core
 from grpo_core.models.policy import Policy
 
+# "cpu" disables the GPU. "lent" is set in the forked process of a ZeroGPU lease.
+DEVICE_VARIABLE = "GRPO_DEVICE"
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def environment(policy: Policy, learning_rate: float) -> dict[str, object]:
-    """What a reader of the record needs to run it again."""
+    """Versions, device and model facts that a reader needs to repeat the run."""
     return {
         "grpo_studio": grpo_core.__version__,
         "python": platform.python_version(),
@@ -35,6 +39,7 @@ def environment(policy: Policy, learning_rate: float) -> dict[str, object]:
 
 
 def peak_memory_mib(policy: Policy) -> float:
+    """Peak memory in MiB: allocated on the GPU, else the resident memory of the process."""
     if policy.device.type == "cuda":
         return torch.cuda.max_memory_allocated(policy.device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
@@ -42,40 +47,34 @@ def peak_memory_mib(policy: Policy) -> float:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a run could still take: of the GPU, else of the machine or of the container, whichever has less."""
-    if device.type == "cuda":  # what torch holds and does not use is free too
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
+    """Bytes that a run can still allocate: on the GPU, else in the machine or its container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # Memory that torch reserved but does not use is available too.
+        reserved = torch.cuda.memory_reserved(device)
+        return free + reserved - torch.cuda.memory_allocated(device)
     free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        # Files just read count as used, and are given up when somebody needs the room.
-        stat = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
-        free = min(free, int(text) - int(used.read_text()) + int(stat.get("inactive_file", 0)))
-    return free
+    limit = CGROUP / "memory.max"
+    if not limit.is_file() or (text := limit.read_text().strip()) == "max":
+        return free
+    used = int((CGROUP / "memory.current").read_text())
+    stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    # The kernel counts cached files as used, and drops them when a process needs the memory.
+    return min(free, int(text) - used + int(stat.get("inactive_file", 0)))
 
 
-def cache_bytes(shape: Any, element_bytes: int) -> int:
-    """Keys and values of one token in all layers. shape: a model's configuration."""
-    heads = getattr(shape, "num_attention_heads", None) or 1  # none in a state-space model
-    hidden, layers = (
-        getattr(shape, name, None) or 0 for name in ("hidden_size", "num_hidden_layers")
-    )
-    width = (getattr(shape, "num_key_value_heads", None) or heads) * (
-        getattr(shape, "head_dim", None) or hidden // heads
-    )
-    return 2 * layers * width * element_bytes
-
-
-DEVICE_VARIABLE = (
-    "GRPO_DEVICE"  # "cpu": leave the GPU alone. "lent": in the forked process of a ZeroGPU lease
-)
+def cache_bytes(shape: PreTrainedConfig, element_bytes: int) -> int:
+    """Bytes of the keys and values of one token in all layers. shape: a model's configuration."""
+    heads = getattr(shape, "num_attention_heads", None) or 1  # a state-space model has none
+    hidden = getattr(shape, "hidden_size", None) or 0
+    layers = getattr(shape, "num_hidden_layers", None) or 0
+    kv_heads = getattr(shape, "num_key_value_heads", None) or heads
+    head_dim = getattr(shape, "head_dim", None) or hidden // heads
+    return 2 * layers * kv_heads * head_dim * element_bytes
 
 
 def pick_device() -> torch.device:
+    """CUDA, else MPS, else the CPU; the CPU if the environment variable GRPO_DEVICE is "cpu"."""
     if os.environ.get(DEVICE_VARIABLE) == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -84,23 +83,25 @@ def pick_device() -> torch.device:
 
 
 def share_cores(num_parameters: int) -> None:
-    """Let torch use as many CPU threads as the model can keep busy: one for every two million parameters, at most all cores.
+    """Set torch's CPU threads: one for every two million parameters, at most all cores.
 
-    A tiny model gains a third from a second thread on an idle machine, and loses more than half to it beside a browser
-    (docs/runs.md), because every one of its small operations then waits for both. Process-wide, like torch's own setting.
-    One in a forked process: OpenMP's threads stayed with its parent, and it would wait for them for ever.
+    A tiny model gains a third from a second thread on an idle machine. Beside a browser it loses
+    more than half (docs/measurements.md), because each small operation waits for both threads.
+    Applies to the whole process. A forked process gets one thread: OpenMP's threads do not
+    survive the fork, and torch would wait for them for ever.
     """
     if os.environ.get(DEVICE_VARIABLE) == "lent":
         torch.set_num_threads(1)
         return
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     torch.set_num_threads(max(1, min(cores, num_parameters // 2_000_000)))
 
 
 def describe_device(device: torch.device) -> str:
-    """For people: "CPU, 2 threads" or "NVIDIA H200, 139 GB"."""
+    """The device's name for the page: "CPU, 2 cores" or "NVIDIA H200, 139 GB"."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"

@@ -1,4 +1,4 @@
-"""A Hub model's files fetched before they are loaded, with progress: bytes that are really on the disk, of those that the Hub says there are."""
+"""Download a Hub model's files before they are loaded, and report progress in bytes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from grpo_core.config import ModelConfig
 from grpo_core.hub_probe import model_unreachable
 
-WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-BEAT_SECONDS = 0.5
+SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")  # of files that loading reads
+POLL_SECONDS = 0.5
 
 
 def fetch(
-    config: ModelConfig, tell: Callable[[str], None], check_interrupt: Callable[[], None]
+    config: ModelConfig, report: Callable[[str], None], check_interrupt: Callable[[], None]
 ) -> None:
-    """Download what loading will need, saying how far it is. Says nothing of what goes wrong: loading meets the same, and explains it.
+    """Download the files that loading needs. Errors are ignored: loading meets and explains them.
 
-    check_interrupt: asked every half second; it may raise, to stop. What has arrived by then is kept, and the next download goes on from there.
+    report: gets a line on the progress every half second. check_interrupt: is called as often and
+    may raise to stop; the next download continues with the bytes that are on the disk.
     """
     name = config.name.strip()
     if name == "bundled" or Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE:
@@ -37,22 +38,19 @@ def fetch(
     except Exception:
         return
     files = info.siblings or []
-    total = sum(
-        f.size or 0
-        for f in files
-        if "/" not in f.rfilename and Path(f.rfilename).suffix in {Path(w).suffix for w in WANTED}
-    )
+    wanted = [f for f in files if "/" not in f.rfilename and f.rfilename.endswith(SUFFIXES)]
+    total = sum(f.size or 0 for f in wanted)
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
-    begun, done = _bytes_in(blobs), threading.Event()
-    if begun >= total:  # all of it is here
+    if _bytes_in(blobs) >= total:  # already downloaded
         return
+    done = threading.Event()
 
-    def work() -> None:
+    def download() -> None:
         try:
             snapshot_download(
                 name,
                 revision=config.revision,
-                allow_patterns=list(WANTED),
+                allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
                 ignore_patterns=["*/*"],
                 tqdm_class=None,
             )
@@ -61,15 +59,15 @@ def fetch(
         finally:
             done.set()
 
-    threading.Thread(target=work, name="download", daemon=True).start()
-    while not done.wait(BEAT_SECONDS):
-        tell(_said(name, _bytes_in(blobs), total))
+    threading.Thread(target=download, name="download", daemon=True).start()
+    while not done.wait(POLL_SECONDS):
+        report(_progress(name, _bytes_in(blobs), total))
         check_interrupt()
-    tell(_said(name, _bytes_in(blobs), total))
+    report(_progress(name, _bytes_in(blobs), total))
 
 
 def _bytes_in(blobs: Path) -> int:
-    """OnGroupDone and partial files; they are renamed when whole."""
+    """Bytes of complete and partial files. A file may be renamed or removed meanwhile."""
     total = 0
     for file in blobs.glob("*"):
         try:
@@ -79,5 +77,6 @@ def _bytes_in(blobs: Path) -> int:
     return total
 
 
-def _said(name: str, arrived: int, total: int) -> str:
-    return f"Downloading {name}: {min(arrived, total) / 1e6:,.1f} of {total / 1e6:,.1f} MB ({min(1.0, arrived / max(1, total)):.0%})."
+def _progress(name: str, arrived: int, total: int) -> str:
+    megabytes = f"{min(arrived, total) / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+    return f"Downloading {name}: {megabytes} ({min(1.0, arrived / max(1, total)):.0%})."

@@ -1,78 +1,87 @@
-"""LoRA: small matrices beside the linear layers are trained in the model's place (arXiv:2106.09685), put in by peft."""
+"""LoRA (arXiv:2106.09685): peft puts small trained matrices beside the frozen linear layers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from grpo_core.config import ModelConfig
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
 
 def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Freeze the model and put adapters of rank `lora_rank` beside every linear layer but the output head; the first output is unchanged.
+    """Freeze the model and add adapters of rank r = `lora_rank` to every linear layer but the head.
 
-    W x + (alpha/rank)·B A x,  B = 0 at first
+        W x + (alpha / r) B A x      B = 0 at first, so the first output does not change
+
+    A is drawn from `seed`.
     """
-    from peft import inject_adapter_in_model  # seconds to import
+    from peft import inject_adapter_in_model  # takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(lora_config(config), model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # In float32 whatever the base: bfloat16 would round small updates away.
+            # float32 also beside a bfloat16 base: bfloat16 would round small updates away.
             parameter.data = parameter.data.float()
             assert "lora_" in name, name
 
 
-def lora_config(config: ModelConfig) -> Any:
+def lora_config(config: ModelConfig) -> LoraConfig:
     from peft import LoraConfig
 
     return LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
+        # peft scales by any number, although it declares an int.
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,  # pyright: ignore[reportArgumentType]
         lora_dropout=0.0,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
 
 
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that carry adapters; empty for a model that is trained whole."""
-    return [m for m in model.modules() if hasattr(m, "lora_A")]
+def adapter_layers(model: nn.Module) -> list[LoraLayer]:
+    """The layers that have adapters; empty for a model that is trained whole."""
+    return [cast("LoraLayer", m) for m in model.modules() if hasattr(m, "lora_A")]
 
 
 @torch.no_grad()
 def merge_adapters(model: nn.Module) -> nn.Module:
-    """The same function as plain layers: every adapter added into its layer, in place. Returns the model."""
+    """Add every adapter to its layer's weight, in place; only plain layers remain.
+
+    Returns the model, which computes the same function.
+    """
     for layer in adapter_layers(model):
         layer.merge()
     for module in list(model.modules()):
         for child, layer in list(module.named_children()):
             if hasattr(layer, "lora_A"):
-                setattr(module, child, layer.get_base_layer())
+                setattr(module, child, cast("LoraLayer", layer).get_base_layer())
     return model
 
 
 class AdapterOff(nn.Module):
-    """Stands where a reference model stands. Knows the layers that carry adapters; holds no weights of its own."""
+    """A reference model without weights of its own: the policy with its adapters switched off."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[Any]):
+    def __init__(self, model: nn.Module, layers: Sequence[LoraLayer]):
         super().__init__()
-        self._held = (
-            model,
-            tuple(layers),
-        )  # in a tuple: as a submodule the policy's weights would count as the reference's
+        # A tuple, because nn.Module would register a bare model as a submodule, and the policy's
+        # weights would count as the reference's.
+        self._held = (model, tuple(layers))
 
     @contextmanager
     def off(self) -> Iterator[nn.Module]:
-        """The model, its adapters silent for as long as this lasts."""
+        """The model, with its adapters switched off until the context ends."""
         model, layers = self._held
-        # Not peft's enable_adapters: that would also stop their gradients, in the middle of a step.
+        # Not peft's enable_adapters: that also stops the adapters' gradients during a step.
         for layer in layers:
             layer._disable_adapters = True
         try:

@@ -1,61 +1,67 @@
-"""The models that answer questions beside a run: one in memory, two where they are small; lent to one question at a time."""
+"""Models that are used beside a run: loaded on demand, kept in memory, one caller at a time."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from grpo_core.config import ModelConfig
 from grpo_core.errors import StudioError
 from grpo_core.models import Policy, load_policy
 
-PATIENCE_SECONDS = 60.0
-SMALL = 100_000_000  # parameters up to which before and after stay in memory together
+LOCK_TIMEOUT_SECONDS = 60.0
+# Two models of at most so many parameters stay in memory together, e.g. before and after training.
+SMALL_MODEL = 100_000_000
 
 
 class ModelCache:
-    """Keeps the last models that were asked for."""
+    """Keeps the most recently used model, or two where both are small."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Any, Policy] = OrderedDict()
+        self._policies: OrderedDict[Hashable, Policy] = OrderedDict()
 
     @contextmanager
     def use(
         self,
         config: ModelConfig,
         seed: int = 0,
-        of: Any = None,
-        change: Callable[[Policy], None] | None = None,
+        state_key: Hashable = None,
+        after_load: Callable[[Policy], None] | None = None,
     ) -> Iterator[Policy]:
-        """The model of that configuration; `of` names another state of it, which `change` brings about after loading."""
-        with self._locked():
-            key = (config, seed, of)
-            if key not in self._kept:
-                small = all(p.num_parameters <= SMALL for p in self._kept.values())
-                while len(self._kept) > (
-                    1 if small else 0
-                ):  # before the next one is loaded: two large ones may not fit
-                    self._kept.popitem(last=False)
-                policy = load_policy(config, seed)
-                if change is not None:
-                    change(policy)
-                self._kept[key] = policy
-            self._kept.move_to_end(key)
-            yield self._kept[key]
+        """The model of this configuration, for this caller alone until the context ends.
 
-    def forget(self) -> None:
-        """Give the memory back: something else needs it."""
+        state_key: names other weights of the model, e.g. a checkpoint; `after_load` sets them.
+        Raises StudioError if another caller uses a model for longer than 60 s.
+        """
         with self._locked():
-            self._kept.clear()
+            key = (config, seed, state_key)
+            if key not in self._policies:
+                self._make_room()
+                policy = load_policy(config, seed)
+                if after_load is not None:
+                    after_load(policy)
+                self._policies[key] = policy
+            self._policies.move_to_end(key)
+            yield self._policies[key]
+
+    def clear(self) -> None:
+        """Drop all models, so that their memory is free for something else."""
+        with self._locked():
+            self._policies.clear()
+
+    def _make_room(self) -> None:
+        """Drop models before the next one is loaded: two large ones may not fit together."""
+        small = all(p.num_parameters <= SMALL_MODEL for p in self._policies.values())
+        while len(self._policies) > (1 if small else 0):
+            self._policies.popitem(last=False)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        if not self._lock.acquire(timeout=PATIENCE_SECONDS):
-            raise StudioError("The model is busy with another question. Ask again in a minute.")
+        if not self._lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+            raise StudioError("The model is busy with another request. Try again in a minute.")
         try:
             yield
         finally:

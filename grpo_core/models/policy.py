@@ -1,4 +1,4 @@
-"""Policy: model, tokenizer, and the ids that end a completion."""
+"""Policy: a model with its tokenizer and the ids that end a completion."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo_core.models.lora import AdapterOff, adapter_layers
 from grpo_core.types import Prompt
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt, instruction: str) -> list[int]:
-    """Token ids as the model reads the prompt: through its chat template if it has one, else the bare text.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str
+) -> list[int]:
+    """Token ids of the prompt through the tokenizer's chat template, or of its bare text.
 
-    Earlier messages, a system prompt among them, stand in meta["before"]; without a chat template they come first, as paragraphs.
+    meta["before"] holds earlier messages, the system prompt among them. Without a chat template
+    they come first, as paragraphs, and the instruction is left out.
     """
     before = list(prompt.meta.get("before", ()))
-    if tokenizer.chat_template:
-        messages = [
-            *before,
-            {
-                "role": "user",
-                "content": f"{instruction}\n\n{prompt.text}" if instruction else prompt.text,
-            },
-        ]
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
-    return tokenizer("\n\n".join([*(m["content"] for m in before), prompt.text]))["input_ids"]
+    if not tokenizer.chat_template:
+        paragraphs = [*(m["content"] for m in before), prompt.text]
+        return tokenizer("\n\n".join(paragraphs))["input_ids"]
+    content = f"{instruction}\n\n{prompt.text}" if instruction else prompt.text
+    encoded: Any = tokenizer.apply_chat_template(
+        [*before, {"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+    )
+    return encoded["input_ids"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What reads prompts: a tokenizer and the context it has to fit. A policy without its weights."""
+    """A policy without its weights: enough to encode and count prompts."""
 
-    tokenizer: Any
-    context: int | None
+    tokenizer: PreTrainedTokenizerBase
+    context: int | None  # tokens, prompt and completion together
 
     def encode(self, prompt: Prompt, instruction: str) -> list[int]:
         return encode_prompt(self.tokenizer, prompt, instruction)
@@ -46,10 +50,13 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A loaded causal language model. `end_ids`: every id that ends a turn, of generation config, tokenizer and chat template."""
+    """A loaded causal language model.
 
-    model: Any
-    tokenizer: Any
+    end_ids: every id that ends a turn, by the generation config, tokenizer and chat template.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     end_ids: frozenset[int]
     pad_id: int
     context: int | None  # tokens, prompt and completion together
@@ -66,13 +73,14 @@ class Policy:
         return encode_prompt(self.tokenizer, prompt, instruction)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Completion ids -> text, end tokens left out, everything else as it is."""
-        return self.tokenizer.decode(
-            [t for t in token_ids if t not in self.end_ids], skip_special_tokens=True
-        )
+        """The text of a completion without its end tokens; all else is unchanged."""
+        kept = [t for t in token_ids if t not in self.end_ids]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        assert isinstance(text, str)  # one list of ids has one text
+        return text
 
-    def frozen_copy(self) -> Any:
-        """The reference: the same weights, never to move; with LoRA the model itself, its adapters off."""
+    def frozen_copy(self) -> nn.Module:
+        """The reference: a frozen copy of the weights, or AdapterOff where there are adapters."""
         if layers := adapter_layers(self.model):
             return AdapterOff(self.model, layers)
         return copy.deepcopy(self.model).requires_grad_(False).eval()

@@ -71,11 +71,12 @@ def test_a_run_records_its_sampled_tokens_and_their_text(tiny_model, tmp_path):
         "train.token_records": 2,
     }
     train(parse(nest(settings)), events.append, RunControl())
+    # Every second step
     assert [e.tokens is None for e in events if isinstance(e, StepCompleted)] == [
         True,
         False,
         True,
-    ]  # every second step
+    ]
 
     store = Store(tmp_path / "s.db")
     run_id = store.create_run(RunConfig(), "a run")

@@ -1,4 +1,7 @@
-"""Models of eight families with random weights: each trains whole and with adapters, with KL 0 at first, on plain and chat prompts."""
+"""Small random models of nine families train whole and with adapters, from a KL of 0.
+
+Two families have a chat template.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from grpo_core.training.trainer import train
 from grpo_core.types import ModelLoaded, StepCompleted
 from scripts.bundled_model.make import make_tokenizer
 
-CHAT = "{% for m in messages %}<|end|>{{ m.role }}: {{ m.content }}{% endfor %}{% if add_generation_prompt %}<|end|>assistant: {% endif %}"
+CHAT = (
+    "{% for m in messages %}<|end|>{{ m.role }}: {{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|end|>assistant: {% endif %}"
+)
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -94,7 +100,8 @@ def run(folder: Path, **settings):
 def test_every_family_trains_whole_and_with_adapters_from_a_kl_of_zero(folders, family, rank):
     steps, _ = run(folders[family], **{"model.lora_rank": rank})
     assert len(steps) == 3
-    # Packed and separate rows differ by float32 rounding; a dropout, adapter or dtype fault is thousands of times that.
+    # Packed and separate rows differ by float32 rounding. A fault of dropout, adapters or dtype is
+    # thousands of times larger.
     assert abs(steps[0].kl) < 1e-6
     assert steps[0].ratio_mean == pytest.approx(1.0, abs=1e-4)
     assert all(s.grad_norm > 0 for s in steps)
@@ -103,7 +110,8 @@ def test_every_family_trains_whole_and_with_adapters_from_a_kl_of_zero(folders, 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family):
-    # Paid for digits; of the bundled alphabet a tenth are digits, so random text earns about 0.4 to 0.5 with six tokens.
+    # The reward is the share of digits. A tenth of the bundled alphabet are digits, so six random
+    # tokens earn about 0.4 to 0.5.
     rubric = [
         {
             "name": "digits",
@@ -131,7 +139,8 @@ def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family):
 
 
 def test_adapters_learn_too():
-    # Random weights will not do here: with a frozen output head of tiny norm no hidden state can say much. The bundled model thinks in a third of its answers.
+    # Not with random weights: under a frozen output head of tiny norm no hidden state changes the
+    # logits much. The bundled model reasons in a third of its answers.
     rubric = [{"name": "thinks", "check": "reasoning", "weight": 1}]
     steps, _ = run(
         "bundled",
@@ -152,7 +161,7 @@ def test_adapters_learn_too():
     assert sum(rewards[-4:]) / 4 > sum(rewards[:3]) / 3 + 0.3, rewards
 
 
-def test_adapters_are_found_by_themselves_train_alone_and_leave_the_reference_where_it_was(folders):
+def test_adapters_are_found_train_alone_and_keep_the_reference(folders):
     policy = load_policy(
         ModelConfig(name=str(folders["GPT2"]), lora_rank=4), 0, torch.device("cpu")
     )
@@ -199,7 +208,7 @@ def test_a_chat_templates_own_end_of_turn_ends_a_completion(folders, tmp_path):
     assert not found.ends_agree
 
 
-# ---- "Check model" ----------------------------------------------------------------------------------------------------------
+# ---- "Check model" -------------------------------------------------------------------------------
 
 
 def report_of(folder: Path, **settings):
@@ -229,7 +238,7 @@ def test_check_model_counts_parameters_without_loading_and_adapters_as_they_will
         assert whole.problems == adapted.problems == ()
 
 
-def test_check_model_says_what_cannot_work(folders):
+def test_check_model_reports_problems(folders):
     assert "context holds 256 tokens" in str(
         report_of(folders["Llama"], **{"train.max_new_tokens": 300}).problems
     )
@@ -268,9 +277,9 @@ def test_check_model_samples_an_answer_and_its_card_shows_it_as_text(folders):
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3", "Mistral", "Qwen2", "GPT2"])
-def test_adapters_that_moved_are_heard_while_sampling(folders, family):
-    # The fast decoder joins weights of layers: with adapters beside them it must ask the layers themselves, in every step of every run.
-    from grpo_core.rollout import sample_groups
+def test_sampling_uses_trained_adapters(folders, family):
+    # The fused decoder concatenates weights of layers, so with adapters it must call the layers.
+    from grpo_core.rollout import SamplingParams, sample_groups
 
     policy = load_policy(
         ModelConfig(name=str(folders[family]), lora_rank=4), 0, torch.device("cpu")
@@ -278,9 +287,9 @@ def test_adapters_that_moved_are_heard_while_sampling(folders, family):
     prompt = [5, 6, 7, 8]
 
     def greedy() -> list[int]:
-        return sample_groups(policy, [prompt], 1, 12, 1e-4, torch.Generator().manual_seed(0))[
-            0
-        ].token_ids
+        return sample_groups(
+            policy, [prompt], SamplingParams(1, 12, 1e-4), torch.Generator().manual_seed(0)
+        )[0].completion_ids
 
     before = greedy()
     with torch.no_grad():

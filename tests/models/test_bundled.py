@@ -1,4 +1,4 @@
-"""The bundled model: plain Hugging Face files, small, reads and writes any text, and half knows its task."""
+"""The bundled model: small Hugging Face files, any text, and about a third of the sums right."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_tag_is_one_token_and_survives_decoding(tokenizer, tag):
     assert tokenizer.decode(ids, skip_special_tokens=True) == f"a{tag}b"
 
 
-def test_nothing_is_added_to_what_is_encoded(tokenizer):
+def test_encoding_adds_no_token(tokenizer):
     # One byte, one token: no first token, no prefix space. "é" is two bytes in UTF-8.
     assert len(tokenizer.encode("Q: 84+39+62=?")) == 13
     assert len(tokenizer.encode("é")) == 2
@@ -98,8 +98,8 @@ def test_every_text_comes_back_as_it_was(tokenizer, text):
 
 
 def test_the_model_half_knows_its_default_task(model, tokenizer):
-    # Room to learn and something to choose from: about a third right, by docs/bundled_model.md. 100 prompts x 8 samples have
-    # a 95 % interval of about 0.03 around it.
+    # About a third is right (docs/bundled_model.md): there is room to learn, and groups differ.
+    # 100 prompts x 8 samples have a 95 % interval of about +-0.03.
     torch.manual_seed(0)
     sampled = sample_heldout(model, tokenizer, TASKS["sums"], num_prompts=100)
     accuracy, _ = accuracy_interval(sampled)
@@ -111,11 +111,11 @@ def test_the_model_half_knows_its_default_task(model, tokenizer):
     assert len(reasoned) < 0.5 * len(sampled)
 
 
-# ---- the texts it was made from ----------------------------------------------------------------------------------------
+# ---- the texts it was made from ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_a_reasoned_text_ends_in_the_right_answer_and_fits_the_default_token_limit(task, tokenizer):
+def test_a_reasoned_text_is_right_and_fits_the_default_token_limit(task, tokenizer):
     for prompt in train_prompts(task, 0, 0, 300):
         thought, answer = REASON[task.name](prompt, random.Random(prompt.id))
         assert task.grade(answer, prompt) == 1.0
@@ -133,14 +133,14 @@ def test_the_steps_of_a_reasoned_text_are_the_arithmetic_they_look_like():
                 assert eval(left) == int(right)
 
 
-def test_the_letters_picked_one_by_one_spell_the_sorted_word_repeated_ones_too():
+def test_letters_picked_one_by_one_spell_the_sorted_word():
     prompt = Prompt("id", "Q: sort banab", "aabbn", "sort", {"word": "banab"})
     assert REASON["sort"](prompt, random.Random(0)) == ("a:bnab a:bnb b:nb b:n n", "aabbn")
 
 
 def test_answers_given_at_once_are_mostly_wrong_and_reasoned_ones_right():
-    # DIRECT_WRONG is 0.8, and of the 0.08 with a broken format a quarter has no answer: 0.2 * 0.98 = 0.196 right at once;
-    # reasoned 0.98. 1000 texts: sd 0.013 and 0.005.
+    # DIRECT_WRONG is 0.8, and a quarter of the 0.08 with a broken format has no answer:
+    # 0.2 * 0.98 = 0.196 are right at once, and 0.98 if reasoned. 1000 texts: sd 0.013 and 0.005.
     rng = random.Random(0)
     for frac, low, high in ((0.0, 0.14, 0.25), (1.0, 0.96, 1.0)):
         prompts = train_prompts(TASKS["sums"], 2, 0, 1000)
@@ -153,7 +153,8 @@ def test_answers_given_at_once_are_mostly_wrong_and_reasoned_ones_right():
 
 
 def test_the_interval_counts_prompts_not_samples():
-    # Two prompts, two samples each: shares 1 and 0.5. Mean 0.75, sample sd 0.35355, half width 1.96 * 0.35355 / sqrt(2) = 0.49.
+    # Two prompts, two samples each: shares 1 and 0.5. Mean 0.75, sample sd 0.35355, half width
+    # 1.96 * 0.35355 / sqrt(2) = 0.49.
     sampled = [
         Sampled(0, "", 1, True),
         Sampled(0, "", 1, True),

@@ -70,7 +70,8 @@ def test_a_prompt_uses_the_chat_template_when_there_is_one(tiny_model, copy):
     bare = load_policy(ModelConfig(name=str(tiny_model)), 0, CPU)
     assert bare.decode(bare.encode(prompt, TASKS["sums"].instruction)) == "Q: 1+1+1=?"
     (copy / "chat_template.jinja").write_text(
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     chat = load_policy(ModelConfig(name=str(copy)), 0, CPU)
     assert chat.decode(chat.encode(prompt, "Add.")) == "[user]Add.\n\nQ: 1+1+1=?[assistant]"
