@@ -1,1 +1,1 @@
-"""What a run leaves behind: a trained model, a command, a script for TRL, a repository on the Hub."""
+"""Export a run: the trained model, to a folder or the Hub; a command; a script for TRL."""

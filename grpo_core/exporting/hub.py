@@ -1,4 +1,7 @@
-"""An exported model on the Hub: a new private repository, or a further commit to one. The token is HF_TOKEN's; it is written nowhere and in no message."""
+"""Push an exported model to the Hub: a new private repository, or a commit to an existing one.
+
+The Hub's library reads the token from HF_TOKEN. It is not stored and is in no message.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +11,61 @@ from pathlib import Path
 import huggingface_hub.errors as hub
 from huggingface_hub import HfApi
 
-from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.errors import FieldProblem, InvalidConfig
 
 try:
-    import httpx2 as web  # what huggingface_hub speaks with since 2.x
+    import httpx2 as web  # the HTTP client of huggingface_hub since 2.x
 except ImportError:
     import httpx as web  # and before
 
 FIELD = "export.push"
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_TOKEN = "Put a token that may write to it into the environment variable HF_TOKEN; it is read there and written nowhere."
+_TOKEN = (
+    "Put a token that may write to it into the environment variable HF_TOKEN; "
+    "the token is never stored."
+)
 
 
 def check_repository(name: str) -> str:
-    """owner/name, or InvalidConfig: asked before a model is exported for it."""
+    """Return the name if it has the form owner/name. Raises InvalidConfig."""
     if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    FIELD,
-                    name,
-                    "is no repository of the Hub",
-                    "Write owner/name, e.g. me/tiny-reasoner.",
-                )
-            ]
+        raise _error(
+            name, "is no repository of the Hub", "Write owner/name, e.g. me/tiny-reasoner."
         )
     return name
 
 
 def push_folder(folder: Path, repository: str, private: bool = True) -> str:
-    """Create the repository if it is not there, and upload the folder in one commit. Returns its address; raises StudioError."""
+    """Create the repository if there is none, and upload the folder in one commit.
+
+    Returns the commit's address. Raises InvalidConfig on `export.push`.
+    """
     api = HfApi()
     try:
-        api.create_repo(
-            check_repository(repository), repo_type="model", private=private, exist_ok=True
+        check_repository(repository)
+        api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Trained with GRPO Studio"
         )
-        return str(
-            api.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message="Trained with GRPO Studio"
-            ).commit_url
-            or f"{api.endpoint}/{repository}"
-        )
+        return str(commit.commit_url or f"{api.endpoint}/{repository}")
     except hub.OfflineModeIsEnabled:
-        raise _refused(repository, "HF_HUB_OFFLINE forbids asking the Hub", "Unset it.") from None
+        problem, hint = "HF_HUB_OFFLINE forbids a connection to the Hub", "Unset it."
     except hub.LocalTokenNotFoundError:
-        raise _refused(repository, "there is no token", _TOKEN) from None
+        problem, hint = "there is no token", _TOKEN
     except hub.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
-            raise _refused(repository, f"the Hub refused it ({status})", _TOKEN) from None
-        raise _refused(
-            repository,
-            f"the Hub answered {status}",
-            "Try again later; the exported folder can be uploaded by hand too.",
-        ) from None
+            problem, hint = f"the Hub refused it ({status})", _TOKEN
+        else:
+            problem = f"the Hub answered {status}"
+            hint = "Try again later, or upload the exported folder by hand."
     except (web.TransportError, OSError) as error:
-        raise _refused(
-            repository,
-            f"the Hub could not be reached or took it only in part ({type(error).__name__})",
-            "Try again: what arrived is not shown before all of it has.",
-        ) from None
+        problem = (
+            f"the Hub could not be reached or the upload is incomplete ({type(error).__name__})"
+        )
+        hint = "Try again: the Hub shows an upload only when it is complete."
+    raise _error(repository, problem, hint)
 
 
-def _refused(repository: str, why: str, hint: str) -> StudioError:
-    return InvalidConfig([FieldProblem(FIELD, repository, why, hint)])
+def _error(repository: str, problem: str, hint: str) -> InvalidConfig:
+    return InvalidConfig([FieldProblem(FIELD, repository, problem, hint)])

@@ -1,4 +1,4 @@
-"""A run written down for other tools: as one command of ours, and as a script for TRL. Pure text out of a configuration."""
+"""A run as text for other tools: one command of GRPO Studio, or a script for TRL."""
 
 from __future__ import annotations
 
@@ -9,49 +9,132 @@ from typing import Any
 from grpo_core.config import RunConfig, flatten
 from grpo_core.rubric import resolve_rubric
 
+# Options of GRPO Studio -> TRL 1.16. TRL has no counterpart of other options.
+LOSS_TYPES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
+SCALES = {"group_std": "group", "group_mean": "none", "batch_std": "batch"}
+
 
 def as_command(config: RunConfig) -> str:
     """The command line that starts this run again: every setting that is not the default."""
     default, parts = flatten(RunConfig()), ["python -m grpo_core train"]
     for name, value in flatten(config).items():
         if value != default[name]:
-            parts.append(
-                "--set "
-                + shlex.quote(
-                    f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-                )
-            )
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            parts.append(f"--set {shlex.quote(f'{name}={text}')}")
     return " \\\n  ".join(parts) + "\n"
 
 
-# Ours -> TRL's word for it; what is not here TRL 1.16 has no word for.
-LOSS_TYPES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
-SCALES = {"group_std": "group", "group_mean": "none", "batch_std": "batch"}
-
-
 def as_trl_script(config: RunConfig) -> str:
-    """The same run for TRL's GRPOTrainer: its prompts, rubric and hyper-parameters; what TRL cannot say stands on top as a comment."""
-    t, a, m = config.train, config.algorithm, config.model
-    missing = [
-        f"{name} = {value!r}"
-        for name, value, there in (
-            ("algorithm.advantage", a.advantage, a.advantage in SCALES),
-            ("algorithm.objective", a.objective, a.objective in ("clip", "cispo")),
-            ("algorithm.aggregation", a.aggregation, a.aggregation in LOSS_TYPES),
-            ("algorithm.grouping", a.grouping, a.grouping == "prompt"),
-            ("algorithm.kl_estimator", a.kl_estimator, a.kl_estimator == "k3" or not a.kl_coef),
-            ("algorithm.kl_control", a.kl_control, a.kl_control == "fixed"),
-            ("algorithm.dynamic_sampling", a.dynamic_sampling, not a.dynamic_sampling),
-            ("algorithm.entropy_coef", a.entropy_coef, not a.entropy_coef),
-            ("algorithm.entropy_target", a.entropy_target, a.entropy_target is None),
-            ("rubric.scale", config.rubric.scale, not config.rubric.scale),
-            ("rubric.gate", config.rubric.gate, not config.rubric.gate),
-            ("rubric.clip_low", config.rubric.clip_low, config.rubric.clip_low is None),
-            ("rubric.clip_high", config.rubric.clip_high, config.rubric.clip_high is None),
-        )
-        if not there
-    ]
-    written = config.model_copy(update={"rubric": resolve_rubric(config.rubric)})
+    """A script that trains this run with TRL's GRPOTrainer: same prompts, rubric and settings.
+
+    Settings without a counterpart in TRL are left out, and named in a comment at the top.
+    """
+    settings = json.dumps(
+        config.model_copy(update={"rubric": resolve_rubric(config.rubric)}).model_dump(mode="json")
+    )
+    return f'''"""A run of GRPO Studio as a script for TRL 1.16.
+
+It needs grpo_core, where its prompts and rubric come from.
+"""
+{_missing_comment(config)}
+import json
+
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from grpo_core.config import parse
+from grpo_core.models import load_policy
+from grpo_core.rubric import build_rubric
+from grpo_core.tasks import load_task, train_prompts
+from grpo_core.training.trainer import learning_rate
+from grpo_core.types import Completion
+
+{_peft_config(config)}
+CONFIG = parse(json.loads({json.dumps(settings)}))
+model_config, t = CONFIG.model.model_copy(update={{"lora_rank": 0}}), CONFIG.train
+policy = load_policy(model_config, t.seed)
+task = load_task(CONFIG.task)
+rubric = build_rubric(CONFIG.rubric)
+prompts = [
+    p
+    for step in range(1, t.steps + 1)
+    for p in train_prompts(task, t.seed, step, t.prompts_per_step)
+]
+
+
+def trl_prompt(p):
+    if not policy.tokenizer.chat_template:
+        return policy.tokenizer.decode(policy.encode(p, task.instruction))
+    content = f"{{task.instruction}}\\n\\n{{p.text}}" if task.instruction else p.text
+    return [*p.meta.get("before", ()), {{"role": "user", "content": content}}]
+
+
+def completion(ids):
+    reason = "stop" if ids[-1] in policy.end_ids else "length"
+    return Completion(policy.decode(ids), reason, len(ids))
+
+
+def criterion(name):
+    def score(completion_ids, row, **_):
+        completions = [completion(ids) for ids in completion_ids]
+        scored = rubric.score_all(completions, [prompts[i] for i in row])
+        return [scores[name] for scores in scored.scores]
+
+    score.__name__ = name
+    return score
+
+
+if __name__ == "__main__":
+    trainer = GRPOTrainer(
+        model=policy.model,
+        processing_class=policy.tokenizer,
+        peft_config=PEFT,
+        reward_funcs=[criterion(name) for name in rubric.weights],
+        train_dataset=Dataset.from_list(
+            [{{"prompt": trl_prompt(p), "row": i}} for i, p in enumerate(prompts)]
+        ),
+        args=GRPOConfig(
+            learning_rate=learning_rate(CONFIG, policy),
+            reward_weights=list(rubric.weights.values()),
+            bf16=policy.model.dtype.itemsize == 2,
+            use_cpu=policy.device.type == "cpu",
+            **{_trl_arguments(config)!r},
+        ),
+    )
+    trainer.train()
+'''
+
+
+def _missing_comment(config: RunConfig) -> str:
+    """The settings that TRL cannot express, as comment lines."""
+    a, r = config.algorithm, config.rubric
+    has_counterpart = {
+        "algorithm.advantage": a.advantage in SCALES,
+        "algorithm.objective": a.objective in ("clip", "cispo"),
+        "algorithm.aggregation": a.aggregation in LOSS_TYPES,
+        "algorithm.grouping": a.grouping == "prompt",
+        "algorithm.kl_estimator": a.kl_estimator == "k3" or not a.kl_coef,
+        "algorithm.kl_control": a.kl_control == "fixed",
+        "algorithm.dynamic_sampling": not a.dynamic_sampling,
+        "algorithm.entropy_coef": not a.entropy_coef,
+        "algorithm.entropy_target": a.entropy_target is None,
+        "rubric.scale": not r.scale,
+        "rubric.gate": not r.gate,
+        "rubric.clip_low": r.clip_low is None,
+        "rubric.clip_high": r.clip_high is None,
+    }
+    values = flatten(config)
+    missing = [name for name, found in has_counterpart.items() if not found]
+    if not missing:
+        return "# Every setting of the run has a counterpart in TRL.\n"
+    lines = "".join(f"#   {name} = {values[name]!r}\n" for name in missing)
+    return f"# TRL has no counterpart of these settings; the script leaves them out:\n{lines}"
+
+
+def _trl_arguments(config: RunConfig) -> dict[str, Any]:
+    """Arguments of TRL's GRPOConfig."""
+    t, a = config.train, config.algorithm
+    is_cispo = a.objective == "cispo"
     arguments: dict[str, Any] = {
         "max_steps": t.steps,
         "seed": t.seed,
@@ -67,10 +150,10 @@ def as_trl_script(config: RunConfig) -> str:
         "shuffle_dataset": False,
         "disable_dropout": True,
         "scale_rewards": SCALES.get(a.advantage, "group"),
-        "loss_type": "cispo" if a.objective == "cispo" else LOSS_TYPES.get(a.aggregation, "dapo"),
+        "loss_type": "cispo" if is_cispo else LOSS_TYPES.get(a.aggregation, "dapo"),
         "importance_sampling_level": a.ratio_level,
         "epsilon": a.clip_eps_low,
-        "epsilon_high": a.cispo_cap if a.objective == "cispo" else a.clip_eps_high,
+        "epsilon_high": a.cispo_cap if is_cispo else a.clip_eps_high,
         "beta": a.kl_coef,
         "use_bias_correction_kl": a.kl_ratio_corrected,
         "num_iterations": a.updates_per_batch,
@@ -81,60 +164,20 @@ def as_trl_script(config: RunConfig) -> str:
     }
     if a.clip_delta is not None:
         arguments["delta"] = a.clip_delta
-    lora = (
-        f"""from peft import LoraConfig
+    return arguments
 
-PEFT = LoraConfig(r={m.lora_rank}, lora_alpha={m.lora_alpha or 2 * m.lora_rank}, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+def _peft_config(config: RunConfig) -> str:
+    m = config.model
+    if not m.lora_rank:
+        return "PEFT = None\n"
+    return f"""from peft import LoraConfig
+
+PEFT = LoraConfig(
+    r={m.lora_rank},
+    lora_alpha={m.lora_alpha or 2 * m.lora_rank},
+    lora_dropout=0.0,
+    target_modules="all-linear",
+    task_type="CAUSAL_LM",
+)
 """
-        if m.lora_rank
-        else "PEFT = None\n"
-    )
-    head = "".join(f"#   {line}\n" for line in missing)
-    head = (
-        f"# TRL has no word for these settings; the script leaves them out:\n{head}"
-        if missing
-        else "# Every setting of the run has a word in TRL.\n"
-    )
-    return f'''"""The run of GRPO Studio as a script for TRL 1.16. Run it beside grpo_core: prompts and rubric come from there."""
-{head}
-import json
-
-from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
-
-from grpo_core.config import parse
-from grpo_core.models import load_policy
-from grpo_core.rubric import build_rubric
-from grpo_core.tasks import load_task, train_prompts
-from grpo_core.trainer import learning_rate
-from grpo_core.types import Completion
-
-{lora}
-CONFIG = parse(json.loads({json.dumps(json.dumps(written.model_dump(mode="json")))}))
-policy, task, rubric = load_policy(CONFIG.model.model_copy(update={{"lora_rank": 0}}), CONFIG.train.seed), load_task(CONFIG.task), build_rubric(CONFIG.rubric)
-prompts = [p for step in range(1, CONFIG.train.steps + 1) for p in train_prompts(task, CONFIG.train.seed, step, CONFIG.train.prompts_per_step)]
-
-
-def as_trl_reads(p):
-    if not policy.tokenizer.chat_template:
-        return policy.tokenizer.decode(policy.encode(p, task.instruction))
-    content = f"{{task.instruction}}\\n\\n{{p.text}}" if task.instruction else p.text
-    return [*p.meta.get("before", ()), {{"role": "user", "content": content}}]
-
-
-def criterion(name):
-    def score(completion_ids, row, **_):
-        completions = [Completion(policy.decode(ids), "stop" if ids[-1] in policy.end_ids else "length", len(ids)) for ids in completion_ids]
-        return [scores[name] for scores in rubric.score_all(completions, [prompts[i] for i in row]).scores]
-    score.__name__ = name
-    return score
-
-
-if __name__ == "__main__":
-    trainer = GRPOTrainer(
-        model=policy.model, processing_class=policy.tokenizer, peft_config=PEFT, reward_funcs=[criterion(name) for name in rubric.weights],
-        train_dataset=Dataset.from_list([{{"prompt": as_trl_reads(p), "row": i}} for i, p in enumerate(prompts)]),
-        args=GRPOConfig(learning_rate=learning_rate(CONFIG, policy), reward_weights=list(rubric.weights.values()), bf16=policy.model.dtype.itemsize == 2,
-                        use_cpu=policy.device.type == "cpu", **{arguments!r}))
-    trainer.train()
-'''

@@ -1,1 +1,1 @@
-"""What can be asked before a run starts: prompts, models, rubrics, one real step on a copy."""
+"""Checks before a run starts: prompts, model, rubric, and one real step on a copy of the model."""

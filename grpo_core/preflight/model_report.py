@@ -1,4 +1,4 @@
-"""What can be said about a model before it trains: its size, the memory that a run would take against what is free, how its turns end."""
+"""What is known of a model before it trains: size, needed and free memory, end tokens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from grpo_core.config import RunConfig
 from grpo_core.models.device import describe_device, free_memory, pick_device
-from grpo_core.models.load import _refuse, _source, check_model, precision, template_end
-from grpo_core.training.memory_estimate import RESERVE, memory
+from grpo_core.models.load import check_model, precision, refuse, resolve_source, template_end
+from grpo_core.training.memory_estimate import RESERVE, ModelSize, memory
+
+MIN_MICRO_BATCH_TOKENS = 64  # a run that has less room does not fit
+ENDS_DIFFER = (
+    "The chat template ends a turn with a token that the generation config does not name. "
+    "GRPO Studio stops at both; other programs may not stop."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """Answers of "Check model". Bytes are estimates for this run's settings; `problems` stop a run, `remarks` only say something."""
+    """The result of "Check model". Bytes are estimates for the settings of this run.
+
+    `problems` stop a run; `remarks` do not.
+    """
 
     name: str
     architecture: str
@@ -24,13 +39,13 @@ class ModelReport:
     trained_parameters: int
     dtype: str
     device: str
-    context: int | None
+    context: int | None  # tokens
     chat_template: bool
-    end_tokens: dict[str, list[str]]  # where it is said -> the tokens
+    end_tokens: dict[str, list[str]]  # source -> its end tokens
     ends_agree: bool
     bytes_by_part: dict[str, int]
     free_bytes: int
-    fitting_micro_batch: int
+    fitting_micro_batch: int  # tokens
     problems: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -40,96 +55,107 @@ class ModelReport:
 
 
 def report(config: RunConfig) -> ModelReport:
-    """Everything but the weights is read; those are counted on torch's meta device. Raises InvalidConfig on `model.name`."""
+    """Report on the model without loading its weights: torch's meta device counts them.
+
+    Raises InvalidConfig on `model.name`.
+    """
     m = config.model
     check_model(m)
-    source, options = _source(m), {"trust_remote_code": False, "revision": m.revision}
+    source, options = resolve_source(m), {"trust_remote_code": False, "revision": m.revision}
     try:
         shape = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-        _refuse(m, f"it cannot be looked at: {str(error).splitlines()[0][:200]}")
+        refuse(m, f"it cannot be examined: {str(error).splitlines()[0][:200]}")
     device = pick_device()
     dtype = precision(m, device)
     parameters = sum(p.numel() for p in model.parameters())
     trained = _adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
+
     free = free_memory(device)
-    twice = config.train.gradient_checkpointing == "on"
-    parts, per_token = memory(config, shape, parameters, trained, dtype, twice)
-    if config.train.gradient_checkpointing == "auto" and sum(parts.values()) > RESERVE * free:
-        twice, (parts, per_token) = True, memory(config, shape, parameters, trained, dtype, True)
+    recomputes = config.train.gradient_checkpointing == "on"
+    size = ModelSize(shape, parameters, trained, dtype)
+    parts, per_token = memory(config, size, recomputes)
+    is_automatic = config.train.gradient_checkpointing == "auto"
+    if is_automatic and sum(parts.values()) > RESERVE * free:
+        recomputes = True
+        parts, per_token = memory(config, size, recomputes)
     room = RESERVE * free - sum(v for k, v in parts.items() if k != "activations")
-    ends = end_tokens(source, options, tokenizer)
-    agree = not ends["chat template"] or set(ends["chat template"]) <= set(
-        ends["generation config"]
-    ) | set(ends["tokenizer"])
+
+    ends = end_tokens(source, m.revision, tokenizer)
+    known_ends = {*ends["generation config"], *ends["tokenizer"]}
+    ends_agree = set(ends["chat template"]) <= known_ends
     context = getattr(shape, "max_position_embeddings", None)
-    problems, remarks = [], []
-    if room < per_token * 64:
+
+    new_tokens = config.train.max_new_tokens
+    problems = []
+    if room < per_token * MIN_MICRO_BATCH_TOKENS:
         problems.append(
-            "There is not enough free memory for this run: use LoRA, a smaller model, or smaller groups."
+            "There is not enough free memory for this run: use LoRA, a smaller model, "
+            "or smaller groups."
         )
     if not any(ends.values()):
-        problems.append("Nothing names an end token, so no completion would ever end.")
-    if context is not None and config.train.max_new_tokens >= context:
+        problems.append("The model has no end token, so no completion would ever end.")
+    if context is not None and new_tokens >= context:
         problems.append(
-            f"train.max_new_tokens is {config.train.max_new_tokens:,}, and the context holds {context:,} tokens."
+            f"train.max_new_tokens is {new_tokens:,}, and the context holds {context:,} tokens."
         )
-    if twice:
+    remarks = []
+    if recomputes:
         remarks.append(
-            "Of each layer only its input is kept and the rest computed again for the gradient: "
+            "The run keeps only each layer's input and computes the rest again for the gradient: "
             "about a third more time, several times fewer activations."
         )
-    if not agree:
-        remarks.append(
-            "The chat template ends a turn with a token that the generation config does not name; both are respected here, but other programs may not stop."
-        )
+    if not ends_agree:
+        remarks.append(ENDS_DIFFER)
     if not tokenizer.chat_template:
-        remarks.append("There is no chat template: prompts are read as bare text.")
+        remarks.append("There is no chat template: the model reads prompts as bare text.")
     if dtype == torch.bfloat16 and not m.lora_rank:
         remarks.append("Weights in bfloat16 round small updates away; float32 or LoRA keep them.")
     return ModelReport(
-        m.name,
-        type(model).__name__,
-        parameters,
-        trained,
-        str(dtype).removeprefix("torch."),
-        describe_device(device),
-        context,
-        bool(tokenizer.chat_template),
-        ends,
-        agree,
-        parts,
-        free,
-        max(0, int(room / per_token)),
-        tuple(problems),
-        tuple(remarks),
+        name=m.name,
+        architecture=type(model).__name__,
+        parameters=parameters,
+        trained_parameters=trained,
+        dtype=str(dtype).removeprefix("torch."),
+        device=describe_device(device),
+        context=context,
+        chat_template=bool(tokenizer.chat_template),
+        end_tokens=ends,
+        ends_agree=ends_agree,
+        bytes_by_part=parts,
+        free_bytes=free,
+        fitting_micro_batch=max(0, int(room / per_token)),
+        problems=tuple(problems),
+        remarks=tuple(remarks),
     )
 
 
-def _adapter_parameters(model: torch.nn.Module, rank: int) -> int:
+def _adapter_parameters(model: PreTrainedModel, rank: int) -> int:
+    """Parameters of adapters: rank x (inputs + outputs) for every linear layer but the head."""
     head = model.get_output_embeddings()
     return sum(
-        rank * sum(m.weight.shape)
+        rank * sum(m.get_parameter("weight").shape)
         for m in model.modules()
         if m is not head and type(m).__name__ in ("Linear", "Conv1D")
     )
 
 
-def end_tokens(source: str, options: dict[str, Any], tokenizer: Any) -> dict[str, list[str]]:
-    """The tokens that end a turn, by who says so."""
+def end_tokens(source: str, revision: str, tokenizer: Any) -> dict[str, list[str]]:
+    """The tokens that end a turn, by the generation config, tokenizer and chat template."""
     try:
-        named = GenerationConfig.from_pretrained(source, revision=options["revision"]).eos_token_id
-    except OSError:
+        named = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+    except OSError:  # the model has no generation config
         named = None
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    of_template = template_end(tokenizer)
+    named_ids = named if isinstance(named, list) else [named]
+
+    def tokens(ids: list[int | None]) -> list[str]:
+        return [tokenizer.convert_ids_to_tokens(i) for i in ids if i is not None]
+
     return {
-        "generation config": [tokenizer.convert_ids_to_tokens(i) for i in ids],
+        "generation config": tokens(named_ids),
         "tokenizer": [tokenizer.eos_token] if tokenizer.eos_token else [],
-        "chat template": []
-        if of_template is None
-        else [tokenizer.convert_ids_to_tokens(of_template)],
+        "chat template": tokens([template_end(tokenizer)]),
     }

@@ -1,13 +1,13 @@
-"""One report before step 1: what a real first step, on a copy that is thrown away, says about the run. Red stops, amber asks."""
+"""The report before step 1: a real first step on a copy of the model, judged as findings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.config import RunConfig
-from grpo_core.preflight.model_report import ModelReport
+from grpo_core.preflight.model_report import ENDS_DIFFER, ModelReport
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.runs.zerogpu import outlook, steps_that_fit
@@ -25,15 +25,22 @@ from grpo_core.types import (
     StepMetrics,
 )
 
-KL_AT_FIRST = (
-    1e-3  # nats a token; rounding in bfloat16 makes a tenth of it, a fault a thousand times as much
-)
-HELDOUT = 64  # held-out prompts for the baseline, at most
+# Largest KL at step 1, in nats per token. Rounding in bfloat16 gives a tenth of it, and a fault
+# a thousand times as much.
+MAX_FIRST_KL = 1e-3
+MAX_HELDOUT = 64  # held-out prompts for the baseline
+# A share of 0.999 or more counts as all completions or groups.
+ALL = 0.999
+LEVELS = ("red", "amber", "green")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """level: "red" the run would not work, "amber" look at it first, "green" as it should be. final: starting anyway could only fail."""
+    """One line of the report.
+
+    level: "red" stops the run, "amber" needs a look first, "green" is as it should be.
+    final: the run cannot work, so it cannot be started anyway.
+    """
 
     level: str
     title: str
@@ -43,13 +50,13 @@ class Finding:
 
 @dataclass(slots=True)
 class FirstStep:
-    """What one step of training said, and what it was made of."""
+    """Collects the events of one step of training."""
 
     metrics: StepMetrics | None = None
     groups: tuple[Group, ...] = ()
     baseline: dict[str, float | None] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
-    pauses: list[str] = field(default_factory=list)  # why the run would have waited for a person
+    pauses: list[str] = field(default_factory=list)  # why the run would have paused
     control: RunControl = field(default_factory=RunControl)
     env: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,235 +72,215 @@ class FirstStep:
                 self.baseline = dict(metrics)
             case Noticed(message=message):
                 self.notices.append(message)
-            case Paused(reason):  # nobody watches a preflight: it goes on, and says so afterwards
+            case Paused(
+                reason
+            ):  # nobody can resume a preflight, so it reports the pause and goes on
                 self.pauses.append(reason)
                 self.control.resume()
 
 
 def first_step(config: RunConfig, train: Callable[..., None] = train) -> FirstStep:
-    """The very step that the run would begin with, by the trainer itself, on its own copy of the model; nothing is kept of it."""
-    said = FirstStep()
-    short = {"steps": 1, "eval_every": 0, "checkpoint_every": 0, "token_records": 0}
-    once = config.model_copy(
+    """Take the run's first step with the real trainer, on a copy of the model; keep nothing."""
+    once = {"steps": 1, "eval_every": 0, "checkpoint_every": 0, "token_records": 0}
+    heldout = {"heldout_size": min(MAX_HELDOUT, config.task.heldout_size)}
+    short = config.model_copy(
         update={
-            "train": config.train.model_copy(update=short),
-            "task": config.task.model_copy(
-                update={"heldout_size": min(HELDOUT, config.task.heldout_size)}
-            ),
+            "train": config.train.model_copy(update=once),
+            "task": config.task.model_copy(update=heldout),
         }
     )
-    train(once, said, said.control)
-    return said
+    first = FirstStep()
+    train(short, first, first.control)
+    return first
 
 
 def findings(
     config: RunConfig, model: ModelReport, counts: dict[str, Any], first: FirstStep
 ) -> list[Finding]:
-    """Everything in the order in which a person should read it: what stops the run first."""
-    assert first.metrics is not None
-    found = [
+    """The findings of a completed first step, ordered red, amber, green.
+
+    counts: prompt counts of a file or dataset; empty for a built-in task.
+    """
+    metrics = first.metrics
+    assert metrics is not None, "the first step is complete"
+    results = [
         *(Finding("red", "It would pause", p) for p in first.pauses),
-        *_of_model(model),
-        *_of_prompts(counts, config),
-        *_of_rubric(config, first),
-        *_of_sampling(config, first),
-        *_of_update(config, first.metrics),
-        *_of_lease(config, first),
+        *_model_findings(model),
+        *_prompt_findings(counts, config),
+        *_rubric_findings(first),
+        *_group_findings(config, first),
+        *_length_findings(config, metrics),
+        *_baseline_findings(config, first),
+        *_update_findings(config, metrics),
+        *_lease_findings(config, first.env, metrics),
     ]
-    return sorted(found, key=lambda f: ("red", "amber", "green").index(f.level))
+    return sorted(results, key=lambda f: LEVELS.index(f.level))
 
 
-def _of_model(m: ModelReport) -> list[Finding]:
-    found = [Finding("red", "Model", p, final=True) for p in m.problems] + [
-        Finding("amber", "Model", r) for r in m.remarks if "differ" in r or "does not name" in r
-    ]
-    return found or [
-        Finding(
-            "green",
-            "Model",
-            f"{m.parameters:,} parameters in {m.dtype} on {m.device}; its end tokens agree.",
-        )
-    ]
+def _model_findings(m: ModelReport) -> list[Finding]:
+    results = [Finding("red", "Model", p, final=True) for p in m.problems]
+    if not m.ends_agree:
+        results.append(Finding("amber", "Model", ENDS_DIFFER))
+    if results:
+        return results
+    text = f"{m.parameters:,} parameters in {m.dtype} on {m.device}; its end tokens agree."
+    return [Finding("green", "Model", text)]
 
 
-def _of_prompts(c: dict[str, Any], config: RunConfig) -> list[Finding]:
-    if not c:
+def _prompt_findings(counts: dict[str, Any], config: RunConfig) -> list[Finding]:
+    if not counts:
         return []
-    amber = [
-        text.format(c[key])
-        for key, text in (
-            ("contradictions", "{:,} prompts stand there again with another answer."),
-            ("leaks", "{:,} training prompts were also held out and left training."),
-            ("unanswered", "{:,} prompts have no answer."),
-            ("too_long", "{:,} prompts are too long and are dropped."),
-        )
-        if c[key]
-    ]
-    if c["heldout"] < config.task.heldout_size:
-        amber.append(f"Only {c['heldout']:,} prompts are held out.")
-    return [Finding("amber", "Prompts", text) for text in amber] or [
-        Finding(
-            "green",
-            "Prompts",
-            f"{c['train']:,} to train on, {c['heldout']:,} held out, {c['duplicates']:,} duplicates left out.",
-        )
-    ]
+    texts = {
+        "contradictions": "{:,} prompts repeat with a different answer.",
+        "leaks": "{:,} training prompts are also held out; they are left out of training.",
+        "unanswered": "{:,} prompts have no answer.",
+        "too_long": "{:,} prompts are too long and are dropped.",
+    }
+    amber = [text.format(counts[name]) for name, text in texts.items() if counts[name]]
+    if counts["heldout"] < config.task.heldout_size:
+        amber.append(f"Only {counts['heldout']:,} prompts are held out.")
+    if amber:
+        return [Finding("amber", "Prompts", text) for text in amber]
+    text = (
+        f"{counts['train']:,} to train on, {counts['heldout']:,} held out, "
+        f"{counts['duplicates']:,} duplicates left out."
+    )
+    return [Finding("green", "Prompts", text)]
 
 
-def _of_rubric(config: RunConfig, first: FirstStep) -> list[Finding]:
+def _rubric_findings(first: FirstStep) -> list[Finding]:
+    """Criteria that could not score, and completions without a reward."""
     rollouts = [r for g in first.groups for r in g.rollouts]
-    found = [
-        Finding(
-            "red" if sum(r.scores[name] is None for r in rollouts) == len(rollouts) else "amber",
-            "Rubric",
-            text,
-        )
-        for text in first.notices
-        for name in [text.split(" could not score")[0]]
-        if name in rollouts[0].scores
-    ]
-    nulls = sum(r.reward is None for r in rollouts)
-    if nulls:
-        found.append(
-            Finding(
-                "red" if 2 * nulls > len(rollouts) else "amber",
-                "Rubric",
-                f"{nulls} of {len(rollouts)} completions have no reward.",
-            )
-        )
-    tied = tied_share(
-        [[r.reward for r in g.rollouts] for g in first.groups], config.train.group_size
-    )
-    predicted = [
-        f"{size}: {share:.0%}"
-        for size in GROUP_SIZES
-        if (share := tied_share([[r.reward for r in g.rollouts] for g in first.groups], size))
-        is not None
-    ]
-    if tied is not None:
-        level = "red" if tied >= 0.999 else "amber" if tied > 0.7 else "green"
-        found.append(
-            Finding(
-                level,
-                "Groups",
-                f"{tied:.0%} of groups tie at {config.train.group_size} completions and teach nothing. By group size: {', '.join(predicted)}.",
-            )
-        )
-    return found
+    results = []
+    for notice in first.notices:
+        criterion, found, _ = notice.partition(" could not score")
+        if found and criterion in rollouts[0].scores:
+            fails_always = all(r.scores[criterion] is None for r in rollouts)
+            results.append(Finding("red" if fails_always else "amber", "Rubric", notice))
+    unscored = sum(r.reward is None for r in rollouts)
+    if unscored:
+        level = "red" if 2 * unscored > len(rollouts) else "amber"
+        text = f"{unscored} of {len(rollouts)} completions have no reward."
+        results.append(Finding(level, "Rubric", text))
+    return results
 
 
-def _of_sampling(config: RunConfig, first: FirstStep) -> list[Finding]:
-    found, cut = [], first.metrics.truncated_frac or 0.0
-    if cut > 0.3:
-        found.append(
-            Finding(
-                "red" if cut >= 0.999 else "amber",
-                "Length",
-                f"{cut:.0%} of completions were cut at {config.train.max_new_tokens} tokens: raise Max new tokens.",
-            )
-        )
-    b = first.baseline
-    if (accuracy := b.get("heldout/accuracy")) is not None:
-        low, high = b["heldout/accuracy_low"], b["heldout/accuracy_high"]
-        level = "amber" if accuracy in (0.0, 1.0) else "green"
-        hint = (
-            " Nothing is right by chance: the policy may find nothing to learn from."
-            if accuracy == 0
-            else " There is nothing left to learn."
-            if accuracy == 1
-            else ""
-        )
-        found.append(
-            Finding(
-                level,
-                "Baseline",
-                f"{accuracy:.1%} of held-out prompts are right now (95 % interval {low:.1%} to {high:.1%}).{hint}",
-            )
-        )
-    elif build_rubric(config.rubric).outcome is None:
-        found.append(
-            Finding(
-                "amber",
-                "Baseline",
-                "No criterion decides whether a completion is right, so no accuracy can be measured.",
-            )
-        )
-    return found
-
-
-def _of_update(config: RunConfig, m: StepMetrics) -> list[Finding]:
-    found = []
-    if m.kl is not None:
-        level = "green" if abs(m.kl) < KL_AT_FIRST else "red"
-        found.append(
-            Finding(
-                level,
-                "KL at first",
-                f"{m.kl:.2g} nats a token"
-                + (
-                    "."
-                    if level == "green"
-                    else ": it must be 0. Dropout, adapters or precision make the policy differ from itself."
-                ),
-            )
-        )
-    if m.grad_norm == 0:
-        found.append(Finding("amber", "Gradient", "The first step has none: all its groups tie."))
-    seconds = (m.step_seconds or 0.0) * config.train.steps
-    found.append(
-        Finding(
-            "green",
-            "Time",
-            f"The first step took {m.step_seconds:.1f} s, so {config.train.steps:,} steps take about {_spoken(seconds)}; first steps are slower than later ones.",
-        )
-    )
-    found.append(Finding("green", "Memory", f"{m.peak_memory_mib:,.0f} MiB at most in this step."))
-    return found
-
-
-def _of_lease(config: RunConfig, first: FirstStep) -> list[Finding]:
-    """On ZeroGPU: how many steps one lease holds, by what the first step took in one."""
-    if not (seconds := first.env.get("lease_seconds")):
+def _group_findings(config: RunConfig, first: FirstStep) -> list[Finding]:
+    """The share of tied groups, measured and expected at other group sizes."""
+    rewards = [[r.reward for r in g.rollouts] for g in first.groups]
+    tied = tied_share(rewards, config.train.group_size)
+    if tied is None:
         return []
-    measured = first.env["lease_begin_seconds"], first.metrics.step_seconds or 0.0
-    fit = steps_that_fit(seconds, *measured)
-    return [
-        Finding(
-            "red" if fit == 0 else "amber" if fit < config.train.steps else "green",
-            "Lease",
-            outlook(seconds, config, measured),
-        )
-    ]
-
-
-def _spoken(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
+    shares = {size: tied_share(rewards, size) for size in GROUP_SIZES}
+    by_size = ", ".join(f"{size}: {s:.0%}" for size, s in shares.items() if s is not None)
+    level = "red" if tied >= ALL else "amber" if tied > 0.7 else "green"
+    text = (
+        f"{tied:.0%} of groups tie at {config.train.group_size} completions and give no gradient. "
+        f"By group size: {by_size}."
     )
+    return [Finding(level, "Groups", text)]
 
 
-def refusal(found: Sequence[Finding], anyway: bool) -> str:
-    """Why a run with this report may not start, or asks first; "" if it may. Red stops and amber asks, and `anyway` answers, except where nothing could work."""
-    final = [f for f in found if f.final]
-    if final:
-        return f"Preflight: this run cannot work. {' '.join(f'{f.title}: {f.text}' for f in final)} Change what it names; it cannot be started anyway."
-    level = verdict(found)
+def _length_findings(config: RunConfig, m: StepMetrics) -> list[Finding]:
+    cut = m.truncated_frac or 0.0
+    if cut <= 0.3:
+        return []
+    text = (
+        f"{cut:.0%} of completions were cut at {config.train.max_new_tokens} tokens: "
+        "raise Max new tokens."
+    )
+    return [Finding("red" if cut >= ALL else "amber", "Length", text)]
+
+
+def _baseline_findings(config: RunConfig, first: FirstStep) -> list[Finding]:
+    baseline = first.baseline
+    accuracy = baseline.get("heldout/accuracy")
+    if accuracy is not None:
+        low, high = baseline["heldout/accuracy_low"], baseline["heldout/accuracy_high"]
+        level, hint = "green", ""
+        if accuracy == 0:
+            level, hint = "amber", " No answer is right, so the policy may find nothing to learn."
+        elif accuracy == 1:
+            level, hint = "amber", " There is nothing left to learn."
+        text = (
+            f"{accuracy:.1%} of held-out prompts are right now "
+            f"(95 % interval {low:.1%} to {high:.1%}).{hint}"
+        )
+        return [Finding(level, "Baseline", text)]
+    if build_rubric(config.rubric).outcome is None:
+        text = "No criterion decides whether a completion is right, so accuracy cannot be measured."
+        return [Finding("amber", "Baseline", text)]
+    return []
+
+
+def _update_findings(config: RunConfig, m: StepMetrics) -> list[Finding]:
+    results = []
+    if m.kl is not None and abs(m.kl) < MAX_FIRST_KL:
+        results.append(Finding("green", "KL at first", f"{m.kl:.2g} nats a token."))
+    elif m.kl is not None:
+        text = (
+            f"{m.kl:.2g} nats a token: it must be 0. "
+            "Dropout, adapters or precision make the policy differ from itself."
+        )
+        results.append(Finding("red", "KL at first", text))
+    if m.grad_norm == 0:
+        text = "The first step has none: all its groups tie."
+        results.append(Finding("amber", "Gradient", text))
+    seconds = m.step_seconds or 0.0
+    steps = config.train.steps
+    text = (
+        f"The first step took {seconds:.1f} s, so {steps:,} steps take about "
+        f"{_duration(seconds * steps)}; first steps are slower than later ones."
+    )
+    results.append(Finding("green", "Time", text))
+    text = f"{m.peak_memory_mib:,.0f} MiB at most in this step."
+    results.append(Finding("green", "Memory", text))
+    return results
+
+
+def _lease_findings(config: RunConfig, env: Mapping[str, Any], m: StepMetrics) -> list[Finding]:
+    """On ZeroGPU: how many steps fit into one lease, by the time of the first step."""
+    lease_seconds = env.get("lease_seconds")
+    if not lease_seconds:
+        return []
+    measured = env["lease_begin_seconds"], m.step_seconds or 0.0
+    num_steps = steps_that_fit(lease_seconds, *measured)
+    level = "green"
+    if num_steps < config.train.steps:
+        level = "amber" if num_steps else "red"
+    return [Finding(level, "Lease", outlook(lease_seconds, config, measured))]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def refusal(report: Sequence[Finding], anyway: bool) -> str:
+    """Why a run with this report may not start; "" if it may.
+
+    `anyway` overrides red and amber findings, except final ones.
+    """
+    if any(f.final for f in report):
+        reasons = _joined(f for f in report if f.final)
+        return (
+            f"Preflight: this run cannot work. {reasons} "
+            "Change these settings; the run cannot be started anyway."
+        )
+    level = verdict(report)
     if anyway or level == "green":
         return ""
-    said = " ".join(f"{f.title}: {f.text}" for f in found if f.level == level)
-    return (
-        f"Preflight would stop this run. {said} Mend it, or choose to start anyway."
-        if level == "red"
-        else f"Preflight asks you to look first. {said} Change it, or choose to start anyway."
-    )
+    reasons = _joined(f for f in report if f.level == level)
+    if level == "red":
+        return f"Preflight would stop this run. {reasons} Fix it, or choose to start anyway."
+    return f"Preflight found warnings. {reasons} Change it, or choose to start anyway."
 
 
-def verdict(found: Sequence[Finding]) -> str:
-    """The worst level."""
-    return next(
-        (level for level in ("red", "amber") if any(f.level == level for f in found)), "green"
-    )
+def _joined(findings: Iterable[Finding]) -> str:
+    return " ".join(f"{f.title}: {f.text}" for f in findings)
+
+
+def verdict(report: Sequence[Finding]) -> str:
+    """The worst level of the findings; "green" if there are none."""
+    return min((f.level for f in report), key=LEVELS.index, default="green")

@@ -1,4 +1,4 @@
-"""What a run leaves: answers before and after, a folder that plain transformers loads, the same run as a command and for TRL."""
+"""Exports of a run: played answers, a folder for transformers, a command, a TRL script."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from grpo_core.cli import main
 from grpo_core.cli.request import build_config
 from grpo_core.config import PRESETS, nest, parse, with_preset
 from grpo_core.errors import StudioError
+from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.exporting.trained_model import export_model, model_card
 from grpo_core.preflight.service import PreflightService
@@ -62,11 +63,9 @@ def greedy(folder: Path | str, text: str, model=None) -> str:
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
-def test_an_exported_model_loads_in_plain_transformers_and_says_what_the_playground_says(
-    trained, kind, tmp_path
-):
+def test_an_exported_model_gives_the_same_text_in_plain_transformers(trained, kind, tmp_path):
     store, run_id = trained[kind]
-    desk = PreflightService(store)
+    service = PreflightService(store)
     folder = export_model(store, run_id, tmp_path / "model")
     assert {
         "config.json",
@@ -76,17 +75,16 @@ def test_an_exported_model_loads_in_plain_transformers_and_says_what_the_playgro
         "README.md",
     } <= {p.name for p in folder.iterdir()}
     for number in range(4):
-        prompt = desk.run_prompt(run_id, number)
-        played = desk.play(run_id, prompt.text, prompt.answer, [0, 2], 1, 0.0)
+        prompt = service.run_prompt(run_id, number)
+        request = PlayRequest(prompt.text, prompt.answer, [0, 2], 1, 0.0)
+        played = service.play(run_id, request)
         before, after = (side.rollouts[0].completion.text for side in played.sides)
         assert greedy(folder, prompt.text) == after
         assert (
             greedy(Path(__file__).parents[2] / "grpo_core" / "models" / "bundled", prompt.text)
             == before
         )
-    assert (
-        desk.play(run_id, prompt.text, prompt.answer, [0, 2], 1, 0.0) == played
-    )  # and again, from memory
+    assert service.play(run_id, request) == played  # and again, from the model cache
 
 
 def test_an_adapter_alone_loads_by_peft_onto_its_base_model(trained, tmp_path):
@@ -114,12 +112,9 @@ def test_an_adapter_alone_loads_by_peft_onto_its_base_model(trained, tmp_path):
         export_model(*trained["whole"], tmp_path / "none", adapter_only=True)
 
 
-def test_a_model_card_says_what_was_measured_and_nothing_a_name_could_inject(trained):
+def test_a_model_card_states_measurements_and_a_name_injects_nothing(trained):
     store, run_id = trained["adapters"]
-    from grpo_core.models import load_policy
-
-    run = store.run(run_id)
-    card = model_card(store, run, 2, load_policy(parse(run.config).model, 0, torch.device("cpu")))
+    card = model_card(store, store.run(run_id), 2)
     held = dict(store.metrics(run_id)["heldout/accuracy"])
     assert f"| `heldout/accuracy` | {held[0]:.4g} (" in card
     assert "LoRA of rank 4" in card
@@ -139,18 +134,19 @@ def test_what_cannot_be_exported_is_refused_in_one_line(trained, tmp_path):
     with pytest.raises(StudioError, match="has no saved state"):
         export_model(store, without, tmp_path / "b")
     with pytest.raises(StudioError, match="does not fit the context"):
-        PreflightService(store).play(run_id, "x" * 5000, "", [0], 1, 0.0)
+        PreflightService(store).play(run_id, PlayRequest("x" * 5000, "", [0], 1, 0.0))
     row = store.checkpoints(run_id)[0]
     (row.path / "policy.safetensors").write_bytes(
         (row.path / "policy.safetensors").read_bytes()[:-8]
     )
     with pytest.raises(StudioError, match="damaged"):
-        PreflightService(store).play(run_id, "Q", "", [1], 1, 0.0)
+        PreflightService(store).play(run_id, PlayRequest("Q", "", [1], 1, 0.0))
 
 
-def test_both_sides_get_the_same_random_numbers_and_a_typed_prompt_needs_no_answer(trained):
+def test_both_sides_share_random_numbers_and_a_typed_prompt_needs_no_answer(trained):
     store, run_id = trained["whole"]
-    played = PreflightService(store).play(run_id, "Q: 1+1+1=?", "", [0, 0], 3, 1.0)
+    request = PlayRequest("Q: 1+1+1=?", "", [0, 0], 3, 1.0)
+    played = PreflightService(store).play(run_id, request)
     left, right = ([r.completion.text for r in side.rollouts] for side in played.sides)
     assert left == right
     assert all(r.scores["accuracy"] is None for r in played.sides[0].rollouts)
@@ -177,13 +173,12 @@ def test_the_command_of_a_run_gives_its_configuration_back(preset):
     assert build_config(None, None, words[5::2]) == config
 
 
-def test_the_trl_script_trains_by_trl_and_names_what_trl_cannot_say(
-    tmp_path, monkeypatch, tiny_settings
-):
+def test_the_trl_script_trains_and_names_what_trl_lacks(tmp_path, monkeypatch, tiny_settings):
     config = parse(nest({**tiny_settings, "train.steps": 1, "algorithm.dynamic_sampling": 2}))
     script = as_trl_script(config)
+    assert "TRL has no counterpart of these settings" in script
     assert "#   algorithm.dynamic_sampling = 2" in script
-    assert "Every setting of the run has a word" in as_trl_script(parse(nest({})))
+    assert "Every setting of the run has a counterpart in TRL." in as_trl_script(parse(nest({})))
     (tmp_path / "run.py").write_text(script)
     monkeypatch.chdir(tmp_path)
     done = runpy.run_path(str(tmp_path / "run.py"), run_name="__main__")
