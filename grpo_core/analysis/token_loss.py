@@ -49,7 +49,7 @@ def loss_context(store: Store, run_id: str, step: int, config: RunConfig) -> Los
     return LossContext(
         config,
         len(rows),
-        sum(r[11] for r in rows if not (masked and r[12] == "length")),
+        sum(r.num_tokens for r in rows if not (masked and r.finish_reason == "length")),
         numbers.get("kl_coef") or 0.0,
         numbers.get("entropy_coef") or 0.0,
     )

@@ -54,7 +54,7 @@ def add_commands(command: AddCommand) -> None:
     train.add_argument(
         "--preflight",
         action="store_true",
-        help="run preflight first: red stops with exit code 1, amber asks",
+        help="run preflight first; red stops with exit code 1, amber asks on the terminal",
     )
     train.add_argument(
         "--anyway",
@@ -117,7 +117,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 def _preflight_allows(config: RunConfig, arguments: argparse.Namespace) -> bool:
     """Print preflight's findings on standard error; returns whether to start.
 
-    For amber, asks on the terminal. Without a terminal, only --anyway starts the run.
+    Amber: the user decides on the terminal. Without a terminal, only --anyway starts the run.
     """
     from grpo_core.preflight.preflight import refusal, verdict
     from grpo_core.preflight.service import PreflightService
@@ -174,7 +174,7 @@ def _train_here(
     store: Store, run_id: str, config: RunConfig, start: Start | None, arguments: argparse.Namespace
 ) -> int:
     """Train a stored run in this process, with a progress bar. Ctrl-C stops it."""
-    from grpo_core.runs.manager import execute
+    from grpo_core.runs.manager import Job, execute
     from grpo_core.training.trainer import train
 
     control = RunControl(store.checkpoint_folder(run_id), start)
@@ -198,7 +198,7 @@ def _train_here(
         unit="step",
         dynamic_ncols=True,
     ) as bar:
-        execute(store, run_id, config, train, control, listen)
+        execute(store, Job(run_id, config, control), train, listen)
     seconds = time.monotonic() - started
     row = store.run(run_id)
     if row.error:

@@ -1,6 +1,7 @@
-"""train() in a process of its own, so that a page full of visitors never holds a run up and no run takes the page down.
+"""Run train() in a subprocess: visitors do not slow a run, and a crashed run does not end the page.
 
-Events come back through a pipe and are recorded here, what people say goes there; both ends have a RunControl, and the run asks its own.
+Events come back through one pipe and are recorded here. Commands go there through another. Each
+process has a RunControl; the trainer uses the one of its own process.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from traceback import format_exc, print_exc
-from typing import Any
+from typing import Any, NoReturn
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import StopRequested, StudioError
@@ -28,21 +29,20 @@ from grpo_core.training.timing import RunTimer
 from grpo_core.types import Checkpointed, Event, Paused
 
 Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
-WAITING = (
-    32  # events that the run may be ahead of its record: some steps. None is dropped: then it waits
-)
-GRACE_SECONDS = 9.0  # from a signal to the end of the process, saved or not
-ANSWER_SECONDS = 5.0  # for the one word that is answered
-START_METHOD = (
-    "forkserver" if sys.platform == "linux" else "spawn"
-)  # elsewhere a forked process may not use the GPU (Metal)
+MAX_UNSENT = 32  # events, a few steps; the trainer then waits, so that no event is lost
+GRACE_SECONDS = 9.0  # from a signal to the end of the process, whether it has saved or not
+ANSWER_SECONDS = 5.0  # for the one command that is answered, edit_reward
+# On macOS a forked process cannot use the GPU (Metal).
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+
+KEPT = "What was recorded is kept: press Resume to continue from the last checkpoint."
 
 log = logging.getLogger("grpo_studio")
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last thing that the run's process says. how: "finished", "stopped", "failed"."""
+    """The last message of the subprocess. how: "finished", "stopped" or "failed"."""
 
     how: str
     text: str = ""
@@ -50,79 +50,77 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """What the program logs over there; it belongs to the run's log here."""
+    """A log message of the subprocess, for the run's log in this process."""
 
     level: int
     text: str
 
 
+Unsent = queue.Queue[Event | Ended | Logged]
+
+
 def warm_up(train: Train) -> None:
-    """Let a process get ready from which those of runs are forked: it has torch in memory already, so a run begins without seconds of importing."""
-    if START_METHOD == "forkserver":
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (str(Path(__file__).parents[2]), before))
-        )  # its preloading does not know sys.path
-        try:
-            multiprocessing.set_forkserver_preload([train.__module__])
-            forkserver.ensure_running()
-        except OSError:
-            log.warning(
-                "runs will begin some seconds later: no process could be kept ready for them",
-                exc_info=True,
-            )
-        finally:
-            os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__(
-                "PYTHONPATH", before
-            )
+    """Start the process from which runs are forked. It imports torch, so that a run need not."""
+    if START_METHOD != "forkserver":
+        return
+    # The fork server imports its preloaded modules by PYTHONPATH, not by sys.path.
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(__file__).parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, before)))
+    try:
+        multiprocessing.set_forkserver_preload([train.__module__])
+        forkserver.ensure_running()
+    except OSError:
+        log.warning("the fork server did not start; runs start some seconds later", exc_info=True)
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
-def apart(train: Train, prepare: Callable[[], None] | None = None) -> Train:
-    """`train`, but in a process of its own for each run. It must be a function of a module, and so must `prepare`, which runs there first.
+def in_subprocess(train: Train, prepare: Callable[[], None] | None = None) -> Train:
+    """`train`, but each run in its own subprocess. `prepare` runs there first.
 
-    The process ends with the run, with this process, or killed: then the run fails saying so, and what was recorded is kept.
+    Both must be module-level functions, because they are pickled. The subprocess ends with the run
+    or with this process. If it is killed, the run fails with the reason; its record is kept.
     """
 
-    def train_apart(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
+    def train_in_subprocess(
+        config: RunConfig, emit: Callable[[Event], None], control: RunControl
+    ) -> None:
         context = multiprocessing.get_context(START_METHOD)
-        (events, out), (here, there) = context.Pipe(duplex=False), context.Pipe()
+        events, events_out = context.Pipe(duplex=False)
+        commands, commands_in = context.Pipe()
+        run = _Run(train, prepare, config, control.folder, control.start, dict(os.environ))
         child = context.Process(
-            target=_inside,
+            target=_train_here,
             name="trainer",
             daemon=True,
-            args=(
-                train,
-                prepare,
-                config,
-                control.folder,
-                control.start,
-                dict(os.environ),
-                out,
-                there,
-            ),
+            args=(run, events_out, commands_in),
         )
         child.start()
-        out.close()
-        there.close()
-        line = _Line(here)
+        events_out.close()
+        commands_in.close()
+        send = _CommandPipe(commands)
 
-        def tell(event: Event) -> None:
-            """Of a run that is held here, by a full disk: its clock over there stands still meanwhile."""
+        def emit_pause(event: Event) -> None:
+            """A full disk pauses the run in this process; the timer over there must stop too."""
             emit(event)
-            line(("held" if isinstance(event, Paused) else "released", ()))
+            send(("held" if isinstance(event, Paused) else "released", ()))
 
-        control.points.timer = RunTimer(tell)
+        control.points.timer = RunTimer(emit_pause)
         try:
-            control.forward_to(line)
+            control.forward_to(send)
             while not isinstance(event := _next(events, child, control), Ended):
                 if isinstance(event, Logged):
                     log.log(event.level, "%s", event.text)
                     continue
                 emit(event)
                 if isinstance(event, Checkpointed):
-                    line(("recorded", ()))
+                    send(("recorded", ()))
         finally:
-            here.close()  # whatever happened here, the process over there ends when nobody listens any more
+            commands.close()  # the subprocess ends when the other end of its pipe is closed
             events.close()
             child.join(GRACE_SECONDS)
             child.kill()
@@ -133,7 +131,7 @@ def apart(train: Train, prepare: Callable[[], None] | None = None) -> Train:
         if event.how == "failed":
             raise StudioError(event.text)
 
-    return train_apart
+    return train_in_subprocess
 
 
 def _next(events: Connection, child: Any, control: RunControl) -> Event | Ended | Logged:
@@ -144,176 +142,178 @@ def _next(events: Connection, child: Any, control: RunControl) -> Event | Ended 
         if control.stop_requested:
             return Ended(
                 "stopped",
-                "The run's process did not end in time. What was recorded is kept: press Resume to go on from the last checkpoint.",
+                f"The run's process did not end in time. {KEPT}",
             )
-        how = (
-            f"was killed by signal {-child.exitcode} ({signal.Signals(-child.exitcode).name})"
-            if (child.exitcode or 0) < 0
-            else f"ended with code {child.exitcode}"
-        )
-        memory = (
-            " The system does that when memory runs out: lower train.micro_batch_tokens or train.group_size."
-            if child.exitcode == -signal.SIGKILL
-            else ""
-        )
-        return Ended(
-            "failed",
-            f"The process that trained {how}.{memory} What was recorded is kept: press Resume to go on from the last checkpoint.",
-        )
+        return Ended("failed", f"The process that trained {_death(child.exitcode)} {KEPT}")
 
 
-class _Line:
-    """To the RunControl of the run's process: a word at a time, from any thread. Raises StudioError for what is refused there."""
-
-    def __init__(self, here: Connection):
-        self._here, self._sending, self._asking, self._asked = (
-            here,
-            threading.Lock(),
-            threading.Lock(),
-            0,
+def _death(exitcode: int | None) -> str:
+    if exitcode is None or exitcode >= 0:
+        return f"ended with code {exitcode}."
+    death = f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})."
+    if exitcode == -signal.SIGKILL:
+        death += (
+            " The system does that when memory runs out: "
+            "lower train.micro_batch_tokens or train.group_size."
         )
+    return death
 
-    def __call__(self, word: Command) -> None:
+
+class _CommandPipe:
+    """Sends commands to the RunControl of the subprocess. Safe to use from any thread.
+
+    A call raises StudioError if the subprocess refuses the command.
+    """
+
+    def __init__(self, pipe: Connection):
+        self._pipe = pipe
+        self._sending = threading.Lock()
+        self._waiting_for_answer = threading.Lock()
+        self._num_questions = 0
+
+    def __call__(self, command: Command) -> None:
         try:
-            if word[0] == "edit_reward":
-                self._ask(word)
+            if command[0] == "edit_reward":
+                self._send_and_wait(command)
             else:
-                self._send(word)
-        except (
-            EOFError,
-            OSError,
-            TypeError,
-        ):  # it has ended, and with it all that could be said to it; TypeError: in this very moment
+                self._send(command)
+        except (EOFError, OSError, TypeError):
+            # The run has ended. TypeError: another thread closed the pipe during this call.
             return
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with self._sending:
-            self._here.send(message)
+            self._pipe.send(message)
 
-    def _ask(self, word: Command) -> None:
-        with self._asking:
-            self._asked += 1
-            self._send((*word, self._asked))
-            while self._here.poll(ANSWER_SECONDS):
-                number, refused = self._here.recv()
-                if number == self._asked:  # not the late answer to the one before
-                    if refused:
-                        raise StudioError(refused)
+    def _send_and_wait(self, command: Command) -> None:
+        with self._waiting_for_answer:
+            self._num_questions += 1
+            self._send((*command, self._num_questions))
+            while self._pipe.poll(ANSWER_SECONDS):
+                question, refusal = self._pipe.recv()
+                if question == self._num_questions:  # else a late answer to an earlier question
+                    if refusal:
+                        raise StudioError(refusal)
                     return
         raise StudioError(
-            f"The run's process did not answer within {ANSWER_SECONDS:.0f} s. Look whether the reward was edited, and try again, or press Stop."
+            f"The run's process did not answer within {ANSWER_SECONDS:.0f} s. "
+            "Check whether the reward was edited. Then try again, or press Stop."
         )
 
 
-# ---- in the run's process --------------------------------------------------------------------------------------------------
+# ---- in the subprocess -----------------------------------------------------------------------
 
 
-def _inside(
-    train: Train,
-    prepare: Callable[[], None] | None,
-    config: RunConfig,
-    folder: Path | None,
-    start: Start | None,
-    environment: dict[str, str],
-    out: Connection,
-    there: Connection,
-) -> None:
-    os.environ.update(
-        environment
-    )  # the process that this one was forked from may be older than a setting
-    control, recorded = RunControl(folder, start), threading.Semaphore(0)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process of the terminal; whoever started this one says what follows
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the subprocess needs to train a run."""
+
+    train: Train
+    prepare: Callable[[], None] | None
+    config: RunConfig
+    folder: Path | None
+    start: Start | None
+    environment: dict[str, str]
+
+
+def _train_here(run: _Run, events: Connection, commands: Connection) -> None:
+    # The fork server may have started before an environment variable was set.
+    os.environ.update(run.environment)
+    control, recorded = RunControl(run.folder, run.start), threading.Semaphore(0)
+    # Ctrl-C reaches every process of a terminal. The parent process decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _end_in_time(control))
-    waiting: queue.Queue[Event | Ended | Logged] = queue.Queue(WAITING)
-    sender = threading.Thread(target=_or_end, args=(_send, waiting, out), name="events")
+    unsent: Unsent = queue.Queue(MAX_UNSENT)
+    sender = threading.Thread(target=_or_end, args=(_send_events, unsent, events), name="events")
     sender.start()
-    threading.Thread(
-        target=_or_end, args=(_listen, there, control, recorded), name="control", daemon=True
-    ).start()
-    log.addHandler(_Passing(waiting))
+    receiver = threading.Thread(
+        target=_or_end, args=(_obey, commands, control, recorded), name="control", daemon=True
+    )
+    receiver.start()
+    log.addHandler(_LogSender(unsent))
     log.propagate = False
 
     def emit(event: Event) -> None:
-        waiting.put(event)
+        unsent.put(event)
         if isinstance(event, Checkpointed):
-            recorded.acquire()  # older checkpoints are deleted next: not before the record names the new one
+            # The trainer deletes older checkpoints next. The record must name the new one first.
+            recorded.acquire()
 
     try:
-        if prepare is not None:
-            prepare()
-        train(config, emit, control)
+        if run.prepare is not None:
+            run.prepare()
+        run.train(run.config, emit, control)
         end = Ended("finished")
-    except StopRequested as asked:
-        end = Ended("stopped", str(asked))
+    except StopRequested as request:
+        end = Ended("stopped", str(request))
     except StudioError as problem:
         end = Ended("failed", str(problem))
-    except (
-        BaseException
-    ) as problem:  # belongs to the run's record, which is kept by the other process
+    except BaseException as problem:  # the parent process records it
         end = Ended("failed", f"{type(problem).__name__}: {problem}\n\n{format_exc()}")
     kill_all()
-    waiting.put(end)
+    unsent.put(end)
     sender.join()
 
 
-class _Passing(logging.Handler):
-    def __init__(self, waiting: queue.Queue[Event | Ended | Logged]):
+class _LogSender(logging.Handler):
+    def __init__(self, unsent: Unsent):
         super().__init__()
-        self._waiting = waiting
+        self._unsent = unsent
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._waiting.put(Logged(record.levelno, self.format(record)))
+        self._unsent.put(Logged(record.levelno, self.format(record)))
 
 
-def _or_end(work: Callable[..., None], *given: Any) -> None:
-    """work(…); and whatever goes wrong with it, no run that can neither be heard nor be spoken to is left behind."""
+def _or_end(work: Callable[..., None], *arguments: Any) -> None:
+    """Call `work`. An error ends the process: without this thread nobody could control the run."""
     try:
-        work(*given)
+        work(*arguments)
     except BaseException:
         print_exc()
         _end()
 
 
-def _end() -> None:
+def _end() -> NoReturn:
     kill_all()
     os._exit(1)
 
 
-def _send(waiting: queue.Queue[Event | Ended | Logged], out: Connection) -> None:
+def _send_events(unsent: Unsent, events: Connection) -> None:
     while True:
-        event = waiting.get()
+        event = unsent.get()
         try:
-            out.send(event)
+            events.send(event)
         except OSError:
-            _end()  # nobody records any more
+            _end()  # the parent process has died, so no event would be recorded
         if isinstance(event, Ended):
             return
 
 
-def _listen(there: Connection, control: RunControl, recorded: threading.Semaphore) -> None:
+def _obey(commands: Connection, control: RunControl, recorded: threading.Semaphore) -> None:
     while True:
         try:
-            name, values, *number = there.recv()
+            name, values, *question = commands.recv()
         except (EOFError, OSError):
-            _end()  # whoever keeps the record is gone: as with a kill, the run goes on from its last checkpoint
+            _end()  # the parent process has died; the run can resume from its last checkpoint
         if name == "recorded":
             recorded.release()
-        elif name in ("held", "released"):
-            control.points.timer.pause() if name == "held" else control.points.timer.resume()
+        elif name == "held":
+            control.points.timer.pause()
+        elif name == "released":
+            control.points.timer.resume()
         elif name == "edit_reward":
-            refused = ""
+            refusal = ""
             try:
                 control.edit_reward(*values)
             except StudioError as problem:
-                refused = str(problem)
-            there.send((*number, refused))
+                refusal = str(problem)
+            commands.send((*question, refusal))
         else:
             getattr(control, name)(*values)
 
 
 def _end_in_time(control: RunControl) -> None:
+    """Ask the trainer to stop, and end the process after GRACE_SECONDS if it has not."""
     control.stop()
     timer = threading.Timer(GRACE_SECONDS, _end)
     timer.daemon = True

@@ -1,5 +1,8 @@
-"""ZeroGPU: a GPU is lent for about a minute to a forked process that dies with its lease. train() runs in there and yields its events; the run's own
-process writes the rows, so that no SQLite connection is ever used across the fork."""
+"""Training on ZeroGPU, which lends a GPU for about a minute to a forked process.
+
+train() runs in the forked process, which dies with its lease, and yields its events. The parent
+process writes the rows, because a SQLite connection must not be used across a fork.
+"""
 
 from __future__ import annotations
 
@@ -27,52 +30,73 @@ from grpo_core.types import Checkpointed, Event, Intervened, ModelLoaded, Paused
 
 Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
 VARIABLE = "GRPO_LEASE_SECONDS"
-SECONDS = 60  # the usual lease; a visitor without an account has 120 a day
-USABLE = 0.85  # of a lease: the rest is for its process to begin, and to save the last step before it is killed
-BEAT_SECONDS = 0.25  # how long a Stop or a changed setting may take to be heard
-APART = "On ZeroGPU a run goes on in a process of its own while its lease lasts, so this cannot be said to it. Pause, Stop and changed settings can."
+SECONDS = 60  # a usual lease; a visitor without an account has 120 s a day
+USABLE = 0.85  # of a lease; its process needs the rest to start and to save the last step
+POLL_SECONDS = 0.25  # the longest delay until a Stop or a changed setting takes effect
+NOT_POSSIBLE = (
+    "On ZeroGPU a run trains in a separate process while its lease lasts, so this is not possible. "
+    "Pause, Stop and changed settings work."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last thing a lease yields. how: "finished", "stopped", "over" (its time), "waits" (for a person), "failed"."""
+    """The last item that a lease yields.
+
+    how: "finished", "stopped", "failed", "over" (its time), or "waits" (for a person).
+    """
 
     how: str
     text: str = ""
 
 
+Item = Event | Ended | None  # what a lease yields
 KILLED = Ended(
     "failed",
-    "The GPU's lease ended before the run did: its process was killed. What was saved is kept: press Resume for another lease.",
+    "The GPU's lease ended before the run did: its process was killed. "
+    "What was saved is kept: press Resume for another lease.",
 )
 
 
-# ---- what fits -----------------------------------------------------------------------------------------------------------
+# ---- how many steps fit ----------------------------------------------------------------------
 
 
 def steps_that_fit(seconds: float, before: float, step: float) -> int:
-    """OnGroupDone steps in one lease      ⌊(usable seconds − seconds before the first step) / seconds a step⌋, at least 0."""
+    """Steps that fit into one lease.
+
+    ⌊(USABLE · seconds − before) / step⌋, at least 0      all in seconds; before: the first step
+    """
     return max(0, math.floor((USABLE * seconds - before) / step)) if step > 0 else 0
 
 
 def outlook(seconds: float, config: RunConfig, measured: tuple[float, float] | None) -> str:
-    """In a sentence, before Start: how much of the run one lease holds. measured: seconds before the first step, and of a step, on a leased GPU."""
+    """A sentence that says before Start how much of the run fits into one lease.
+
+    measured: seconds before the first step and seconds per step, on a leased GPU.
+    """
     if measured is None:
         return (
-            f"ZeroGPU lends its GPU for {seconds:.0f} s at a time. How many steps of this size fit is not measured yet: Preflight measures it, or the first run. "
+            f"ZeroGPU lends its GPU for {seconds:.0f} s at a time. How many steps of this size fit "
+            "is not measured yet: Preflight measures it, or the first run. "
             "A run that needs longer is saved, and Resume takes the next lease."
         )
     fit, steps = steps_that_fit(seconds, *measured), config.train.steps
-    if fit >= steps:
-        return f"All {steps:,} steps fit into one lease of {seconds:.0f} s: {measured[0]:.1f} s to begin and {measured[1]:.2f} s a step were measured."
-    leases = (
-        f"{math.ceil(steps / fit):,} leases"
-        if fit
-        else "not one step in a lease: choose a smaller model, fewer completions or fewer tokens"
+    before, step = measured
+    into_one_lease = (
+        f"into one lease of {seconds:.0f} s: "
+        f"{before:.1f} s to start and {step:.2f} s per step were measured."
     )
+    if not fit:
+        return (
+            f"Not one step fits {into_one_lease} "
+            "Choose a smaller model, fewer completions or fewer tokens."
+        )
+    if fit >= steps:
+        return f"All {steps:,} steps fit {into_one_lease}"
     return (
-        f"About {fit:,} of {steps:,} steps fit into one lease of {seconds:.0f} s: {measured[0]:.1f} s to begin and {measured[1]:.2f} s a step were measured. "
-        f"The run takes {leases}. Each ends with a saved state, and Resume takes the next."
+        f"About {fit:,} of {steps:,} steps fit {into_one_lease} "
+        f"The run takes {math.ceil(steps / fit):,} leases. "
+        "Each ends with a saved state, and Resume takes the next."
     )
 
 
@@ -80,40 +104,34 @@ def seconds_from(environment: Mapping[str, str]) -> int:
     """GRPO_LEASE_SECONDS, or the usual lease. Raises InvalidConfig."""
     text = environment.get(VARIABLE, "").strip() or str(SECONDS)
     if not (text.isdecimal() and 10 <= int(text) <= 3600):
-        raise InvalidConfig(
-            [
-                FieldProblem(
-                    VARIABLE,
-                    text,
-                    "is no whole number of seconds from 10 to 3600",
-                    "60 is usual; correct the environment variable, or unset it.",
-                )
-            ]
-        )
+        problem = "must be a whole number of seconds from 10 to 3600"
+        hint = "60 is usual. Correct the environment variable, or unset it."
+        raise InvalidConfig([FieldProblem(VARIABLE, text, problem, hint)])
     return int(text)
 
 
 def same_size(a: RunConfig, b: RunConfig) -> bool:
-    """Whether two runs' steps take about as long."""
-    return (
-        a.model == b.model
-        and all(
-            getattr(a.train, n) == getattr(b.train, n)
-            for n in ("prompts_per_step", "group_size", "max_new_tokens")
-        )
-        and (a.algorithm.updates_per_batch == b.algorithm.updates_per_batch)
-    )
+    """Whether the steps of two runs take about the same time."""
+
+    def size(config: RunConfig) -> tuple[Any, ...]:
+        t, updates = config.train, config.algorithm.updates_per_batch
+        return config.model, t.prompts_per_step, t.group_size, t.max_new_tokens, updates
+
+    return size(a) == size(b)
 
 
 def measured_before(
     runs: Sequence[Any], steps_of: Callable[[str], Sequence[Mapping[str, Any]]], config: RunConfig
 ) -> tuple[float, float] | None:
-    """Of the newest run of that size on a leased GPU: seconds before its first step, and the median of its steps; None if there is none."""
+    """Seconds before the first step, and the median seconds of a step, on a leased GPU.
+
+    From the newest run of the same size; runs: newest first. None if there is none.
+    """
     for run in runs:
         try:
             if not (run.env or {}).get("lease_seconds") or not same_size(parse(run.config), config):
                 continue
-        except StudioError:  # a configuration of another version
+        except StudioError:  # the configuration is of another version
             continue
         steps = [s["step_seconds"] for s in steps_of(run.id) if s["step_seconds"]]
         if steps:
@@ -121,31 +139,33 @@ def measured_before(
     return None
 
 
-# ---- in the run's own process ----------------------------------------------------------------------------------------------
+# ---- in the parent process -------------------------------------------------------------------
 
 
 def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Train:
-    """`train`, but on a GPU that is lent for `seconds`. gpu: spaces.GPU, or something that forks as it does.
+    """`train`, but on a GPU that is lent for `seconds`. gpu: spaces.GPU, or a stand-in that forks.
 
-    One lease a run. When it is over before the last step the run stops, saved, and Resume takes another. A pause gives the GPU back.
+    If the lease ends before the last step, the run is saved and stops; Resume takes another lease.
+    A pause gives the GPU back.
     """
 
     def in_lease(
-        config: RunConfig, folder: Path | None, start: Start, post: str
-    ) -> Iterator[Event | Ended | None]:
-        yield from _inside(train, config, RunControl(folder, start), Path(post), USABLE * seconds)
+        config: RunConfig, folder: Path | None, start: Start, message_file: str
+    ) -> Iterator[Item]:
+        control = RunControl(folder, start)
+        yield from _events(train, config, control, Path(message_file), USABLE * seconds)
 
     lend = gpu(duration=seconds)(in_lease)
 
     def train_leased(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
-        control.points.timer, control.refusal = RunTimer(emit), APART
+        control.points.timer, control.refusal = RunTimer(emit), NOT_POSSIBLE
         if control.breakpoints:
-            raise StudioError(APART)
+            raise StudioError(NOT_POSSIBLE)
         start = control.start or Start()
         with tempfile.TemporaryDirectory(prefix="grpo-lease-") as folder:
-            post = Path(folder) / "said.json"
+            lease = _Lease(lend, config, control, Path(folder) / "message.json", seconds)
             while True:
-                start, end = _one_lease(lend, config, control, start, post, seconds)
+                start, end = _one_lease(lease, start)
                 if end.how == "finished":
                     return
                 if end.how == "failed":
@@ -154,119 +174,122 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
                     raise StopRequested(control.stop_reason)
                 if end.how == "over":
                     raise StopRequested(
-                        f"The GPU's lease of {seconds} s is over. Saved after step {start.step} of {config.train.steps}: press Resume for the next lease."
+                        f"The GPU's lease of {seconds} s is over. Saved after step {start.step} of "
+                        f"{config.train.steps}: press Resume for the next lease."
                     )
                 if end.how == "waits":
                     control.points.hold(end.text)
-                control.points.check_interrupt()  # a pause: the GPU is given back until somebody says Resume
+                control.points.check_interrupt()  # a pause waits here, without a GPU, until Resume
 
     return train_leased
 
 
-def _one_lease(
-    lend: Callable[..., Iterator[Event | Ended | None]],
-    config: RunConfig,
-    control: RunControl,
-    start: Start,
-    post: Path,
-    seconds: int,
-) -> tuple[Start, Ended]:
-    """Pass on what a lease says and tell it what people say. Returns where the next would start, and how this one ended."""
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """A run and how it gets a GPU; used for one lease after another."""
+
+    lend: Callable[..., Iterator[Item]]
+    config: RunConfig
+    control: RunControl
+    message_file: Path  # commands to the forked process, which polls it
+    seconds: int
+
+
+def _one_lease(lease: _Lease, start: Start) -> tuple[Start, Ended]:
+    """Emit the events of one lease, and pass commands on to it.
+
+    Returns the start of the next lease, and how this one ended.
+    """
+    control = lease.control
     made = start.interventions
-    began, told = time.monotonic(), control.message()
-    _write(post, told)
-    events = lend(config, control.folder, start, str(post))
+    lent_at, sent = time.monotonic(), control.message()
+    _write(lease.message_file, sent)
+    events = lease.lend(lease.config, control.folder, start, str(lease.message_file))
     while True:
         try:
             event = next(events, KILLED)
-        except (
-            Exception
-        ) as error:  # gradio's own error class, with the quota or the queue in its text
+        except Exception as error:  # gradio's error class; its text names the quota or the queue
             raise StudioError(
-                f"The GPU's lease failed: {error}. What was saved is kept: press Resume for another, or wait for a new day's quota."
+                f"The GPU's lease failed: {error}. What was saved is kept: press Resume for "
+                "another, or wait for a new day's quota."
             ) from None
         if isinstance(event, Ended):
-            for _ in events:  # to its end, so that the GPU is given back
+            for _ in events:  # finish the generator, which gives the GPU back
                 pass
             return replace(start, interventions=made), event
         match event:
             case None:
                 pass
             case ModelLoaded(env=env):
-                control.points.emit(
-                    ModelLoaded(
-                        {
-                            **env,
-                            "lease_seconds": seconds,
-                            "lease_begin_seconds": time.monotonic() - began,
-                        }
-                    )
-                )
+                begin = time.monotonic() - lent_at
+                times = {"lease_seconds": lease.seconds, "lease_begin_seconds": begin}
+                control.points.emit(ModelLoaded({**env, **times}))
             case _:
                 control.points.emit(event)
         if isinstance(event, Checkpointed):
             start = Start(event.step, Path(event.path), event.sha256, made)
         elif isinstance(event, Intervened):
             made += event.interventions
-        if (now := control.message()) != told:
-            _write(post, told := now)
+        message = control.message()
+        if message != sent:
+            _write(lease.message_file, message)
+            sent = message
 
 
-def _write(post: Path, said: Mapping[str, Any]) -> None:
-    part = post.with_suffix(".part")
-    part.write_text(json.dumps(said), "utf-8")
-    part.replace(post)
+def _write(file: Path, message: Mapping[str, Any]) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(message), "utf-8")
+    part.replace(file)  # atomic: the reader never sees half of a message
 
 
-# ---- in the lease's process ------------------------------------------------------------------------------------------------
+# ---- in the forked process -------------------------------------------------------------------
 
 
-def _inside(
-    train: Train, config: RunConfig, control: RunControl, post: Path, seconds: float
-) -> Iterator[Event | Ended | None]:
-    """Events of train() in a thread, and None every beat, so that whoever listens can answer; Ended at last."""
-    gc.freeze()  # what was inherited, open connections among it, is never collected here
+def _events(
+    train: Train, config: RunConfig, control: RunControl, message_file: Path, seconds: float
+) -> Iterator[Item]:
+    """Run train() in a thread and yield its events, then Ended.
+
+    Without an event it yields None every POLL_SECONDS, so that the parent process can send a
+    message.
+    """
+    gc.freeze()  # never collect inherited objects: that would close the parent's connections
     os.environ[DEVICE_VARIABLE] = "lent"
-    said: SimpleQueue[Event | Ended] = SimpleQueue()
-    deadline, over, waits = time.monotonic() + seconds, False, ""
+    events: SimpleQueue[Event | Ended] = SimpleQueue()
+    deadline, over, pause_reason = time.monotonic() + seconds, False, ""
 
     def work() -> None:
         try:
-            train(config, said.put, control)
-            said.put(Ended("finished"))
+            train(config, events.put, control)
+            events.put(Ended("finished"))
         except StopRequested:
-            said.put(Ended("stopped"))
+            events.put(Ended("stopped"))
         except StudioError as problem:
-            said.put(Ended("failed", str(problem)))
-        except (
-            BaseException
-        ) as problem:  # belongs to the run's record, which is kept by the other process
-            said.put(Ended("failed", f"{type(problem).__name__}: {problem}\n\n{format_exc()}"))
+            events.put(Ended("failed", str(problem)))
+        except BaseException as problem:  # the parent process records it
+            events.put(Ended("failed", f"{type(problem).__name__}: {problem}\n\n{format_exc()}"))
 
     threading.Thread(target=work, name="trainer", daemon=True).start()
     try:
         while True:
             try:
-                event: Event | Ended | None = said.get(timeout=BEAT_SECONDS)
+                event: Item = events.get(timeout=POLL_SECONDS)
             except Empty:
                 event = None
-            control.obey(json.loads(post.read_text("utf-8")))
+            control.obey(json.loads(message_file.read_text("utf-8")))
             if not over and time.monotonic() > deadline:
                 over = True
                 control.stop()
             if isinstance(event, Ended):
-                yield (
-                    Ended("over")
-                    if over and event.how == "stopped"
-                    else Ended("waits", waits)
-                    if waits and event.how == "stopped"
-                    else event
-                )
+                if event.how == "stopped" and over:
+                    event = Ended("over")
+                elif event.how == "stopped" and pause_reason:
+                    event = Ended("waits", pause_reason)
+                yield event
                 return
-            if isinstance(
-                event, Paused
-            ):  # nobody's answer is worth a GPU that waits: save, give it back, and ask then
-                waits = event.reason
+            if isinstance(event, Paused):
+                # A person may take longer than the lease. Save, give the GPU back, and wait there.
+                pause_reason = event.reason
                 control.stop()
             elif not isinstance(event, Resumed):
                 yield event

@@ -34,7 +34,7 @@ GRADERS = [
 
 RUN = """
 import json, os, sys, threading, time
-sys.path[:0] = [sys.argv[1] + "/tests", sys.argv[1]]
+sys.path[:0] = [sys.argv[1] + "/tests/runs", sys.argv[1]]
 os.environ["HF_HUB_OFFLINE"] = "1"
 from pathlib import Path
 import torch
