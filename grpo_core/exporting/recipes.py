@@ -124,7 +124,7 @@ def _missing_comment(config: RunConfig) -> str:
         "rubric.clip_high": r.clip_high is None,
     }
     values = flatten(config)
-    missing = [name for name, found in has_counterpart.items() if not found]
+    missing = [name for name, has in has_counterpart.items() if not has]
     if not missing:
         return "# Every setting of the run has a counterpart in TRL.\n"
     lines = "".join(f"#   {name} = {values[name]!r}\n" for name in missing)

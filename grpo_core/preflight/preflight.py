@@ -153,8 +153,8 @@ def _rubric_findings(first: FirstStep) -> list[Finding]:
     rollouts = [r for g in first.groups for r in g.rollouts]
     results = []
     for notice in first.notices:
-        criterion, found, _ = notice.partition(" could not score")
-        if found and criterion in rollouts[0].scores:
+        criterion, phrase, _ = notice.partition(" could not score")
+        if phrase and criterion in rollouts[0].scores:
             fails_always = all(r.scores[criterion] is None for r in rollouts)
             results.append(Finding("red" if fails_always else "amber", "Rubric", notice))
     unscored = sum(r.reward is None for r in rollouts)

@@ -210,12 +210,12 @@ class _SourceReader:
                 _check_template(config.template, row)
             self.num_rows += 1
             verbatim = config.answers == "as they are"
-            found = row_to_prompt(row, self.columns, config.template, config.system, verbatim)
-            if found is None:
+            prompt = row_to_prompt(row, self.columns, config.template, config.system, verbatim)
+            if prompt is None:
                 self.num_empty += 1
                 continue
-            self.num_unanswered += not found.answer
-            yield _record(found, heldout)
+            self.num_unanswered += not prompt.answer
+            yield _record(prompt, heldout)
 
 
 def _record(prompt: RowPrompt, heldout: bool) -> dict[str, Any]:
