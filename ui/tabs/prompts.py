@@ -57,7 +57,7 @@ def wire_prompts(fields: FormFields, box: PromptsBox, service: Service) -> None:
 
 
 def take_upload(path: Any) -> list[Any]:
-    """Keep an uploaded file and write its path into the field, or say why it is no prompt file."""
+    """Keep an uploaded file and write its path into the field, or say why it cannot be used."""
     try:
         source = Path(str(path))
         check_source(str(source))
