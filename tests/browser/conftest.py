@@ -53,6 +53,14 @@ def server(tmp_path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def idle_server(tmp_path_factory) -> Iterator[Server]:
+    """One server for all tests that start no run."""
+    server = Server(tmp_path_factory.mktemp("idle") / "runs.sqlite")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def browser():
     from playwright.sync_api import sync_playwright
 

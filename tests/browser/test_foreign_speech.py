@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from grpo_core.config import nest, parse
-from grpo_core.runs.manager import Job, execute, prepare
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.manager import prepare
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train

@@ -9,7 +9,8 @@ import struct
 from playwright.sync_api import expect
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.runs.manager import Job, execute, prepare
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.manager import prepare
 from grpo_core.store import Recorder, Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train

@@ -172,8 +172,10 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
         ("Model", "/no/such/folder", "no such folder"),
     ],
 )
-def test_wrong_input_is_reported_beside_its_field_and_kept(server, open_page, label, value, says):
-    page = open_page(server)
+def test_wrong_input_is_reported_beside_its_field_and_kept(
+    idle_server, open_page, label, value, says
+):
+    page = open_page(idle_server)
     field = page.get_by_label(label, exact=True).first
     field.fill(value)
     if label == "Model":
@@ -183,4 +185,4 @@ def test_wrong_input_is_reported_beside_its_field_and_kept(server, open_page, la
     start(page)
     page.get_by_text(says).first.wait_for()
     assert field.input_value() == value
-    assert Store(server.db).runs() == []
+    assert Store(idle_server.db).runs() == []
