@@ -1,8 +1,9 @@
-"""Does the advisor name what is wrong, and is it quiet when nothing is? Trains runs made to be ill, and healthy ones, and asks it.
+"""Does the advisor name what is wrong, and is it quiet when nothing is?
 
-    python benchmarks/advisor.py [--seeds 10] [--healthy 20] [--only lr_too_low …] [--db FILE]
+    python benchmarks/advisor.py [--seeds 10] [--healthy 20] [--only "cut short" …] [--db FILE]
 
-With --db the runs are kept, and those that are already there are only asked again.
+Trains runs with a known fault, and healthy ones, and prints the advisor's diagnoses. With --db the
+runs are kept, and runs that are already there are not trained again.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from grpo_core.analysis.advisor import advise
 from grpo_core.config import nest, parse
 from grpo_core.rubric import CHECKS, Check
 from grpo_core.rubric.criteria import AccuracyParams
-from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.manager import prepare
 from grpo_core.store import Store
 from grpo_core.tasks import TASKS
 from grpo_core.tasks.short import grade_integer
@@ -32,7 +35,7 @@ from grpo_core.types import Completion, Prompt, RunStatus
 
 
 def repeats(completion: Completion, prompt: Prompt, params: AccuracyParams) -> float:
-    """A check that can be cheated: pays for every answer that is written down, right or wrong, up to four."""
+    """A check that can be cheated: pays for every answer, right or wrong, up to four."""
     return min(1.0, completion.text.count("<answer>") / 4)
 
 
@@ -67,20 +70,20 @@ def rubric(*criteria: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Ill:
-    """Settings that make a run ill, and the codes that name the illness."""
+class Fault:
+    """Settings that make a run faulty, and the diagnoses that name the fault."""
 
     codes: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     steps: int = 30
 
 
-RUNS: dict[str, Ill] = {
-    "repeating pays": Ill(
+RUNS: dict[str, Fault] = {
+    "repeating pays": Fault(
         ("hacking",), rubric({"name": "repeats", "check": "repeats", "weight": 1.0}, WATCHED), 60
     ),
-    "all right": Ill(("dead_groups",), {"task.name": "easy", "rubric.name": "accuracy only"}, 20),
-    "group size 2": Ill(
+    "all right": Fault(("dead_groups",), {"task.name": "easy", "rubric.name": "accuracy only"}, 20),
+    "group size 2": Fault(
         ("dead_groups",),
         {
             "task.name": "countdown",
@@ -90,79 +93,73 @@ RUNS: dict[str, Ill] = {
         },
         20,
     ),
-    "cut short": Ill(("truncation",), {"train.max_new_tokens": 7}, 20),
-    "learning rate x 100": Ill(("lr_too_high",), {"train.learning_rate": 1e-2}, 15),
-    "learning rate / 100": Ill(("lr_too_low",), {"train.learning_rate": 1e-6}, 40),
-    "format only": Ill(
+    "cut short": Fault(("truncation",), {"train.max_new_tokens": 7}, 20),
+    "learning rate x 100": Fault(("lr_too_high",), {"train.learning_rate": 1e-2}, 15),
+    "learning rate / 100": Fault(("lr_too_low",), {"train.learning_rate": 1e-6}, 40),
+    "format only": Fault(
         ("hacking",), rubric({"name": "format", "check": "format", "weight": 1.0}, WATCHED), 40
     ),
-    "nobody right": Ill(("phantom",), {"task.name": "impossible"}, 20),
-    "nobody right, gated": Ill(
+    "nobody right": Fault(("phantom",), {"task.name": "impossible"}, 20),
+    "nobody right, gated": Fault(
         ("flat_reward", "dead_groups"), {"task.name": "impossible", "rubric.gate": True}, 20
     ),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10, help="of each ill run")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=10, help="seeds of each faulty run")
     parser.add_argument("--healthy", type=int, default=20, help="seeds of the default run")
-    parser.add_argument("--only", nargs="*", help="these ill runs")
+    parser.add_argument("--only", nargs="*", help="these faulty runs")
     parser.add_argument("--db", help="keep the runs here")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(args.db or f"{folder}/runs.sqlite")
-        wanted = [n for n in RUNS if args.only is None or n in args.only]
-        jobs = [(n, s, RUNS[n]) for s in range(args.seeds) for n in wanted] + [
-            ("healthy", s, Ill((), steps=80)) for s in range(args.healthy)
-        ]
-        for name, seed, ill in jobs:
-            train_one(store, f"{name}, seed {seed}", seed, ill)
+        names = [n for n in RUNS if args.only is None or n in args.only]
+        jobs = [(name, seed, RUNS[name]) for seed in range(args.seeds) for name in names]
+        jobs += [("healthy", seed, Fault((), steps=80)) for seed in range(args.healthy)]
+        for name, seed, fault in jobs:
+            train_one(store, f"{name}, seed {seed}", seed, fault)
         if not args.train_only:
-            judge(store, jobs)
+            report(store, [(name, seed) for name, seed, _ in jobs])
 
 
-def train_one(store: Store, name: str, seed: int, ill: Ill) -> None:
+def train_one(store: Store, name: str, seed: int, fault: Fault) -> None:
+    """Train the run unless the store has it."""
     if any(r.name == name and r.status is RunStatus.FINISHED for r in store.runs()):
         return
-    heldout = 100 if ill.codes else 200
-    config = prepare(
-        parse(
-            nest(
-                {
-                    "train.steps": ill.steps,
-                    "train.seed": seed,
-                    "task.heldout_size": heldout,
-                    "train.eval_every": 0,
-                    **ill.settings,
-                }
-            )
-        )
-    )
+    settings = {
+        "train.steps": fault.steps,
+        "train.seed": seed,
+        "task.heldout_size": 100 if fault.codes else 200,
+        "train.eval_every": 0,
+        **fault.settings,
+    }
+    config = prepare(parse(nest(settings)))
     run_id = store.create_run(config, name)
-    status = execute(store, run_id, config, train, RunControl())
+    status = execute(store, Job(run_id, config, RunControl()), train)
     print(f"{name}: {status}", file=sys.stderr, flush=True)
 
 
-def judge(store: Store, jobs: list[tuple[str, int, Ill]]) -> None:
-    from grpo_core.analysis.advisor import advise
-
+def report(store: Store, jobs: list[tuple[str, int]]) -> None:
+    """Print a line for each kind of run."""
     rows = {r.name: r for r in store.runs()}
-    said: dict[str, list[list[str]]] = {}
-    for name, seed, _ in jobs:
-        said.setdefault(name, []).append(
-            [a.code for a in advise(store, rows[f"{name}, seed {seed}"].id)]
-        )
-    for name, answers in said.items():
-        codes = RUNS[name].codes if name in RUNS else ()
-        named = sum(bool(set(codes) & set(a)) for a in answers)
-        verdict = (
-            f"named in {named} of {len(answers)}"
-            if codes
-            else f"{sum(map(len, answers))} notices in {len(answers)} runs"
-        )
-        print(f"{name:<24}{verdict:<22}{dict(Counter(c for a in answers for c in a))}")
+    diagnoses: dict[str, list[list[str]]] = {}  # kind of run -> the codes of each seed
+    for name, seed in jobs:
+        advice = advise(store, rows[f"{name}, seed {seed}"].id)
+        diagnoses.setdefault(name, []).append([alert.code for alert in advice])
+    for name, runs in diagnoses.items():
+        right = set(RUNS[name].codes) if name in RUNS else set()
+        if right:
+            named = sum(bool(right & set(codes)) for codes in runs)
+            verdict = f"named in {named} of {len(runs)}"
+        else:
+            verdict = f"{sum(map(len, runs))} notices in {len(runs)} runs"
+        counts = dict(Counter(code for codes in runs for code in codes))
+        print(f"{name:<24}{verdict:<22}{counts}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kill a run at random instants, resume it each time, and compare its rows with those of a run that nobody disturbed.
+"""Kill a run at random instants, resume it each time, and compare its rows with a calm run's.
 
 python -m benchmarks.chaos --kills 30                  # every variant, 30 kills each
 python -m benchmarks.chaos --kills 8 --variants plain
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.runs.manager import execute, prepare
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.manager import prepare
 from grpo_core.runs.resume import plan_resume
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import STEP_METRICS, RunStatus
-from scripts.bundled_model.make import make_tokenizer
+from scripts.bundled_model.make import make_tokenizer, special_ids
 
 STEPS, EVERY = 120, 4
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,8 +54,9 @@ TIMELESS = [n for n in STEP_METRICS if "seconds" not in n and "memory" not in n]
 
 
 def tiny_model(folder: Path) -> Path:
-    """A random-weight two-layer Llama: loading and training are the real code, and take milliseconds."""
+    """A random-weight two-layer Llama: the real loading and training code, in milliseconds."""
     tokenizer = make_tokenizer()
+    ids = special_ids(tokenizer)
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(
@@ -64,8 +66,8 @@ def tiny_model(folder: Path) -> Path:
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=128,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ids["eos_token_id"],
+            pad_token_id=ids["pad_token_id"],
         )
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -73,7 +75,10 @@ def tiny_model(folder: Path) -> Path:
 
 
 def in_child(work: Callable[[], Any], kill_after: float | None = None) -> Any:
-    """work() in a fork of this process, which has torch in memory already; its result, or None if it was killed before it had one."""
+    """The result of work() in a fork of this process, which has torch in memory already.
+
+    None if the fork was killed before it had a result.
+    """
     reader, writer = os.pipe()
     gc.collect()
     child = os.fork()
@@ -97,44 +102,43 @@ def in_child(work: Callable[[], Any], kill_after: float | None = None) -> Any:
     return json.loads(data) if data else None
 
 
-def go_on(db: Path, config: RunConfig) -> str:
+def train_or_resume(db: Path, config: RunConfig) -> str:
     """Start the run of this file, or resume it; returns its status."""
     store = Store(db)
     store.recover()
     with store.writing():
         if rows := store.runs():
-            if rows[0].status is RunStatus.FINISHED:  # killed after its last word
+            if rows[0].status is RunStatus.FINISHED:  # killed after its last event
                 return "finished"
             run_id, (config, start) = rows[0].id, plan_resume(store, rows[0].id)
         else:
             run_id, start = store.create_run(config, "chaos", status=RunStatus.LOADING), None
-        return execute(
-            store, run_id, config, train, RunControl(store.checkpoint_folder(run_id), start)
-        )
+        control = RunControl(store.checkpoint_folder(run_id), start)
+        return execute(store, Job(run_id, config, control), train)
 
 
-def look(db: Path) -> dict[str, Any]:
-    """What stands in the file after a kill: whether it is whole, the steps that are there, where it was."""
+def inspect(db: Path) -> dict[str, Any]:
+    """The file after a kill: its integrity, its steps, and the phase that the kill hit."""
     with sqlite3.connect(db) as raw:
-        whole = raw.execute("PRAGMA integrity_check").fetchone()[0]
+        integrity = raw.execute("PRAGMA integrity_check").fetchone()[0]
     store = Store(db)
+    found = {"integrity": integrity, "steps": [], "status": "none", "phase": "none", "saved": 0}
     if not store.runs():
-        return {"integrity": whole, "steps": [], "status": "none", "phase": "none", "checkpoint": 0}
+        return found
     phase = store.runs()[0].phase
     store.recover()
     run = store.runs()[0]
-    saved = store.checkpoints(run.id)
-    return {
-        "integrity": whole,
+    checkpoints = store.checkpoints(run.id)
+    return found | {
         "steps": [s["step"] for s in store.steps(run.id)],
         "status": run.status,
         "phase": phase or "starting",
-        "checkpoint": saved[-1].step if saved else 0,
+        "saved": checkpoints[-1].step if checkpoints else 0,
     }
 
 
 def rows(db: Path) -> dict[str, Any]:
-    """Everything recorded, times, memory and ids aside."""
+    """Everything recorded, except times, memory and ids."""
     store = Store(db)
     run = store.runs()[0]
     groups = [
@@ -154,36 +158,83 @@ def rows(db: Path) -> dict[str, Any]:
     }
 
 
-def trouble(
-    db: Path, config: RunConfig, kills: int, rng: random.Random, longest: float
-) -> tuple[list[str], Counter[str], int]:
-    """Kill and resume until `kills` have hit a run that was going. Returns problems, where the kills hit, and the most steps lost by one."""
-    problems: list[str] = []
-    hits: Counter[str] = Counter()
-    lost = 0
-    while sum(hits.values()) < kills:
-        if in_child(lambda: go_on(db, config), kill_after=rng.uniform(0.0, longest)) is not None:
-            break  # it finished first
-        if not db.exists():
-            continue
-        seen = in_child(lambda: look(db))
-        if seen is None:
-            problems.append("the store could not be opened after a kill")
-            break
-        hits[seen["phase"]] += 1
-        lost = max(lost, len(seen["steps"]) - seen["checkpoint"])
-        if seen["integrity"] != "ok":
-            problems.append(f"integrity_check: {seen['integrity']}")
-        if seen["steps"] != list(range(1, len(seen["steps"]) + 1)):
-            problems.append(f"steps with gaps: {seen['steps']}")
-        if seen["status"] not in ("interrupted", "finished", "none"):
-            problems.append(f"after a kill the run is {seen['status']}")
-    if (
-        in_child(lambda: look(db)["status"]) != "finished"
-        and in_child(lambda: go_on(db, config)) != "finished"
-    ):
-        problems.append("the last resume did not finish")
-    return problems, hits, lost
+@dataclass(slots=True)
+class Outcome:
+    """What the kills of one variant did."""
+
+    problems: list[str] = field(default_factory=list)
+    hits: Counter[str] = field(default_factory=Counter)  # phase -> kills
+    lost: int = 0  # most steps that one kill cost
+    runs: int = 0  # finished and compared
+
+    def check(self, found: dict[str, Any]) -> None:
+        """Count a kill and what it left, as inspect() finds it."""
+        steps = found["steps"]
+        self.hits[found["phase"]] += 1
+        self.lost = max(self.lost, len(steps) - found["saved"])
+        if found["integrity"] != "ok":
+            self.problems.append(f"integrity_check: {found['integrity']}")
+        if steps != list(range(1, len(steps) + 1)):
+            self.problems.append(f"steps with gaps: {steps}")
+        if found["status"] not in ("interrupted", "finished", "none"):
+            self.problems.append(f"after a kill the run is {found['status']}")
+
+    def row(self, variant: str) -> str:
+        phases = ", ".join(f"{phase} {n}" for phase, n in self.hits.most_common())
+        equal = "no" if self.problems else f"yes, {self.runs} runs"
+        problems = "; ".join(self.problems) or "none"
+        return (
+            f"| {variant} | {self.hits.total()} | {phases} | {self.lost} of {EVERY} | {equal} "
+            f"| {problems} |"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Killer:
+    """Kills the run of a file again and again."""
+
+    config: RunConfig
+    rng: random.Random
+    longest: float  # seconds until a kill, at most
+    kills: int  # wanted
+
+    def trouble(self, db: Path, outcome: Outcome) -> None:
+        """Kill and resume until enough kills have hit a run, or the run has finished."""
+
+        def work() -> str:
+            return train_or_resume(db, self.config)
+
+        while outcome.hits.total() < self.kills:
+            if in_child(work, kill_after=self.rng.uniform(0.0, self.longest)) is not None:
+                break  # it finished first
+            if not db.exists():
+                continue
+            found = in_child(lambda: inspect(db))
+            if found is None:
+                outcome.problems.append("the store could not be opened after a kill")
+                break
+            outcome.check(found)
+        if in_child(lambda: inspect(db)["status"]) != "finished" and in_child(work) != "finished":
+            outcome.problems.append("the last resume did not finish")
+
+
+def measure(config: RunConfig, folder: Path, kills: int, seed: int) -> Outcome:
+    """Kill runs of this configuration, and compare each finished one with a calm run."""
+    calm = folder / "calm.sqlite"
+    started = time.monotonic()
+    assert in_child(lambda: train_or_resume(calm, config)) == "finished"
+    seconds = time.monotonic() - started
+    killer, outcome = Killer(config, random.Random(seed), 0.5 * seconds, kills), Outcome()
+    # A run finishes after some kills. Then a new file begins.
+    while outcome.hits.total() < kills and not outcome.problems:
+        db = folder / f"wild.{outcome.runs}.sqlite"
+        outcome.runs += 1
+        killer.trouble(db, outcome)
+        if not in_child(lambda wild=db: rows(calm) == rows(wild)):
+            outcome.problems.append(f"rows of {db.name} differ")
+    if outcome.lost > EVERY:
+        outcome.problems.append(f"{outcome.lost} steps lost")
+    return outcome
 
 
 def main() -> int:
@@ -196,59 +247,27 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     failed = False
-    with tempfile.TemporaryDirectory() as folder:
-        model = tiny_model(Path(folder) / "model")
-        print(
-            "| variant | kills | in phase | most steps lost | rows equal | problems |\n|---|---|---|---|---|---|",
-            flush=True,
-        )
+    print("| variant | kills | in phase | most steps lost | rows equal | problems |")
+    print("|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        model = tiny_model(Path(name) / "model")
         for variant in options.variants:
-            config = prepare(
-                parse(
-                    nest(
-                        {
-                            "model.name": str(model),
-                            "task.heldout_size": 8,
-                            "train.steps": STEPS,
-                            "train.prompts_per_step": 2,
-                            "train.group_size": 4,
-                            "train.max_new_tokens": 8,
-                            "train.eval_every": 8,
-                            "train.checkpoint_every": EVERY,
-                            **VARIANTS[variant],
-                        }
-                    )
-                )
-            )
-            calm, wild = (Path(folder) / f"{variant}-{kind}.sqlite" for kind in ("calm", "wild"))
-            started = time.monotonic()
-            assert in_child(lambda db=calm, config=config: go_on(db, config)) == "finished"
-            alone = time.monotonic() - started
-            problems, hits, lost, rng = [], Counter(), 0, random.Random(options.seed)
-            batch = 0
-            while (
-                sum(hits.values()) < options.kills and not problems
-            ):  # a file is finished after some kills; then a fresh one
-                db = wild.with_suffix(f".{batch}.sqlite")
-                found, where, most = trouble(
-                    db, config, options.kills - sum(hits.values()), rng, 0.5 * alone
-                )
-                problems, hits, lost, batch = (
-                    problems + found,
-                    hits + where,
-                    max(lost, most),
-                    batch + 1,
-                )
-                if not in_child(lambda a=calm, b=db: rows(a) == rows(b)):
-                    problems.append(f"rows of {db.name} differ")
-            if lost > EVERY:
-                problems.append(f"{lost} steps lost")
-            failed |= bool(problems)
-            phases = ", ".join(f"{phase} {n}" for phase, n in hits.most_common())
-            print(
-                f"| {variant} | {sum(hits.values())} | {phases} | {lost} of {EVERY} | {'no' if problems else f'yes, {batch} runs'} | {'; '.join(problems) or 'none'} |",
-                flush=True,
-            )
+            folder = Path(name) / variant
+            folder.mkdir()
+            settings = {
+                "model.name": str(model),
+                "task.heldout_size": 8,
+                "train.steps": STEPS,
+                "train.prompts_per_step": 2,
+                "train.group_size": 4,
+                "train.max_new_tokens": 8,
+                "train.eval_every": 8,
+                "train.checkpoint_every": EVERY,
+                **VARIANTS[variant],
+            }
+            outcome = measure(prepare(parse(nest(settings))), folder, options.kills, options.seed)
+            failed |= bool(outcome.problems)
+            print(outcome.row(variant), flush=True)
     return int(failed)
 
 

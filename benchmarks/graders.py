@@ -1,8 +1,9 @@
-"""Mathematical answers: verdicts that agree, and the time of one, over the real-world pairs of tests/answer_pairs.py.
+"""Mathematical answers: how many verdicts are right, and how long does one take?
 
     python -m benchmarks.graders [--rounds 3]
 
-Wall-clock as a run meets it, through the killable process, first round cold after its start; and the CPU time of the comparisons alone.
+Over the answer pairs of tests/rubric/answer_pairs.py: wall-clock time as a run sees it, through the
+killable process, the first round just after its start; and CPU time of the comparisons alone.
 """
 
 from __future__ import annotations
@@ -14,48 +15,42 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from answer_pairs import DIFFERENT, SAME
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_core.rubric import CHECKS
 from grpo_core.rubric.answers import grader_process
 from grpo_core.rubric.sandbox.worker import math_equal, warm_up
 from grpo_core.tasks.answers import same_answer
 from grpo_core.types import Completion, Prompt
+from tests.rubric.answer_pairs import DIFFERENT, SAME
 
 PAIRS = [(*pair, 1.0) for pair in SAME] + [(*pair, 0.0) for pair in DIFFERENT]
+START_SECONDS = 60
 
 
-def through_the_process(said: str, right: str) -> float | None:
+def through_the_process(given: str, right: str) -> float | None:
     check = CHECKS["math"]
-    return check.score(
-        Completion(rf"So the answer is \boxed{{{said}}}.", "stop", 5),
-        Prompt("p", "q", right, "file"),
-        check.params(),
-    )
+    completion = Completion(rf"So the answer is \boxed{{{given}}}.", "stop", 5)
+    return check.score(completion, Prompt("p", "q", right, "file"), check.params())
 
 
-def alone(said: str, right: str) -> float | None:
-    return 1.0 if same_answer(said, right) else math_equal(said, right)
+def alone(given: str, right: str) -> float | None:
+    return 1.0 if same_answer(given, right) else math_equal(given, right)
 
 
 def measure(compare: Callable[[str, str], float | None], clock: Callable[[], float]) -> str:
     seconds, wrong = [], 0
-    for said, right, verdict in PAIRS:
+    for given, right, verdict in PAIRS:
         started = clock()
-        wrong += compare(said, right) != verdict
+        wrong += compare(given, right) != verdict
         seconds.append(clock() - started)
     seconds.sort()
-    at = {
-        f"p{q}": seconds[min(len(seconds) - 1, int(len(seconds) * q / 100))] * 1e3
-        for q in (50, 90, 99)
-    }
-    return (
-        f"{1 - wrong / len(PAIRS):.1%} agree; "
-        + ", ".join(f"{name} {ms:.1f} ms" for name, ms in at.items())
-        + f", most {seconds[-1] * 1e3:.1f} ms"
-    )
+    times = []
+    for q in (50, 90, 99):
+        at = min(len(seconds) - 1, int(len(seconds) * q / 100))
+        times.append(f"p{q} {seconds[at] * 1e3:.1f} ms")
+    agree = 1 - wrong / len(PAIRS)
+    return f"{agree:.1%} agree; {', '.join(times)}, most {seconds[-1] * 1e3:.1f} ms"
 
 
 def main() -> None:
@@ -66,12 +61,12 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     logging.disable(logging.CRITICAL)
     started = time.perf_counter()
-    grader_process().ask({"do": "math", "arguments": ["1", "1"], "seconds": 10}, 60)
+    request = {"do": "math", "arguments": ["1", "1"], "seconds": 10}
+    grader_process().request(request, START_SECONDS)
     print(f"{len(PAIRS)} pairs; the process starts in {time.perf_counter() - started:.1f} s")
-    for number in range(1, rounds + 1):
-        print(
-            f"round {number}, wall-clock through the process: {measure(through_the_process, time.perf_counter)}"
-        )
+    for i in range(1, rounds + 1):
+        result = measure(through_the_process, time.perf_counter)
+        print(f"round {i}, wall-clock through the process: {result}")
     warm_up()
     print(f"CPU time of the comparisons alone: {measure(alone, time.process_time)}")
 

@@ -1,11 +1,12 @@
-"""What does each option of the algorithm do to the default task? Trains every one over several seeds and keeps the curves.
+"""What does each option of the algorithm do to the default task?
 
     python benchmarks/options.py train [--seeds 0 1 2] [--only NAME …] [--through "nice -n 15"]
     python benchmarks/options.py table          the table of docs/algorithms.md, on standard output
     python benchmarks/options.py picture        docs/screenshots/options.png, through Chromium
 
-Every run is 60 steps in a process of its own and adds one line to benchmarks/options.jsonl when it is done; a run whose line is there is not
-made again, so the command may be stopped and repeated. `--through` is put before the command of each run.
+`train` trains every option over several seeds. Every run is 60 steps in a process of its own. When
+it ends it adds a line to benchmarks/options.jsonl. A run whose line exists is not repeated, so the
+command can be stopped and started again. `--through` is put before the command of each run.
 """
 
 from __future__ import annotations
@@ -19,26 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 LINES = Path(__file__).parent / "options.jsonl"
 PICTURE = ROOT / "docs" / "screenshots" / "options.png"
 STEPS, EVAL_EVERY, WINDOW = 60, 20, 10
+EVALUATED_AT = list(range(0, STEPS + 1, EVAL_EVERY))
+PICTURE_COLUMNS = 3
 COLOURS = ("#1b6ca8", "#c2410c", "#2e7d32", "#7b3fa0", "#b8860b", "#00838f", "#ad1457")
-DASHES = ("solid", "dash", "dot")  # with the colour, so that no line is told by colour alone
+DASHES = ("solid", "dash", "dot")  # so that lines differ in more than their colour
 MARKS = {"solid": "━", "dash": "╍", "dot": "┅"}
 CURVES = ("reward_mean", "kl")
-TWO = {
-    "updates_per_batch": 2
-}  # from the second update on the ratio leaves 1: only there objectives differ
+Number = TypeVar("Number", int, float)
+# The ratio leaves 1 with the second update. Only from there on do objectives differ.
+TWO = {"updates_per_batch": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One run's settings, by what they change in a default run; names without a section are algorithm fields."""
+    """What one run changes in a default run. Names without a section are algorithm fields."""
 
     family: str
     name: str
@@ -129,21 +132,22 @@ OPTIONS: tuple[Option, ...] = (
 
 
 def train_one(option: Option, seed: int) -> dict[str, Any]:
-    """One run in this process; what is kept of it."""
+    """Train one run in this process; the line that is kept of it."""
     from grpo_core.config import nest, parse, with_preset
     from grpo_core.training.control import RunControl
     from grpo_core.training.trainer import train
     from grpo_core.types import Evaluated, StepCompleted
 
-    flat = option.flat() | {"train.seed": seed}
-    config = parse(nest(with_preset(flat, option.preset) if option.preset else flat))
+    settings = option.flat() | {"train.seed": seed}
+    if option.preset:
+        settings = with_preset(settings, option.preset)
     events: list[Any] = []
     started = perf_counter()
-    train(config, events.append, RunControl())
+    train(parse(nest(settings)), events.append, RunControl())
     steps = [e.metrics for e in events if isinstance(e, StepCompleted)]
-    held = {
-        e.step: round(e.metrics["heldout/accuracy"], 4) for e in events if isinstance(e, Evaluated)
-    }
+    evaluations = [e for e in events if isinstance(e, Evaluated)]
+    accuracy = {e.step: round(known(e.metrics["heldout/accuracy"]), 4) for e in evaluations}
+    lengths = [known(s.completion_tokens_mean) for s in steps[-WINDOW:]]
     return {
         "option": option.name,
         "family": option.family,
@@ -152,12 +156,17 @@ def train_one(option: Option, seed: int) -> dict[str, Any]:
         "settings": option.settings,
         "preset": option.preset,
         "seconds": round(perf_counter() - started, 1),
-        "heldout": held,
-        "tokens": sum(s.tokens for s in steps),
-        "updates": sum(s.num_updates for s in steps),
-        "length": _short(fmean(s.completion_tokens_mean for s in steps[-WINDOW:])),
+        "heldout": accuracy,
+        "tokens": sum(known(s.tokens) for s in steps),
+        "updates": sum(known(s.num_updates) for s in steps),
+        "length": _short(fmean(lengths)),
         **{name: [_short(getattr(s, name)) for s in steps] for name in CURVES},
     }
+
+
+def known(value: Number | None) -> Number:
+    assert value is not None
+    return value
 
 
 def _short(value: float | None) -> float | None:
@@ -165,171 +174,176 @@ def _short(value: float | None) -> float | None:
 
 
 def commit() -> str:
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return asked.stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def lines() -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in LINES.read_text("utf-8").splitlines()]
-        if LINES.exists()
-        else []
+    if not LINES.exists():
+        return []
+    return [json.loads(line) for line in LINES.read_text("utf-8").splitlines()]
+
+
+def train_all(wanted: argparse.Namespace) -> None:
+    """Train seed by seed, so that an interruption leaves all options over fewer seeds."""
+    for seed in wanted.seeds:
+        for option in OPTIONS:
+            if wanted.only and option.name not in wanted.only:
+                continue
+            if option.name in wanted.without:
+                continue
+            if any((line["option"], line["seed"]) == (option.name, seed) for line in lines()):
+                continue
+            command = [*shlex.split(wanted.through), sys.executable, __file__]
+            done = subprocess.run(
+                [*command, "one", option.name, str(seed)], capture_output=True, text=True
+            )
+            if done.returncode:
+                print(f"{option.name}, seed {seed} FAILED: {done.stderr[-2000:]}", flush=True)
+            else:
+                print(done.stdout.strip().splitlines()[-1], flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Means over the seeds of one option."""
+
+    name: str
+    curves: list[dict[str, float]]  # of each seed: step -> held-out accuracy
+    accuracy: list[float]  # at EVALUATED_AT
+    last: tuple[float, float]  # lowest and highest at the end
+    kl: float
+    length: float
+    tokens: float
+    updates: float
+
+
+def summarise(name: str, runs: list[dict[str, Any]]) -> Summary:
+    held = [[run["heldout"][str(step)] for run in runs] for step in EVALUATED_AT]
+    return Summary(
+        name,
+        [run["heldout"] for run in runs],
+        [fmean(h) for h in held],
+        (min(held[-1]), max(held[-1])),
+        kl=fmean(v for run in runs for v in run["kl"][-WINDOW:] if v is not None),
+        length=fmean(run["length"] for run in runs),
+        tokens=fmean(run["tokens"] for run in runs),
+        updates=fmean(run["updates"] for run in runs),
     )
 
 
-def train_all(seeds: list[int], only: list[str], without: list[str], through: str) -> None:
-    """Seed by seed, so that what is there after an interruption is whole over fewer seeds."""
-    for seed in seeds:
-        for option in OPTIONS:
-            if (
-                (only and option.name not in only)
-                or option.name in without
-                or any((r["option"], r["seed"]) == (option.name, seed) for r in lines())
-            ):
-                continue
-            command = [
-                *shlex.split(through),
-                sys.executable,
-                __file__,
-                "one",
-                option.name,
-                str(seed),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            print(
-                done.stdout.strip().splitlines()[-1]
-                if done.returncode == 0
-                else f"{option.name}, seed {seed} FAILED: {done.stderr[-2000:]}",
-                flush=True,
-            )
-
-
-def summary(family: str) -> list[dict[str, Any]]:
-    """One row an option of the family, in the order of OPTIONS: means over the seeds that are there."""
+def summaries(family: str) -> list[Summary]:
+    """One for each option of the family that has runs, in the order of OPTIONS."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for line in lines():
         by_name.setdefault(line["option"], []).append(line)
-    rows = []
-    for option in OPTIONS:
-        if option.family == family and (runs := by_name.get(option.name)):
-            held = [
-                [run["heldout"][str(step)] for run in runs]
-                for step in range(0, STEPS + 1, EVAL_EVERY)
-            ]
-            rows.append(
-                {
-                    "name": option.name,
-                    "runs": len(runs),
-                    "curves": [run["heldout"] for run in runs],
-                    "mean": [fmean(h) for h in held],
-                    "range": (min(held[-1]), max(held[-1])),
-                    "kl": fmean(v for run in runs for v in run["kl"][-WINDOW:] if v is not None),
-                    "length": fmean(run["length"] for run in runs),
-                    "tokens": fmean(run["tokens"] for run in runs),
-                    "updates": fmean(run["updates"] for run in runs),
-                }
-            )
-    return rows
+    return [
+        summarise(option.name, by_name[option.name])
+        for option in OPTIONS
+        if option.family == family and option.name in by_name
+    ]
 
 
 def table() -> str:
     """Held-out accuracy of every option."""
+    steps = ", ".join(str(step) for step in EVALUATED_AT[:-1])
     out = [
-        f"| option | seeds | held-out at {', '.join(str(s) for s in range(0, STEPS, EVAL_EVERY))} | at {STEPS} (least–most) | KL | length | tokens sampled | updates |\n"
-        "|---|---|---|---|---|---|---|---|"
+        f"| option | seeds | held-out at {steps} | at {STEPS} (least–most) | KL | length "
+        "| tokens sampled | updates |\n|---|---|---|---|---|---|---|---|"
     ]
     for family in dict.fromkeys(o.family for o in OPTIONS):
         out.append(f"| **{family}** | | | | | | | |")
-        for r in summary(family):
+        for s in summaries(family):
+            early = ", ".join(f"{mean:.1%}" for mean in s.accuracy[:-1])
             out.append(
-                f"| {r['name']} | {r['runs']} | {', '.join(f'{m:.1%}' for m in r['mean'][:-1])} | {r['mean'][-1]:.1%}{spread(r)} | "
-                f"{r['kl']:.3f} | {r['length']:.1f} | {r['tokens']:,.0f} | {r['updates']:.0f} |"
+                f"| {s.name} | {len(s.curves)} | {early} | {s.accuracy[-1]:.1%}{spread(s)} | "
+                f"{s.kl:.3f} | {s.length:.1f} | {s.tokens:,.0f} | {s.updates:.0f} |"
             )
     return "\n".join(out)
 
 
-def spread(row: dict[str, Any]) -> str:
-    return f" ({row['range'][0]:.1%}–{row['range'][1]:.1%})" if row["runs"] > 1 else ""
+def spread(s: Summary) -> str:
+    return f" ({s.last[0]:.1%}–{s.last[1]:.1%})" if len(s.curves) > 1 else ""
 
 
 def picture() -> None:
-    """Small multiples, one a family: held-out accuracy over steps, mean line and seeds as points, the defaults in grey in each."""
-    from picture import save
+    """Draw one field a family: held-out accuracy over steps.
+
+    Lines are means, points are seeds, the grey line in every field is the default.
+    """
     from plotly.subplots import make_subplots
 
-    families = [
-        f for f in dict.fromkeys(o.family for o in OPTIONS) if f != "defaults" and summary(f)
-    ]
-    columns = 3
+    from benchmarks.picture import save
+
+    families = [f for f in dict.fromkeys(o.family for o in OPTIONS) if summaries(f)]
+    families.remove("defaults")
+    rows = -(-len(families) // PICTURE_COLUMNS)
     figure = make_subplots(
-        -(-len(families) // columns),
-        columns,
+        rows,
+        PICTURE_COLUMNS,
         subplot_titles=families,
         vertical_spacing=0.07,
         horizontal_spacing=0.045,
     )
-    at = list(range(0, STEPS + 1, EVAL_EVERY))
-    base = summary("defaults")[0]["mean"]
+    defaults = summaries("defaults")[0].accuracy
     for i, family in enumerate(families):
-        place = {"row": i // columns + 1, "col": i % columns + 1}
-        figure.add_scatter(
-            x=at,
-            y=base,
-            mode="lines",
-            line={"color": "#9aa0a6", "width": 5},
-            opacity=0.5,
-            showlegend=False,
-            **place,
-        )
-        rows = summary(family)
-        for j, r in enumerate(rows):
-            look = {"color": COLOURS[j % len(COLOURS)], "dash": DASHES[j % len(DASHES)]}
-            figure.add_scatter(
-                x=at,
-                y=r["mean"],
-                mode="lines",
-                line={**look, "width": 2},
-                showlegend=False,
-                **place,
-            )
-            figure.add_scatter(
-                x=[step for curve in r["curves"] for step in at],
-                y=[curve[str(step)] for curve in r["curves"] for step in at],
-                mode="markers",
-                marker={"color": look["color"], "size": 4},
-                opacity=0.6,
-                showlegend=False,
-                **place,
-            )
-        key = "<br>".join(
-            f'<span style="color:{COLOURS[j % len(COLOURS)]}">{MARKS[DASHES[j % len(DASHES)]]} {r["name"]}  {r["mean"][-1]:.0%}</span>'
-            for j, r in enumerate(rows)
-        )
-        figure.add_annotation(
-            text=key,
-            x=61,
-            y=0.22,
-            xref=f"x{i + 1}" if i else "x",
-            yref=f"y{i + 1}" if i else "y",
-            xanchor="right",
-            yanchor="bottom",
-            showarrow=False,
-            align="left",
-            font={"size": 12},
-            bgcolor="rgba(255,255,255,.75)",
-        )
-    figure.update_xaxes(tickvals=at, range=[-2, 62])
+        at = {"row": i // PICTURE_COLUMNS + 1, "col": i % PICTURE_COLUMNS + 1}
+        grey = {"color": "#9aa0a6", "width": 5}
+        add_line(figure, defaults, at, line=grey, opacity=0.5)
+        add_options(figure, summaries(family), at)
+        add_key(figure, summaries(family), str(i + 1) if i else "")
+    figure.update_xaxes(tickvals=EVALUATED_AT, range=[-2, 62])
     figure.update_yaxes(range=[0.2, 1.01], tickformat=".0%")
     figure.update_layout(
         template="simple_white",
         width=1280,
-        height=400 * -(-len(families) // columns),
+        height=400 * rows,
         margin={"l": 50, "r": 20, "t": 40, "b": 40},
         font={"family": "sans-serif"},
     )
     save(figure, PICTURE, ".annotation")
+
+
+def add_line(figure: Any, accuracy: list[float], at: dict[str, int], **style: Any) -> None:
+    figure.add_scatter(x=EVALUATED_AT, y=accuracy, mode="lines", showlegend=False, **style, **at)
+
+
+def add_options(figure: Any, options: list[Summary], at: dict[str, int]) -> None:
+    for j, s in enumerate(options):
+        colour = COLOURS[j % len(COLOURS)]
+        line = {"color": colour, "dash": DASHES[j % len(DASHES)], "width": 2}
+        add_line(figure, s.accuracy, at, line=line)
+        figure.add_scatter(
+            x=[step for _ in s.curves for step in EVALUATED_AT],
+            y=[curve[str(step)] for curve in s.curves for step in EVALUATED_AT],
+            mode="markers",
+            marker={"color": colour, "size": 4},
+            opacity=0.6,
+            showlegend=False,
+            **at,
+        )
+
+
+def add_key(figure: Any, options: list[Summary], axis: str) -> None:
+    """The names of the lines with their accuracy at the end. axis: its number in Plotly's names."""
+    lines = []
+    for j, s in enumerate(options):
+        colour, mark = COLOURS[j % len(COLOURS)], MARKS[DASHES[j % len(DASHES)]]
+        text = f"{mark} {s.name}  {s.accuracy[-1]:.0%}"
+        lines.append(f'<span style="color:{colour}">{text}</span>')
+    figure.add_annotation(
+        text="<br>".join(lines),
+        x=61,
+        y=0.22,
+        xref=f"x{axis}",
+        yref=f"y{axis}",
+        xanchor="right",
+        yanchor="bottom",
+        showarrow=False,
+        align="left",
+        font={"size": 12},
+        bgcolor="rgba(255,255,255,.75)",
+    )
 
 
 def main() -> None:
@@ -347,20 +361,19 @@ def main() -> None:
     one.add_argument("seed", type=int)
     commands.add_parser("table")
     commands.add_parser("picture")
-    asked = parser.parse_args()
-    if asked.command == "table":
+    options = parser.parse_args()
+    if options.command == "table":
         print(table())
-    elif asked.command == "picture":
+    elif options.command == "picture":
         picture()
-    elif asked.command == "train":
-        train_all(asked.seeds, asked.only, asked.without, asked.through)
+    elif options.command == "train":
+        train_all(options)
     else:
-        result = train_one(next(o for o in OPTIONS if o.name == asked.name), asked.seed)
+        result = train_one(next(o for o in OPTIONS if o.name == options.name), options.seed)
         with LINES.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result, separators=(",", ":")) + "\n")
-        print(
-            f"{asked.name}, seed {asked.seed}: {result['seconds']} s, held-out {list(result['heldout'].values())}"
-        )
+        accuracy = list(result["heldout"].values())
+        print(f"{options.name}, seed {options.seed}: {result['seconds']} s, held-out {accuracy}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Are the stored rows right? Recomputes every reward from scores and every advantage from rewards in plain Python.
+"""Are the stored rows right? Recomputes rewards from scores and advantages in plain Python.
 
 python benchmarks/rows.py [--db runs/grpo.sqlite]
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from grpo_core.store import Store
+from grpo_core.store import GroupRow, RunRow, Store
 
 TOLERANCE = 1e-9
+ESTIMATORS = ("group_std", "group_mean", "leave_one_out")
+Numbers = Sequence[float | None]  # None: could not be scored
 
 
-def advantages(rewards: list[float | None], estimator: str) -> list[float]:
+def advantages(rewards: Numbers, estimator: str) -> list[float]:
     known = [r for r in rewards if r is not None]
     if len(known) < 2 or max(known) - min(known) <= 1e-8:
         return [0.0] * len(rewards)
@@ -32,19 +34,37 @@ def advantages(rewards: list[float | None], estimator: str) -> list[float]:
     return [0.0 if r is None else (r - centre) * scale for r in rewards]
 
 
-def plain(config: Mapping[str, Any]) -> bool:
-    """Whether the few lines above are the whole of it: no shaping of rewards, siblings are those of one prompt."""
+def reward(scores: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+    terms = []
+    for name, weight in weights.items():
+        score = scores[name]
+        if weight > 0 and score is not None:
+            terms.append(weight * score)
+    return sum(terms) if terms else None
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether the functions above cover the run: rewards not shaped, siblings of one prompt."""
     rubric, algorithm = config["rubric"], config["algorithm"]
-    shaped = (
-        rubric.get("gate")
-        or rubric.get("scale")
-        or rubric.get("clip_low") is not None
-        or rubric.get("clip_high") is not None
+    clipped = rubric.get("clip_low") is not None or rubric.get("clip_high") is not None
+    if clipped or rubric.get("gate") or rubric.get("scale"):
+        return False
+    return algorithm.get("grouping", "prompt") == "prompt" and algorithm["advantage"] in ESTIMATORS
+
+
+def is_right(group: GroupRow, run: RunRow) -> bool:
+    weights = {c["name"]: c["weight"] for c in run.config["rubric"]["criteria"]}
+    rewards = [reward(rollout.scores, weights) for rollout in group.rollouts]
+    expected = advantages(rewards, run.config["algorithm"]["advantage"])
+    return equal([r.reward for r in group.rollouts], rewards) and equal(
+        [r.advantage for r in group.rollouts], expected
     )
-    return (
-        not shaped
-        and algorithm.get("grouping", "prompt") == "prompt"
-        and algorithm["advantage"] in ("group_std", "group_mean", "leave_one_out")
+
+
+def equal(stored: Numbers, expected: Numbers) -> bool:
+    return all(
+        a is b is None or (a is not None and b is not None and abs(a - b) <= TOLERANCE)
+        for a, b in zip(stored, expected, strict=True)
     )
 
 
@@ -54,33 +74,22 @@ def main() -> int:
     )
     parser.add_argument("--db", default="runs/grpo.sqlite")
     store = Store(parser.parse_args().db)
-    groups = wrong = skipped = 0
-    for run in store.runs():
-        if not plain(run.config):
-            skipped += 1
+    runs = store.runs()
+    num_groups = num_wrong = num_skipped = 0
+    for run in runs:
+        if not is_plain(run.config):
+            num_skipped += 1
             continue
-        weights = {c["name"]: c["weight"] for c in run.config["rubric"]["criteria"]}
         for group in store.iter_groups(run.id):
-            rewards = []
-            for rollout in group.rollouts:
-                counted = [
-                    w * rollout.scores[k]
-                    for k, w in weights.items()
-                    if w > 0 and rollout.scores[k] is not None
-                ]
-                rewards.append(sum(counted) if counted else None)
-            expected = advantages(rewards, run.config["algorithm"]["advantage"])
-            same = all(
-                (a is None) == (b is None) and (a is None or abs(a - b) <= TOLERANCE)
-                for r, reward, advantage in zip(group.rollouts, rewards, expected, strict=True)
-                for a, b in ((r.reward, reward), (r.advantage, advantage))
-            )
-            groups, wrong = groups + 1, wrong + (not same)
+            num_groups += 1
+            num_wrong += not is_right(group, run)
+    skipped = f"; {num_skipped} runs with other comparisons not checked" if num_skipped else ""
+    right = num_groups - num_wrong
     print(
-        f"{groups:,} groups of {len(store.runs())} runs: {groups - wrong:,} as recomputed, {wrong} not"
-        + (f"; {skipped} runs with other comparisons not checked" if skipped else "")
+        f"{num_groups:,} groups of {len(runs)} runs: {right:,} as recomputed, {num_wrong} not"
+        + skipped
     )
-    return wrong > 0
+    return num_wrong > 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weeks of use in minutes: many runs started and stopped, then one long one. Does anything grow?
+"""Many runs started and stopped, then one long run: does anything grow?
 
 python -m benchmarks.soak --cycles 100 --steps 2000
 """
@@ -12,42 +12,51 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from grpo_core.config import nest, parse
+from grpo_core.config import RunConfig, nest, parse
 from grpo_core.runs.manager import RunManager
-from grpo_core.runs.subprocess_trainer import apart, warm_up
+from grpo_core.runs.subprocess_trainer import in_subprocess, warm_up
 from grpo_core.store import Store
 from grpo_core.store.connection import IDLE_SECONDS
 from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus
 
 SETTLE_SECONDS = 1.0  # a thread that has done its work may not have ended yet
+FIRST_CYCLES = 5
+MAX_GROWTH = 0.05
 
 
-def now(what: str) -> dict[str, float]:
-    """Threads, open files, connections to the store's file of this process; resident MiB of it and of a run's process; printed as a line of the table."""
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of this process: threads, open files, connections to the store's file.
+
+    MiB: resident memory of this process and its children. Pages that they share count twice.
+    """
+
+    threads: int
+    files: int
+    connections: int
+    mib: float
+
+
+def usage(when: str) -> Usage:
+    """The present usage, printed as a line of the table."""
     time.sleep(SETTLE_SECONDS)
     gc.collect()
     this = psutil.Process()
-    resident = sum(p.memory_info().rss for p in (this, *this.children(recursive=True))) / 2**20
-    seen = {
-        "threads": len(os.listdir("/proc/self/task")),
-        "files": len(os.listdir("/proc/self/fd")),
-        "connections": num_connections(),
-        "MiB": resident,
-    }
-    print(
-        f"| {what} | {seen['threads']} | {seen['files']} | {seen['connections']} | {resident:.0f} |",
-        flush=True,
-    )
-    return seen
+    mib = sum(p.memory_info().rss for p in (this, *this.children(recursive=True))) / 2**20
+    threads, files = (len(os.listdir(f"/proc/self/{name}")) for name in ("task", "fd"))
+    now = Usage(threads, files, num_connections(), mib)
+    print(f"| {when} | {threads} | {files} | {now.connections} | {mib:.0f} |", flush=True)
+    return now
 
 
 def rest(store: Store) -> None:
-    """Long enough for reading connections that were needed at once to be given up by whoever reads next."""
+    """Wait until reading connections count as idle, then read, which closes them."""
     time.sleep(IDLE_SECONDS + 1)
     for _ in range(3):
         store.runs()
@@ -62,88 +71,83 @@ def num_connections() -> int:
     return count
 
 
+def start_and_stop(manager: RunManager, config: RunConfig) -> None:
+    """Start a run, stop it after its first step, and delete it."""
+    store = manager.store
+    run_id = manager.start(config)
+    while store.run(run_id).steps_done < 1:
+        time.sleep(0.02)
+    manager.stop(run_id)
+    while store.run(run_id).status.is_live:
+        time.sleep(0.02)
+    assert store.run(run_id).status is RunStatus.STOPPED, store.run(run_id).error
+    store.delete(run_id)
+
+
+def long_run(manager: RunManager, config: RunConfig, warm_up_steps: int) -> list[Usage]:
+    """Train a whole run. Returns the usage after the warm-up, near the end, and after it."""
+    store, usages = manager.store, []
+    # Near the end, not at it: the run's process must still be there.
+    steps = [warm_up_steps, config.train.steps - 10]
+    run_id = manager.start(config)
+    while (run := store.run(run_id)).status.is_live:
+        if steps and run.steps_done >= steps[0]:
+            steps.pop(0)
+            usages.append(usage(f"step {run.steps_done} of the long run"))
+        time.sleep(0.2)
+    rest(store)
+    usages.append(usage(f"step {run.steps_done}, {run.status}"))
+    assert run.status is RunStatus.FINISHED, run.error
+    return usages
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--cycles", type=int, default=100, help="runs started and stopped (default 100)"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=2000, help="steps of the long run (default 2000)"
-    )
-    parser.add_argument(
-        "--warm-up",
-        type=int,
-        default=100,
-        help="steps after which memory is first looked at (default 100)",
-    )
+    for name, default, meaning in (
+        ("--cycles", 100, "runs started and stopped"),
+        ("--steps", 2000, "steps of the long run"),
+        ("--warm-up", 100, "steps of the long run before memory is first measured"),
+    ):
+        parser.add_argument(name, type=int, default=default, help=f"{meaning} (default {default})")
     options = parser.parse_args()
+    settings = {
+        "train.steps": options.steps,
+        "train.eval_every": 500,
+        "train.checkpoint_every": 100,
+    }
+    config = parse(nest(settings))
     with tempfile.TemporaryDirectory() as folder:
-        manager = RunManager(Store(Path(folder) / "runs.sqlite"), apart(train))  # as app.py does
+        manager = RunManager(Store(Path(folder) / "runs.sqlite"), in_subprocess(train))
         warm_up(train)
-        store = manager.store
-        config = parse(
-            nest(
-                {
-                    "train.steps": options.steps,
-                    "train.eval_every": 500,
-                    "train.checkpoint_every": 100,
-                }
-            )
-        )
         print("| when | threads | open files | connections | resident MiB |\n|---|---|---|---|---|")
-
-        def cycle() -> None:
-            run_id = manager.start(config)
-            while store.run(run_id).steps_done < 1:
-                time.sleep(0.02)
-            manager.stop(run_id)
-            while store.run(run_id).status.is_live:
-                time.sleep(0.02)
-            assert store.run(run_id).status is RunStatus.STOPPED, store.run(run_id).error
-            store.delete(run_id)
-
-        for _ in range(5):
-            cycle()
-        rest(store)
-        first = now("after 5 runs")
-        for _ in range(options.cycles - 5):
-            cycle()
-        rest(store)
-        last = now(f"after {options.cycles} runs")
-        run_id = manager.start(config)
-        warm = late = None
-        while (run := store.run(run_id)).status.is_live:
-            if warm is None and run.steps_done >= options.warm_up:
-                warm = now(f"step {run.steps_done} of the long run")
-            if (
-                late is None and run.steps_done >= options.steps - 10
-            ):  # while its process is still there
-                late = now(f"step {run.steps_done} of the long run")
-            time.sleep(0.2)
-        rest(store)
-        end = now(f"step {run.steps_done}, {run.status}")
-        back = {
-            name: end[name] <= first[name] and last[name] <= first[name]
-            for name in ("threads", "files", "connections")
-        }
+        for _ in range(FIRST_CYCLES):
+            start_and_stop(manager, config)
+        rest(manager.store)
+        first = usage(f"after {FIRST_CYCLES} runs")
+        for _ in range(options.cycles - FIRST_CYCLES):
+            start_and_stop(manager, config)
+        rest(manager.store)
+        last = usage(f"after {options.cycles} runs")
+        long = long_run(manager, config, options.warm_up)
         manager.close()
-        grown = {
-            "runs": last["MiB"] / first["MiB"] - 1,
-            "steps": (late or end)["MiB"] / (warm or end)["MiB"] - 1,
-        }
-        print(
-            f"memory grew by {grown['runs']:.1%} over the runs and by {grown['steps']:.1%} over the steps; "
-            + ", ".join(
-                f"{name} {'are back' if yes else 'are NOT back'}" for name, yes in back.items()
-            )
-        )
-        return int(
-            run.status is not RunStatus.FINISHED
-            or max(grown.values()) > 0.05
-            or not all(back.values())
-        )
+    return int(not report(first, last, long))
+
+
+def report(first: Usage, last: Usage, long: list[Usage]) -> bool:
+    """Print what grew; whether memory stayed within its goal and everything else is back."""
+    over_runs = last.mib / first.mib - 1
+    over_steps = long[1].mib / long[0].mib - 1 if len(long) > 1 else 0.0
+    back = {
+        name: max(getattr(long[-1], name), getattr(last, name)) <= getattr(first, name)
+        for name in ("threads", "files", "connections")
+    }
+    print(
+        f"memory grew by {over_runs:.1%} over the runs and by {over_steps:.1%} over the steps; "
+        + ", ".join(f"{name} {'are back' if b else 'are NOT back'}" for name, b in back.items())
+    )
+    return max(over_runs, over_steps) <= MAX_GROWTH and all(back.values())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Does a run of ours learn what a run of TRL's learns? The same model, prompts, rewards and hyper-parameters, trained by both, seed after seed.
+"""Does a run of ours learn what a run of TRL's learns?
 
     python benchmarks/trl_end_to_end.py [--seeds 0 1 2 3 4]
 
-Compared is the mean reward of steps 40 to 60. A seed gives both sides the same prompts in the same order and the same start; what they sample
-differs, so they agree when the difference of the means over seeds is below two standard errors. Needs tests/requirements.txt (trl).
+The same model, prompts, rewards and hyper-parameters, trained by both, seed after seed. Compared
+is the mean reward of steps 40 to 60. A seed gives both sides the same prompts in the same order
+and the same weights; the sampled tokens differ. So the two agree when the difference of the means
+over seeds is below two standard errors. Needs tests/requirements.txt (trl).
 """
 
 from __future__ import annotations
@@ -14,51 +16,45 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peer import arguments, criterion
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.models import load_policy
+from grpo_core.models import Policy, load_policy
 from grpo_core.rubric import build_rubric
 from grpo_core.tasks import load_task, train_prompts
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import learning_rate, train
-from grpo_core.types import StepCompleted
+from grpo_core.types import Event, Prompt, StepCompleted
 
 STEPS, FIRST, LAST = 60, 40, 60
 
 
 def ours(config: RunConfig) -> list[float]:
     """Mean reward of each step."""
-    events: list[Any] = []
-    train(config, events.append, RunControl())
-    return [e.metrics.reward_mean for e in events if isinstance(e, StepCompleted)]
+    rewards: list[float] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepCompleted):
+            assert event.metrics.reward_mean is not None, f"step {event.step} has no reward"
+            rewards.append(event.metrics.reward_mean)
+
+    train(config, listen, RunControl())
+    return rewards
 
 
 def theirs(config: RunConfig) -> list[float]:
-    """The same run by TRL's GRPOTrainer, every setting of ours written in its words."""
+    """Mean reward of each step of the same run by TRL, with every setting of ours in its words."""
     t, a = config.train, config.algorithm
-    policy, rubric, task = (
-        load_policy(config.model, t.seed),
-        build_rubric(config.rubric),
-        load_task(config.task),
-    )
-    prompts = [
-        p
-        for step in range(1, t.steps + 1)
-        for p in train_prompts(task, t.seed, step, t.prompts_per_step)
-    ]
-    assert all(
-        policy.tokenizer(p.text)["input_ids"] == policy.encode(p, task.instruction) for p in prompts
-    ), "TRL would read other prompts"
+    policy, rubric = load_policy(config.model, t.seed), build_rubric(config.rubric)
+    prompts = all_prompts(config, policy)
     rate = learning_rate(config, policy)
     optimizer = torch.optim.AdamW(
         policy.model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
@@ -98,33 +94,52 @@ def theirs(config: RunConfig) -> list[float]:
     return [line["reward"] for line in trainer.state.log_history if "reward" in line]
 
 
+def all_prompts(config: RunConfig, policy: Policy) -> list[Prompt]:
+    """The prompts of all steps, in order."""
+    task, t = load_task(config.task), config.train
+    prompts = [
+        prompt
+        for step in range(1, t.steps + 1)
+        for prompt in train_prompts(task, t.seed, step, t.prompts_per_step)
+    ]
+    for prompt in prompts:
+        ids = policy.encode(prompt, task.instruction)
+        assert policy.tokenizer(prompt.text)["input_ids"] == ids, "TRL reads other prompts"
+    return prompts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    seeds = parser.parse_args().seeds
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
-    print(
-        f"Mean reward of steps {FIRST} to {LAST}\n\n| seed | ours | TRL | difference |\n|---|---|---|---|"
-    )
-    rows = []
-    for seed in parser.parse_args().seeds:
+    print(f"Mean reward of steps {FIRST} to {LAST}\n")
+    print("| seed | ours | TRL | difference |\n|---|---|---|---|")
+    rows: list[tuple[float, float]] = []
+    for seed in seeds:
         config = parse(nest({"train.steps": STEPS, "train.seed": seed, "task.heldout_size": 0}))
-        rows.append([statistics.fmean(run(config)[FIRST - 1 : LAST]) for run in (ours, theirs)])
-        print(
-            f"| {seed} | {rows[-1][0]:.4f} | {rows[-1][1]:.4f} | {rows[-1][0] - rows[-1][1]:+.4f} |",
-            flush=True,
-        )
-    (mine, my_error), (other, other_error) = (
-        mean_and_error(side) for side in zip(*rows, strict=True)
-    )
-    _, paired = mean_and_error([a - b for a, b in rows])
-    error = (my_error**2 + other_error**2) ** 0.5
+        a, b = (statistics.fmean(side(config)[FIRST - 1 : LAST]) for side in (ours, theirs))
+        rows.append((a, b))
+        print(f"| {seed} | {a:.4f} | {b:.4f} | {a - b:+.4f} |", flush=True)
+    compare(rows)
+
+
+def compare(rows: Sequence[tuple[float, float]]) -> None:
+    """Print the last row of the table, and whether the two sides agree."""
+    mean, error = mean_and_error([a for a, _ in rows])
+    their_mean, their_error = mean_and_error([b for _, b in rows])
+    _, paired_error = mean_and_error([a - b for a, b in rows])
+    joint_error = (error**2 + their_error**2) ** 0.5
+    difference = mean - their_mean
+    agree = abs(difference) < 2 * min(joint_error, paired_error)
     print(
-        f"| mean ± se | {mine:.4f} ± {my_error:.4f} | {other:.4f} ± {other_error:.4f} | {mine - other:+.4f} ± {error:.4f} (seed by seed ± {paired:.4f}) |\n\n"
-        f"{abs(mine - other) / error:.2f} standard errors ({abs(mine - other) / paired:.2f} seed by seed): "
-        f"{'agree' if abs(mine - other) < 2 * min(error, paired) else 'DIFFER'}"
+        f"| mean ± se | {mean:.4f} ± {error:.4f} | {their_mean:.4f} ± {their_error:.4f} | "
+        f"{difference:+.4f} ± {joint_error:.4f} (seed by seed ± {paired_error:.4f}) |\n\n"
+        f"{abs(difference) / joint_error:.2f} standard errors "
+        f"({abs(difference) / paired_error:.2f} seed by seed): {'agree' if agree else 'DIFFER'}"
     )
 
 

@@ -14,9 +14,9 @@ from grpo_core.types import StepMetrics
 
 HEAD = """# Every metric
 
-Made by `python docs/make_metrics.py` from the definitions in the code; a test keeps it complete. A value
-that cannot be measured or is not finite is stored as NULL, never as 0. P prompts, G completions each,
-B = P·G rows.
+Made by `python docs/make_metrics.py` from the definitions in the code; a test keeps it complete.
+A value that cannot be measured or is not finite is stored as NULL, never as 0. P prompts,
+G completions each, B = P·G rows.
 
 ## Steps
 
@@ -28,9 +28,10 @@ One value per optimiser step: a column of the table `steps` and of the CSV expor
 SCORES = """
 ## Scores
 
-`score/NAME`, table `metrics`: the mean score of criterion NAME over the step's completions, in the range of
-its check, before its weight. Completions that could not be scored are left out. `used/NAME/WHAT`: what an LLM
-judge used in the step: requests, cached, tokens, seconds, cost. The built-in checks:
+`score/NAME`, table `metrics`: the mean score of criterion NAME over the step's completions, in the
+range of its check, before its weight. Completions that could not be scored are left out.
+`used/NAME/WHAT`: what an LLM judge used in the step: requests, cached, tokens, seconds, cost.
+The built-in checks:
 
 | check | full score when |
 |---|---|
@@ -38,9 +39,9 @@ judge used in the step: requests, cached, tokens, seconds, cost. The built-in ch
 HELDOUT = """
 ## Held-out evaluation
 
-Before step 1, every `train.eval_every` steps and after the last: `train.eval_samples` completions of each
-held-out prompt (default 1), sampled at the training temperature from the same random numbers each time, or
-greedy (`train.eval_mode`). No held-out prompt is ever trained on.
+Before step 1, every `train.eval_every` steps and after the last: `train.eval_samples` completions
+of each held-out prompt (default 1), sampled at the training temperature from the same random
+numbers each time, or greedy (`train.eval_mode`). No held-out prompt is ever trained on.
 
 | name | unit | definition | how to read it |
 |---|---|---|---|

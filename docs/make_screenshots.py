@@ -1,4 +1,6 @@
-"""Takes the pictures in docs/screenshots from a real run in a real browser: python docs/make_screenshots.py (about two minutes)
+"""Takes the pictures in docs/screenshots from a real run in a real browser, in two minutes.
+
+    python docs/make_screenshots.py
 
 Needs tests/requirements.txt and Chromium.
 """
@@ -6,20 +8,18 @@ Needs tests/requirements.txt and Chromium.
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.server import ROOT, Server
 from grpo_core.store import Store
 
-ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "screenshots"
 FLAGS = [
     "--no-sandbox",
@@ -28,11 +28,16 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SIZES = (("light", 1440, 1140), ("dark", 1440, 1140), ("light", 380, 820))
+GROUP_IS_AT = """n => {
+    const m = document.querySelector('#group')?.innerText.match(/step (\\d+)/i);
+    return m && Number(m[1]) >= n;
+}"""
 
 
 def shot(page: Page, name: str) -> None:
     page.mouse.move(0, 0)
-    page.evaluate("window.scrollTo(0, 0)")  # filling in a form scrolled
+    page.evaluate("window.scrollTo(0, 0)")  # filling in a form scrolls
     time.sleep(1.5)  # a poll and its drawing
     page.screenshot(path=OUT / f"{name}.png")
 
@@ -45,11 +50,7 @@ def start(page: Page, seed: int) -> None:
 
 
 def wait_for_step(page: Page, step: int) -> None:
-    page.wait_for_function(
-        "n => { const m = document.querySelector('#group')?.innerText.match(/step (\\d+)/i); return m && Number(m[1]) >= n; }",
-        arg=step,
-        timeout=300_000,
-    )
+    page.wait_for_function(GROUP_IS_AT, arg=step, timeout=300_000)
 
 
 def wait_until_finished(store: Store, runs: int) -> None:
@@ -58,67 +59,73 @@ def wait_until_finished(store: Store, runs: int) -> None:
     time.sleep(2)
 
 
+def open_pages(browser: Browser, url: str) -> dict[str, Page]:
+    """One page for each of SIZES, by theme and width: "light-1440"."""
+    pages = {}
+    for theme, width, height in SIZES:
+        page = browser.new_page(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if theme == "dark" else "light",
+        )
+        page.goto(f"{url}/?__theme={theme}")
+        page.get_by_role("button", name="Start training").first.wait_for(state="attached")
+        pages[f"{theme}-{width}"] = page
+    return pages
+
+
+def shoot_training(pages: dict[str, Page], store: Store) -> None:
+    """The Train tab during a run, then a second run for the other tabs."""
+    desk, dark, phone = (pages[name] for name in ("light-1440", "dark-1440", "light-380"))
+    start(desk, 0)
+    wait_for_step(desk, 34)
+    shot(desk, "train-light")
+    for page, name in ((dark, "train-dark"), (phone, "train-phone")):
+        page.reload()
+        wait_for_step(page, 38)
+        shot(page, name)
+    wait_until_finished(store, 1)
+    desk.get_by_label("Steps", exact=True).fill("40")
+    start(desk, 1)
+    wait_until_finished(store, 2)
+
+
+def shoot_tabs(desk: Page) -> None:
+    desk.get_by_role("tab", name="Inspect").click()
+    time.sleep(2)
+    desk.locator("#group-table [data-do=open]").nth(20).click()
+    shot(desk, "inspect")
+    desk.get_by_role("tab", name="Runs").click()
+    time.sleep(2)
+    for i in range(2):
+        desk.locator("#run-table [role=checkbox]").nth(i).click()
+        time.sleep(1.5)
+    shot(desk, "runs")
+
+
+def shoot_views(pages: dict[str, Page], url: str) -> None:
+    for name, page in pages.items():
+        theme = name.split("-")[0]
+        page.goto(f"{url}/?__theme={theme}&tab=inspect")
+        page.locator("#look").wait_for()
+        for view in ("Tokens", "What if"):
+            page.get_by_role("radio", name=view, exact=True).check(force=True)
+            shot(page, f"inspect-{view.replace(' ', '').lower()}-{name}")
+
+
 def main() -> None:
     OUT.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port), "--db", f"{folder}/runs.sqlite"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        db = f"{folder}/runs.sqlite"
+        server = Server(db)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         try:
-            server.stdout.readline()
-            store = Store(f"{folder}/runs.sqlite")
-            pages = {}
-            for theme, width, height in (
-                ("light", 1440, 1140),
-                ("dark", 1440, 1140),
-                ("light", 380, 820),
-            ):
-                page = pages[theme, width] = browser.new_page(
-                    viewport={"width": width, "height": height}, color_scheme=theme
-                )
-                page.goto(f"http://127.0.0.1:{port}/?__theme={theme}")
-                page.get_by_role("button", name="Start training").first.wait_for(state="attached")
-            desk = pages["light", 1440]
-            start(desk, 0)
-            wait_for_step(desk, 34)
-            shot(desk, "train-light")
-            pages["dark", 1440].reload()
-            wait_for_step(pages["dark", 1440], 38)
-            shot(pages["dark", 1440], "train-dark")
-            pages["light", 380].reload()
-            wait_for_step(pages["light", 380], 38)
-            shot(pages["light", 380], "train-phone")
-            wait_until_finished(store, 1)
-            desk.get_by_label("Steps", exact=True).fill("40")
-            start(desk, 1)
-            wait_until_finished(store, 2)
-            for tab in ("Inspect", "Runs"):
-                desk.get_by_role("tab", name=tab).click()
-                time.sleep(2)
-                if tab == "Inspect":
-                    desk.locator("#group-table [data-do=open]").nth(20).click()
-                else:
-                    for i in range(2):
-                        desk.locator("#run-table [role=checkbox]").nth(i).click()
-                        time.sleep(1.5)
-                shot(desk, tab.lower())
-            for (theme, width), page in pages.items():
-                page.goto(f"http://127.0.0.1:{port}/?__theme={theme}&tab=inspect")
-                page.locator("#look").wait_for()
-                for look in ("Tokens", "What if"):
-                    page.get_by_role("radio", name=look, exact=True).check(force=True)
-                    shot(page, f"inspect-{look.replace(' ', '').lower()}-{theme}-{width}")
+            pages = open_pages(browser, server.url)
+            shoot_training(pages, Store(db))
+            shoot_tabs(pages["light-1440"])
+            shoot_views(pages, server.url)
         finally:
             browser.close()
-            server.terminate()
-            server.wait(timeout=20)
+            server.close()
 
 
 if __name__ == "__main__":

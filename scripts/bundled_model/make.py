@@ -1,7 +1,10 @@
-"""Make the bundled model from nothing: `python -m scripts.bundled_model.make [--out DIR] [--seed 0]`, under 20 minutes on one core.
+"""Makes the bundled model from random weights, in under 20 minutes on one core.
 
-A Qwen3-shaped causal language model of 0.8 M parameters with a byte-level tokenizer, in plain Hugging Face folder format. With
-`--measure` nothing is made: the table of docs/bundled_model.md is printed for the folder as it is.
+    python -m scripts.bundled_model.make [--out DIR] [--seed 0]
+
+A Qwen3-shaped causal language model of 0.8 M parameters with a byte-level tokenizer, in plain
+Hugging Face folder format. With `--measure` it makes nothing and prints the table of
+docs/bundled_model.md for the folder.
 """
 
 from __future__ import annotations
@@ -28,12 +31,16 @@ END, PAD = "<|end|>", "<|pad|>"
 
 STEPS, BATCH, MICRO_BATCH, LEARNING_RATE = 2000, 128, 32, 3e-3
 TASK_SHARES = {"sums": 0.4, "arithmetic": 0.2, "sort": 0.2, "countdown": 0.2}
-# To reason well it must practise often; to reason rarely it must see it rarely. So practice comes first, habit last.
+# To reason well the model must practise often; to reason rarely it must see it rarely. So practice
+# comes first, habit last.
 PRACTICE_FRAC, PRACTICE_REASONED, HABIT_REASONED = 0.7, 0.6, 0.32
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, no merges: every text can be written and read back. The tags are ordinary single tokens, so decoding keeps them."""
+    """Bytes without merges, so every text can be encoded and decoded.
+
+    The tags are ordinary single tokens, so decoding keeps them.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(
         models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
@@ -54,12 +61,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    """Ids of the end and the pad token; there is no token at the beginning."""
+    ids = tokenizer.get_vocab()
+    return {"eos_token_id": ids[END], "pad_token_id": ids[PAD], "bos_token_id": None}
+
+
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    ends = {
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-    }
+    ids = special_ids(tokenizer)
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -73,12 +82,14 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
             rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
             tie_word_embeddings=True,
             dtype="float32",
-            **ends,
+            eos_token_id=ids["eos_token_id"],
+            pad_token_id=ids["pad_token_id"],
+            bos_token_id=ids["bos_token_id"],
         )
     )
-    # Plain sampling: what the policy is trained on is what it is sampled from.
+    # Sample from the whole distribution, because that is what training assumes.
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ends
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **ids
     )
     return model
 
@@ -86,27 +97,24 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 def batches(
     tokenizer: PreTrainedTokenizerFast, seed: int, steps: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """For each step its texts, in micro-batches of similar length: (ids, labels), each (B, T), padded on the right, labels -100
-    on prompt and padding. No held-out prompt is among them.
+    """The texts of each step in micro-batches of similar length: (ids, labels), each (B, T).
+
+    Padding is on the right; labels are -100 on prompt and padding. No held-out prompt is used.
     """
     rng = random.Random(f"bundled/{seed}")
+    ids = tokenizer.get_vocab()
     for step in range(steps):
         reasoned_frac = PRACTICE_REASONED if step < PRACTICE_FRAC * steps else HABIT_REASONED
         rows = []
         for name, share in TASK_SHARES.items():
             for prompt in train_prompts(TASKS[name], seed, step, round(share * BATCH)):
                 start = tokenizer.encode(prompt.text)
-                end = [
-                    *tokenizer.encode(completion(prompt, rng, reasoned_frac)),
-                    tokenizer.eos_token_id,
-                ]
-                rows.append((start + end, [-100] * len(start) + end))
-        rows.sort(
-            key=lambda row: len(row[0])
-        )  # short ones answer at once; padded to the longest they would cost double
+                rest = [*tokenizer.encode(completion(prompt, rng, reasoned_frac)), ids[END]]
+                rows.append((start + rest, [-100] * len(start) + rest))
+        # Completions without reasoning are short; padded to the longest they would cost double.
+        rows.sort(key=lambda row: len(row[0]))
         yield [
-            _padded(rows[i : i + MICRO_BATCH], tokenizer.pad_token_id)
-            for i in range(0, len(rows), MICRO_BATCH)
+            _padded(rows[i : i + MICRO_BATCH], ids[PAD]) for i in range(0, len(rows), MICRO_BATCH)
         ]
 
 
@@ -136,17 +144,13 @@ def train(
         num_tokens = sum((labels != -100).sum() for _, labels in micro_batches)
         total = 0.0
         for ids, labels in micro_batches:
-            # Padding is on the right, where causal attention never looks back from: no attention mask is needed.
+            # No attention mask is needed: padding is on the right, and attention is causal.
             logits = model(input_ids=ids).logits[:, :-1]  # (B, T-1, V)
-            loss = (
-                functional.cross_entropy(
-                    logits.flatten(0, 1),
-                    labels[:, 1:].flatten(),
-                    ignore_index=-100,
-                    reduction="sum",
-                )
-                / num_tokens
+            targets = labels[:, 1:].flatten()
+            total_loss = functional.cross_entropy(
+                logits.flatten(0, 1), targets, ignore_index=-100, reduction="sum"
             )
+            loss = total_loss / num_tokens
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -155,8 +159,9 @@ def train(
         optimiser.zero_grad()
         recent.append(total)
         if step % 100 == 0 or step == steps:
+            mean, seconds = sum(recent) / len(recent), time.perf_counter() - start
             print(
-                f"step {step:5d}/{steps}   loss {sum(recent) / len(recent):.4f} nats/token   {time.perf_counter() - start:6.0f} s",
+                f"step {step:5d}/{steps}   loss {mean:.4f} nats/token   {seconds:6.0f} s",
                 flush=True,
             )
             recent = []
@@ -173,12 +178,12 @@ def main() -> None:
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="print what the model in --out knows, and make nothing",
+        help="only print what the model in --out knows",
     )
     args = parser.parse_args()
-    torch.set_num_threads(
-        1
-    )  # hardly slower than two at this size, and the shipped weights were made so: sums in another order round otherwise
+    # The shipped weights were made with one thread: sums in another order round differently.
+    # At this size one thread is hardly slower than two.
+    torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     if not args.measure:
         tokenizer = make_tokenizer()

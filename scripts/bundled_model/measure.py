@@ -1,4 +1,7 @@
-"""What a model knows of the built-in tasks, sampled as a run samples it: the table of docs/bundled_model.md."""
+"""What a model knows of the built-in tasks: the table of docs/bundled_model.md.
+
+Completions are sampled as a run samples them.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +39,20 @@ class Sampled:
 def sample_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], num_samples: int
 ) -> list[tuple[str, int]]:
-    """`num_samples` completions of each text in turn, at temperature 1: (text, tokens with the end token)."""
+    """`num_samples` completions of each text in turn, at temperature 1.
+
+    Each is (text, number of tokens with the end token).
+    """
     inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     with torch.no_grad():
-        out = model.generate(
+        # nn.Module's stub makes every unknown attribute a Tensor.
+        out = model.generate(  # pyright: ignore[reportCallIssue]
             **inputs, max_new_tokens=MAX_NEW_TOKENS, num_return_sequences=num_samples
         )
     rows = out[:, inputs["input_ids"].shape[1] :]  # (P * num_samples, T)
     num_tokens = (rows != tokenizer.pad_token_id).sum(1).tolist()
-    return list(
-        zip(tokenizer.batch_decode(rows, skip_special_tokens=True), num_tokens, strict=True)
-    )
+    decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return list(zip(decoded, num_tokens, strict=True))
 
 
 def sample_heldout(
@@ -57,25 +63,22 @@ def sample_heldout(
     num_samples: int = NUM_SAMPLES,
 ) -> list[Sampled]:
     prompts = heldout_prompts(task, num_prompts)
+    texts = sample_texts(model, tokenizer, [p.text for p in prompts], num_samples)
     sampled = []
-    for i, (text, num_tokens) in enumerate(
-        sample_texts(model, tokenizer, [p.text for p in prompts], num_samples)
-    ):
-        prompt, answer = prompts[i // num_samples], extract_answer(text)
-        sampled.append(
-            Sampled(
-                i // num_samples,
-                text,
-                num_tokens,
-                answer is not None and task.grade(answer, prompt) == 1.0,
-            )
-        )
+    for i, (text, num_tokens) in enumerate(texts):
+        index, answer = i // num_samples, extract_answer(text)
+        right = answer is not None and task.grade(answer, prompts[index]) == 1.0
+        sampled.append(Sampled(index, text, num_tokens, right))
     return sampled
 
 
 def accuracy_interval(sampled: list[Sampled]) -> tuple[float, float]:
-    """Sampled accuracy and the half-width of its 95 % interval. The prompts are the independent draws, not the samples:
-    1.96 * sd over prompts of a prompt's share of right samples / sqrt(P)."""
+    """Sampled accuracy and the half-width of its 95 % interval.
+
+        1.96 · sd over prompts of a prompt's share of right samples / √P
+
+    The prompts are independent draws; the samples of one prompt are not.
+    """
     by_prompt: dict[int, list[bool]] = {}
     for s in sampled:
         by_prompt.setdefault(s.prompt, []).append(s.right)
@@ -88,28 +91,32 @@ def table_row(name: str, sampled: list[Sampled]) -> str:
     solved = len({s.prompt for s in sampled if s.right})
     reasoned = [s for s in sampled if s.reasoned]
     direct = [s for s in sampled if not s.reasoned]
-    untidy = sum(
-        s.text.count("<answer>") != 1
-        or not s.text.startswith(("<think>", "<answer>"))
-        or not s.text.endswith("</answer>")
-        for s in sampled
-    )
+    untidy = sum(not is_tidy(s.text) for s in sampled)
     accuracy, half = accuracy_interval(sampled)
     return (
-        f"| {name} | {num_prompts} | {accuracy:.3f} ± {half:.3f} | {solved / num_prompts:.3f} | {len(reasoned) / len(sampled):.2f} "
-        f"| {sum(s.right for s in direct)} of {len(direct)} | {sum(s.right for s in reasoned)} of {len(reasoned)} "
-        f"| {untidy / len(sampled):.3f} | {sum(s.num_tokens for s in sampled) / len(sampled):.1f} |"
+        f"| {name} | {num_prompts} | {accuracy:.3f} ± {half:.3f} | {solved / num_prompts:.3f} "
+        f"| {len(reasoned) / len(sampled):.2f} | {sum(s.right for s in direct)} of {len(direct)} "
+        f"| {sum(s.right for s in reasoned)} of {len(reasoned)} | {untidy / len(sampled):.3f} "
+        f"| {sum(s.num_tokens for s in sampled) / len(sampled):.1f} |"
+    )
+
+
+def is_tidy(text: str) -> bool:
+    """Whether the text has one answer, and nothing outside the tags."""
+    return (
+        text.count("<answer>") == 1
+        and text.startswith(("<think>", "<answer>"))
+        and text.endswith("</answer>")
     )
 
 
 def print_table(folder: Path, seed: int) -> None:
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder),
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(seed)
     print(
-        f"| task | prompts | accuracy | right among {NUM_SAMPLES} | reasons | direct right | reasoned right | imperfect format | tokens |"
+        f"| task | prompts | accuracy | right among {NUM_SAMPLES} | reasons | direct right "
+        "| reasoned right | imperfect format | tokens |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, task in TASKS.items():

@@ -1,7 +1,8 @@
-"""The supervised texts that the bundled model learns from: prompts of the built-in tasks with imperfect completions.
+"""The supervised texts of the bundled model: prompts of the built-in tasks with completions.
 
-GRPO needs something to choose from. So most completions answer at once and are mostly wrong, a minority reasons step by step and is
-right, and a few break the format. What the model then samples is about this mixture, and what pays is to reason.
+GRPO needs completions that differ. So most answer at once and are mostly wrong, a minority reasons
+step by step and is right, and a few break the format. The model then samples about this mixture,
+and reasoning is what pays.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def completion(prompt: Prompt, rng: random.Random, reasoned_frac: float) -> str:
 
 
 def break_format(text: str, answer: str, rng: random.Random) -> str:
-    """What a grader of format is there for: no tags around the answer, or words outside the tags."""
+    """The text without tags around the answer, with words outside the tags, or answered twice."""
     return rng.choice(
         [
             text.replace("<answer>", "").replace("</answer>", ""),
@@ -41,7 +42,7 @@ def break_format(text: str, answer: str, rng: random.Random) -> str:
     )
 
 
-# ---- reasoning, right and step by step: (thought, answer) --------------------------------------------------------------
+# ---- reasoning, right and step by step: (thought, answer) ----------------------------------------
 
 
 def reason_sums(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
@@ -55,20 +56,18 @@ def reason_arithmetic(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
     (a, b), operator = prompt.meta["numbers"], prompt.meta["operator"]
     (ten_a, one_a), (ten_b, one_b) = divmod(a, 10), divmod(b, 10)
     if operator == "+":
-        ones, carry = one_a + one_b, one_a + one_b >= 10
-        return (
-            f"{one_a}+{one_b}={ones},{ten_a}+{ten_b}{'+1' * carry}={ten_a + ten_b + carry}",
-            prompt.answer,
-        )
+        ones = one_a + one_b
+        carry = ones >= 10
+        tens = f"{ten_a}+{ten_b}{'+1' * carry}={ten_a + ten_b + carry}"
+        return f"{one_a}+{one_b}={ones},{tens}", prompt.answer
     borrow = one_a < one_b
-    return (
-        f"{one_a + 10 * borrow}-{one_b}={one_a + 10 * borrow - one_b},{ten_a}-{ten_b}{'-1' * borrow}={ten_a - ten_b - borrow}",
-        prompt.answer,
-    )
+    one_a += 10 * borrow
+    tens = f"{ten_a}-{ten_b}{'-1' * borrow}={ten_a - ten_b - borrow}"
+    return f"{one_a}-{one_b}={one_a - one_b},{tens}", prompt.answer
 
 
 def reason_sort(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
-    """dbca -> a:dbc b:dc c:d d     the letter picked, and those left in their old order"""
+    """dbca -> a:dbc b:dc c:d d     each picked letter, and the letters left in their old order"""
     left, steps = prompt.meta["word"], []
     while left:
         letter = min(left)
@@ -78,19 +77,14 @@ def reason_sort(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
 
 
 def reason_countdown(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
-    """25 from 3 7 4 -> 3+7+4=14,3*7+4=25      up to two tries that fail, then one that does not"""
-    tries = [
-        expression
-        for expression in (guess_expression(prompt, rng) for _ in range(rng.randint(0, 2)))
-        if evaluate(expression)[0] != prompt.meta["target"]
-    ]
-    tries.append(prompt.answer)
-    return ",".join(
-        f"{expression}={evaluate(expression)[0]}" for expression in tries
-    ), prompt.answer
+    """25 from 3 7 4 -> 3+7+4=14,3*7+4=25      up to two tries that fail, then the right one"""
+    guesses = [guess_expression(prompt, rng) for _ in range(rng.randint(0, 2))]
+    tries = [guess for guess in guesses if evaluate(guess)[0] != prompt.meta["target"]]
+    steps = [f"{expression}={evaluate(expression)[0]}" for expression in [*tries, prompt.answer]]
+    return ",".join(steps), prompt.answer
 
 
-# ---- answers at once, plausible and wrong ------------------------------------------------------------------------------
+# ---- answers at once, plausible and wrong --------------------------------------------------------
 
 
 def miss_number(prompt: Prompt, rng: random.Random) -> str:
