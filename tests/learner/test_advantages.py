@@ -90,17 +90,15 @@ def test_ties_share_their_mean_rank():
 
 def test_only_group_std_counts_a_near_tie_like_a_clear_win():
     near = Siblings(torch.tensor([[0.500, 0.501, 0.500, 0.501]], dtype=torch.float64))
-    assert ADVANTAGES["group_std"](near).abs().max().item() == pytest.approx(
-        0.738, abs=1e-3
-    )  # .0005/(.000577 + .0001)
+    # .0005/(.000577 + .0001)
+    assert ADVANTAGES["group_std"](near).abs().max().item() == pytest.approx(0.738, abs=1e-3)
     assert ADVANTAGES["group_mean"](near).abs().max().item() == pytest.approx(0.0005)
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 def test_advantages_are_zero_where_nothing_can_be_compared(name):
-    alone = torch.tensor(
-        [[NAN, 2.0, NAN], [NAN] * 3, [0.1 + 0.2, 0.3, 0.3]], dtype=torch.float64
-    )  # .1 + .2 is not .3: a tie by rounding
+    # .1 + .2 is not .3: a tie by rounding
+    alone = torch.tensor([[NAN, 2.0, NAN], [NAN] * 3, [0.1 + 0.2, 0.3, 0.3]], dtype=torch.float64)
     siblings = Siblings(alone, alone[..., None], torch.ones(1, dtype=torch.float64))
     assert torch.equal(ADVANTAGES[name](siblings), torch.zeros(3, 3, dtype=torch.float64))
 
@@ -189,11 +187,12 @@ def test_groupings_group_rollouts_as_documented():
     assert GROUPINGS["batch"](some, 0.5) == [0, 0, 0, 0]
     assert GROUPINGS["similarity"](some, 0.5) == [0, 0, 1, 2]
     assert GROUPINGS["similarity"](some, 1.0) == [0, 1, 2, 3]
+    # Without a word, only equal texts are similar
     assert GROUPINGS["similarity"](prompts("?!", "?!", "!?"), 0.5) == [
         0,
         0,
         1,
-    ]  # without a word, only equal texts are similar
+    ]
 
 
 def test_similarity_does_not_depend_on_the_order_of_prompts():

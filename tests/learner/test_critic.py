@@ -61,9 +61,8 @@ def naive_gae(values: list[float], reward: float, gamma: float, lam: float) -> l
 def test_gae_equals_its_double_sum_on_ragged_completions(lengths, gamma, lam, seed, unscored):
     g = torch.Generator().manual_seed(seed)
     mask = ragged(lengths)
-    values = torch.randn(
-        mask.shape, generator=g, dtype=torch.float64
-    )  # values on padding must not matter
+    # Values on padding must not matter
+    values = torch.randn(mask.shape, generator=g, dtype=torch.float64)
     rewards = torch.randn(len(lengths), generator=g, dtype=torch.float64)
     if unscored:
         rewards[0] = NAN
@@ -85,12 +84,10 @@ def test_gae_has_its_hand_values_and_its_two_limits():
         torch.tensor([1.0]).double(),
     )
     assert gae(values, one, mask, 1.0, 0.5)[0].tolist() == pytest.approx([0.4, 0.2, 0.6])
-    assert gae(values, one, mask, 1.0, 1.0)[0].tolist() == pytest.approx(
-        [0.8, 0.5, 0.6]
-    )  # λ = 1: the reward less the value
-    assert gae(values, one, mask, 1.0, 0.0)[0].tolist() == pytest.approx(
-        [0.3, -0.1, 0.6]
-    )  # λ = 0: δ itself
+    # λ = 1: the reward less the value
+    assert gae(values, one, mask, 1.0, 1.0)[0].tolist() == pytest.approx([0.8, 0.5, 0.6])
+    # λ = 0: δ itself
+    assert gae(values, one, mask, 1.0, 0.0)[0].tolist() == pytest.approx([0.3, -0.1, 0.6])
     assert reward_to_go(one, mask, 0.5)[0].tolist() == pytest.approx([0.25, 0.5, 1.0])
 
 
@@ -102,9 +99,8 @@ def test_whitening_is_over_the_tokens_of_the_mask_alone():
     torch.testing.assert_close(
         whiten(values, mask), torch.tensor(expected).double(), atol=1e-7, rtol=0
     )
-    assert torch.equal(
-        whiten(torch.ones(2, 3).double(), mask), torch.zeros(2, 3).double()
-    )  # all values are equal
+    # All values are equal
+    assert torch.equal(whiten(torch.ones(2, 3).double(), mask), torch.zeros(2, 3).double())
     assert torch.equal(
         whiten(values, torch.tensor([[True, False, False], [False] * 3])),
         torch.zeros(2, 3).double(),
@@ -122,9 +118,8 @@ def test_explained_variance_is_unknown_where_nothing_varies():
     outcomes, mask = torch.tensor([[1.0, 1], [0, 0]]), torch.ones(2, 2, dtype=torch.bool)
     assert explained_variance(outcomes, outcomes, mask) == pytest.approx(1)
     assert explained_variance(torch.full((2, 2), 0.3), outcomes, mask) == pytest.approx(0)
-    assert explained_variance(1 - outcomes, outcomes, mask) == pytest.approx(
-        -3
-    )  # error ±1 where outcomes are ±.5 around their mean
+    # Error ±1 where outcomes are ±.5 around their mean
+    assert explained_variance(1 - outcomes, outcomes, mask) == pytest.approx(-3)
     assert explained_variance(torch.zeros(2, 2), torch.ones(2, 2), mask) is None
 
 
@@ -217,14 +212,12 @@ def test_real_architectures_hand_the_critic_their_last_hidden_state():
 
 def test_a_new_critic_foresees_the_mean_reward_of_its_first_step_everywhere():
     learner = make_learner(**VALUE, gae_lambda=0.5)
-    assert not learner.estimate_values(
-        make_batch(), torch.full((4,), NAN)
-    ).values.any()  # nothing could be scored: not initialised yet
+    # Nothing could be scored: not initialised yet
+    assert not learner.estimate_values(make_batch(), torch.full((4,), NAN)).values.any()
     estimates = learner.estimate_values(make_batch(), torch.tensor([1.0, NAN, 0.0, 0.5]))
     assert estimates.values[0].tolist() == [0.5, 0.5, 0.5, 0]  # mean of 1, 0, .5; three tokens
-    assert (
-        learner.estimate_values(make_batch(), REWARDS).values[0, 0] == 0.5
-    )  # initialised only once
+    # Initialised only once
+    assert learner.estimate_values(make_batch(), REWARDS).values[0, 0] == 0.5
 
 
 def test_the_first_advantages_are_the_discounted_surprises():
@@ -361,9 +354,8 @@ def test_a_masked_row_trains_nothing_but_counts_in_the_whitening():
     _, masked, estimates = step(make_batch(trains=[True, True, True, False]))
     _, _, whole = step(make_batch())
     assert torch.equal(estimates.advantages, whole.advantages)
-    other = make_batch(
-        [*ROWS[:3], ((3,), (5, 5, 5, 5))], trains=[True, True, True, False]
-    )  # other tokens, nothing else
+    # Other tokens, nothing else
+    other = make_batch([*ROWS[:3], ((3,), (5, 5, 5, 5))], trains=[True, True, True, False])
     learner = a_learner()
     learner.optimizer.step = lambda: None
     learner.update(other, estimates)
@@ -501,9 +493,8 @@ def test_a_run_records_mean_token_advantages_and_critic_metrics(tiny_settings):
     events = events_of(tiny_settings)
     for e in (e for e in events if isinstance(e, GroupsScored)):
         rollouts = [r for g in e.groups for r in g.rollouts]
-        weighted = sum(
-            r.advantage * r.completion.num_tokens for r in rollouts
-        )  # whitened over tokens: they sum to 0
+        # Whitened over tokens: they sum to 0
+        weighted = sum(r.advantage * r.completion.num_tokens for r in rollouts)
         assert weighted == pytest.approx(0, abs=1e-3)
         assert len({r.reward for r in rollouts}) == 1 or any(r.advantage != 0 for r in rollouts)
     for e in (e for e in events if isinstance(e, StepCompleted)):

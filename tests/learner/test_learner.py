@@ -258,9 +258,8 @@ def test_kl_is_measured_even_where_it_is_not_trained_on():
     assert measured.kl > 0
     assert measured.loss == 0
     assert measured.grad_norm == 0
-    assert trained.loss == pytest.approx(
-        0.5 * trained.kl
-    )  # advantages are 0: only the KL term is left
+    # Advantages are 0: only the KL term is left
+    assert trained.loss == pytest.approx(0.5 * trained.kl)
 
 
 def test_kl_of_the_whole_batch_is_the_mean_over_its_tokens():

@@ -94,12 +94,13 @@ def test_padding_and_row_order_change_neither_loss_nor_gradient(a, seed):
     loss, (new, entropy) = run([x], a, size)
 
     def wider(name, v):
+        # Values that would overflow if they were used
         filling = {
             "completion_mask": False,
             "loss_mask": False,
             "old_logprobs": -1e3,
             "ref_logprobs": 1e4,
-        }.get(name, 1e3)  # values that would overflow if they were used
+        }.get(name, 1e3)
         return v if name == "advantages" else torch.cat([v, torch.full_like(v[:, :3], filling)], 1)
 
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
@@ -208,9 +209,8 @@ def test_spo_pushes_to_the_clip_edge_and_back_beyond_it(advantage, edge):
 def test_the_second_side_of_the_clip_bounds_a_bad_token_that_grew():
     some, w = torch.ones(1, 1, dtype=torch.bool), torch.tensor([[3.0]], dtype=torch.float64)
     terms = Terms(w.log(), w.log(), w, -torch.ones_like(w), some, some)
-    assert (
-        OBJECTIVES["clip"](terms, AlgorithmConfig()).item() == 3.0
-    )  # a bad token that became likelier counts with its whole ratio
+    # a bad token that became likelier counts with its whole ratio
+    assert OBJECTIVES["clip"](terms, AlgorithmConfig()).item() == 3.0
     assert OBJECTIVES["clip"](terms, AlgorithmConfig(clip_delta=1.5)).item() == 1.5
 
 

@@ -72,9 +72,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(options):
 def test_a_completion_too_long_for_memory_names_its_length_and_a_remedy():
     learner = make_learner(SmallMachine(3), kl_coef=0.0)
     learner._packs = True
-    with pytest.raises(
-        OutOfMemory, match=r"max_new_tokens.*one completion of 5 tokens"
-    ):  # (1, 2) + (4, 5, 6), and (3,) + four 4s
+    # (1, 2) + (4, 5, 6), and (3,) + four 4s
+    with pytest.raises(OutOfMemory, match=r"max_new_tokens.*one completion of 5 tokens"):
         learner.update(make_batch(), A)
 
 
@@ -126,9 +125,8 @@ def test_a_long_prompt_is_computed_once_for_its_whole_group():
     # further part would compute the prompt again.
     batch = Batch([(1,) * 2000], [(5,) * 64] * 16, [True] * 16, 0, torch.device("cpu"))
     assert [len(part) for part in learner.micro_batcher.parts(batch)] == [16]
-    short = Batch(
-        [(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu")
-    )  # 20 + 3 x 500 = 1,520 of at most 1,536
+    # 20 + 3 x 500 = 1,520 of at most 1,536
+    short = Batch([(1,) * 20], [(5,) * 500] * 8, [True] * 8, 0, torch.device("cpu"))
     assert [len(part) for part in learner.micro_batcher.parts(short)] == [3, 3, 2]
 
 
@@ -205,9 +203,8 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_large_vocabulary_gets_the_same_gradient_in_place_per_micro_batch(tied, monkeypatch):
-    model = make_model(
-        "Qwen3", torch.float64, tie_word_embeddings=tied, pad_token_id=3
-    )  # padding id 3 is in the input, and its row gets no gradient from that
+    # Padding id 3 is in the input, and its row gets no gradient from that
+    model = make_model("Qwen3", torch.float64, tie_word_embeddings=tied, pad_token_id=3)
     batch, weight = ragged(6), model.get_output_embeddings().weight
     assert any(3 in ids for ids in (*batch.prompts, *batch.completions)), (
         "the case must have the padding token among its own"

@@ -21,12 +21,13 @@ from grpo_core.types import StepCompleted
 
 VOCABULARY = 7
 TEMPERATURE = 0.8
+# Two groups of two, 10 completion tokens
 ROWS = [
     ((1, 2), (4, 5, 6)),
     ((1, 2), (3,)),
     ((3,), (1, 2)),
     ((3,), (4, 4, 4, 4)),
-]  # two groups of two, 10 completion tokens
+]
 A = torch.tensor([1.0, -0.5, 0.25, -0.75], dtype=torch.float64)
 
 
@@ -183,9 +184,8 @@ def test_the_step_equals_a_dense_natural_gradient_solve(seed):
     moved = (flat(weights_of(model)) - before) / taken.trust_step_frac
     assert (moved - expected).norm() <= 1e-3 * expected.norm()
     plain = g * math.sqrt(2 * 1e-4 / (g @ dense @ g))
-    assert (
-        moved - plain
-    ).norm() > 0.1 * expected.norm()  # the tolerance separates it from the plain gradient
+    # The tolerance separates it from the plain gradient
+    assert (moved - plain).norm() > 0.1 * expected.norm()
 
 
 def test_conjugate_gradient_is_exact_after_n_iterations_and_reports_its_residual():
@@ -249,9 +249,8 @@ def test_the_reported_kl_is_exact_and_never_above_delta(
     for reading, kl, _ in trials:
         assert kl <= reading.trust_delta
         assert kl == pytest.approx(reading.trust_kl, rel=1e-9, abs=1e-15)
-    assert (
-        sum(r.trust_kl > 0.2 * r.trust_delta for r, _, _ in trials) > 150
-    )  # the steps use most of the region
+    # The steps use most of the region
+    assert sum(r.trust_kl > 0.2 * r.trust_delta for r, _, _ in trials) > 150
 
 
 def test_the_surrogate_never_gets_worse(trials):
@@ -469,9 +468,8 @@ def test_common_architectures_get_a_true_fisher_product_within_delta(
     )
     for parts in ([batch], [batch.groups(0, 1), batch.groups(1, 2)], [batch.ungrouped()]):
         product = tr.fisher(model, [(part, None) for part in parts], TEMPERATURE)(v)
-        assert (
-            product - expected
-        ).norm() <= 1e-5 * expected.norm()  # transformers takes softmax and RMS norm in float32
+        # Transformers takes softmax and RMS norm in float32
+        assert (product - expected).norm() <= 1e-5 * expected.norm()
 
     learner = make_learner(model.float(), kl_coef=0.02)
     update = learner.update(batch, torch.tensor([1.0, -1, 0.5, -0.5, 1, 0]))

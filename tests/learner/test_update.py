@@ -115,10 +115,11 @@ def test_micro_batch_size_changes_nothing_over_three_updates(options):
 
 def test_drifted_rows_are_dropped_when_their_advantage_is_negative():
     new, _ = token_logprobs(TinyLM(), make_batch(), 1.0)
+    # Every token lost one nat
     lost = [
         [float(p) + 1.0 for p in row[: len(c)]]
         for row, (_, c) in zip(new.detach(), ROWS, strict=True)
-    ]  # every token lost one nat
+    ]
     batch = Batch(**{**vars(make_batch()), "sampling_logprobs": lost})
     update = make_learner(off_policy_threshold=0.5, **NO_KL).update(batch, A)
     assert update.off_policy_frac == 0.5  # rows 1 and 3 have A < 0
@@ -177,15 +178,13 @@ def test_nothing_is_skipped_where_kl_or_entropy_need_every_row(options):
 def test_adaptive_kl_follows_zieglers_rule_and_is_clipped_at_a_fifth():
     a = AlgorithmConfig(kl_control="adaptive", kl_target=0.1, kl_horizon=100)
     coef = KL_CONTROLS["adaptive"].coef
-    assert coef(0.02, 0.11, 50, a) == pytest.approx(
-        0.02 * (1 + 0.1 * 0.5)
-    )  # 10 % above the target, half a horizon
+    # 10 % above the target, half a horizon
+    assert coef(0.02, 0.11, 50, a) == pytest.approx(0.02 * (1 + 0.1 * 0.5))
     assert coef(0.02, 5.0, 50, a) == pytest.approx(0.02 * 1.1)
     assert coef(0.02, 0.0, 100, a) == pytest.approx(0.02 * 0.8)
     learner = make_learner(kl_control="adaptive", kl_target=1e-4, kl_horizon=4, kl_coef=0.02)
-    first, second = (
-        learner.update(make_batch(), A) for _ in range(2)
-    )  # the reference is another model, so KL starts above the target
+    # The reference is another model, so KL starts above the target
+    first, second = (learner.update(make_batch(), A) for _ in range(2))
     assert first.kl_coef == 0.02
     assert second.kl_coef == pytest.approx(0.02 * 1.2)
 
@@ -203,9 +202,8 @@ def test_the_adaptive_coefficient_waits_a_bounded_time_before_it_falls():
     for _ in range(10):  # 500 completions, five horizons
         s = s.after_batch(0.01, 50, a)
     assert s.kl_coef == 0.02
-    assert s.after_batch(0.01, 50, a).kl_coef == pytest.approx(
-        0.02 * 0.9
-    )  # KL never reached the target: the coefficient is too large
+    # KL never reached the target: the coefficient is too large
+    assert s.after_batch(0.01, 50, a).kl_coef == pytest.approx(0.02 * 0.9)
     fixed = AlgorithmConfig(kl_coef=0.02)
     assert CoefficientState.start(fixed).after_batch(5.0, 50, fixed).kl_coef == 0.02
 
@@ -234,9 +232,8 @@ def test_above_the_hard_kl_limit_weights_move_a_tenth_to_the_reference():
 def test_a_hard_limit_is_exceeded_by_one_update_at_most():
     model = TinyLM()
     learner = make_learner(model, TinyLM(), kl_control="hard", kl_target=1e-5, updates_per_batch=8)
-    assert (
-        0 < learner.update(make_batch(), A).num_updates < 8
-    )  # the update that crossed the limit was the last
+    # The update that crossed the limit was the last
+    assert 0 < learner.update(make_batch(), A).num_updates < 8
 
 
 def test_a_hard_limit_against_a_frozen_reference_is_no_wall():
@@ -245,9 +242,8 @@ def test_a_hard_limit_against_a_frozen_reference_is_no_wall():
     learner = make_learner(model, reference, kl_control="hard", kl_target=start / 4, **NO_KL)
     seen = [learner.update(make_batch(), torch.zeros(4)) for _ in range(30)]
     above = [u for u in seen if u.num_updates == 0]
-    assert (
-        0 < len(above) < 20
-    )  # (.9²)^n reaches 1/4 after 7 steps back where KL is quadratic in the weights
+    # (.9²)^n reaches 1/4 after 7 steps back where KL is quadratic in the weights
+    assert 0 < len(above) < 20
     assert above == seen[: len(above)]
     assert all(later.kl < earlier.kl for earlier, later in pairwise(above))
     assert seen[-1].kl <= start / 4
@@ -320,9 +316,8 @@ def test_an_entropy_bonus_raises_entropy():
 def test_the_parts_of_the_loss_are_right_and_add_up():
     update = make_learner(kl_coef=0.3, entropy_coef=0.2).update(make_batch(), A)
     assert update.loss == pytest.approx(update.policy_loss + update.kl_loss + update.entropy_loss)
-    assert update.kl_loss == pytest.approx(
-        0.3 * update.kl
-    )  # token_mean: aggregated as it is measured
+    # Token_mean: aggregated as it is measured
+    assert update.kl_loss == pytest.approx(0.3 * update.kl)
     assert update.entropy_loss == pytest.approx(-0.2 * update.entropy)
 
 
@@ -345,9 +340,8 @@ def test_exact_kl_in_a_step_is_the_kl_of_the_two_distributions():
 def test_the_entropy_quantile_leaves_the_policy_term_to_the_forking_tokens():
     model, batch = TinyLM(), make_batch()
     new, entropy = token_logprobs(model, batch, 1.0)
-    chosen = (
-        entropy[batch.completion_mask].sort(descending=True).values[:5]
-    )  # share .5 of 10 tokens: at or above the median
+    # Share .5 of 10 tokens: at or above the median
+    chosen = entropy[batch.completion_mask].sort(descending=True).values[:5]
     carries = batch.completion_mask & (entropy >= chosen[-1])
     expected = -torch.where(carries, A[:, None].expand_as(new), 0.0).sum().item() / 10  # ratio 1
     assert make_learner(entropy_quantile=0.5, **NO_KL).update(
