@@ -37,18 +37,21 @@ log = logging.getLogger("grpo_studio")
 
 
 class Decoder(Protocol):
-    moves_at: float  # when only this share of the rows goes on, moving their caches together pays
+    moves_at: float  # compact the caches once at most this share of the rows is left
 
     def read(
         self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
     ) -> Tensor:
         """Logits of every row's first token, (P·G, V)."""
+        ...
 
     def step(self, tokens: Tensor) -> Tensor:
-        """tokens (b,), those just drawn -> logits of the next ones, (b, V)."""
+        """Logits (b, V) of the next tokens after `tokens` (b,), which were just sampled."""
+        ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these of the b rows only."""
+        """Keep only these of the b rows."""
+        ...
 
 
 def decoder(policy: Policy) -> Decoder:
@@ -123,10 +126,13 @@ class _Shared:
     """
 
     moves_at = 0.75
+    _place: Tensor  # (b,) position of the next token
 
     def __init__(self, policy: Policy, family: FusedDecoder):
         self._policy, self._family = policy, family
-        self._head = policy.model.get_output_embeddings()
+        head = policy.model.get_output_embeddings()
+        assert head is not None  # FusedDecoder.of checks it
+        self._head = head
         self._to_logits: Callable[[Tensor], Tensor] = self._head
 
     def read(
@@ -344,12 +350,12 @@ class _Recorded(_Shared):
 
     def _record(self, tokens: Tensor, expected: Tensor) -> bool:
         """Record the last step as a graph. False: impossible, or another result."""
-        graph, before = torch.cuda.CUDAGraph(), (self._place.clone(), self._at.clone())
+        graph = torch.cuda.CUDAGraph()
+        before = self._place.clone(), self._at.clone()
         self._tokens = tokens.clone()
         try:
-            with torch.cuda.graph(
-                graph, capture_error_mode="thread_local"
-            ):  # the playground may sample in another thread
+            # thread_local: the playground may sample in another thread.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._logits = super().step(self._tokens)
         except torch.OutOfMemoryError:
             raise

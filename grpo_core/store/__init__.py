@@ -10,7 +10,7 @@ from grpo_core.store.export import (
     export_rollouts_parquet,
 )
 from grpo_core.store.recorder import Recorder
-from grpo_core.store.rollouts import Wanted
+from grpo_core.store.rollouts import Page, Wanted
 from grpo_core.store.rows import (
     CheckpointRow,
     Cursor,
@@ -32,6 +32,7 @@ __all__ = [
     "GroupPage",
     "GroupRow",
     "GroupSummary",
+    "Page",
     "Recorder",
     "RolloutPage",
     "RolloutRow",

@@ -1,7 +1,4 @@
-"""The two kinds of connection to a file.
-
-One that writes, at most one in the world, and many that only read.
-"""
+"""Connections to a file: at most one that writes, any number that read."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from grpo_core.errors import StoreBusy, StoreError, StoreFull
 
-IDLE_SECONDS = 10.0  # how long a reading connection is kept that nobody needs
-LOCK_SECONDS = 1.0  # how long a short write (a rename, a delete) of another process is waited for
+IDLE_SECONDS = 10.0  # an idle reading connection is closed after this
+LOCK_SECONDS = 1.0  # wait for another process to finish a short write, such as a rename
 
 # FULL: a step that was said to be recorded survives a power cut, not only a crash. It costs 4 ms
 # once a step.
@@ -55,12 +52,24 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 PROBLEMS = {
-    sqlite3.SQLITE_NOTADB: "is not a GRPO Studio file. It was left as it is; name another file with --db.",
+    sqlite3.SQLITE_NOTADB: (
+        "is not a GRPO Studio file. It was left as it is; name another file with --db."
+    ),
     sqlite3.SQLITE_CORRUPT: "is damaged. Restore a copy, or name another file with --db.",
-    sqlite3.SQLITE_FULL: "cannot grow: the disk is full. Free some space on it, or name a file on another disk with --db.",
-    sqlite3.SQLITE_READONLY: "cannot be written. Change its permissions, or name another file with --db.",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Check that it still exists and its permissions, or name another file with --db.",
-    sqlite3.SQLITE_BUSY: "is locked by another program. Close that program, or name another file with --db.",
+    sqlite3.SQLITE_FULL: (
+        "cannot grow: the disk is full. "
+        "Free some space on it, or name a file on another disk with --db."
+    ),
+    sqlite3.SQLITE_READONLY: (
+        "cannot be written. Change its permissions, or name another file with --db."
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        "cannot be opened. "
+        "Check that it still exists and its permissions, or name another file with --db."
+    ),
+    sqlite3.SQLITE_BUSY: (
+        "is locked by another program. Close that program, or name another file with --db."
+    ),
 }
 
 
@@ -79,10 +88,7 @@ def explain(path: Path, error: Exception) -> StoreError:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Errors of file, disk and locks become a StoreError.
-
-    Wrong SQL and broken constraints stay what they are: our mistakes.
-    """
+    """Errors of file, disk and locks become a StoreError; wrong SQL stays a programmer's error."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -95,13 +101,13 @@ def explained(path: Path) -> Iterator[None]:
 
 
 class Writer:
-    """The writing connection to a file, shared by everybody in this process, open only while
-    somebody holds it.
+    """The writing connection to a file, shared by this process, open only while somebody holds it.
 
     One for each file and process: SQLite before 3.51.3 can corrupt a WAL with two. Between
-    processes, a lock file keeps the
-    order: the system frees it when its holder dies, however that happens. So whoever gets it knows
-    that nobody else runs anything.
+    processes a
+    lock file keeps the order. The system frees it when its holder dies, so whoever gets it knows
+    that
+    no other process works on a run.
     """
 
     _of_file: ClassVar[WeakValueDictionary[Path, Writer]] = WeakValueDictionary()
@@ -109,7 +115,7 @@ class Writer:
 
     @classmethod
     def of(cls, path: Path) -> Writer:
-        """The one of this file, under whatever name. `path` is resolved."""
+        """The writer of this file. `path` is resolved, so that links share one."""
         with cls._registry:
             writer = cls._of_file.get(path)
             if writer is None:
@@ -131,7 +137,7 @@ class Writer:
         self._lock = FileLock(f"{path}.lock", thread_local=False)
 
     def hold(self, wait_seconds: float) -> None:
-        """Counted. Raises StoreBusy if another process holds the file for longer than that."""
+        """Hold the file, counted. Raises StoreBusy if another process holds it for longer."""
         with self._mutex:
             if self._holders == 0:
                 self._open(wait_seconds)
@@ -155,15 +161,20 @@ class Writer:
                 self.owned.remove(run_id)
                 self.release()
 
+    @property
+    def held_connection(self) -> sqlite3.Connection:
+        """The open connection. Somebody must hold the file."""
+        assert self.connection is not None, "the file is not held: use store.writing()"
+        return self.connection
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, one thread at a time.
 
-        Inside another one it is part of that one. Somebody must hold the file.
+        A nested one joins the outer. The file must be held.
         """
         with self._mutex, explained(self.path):
-            connection = self.connection
-            assert connection is not None, "transaction() outside of store.writing()"
+            connection = self.held_connection
             self._check_still_there()
             if connection.in_transaction:
                 yield connection
@@ -180,9 +191,7 @@ class Writer:
                 raise
 
     def shrink(self) -> None:
-        """Gives free pages back to the disk, a few megabytes at a time, so that a run that goes on
-        meanwhile waits for moments only.
-        """
+        """Give free pages back to the disk, a few megabytes at a time, so no run waits long."""
         with explained(self.path):
             free, before = self._free_pages(), -1
             while free not in (
@@ -192,16 +201,16 @@ class Writer:
                 with self._mutex:
                     # A script, because execute() stops after the first page of them, and then syncs
                     # once a page.
-                    self.connection.executescript("PRAGMA incremental_vacuum(2000)")
+                    self.held_connection.executescript("PRAGMA incremental_vacuum(2000)")
                 free, before = self._free_pages(), free
             with self._mutex:
                 # The file itself gets shorter only here. Readers may be in the way: then the next
                 # checkpoint does it.
-                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self.held_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _free_pages(self) -> int:
         with self._mutex:
-            return self.connection.execute("PRAGMA freelist_count").fetchone()[0]
+            return self.held_connection.execute("PRAGMA freelist_count").fetchone()[0]
 
     def _open(self, wait_seconds: float) -> None:
         try:
@@ -223,10 +232,7 @@ class Writer:
             raise
 
     def _check_still_there(self) -> None:
-        """Writing to a file that was deleted works, and is lost.
-
-        The one write failure that SQLite does not report.
-        """
+        """Raise if the file was deleted: SQLite would write on, and all of it would be lost."""
         try:
             same = os.stat(self.path).st_ino == self._inode
         except FileNotFoundError:
@@ -247,10 +253,7 @@ class Writer:
 
 
 class Readers:
-    """Read-only connections, each lent to one thread at a time.
-
-    As many as are needed at once, and those that nobody needs any longer are closed.
-    """
+    """Read-only connections, each used by one thread at a time; idle ones are closed."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -258,10 +261,10 @@ class Readers:
             deque()
         )  # with the time of their last use, the latest on the right
 
-    def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+    def all(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         """Every row at once.
 
-        A half-read result would hold back the checkpoints, and the log would grow.
+        A half-read result would hold back checkpoints, and the log would grow.
         """
         with explained(self._path):
             try:
@@ -276,7 +279,7 @@ class Readers:
                 self._close_idle()
 
     def _close_idle(self) -> None:
-        """The one that was not needed for longest, if that is long."""
+        """Close the connection that has been idle for longest, if that is long."""
         try:
             connection, used_at = oldest = self._idle.popleft()
         except IndexError:  # somebody took the last one
@@ -292,7 +295,7 @@ class Readers:
 
 
 def file_bytes(path: Path) -> int:
-    """What the file and its log take on the disk.
+    """Bytes of the file and its log on the disk.
 
     By stat: opening and closing the file would drop SQLite's locks on it.
     """

@@ -1,7 +1,4 @@
-"""Rows -> files for other programs.
-
-Streamed: no more than a few hundred groups or steps are in memory at a time.
-"""
+"""Rows -> files for other programs, streamed: a few hundred groups or steps in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,16 +20,15 @@ ROW_GROUP = 10_000  # rollouts in memory at a time for Parquet
 
 
 def export_metrics_csv(store: Store, run_id: str, out: TextIO) -> None:
-    """One row a step: every field of StepMetrics, then the open metrics by name. An empty cell was
-    not measurable.
+    """One row a step: every field of StepMetrics, then the open metrics by name.
 
-    Step 0 is there if something was measured before the first step. Open `out` with newline="".
+    An empty cell was not measurable. Step 0 exists if something was measured before the first step.
+    Open `out` with newline="".
     """
     store.run(run_id)
     names = store.metric_names(run_id)
-    writer = csv.writer(
-        out
-    )  # RFC 4180, line ends too: with "\n" alone it would leave a carriage return in a name unquoted
+    # RFC 4180, line ends too: with "\n" alone a carriage return in a name would stay unquoted.
+    writer = csv.writer(out)
     writer.writerow(map(_cell, ("step", *STEP_METRICS, *names)))
     for step, values in store.iter_numbers(run_id, names):
         writer.writerow([step, *map(_cell, values)])
@@ -41,7 +37,7 @@ def export_metrics_csv(store: Store, run_id: str, out: TextIO) -> None:
 def export_rollouts_jsonl(store: Store, run_id: str, out: TextIO) -> None:
     """One rollout a line, in order of step, group and position.
 
-    Pure ASCII: no terminal code and no odd line break gets through.
+    Pure ASCII, so no terminal code passes.
     """
     encode = json.JSONEncoder(allow_nan=False).encode
     for row in _rollouts(store, run_id):
@@ -49,10 +45,7 @@ def export_rollouts_jsonl(store: Store, run_id: str, out: TextIO) -> None:
 
 
 def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -> int:
-    """A selection of rollouts, newest first, in the lines of the JSON Lines export.
-
-    Returns how many.
-    """
+    """The selected rollouts, newest first, one JSON object a line. Returns how many."""
     encode, n = json.JSONEncoder(allow_nan=False).encode, 0
     for group, rollout in store.iter_found(run_id, wanted):
         out.write(
@@ -69,9 +62,9 @@ def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -
 
 
 def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None:
-    """The rows of the JSON Lines export as typed columns.
+    """The rows of the JSON Lines export as typed columns; `scores` is JSON text.
 
-    `scores` is a JSON text. Complete or not there: written aside, then renamed.
+    Written to a temporary file, then renamed: complete or not there.
     """
     try:
         import pyarrow as pa
@@ -101,7 +94,7 @@ def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None
 
 
 def export_config_json(store: Store, run_id: str, out: TextIO) -> None:
-    """The run's RunConfig, whole; what `--config` reads."""
+    """The run's whole RunConfig, as `--config` reads it."""
     json.dump(store.run(run_id).config, out, indent=2)
     out.write("\n")
 
@@ -146,10 +139,7 @@ def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[st
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe before it.
-
-    Numbers, negative ones too, stay numbers.
-    """
+    """Put an apostrophe before text that a spreadsheet would run as a formula. Numbers stay."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_SIGNS) else value
 
 

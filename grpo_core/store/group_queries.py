@@ -1,7 +1,4 @@
-"""Questions about groups, their rollouts and tokens.
-
-Read-only and short; every answer comes whole.
-"""
+"""Queries of groups, their rollouts and tokens. Read-only; every result comes whole."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 import sqlite3
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from grpo_core.errors import NotFound, StudioError
 from grpo_core.store import rollouts
@@ -17,7 +14,7 @@ from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.downsample import stride
 from grpo_core.store.plain import integer, text
-from grpo_core.store.rollouts import Wanted
+from grpo_core.store.rollouts import Page, Wanted
 from grpo_core.store.rows import (
     GroupPage,
     GroupRow,
@@ -47,15 +44,39 @@ SORTS = {
 COUNTED = 1_000  # groups with a common text are counted this far beyond the page in view
 
 
+class GroupsWanted(TypedDict, total=False):
+    """Conditions on a group, bounds included, and which page in which order."""
+
+    verdict: str | None
+    search: str | None
+    step_from: int | None
+    step_to: int | None
+    reward_from: float | None  # of the group's mean reward
+    reward_to: float | None
+    sort: str  # a key of SORTS; default "step"
+    descending: bool  # default True
+    limit: int  # default 50
+    offset: int
+
+
+GROUP_CONDITIONS = {
+    "verdict": "g.verdict = ?",
+    "step_from": "g.step >= ?",
+    "step_to": "g.step <= ?",
+    "reward_from": "g.reward_mean >= ?",
+    "reward_to": "g.reward_mean <= ?",
+}
+
+
 class GroupQueries:
-    """What was generated in a run, and how it was rewarded."""
+    """What a run generated, and the rewards."""
 
     def __init__(self, readers: Readers, writer: Writer):
         self._readers = readers
         self._writer = writer  # only for building the search index
 
     def group_ids(self, run_id: str, step: int) -> list[int]:
-        """The groups of a step in their order."""
+        """Ids of the groups of a step, in order."""
         rows = self._readers.all(
             "SELECT id FROM groups WHERE run_id = ? AND step = ? ORDER BY position",
             (text(run_id), integer(step)),
@@ -103,7 +124,7 @@ class GroupQueries:
         return [ScoredRow._make(row) for row in rows]
 
     def token_row(self, rollout_id: int) -> TokenRow | None:
-        """The tokens of a rollout with what was recorded of each; None where nothing was."""
+        """The tokens of a rollout with what was recorded of each; None if nothing was."""
         rows = self._readers.all(
             "SELECT t.*, g.run_id FROM token_records t JOIN rollouts r ON r.id = t.rollout_id "
             "JOIN groups g ON g.id = r.group_id "
@@ -135,7 +156,7 @@ class GroupQueries:
         )
 
     def visits(self, run_id: str, prompt_id: str, limit: int = 200) -> list[GroupRow]:
-        """Every time a run came upon a prompt, in order of steps; the last `limit` of them."""
+        """The groups of one prompt in a run, in order of steps; the last `limit` of them."""
         rows = self._readers.all(
             "SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step DESC, "
             "position DESC LIMIT ?",
@@ -144,7 +165,7 @@ class GroupQueries:
         return self._with_rollouts(rows[::-1])
 
     def runs_with_prompt(self, prompt_id: str) -> list[str]:
-        """The runs that came upon a prompt."""
+        """The runs that sampled a prompt."""
         return [
             row["run_id"]
             for row in self._readers.all(
@@ -152,25 +173,16 @@ class GroupQueries:
             )
         ]
 
-    def find_rollouts(
-        self,
-        run_id: str,
-        wanted: Wanted,
-        sort: str = "newest",
-        descending: bool = True,
-        limit: int = 25,
-        offset: int = 0,
-    ) -> RolloutPage:
+    def find_rollouts(self, run_id: str, wanted: Wanted, page: Page | None = None) -> RolloutPage:
         """One page of the rollouts that meet every condition, see rollouts.py."""
-        return rollouts.find(
-            self._readers, self._writer, run_id, wanted, sort, descending, limit, offset
-        )
+        return rollouts.find(self._readers, self._writer, run_id, wanted, page or Page())
 
     def iter_found(
         self, run_id: str, wanted: Wanted, most: int = 100_000, chunk: int = 500
     ) -> Iterator[tuple[GroupRow, RolloutRow]]:
-        """The newest `most` rollouts that meet every condition, whole, each with its group, a few
-        hundred in memory at a time.
+        """The newest `most` rollouts that meet every condition, each with its group.
+
+        A few hundred are in memory at a time.
         """
         ids = rollouts.ids_of(self._readers, self._writer, run_id, wanted, most)
         for start in range(0, len(ids), chunk):
@@ -192,7 +204,7 @@ class GroupQueries:
         return {row["verdict"]: row["n"] for row in rows}
 
     def verdict_series(self, run_id: str, max_points: int = 300) -> list[VerdictCounts]:
-        """How many groups of each verdict, for spans of steps of equal length, in order.
+        """Groups of each verdict, for spans of steps of equal length, in order.
 
         A span is one step while the run is short.
         """
@@ -216,76 +228,43 @@ class GroupQueries:
             for start, counts in spans.items()
         ]
 
-    def groups(
-        self,
-        run_id: str,
-        *,
-        verdict: str | None = None,
-        search: str | None = None,
-        step_from: int | None = None,
-        step_to: int | None = None,
-        reward_from: float | None = None,
-        reward_to: float | None = None,
-        sort: str = "step",
-        descending: bool = True,
-        limit: int = 50,
-        offset: int = 0,
-    ) -> GroupPage:
-        """One page of the groups that meet every condition.
-
-        Reward_*: of the group's mean; bounds are included; `search`: see search.py.
-        """
+    def groups(self, run_id: str, **wanted: Unpack[GroupsWanted]) -> GroupPage:
+        """One page of the groups that meet every condition. search: see search.py."""
+        sort, descending = wanted.get("sort", "step"), wanted.get("descending", True)
         if sort not in SORTS:
             raise StudioError(
-                f"sort = {str(sort)!r:.80}: groups are not sorted by that. Known: "
-                f"{', '.join(SORTS)}."
+                f"sort = {str(sort)!r:.80}: groups are not sorted by that. "
+                f"Known: {', '.join(SORTS)}."
             )
-        where, values = ["g.run_id = ?"], [text(run_id)]
-        for sql, value in (
-            ("g.verdict = ?", verdict and text(verdict)),
-            ("g.step >= ?", step_from),
-            ("g.step <= ?", step_to),
-            ("g.reward_mean >= ?", reward_from),
-            ("g.reward_mean <= ?", reward_to),
-        ):
-            if value is not None and value != "":
-                where.append(sql)
-                values.append(integer(value) if "step" in sql else value)
-        search = text(search or "").strip()
-        unsearched = 0
-        first, last = (
-            max(0, integer(offset)),
-            max(0, integer(offset)) + max(0, min(integer(limit), MAX_PAGE)),
-        )
-        counted = None  # groups that are looked for at most; None: all
-        if search:
-            if sort == "step" and fulltext.is_common(
-                self._readers, search
-            ):  # in their order, and no further than a person turns pages: the next one has it too
-                sql, more, counted = *fulltext.read(search), last + COUNTED
-            else:
-                sql, more, unsearched = fulltext.condition(self._readers, self._writer, search)
-            where.append(sql)
-            values += more
-        matching = f"FROM groups g WHERE {' AND '.join(where)}"
+        where, values = _group_conditions(run_id, wanted)
+        first = max(0, integer(wanted.get("offset", 0)))
+        last = first + max(0, min(integer(wanted.get("limit", 50)), MAX_PAGE))
         direction = "DESC" if descending else "ASC"
-        ordered = f"SELECT g.id {matching} ORDER BY {SORTS[sort].format(direction)}{'' if sort == 'step' else f', g.step {direction}'}, g.position"
-        if search:  # too dear to be done twice, for a page and for the total; and it has to look at everything anyway
+        order = SORTS[sort].format(direction)
+        order += ", g.position" if sort == "step" else f", g.step {direction}, g.position"
+        if query := text(wanted.get("search") or "").strip():
+            counted, unsearched = None, 0  # counted: read no more groups than this; None: all
+            if sort == "step" and fulltext.is_common(self._readers, query):
+                sql, more_values = fulltext.read(query)
+                counted = last + COUNTED
+            else:
+                sql, more_values, unsearched = fulltext.condition(
+                    self._readers, self._writer, query
+                )
+            # One query for the page and the total: a search is too slow to run twice.
             found = self._readers.all(
-                f"{ordered} LIMIT ?", (*values, -1 if counted is None else counted + 1)
+                f"SELECT g.id FROM groups g WHERE {where} AND {sql} ORDER BY {order} LIMIT ?",
+                (*values, *more_values, -1 if counted is None else counted + 1),
             )
             more = counted is not None and len(found) > counted
-            return GroupPage(
-                self._summaries([row["id"] for row in found[first:last]]),
-                len(found) - more,
-                unsearched,
-                more,
-            )
-        found = self._readers.all(f"{ordered} LIMIT ? OFFSET ?", (*values, last - first, first))
-        return GroupPage(
-            self._summaries([row["id"] for row in found]),
-            self._readers.all(f"SELECT COUNT(*) {matching}", values)[0][0],
+            ids = [row["id"] for row in found[first:last]]
+            return GroupPage(self._summaries(ids), len(found) - more, unsearched, more)
+        found = self._readers.all(
+            f"SELECT g.id FROM groups g WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?",
+            (*values, last - first, first),
         )
+        total = self._readers.all(f"SELECT COUNT(*) FROM groups g WHERE {where}", values)[0][0]
+        return GroupPage(self._summaries([row["id"] for row in found]), total)
 
     def _summaries(self, group_ids: list[int]) -> list[GroupSummary]:
         rollouts: dict[int, list[sqlite3.Row]] = {group_id: [] for group_id in group_ids}
@@ -327,10 +306,7 @@ class GroupQueries:
         return self._readers.all(sql.format(", ".join("?" * len(ids))), (*before, *ids))
 
     def iter_groups(self, run_id: str, chunk: int = 200) -> Iterator[GroupRow]:
-        """Every group of a run with its rollouts, in order, a few hundred in memory at a time.
-
-        Each chunk is a read of its own.
-        """
+        """Every group of a run with its rollouts, in order. Each few hundred are one read."""
         step, position = -1, -1
         while rows := self._readers.all(
             "SELECT * FROM groups WHERE run_id = ? AND (step, position) > (?, ?) ORDER BY step, "
@@ -339,6 +315,22 @@ class GroupQueries:
         ):
             yield from self._with_rollouts(rows)
             step, position = rows[-1]["step"], rows[-1]["position"]
+
+
+def _group_conditions(run_id: str, wanted: GroupsWanted) -> tuple[str, list[Any]]:
+    where = ["g.run_id = ?"]
+    values: list[Any] = [text(run_id)]
+    for name, condition in GROUP_CONDITIONS.items():
+        value = wanted.get(name)
+        if value is None or value == "":
+            continue
+        where.append(condition)
+        if name == "verdict":
+            value = text(value)
+        elif name.startswith("step"):
+            value = integer(value)
+        values.append(value)
+    return " AND ".join(where), values
 
 
 def _summary(group: sqlite3.Row, rollouts: list[sqlite3.Row]) -> GroupSummary:

@@ -1,7 +1,4 @@
-"""What LLM judges said, so that the same question to the same judge is paid for once.
-
-A file of its own beside the prompts' cache.
-"""
+"""Cached answers of LLM judges, so that the same question is paid for once. A file of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 
 
 class Judgements:
-    """key -> (score, reason). Thread-safe; one connection, used under a lock."""
+    """key -> (score, reason). Thread-safe: one connection, used under a lock."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

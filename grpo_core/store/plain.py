@@ -1,4 +1,4 @@
-"""Python values -> what SQLite can keep and give back: clean text, finite numbers, valid JSON."""
+"""Python values -> what SQLite can store: clean text, finite numbers, valid JSON."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 
 def text(value: Any) -> str:
-    """Any string as valid UTF-8 without NUL: a lone surrogate becomes "?", a NUL U+FFFD.
+    """Valid UTF-8 without NUL: a lone surrogate becomes "?", a NUL U+FFFD.
 
-    Neither can be shown. SQLite refuses the first; behind the second its own functions, LIKE among
-    them, are blind.
+    SQLite refuses a surrogate, and its own functions, such as LIKE, stop reading at a NUL.
     """
     return str(value).encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
@@ -20,7 +19,7 @@ def text(value: Any) -> str:
 def finite_or_none(value: Any) -> float | None:
     """A finite float, or None.
 
-    SQLite would silently turn NaN into NULL, but keep infinities, which break JSON and charts.
+    SQLite turns NaN into NULL silently, and stores infinities, which break JSON and charts.
     """
     if value is None:
         return None
@@ -29,18 +28,12 @@ def finite_or_none(value: Any) -> float | None:
 
 
 def integer(value: Any) -> int:
-    """A number from outside as one that SQLite can hold.
-
-    What is out of its range is as far as it goes.
-    """
+    """A number from outside, limited to the range of a SQLite integer."""
     return max(-(2**63), min(2**63 - 1, int(value)))
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON that any parser accepts.
-
-    What JSON does not know (paths, dtypes) is kept as its text.
-    """
+    """Compact JSON that any parser accepts. Other types (paths, dtypes) become text."""
     return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

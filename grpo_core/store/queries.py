@@ -1,7 +1,4 @@
-"""Questions about runs, their numbers, alerts and checkpoints.
-
-Those about groups: group_queries.py. Read-only and short; every answer comes whole.
-"""
+"""Queries of runs, metrics, alerts and checkpoints. Read-only; every result comes whole."""
 
 from __future__ import annotations
 
@@ -24,13 +21,12 @@ class Queries(GroupQueries):
 
     path: Path
 
-    # ---- runs
-    # ----------------------------------------------------------------------------------------------------------
+    # ---- runs -----------------------------------------------------------------------------------
 
     def cursor(self, run_id: str) -> Cursor:
-        """The change token of a run, for a poll.
+        """The change token of a run.
 
-        If it equals the last one, nothing needs to be drawn. NotFound.
+        If it is the last one, nothing needs to be drawn. Raises NotFound.
         """
         rows = self._readers.all("SELECT revision, status FROM runs WHERE id = ?", (text(run_id),))
         if not rows:
@@ -62,13 +58,12 @@ class Queries(GroupQueries):
         ]
         return [line for line in found if line != "ok"]
 
-    # ---- numbers
-    # -------------------------------------------------------------------------------------------------------
+    # ---- numbers --------------------------------------------------------------------------------
 
     def steps(self, run_id: str, max_points: int = 1000) -> list[dict[str, Any]]:
-        """One dict a step.
+        """One dict a step: "step" and every field of StepMetrics.
 
-        "step" and every field of StepMetrics. More than `max_points` are thinned, see `stride`.
+        More than `max_points` are thinned, see `stride`.
         """
         run_id = text(run_id)
         first, last = self._readers.all(
@@ -91,8 +86,8 @@ class Queries(GroupQueries):
     def steps_with_spikes(
         self, run_id: str, columns: Sequence[str], max_points: int
     ) -> list[dict[str, Any]]:
-        """Like steps, but of a run too long for `max_points` the rows in which one of `columns` is
-        lowest or highest of its stretch: no spike is lost.
+        """Like steps, but a run too long keeps the extreme rows of each stretch, so no spike is
+        lost.
         """
         assert set(columns) <= set(STEP_METRICS)
         rows = self._readers.all(
@@ -116,7 +111,7 @@ class Queries(GroupQueries):
     def metrics_with_spikes(
         self, run_id: str, max_points: int
     ) -> dict[str, list[tuple[int, float | None]]]:
-        """Like metrics, but of a long series the lowest and highest value of every stretch."""
+        """Like metrics, but a long series keeps the lowest and highest value of every stretch."""
         whole = self.metrics(run_id, max_points=2**62)
         return {
             name: min_max(points, [v for _, v in points], max_points)
@@ -124,7 +119,7 @@ class Queries(GroupQueries):
         }
 
     def steps_between(self, run_id: str, first: int, last: int) -> list[dict[str, Any]]:
-        """The rows of `steps` from first to last, bounds included, none left out."""
+        """The rows of `steps` from first to last, bounds included, unthinned."""
         rows = self._readers.all(
             f"SELECT step, {', '.join(STEP_METRICS)} FROM steps WHERE run_id = ? AND step "
             "BETWEEN ? AND ? ORDER BY step",
@@ -135,7 +130,7 @@ class Queries(GroupQueries):
     def metric_names(self, run_id: str) -> list[str]:
         """The names of the open metrics of a run, sorted.
 
-        Hops through the index from name to name, not over every value.
+        Skips through the index from name to name.
         """
         rows = self._readers.all(
             """
@@ -152,10 +147,7 @@ class Queries(GroupQueries):
     def metrics(
         self, run_id: str, names: Sequence[str] | None = None, max_points: int = 1000
     ) -> dict[str, list[tuple[int, float | None]]]:
-        """Name -> its (step, value) in order, thinned like steps.
-
-        A name without values has an empty list.
-        """
+        """Name -> its (step, value) pairs in order, thinned like steps. Empty without values."""
         names = self.metric_names(run_id) if names is None else names
         return {name: self._metric(text(run_id), text(name), max_points) for name in names}
 
@@ -175,10 +167,7 @@ class Queries(GroupQueries):
     def iter_numbers(
         self, run_id: str, names: Sequence[str], chunk: int = 1000
     ) -> Iterator[tuple[int, list[float | None]]]:
-        """Every step in order with all its numbers.
-
-        The fields of StepMetrics, then the open metrics `names`.
-        """
+        """Every step in order with its fields of StepMetrics and the open metrics `names`."""
         run_id, after = text(run_id), -1
         while True:
             empty: list[float | None] = [None] * (len(STEP_METRICS) + len(names))
@@ -208,11 +197,10 @@ class Queries(GroupQueries):
             yield from table.items()
             after = steps[-1]["step"]
 
-    # ---- alerts
-    # --------------------------------------------------------------------------------------------------------
+    # ---- alerts ---------------------------------------------------------------------------------
 
     def alerts(self, run_id: str) -> list[Notice]:
-        """What the advisor wrote down of a run and nobody dismissed, worst first as it was written."""
+        """The alerts of a run that nobody dismissed, in the order written: worst first."""
         rows = self._readers.all(
             "SELECT * FROM alerts WHERE run_id = ? AND dismissed_at IS NULL ORDER BY id",
             (text(run_id),),
@@ -231,7 +219,7 @@ class Queries(GroupQueries):
         ]
 
     def dismissed(self, run_id: str) -> set[str]:
-        """The codes that a person does not want to hear of again."""
+        """The codes of alerts that a person dismissed."""
         return {
             r["code"]
             for r in self._readers.all(
@@ -257,9 +245,9 @@ class Queries(GroupQueries):
         return [Intervention(*row) for row in rows]
 
     def edited(self, run_id: str, step: int) -> tuple[tuple[int, float | None], ...]:
-        """Rollout and reward, wherever a person gave it in this step.
+        """(rollout id, reward) of every edited rollout of a step.
 
-        Groups are written anew with the same ids, so this tells them apart.
+        Groups are rewritten with the same ids, so this tells a rewritten step apart.
         """
         return tuple(
             (row["id"], row["reward"])

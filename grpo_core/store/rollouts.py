@@ -1,7 +1,4 @@
-"""Search and filter over all rollouts of a run.
-
-One page at a time, as fast over half a million as over a thousand.
-"""
+"""Search and filter all rollouts of a run, a page at a time, also over half a million."""
 
 from __future__ import annotations
 
@@ -15,7 +12,8 @@ from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
 from grpo_core.store.rows import FoundRollout, RolloutPage
 
-COUNTED = 10_000  # matches are counted no further: nobody turns so many pages, and counting half a million takes longer than finding 25
+# Matches are counted up to this: counting half a million takes longer than finding 25.
+COUNTED = 10_000
 EXCERPT = 160  # characters of a completion in a list
 MAX_PAGE = 1000
 
@@ -29,10 +27,7 @@ SORTS = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Conditions on a rollout, None = any.
-
-    Bounds are included. `search`: text in the completion, literally, ASCII letters in either case.
-    """
+    """Conditions on a rollout; None: any. Bounds are included. search: literal text."""
 
     search: str | None = None
     verdict: str | None = None
@@ -62,66 +57,58 @@ CONDITIONS = {
 assert set(CONDITIONS) == {f.name for f in fields(Wanted)} - {"search"}
 
 
-def find(
-    readers: Readers,
-    writer: Writer,
-    run_id: str,
-    wanted: Wanted,
-    sort: str = "newest",
-    descending: bool = True,
-    limit: int = 25,
-    offset: int = 0,
-) -> RolloutPage:
-    """One page. With a text, an order other than newest is over the newest 10,000 matches."""
-    if sort not in SORTS:
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a selection, in which order; `sort` is a key of SORTS."""
+
+    sort: str = "newest"
+    descending: bool = True
+    limit: int = 25
+    offset: int = 0
+
+
+def find(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, page: Page) -> RolloutPage:
+    """One page. With a search text, an order other than newest covers the newest 10,000 matches."""
+    if page.sort not in SORTS:
         raise StudioError(
-            f"sort = {sort!r:.80}: rollouts are not sorted by that. Known: {', '.join(SORTS)}."
+            f"sort = {page.sort!r:.80}: rollouts are not sorted by that. Known: {', '.join(SORTS)}."
         )
-    limit, offset = max(0, min(int(limit), MAX_PAGE)), max(0, min(int(offset), 2**40))
+    limit, offset = max(0, min(int(page.limit), MAX_PAGE)), max(0, min(int(page.offset), 2**40))
     where, values = _where(run_id, wanted)
-    order = SORTS[sort].format("DESC" if descending else "ASC")
-    query, unsearched = text(wanted.search or "").strip()[: search.MAX_CHARS], 0
+    order = SORTS[page.sort].format("DESC" if page.descending else "ASC")
+    query = text(wanted.search or "").strip()[: search.MAX_CHARS]
     if not query:
-        found = readers.all(
+        ids = readers.all(
             f"SELECT r.id {_FROM} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?",
             (*values, limit, offset),
         )
         total = readers.all(
             f"SELECT COUNT(*) FROM (SELECT 1 {_FROM} WHERE {where} LIMIT ?)", (*values, COUNTED + 1)
         )[0][0]
-        ids = [row["id"] for row in found]
+        return RolloutPage(list(_rows(readers, [r["id"] for r in ids], query)), total, COUNTED, 0)
+    matching, unsearched = _matching(readers, writer, _Condition(where, values, query))
+    ids = [row["id"] for row in matching]
+    total = len(ids)
+    if page.sort == "newest":
+        ids = (ids if page.descending else ids[::-1])[offset : offset + limit]
     else:
-        matching, unsearched = _matching(readers, writer, where, values, query)
-        everything = [row["id"] for row in matching]
-        total = len(everything)
-        if sort == "newest":
-            ids = (everything if descending else everything[::-1])[offset : offset + limit]
-        else:
-            marks = ", ".join("?" * len(everything))
-            ids = [
-                row["id"]
-                for row in readers.all(
-                    f"SELECT r.id {_FROM} WHERE r.id IN ({marks}) ORDER BY {order} LIMIT ? "
-                    "OFFSET ?",
-                    (*everything, limit, offset),
-                )
-            ]
+        marks = ", ".join("?" * len(ids))
+        sql = f"SELECT r.id {_FROM} WHERE r.id IN ({marks}) ORDER BY {order} LIMIT ? OFFSET ?"
+        ids = [row["id"] for row in readers.all(sql, (*ids, limit, offset))]
     return RolloutPage(list(_rows(readers, ids, query)), total, COUNTED, unsearched)
 
 
 def ids_of(readers: Readers, writer: Writer, run_id: str, wanted: Wanted, most: int) -> list[int]:
-    """The selection itself, newest first, for an export."""
+    """The ids of the selection, newest first, for an export."""
     where, values = _where(run_id, wanted)
     query = text(wanted.search or "").strip()[: search.MAX_CHARS]
     if query:
-        return [row["id"] for row in _matching(readers, writer, where, values, query, most)[0]]
-    return [
-        row["id"]
-        for row in readers.all(
-            f"SELECT r.id {_FROM} WHERE {where} ORDER BY {SORTS['newest'].format('DESC')} LIMIT ?",
-            (*values, most),
-        )
-    ]
+        rows, _ = _matching(readers, writer, _Condition(where, values, query), most)
+    else:
+        order = SORTS["newest"].format("DESC")
+        sql = f"SELECT r.id {_FROM} WHERE {where} ORDER BY {order} LIMIT ?"
+        rows = readers.all(sql, (*values, most))
+    return [row["id"] for row in rows]
 
 
 _FROM = "FROM groups g JOIN rollouts r ON r.group_id = g.id"
@@ -137,34 +124,35 @@ def _where(run_id: str, wanted: Wanted) -> tuple[str, list[Any]]:
     return " AND ".join(sql), values
 
 
-def _matching(
-    readers: Readers,
-    writer: Writer,
-    where: str,
-    values: list[Any],
-    query: str,
-    most: int = COUNTED + 1,
-) -> tuple[list[Any], int]:
-    """Ids of completions with `query` in them, newest first.
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    where: str
+    values: list[Any]
+    query: str  # literal text of the completion
 
-    The newest are read, then the index is asked. And how many were left out between.
+
+def _matching(
+    readers: Readers, writer: Writer, condition: _Condition, most: int = COUNTED + 1
+) -> tuple[list[Any], int]:
+    """Ids of matching completions, newest first, and how many completions were not searched.
+
+    The newest are read, then the index is used.
     """
-    pattern, trigrams = search.like(query), search.trigrams_of(query)
+    pattern, trigrams = search.like(condition.query), search.trigrams_of(condition.query)
     reach = search.catch_up(readers, writer) if trigrams else search.Reach(0, 0)
-    like = "r.text LIKE ? ESCAPE '\\'"
-    # CROSS JOIN keeps the order of the tables: from the newest rollout back, until there are
-    # enough.
+    where = f"r.text LIKE ? ESCAPE '\\' AND {condition.where}"
+    # CROSS JOIN keeps the order of the tables: from the newest rollout back.
     found = readers.all(
-        "SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id WHERE r.id > ? "
-        f"AND {like} AND {where} ORDER BY r.id DESC LIMIT ?",
-        (reach.read_after, pattern, *values, most),
+        "SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id "
+        f"WHERE r.id > ? AND {where} ORDER BY r.id DESC LIMIT ?",
+        (reach.read_after, pattern, *condition.values, most),
     )
     if reach.indexed and len(found) < most:
         found += readers.all(
-            "SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid CROSS "
-            "JOIN groups g ON g.id = r.group_id "
-            f"WHERE completions_fts MATCH ? AND {like} AND {where} ORDER BY f.rowid DESC LIMIT ?",
-            (trigrams, pattern, *values, most - len(found)),
+            "SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid "
+            "CROSS JOIN groups g ON g.id = r.group_id "
+            f"WHERE completions_fts MATCH ? AND {where} ORDER BY f.rowid DESC LIMIT ?",
+            (trigrams, pattern, *condition.values, most - len(found)),
         )
     return found, reach.unsearched
 

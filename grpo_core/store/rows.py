@@ -1,7 +1,4 @@
-"""What the store hands out.
-
-Frozen records, one a row. Times are unix seconds, UTC; None = not known or not measurable.
-"""
+"""The rows that queries return: frozen records. Times are unix seconds, UTC; None: not known."""
 
 from __future__ import annotations
 
@@ -34,10 +31,7 @@ class ScoredRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The change token of one run.
-
-    `revision` grows whenever anything that a page shows of the run has changed.
-    """
+    """The change token of a run: `revision` grows whenever something that a page shows changes."""
 
     revision: int
     status: RunStatus
@@ -45,10 +39,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run and its summary.
-
-    `config` is what RunConfig was, as nested plain data; `step` is the one being worked on.
-    """
+    """A run and its summary. config: RunConfig as nested plain data. step: the current one."""
 
     id: str
     name: str
@@ -82,7 +73,7 @@ class RunRow:
 
     @property
     def duration_seconds(self) -> float | None:
-        """How long it went on, until its end or its last sign of life."""
+        """How long the run took, until its end or its last sign of life."""
         until = self.ended_at or self.heartbeat_at
         return None if until is None else self.elapsed_seconds(until)
 

@@ -1,4 +1,4 @@
-"""The tables, their versions, and the careful opening of a file that may be anything."""
+"""Tables, migrations, and the checks before a file is opened."""
 
 from __future__ import annotations
 
@@ -208,10 +208,7 @@ _TYPES = {"str": str, "int": int, "float": float, "bytes": bytes}
 
 
 def _add_missing_metrics(db: Database) -> None:
-    """Every field of StepMetrics is a column of `steps`.
-
-    A new metric needs no migration, and an old file gains its column.
-    """
+    """Every field of StepMetrics is a column of `steps`: a new metric needs no migration."""
     for name in _missing_metrics(db.conn):
         kind = "INTEGER" if int in getattr(_METRIC_TYPES[name], "__args__", ()) else "REAL"
         db.execute(f'ALTER TABLE steps ADD COLUMN "{name}" {kind}')
@@ -226,20 +223,17 @@ def _missing_metrics(conn: sqlite3.Connection) -> list[str]:
 
 
 def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> None:
-    """Makes sure that `path` is a file of ours, whole, writable and of this version; creates or
-    migrates it if need be.
+    """Make sure that `path` is our file, undamaged, writable and current; create or migrate it.
 
-    Raises StoreError in one line naming --db, the path and the way out. A file that is refused
-    keeps its every byte.
+    Raises StoreError in one line with --db, the path and a hint. A refused file is not changed.
     """
     newest = len(migrations._migrations)
     _check_place(path)
     if _is_current(path, newest):
         return
     if not path.exists():
-        path.parent.mkdir(
-            exist_ok=True
-        )  # runs/ of a fresh clone; a folder's folder that is missing is more likely a slip of the pen
+        # Only the last folder, as runs/ of a fresh clone: a missing grandparent is likely a typo.
+        path.parent.mkdir(exist_ok=True)
         path.touch()
     try:
         writer.hold(LOCK_SECONDS)
@@ -251,7 +245,7 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
         raise
     try:
         with explained(path):
-            conn = writer.connection
+            conn = writer.held_connection
             version = _examine(
                 conn, path, newest
             )  # again: whoever had the lock before may have done it all
@@ -268,7 +262,7 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
 
 
 def _is_current(path: Path, newest: int) -> bool:
-    """Whether nothing is left to prepare. Refuses what cannot be prepared."""
+    """Whether the file needs no migration. Raises StoreError for a file that cannot be used."""
     if not path.exists() or not path.stat().st_size:
         return False
     # Looked at through a connection that cannot write, before any that can: journal_mode alone
@@ -278,10 +272,7 @@ def _is_current(path: Path, newest: int) -> bool:
 
 
 def _examine(conn: sqlite3.Connection, path: Path, newest: int) -> int:
-    """The version of the file, 0 = nothing in it yet.
-
-    Refuses what is not ours, visibly damaged or from the future.
-    """
+    """The version of the file; 0: empty. Refuses foreign, damaged and newer files."""
     ours, version, objects = (
         conn.execute(sql).fetchone()[0]
         for sql in (
@@ -312,10 +303,7 @@ def _examine(conn: sqlite3.Connection, path: Path, newest: int) -> int:
 
 
 def _back_up(conn: sqlite3.Connection, path: Path, version: int) -> None:
-    """A whole copy beside the file, under a name that is free.
-
-    An earlier copy is never overwritten.
-    """
+    """Copy the file to a free name beside it; an earlier copy is never overwritten."""
     names = (Path(f"{path}.v{version}{f'.{n}' if n else ''}.bak") for n in count())
     target = next(p for p in names if not p.exists())
     with closing(sqlite3.connect(target)) as copy:

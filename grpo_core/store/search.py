@@ -1,14 +1,13 @@
-r"""Plain-text search: finds what was typed, literally, anywhere in a prompt or completion; ASCII
-letters in either case.
+r"""Plain-text search: find the typed text, literally, in prompts and completions.
 
-Reading 50,000 completions of 1.3 KB takes 0.1 s, so at first they are simply read (LIKE). Beyond
-that an FTS5 index of
-their trigrams picks candidates, and LIKE has the last word: the answers are the same with and
-without it. (The usual word
-index would find nothing for "<answer>" or "sum of 12".) It is built by those who search, never by
-those who train: the first search
-begins it and a thread goes on. Until it is whole, a search looks into what is indexed and into the
-newest 50,000, and says what it left out.
+ASCII letters match in either case. Reading 50,000 completions of 1.3 KB takes 0.1 s, so at first
+they are simply read (LIKE). Beyond that an FTS5 index of trigrams finds candidates and LIKE
+decides:
+the results are the same with and without it. (A word index would not find "<answer>" or "sum of
+12".)
+
+Searches build the index, never training: the first search begins, a thread goes on. Until it is
+complete, a search covers what is indexed and the newest 50,000, and reports what it left out.
 """
 
 from __future__ import annotations
@@ -23,21 +22,23 @@ from grpo_core.errors import StoreError
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
 
-SCANNED = 50_000  # completions read at every search before an index is worth its time and space (40 % of the text)
+# Completions that a search reads before an index is worth its time and space (40 % of the text).
+SCANNED = 50_000
 BATCH = (
     2_000  # completions indexed in one transaction: a run that goes on meanwhile waits for 0.1 s
 )
-BUDGET_SECONDS = 0.05  # what a search itself spends on the index, so that a small gap is closed at once; a thread does the rest
+# A search spends this on the index, which closes a small gap at once; a thread does the rest.
+BUDGET_SECONDS = 0.05
 PAUSE_SECONDS = 0.05  # between two batches of that thread, for a run that writes
 MAX_CHARS = 200  # of a query: LIKE compares in length of pattern times length of text
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a search looks into.
+    """What a search covers: the index, up to rollout id `indexed`, and the texts after
+    `read_after`.
 
-    The index, which holds rollouts up to id `indexed`, and the texts from `read_after` on. Between
-    them lie `unsearched`.
+    The `unsearched` rollouts lie between them.
     """
 
     indexed: int
@@ -49,8 +50,9 @@ class Reach:
 
 
 def condition(readers: Readers, writer: Writer, query: str) -> tuple[str, list[Any], int]:
-    """SQL, and its values, that is true for a row `g` of groups whose prompt or completions contain
-    `query`; and how many completions it leaves out.
+    """A condition on `g`, a row of groups, that its prompt or a completion contains `query`.
+
+    Returns the SQL, its values, and how many completions the search leaves out.
     """
     query = text(query).strip()[:MAX_CHARS]
     pattern = like(query)
@@ -74,13 +76,12 @@ def condition(readers: Readers, writer: Writer, query: str) -> tuple[str, list[A
     return f"({sql})", values, reach.unsearched
 
 
-COMMON = 20_000  # completions that may have a text in them, from which on reading group after group finds a page sooner than the index
+# With more matches than this, reading group after group finds a page sooner than the index.
+COMMON = 20_000
 
 
 def is_common(readers: Readers, query: str) -> bool:
-    """Whether the index names so many completions for `query` that looking at all of them takes
-    longer than finding the first among the newest.
-    """
+    """Whether so many completions contain `query` that reading groups in order is faster."""
     trigrams = trigrams_of(text(query).strip()[:MAX_CHARS])
     found = trigrams and readers.all(
         "SELECT COUNT(*) FROM (SELECT 1 FROM completions_fts WHERE completions_fts MATCH ? LIMIT "
@@ -91,7 +92,7 @@ def is_common(readers: Readers, query: str) -> bool:
 
 
 def read(query: str) -> tuple[str, list[Any]]:
-    """As `condition`, without the index: prompt and completions are read."""
+    """Like `condition`, but reads prompts and completions without the index."""
     pattern = like(text(query).strip()[:MAX_CHARS])
     return (
         "(g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = "
@@ -101,10 +102,7 @@ def read(query: str) -> tuple[str, list[Any]]:
 
 
 def trigrams_of(query: str) -> str:
-    """An FTS5 query that every text with `query` in it meets.
-
-    Empty for one too short to have a trigram.
-    """
+    """An FTS5 query that matches every text with `query` in it; empty if it is too short."""
     return " AND ".join(
         '"' + t.replace('"', '""') + '"'
         for t in list(dict.fromkeys(query[i : i + 3] for i in range(len(query) - 2)))[:32]
@@ -112,23 +110,17 @@ def trigrams_of(query: str) -> str:
 
 
 def like(query: str) -> str:
-    """A LIKE pattern, ESCAPE '\\', for texts that contain `query`."""
+    """A LIKE pattern, with ESCAPE '\\', for texts that contain `query`."""
     return "%" + query.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
 
 
 def forget(db: sqlite3.Connection) -> None:
-    """Empties the index.
-
-    Needed whenever rollouts are deleted: SQLite gives their ids to new ones, which would count as
-    indexed.
-    """
+    """Empty the index. Needed after rollouts are deleted: SQLite reuses their ids."""
     db.execute("INSERT INTO completions_fts (completions_fts) VALUES ('delete-all')")
 
 
 def catch_up(readers: Readers, writer: Writer) -> Reach:
-    """Brings the index nearer to the newest rollout if it is far behind, and has a thread bring it
-    there; says what can be searched now.
-    """
+    """Extend the index if it is far behind, have a thread go on, and say what can be searched."""
     indexed, newest = _ends(readers)
     if newest - indexed > (BATCH if indexed else SCANNED):
         indexed = _index(readers, writer, time.monotonic() + BUDGET_SECONDS)
@@ -138,10 +130,7 @@ def catch_up(readers: Readers, writer: Writer) -> Reach:
 
 
 def _index(readers: Readers, writer: Writer, until: float) -> int:
-    """Adds batches until then, or until all is there.
-
-    Returns the last rollout id that is in the index.
-    """
+    """Add batches until the time is up or all are in; return the last indexed rollout id."""
     indexed, newest = _ends(readers)
     try:
         writer.hold(wait_seconds=0)
@@ -165,10 +154,9 @@ def _index(readers: Readers, writer: Writer, until: float) -> int:
 
 
 def _go_on(readers: Readers, writer: Writer) -> None:
-    """One thread a file builds the rest.
+    """Start the one thread a file that builds the rest.
 
-    It is a daemon: a batch is a transaction, so wherever it ends the index is right as far as it
-    goes.
+    A daemon: each batch is a transaction, so wherever it ends the index is right as far as it goes.
     """
     with _starting:
         if writer.indexer is None or not writer.indexer.is_alive():
@@ -187,11 +175,12 @@ def _build(readers: Readers, writer: Writer) -> None:
 
 
 def _ends(readers: Readers) -> tuple[int, int]:
-    """The last rollout id in the index, and the last there is."""
+    """The last rollout id in the index, and in the store."""
     return tuple(
         readers.all(f"SELECT ({_INDEXED}), (SELECT COALESCE(MAX(id), 0) FROM rollouts)")[0]
     )
 
 
 _starting = threading.Lock()
-_INDEXED = "SELECT COALESCE(MAX(id), 0) FROM completions_fts_docsize"  # the table in which FTS5 lists what it holds
+# FTS5 lists the rows it holds in this table.
+_INDEXED = "SELECT COALESCE(MAX(id), 0) FROM completions_fts_docsize"

@@ -1,7 +1,4 @@
-"""Copies of the store on storage that is no place for a live file.
-
-A bucket mounted into a container whose own disk is lost at every restart.
-"""
+"""Copies of the store on storage that cannot hold a live file, such as a mounted bucket."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ log = logging.getLogger("grpo_studio")
 
 
 class Snapshots:
-    """One whole copy of a store in a folder, renewed when the store has changed and `seconds` have
+    """One copy of a store in a folder, renewed when the store has changed and `seconds` have
     passed.
     """
 
@@ -30,18 +27,18 @@ class Snapshots:
         self._trouble = ""
 
     def state(self) -> str:
-        """For people: where the copy is and how old."""
+        """Where the copy is and how old, as a sentence."""
         if self._trouble:
             return f"The copy in {self._copy.parent} could not be renewed: {self._trouble}"
         if self._saved_at is None:
-            return f"No copy in {self._copy.parent} yet: the first is made within {self._seconds:.0f} s of a change."
+            return (
+                f"No copy in {self._copy.parent} yet: the first is made within "
+                f"{self._seconds:.0f} s of a change."
+            )
         return f"Copied to {self._copy.parent} {max(0.0, time.time() - self._saved_at):.0f} s ago."
 
     def restore(self) -> bool:
-        """Before the store is opened.
-
-        The copy takes the place of a file that is not there. Whether it did.
-        """
+        """Before the store is opened: put the copy in place of a missing file. True if it did."""
         if self._db.exists() or not self._copy.is_file():
             return False
         self._db.parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +59,10 @@ class Snapshots:
         return True
 
     def renew(self, now: bool = False) -> bool:
-        """Make a copy if it is time and something changed: VACUUM INTO a file on the local disk,
-        copied and then renamed. Whether it did.
+        """Make a copy if it is time and something changed: VACUUM INTO, copy, rename. True if it
+        did.
 
-        A bucket that is away is no reason for a server to die: it is said in `state`, and tried
+        If the bucket cannot be reached the server goes on; `state` says so, and the next call tries
         again.
         """
         if not now and time.monotonic() - self._at < self._seconds:

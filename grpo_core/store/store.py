@@ -1,8 +1,4 @@
-"""Store.
-
-The life of a file and of its runs. What is in them is read by queries.py and written by
-recorder.py.
-"""
+"""Store: create, change and delete runs. queries.py reads; recorder.py writes events."""
 
 from __future__ import annotations
 
@@ -33,16 +29,10 @@ _IS_LIVE = f"status IN ({', '.join(repr(s.value) for s in LIVE)})"
 
 
 class Store(Queries):
-    """One SQLite file with runs in it.
-
-    Any number may read; one process at a time writes, see `writing`.
-    """
+    """One SQLite file of runs. Any process may read; one at a time writes, see `writing`."""
 
     def __init__(self, path: str | Path):
-        """Opens the file, or creates it.
-
-        Migrates an older one after copying it. StoreError says what is wrong with it.
-        """
+        """Open or create the file; copy and migrate an older one. Raises StoreError."""
         self.path = Path(path)
         try:
             real = Path(
@@ -55,19 +45,18 @@ class Store(Queries):
         super().__init__(Readers(real), self._writer)
 
     def close(self) -> None:
-        """Closes the idle reading connections. Whoever is writing goes on."""
+        """Close the idle reading connections. Whoever is writing goes on."""
         self._readers.close()
 
-    # ---- who writes
-    # ----------------------------------------------------------------------------------------------------
+    # ---- who writes -----------------------------------------------------------------------------
 
     @contextmanager
     def writing(self, wait_seconds: float = LOCK_SECONDS) -> Iterator[Writer]:
-        """Holds the file, counted, across threads; `writer.transaction()` then writes. StoreBusy if
-        another process has it.
+        """Hold the file, counted, across threads; then `writer.transaction()` writes.
 
-        It is also held as long as this process has a live run: from create_run, or a live
-        set_status, to the status that ends it.
+        Raises StoreBusy if another process holds it. A process also holds the file as long as it
+        has a
+        live run: from create_run, or a live set_status, to the status that ends the run.
         """
         self._writer.hold(wait_seconds)
         try:
@@ -76,13 +65,13 @@ class Store(Queries):
             self._writer.release()
 
     def recover(self) -> list[str]:
-        """Marks the runs whose process died while they went on as interrupted; returns their ids.
-        Does nothing while another process writes.
-        A run that only waited in the queue has lost nothing, and goes on waiting.
+        """Mark live runs whose process died as interrupted; return their ids.
 
-        A process with a live run holds the file. So if we get it, a live run that is not ours is
-        nobody's: no need to
-        look at process ids, which are reused, or at clocks, which jump.
+        Does nothing while another process writes. Queued runs lost nothing and keep waiting. A
+        process with
+        a live run holds the file: if we get it, a live run that is not ours has no process. So
+        neither
+        process ids, which are reused, nor clocks, which jump, are needed.
         """
         try:
             with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
@@ -105,9 +94,9 @@ class Store(Queries):
             return []
 
     def adopt_queued(self) -> list[str]:
-        """Takes over the runs that wait in a queue whose process is gone, first come first.
+        """Take over queued runs whose process is gone, oldest first.
 
-        None while another process writes.
+        None while another one writes.
         """
         try:
             with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
@@ -122,11 +111,10 @@ class Store(Queries):
             return []
 
     def disown(self, run_id: str) -> None:
-        """This process works on the run no more; what its row says stays."""
+        """Stop working on the run in this process; its row stays as it is."""
         self._writer.disown(run_id)
 
-    # ---- runs
-    # ----------------------------------------------------------------------------------------------------------
+    # ---- runs -----------------------------------------------------------------------------------
 
     def create_run(
         self,
@@ -136,20 +124,14 @@ class Store(Queries):
         status: RunStatus = RunStatus.QUEUED,
         parent: tuple[str, int] | None = None,
     ) -> str:
-        """A new run.
+        """Create a run; return its id, e.g. "20261120-213015-a3f9" (UTC).
 
-        Returns its id, e.g. "20261120-213015-a3f9" (UTC). `parent`: the run and step that it
-        branches from.
+        parent: the run and step that it branches from.
         """
         status, now = RunStatus(status), time.time()
         with self.writing() as writer:
             with writer.transaction() as db:
-                taken = True
-                while taken:
-                    run_id = time.strftime("%Y%m%d-%H%M%S-", time.gmtime(now)) + secrets.token_hex(
-                        2
-                    )
-                    taken = db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone()
+                run_id = _free_id(db, now)
                 db.execute(
                     "INSERT INTO runs (id, name, status, revision, created_at, started_at, "
                     "ended_at, num_steps, steps_done, model, task, "
@@ -173,11 +155,9 @@ class Store(Queries):
         return run_id
 
     def set_status(self, run_id: str, status: RunStatus, error: str | None = None) -> None:
-        """Going live sets started_at once and clears ended_at and error; ending sets ended_at and
-        keeps `error`.
+        """A live status sets started_at once and clears ended_at and error; ending sets ended_at.
 
-        A run that had started stands still from its end until it goes on, its time in the queue
-        included.
+        The time between the end of a run and its resumption, queueing included, counts as waiting.
         """
         status = RunStatus(status)
         now = time.time()
@@ -209,10 +189,9 @@ class Store(Queries):
             self._claim(writer, run_id, status)
 
     def rewind(self, run_id: str, step: int) -> None:
-        """Takes back what was recorded after `step` (-1: everything), checkpoints too, so that a
-        resumed run records it anew.
+        """Delete what was recorded after `step` (-1: everything), checkpoints too.
 
-        What a person changed stays: the run will meet it again in its step.
+        Interventions stay: a resumed run meets them again in their step.
         """
         with self.writing() as writer:
             with writer.transaction() as db:
@@ -235,7 +214,7 @@ class Store(Queries):
                     checkpoint_files.remove(path)
 
     def forget_checkpoint(self, run_id: str, step: int) -> None:
-        """Takes a checkpoint off the list; its folder is the caller's."""
+        """Delete a checkpoint's row; its folder is the caller's."""
         with self.writing() as writer, writer.transaction() as db:
             db.execute(
                 "DELETE FROM checkpoints WHERE run_id = ? AND step = ?", (text(run_id), step)
@@ -266,9 +245,7 @@ class Store(Queries):
         return Path(f"{self.path}.{kind}") / name
 
     def _claim(self, writer: Writer, run_id: str, status: RunStatus) -> None:
-        """Whoever gives a run a live status owns it, and so holds the file, until a status that
-        ends it.
-        """
+        """A live status makes this process own the run, and hold the file, until its end."""
         if status.is_live:
             writer.own(run_id)
         else:
@@ -296,7 +273,7 @@ class Store(Queries):
             )
 
     def set_breakpoints(self, run_id: str, conditions: str) -> None:
-        """Where a person wants the run to wait, kept for the day on which it is resumed."""
+        """Store the breakpoints of a run, for when it is resumed."""
         with self.writing() as writer, writer.transaction() as db:
             db.execute(
                 "UPDATE runs SET breakpoints = ?, revision = revision + 1 WHERE id = ?",
@@ -304,10 +281,7 @@ class Store(Queries):
             )
 
     def set_alerts(self, run_id: str, notices: Sequence[Notice]) -> None:
-        """What the advisor says of a run now, in place of what it said before.
-
-        What a person dismissed stays dismissed.
-        """
+        """Replace the advisor's alerts of a run; dismissed ones stay dismissed."""
         run_id = text(run_id)
         with self.writing() as writer, writer.transaction() as db:
             db.execute(
@@ -348,7 +322,7 @@ class Store(Queries):
             )
 
     def dismiss(self, run_id: str, notice: Notice) -> None:
-        """A person has read it and does not want to see this diagnosis of this run again."""
+        """Do not show this diagnosis of this run again."""
         with self.writing() as writer, writer.transaction() as db:
             db.execute(
                 "DELETE FROM alerts WHERE run_id = ? AND code = ?",
@@ -371,10 +345,7 @@ class Store(Queries):
             db.execute("UPDATE runs SET revision = revision + 1 WHERE id = ?", (text(run_id),))
 
     def delete(self, run_id: str) -> int:
-        """Deletes a run with all that was recorded of it and gives the space back to the disk.
-
-        Returns the bytes freed.
-        """
+        """Delete a run and give the space back to the disk. Returns the bytes freed."""
         with self.writing() as writer:
             self.recover()  # holding the file, a live run of a dead process is known to be dead
             if self.cursor(run_id).status.is_live and run_id in writer.owned:
@@ -394,11 +365,11 @@ class Store(Queries):
         return max(0, freed)
 
     def file_bytes(self) -> int:
-        """What the file takes on the disk, its log included."""
+        """Bytes of the file and its log on the disk."""
         return file_bytes(self._writer.path)
 
     def used_bytes(self) -> int:
-        """What all runs take: the file, its log, and their checkpoints."""
+        """Bytes of all runs: the file, its log, and checkpoints."""
         total = self.file_bytes()
         for file in Path(f"{self.path}.checkpoints").rglob("*"):
             with contextlib.suppress(OSError):  # one that a retention rule removed meanwhile
@@ -413,8 +384,15 @@ _INSERT_ALERT = (
 )
 
 
+def _free_id(db: sqlite3.Connection, now: float) -> str:
+    while True:
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{secrets.token_hex(2)}"
+        if not db.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone():
+            return run_id
+
+
 def _times(status: RunStatus, now: float) -> tuple[float | None, float | None]:
-    """started_at (None: as it was) and ended_at that go with a status."""
+    """started_at (None: unchanged) and ended_at of a status."""
     started = status.is_live and status is not RunStatus.QUEUED
     return now if started else None, None if status.is_live else now
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, Resumed
 
@@ -55,7 +56,7 @@ class RunTimer:
             # Only the first reason starts a pause: a second one arrives while the clock stands.
             self._paused_since = perf_counter()
 
-    def lap(self) -> dict[str, float]:
+    def lap(self) -> dict[str, Any]:
         """Two metrics of a step: seconds since the step before, with that step's own record."""
         lap = {"evaluation_seconds": self._evaluation, "writing_seconds": self._writing}
         self._evaluation = self._writing = 0.0

@@ -16,7 +16,8 @@ from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.preflight.service import PreflightService, ServiceOptions
-from grpo_core.runs.manager import Job, RunManager, execute
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.manager import RunManager
 from grpo_core.training.breakpoints import parse_breakpoints
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
@@ -139,16 +140,15 @@ def test_an_edited_reward_acts_as_if_the_rubric_had_given_it(
     # the same run under a rubric that gives this very reward: no control, no edit
     score, wanted = draw.score, (group.prompt_id, 2)
 
-    def generous(prompts, by_prompt, policy, rubric, ahead):
-        found, why = score(prompts, by_prompt, policy, rubric, ahead)
-        given = [prompt.id == wanted[0] and generous.step == 1 for prompt in prompts]
-        return [
-            tuple(
-                replace(r, reward=3.5, edited=True) if yes and i == wanted[1] else r
-                for i, r in enumerate(siblings)
-            )
-            for yes, siblings in zip(given, found, strict=True)
-        ], why
+    def generous(prompts, rollouts, rubric, scorer):
+        groups, notes = score(prompts, rollouts, rubric, scorer)
+        given = []
+        for prompt, siblings in groups:
+            if prompt.id == wanted[0] and generous.step == 1:
+                edited = replace(siblings[wanted[1]], reward=3.5, edited=True)
+                siblings = (*siblings[: wanted[1]], edited, *siblings[wanted[1] + 1 :])
+            given.append((prompt, siblings))
+        return given, notes
 
     monkeypatch.setattr(draw, "score", generous)
     other = store.create_run(config, "rubric", status=RunStatus.LOADING)

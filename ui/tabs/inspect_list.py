@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_core.errors import StudioError
-from grpo_core.store import RunRow
+from grpo_core.store import Page, RunRow
 from ui.render import charts, completion_list, status, tables
 from ui.render.recorded_config import highest_reward
 from ui.render.text import count, esc, indexing
@@ -137,13 +137,12 @@ class ShowList:
     def _completions(self, run: RunRow, query: ListQuery, ref: GroupRef | None) -> _Table:
         filters = query.filters
         try:
+            sort = filters.where.get("sort") or "newest"
+            ascending = filters.where.get("up") is True
             page = self.views.store.find_rollouts(
                 run.id,
                 wanted(filters, query.search),
-                filters.where.get("sort") or "newest",
-                filters.where.get("up") is not True,
-                PAGE,
-                filters.offset,
+                Page(sort, not ascending, PAGE, filters.offset),
             )
         except StudioError as error:
             return _Table(status.banner("The completions could not be searched.", str(error)))
