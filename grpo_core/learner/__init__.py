@@ -10,10 +10,9 @@ from grpo_core.learner.grouping import GROUPINGS
 from grpo_core.learner.kl import KL_ESTIMATORS
 from grpo_core.learner.logprobs import packing_is_exact, token_logprobs
 from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS
-from grpo_core.learner.update import ADAMW_BETAS, Learner, LearnerSettings
+from grpo_core.learner.update import Learner, LearnerSettings
 
 __all__ = [
-    "ADAMW_BETAS",
     "ADVANTAGES",
     "AGGREGATIONS",
     "GROUPINGS",

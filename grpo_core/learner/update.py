@@ -35,7 +35,6 @@ from grpo_core.learner.update_result import Update, mean_of_known, pass_means
 
 log = logging.getLogger("grpo_studio")
 
-ADAMW_BETAS = (0.9, 0.99)
 # A KL that is not trained on is measured on one row in this many, so that its curve costs little.
 ROWS_PER_MEASURED = 8
 COEFS = ("kl_coef", "entropy_coef")  # set by a person, moved by a controller
@@ -90,8 +89,9 @@ class Learner:
         if self.critic is not None:
             head = list(self.critic.parameters())
             parameters.append({"params": head, "speed": HEAD_LEARNING_RATE_FACTOR})
+        betas = self.train.adam_beta1, self.train.adam_beta2
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=self.learning_rate, betas=ADAMW_BETAS, weight_decay=0.0, fused=True
+            parameters, lr=self.learning_rate, betas=betas, weight_decay=0.0, fused=True
         )
         self.coefficients = CoefficientState.start(self.algorithm)
         self.num_steps = 0  # batches
@@ -342,6 +342,8 @@ class Learner:
         """Continue from `state()`. apply_settings() then applies coefficients changed meanwhile."""
         self.algorithm = self.algorithm.model_copy(update=state["set"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # a branch may have other betas
+            group["betas"] = self.train.adam_beta1, self.train.adam_beta2
         self.coefficients = CoefficientState(**state["steering"])
         self.num_steps = state["num_steps"]
         self._packs = state["packs"]

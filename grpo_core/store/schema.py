@@ -25,8 +25,8 @@ MIGRATIONS = Migrations("grpo_studio")
 
 @MIGRATIONS(name="1 tables")
 def _tables(db: Database) -> None:
-    # Small and busy columns first: SQLite then finds them without walking the pages that config and
-    # env overflow into.
+    # Small and busy columns first: SQLite then finds them without reading the overflow pages of
+    # config and env.
     _create(
         db,
         "runs",
@@ -40,9 +40,8 @@ def _tables(db: Database) -> None:
         pk="id",
         parent_run_id="runs SET NULL",
     )
-    _create(
-        db, "steps", "run_id str, step int", pk=("run_id", "step"), run_id="runs CASCADE"
-    )  # its numbers: _add_missing_metrics
+    # _add_missing_metrics adds the columns of its numbers.
+    _create(db, "steps", "run_id str, step int", pk=("run_id", "step"), run_id="runs CASCADE")
     _create(
         db,
         "metrics",
@@ -93,16 +92,19 @@ def _tables(db: Database) -> None:
         run_id="runs CASCADE",
     )
 
-    # One for every question of queries.py, and for every foreign key: without it, deleting a parent
-    # reads all children.
+    _create_indexes(db)
+
+
+def _create_indexes(db: Database) -> None:
+    """One for every query, and for every foreign key: without it, a delete reads all children."""
     db.table("runs").create_index(["parent_run_id"])
     db.table("groups").create_index(["run_id", "step", "position"], unique=True)
     db.table("groups").create_index(["run_id", "verdict", "step"])
     db.table("rollouts").create_index(["group_id", "position"], unique=True)
     db.table("alerts").create_index(["run_id", "step"])
     db.table("alerts").create_index(["group_id"])
-    # Empty until searches need it, see search.py. detail=none: which rollout, not where in it; a
-    # sixth of the full size.
+    # Empty until searches need it, see search.py. detail=none keeps which rollout, not where in it:
+    # a sixth of the full size.
     db.execute(
         "CREATE VIRTUAL TABLE completions_fts USING "
         "fts5(text, content='rollouts', content_rowid='id', tokenize='trigram', detail=none)"
@@ -142,8 +144,7 @@ def _rollout_numbers(db: Database) -> None:
 
 @MIGRATIONS(name="5 waiting")
 def _waiting(db: Database) -> None:
-    # How long a run stood still (paused, or ended until it was resumed), since when it does, and
-    # where a person wants it to wait.
+    # How long a run has waited (paused, or ended until resumed), since when, and its breakpoints.
     for column in (
         "waited_seconds REAL NOT NULL DEFAULT 0",
         "waiting_since REAL",

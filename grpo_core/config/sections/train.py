@@ -76,6 +76,17 @@ class TrainConfig(Section):
     max_grad_norm: float = setting(
         1.0, "Gradient clip", "A larger gradient is scaled down to this norm.", gt=0, le=1e6
     )
+    adam_beta1: float = setting(
+        0.9, "AdamW β1", "Decay of AdamW's mean gradient.", ge=0, lt=1, hint="0.9 is usual."
+    )
+    adam_beta2: float = setting(
+        0.99,
+        "AdamW β2",
+        "Decay of AdamW's mean squared gradient. Lower adapts faster to a changing gradient.",
+        ge=0,
+        lt=1,
+        hint="0.99 suits runs of a few hundred steps; 0.999 is usual for long ones.",
+    )
     micro_batch_tokens: int = setting(
         16_384,
         "Micro-batch",
