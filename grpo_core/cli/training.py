@@ -174,7 +174,7 @@ def _train_here(
     store: Store, run_id: str, config: RunConfig, start: Start | None, arguments: argparse.Namespace
 ) -> int:
     """Train a stored run in this process, with a progress bar. Ctrl-C stops it."""
-    from grpo_core.runs.manager import Job, execute
+    from grpo_core.runs.execution import Job, execute
     from grpo_core.training.trainer import train
 
     control = RunControl(store.checkpoint_folder(run_id), start)

@@ -261,7 +261,7 @@ def test_interrupting_a_run_keeps_its_steps_and_exits_with_one(tiny_model, tmp_p
     ("arguments", "says"),
     [
         (["--port", "{taken}"], "cannot be used"),
-        (["--port", "99999999"], "no port"),
+        (["--port", "99999999"], "is not a port"),
         (["--auth", "nocolon"], "--auth"),
         (["--db", "{folder}"], "--db"),
     ],
@@ -303,7 +303,7 @@ def test_usage_names_the_program_as_started(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--port", "99999999"], 2, "no port"),
+        (["--port", "99999999"], 2, "is not a port"),
         (["--port", "17862", "--db", "{folder}"], 2, "{folder}"),
         (["--help"], 0, "--mcp"),
     ],

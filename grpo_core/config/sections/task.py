@@ -70,7 +70,7 @@ class TaskConfig(Section):
     template: str = setting(
         "{prompt}",
         "Template",
-        "The text of each prompt. {prompt} and any other {column} stand for values of the row.",
+        "Text of each prompt. {prompt} and any other {column} are replaced by values of the row.",
         min_length=1,
         max_length=20_000,
     )
