@@ -142,7 +142,7 @@ def pasted(text: Any) -> list[str]:
 
 
 def tried(result: Any) -> str:
-    """HTML for a preflight.service.Tried: groups, times by criterion, expected ties."""
+    """HTML for a preflight.service.Trial: groups, times by criterion, expected ties."""
     names = list(result.seconds)
     tables = "".join(_group(g, names) for g in result.groups)
     num = sum(len(g.rollouts) for g in result.groups)
