@@ -139,24 +139,17 @@ class _Shared:
         self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
     ) -> Tensor:
         ids, mask = _padded(self._policy, prompts)
-        (num_prompts, width), dtype, num_rows = (
-            ids.shape,
-            self._head.weight.dtype,
-            len(prompts) * group_size,
-        )
-        sees = (
-            torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-            & mask[:, None, :].bool()
-        )  # (P, L, L)
-        sees |= torch.eye(
-            width, dtype=torch.bool, device=ids.device
-        )  # a row of nothing but -inf is nan
+        num_prompts, width = ids.shape
+        num_rows, dtype, device = len(prompts) * group_size, self._head.weight.dtype, ids.device
+        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        sees = causal & mask[:, None, :].bool()  # (P, L, L)
+        # Padding attends to itself: a row of nothing but -inf is nan.
+        sees |= torch.eye(width, dtype=torch.bool, device=device)
         attend = masked_attention(_additive(sees, dtype)[:, None])
         shares = width > SHORT and group_size > 1
         self._written = 0 if shares else width  # of each row's own cache
-        self._prompt: list[
-            tuple[Tensor, Tensor]
-        ] = []  # a layer's keys (P·K, d, L) and values (P·K, L, d), where they stand once
+        # Of each layer: shared keys (P·K, d, L) and values (P·K, L, d) of the prompts.
+        self._prompt: list[tuple[Tensor, Tensor]] = []
         self._own: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, (b, K, T, d)
 
         def keeping(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -182,7 +175,7 @@ class _Shared:
 
         last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
         self._num_prompts, self._group_size, self._shares = num_prompts, group_size, shares
-        # (b, L): where a row's prompt is padding; None: nowhere
+        # (b, L): masks the padding of a row's prompt; None: no padding.
         self._hidden = (
             _additive(mask.bool(), dtype).repeat_interleave(group_size, 0)
             if bool((mask == 0).any())
@@ -203,9 +196,8 @@ class _Shared:
         x = self._family.body.embed_tokens(tokens)  # (b, H)
         cos, sin = self._angles[:, self._place, None].unbind(0)  # (b, 1, d/2)
         eps, head_dim = self._family.eps, self._family.head_dim
-        attend = (
-            self._with_prompt if self._shares else self._alone
-        )  # not kept on self: a cycle would keep the caches until it is collected
+        # Not kept on self: a reference cycle would keep the caches until it is collected.
+        attend = self._with_prompt if self._shares else self._alone
         for i, layer in enumerate(self._layers):
             h = rms_norm(x, layer.input_norm, eps)
             qkv = layer.qkv(h).view(len(x), -1, head_dim)  # (b, heads + 2K, d)
@@ -325,12 +317,10 @@ class _Recorded(_Shared):
         keys = self._own[0][0]
         for cache in (t for pair in self._own for t in pair):
             cache[:, :, self._written :] = 0
-        self._at = torch.tensor(
-            [self._written], device=keys.device
-        )  # where the next token is written
-        self._unwritten = _additive(
-            torch.arange(keys.shape[2], device=keys.device) < self._written, keys.dtype
-        )  # (t,)
+        # Where the next token is written.
+        self._at = torch.tensor([self._written], device=keys.device)
+        written = torch.arange(keys.shape[2], device=keys.device) < self._written
+        self._unwritten = _additive(written, keys.dtype)  # (t,)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def step(self, tokens: Tensor) -> Tensor:

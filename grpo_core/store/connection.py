@@ -75,9 +75,8 @@ PROBLEMS = {
 
 def explain(path: Path, error: Exception) -> StoreError:
     """One line that says what is wrong with the file and what to do."""
-    code = (
-        getattr(error, "sqlite_errorcode", 0) & 0xFF
-    )  # the low byte is the kind, the rest a detail of it
+    # The low byte is the kind of error, the rest a detail of it.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     problem = PROBLEMS.get(
         code,
         f"cannot be used: {error}. Check the disk and permissions, or name another file with --db.",
@@ -125,9 +124,8 @@ class Writer:
     def __init__(self, path: Path):
         self.path = path
         self.connection: sqlite3.Connection | None = None
-        self.owned: set[str] = (
-            set()
-        )  # the live runs of this process; while there is one, the file is held
+        # The live runs of this process. While there is one, the file is held.
+        self.owned: set[str] = set()
         self.indexer: threading.Thread | None = None  # builds the search index, see search.py
         self._holders = 0
         self._inode = 0
@@ -184,9 +182,8 @@ class Writer:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                if (
-                    connection.in_transaction
-                ):  # not after a full disk: SQLite has already rolled back
+                # After a full disk SQLite has already rolled back.
+                if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
@@ -194,10 +191,8 @@ class Writer:
         """Give free pages back to the disk, a few megabytes at a time, so no run waits long."""
         with explained(self.path):
             free, before = self._free_pages(), -1
-            while free not in (
-                0,
-                before,
-            ):  # the same as before: a file made elsewhere, without auto_vacuum
+            # No progress: another program made the file without auto_vacuum.
+            while free not in (0, before):
                 with self._mutex:
                     # A script, because execute() stops after the first page of them, and then syncs
                     # once a page.
@@ -257,9 +252,8 @@ class Readers:
 
     def __init__(self, path: Path):
         self._path = path
-        self._idle: deque[tuple[sqlite3.Connection, float]] = (
-            deque()
-        )  # with the time of their last use, the latest on the right
+        # With the time of their last use, the latest on the right.
+        self._idle: deque[tuple[sqlite3.Connection, float]] = deque()
 
     def all(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         """Every row at once.

@@ -17,9 +17,8 @@ class Judgements:
         self._conn = sqlite3.connect(
             path, timeout=15, check_same_thread=False, isolation_level=None
         )
-        self._conn.execute(
-            "PRAGMA journal_mode = TRUNCATE"
-        )  # the server and its runs write here, each in a process of its own: no WAL for that
+        # No WAL: the server and its runs write here, each in a process of its own.
+        self._conn.execute("PRAGMA journal_mode = TRUNCATE")
         self._conn.execute(
             "CREATE TABLE IF NOT EXISTS judgements (key TEXT PRIMARY KEY, score REAL NOT NULL, "
             "reason TEXT NOT NULL, tokens INTEGER NOT NULL, "

@@ -79,9 +79,8 @@ class Queries(GroupQueries):
             "AND ((step - ?) % ? = 0 OR step = ?) ORDER BY step",
             (run_id, first, every, last),
         )
-        return [
-            dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows
-        ]  # dict(row) looks every name up: 8 times slower
+        # Not dict(row): it looks every name up, which is 8 times slower.
+        return [dict(zip(("step", *STEP_METRICS), row, strict=True)) for row in rows]
 
     def steps_with_spikes(
         self, run_id: str, columns: Sequence[str], max_points: int

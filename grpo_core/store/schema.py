@@ -128,9 +128,8 @@ def _token_pieces(db: Database) -> None:
 def _inspector(db: Database) -> None:
     for column in ("evidence TEXT", "advice TEXT", "dismissed_at REAL"):
         db.execute(f"ALTER TABLE alerts ADD COLUMN {column}")
-    db.table("groups").create_index(
-        ["prompt_id", "run_id", "step"]
-    )  # one prompt through time, and in several runs
+    # For one prompt through time, and in several runs.
+    db.table("groups").create_index(["prompt_id", "run_id", "step"])
 
 
 @MIGRATIONS(name="4 rollout numbers")
@@ -239,17 +238,14 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
     try:
         writer.hold(LOCK_SECONDS)
     except StoreBusy:
-        if _is_current(
-            path, newest
-        ):  # whoever is writing has prepared it meanwhile: it can be read
+        if _is_current(path, newest):  # the writing process has prepared it: it can be read
             return
         raise
     try:
         with explained(path):
             conn = writer.held_connection
-            version = _examine(
-                conn, path, newest
-            )  # again: whoever had the lock before may have done it all
+            # Again: another process may have migrated the file before we got the lock.
+            version = _examine(conn, path, newest)
             if 0 < version < newest:
                 _back_up(conn, path, version)
             db = Database(conn, recursive_triggers=False, execute_plugins=False)
@@ -329,9 +325,8 @@ def _check_place(path: Path) -> None:
         )
     if path.exists() and not path.is_file():
         raise StoreError(f"{shown} is not a regular file. Name another file with --db.")
-    if (
-        path.exists() and 0 < path.stat().st_size < 100
-    ):  # shorter than a header; SQLite takes a file of one byte for an empty one
+    # Shorter than a header. SQLite takes a file of one byte for an empty one.
+    if path.exists() and 0 < path.stat().st_size < 100:
         raise StoreError(f"{shown} {PROBLEMS[sqlite3.SQLITE_NOTADB]}")
     for kind, place in (("folder", path.parent), ("file", path)):
         if place.exists() and not os.access(place, os.R_OK | os.W_OK):

@@ -35,9 +35,8 @@ class Store(Queries):
         """Open or create the file; copy and migrate an older one. Raises StoreError."""
         self.path = Path(path)
         try:
-            real = Path(
-                os.path.realpath(path)
-            )  # a symbolic link and its target are one file and have one lock
+            # A symbolic link and its target are one file and have one lock.
+            real = Path(os.path.realpath(path))
             self._writer = Writer.of(real)
             schema.prepare(real, self._writer)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -284,11 +283,12 @@ class Store(Queries):
         """Replace the advisor's alerts of a run; dismissed ones stay dismissed."""
         run_id = text(run_id)
         with self.writing() as writer, writer.transaction() as db:
+            # Notices of graders come as events, not from the advisor.
             db.execute(
-                "DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL AND code NOT LIKE "
-                "'grader/%'",
+                "DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL "
+                "AND code NOT LIKE 'grader/%'",
                 (run_id,),
-            )  # graders speak for themselves
+            )
             dismissed = {
                 row[0]
                 for row in db.execute(
