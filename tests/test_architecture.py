@@ -1,4 +1,4 @@
-"""The order of the packages, and what each may import. Held by walking the syntax trees."""
+"""The order of the packages, and what each may import, checked on the syntax trees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# From the bottom up: a package imports itself and what stands before it.
+# From the bottom up: a package imports itself and the packages before it.
 ORDER = (
     "grpo_core.types", "grpo_core.errors", "grpo_core.hub_probe", "grpo_core.checkpoint_files",
     "grpo_core.config", "grpo_core.store", "grpo_core.tasks", "grpo_core.models",
@@ -23,7 +23,7 @@ ORDER = (
 PUBLIC = {
     "grpo_core",
     "ui",
-}  # the faces: what they export is imported lazily or by the outside only
+}  # the public packages: they import their exports lazily
 
 HEAVY = {"torch", "transformers", "gradio", "plotly", "pandas", "sqlite3", "sqlite_utils"}
 # package or module -> what of HEAVY it may import, at module level or inside functions
@@ -47,12 +47,12 @@ ALLOWED: dict[str, set[str]] = {
     "ui/render/charts": {"plotly", "pandas"},
     "ui/components/live_chart.py": {"gradio", "plotly"},
 }
-# What the page asks of a model it asks through the service that app.py hands in, so that it starts without torch.
+# The page reaches models only through the service that app.py hands in: it starts without torch.
 NOT_FOR_THE_PAGE = tuple(
     f"grpo_core.{name}"
     for name in (
-        "models", "rollout", "learner", "training.trainer", "training.scoring", "training.rollout_batch",
-        "training.checkpoint", "preflight", "exporting.trained_model",
+        "models", "rollout", "learner", "training.trainer", "training.scoring",
+        "training.rollout_batch", "training.checkpoint", "preflight", "exporting.trained_model",
     )
 )  # fmt: skip
 
@@ -82,7 +82,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def floor(module: str) -> int | None:
-    """Where a module stands in ORDER; None for what is not ours, and for the faces."""
+    """A module's index in ORDER; None for third-party modules and for public packages."""
     return next((i for i, p in enumerate(ORDER) if module == p or module.startswith(p + ".")), None)
 
 
@@ -119,13 +119,12 @@ def test_an_upward_import_of_any_kind_is_found(code, tmp_path):
 
 def test_no_two_modules_import_each_other_by_any_way_round():
     edges = {m: {n for n in imports(p) if n in MODULES and n != m} for m, p in MODULES.items()}
-    edges |= {face: set() for face in PUBLIC}
+    edges |= {package: set() for package in PUBLIC}
 
     def reach(start: str) -> set[str]:
         seen, todo = set(), [start]
         while todo:
             for there in edges[todo.pop()] - seen:
-                # A package's own modules are imported by its face, and not because of it.
                 seen.add(there)
                 todo.append(there)
         return seen
@@ -168,5 +167,8 @@ def test_the_trainer_knows_neither_store_nor_page():
 
 @pytest.mark.parametrize("path", MODULES.values(), ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_page_hands_foreign_text_to_something_that_interprets_it(path):
-    unsafe = r'sanitize_html\s*=\s*False|datatype\s*=\s*"html"|trust_remote_code\s*=\s*True|gr\.(State|Chatbot)\('
+    unsafe = (
+        r'sanitize_html\s*=\s*False|datatype\s*=\s*"html"|'
+        r"trust_remote_code\s*=\s*True|gr\.(State|Chatbot)\("
+    )
     assert not re.search(unsafe, path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The fast paths against the plain ones, on random-weight models of the shapes that people train."""
+"""The fast paths against the plain ones, on random-weight models of common shapes."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def test_near_temperature_zero_rows_equal_a_loop_without_cache_or_padding(policy
         for text in ("Q: 1+2+3=?", "Q: 7", "a much longer prompt than these")
     ]
     greedy = [naive_greedy(ends_at(policy, -1), prompt, 12) for prompt in prompts]
-    # End where row 0 writes its fourth token: rows end at different times, so compaction and padding are both exercised.
+    # End where row 0 writes its fourth token: rows then end at different times, which exercises
+    # both compaction and padding.
     stopping = ends_at(policy, greedy[0][3])
     sampled = sample_groups(
         stopping, prompts, SamplingParams(2, 12, 1e-6), torch.Generator().manual_seed(0)

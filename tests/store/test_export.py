@@ -1,4 +1,4 @@
-"""Exports: complete, readable by the programs they are made for, and harmless in a spreadsheet or terminal."""
+"""Exports: complete, readable by other programs, harmless in a spreadsheet or a terminal."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def test_metrics_are_one_row_a_step_with_the_open_metrics_beside(store: Store) -
         (r["step"], r["loss"], r["kl"], r["tokens"], r["heldout/accuracy"], r["score/format"])
         for r in rows
     ]
-    # Step 0 was only evaluated; a negative loss is a number, not a formula; what was not measurable is empty.
+    # Step 0 was only evaluated. A negative loss is a number, not a formula. An unmeasured value is
+    # empty.
     assert picked == [
         ("0", "", "", "", "0.25", ""),
         ("1", "-0.5", "", "12", "", "1e-09"),

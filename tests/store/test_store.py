@@ -1,4 +1,4 @@
-"""The store: what was said to be recorded is there, whole, whatever happens to the process, the file or the text."""
+"""The store keeps whole what it has acknowledged, for any text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from grpo_core.types import (
 ROOT = Path(__file__).parents[2]
 
 
-# ---- round trip ------------------------------------------------------------------------------------------------------
+# ---- round trip ----------------------------------------------------------------------------------
 
 
 COUNTS = ("tokens", "replaced_groups", "num_updates", "micro_batch_tokens")
@@ -122,7 +122,8 @@ def test_a_run_carries_its_summary_so_that_a_list_needs_nothing_else(store: Stor
     run_id = recorded(store, Evaluated(0, {"heldout/accuracy": 0.2}), *steps)
     (run,) = store.runs()
     assert run == store.run(run_id)
-    # Steps 1 and 4 could not be measured: first and last are those of 2 and 3. One evaluation is no comparison.
+    # Steps 1 and 4 have no reward, so first and last come from 2 and 3. One evaluation is no
+    # comparison.
     assert (
         run.steps_done,
         run.reward_first,
@@ -282,7 +283,7 @@ def test_ids_are_unique_within_a_second_and_runs_are_listed_newest_first(
     )  # a child outlives its parent
 
 
-# ---- law: a write is whole, or it raises -----------------------------------------------------------------------------
+# ---- law: a write is whole, or it raises ---------------------------------------------------------
 
 
 def test_one_thought_is_one_transaction_so_half_an_event_is_never_seen(store: Store) -> None:
@@ -356,7 +357,7 @@ def test_nothing_can_be_recorded_for_a_missing_run(store: Store) -> None:
             action("20200101-000000-aaaa")
 
 
-# ---- text and numbers from anywhere ----------------------------------------------------------------------------------
+# ---- text and numbers from anywhere --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -26,7 +26,7 @@ from grpo_core.types import (
 ROOT = Path(__file__).parents[2]
 
 
-# ---- files of every kind ---------------------------------------------------------------------------------------------
+# ---- files of every kind -------------------------------------------------------------------------
 
 
 def refused(path: Path | str) -> str:
@@ -148,7 +148,7 @@ def test_odd_but_legal_names_work_and_links_share_one_lock(tmp_path: Path) -> No
     assert Store(str(tmp_path / "empty.db")).runs() == []
 
 
-# ---- versions --------------------------------------------------------------------------------------------------------
+# ---- versions ------------------------------------------------------------------------------------
 
 
 def newer_migrations(fail: bool = False) -> schema.Migrations:
@@ -236,7 +236,8 @@ def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) 
             row[0]
             for row in raw(
                 store,
-                f"SELECT c.name FROM pragma_index_list('{table}') l, pragma_index_info(l.name) c WHERE c.seqno = 0",
+                f"SELECT c.name FROM pragma_index_list('{table}') l, "
+                "pragma_index_info(l.name) c WHERE c.seqno = 0",
             )
         }
         indexed |= {
@@ -250,7 +251,7 @@ def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) 
             assert on_delete in ("CASCADE", "SET NULL")
 
 
-# ---- space -----------------------------------------------------------------------------------------------------------
+# ---- space ---------------------------------------------------------------------------------------
 
 
 def test_a_file_that_cannot_shrink_is_no_reason_to_wait_for_ever(tmp_path: Path) -> None:

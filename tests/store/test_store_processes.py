@@ -29,7 +29,7 @@ from grpo_core.types import (
 ROOT = Path(__file__).parents[2]
 
 
-# ---- several processes and threads -----------------------------------------------------------------------------------
+# ---- several processes and threads ---------------------------------------------------------------
 
 
 OTHERS_IMPORTS = """
@@ -60,7 +60,8 @@ print(run_id, flush=True)
 with Recorder(store, run_id) as recorder:
     recorder(ModelLoaded({}))
     for step in range(1, 10**9):
-        recorder(GroupsScored(step, tuple(group(*(rollout("x" * 1300) for _ in range(8))) for _ in range(4))))
+        groups = [group(*(rollout("x" * 1300) for _ in range(8))) for _ in range(4)]
+        recorder(GroupsScored(step, tuple(groups)))
         print("groups", step, flush=True)
         recorder(StepCompleted(step, StepMetrics(loss=1.0), {"a": 1.0}))
         print("step", step, flush=True)
@@ -110,13 +111,21 @@ from grpo_core.errors import StoreBusy
 store = Store(sys.argv[1])
 assert store.recover() == []
 assert store.run(sys.argv[2]).status.is_live
-for write in (lambda: store.rename(sys.argv[2], "x"), lambda: store.create_run(RunConfig(), "x"), lambda: store.delete(sys.argv[2]))[:int(sys.argv[3])]:
+writes = (
+    lambda: store.rename(sys.argv[2], "x"),
+    lambda: store.create_run(RunConfig(), "x"),
+    lambda: store.delete(sys.argv[2]),
+)
+for write in writes[:int(sys.argv[3])]:
     try:
         write()
     except StoreBusy as error:
         print(error)
 """
-    busy = f"--db '{store.path}' is in use: another process is writing to it. Wait until its run has ended, or name another file with --db."
+    busy = (
+        f"--db '{store.path}' is in use: another process is writing to it. "
+        "Wait until its run has ended, or name another file with --db."
+    )
     assert other_process(tries, store.path, run_id, 3).communicate()[0].splitlines() == [busy] * 3
     with Recorder(store, run_id) as recorder:
         recorder(ModelLoaded({}))
@@ -211,7 +220,7 @@ def test_eight_threads_read_while_one_writes_without_losing_a_row(store: Store) 
 
 
 def test_four_threads_writing_through_one_store_lose_nothing(store: Store) -> None:
-    """One connection shared without a lock loses rows silently: 742 of 800 were left in the measurement behind this design."""
+    """One connection shared without a lock silently loses rows: 742 of 800 were left once."""
     ids = [store.create_run(RunConfig(), str(i)) for i in range(4)]
 
     def write(run_id: str) -> None:

@@ -24,7 +24,7 @@ from grpo_core.types import (
 ROOT = Path(__file__).parents[2]
 
 
-# ---- search and lists of groups --------------------------------------------------------------------------------------
+# ---- search and lists of groups ------------------------------------------------------------------
 
 
 def ascii_lower(text: str) -> str:
@@ -237,7 +237,7 @@ def test_groups_are_filtered_sorted_and_paged(store: Store) -> None:
     assert (unscored.best_text, unscored.worst_text) == (None, None)
 
 
-# ---- thinning --------------------------------------------------------------------------------------------------------
+# ---- thinning ------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 5), st.integers(1, 5000), st.integers(2, 300))
@@ -256,7 +256,8 @@ def test_downsampled_points_keep_their_ends_and_never_move(
     assert (
         len(now) == count or 2 * len(now) > max_points - 2
     )  # and no coarser than need be: half the stride would not fit
-    # Only the last point of a poll may be new or go again; every other one was there, or is thinned out for good.
+    # Only the last point of a poll may be new or go again. Every other one was there, or is left
+    # out for good.
     assert set(later[:-1]) <= set(now)
 
 
@@ -271,7 +272,8 @@ def test_steps_and_metrics_are_thinned_in_the_store(store: Store) -> None:
                     {"dense": step, "a": 0} | ({"sparse": step} if step % 20 == 0 else {}),
                 )
             )
-    # 100 steps, at most 10 points: stride 8 would give 1, 9, ..., 97 and 100 = 14, so stride 16: 1, 17, 33, 49, 65, 81, 97 and 100.
+    # 100 steps, at most 10 points: stride 8 would give 1, 9, ..., 97 and 100 = 14, so stride 16:
+    # 1, 17, 33, 49, 65, 81, 97 and 100.
     expected = [1, 17, 33, 49, 65, 81, 97, 100]
     assert [s["step"] for s in store.steps(run_id, 10)] == expected
     assert [s["loss"] for s in store.steps(run_id, 10)] == expected
@@ -308,7 +310,7 @@ def test_a_common_text_is_found_in_order_without_a_full_scan(store, monkeypatch)
     for offset in (0, 7, 24):
         page = store.groups(run_id, search="answer", limit=3, offset=offset)
         assert [(g.step, g.position) for g in page.rows] == places[offset : offset + 3]
-        # counted four beyond the page: 7 of more at first, 14 in the middle, and all 30 near the end
+        # Four are counted beyond the page: 7 of more at first, 14 in the middle, all 30 at the end.
         assert (page.total, page.more) == (min(30, offset + 7), offset + 7 < 30)
     assert [
         (g.step, g.position)

@@ -1,4 +1,4 @@
-"""What a person says to a run, through RunControl and RunManager: pause, step, knobs, breakpoints, edited rewards. Real training."""
+"""Commands to a run that really trains: pause, step, knobs, breakpoints, edited rewards."""
 
 from __future__ import annotations
 
@@ -323,7 +323,8 @@ def test_a_breakpoint_tests_verdicts_steps_and_metrics(tiny_settings):
             control.resume()
 
     train(parse(nest(tiny_settings)), emit, control)
-    # The KL of step 1 is 0. That of step 2 is known after its update, so the run waits before the update of step 3.
+    # The KL of step 1 is 0. The KL of step 2 is known after its update, so the run waits before
+    # the update of step 3.
     steps = [e.step for e in seen if isinstance(e, GroupsScored)]
     names = [type(e).__name__ for e in seen]
     assert steps == [1, 2, 3]

@@ -1,8 +1,10 @@
-"""Faults that really happen: killed processes, full disks, damaged files, no memory, numbers that are none. F4-F8 and F15 of the promises.
+"""Real faults: full disks, no memory, NaN, dead threads. F4-F8 and F15 of the promises.
 
-F1, F2, F9, F10: test_fault_processes.py; F3: test_resume.py; F11, F12: test_store_files.py; F14: test_fault_sources.py.
+F1, F2, F9, F10: test_fault_processes.py; F3: test_resume.py; F11, F12: test_store_files.py;
+F14: test_fault_sources.py.
 
-The short selection runs with every test run; `pytest -m faults` adds the rest, `python -m benchmarks.chaos` is the long form.
+A short selection is part of every test run. `pytest -m faults` adds the rest;
+`python -m benchmarks.chaos` is the long form.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from grpo_core.types import RunStatus
 pytestmark = pytest.mark.faults
 
 
-# ---- F4: disk full ---------------------------------------------------------------------------------------------------
+# ---- F4: disk full -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["record", "checkpoint"])
@@ -83,7 +85,7 @@ def test_a_run_waits_for_a_full_disk_and_continues_with_room(
     calm.close()
 
 
-# ---- F5: not enough memory -------------------------------------------------------------------------------------------
+# ---- F5: not enough memory -----------------------------------------------------------------------
 
 
 def test_a_run_too_large_for_memory_fails_and_the_server_continues(tmp_path, tiny_settings):
@@ -110,13 +112,19 @@ def test_a_run_too_large_for_memory_fails_and_the_server_continues(tmp_path, tin
         flat = json.loads(open(sys.argv[2]).read())
         manager = RunManager(Store(sys.argv[1]), train)
         def run(**more):
-            run_id = manager.start(parse(nest(flat | {k.replace("__", "."): v for k, v in more.items()})))
+            fields = {k.replace("__", "."): v for k, v in more.items()}
+            run_id = manager.start(parse(nest(flat | fields)))
             while manager.store.run(run_id).status.is_live: time.sleep(.02)
             return manager.store.run(run_id)
         assert run().status == "finished"
         used = int(open("/proc/self/statm").read().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + 120_000_000, resource.RLIM_INFINITY))
-        big = run(train__prompts_per_step=512, train__group_size=256, train__max_new_tokens=64, task__heldout_size=0)
+        big = run(
+            train__prompts_per_step=512,
+            train__group_size=256,
+            train__max_new_tokens=64,
+            task__heldout_size=0,
+        )
         print(big.status, "|", big.error.splitlines()[0])
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(run().status)
@@ -134,11 +142,11 @@ def test_a_run_too_large_for_memory_fails_and_the_server_continues(tmp_path, tin
     assert lines[1] == "finished"
 
 
-# ---- F6: numbers that are none ---------------------------------------------------------------------------------------
+# ---- F6: numbers that are none -------------------------------------------------------------------
 
 
 class Poison:
-    """A train() whose model once has a number that is none: in a forward pass (so in log-probabilities and loss) or in a gradient."""
+    """A train() whose model gives one NaN: in a forward pass or in a gradient."""
 
     def __init__(self, where: str, monkeypatch):
         self.where, self.armed, self.before = where, False, None
@@ -208,7 +216,7 @@ def test_a_nan_is_refused_by_name_and_skipped_only_on_request(
     assert steps[3]["loss"] is not None
 
 
-# ---- F7: a grader that cannot score ----------------------------------------------------------------------------------
+# ---- F7: a grader that cannot score --------------------------------------------------------------
 
 
 def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_settings, monkeypatch):
@@ -238,17 +246,18 @@ def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_setting
     assert [s["unscored_frac"] for s in manager.store.steps(run_id)] == [1.0] * 6
 
 
-# ---- F8: the thread dies ---------------------------------------------------------------------------------------------
+# ---- F8: the thread dies -------------------------------------------------------------------------
 
 
 def test_a_dead_training_thread_leaves_a_traceback_and_the_next_run_starts(manager, tiny_settings):
     run_id = manager.start(configured(tiny_settings, **{"train.steps": 10_000}))
     until(lambda: manager.store.run(run_id).steps_done >= 1)
-    # An exception out of nowhere, between any two instructions of the thread: what a bug in C code or a kill of the thread looks like.
+    # An exception between any two instructions of the thread, as a bug in C code or a kill of the
+    # thread would cause.
     thread = manager._thread
 
     def dead() -> bool:
-        # Again and again: one that strikes inside a finaliser is swallowed by Python itself, and was no death of the thread.
+        # Repeatedly: Python swallows an exception inside a finaliser, and the thread lives on.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
         )
@@ -264,7 +273,7 @@ def test_a_dead_training_thread_leaves_a_traceback_and_the_next_run_starts(manag
     wait_for(manager, again, RunStatus.FINISHED)
 
 
-# ---- F15: nothing is left behind -------------------------------------------------------------------------------------
+# ---- F15: nothing is left behind -----------------------------------------------------------------
 
 
 def open_files() -> Counter[str]:
@@ -291,5 +300,6 @@ def test_many_runs_leave_no_thread_file_or_connection_behind(manager, tiny_setti
     time.sleep(0.3)
     assert threading.active_count() <= before[0]
     more = open_files() - before[1]
-    # As many reading connections are kept as threads once read in the same moment: at most those of this thread, trainer and heartbeat.
+    # The store keeps as many reading connections as threads once read at the same moment: at most
+    # those of this thread, the trainer and the heartbeat.
     assert all(".sqlite" in name and n <= 2 for name, n in more.items()), more

@@ -1,7 +1,10 @@
-"""Every recorded metric once more, from the stored rows and token records alone: numpy in float64, a completion at a time, none of our own code.
+"""Every recorded metric recomputed from the stored rows and token records alone.
 
-Not in the records, so looked at otherwise: the gradient's norm (computed again from the stored tokens, for the first step), a critic's values
-(its loss must be what is left of the total), KL over whole distributions (tests/test_update.py) and the clock (parts within the whole).
+In numpy and float64, one completion at a time, without this project's own code.
+
+Not in the records, so tested otherwise: the gradient's norm (recomputed from the stored tokens for
+the first step), a critic's values (its loss must be the rest of the total), KL over whole
+distributions (tests/learner/test_update.py) and the clock (parts within the whole).
 """
 
 from __future__ import annotations
@@ -99,7 +102,10 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Row:
-    """A stored completion: its numbers, and for each pass the log-probabilities and entropy of its tokens, none where the pass left it out."""
+    """A stored completion with the log-probabilities and entropy of its tokens for each pass.
+
+    A pass that left the completion out has none.
+    """
 
     prompt: str
     token_ids: np.ndarray
@@ -139,7 +145,8 @@ def read(path, run_id: str, a: SimpleNamespace) -> list[Step]:
             ):
                 rows = []
                 for r in db.execute(
-                    "SELECT * FROM rollouts LEFT JOIN token_records ON rollout_id = rollouts.id WHERE group_id = ? ORDER BY position",
+                    "SELECT * FROM rollouts LEFT JOIN token_records ON rollout_id = rollouts.id "
+                    "WHERE group_id = ? ORDER BY position",
                     (group["id"],),
                 ):
                     ids = np.frombuffer(r["token_ids"], np.int32)
@@ -178,7 +185,7 @@ def read(path, run_id: str, a: SimpleNamespace) -> list[Step]:
 
 @pytest.fixture(scope="module", params=list(RUNS))
 def recorded(request, tmp_path_factory):
-    """A short run of the bundled model: its configuration, its algorithm section and its stored steps."""
+    """A short run of the bundled model: configuration, algorithm section and stored steps."""
     settings = BASE | {
         k if "." in k else f"algorithm.{k}": v for k, v in RUNS[request.param].items()
     }
@@ -192,7 +199,7 @@ def recorded(request, tmp_path_factory):
     return SimpleNamespace(config=config, a=a, steps=read(store.path, run_id, a))
 
 
-# ---- rewards, groups, lengths --------------------------------------------------------------------------------------------
+# ---- rewards, groups, lengths --------------------------------------------------------------------
 
 
 def test_metrics_of_groups_are_recomputed_from_groups(recorded):
@@ -291,7 +298,7 @@ def ranked(values: np.ndarray) -> np.ndarray:
     return ranks / ranks.std(ddof=1) if np.ptp(ranks) > 0 else ranks
 
 
-# ---- loss and its parts --------------------------------------------------------------------------------------------------
+# ---- loss and its parts --------------------------------------------------------------------------
 
 
 def test_loss_kl_ratio_clip_and_entropy_follow_from_the_tokens(recorded):
@@ -362,7 +369,10 @@ def kl_of(d: np.ndarray, a: SimpleNamespace) -> np.ndarray:
 def one_pass(
     step: Step, u: int, a: SimpleNamespace, coef_kl: float, coef_entropy: float
 ) -> dict[str, float | None]:
-    """What pass u over the batch recorded. With neither KL nor entropy in the loss, groups without an advantage are left out of it."""
+    """What pass u over the batch recorded.
+
+    With neither KL nor entropy in the loss, groups without an advantage are left out of it.
+    """
     whole = watched(a) or a.entropy_coef or a.entropy_target is not None or a.entropy_quantile < 1
     rows = [
         r
@@ -471,7 +481,7 @@ def limits(a: SimpleNamespace) -> tuple[float, float]:
     }.get(a.objective, (0, math.inf))
 
 
-# ---- what the tokens do not say --------------------------------------------------------------------------------------------
+# ---- what the tokens do not say ------------------------------------------------------------------
 
 
 def test_updates_learning_rate_clock_and_memory_are_in_order(recorded):
@@ -508,7 +518,10 @@ def test_updates_learning_rate_clock_and_memory_are_in_order(recorded):
 
 
 def test_the_first_gradients_norm_is_that_of_the_stored_tokens_loss(recorded):
-    """-Σ A·log π / N in the first update, for every objective but those that weigh a completion otherwise; a row at a time, unpadded."""
+    """-Σ A·log π / N in the first update, a row at a time, unpadded.
+
+    For every objective except those that weigh a completion otherwise.
+    """
     a = recorded.a
     if a.updates_per_batch > 1 or a.advantage == "value":
         pytest.skip("the record is a mean over several updates")
@@ -529,7 +542,7 @@ def test_the_first_gradients_norm_is_that_of_the_stored_tokens_loss(recorded):
 
 
 def assert_metrics(step: Step, expected: dict[str, float | None]) -> None:
-    """Recorded in float64 from float32 tensors: a relative error of 1e-4, or 1e-6 in what is nearly 0."""
+    """Equal within the error of float32 tensors: 1e-4 relative, or 1e-6 absolute near 0."""
     for name, value in expected.items():
         got = step.steps[name]
         assert got == (

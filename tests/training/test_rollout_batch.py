@@ -1,4 +1,4 @@
-"""Dynamic sampling: tied groups make room for fresh prompts. Real sampling on a random-weight model, the rubric real too."""
+"""Dynamic sampling replaces tied groups by fresh prompts. Real sampling, real rubric."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_logprobs_kept_from_sampling_are_those_of_the_policy_that_sampled(policy
     assert (batch.padded_sampling_logprobs - again)[batch.completion_mask].abs().max() < 1e-4
 
 
-# ---- asked ahead -----------------------------------------------------------------------------------------------------
+# ---- asked ahead ---------------------------------------------------------------------------------
 
 
 def test_a_group_is_emitted_once_when_its_last_completion_ends(policy):
