@@ -90,6 +90,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Short ids: the first words of a long text."""
+    if not isinstance(val, str) or len(val) <= 30:
+        return None
+    return " ".join(val.split())[:30]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The long faults run with `pytest -m faults` only."""
     if "faults" in config.option.markexpr:
