@@ -475,7 +475,7 @@ def test_without_a_critic_nothing_is_judged_and_nothing_recorded():
         ({"algorithm.gae_gamma": 0}, "algorithm.gae_gamma", "1 is usual"),
     ],
 )
-def test_combinations_that_make_no_sense_are_refused_with_the_way_out(given, field, says):
+def test_senseless_combinations_are_refused_with_a_hint(given, field, says):
     with pytest.raises(InvalidConfig) as caught:
         parse(nest(given))
     [problem] = caught.value.problems
