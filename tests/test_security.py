@@ -191,6 +191,7 @@ def filled(path: str, value: str = "x") -> str:
     return re.sub(r"\{[^}]*\}", lambda _: value, path)
 
 
+@pytest.mark.slow
 def test_without_the_password_no_route_gives_anything_away_or_does_anything(locked, routes):
     assert len(routes) > 25, routes
     assert {"/config", "/gradio_api/info", "/gradio_api/upload", "/studio/show"} <= {
@@ -215,6 +216,7 @@ def test_without_the_password_no_route_gives_anything_away_or_does_anything(lock
     assert len(Store(locked.db).runs()) == 1
 
 
+@pytest.mark.slow
 def test_without_the_password_no_endpoint_answers_by_name_or_by_number(locked, signed_in):
     status, text = locked.ask("/config", headers=signed_in)
     assert status == 200
@@ -234,6 +236,7 @@ def test_without_the_password_no_endpoint_answers_by_name_or_by_number(locked, s
     assert locked.ask("/gradio_api/info")[0] == 401
 
 
+@pytest.mark.slow
 def test_other_websites_and_rebound_names_are_refused_despite_a_password(locked, signed_in, routes):
     for method, path in routes:
         status, text = locked.ask(
@@ -268,6 +271,7 @@ TRAVERSALS = [
 ]
 
 
+@pytest.mark.slow
 def test_no_route_gives_out_a_file_that_is_not_the_pages_own(locked, signed_in, routes):
     paths = [path for method, path in routes if method == "GET" and "{" in path]
     assert paths

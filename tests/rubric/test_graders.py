@@ -59,6 +59,7 @@ def test_98_percent_of_real_answer_pairs_are_judged_right_and_quickly():
     assert len(wrong) <= 0.02 * len(pairs), wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", ["$9^{9^{9}}$", "99999999!", "9**9**9**9", "10^{10^{10^{10}}}"])
 def test_a_hanging_formula_is_killed_in_time_and_the_next_is_scored(bomb):
     started = time.monotonic()
@@ -85,6 +86,7 @@ def test_a_step_full_of_bombs_costs_a_bounded_time():
     assert sum(v is None for v in found) >= 40
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gets_its_full_time_and_late_is_null():
     from grpo_core.rubric.answers import grader_process
 

@@ -119,6 +119,7 @@ def test_hostile_python_is_stopped_with_a_message_and_training_continues(
     assert run(check["mine.right"])[0] == [3.0, 0.0]
 
 
+@pytest.mark.slow
 def test_printing_a_gigabyte_goes_nowhere(tmp_path):
     check = plugin(
         tmp_path,
@@ -129,6 +130,7 @@ def test_printing_a_gigabyte_goes_nowhere(tmp_path):
     assert run(check, seconds=10) == ([1.0, 1.0], Counter())
 
 
+@pytest.mark.slow
 def test_hostile_code_at_the_top_of_the_file_is_locked_up_too(tmp_path, monkeypatch):
     monkeypatch.setattr("grpo_core.rubric.sandbox.plugins.START_SECONDS", 1.0)
     for body, says in (
@@ -181,6 +183,7 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_an_endless_snippet_costs_a_step_at_most_four_limits():
     check, notes, started = CHECKS["python"], Counter(), time.monotonic()
     found = check.scores(

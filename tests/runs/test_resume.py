@@ -15,7 +15,7 @@ from grpo_core.checkpoint_files import MANIFEST, BadCheckpoint, file_hash, saved
 from grpo_core.config import flatten, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.rubric import RunningStd
-from grpo_core.runs.manager import Job, execute
+from grpo_core.runs.execution import Job, execute
 from grpo_core.runs.resume import plan_branch, plan_resume
 from grpo_core.store import Store
 from grpo_core.training.checkpoint import Snapshot, load, pack, save, unpack
@@ -109,6 +109,7 @@ def plain(value):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", list(Phase)[1:])
 def test_a_stop_in_any_phase_saves_a_step_and_resumes_exactly(store, tiny_settings, phase):
     config = configured(
@@ -130,6 +131,7 @@ def test_a_stop_in_any_phase_saves_a_step_and_resumes_exactly(store, tiny_settin
     assert record(store, run_id) == record(store, whole)
 
 
+@pytest.mark.slow
 def test_only_a_branch_with_changes_differs_from_its_parent(store, tiny_settings):
     config = configured(tiny_settings)
     whole = whole_run(store, config)
@@ -148,6 +150,7 @@ def test_only_a_branch_with_changes_differs_from_its_parent(store, tiny_settings
     assert (store.run(run_id).parent_run_id, store.run(run_id).parent_step) == (whole, 2)
 
 
+@pytest.mark.slow
 def test_a_branch_is_refused_what_its_checkpoint_cannot_give(store, tiny_settings):
     whole = whole_run(store, configured(tiny_settings))
     for changes, field in (
@@ -163,6 +166,7 @@ def test_a_branch_is_refused_what_its_checkpoint_cannot_give(store, tiny_setting
         plan_resume(store, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "manifest"])
 def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(store, tiny_settings, damage):
     config = configured(tiny_settings)
@@ -185,6 +189,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(store, tiny_se
     assert record(store, cut) == record(store, whole)
 
 
+@pytest.mark.slow
 def test_halved_micro_batches_stay_halved_in_a_resumed_run(store, tiny_settings, monkeypatch):
     import grpo_core.training.trainer as trainer
 
@@ -220,6 +225,7 @@ def test_halved_micro_batches_stay_halved_in_a_resumed_run(store, tiny_settings,
     assert record(store, cut) == record(store, whole) != record(store, roomy)
 
 
+@pytest.mark.slow
 def test_without_any_checkpoint_a_run_begins_anew_and_is_the_same_run(store, tiny_settings):
     config = configured(tiny_settings, **{"train.checkpoint_every": 0})
     whole = whole_run(store, config)
@@ -229,6 +235,7 @@ def test_without_any_checkpoint_a_run_begins_anew_and_is_the_same_run(store, tin
     assert record(store, cut) == record(store, whole)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_listed_with_size_and_old_ones_are_deleted(store, tiny_settings):
     config = configured(
         tiny_settings,
@@ -245,6 +252,7 @@ def test_checkpoints_are_listed_with_size_and_old_ones_are_deleted(store, tiny_s
     assert not store.checkpoint_folder(run_id).exists()
 
 
+@pytest.mark.slow
 def test_the_last_the_best_and_every_nth_are_kept():
     heldout = {10: 0.2, 20: 0.9, 30: 0.4, 40: None, 50: 0.5}
     assert superfluous(heldout, 1, 0) == (10, 30, 40)  # 50 is the last, 20 the best
@@ -252,6 +260,7 @@ def test_the_last_the_best_and_every_nth_are_kept():
     assert superfluous({10: 0.5, 20: 0.5, 30: 0.1}, 1, 0) == (10,)  # of equals the later
 
 
+@pytest.mark.slow
 def test_plain_state_comes_back_as_it_was():
     tensor = torch.tensor([1.0, math.inf, -0.0])
     state = {
@@ -267,6 +276,7 @@ def test_plain_state_comes_back_as_it_was():
         pack(object(), {})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_could_not_be_finished_leaves_the_one_before_alone(tmp_path, monkeypatch):
     snapshot = Snapshot(1, {"w": torch.ones(3)}, {"optimizer": {}}, RunningStd(), False, None)
     first = save(tmp_path, snapshot)
@@ -285,6 +295,7 @@ def test_a_checkpoint_that_could_not_be_finished_leaves_the_one_before_alone(tmp
         assert {p.name: p.read_bytes() for p in first.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused_in_one_line(store, tiny_settings):
     whole = whole_run(store, configured(tiny_settings))
     row = store.checkpoints(whole)[0]
@@ -293,6 +304,7 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(store, tiny_settin
         train(config, lambda event: None, RunControl(None, Start(2, row.path, row.sha256)))
 
 
+@pytest.mark.slow
 def test_a_failed_run_saves_no_further_checkpoint(store, tiny_settings):
     config = configured(tiny_settings)
 

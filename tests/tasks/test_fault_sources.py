@@ -20,6 +20,7 @@ pytestmark = pytest.mark.faults
 # ---- F14: what the run was made from vanishes ----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_continues_when_its_model_vanishes_and_resume_reports_it(
     manager, tiny_settings, tmp_path
 ):
@@ -56,6 +57,7 @@ def questions(path, first, count=60):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["gone", "other prompts", "only touched"])
 def test_a_run_continues_when_its_prompts_change_and_only_resume_refuses(
     manager, tiny_settings, tmp_path, monkeypatch, fault
@@ -101,6 +103,7 @@ def test_a_run_continues_when_its_prompts_change_and_only_resume_refuses(
     assert record(manager.store, run_id) == record(manager.store, alone)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_hub_dataset_continues_and_resumes_without_the_hub(tiny_settings, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

@@ -25,6 +25,7 @@ from grpo_core.types import GroupsScored, Paused, Phase, PhaseStarted, RunStatus
 from ui.render.status import status_line
 
 
+@pytest.mark.slow
 def test_pause_takes_effect_within_a_token_and_changes_no_number(manager, tiny_settings):
     config = configured(tiny_settings, **{"train.steps": 40, "train.checkpoint_every": 0})
     alone = manager.start(config)

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.faults
 # ---- F4: disk full -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["record", "checkpoint"])
 def test_a_run_waits_for_a_full_disk_and_continues_with_room(
     small_disk, tiny_settings, kind, tmp_path
@@ -88,6 +89,7 @@ def test_a_run_waits_for_a_full_disk_and_continues_with_room(
 # ---- F5: not enough memory -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_too_large_for_memory_fails_and_the_server_continues(tmp_path, tiny_settings):
     settings = tmp_path / "settings.json"
     settings.write_text(
@@ -285,6 +287,7 @@ def open_files() -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 def test_many_runs_leave_no_thread_file_or_connection_behind(manager, tiny_settings):
     config = configured(tiny_settings, **{"train.steps": 2, "task.heldout_size": 0})
 

@@ -124,6 +124,7 @@ def test_colours_and_sizes_stand_in_one_file():
 # ---- what anybody can send -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "junk",
     [
