@@ -257,6 +257,7 @@ def test_interrupting_a_run_keeps_its_steps_and_exits_with_one(tiny_model, tmp_p
     assert (last["status"], last["steps"] >= 2) == ("stopped", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -300,6 +301,7 @@ def test_usage_names_the_program_as_started(monkeypatch, capsys):
         assert capsys.readouterr().out.startswith(usage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -314,6 +316,7 @@ def test_app_gives_all_its_arguments_to_the_page(arguments, code, says, tmp_path
     assert says.format(folder=tmp_path) in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_app_does_not_run_an_app_py_of_the_current_folder(tmp_path):
     (tmp_path / "app.py").write_text("print('somebody else')")
     command = [sys.executable, "-m", "grpo_core", "app", "--help"]

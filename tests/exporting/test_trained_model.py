@@ -62,6 +62,7 @@ def greedy(folder: Path | str, text: str, model=None) -> str:
     return tokenizer.decode(out[len(tokenizer(text)["input_ids"]) :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "adapters"])
 def test_an_exported_model_gives_the_same_text_in_plain_transformers(trained, kind, tmp_path):
     store, run_id = trained[kind]

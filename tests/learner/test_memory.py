@@ -148,6 +148,7 @@ def test_a_long_prompt_pads_only_its_own_group():
     )
 
 
+@pytest.mark.slow
 def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
     learner = Learner(
         make_model("Qwen3"),

@@ -243,6 +243,7 @@ def trials():
     return out
 
 
+@pytest.mark.slow
 def test_the_reported_kl_is_exact_and_never_above_delta(
     trials,
 ):

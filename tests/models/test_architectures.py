@@ -108,6 +108,7 @@ def test_every_family_trains_whole_and_with_adapters_from_a_kl_of_zero(folders, 
     assert steps[2].kl > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family):
     # The reward is the share of digits. A tenth of the bundled alphabet are digits, so six random
@@ -138,6 +139,7 @@ def test_reward_rises_on_a_trivial_rubric_within_20_steps(folders, family):
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.1, rewards
 
 
+@pytest.mark.slow
 def test_adapters_learn_too():
     # Not with random weights: under a frozen output head of tiny norm no hidden state changes the
     # logits much. The bundled model reasons in a third of its answers.

@@ -97,6 +97,7 @@ def test_every_text_comes_back_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_the_model_half_knows_its_default_task(model, tokenizer):
     # About a third is right (docs/bundled_model.md): there is room to learn, and groups differ.
     # 100 prompts x 8 samples have a 95 % interval of about +-0.03.

@@ -219,6 +219,7 @@ def test_a_rows_draws_do_not_depend_on_its_neighbours():
     assert len({len(s.completion_ids) for s in together}) > 3
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_with_their_probabilities_even_improbable_ones():
     """Chi-square over 40 tokens of the second position, which is decoded and not prefilled."""
     model = make_model("Qwen3")

@@ -15,6 +15,7 @@ from grpo_core.types import RunStatus
 pytestmark = pytest.mark.faults
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_damage_and_repairs_it_only_with_fix(
     manager, tiny_settings, tmp_path, capsys
 ):

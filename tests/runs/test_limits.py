@@ -203,9 +203,10 @@ def test_time_and_disk_limits_name_the_value_and_what_to_do():
 def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
     from processes import until
 
-    from grpo_core.runs import manager as runs
+    from grpo_core.runs import execution
+    from grpo_core.runs.manager import RunManager
 
-    monkeypatch.setattr(runs, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(execution, "HEARTBEAT_SECONDS", 0.02)
 
     def train(config, emit, control):
         while True:
@@ -213,7 +214,7 @@ def test_a_run_beyond_a_limit_is_stopped_and_says_why(tmp_path, monkeypatch):
 
     store = Store(tmp_path / "r.sqlite")
     asked: list[float] = []
-    manager = runs.RunManager(
+    manager = RunManager(
         store,
         train,
         limit=lambda seconds: (

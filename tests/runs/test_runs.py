@@ -171,6 +171,7 @@ def test_closing_stops_the_run_and_leaves_the_queue_to_the_next_server(manager, 
     assert manager.store.run(first).status == RunStatus.STOPPED
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_leave_no_thread_behind(manager, script):
     script.go.release(1000)
     before = threading.active_count()

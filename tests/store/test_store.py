@@ -391,6 +391,7 @@ def test_non_finite_numbers_are_stored_as_null(store: Store, bad: float) -> None
     assert store.run(run_id).env == {"x": [None, 1.0]}
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(exclude_categories=()), max_size=50))
 @example("a\0b\ud800c")
 @settings(

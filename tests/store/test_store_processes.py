@@ -182,6 +182,7 @@ def test_an_orphan_is_deleted_but_a_live_run_is_not(store: Store) -> None:
     store.set_status(live, RunStatus.STOPPED)
 
 
+@pytest.mark.slow
 def test_eight_threads_read_while_one_writes_without_losing_a_row(store: Store) -> None:
     run_id = store.create_run(RunConfig(), "busy", status=RunStatus.RUNNING)
     acknowledged, errors, reads = [0], [], [0] * 8
@@ -255,6 +256,7 @@ def test_the_file_is_locked_exactly_while_a_writer_is_open(store: Store) -> None
     assert not held()
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_leave_no_open_file_behind(store: Store) -> None:
     recorded(store)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0

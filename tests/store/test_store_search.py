@@ -56,6 +56,7 @@ ODD = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("indexed", [False, True])
 @example(query="a_b", texts=["", "axb"], prompt="a__b", around="")
 @example(query="a%b", texts=["", "axb"], prompt="axb", around="")
@@ -98,6 +99,7 @@ def test_search_is_literal_with_and_without_the_index(
         )  # it was the index that answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", ["groups", "rollouts"])
 def test_an_unfinished_index_searches_both_ends_and_reports_the_gap(
     store: Store, monkeypatch: pytest.MonkeyPatch, ask: str

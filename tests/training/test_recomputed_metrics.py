@@ -202,6 +202,7 @@ def recorded(request, tmp_path_factory):
 # ---- rewards, groups, lengths --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_metrics_of_groups_are_recomputed_from_groups(recorded):
     for step in recorded.steps:
         rows, rewards = step.rows, np.array([r.reward for r in step.rows], float)
@@ -241,6 +242,7 @@ def test_metrics_of_groups_are_recomputed_from_groups(recorded):
         )
 
 
+@pytest.mark.slow
 def test_rewards_and_advantages_follow_from_the_scores(recorded):
     a, weights = recorded.a, {c.name: c.weight for c in recorded.config.rubric.criteria}
     high = recorded.config.rubric.clip_high or math.inf
@@ -301,6 +303,7 @@ def ranked(values: np.ndarray) -> np.ndarray:
 # ---- loss and its parts --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_loss_kl_ratio_clip_and_entropy_follow_from_the_tokens(recorded):
     a = recorded.a
     if a.advantage == "value":
@@ -484,6 +487,7 @@ def limits(a: SimpleNamespace) -> tuple[float, float]:
 # ---- what the tokens do not say ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_updates_learning_rate_clock_and_memory_are_in_order(recorded):
     a, t = recorded.a, recorded.config.train
     for i, step in enumerate(recorded.steps, 1):
@@ -517,6 +521,7 @@ def test_updates_learning_rate_clock_and_memory_are_in_order(recorded):
             assert s[name] is None or math.isfinite(s[name])
 
 
+@pytest.mark.slow
 def test_the_first_gradients_norm_is_that_of_the_stored_tokens_loss(recorded):
     """-Σ A·log π / N in the first update, a row at a time, unpadded.
 
