@@ -3,7 +3,7 @@
 Projections, normalisation and gate see (1, N): every prompt once, then every completion. Attention
 alone pads, to two grids: each prompt attends to itself, each completion to its prompt and itself.
 
-What it gains over the packed layout under one mask, which tests compare it with (docs/runs.md,
+What it gains over the packed layout under one mask, which tests compare it with (docs/diary.md,
 2026-11-21): on W2's model, 25 M parameters, forward and backward of attention take 42 in place of
 118 ms a layer, and an update 4.4 in place of 5.1 s (one thread). On W1 with completions of 26
 tokens, an update takes 180 in place of 218 ms.
@@ -26,7 +26,7 @@ from grpo_core.models.decoder import Attend
 
 # Tokens visible to one query up to which attention weights are kept for the backward pass: short
 # texts take 3.9 ms a layer so, and 7.7 blockwise. With prompts of 256 tokens blockwise is faster,
-# 44 against 48 ms, and keeps no weights (docs/runs.md, 2026-11-21).
+# 44 against 48 ms, and keeps no weights (docs/diary.md, 2026-11-21).
 MAX_DENSE_TOKENS = 96
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

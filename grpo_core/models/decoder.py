@@ -207,8 +207,8 @@ class InPlaceEmbedding(torch.autograd.Function):
     """Rows of a table (V, H). The backward pass adds their gradient to the rows of `table.grad`.
 
     This avoids a gradient as large as the table, and is part of what took W3 from 2,222 to 1,661
-    MiB (docs/measurements.md, 2026-11-24). torch.autograd.grad finds no gradient for the
-    table, so use it only where the backward pass accumulates in `.grad`.
+    MiB (docs/diary.md, 2026-11-24). torch.autograd.grad finds no gradient for the table, so use it
+    only where the backward pass accumulates in `.grad`.
     """
 
     @staticmethod

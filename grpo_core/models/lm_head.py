@@ -1,8 +1,8 @@
 """The output layer: log-probability of one token and entropy, from logits or from hidden states.
 
 Derivatives are hand-written. `LogprobsFromStates` never holds all logits of a large vocabulary and
-sums the weight's gradient in one buffer: with 151,936 tokens an update takes 7.3 in place of 11.2 s
-and 2,008 in place of 2,266 MiB (docs/measurements.md, 2026-11-21). Tests compare both functions with
+sums the weight's gradient in one buffer. With 151,936 tokens an update takes 7.3 in place of 11.2 s
+and 2,008 in place of 2,266 MiB (docs/diary.md, 2026-11-21). Tests compare both functions with
 torch's log_softmax in float64.
 """
 

@@ -2,9 +2,9 @@
 
 Decoding multiplies a few dozen rows with every weight of the model. There MKL, torch's default,
 is slow: 32 x 384 x 32,000 takes 11.3 ms, oneDNN 9.1, and 6.4 with the weight reordered (two
-threads). Sampling on W2 (25 M parameters) takes 2.5 in place of 3.4 s a step (docs/measurements.md,
-2026-11-24). torch's compiler uses the same private operations. Without them, and for all other
-weights, F.linear computes the product, which is what the tests compare with.
+threads; docs/measurements.md). Sampling on W2 (25 M parameters) takes 2.5 in place of 3.4 s a step
+(docs/diary.md, 2026-11-24). torch's compiler uses the same private operations. Without them, and
+for all other weights, F.linear computes the product, which is what the tests compare with.
 """
 
 from __future__ import annotations
