@@ -68,6 +68,7 @@ def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
     ).json() == [[0, ""]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "junk",
     [
