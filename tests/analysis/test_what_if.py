@@ -14,7 +14,8 @@ from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
-from grpo_core.runs.manager import Job, execute, prepare
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.manager import prepare
 from grpo_core.store import Recorder
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
