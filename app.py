@@ -34,8 +34,9 @@ from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
 if TYPE_CHECKING:
+    from grpo_core.runs.execution import Train
     from grpo_core.runs.limits import Limits
-    from grpo_core.runs.manager import RunManager, Train
+    from grpo_core.runs.manager import RunManager
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
     from ui.page import Page
