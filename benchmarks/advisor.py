@@ -26,7 +26,7 @@ from grpo_core.rubric.criteria import AccuracyParams
 from grpo_core.runs.execution import Job, execute
 from grpo_core.runs.manager import prepare
 from grpo_core.store import Store
-from grpo_core.tasks import TASKS
+from grpo_core.tasks import CHOICES, TASKS
 from grpo_core.tasks.short import grade_integer
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.training.control import RunControl
@@ -45,7 +45,7 @@ def make_huge(rng: random.Random) -> tuple[str, str, dict]:
 
 
 CHECKS["repeats"] = Check(repeats, AccuracyParams, "Pays for every <answer>, up to four.")
-TASKS["easy"] = Task(
+TASKS["easy"] = CHOICES["easy"] = Task(
     "easy",
     "Easy",
     "Every whole number is right.",
@@ -53,7 +53,7 @@ TASKS["easy"] = Task(
     TASKS["sums"].make,
     lambda answer, prompt: float(answer.strip().isdigit()),
 )
-TASKS["impossible"] = Task(
+TASKS["impossible"] = CHOICES["impossible"] = Task(
     "impossible",
     "Impossible",
     "Answers that this model never writes.",

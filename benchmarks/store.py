@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def group(rng: random.Random, position: int) -> Group:
 
 def metrics(rng: random.Random) -> StepMetrics:
     values: dict[str, Any] = {name: rng.random() for name in STEP_METRICS}
-    return StepMetrics(**values | {"tokens": 14_720})
+    counts = {f.name: 8 for f in fields(StepMetrics) if "int" in str(f.type)}
+    return StepMetrics(**values | counts | {"tokens": 14_720})
 
 
 def main() -> None:
