@@ -114,7 +114,9 @@ class _Attention(torch.autograd.Function):
     # torch calls this with one gradient for each output; its stub knows only *grad_outputs.
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         qp, kp, vp, prompt_out, normalizer, *own_and_kept = ctx.saved_tensors
         x = _Inputs(*own_and_kept[:3], prompt_k=kp, prompt_v=vp)
         kept = own_and_kept[3:]

@@ -191,7 +191,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         size = x.shape[-1]
         wide = gradient.to(scale.dtype)
@@ -221,7 +223,9 @@ class InPlaceEmbedding(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[None, None, None]:
         [ids] = ctx.saved_tensors
         if ctx.padding_id is not None:  # nn.Embedding gives this row no gradient either
             gradient = gradient.masked_fill((ids == ctx.padding_id)[..., None], 0.0)
@@ -258,7 +262,9 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return rotate(gradient, cos, sin, 1), None, None
 
@@ -291,7 +297,9 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         by_gate = torch.ops.aten.silu_backward(torch.mul(gradient, up), gate)
         return by_gate, F.silu(gate).mul_(gradient)

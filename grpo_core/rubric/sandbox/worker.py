@@ -112,10 +112,10 @@ def math_equal(given: str, right: str) -> float | None:
         is_latex = any(sign in text for sign in ("$", r"\boxed", r"\(", r"\["))
         formula = text if is_latex else f"${text}$"
         formats = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-        # No timeout of math-verify: main() sets the alarm that it would use.
-        parsed = parse(formula, formats, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        parsed = parsed or parse(text, formats, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-        return parsed or parse(text, [StringExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+        # No timeout of math-verify (it accepts None): main() sets the alarm that it would use.
+        options: Any = {"parsing_timeout": None}
+        parsed = parse(formula, formats, **options) or parse(text, formats, **options)
+        return parsed or parse(text, [StringExtractionConfig()], **options)
 
     gold = read(right)
     if not gold:
