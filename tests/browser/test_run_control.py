@@ -69,7 +69,7 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
     wait_until(lambda: store.run(run.id).steps_done >= at + 2)
     assert [s["kl_coef"] for s in store.steps(run.id)[at - 1 : at + 2]] == [0.02, 0.5, 0.5]
     press("Show log")
-    page.locator("pre.log").get_by_text("changed by hand").first.wait_for()
+    page.locator("pre.log").get_by_text("a person changed a reward").first.wait_for()
     press("Stop")
     stopped = is_now(RunStatus.STOPPED).steps_done
 
