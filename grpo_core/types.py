@@ -486,7 +486,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
-    """The state after `step` steps is saved in the folder `path`. dropped: deleted steps."""
+    """The state after `step` steps is saved in the folder `path`. dropped: steps to delete."""
 
     step: int
     path: str
@@ -497,7 +497,7 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The run waits for a person. `reason`: what happened and what she can do, in one line."""
+    """The run waits for a person. `reason`: what happened and what to do, in one line."""
 
     reason: str
 

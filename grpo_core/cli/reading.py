@@ -90,7 +90,8 @@ def show_command(arguments: argparse.Namespace) -> int:
     row = find_run(store, arguments.run_id)
     steps, metrics = store.steps(row.id), store.metrics(row.id)
     if arguments.json:
-        print(json.dumps({**plain(row), "steps": steps, "metrics": metrics}))
+        made = [asdict(i) for i in store.interventions(row.id)]
+        print(json.dumps({**plain(row), "steps": steps, "metrics": metrics, "interventions": made}))
         return 0
     print(run_line(row))
     for name, value in flatten(parse(row.config)).items():

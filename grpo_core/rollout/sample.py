@@ -29,7 +29,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SamplingHooks:
-    """What is called while sampling. `check_interrupt`, before each token, may raise to abandon."""
+    """Called while sampling. `check_interrupt`, before each token, may raise to end it."""
 
     check_interrupt: Callable[[], None] = lambda: None
     on_group_done: OnGroupDone | None = None
@@ -61,13 +61,20 @@ def sample_groups(
     groups: list[list[Rollout]] = [[]] * len(prompts)
     for members in decode_batches(policy, prompts, size, params.max_new_tokens):
         batch = _DecodeBatch(policy, [prompts[p] for p in members], params)
+        done = None
+        if (on_group_done := hooks.on_group_done) is not None:
 
-        def done(i: int, siblings: list[Rollout], members: list[int] = members) -> None:
-            groups[members[i]] = siblings
-            if hooks.on_group_done is not None:
-                hooks.on_group_done(members[i], siblings)
+            def done(
+                i: int,
+                siblings: list[Rollout],
+                members: list[int] = members,
+                report: OnGroupDone = on_group_done,
+            ) -> None:
+                report(members[i], siblings)
 
         batch.decode(uniforms[members].flatten(0, 1), hooks.check_interrupt, done)
+        for p, siblings in zip(members, batch.groups(), strict=True):
+            groups[p] = siblings
     return [rollout for siblings in groups for rollout in siblings]
 
 
@@ -90,11 +97,15 @@ class _DecodeBatch:
         self.ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(policy.end_ids), device=device)
         self.unfinished = [params.group_size] * len(prompts)  # rows of each prompt
+        self.reported: dict[int, list[Rollout]] = {}  # groups that `done` was called with
 
     def decode(
-        self, uniforms: Tensor, check_interrupt: Callable[[], None], done: OnGroupDone
+        self, uniforms: Tensor, check_interrupt: Callable[[], None], done: OnGroupDone | None
     ) -> None:
-        """Sample until every row has ended or is full. uniforms (B, T), one for each token."""
+        """Sample until every row has ended or is full. uniforms (B, T), one for each token.
+
+        done: called with each group as soon as its last row has ended.
+        """
         params, device = self.params, self.policy.device
         model = decoder(self.policy)
         check_interrupt()
@@ -118,11 +129,11 @@ class _DecodeBatch:
                 alive, token = alive[rows], token[rows]
             logits = model.step(token)
         for p, left in enumerate(self.unfinished):
-            if left:
-                done(p, self._rollouts(p))
+            if left and done is not None:
+                self._report(p, done)
 
     def _write(
-        self, t: int, alive: Tensor, token: Tensor, logprob: Tensor | None, done: OnGroupDone
+        self, t: int, alive: Tensor, token: Tensor, logprob: Tensor | None, done: OnGroupDone | None
     ) -> None:
         """Note the tokens of step t, and which rows and groups have ended with them."""
         self.tokens[alive, t] = token
@@ -131,16 +142,28 @@ class _DecodeBatch:
         newly_ended = alive[torch.isin(token, self.end_ids) & ~self.ended[alive]]
         self.lengths[newly_ended] = t + 1
         self.ended[newly_ended] = True
+        if done is None:  # reading the rows would wait for the GPU
+            return
         for row in newly_ended.tolist():
             p = row // self.params.group_size
             self.unfinished[p] -= 1
             if not self.unfinished[p]:
-                done(p, self._rollouts(p))
+                self._report(p, done)
 
-    def _rollouts(self, p: int) -> list[Rollout]:
-        """The completions of one prompt, as text too."""
+    def _report(self, p: int, done: OnGroupDone) -> None:
         size = self.params.group_size
-        rows = slice(p * size, (p + 1) * size)
+        self.reported[p] = self._rollouts(slice(p * size, (p + 1) * size), self.prompts[p])
+        done(p, self.reported[p])
+
+    def groups(self) -> list[list[Rollout]]:
+        """The completions of every prompt, as text too."""
+        size = self.params.group_size
+        return [
+            self.reported.get(p) or self._rollouts(slice(p * size, (p + 1) * size), self.prompts[p])
+            for p in range(len(self.prompts))
+        ]
+
+    def _rollouts(self, rows: slice, prompt_ids: Sequence[int]) -> list[Rollout]:
         columns = (self.tokens, self.lengths, self.ended, self.logprobs)
         rollouts = []
         for ids, length, ended, logprobs in zip(*(c[rows].tolist() for c in columns), strict=True):
@@ -149,7 +172,7 @@ class _DecodeBatch:
             rollouts.append(
                 Rollout(
                     Completion(self.policy.decode(ids), reason, length),
-                    prompt_ids=self.prompts[p],
+                    prompt_ids=prompt_ids,
                     completion_ids=ids,
                     sampling_logprobs=logprobs[:length] if self.params.keep_logprobs else None,
                 )

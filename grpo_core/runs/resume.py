@@ -74,7 +74,7 @@ def plan_branch(
     in_force = {
         i.field: i.value
         for i in store.interventions(run_id)
-        if i.kind == "setting" and i.field is not None and i.step <= row.step
+        if i.kind == "setting" and i.field and i.value is not None and i.step <= row.step
     }
     before = flatten(parse(run.config)) | in_force
     if "rubric.name" in changes and "rubric.criteria" not in changes:

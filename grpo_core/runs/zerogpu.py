@@ -223,7 +223,7 @@ def _one_lease(lease: _Lease, start: Start) -> tuple[Start, Ended]:
             case ModelLoaded(env=env):
                 begin = time.monotonic() - lent_at
                 times = {"lease_seconds": lease.seconds, "lease_begin_seconds": begin}
-                control.points.emit(ModelLoaded({**env, **times}))
+                control.points.emit(replace(event, env={**env, **times}))
             case _:
                 control.points.emit(event)
         if isinstance(event, Checkpointed):

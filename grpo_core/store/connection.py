@@ -21,8 +21,7 @@ IDLE_SECONDS = 10.0  # an idle reading connection is closed after this
 LOCK_SECONDS = 1.0  # wait for another process to finish a short write, such as a rename
 
 # FULL: a step that was said to be recorded survives a power cut, not only a crash. It costs 4 ms
-# once a step.
-# auto_vacuum works only if it comes before the first table, and even before WAL.
+# once a step. auto_vacuum works only if it comes before the first table, and even before WAL.
 # journal_size_limit: after a burst (deleting a large run) the log does not stay large.
 SETTINGS = """
     PRAGMA auto_vacuum = INCREMENTAL;
@@ -35,13 +34,9 @@ SETTINGS = """
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """mode.
-
-    "ro" can neither write nor checkpoint; "rw" never creates, so a deleted file is noticed.
-    """
+    """mode "ro" can neither write nor checkpoint. "rw" never creates, so a lost file is noticed."""
     # isolation_level None: transactions are ours, begun IMMEDIATE. Python's implicit ones begin
-    # deferred and can then
-    # fail with SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
+    # deferred and can then fail with SQLITE_BUSY_SNAPSHOT at once, whatever the timeout.
     return sqlite3.connect(
         f"{path.as_uri()}?mode={mode}",
         uri=True,
@@ -103,10 +98,8 @@ class Writer:
     """The writing connection to a file, shared by this process, open only while somebody holds it.
 
     One for each file and process: SQLite before 3.51.3 can corrupt a WAL with two. Between
-    processes a
-    lock file keeps the order. The system frees it when its holder dies, so whoever gets it knows
-    that
-    no other process works on a run.
+    processes a lock file keeps the order. The system frees it when its holder dies, so whoever gets
+    it knows that no other process works on a run.
     """
 
     _of_file: ClassVar[WeakValueDictionary[Path, Writer]] = WeakValueDictionary()

@@ -14,8 +14,7 @@ def min_max(rows: Sequence[Row], values: Sequence[float | None], limit: int) -> 
     """The rows with the lowest and highest value of each stretch, and the first and last row.
 
     At most `limit` rows, in order. A stretch without values keeps its first row, so that a gap
-    stays a
-    gap. Fewer rows than the limit are all kept.
+    stays a gap. Fewer rows than the limit are all kept.
     """
     if len(rows) <= limit:
         return list(rows)

@@ -230,6 +230,8 @@ class GroupQueries:
 
     def groups(self, run_id: str, **wanted: Unpack[GroupsWanted]) -> GroupPage:
         """One page of the groups that meet every condition. search: see search.py."""
+        if unknown := wanted.keys() - GroupsWanted.__annotations__.keys():
+            raise TypeError(f"groups() has no condition {', '.join(sorted(unknown))}")
         sort, descending = wanted.get("sort", "step"), wanted.get("descending", True)
         if sort not in SORTS:
             raise StudioError(
@@ -306,7 +308,7 @@ class GroupQueries:
         return self._readers.all(sql.format(", ".join("?" * len(ids))), (*before, *ids))
 
     def iter_groups(self, run_id: str, chunk: int = 200) -> Iterator[GroupRow]:
-        """Every group of a run with its rollouts, in order. Each few hundred are one read."""
+        """Every group of a run with its rollouts, in order. Reads `chunk` groups at a time."""
         step, position = -1, -1
         while rows := self._readers.all(
             "SELECT * FROM groups WHERE run_id = ? AND (step, position) > (?, ?) ORDER BY step, "

@@ -85,9 +85,7 @@ class Queries(GroupQueries):
     def steps_with_spikes(
         self, run_id: str, columns: Sequence[str], max_points: int
     ) -> list[dict[str, Any]]:
-        """Like steps, but a run too long keeps the extreme rows of each stretch, so no spike is
-        lost.
-        """
+        """Like steps, but a long run keeps the extreme rows of each stretch: no spike is lost."""
         assert set(columns) <= set(STEP_METRICS)
         rows = self._readers.all(
             f"SELECT step, {', '.join(columns)} FROM steps WHERE run_id = ? ORDER BY step",

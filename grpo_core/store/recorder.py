@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -114,8 +115,9 @@ class Recorder:
         db.execute("UPDATE runs SET env = ? WHERE id = ?", (to_json(env), self.run_id))
         for name, value in resolved.items():
             db.execute(
-                "UPDATE runs SET config = json_set(config, ?, ?) WHERE id = ?",
-                (f"$.{name}", value, self.run_id),
+                # As JSON text: SQLite prints a bare number with 15 digits, which loses bits.
+                "UPDATE runs SET config = json_set(config, ?, json(?)) WHERE id = ?",
+                (f"$.{name}", json.dumps(value), self.run_id),
             )
         # Only forward: a run that was paused or stopped while it loaded stays so.
         db.execute(
@@ -156,7 +158,7 @@ class Recorder:
         )
 
     def heartbeat(self) -> None:
-        """Sign of life, from any thread. A change only if it writes a phase for the first time."""
+        """Sign of life, from any thread. Pages notice it only if it writes a new phase."""
         with self.store.writing() as writer, writer.transaction() as db:
             self._touch(db, changed=self._phase is not self._written_phase)
 
@@ -261,17 +263,21 @@ def _rollout_values(rollout: Rollout) -> tuple[Any, ...]:
 def insert_interventions(
     db: sqlite3.Connection, run_id: str, interventions: Iterable[Intervention]
 ) -> None:
-    """Write what people did. A setting or reward that comes again replaces the earlier one."""
+    """Write settings and rewards that people changed.
+
+    A resumed run writes them again: the row is replaced and keeps the time of the first writing.
+    """
     for i in interventions:
         position = (run_id, i.step, i.kind, i.field, i.group, i.completion)
-        if i.kind in ("setting", "reward"):
-            db.execute(
-                "DELETE FROM interventions WHERE run_id = ? AND step = ? AND kind = ? "
-                "AND field IS ? AND group_position IS ? AND rollout_position IS ?",
-                position,
-            )
+        earlier = db.execute(
+            "DELETE FROM interventions WHERE run_id = ? AND step = ? AND kind = ? "
+            "AND field IS ? AND group_position IS ? AND rollout_position IS ? "
+            "RETURNING created_at",
+            position,
+        ).fetchall()
+        created_at = earlier[0][0] if earlier else time.time()
         db.execute(
             "INSERT INTO interventions (run_id, step, kind, field, group_position, "
             "rollout_position, value, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*position, finite_or_none(i.value), time.time()),
+            (*position, finite_or_none(i.value), created_at),
         )

@@ -16,9 +16,8 @@ from grpo_core.errors import StoreBusy, StoreError
 from grpo_core.store.connection import LOCK_SECONDS, PROBLEMS, Writer, connect, explained
 from grpo_core.types import STEP_METRICS, StepMetrics
 
-APPLICATION_ID = (
-    0x4752504F  # "GRPO", kept in the file's header: tells our files from those of other programs
-)
+# "GRPO", kept in the header of the file: it tells our files from those of other programs.
+APPLICATION_ID = 0x4752504F
 
 MIGRATIONS = Migrations("grpo_studio")
 
@@ -170,26 +169,22 @@ def _interventions(db: Database) -> None:
     db.execute(
         "INSERT INTO interventions (run_id, step, kind, field, value) "
         "SELECT run_id, step, 'setting', substr(name, 6), value FROM metrics "
-        "WHERE name LIKE 'knob/%' AND value NOT NULL"
+        "WHERE name GLOB 'knob/*' AND value NOT NULL"
     )
     db.execute(
         "INSERT INTO interventions (run_id, step, kind, group_position, rollout_position, value) "
         "SELECT run_id, step, 'reward', CAST(substr(name, 6, instr(substr(name, 6), '/') - 1) AS "
         "INTEGER), "
         "CAST(substr(name, 6 + instr(substr(name, 6), '/')) AS INTEGER), value FROM metrics "
-        "WHERE name LIKE 'edit/%' AND value NOT NULL"
+        "WHERE name GLOB 'edit/[0-9]*/[0-9]*' AND value NOT NULL"
     )
-    db.execute("DELETE FROM metrics WHERE name LIKE 'knob/%' OR name LIKE 'edit/%'")
+    db.execute("DELETE FROM metrics WHERE name GLOB 'knob/*' OR name GLOB 'edit/[0-9]*/[0-9]*'")
 
 
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:
-    """columns.
-
-    "name type, ...", where "?" allows NULL. foreign: column="table action", pointing at the id of
-    that table.
-    """
+    """columns: "name type, ...", "?" allows NULL. foreign: column="table action", to its id."""
     kinds = dict(column.split() for column in columns.split(","))
     keys = [
         ForeignKey(table, column, to.split()[0], "id", on_delete=to.split(maxsplit=1)[1])

@@ -2,9 +2,8 @@ r"""Plain-text search: find the typed text, literally, in prompts and completion
 
 ASCII letters match in either case. Reading 50,000 completions of 1.3 KB takes 0.1 s, so at first
 they are simply read (LIKE). Beyond that an FTS5 index of trigrams finds candidates and LIKE
-decides:
-the results are the same with and without it. (A word index would not find "<answer>" or "sum of
-12".)
+decides: the results are the same with and without it. A word index would not find "<answer>" or
+"sum of 12".
 
 Searches build the index, never training: the first search begins, a thread goes on. Until it is
 complete, a search covers what is indexed and the newest 50,000, and reports what it left out.
@@ -154,7 +153,7 @@ def _index(readers: Readers, writer: Writer, until: float) -> int:
 
 
 def _go_on(readers: Readers, writer: Writer) -> None:
-    """Start the one thread a file that builds the rest.
+    """Start the thread that builds the rest of the index; each file has one.
 
     A daemon: each batch is a transaction, so wherever it ends the index is right as far as it goes.
     """

@@ -54,8 +54,7 @@ class Store(Queries):
         """Hold the file, counted, across threads; then `writer.transaction()` writes.
 
         Raises StoreBusy if another process holds it. A process also holds the file as long as it
-        has a
-        live run: from create_run, or a live set_status, to the status that ends the run.
+        has a live run: from create_run, or a live set_status, to the status that ends the run.
         """
         self._writer.hold(wait_seconds)
         try:
@@ -67,10 +66,8 @@ class Store(Queries):
         """Mark live runs whose process died as interrupted; return their ids.
 
         Does nothing while another process writes. Queued runs lost nothing and keep waiting. A
-        process with
-        a live run holds the file: if we get it, a live run that is not ours has no process. So
-        neither
-        process ids, which are reused, nor clocks, which jump, are needed.
+        process with a live run holds the file: if we get it, a live run that is not ours has no
+        process. So neither process ids, which are reused, nor clocks, which jump, are needed.
         """
         try:
             with self.writing(wait_seconds=0) as writer, writer.transaction() as db:
@@ -270,6 +267,7 @@ class Store(Queries):
                 "SELECT id, COALESCE(step, 0), ?, ? FROM runs WHERE id = ?",
                 (text(kind), time.time(), text(run_id)),
             )
+            db.execute("UPDATE runs SET revision = revision + 1 WHERE id = ?", (text(run_id),))
 
     def set_breakpoints(self, run_id: str, conditions: str) -> None:
         """Store the breakpoints of a run, for when it is resumed."""

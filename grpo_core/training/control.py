@@ -58,7 +58,7 @@ class RunControl:
         self.breakpoints: tuple[Breakpoint, ...] = ()
         self.step_now = start.step if start else 0
         self.editable: tuple[int, list[int]] | None = None  # a step before its update; group sizes
-        # Why some commands are refused: the trainer reads only `message()`, as on a leased GPU.
+        # Why some commands are refused: on a leased GPU the trainer reads only `message()`.
         self.refusal: str | None = None
         self._settings: dict[int, dict[str, float]] = {}  # step -> dotted field -> value
         self._rewards: dict[int, dict[tuple[int, int], float]] = {}  # step -> position -> reward
@@ -99,7 +99,7 @@ class RunControl:
             raise StudioError(
                 f"stride = {stride!r:.40}: a run steps by phase or by step. Write phase or step."
             )
-        self._refuse_if_detached()
+        self._refuse_on_lease()
         if not self.points.is_holding:
             self._pass_on("step", stride)
         with self.changed:
@@ -126,7 +126,7 @@ class RunControl:
     def set_breakpoints(self, breakpoints: Sequence[Breakpoint]) -> None:
         """Wait before the update of every step in which one of these holds; they replace others."""
         if breakpoints:
-            self._refuse_if_detached()
+            self._refuse_on_lease()
         self._pass_on("set_breakpoints", tuple(breakpoints))
         with self.changed:
             self.breakpoints = tuple(breakpoints)
@@ -136,7 +136,7 @@ class RunControl:
 
         Its group's advantages are computed again before the update. Raises StudioError.
         """
-        self._refuse_if_detached()
+        self._refuse_on_lease()
         if self._forward is not None:  # the waiting step is in the other process, which checks
             self._forward(("edit_reward", (step, group, completion, reward)))
             return
@@ -195,7 +195,7 @@ class RunControl:
             self._commands.clear()
 
     def message(self) -> dict[str, Any]:
-        """The commands so far that a detached trainer can obey, as JSON types for `obey`.
+        """The commands so far as JSON types, for the process on a leased GPU; see `obey`.
 
         A pause is a stop there: a leased GPU does not wait for a person.
         """
@@ -206,7 +206,7 @@ class RunControl:
             return {"stop": stop, "saves": self._saves, "settings": self.settings()}
 
     def obey(self, message: Mapping[str, Any]) -> None:
-        """In the detached process: take over what is new in a message."""
+        """In the process on a leased GPU: take over what is new in a message."""
         if message["stop"]:
             self.stop()
         if message["saves"] > self._saves:
@@ -225,7 +225,7 @@ class RunControl:
         if forward is not None:
             forward((name, values))
 
-    def _refuse_if_detached(self) -> None:
+    def _refuse_on_lease(self) -> None:
         if self.refusal:
             raise StudioError(self.refusal)
 
@@ -257,7 +257,7 @@ class ControlPoints:
         self._recorded_reason: str | None = None  # the pause that is on record
         self._numbers: Mapping[str, float | int | None] = {}  # metrics of the step before
         self._breakpoints_checked = 0  # the step: edited rewards do not ask its breakpoints again
-        self._was_worried = False
+        self._had_warning = False
         self._comparing = False  # advantages follow edited rewards before anything else
 
     def emit(self, event: Event) -> None:
@@ -352,12 +352,12 @@ class ControlPoints:
         step: int,
         groups: Sequence[Group],
         numbers: Mapping[str, float | int | None],
-        worry: str | None = None,
+        warning: str | None = None,
     ) -> bool:
         """Between advantages and update: wait if a breakpoint holds. True: rewards were edited.
 
-        numbers: metrics of this step, added to those of the update before. worry: a reason to
-        wait, unless the step before had one too.
+        numbers: metrics of this step, added to those of the update before. warning: a reason
+        to wait, such as too many unscored completions, unless the step before had one too.
         """
         c = self._control
         with c.changed:
@@ -371,9 +371,9 @@ class ControlPoints:
                         f"Breakpoint “{hit}” before the update of step {step}. "
                         "Edit rewards, press Resume or Step to go on, or Stop."
                     )
-                if worry is not None and not self._was_worried:
-                    c.pause(worry)
-                self._was_worried = worry is not None
+                if warning is not None and not self._had_warning:
+                    c.pause(warning)
+                self._had_warning = warning is not None
         self.check_interrupt()
         with c.changed:
             if not c.rewards_edited:

@@ -1,4 +1,4 @@
-"""Run timer; excludes pauses."""
+"""The timer of a run. It does not count pauses."""
 
 from __future__ import annotations
 

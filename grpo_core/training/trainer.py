@@ -73,7 +73,8 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     rate = learning_rate(config, policy)
     settings = LearnerSettings(config.algorithm, t, rate)
     learner = Learner(policy.model, reference, settings, recomputes_layers(config, policy))
-    points.emit(ModelLoaded(run_environment(session, learner), {"train.learning_rate": rate}))
+    resolved = {} if t.learning_rate else {"train.learning_rate": rate}
+    points.emit(ModelLoaded(run_environment(session, learner), resolved))
 
     vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met so far
     with CheckpointManager(policy.model, learner, config, control) as checkpoints:

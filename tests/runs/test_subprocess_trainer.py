@@ -88,7 +88,7 @@ def test_pause_step_edit_and_knobs_reach_a_subprocess_run(distant, manager, tiny
         return run_id
 
     there, here = talk(distant), talk(manager)
-    assert distant.store.interventions(there) == manager.store.interventions(here) != {}
+    assert distant.store.interventions(there) == manager.store.interventions(here) != []
     assert record(distant.store, there) == record(manager.store, here)
 
 

@@ -23,6 +23,8 @@ from grpo_core.types import (
     Evaluated,
     Group,
     GroupsScored,
+    Intervened,
+    Intervention,
     ModelLoaded,
     Paused,
     Phase,
@@ -503,3 +505,23 @@ def is_open(c: sqlite3.Connection) -> bool:
     except sqlite3.ProgrammingError:
         return False
     return True
+
+
+def test_a_resolved_learning_rate_is_recorded_to_the_last_bit(store: Store) -> None:
+    rate = 1e-6 * 10  # 9.999999999999999e-06; SQLite's own number to text gives 1.0e-05
+    run_id = recorded(store, ModelLoaded({}, {"train.learning_rate": rate}))
+    assert store.run(run_id).config["train"]["learning_rate"] == rate
+
+
+def test_an_intervention_written_again_keeps_its_time(store: Store) -> None:
+    made = Intervened((Intervention(2, "reward", 2.5, group=0, completion=1),))
+    run_id = recorded(store, made)
+    before = raw(store, "SELECT created_at, value FROM interventions")
+    with Recorder(store, run_id) as recorder:
+        recorder(made)
+    assert raw(store, "SELECT created_at, value FROM interventions") == before
+
+
+def test_a_misspelt_condition_of_groups_is_refused(store: Store) -> None:
+    with pytest.raises(TypeError, match="verdcit"):
+        store.groups(recorded(store), verdcit="tied")
