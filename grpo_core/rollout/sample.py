@@ -61,21 +61,18 @@ def sample_groups(
     groups: list[list[Rollout]] = [[]] * len(prompts)
     for members in decode_batches(policy, prompts, size, params.max_new_tokens):
         batch = _DecodeBatch(policy, [prompts[p] for p in members], params)
-        done = None
-        if (on_group_done := hooks.on_group_done) is not None:
-
-            def done(
-                i: int,
-                siblings: list[Rollout],
-                members: list[int] = members,
-                report: OnGroupDone = on_group_done,
-            ) -> None:
-                report(members[i], siblings)
-
+        done = _for_members(hooks.on_group_done, members)
         batch.decode(uniforms[members].flatten(0, 1), hooks.check_interrupt, done)
         for p, siblings in zip(members, batch.groups(), strict=True):
             groups[p] = siblings
     return [rollout for siblings in groups for rollout in siblings]
+
+
+def _for_members(report: OnGroupDone | None, members: list[int]) -> OnGroupDone | None:
+    """`report` for a decode batch: called with the index among its prompts, not among all."""
+    if report is None:
+        return None
+    return lambda i, siblings: report(members[i], siblings)
 
 
 class _DecodeBatch:
