@@ -38,17 +38,23 @@ def distant(tmp_path):
 
 
 def children() -> set[int]:
-    """Processes of this one that train, whose parent is the one that they were forked from."""
+    """Training processes of this one: forked from its fork server, whose command line they have.
+
+    The fork server of a page's server, which other tests keep running, is not one of them.
+    """
     parents = {
         int(p.name): int((p / "stat").read_text().rpartition(")")[2].split()[1])
         for p in Path("/proc").iterdir()
         if p.name.isdigit() and (p / "stat").exists()
     }
+
+    def is_fork(process: int) -> bool:
+        return b"forkserver" in Path(f"/proc/{process}/cmdline").read_bytes()
+
     return {
         child
         for child, parent in parents.items()
-        if parents.get(parent) == os.getpid()
-        and b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if parents.get(parent) == os.getpid() and is_fork(parent) and is_fork(child)
     }
 
 
