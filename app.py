@@ -34,11 +34,11 @@ from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
 if TYPE_CHECKING:
-    from grpo_core.runs.execution import Train
     from grpo_core.runs.limits import Limits
     from grpo_core.runs.manager import RunManager
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
+    from grpo_core.training.control import Train
     from ui.page import Page
 
 ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import CheckpointRow, RunRow, Store
 from grpo_core.tasks import heldout_prompts, load_task, prompt_id, train_prompts
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
+from grpo_core.training.scoring import score_groups
 from grpo_core.types import Prompt, Rollout
 
 CURVE_ROWS = 10  # about so many rows in the model card's training table
@@ -89,12 +90,8 @@ def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) ->
                 )
             rng = torch.Generator(policy.device).manual_seed(config.train.seed)
             rollouts = sample_groups(policy, [ids], params, rng)
-        scored = rubric.score_all([r.completion for r in rollouts], [prompt] * request.count)
-        scored_rollouts = [
-            replace(rollout, scores=scores, reward=reward)
-            for rollout, scores, reward in zip(rollouts, scored.scores, scored.rewards, strict=True)
-        ]
-        sides.append(Side(step, tuple(scored_rollouts)))
+        [(_, answers)], _ = score_groups([prompt], rollouts, rubric)
+        sides.append(Side(step, answers))
     return PlayResult(prompt, tuple(sides))
 
 

@@ -28,7 +28,7 @@ from grpo_core.rubric.probes import Probe, probe
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
-from grpo_core.training.scoring import compare_groups
+from grpo_core.training.scoring import compare_groups, score_groups
 from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Group, Prompt, Rollout
 
@@ -239,14 +239,7 @@ class PreflightService:
         config: RunConfig,
     ) -> Trial:
         """Score rollouts, of each prompt equally many and in its order, and keep the trial."""
-        size = len(rollouts) // len(prompts)
-        completions = [r.completion for r in rollouts]
-        scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)])
-        rollouts = [
-            replace(rollout, scores=scores, reward=reward)
-            for rollout, scores, reward in zip(rollouts, scored.scores, scored.rewards, strict=True)
-        ]
-        pairs = [(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
+        pairs, scored = score_groups(prompts, rollouts, rubric)
         trial = Trial(
             **_compare(pairs, rubric, config),
             seconds=scored.seconds,

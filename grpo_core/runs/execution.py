@@ -16,13 +16,11 @@ from grpo_core.errors import StopRequested, StoreError, StoreFull, StudioError
 from grpo_core.runs.disk_reserve import Reserve
 from grpo_core.runs.run_log import RunLog
 from grpo_core.store import Recorder, Store
-from grpo_core.training.control import RunControl
+from grpo_core.training.control import Emit, RunControl, Train
 from grpo_core.types import Event, Paused, Resumed, RunStatus
 
 log = logging.getLogger("grpo_studio")
 
-Emit = Callable[[Event], None]
-Train = Callable[[RunConfig, Emit, RunControl], None]
 # Seconds since the run started or was resumed -> why it must stop, or None.
 Limit = Callable[[float], str | None]
 HEARTBEAT_SECONDS = 5.0

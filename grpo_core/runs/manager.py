@@ -14,12 +14,12 @@ from typing import Any
 from grpo_core.config import RunConfig, parse, with_changes
 from grpo_core.errors import NotFound, StoreError, StudioError
 from grpo_core.rubric import build_rubric, resolve_rubric
-from grpo_core.runs.execution import Job, Limit, Train, execute, with_traceback
+from grpo_core.runs.execution import Job, Limit, execute, with_traceback
 from grpo_core.runs.resume import plan_branch, plan_resume, where_to_start
 from grpo_core.store import Store
 from grpo_core.tasks import heldout_prompts, load_task, second_task
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
-from grpo_core.training.control import RunControl, Start
+from grpo_core.training.control import RunControl, Start, Train
 from grpo_core.types import RunStatus
 
 log = logging.getLogger("grpo_studio")

@@ -24,11 +24,10 @@ from typing import Any, NoReturn
 from grpo_core.config import RunConfig
 from grpo_core.errors import StopRequested, StudioError
 from grpo_core.rubric.sandbox.child import kill_all
-from grpo_core.training.control import Command, RunControl, Start
+from grpo_core.training.control import Command, Emit, RunControl, Start, Train
 from grpo_core.training.timing import RunTimer
 from grpo_core.types import Checkpointed, Event, Paused
 
-Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
 MAX_UNSENT = 32  # events, a few steps; the trainer then waits, so that no event is lost
 GRACE_SECONDS = 9.0  # from a signal to the end of the process, whether it has saved or not
 ANSWER_SECONDS = 5.0  # for the one command that is answered, edit_reward
@@ -86,9 +85,7 @@ def in_subprocess(train: Train, prepare: Callable[[], None] | None = None) -> Tr
     or with this process. If it is killed, the run fails with the reason; its record is kept.
     """
 
-    def train_in_subprocess(
-        config: RunConfig, emit: Callable[[Event], None], control: RunControl
-    ) -> None:
+    def train_in_subprocess(config: RunConfig, emit: Emit, control: RunControl) -> None:
         context = multiprocessing.get_context(START_METHOD)
         events, events_out = context.Pipe(duplex=False)
         commands, commands_in = context.Pipe()

@@ -24,11 +24,10 @@ from typing import Any
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import FieldProblem, InvalidConfig, StopRequested, StudioError
 from grpo_core.models.device import DEVICE_VARIABLE
-from grpo_core.training.control import RunControl, Start
+from grpo_core.training.control import Emit, RunControl, Start, Train
 from grpo_core.training.timing import RunTimer
 from grpo_core.types import Checkpointed, Event, Intervened, ModelLoaded, Paused, Resumed
 
-Train = Callable[[RunConfig, Callable[[Event], None], RunControl], None]
 VARIABLE = "GRPO_LEASE_SECONDS"
 SECONDS = 60  # a usual lease; a visitor without an account has 120 s a day
 USABLE = 0.85  # of a lease; its process needs the rest to start and to save the last step
@@ -157,7 +156,7 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
 
     lend = gpu(duration=seconds)(in_lease)
 
-    def train_leased(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
+    def train_leased(config: RunConfig, emit: Emit, control: RunControl) -> None:
         control.points.timer, control.refusal = RunTimer(emit), NOT_POSSIBLE
         if control.breakpoints:
             raise StudioError(NOT_POSSIBLE)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_core.config import RunConfig
 from grpo_core.errors import StopRequested, StudioError
 from grpo_core.training.breakpoints import Breakpoint
 from grpo_core.training.timing import RunTimer
@@ -25,6 +26,8 @@ KNOBS = (
 STEP_OR_PHASE = ("phase", "step")
 PAUSED = "Paused. Press Resume to go on, Step to go one step, or Stop."
 
+Emit = Callable[[Event], None]
+Train = Callable[[RunConfig, Emit, "RunControl"], None]  # trainer.train, or a stand-in for it
 Command = tuple[str, tuple[Any, ...]]  # the name of a method of RunControl, and its arguments
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from grpo_core.rubric import (
     Notes,
     Rubric,
     RunningStd,
+    Scored,
     SiblingScores,
     gated,
     shaped,
@@ -38,17 +39,29 @@ def score(
     Waits for what `scorer` has begun and does not score it again. Returns the groups and, by
     criterion, why scores are null.
     """
-    size = len(rollouts) // len(prompts)
     known, notes = scorer.results() or (None, {})
-    scored = rubric.score_all(
-        [r.completion for r in rollouts], [p for p in prompts for _ in range(size)], known
-    )
+    groups, scored = score_groups(prompts, rollouts, rubric, known)
+    return groups, notes | scored.notes
+
+
+def score_groups(
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Rollout],
+    rubric: Rubric,
+    known: Sequence[Mapping[str, float | None]] | None = None,
+) -> tuple[list[PromptRollouts], Scored]:
+    """Add scores and reward to the rollouts of P prompts, equally many each, siblings together.
+
+    known: scores that are not computed again, one mapping a rollout.
+    """
+    size = len(rollouts) // len(prompts)
+    completions = [r.completion for r in rollouts]
+    scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)], known)
     done = [
         replace(rollout, scores=scores, reward=reward)
         for rollout, scores, reward in zip(rollouts, scored.scores, scored.rewards, strict=True)
     ]
-    groups = [(p, tuple(done[i * size : (i + 1) * size])) for i, p in enumerate(prompts)]
-    return groups, notes | scored.notes
+    return [(p, tuple(done[i * size : (i + 1) * size])) for i, p in enumerate(prompts)], scored
 
 
 @dataclass(frozen=True, slots=True)
