@@ -6,18 +6,16 @@ The answer is read from <answer>…</answer>, from \boxed{…}, or after ####.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from grpo_core.child_process import Child, ChildFailed, module_child
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
-from grpo_core.rubric.sandbox.child import Child, ChildFailed
 from grpo_core.tasks import given_answer
 from grpo_core.tasks.answers import parse_number, same_answer
 from grpo_core.types import Completion, Prompt
@@ -205,18 +203,13 @@ def _in_worker(do: str, arguments: list[Any], seconds: float, notes: Notes) -> f
         return None
     if "null" in answer:
         notes[f"{do}: {answer['null']}"] += 1
-    return answer.get("score")
+    return answer.get("value")
 
 
 @lru_cache(maxsize=1)
 def grader_process() -> Child:
     """The one worker process, for all graders that can hang. Its environment holds no secrets."""
-    root = str(Path(__file__).parents[2])
-    return Child(
-        ["-m", "grpo_core.rubric.sandbox.worker"],
-        {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"},
-        root,
-    )
+    return module_child("grpo_core.rubric.sandbox.worker")
 
 
 ANSWER_CHECKS: dict[str, Check] = {

@@ -21,9 +21,9 @@ from pathlib import Path
 from traceback import format_exc, print_exc
 from typing import Any, NoReturn
 
+from grpo_core.child_process import kill_all
 from grpo_core.config import RunConfig
 from grpo_core.errors import StopRequested, StudioError
-from grpo_core.rubric.sandbox.child import kill_all
 from grpo_core.training.control import Command, Emit, RunControl, Start, Train
 from grpo_core.training.timing import RunTimer
 from grpo_core.types import Checkpointed, Event, Paused

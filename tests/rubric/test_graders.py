@@ -10,10 +10,10 @@ from answer_pairs import DIFFERENT, SAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo_core.child_process import Child, ChildFailed
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig
 from grpo_core.rubric import CHECKS, build_rubric
-from grpo_core.rubric.sandbox.child import Child, ChildFailed
 from grpo_core.types import Completion, Prompt
 
 

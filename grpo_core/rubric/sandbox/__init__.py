@@ -1,6 +1,7 @@
 """Child processes for graders that could hang, crash the server or run other people's code.
 
-- child.py: a process with a time limit for each request, killed when it exceeds it.
+Each is a grpo_core.child_process.Child: a time limit for each request, killed when it exceeds it.
+
 - worker.py: math-verify and JSON Schema. They are trusted code, but some inputs take forever.
 - snippet.py: Python typed into the page, in an interpreter without access to the machine.
 - plugins.py, plugin_child.py, jail.py: Python files of the operator, unrestricted but locked up.

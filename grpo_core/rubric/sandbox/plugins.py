@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import Field
 
+from grpo_core.child_process import Child, ChildFailed
 from grpo_core.errors import StudioError
 from grpo_core.rubric.check import UNBOUNDED, Check, Many, Notes, Params, batched
-from grpo_core.rubric.sandbox.child import Child, ChildFailed
 from grpo_core.types import Completion, Prompt
 
 START_SECONDS = 20.0

@@ -12,13 +12,12 @@ import math
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from grpo_core.child_process import Child, ChildFailed, module_child
 from grpo_core.rubric.check import MAX_CHARS, UNBOUNDED, Check, Notes, Params, batched
-from grpo_core.rubric.sandbox.child import Child, ChildFailed
 from grpo_core.types import Completion, Prompt
 
 MAX_MEMORY = 64 << 20
@@ -175,12 +174,7 @@ def _in_helper(
 
 def _after_fork() -> None:
     global _helper
-    root = str(Path(__file__).parents[3])
-    _helper = Child(
-        ["-m", "grpo_core.rubric.sandbox.snippet_child"],
-        {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"},
-        root,
-    )
+    _helper = module_child("grpo_core.rubric.sandbox.snippet_child")
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -9,37 +9,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import logging
-import os
-import resource
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from grpo_core.child_process import serve
+
 MAX_MEMORY = 3 << 30
-
-
-class TooLate(BaseException):
-    """A request exceeded its time.
-
-    Not an Exception: libraries catch those and would return a wrong answer.
-    """
-
-
-def main() -> None:
-    """Answer each JSON line with one JSON line."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is not an answer
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGALRM, _late)
-    warm_up()
-    print("{}", file=out, flush=True)
-    for line in sys.stdin:
-        question = json.loads(line)
-        print(json.dumps(_answer(question)), file=out, flush=True)
-
 
 # Pairs of answers of every form. ANTLR fills its parser tables at first use, which takes a tenth of
 # a second for each form.
@@ -75,26 +50,6 @@ def warm_up() -> None:
     gc.collect()
     # sympy's tables stay. Without this, a full collection over them takes a tenth of a second.
     gc.freeze()
-
-
-def _late(*_: Any) -> None:
-    raise TooLate
-
-
-def _answer(question: dict[str, Any]) -> dict[str, Any]:
-    # The alarm interrupts Python code. The parent kills the process a second later if that is not
-    # enough, as for one huge power.
-    signal.setitimer(signal.ITIMER_REAL, question["seconds"])
-    try:
-        return {"score": GRADERS[question["do"]](*question["arguments"])}
-    except TooLate:
-        return {"null": f"it took longer than {question['seconds']:g} s"}
-    except MemoryError:
-        return {"null": "it needed too much memory"}
-    except Exception as error:  # parsers raise anything on hostile text
-        return {"null": f"{type(error).__name__}: {str(error)[:200]}"}
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def math_equal(given: str, right: str) -> float | None:
@@ -140,4 +95,4 @@ def schema_score(text: str, schema: dict[str, Any]) -> float:
 GRADERS: dict[str, Callable[..., float | None]] = {"math": math_equal, "schema": schema_score}
 
 if __name__ == "__main__":
-    main()
+    serve(GRADERS, MAX_MEMORY, warm_up)

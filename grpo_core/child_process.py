@@ -1,14 +1,17 @@
-"""A helper process that may hang, crash or use too much memory.
+"""Helper processes that may hang, crash or use too much memory.
 
-It protects the server's time: each request has a time limit, and the process is killed when it
-exceeds the limit. Memory and access are limited by the program that runs in the process.
+`Child` is the parent's side. It protects the server's time: each request has a time limit, and the
+process is killed when it exceeds the limit. `serve` is the loop of a helper whose functions are
+ours but whose input is hostile: it limits memory, and time where Python code can be interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -17,6 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 START_SECONDS = 30.0
@@ -137,6 +141,62 @@ class Child:
         if self._process is not None:
             self._end()
             self._process = None
+
+
+def module_child(module: str, *arguments: str) -> Child:
+    """A helper that runs a module of this package. Its environment holds no secrets."""
+    root = str(Path(__file__).parents[1])
+    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}
+    return Child(["-m", module, *arguments], environment, root)
+
+
+class TooLate(BaseException):
+    """A request exceeded its time.
+
+    Not an Exception: libraries catch those and would return a wrong answer.
+    """
+
+
+def serve(
+    functions: Mapping[str, Callable[..., Any]],
+    max_memory: int,
+    warm_up: Callable[[], object] = lambda: None,
+) -> None:
+    """Answer each JSON line {do, arguments, seconds} with {value}, or {null: the reason}.
+
+    max_memory: bytes of address space of this process. Never returns before its input ends.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is not an answer
+    resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGALRM, _raise_too_late)
+    warm_up()
+    print("{}", file=out, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_answer(functions, json.loads(line))), file=out, flush=True)
+
+
+def _raise_too_late(*_: Any) -> None:
+    raise TooLate
+
+
+def _answer(
+    functions: Mapping[str, Callable[..., Any]], question: Mapping[str, Any]
+) -> dict[str, Any]:
+    # The alarm interrupts Python code. The parent kills the process a second later if that is not
+    # enough, as for one huge power.
+    signal.setitimer(signal.ITIMER_REAL, question["seconds"])
+    try:
+        return {"value": functions[question["do"]](*question["arguments"])}
+    except TooLate:
+        return {"null": f"it took longer than {question['seconds']:g} s"}
+    except MemoryError:
+        return {"null": "it needed too much memory"}
+    except Exception as error:  # parsers raise anything on hostile text
+        return {"null": f"{type(error).__name__}: {str(error)[:200]}"}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _nothing() -> None:
