@@ -26,6 +26,7 @@ from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.hub_probe import cached_snapshot, model_unreachable
 from grpo_core.models.device import pick_device
+from grpo_core.models.end_tokens import find_end_ids
 from grpo_core.models.lora import add_adapters
 from grpo_core.models.policy import Policy, Reader
 
@@ -42,18 +43,6 @@ _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _HINT = (
     "Write bundled, a folder with config.json, a tokenizer and *.safetensors, "
     "or a Hub id such as Qwen/Qwen3-0.6B."
-)
-# End-of-turn tokens of common chat templates. A model that learned to stop at one must be allowed
-# to, whatever its generation config says.
-_TURN_ENDS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<turn|>",
-    "<|return|>",
 )
 _TOKEN = "a token with access in the environment variable HF_TOKEN; the token is never stored"
 # The first match counts: some errors are subclasses of later ones.
@@ -127,7 +116,7 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
         model.to(device)  # pyright: ignore[reportArgumentType]
     # Dropout would make the policy differ from itself, and KL at step 0 differ from 0.
     model.eval()
-    end_ids = _end_ids(model, tokenizer)
+    end_ids = find_end_ids(model, tokenizer)
     if not end_ids:
         refuse(
             config,
@@ -307,39 +296,6 @@ def _load_model_config(source: str, config: ModelConfig) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source, trust_remote_code=False, revision=config.revision)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, web.HTTPError) as error:
         refuse(config, f"its configuration cannot be loaded: {_one_line(error)}")
-
-
-# A tokenizer is Any in these two: the stubs of PreTrainedTokenizerBase lack get_added_vocab.
-def _end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """Every id that ends a turn, by the generation config, tokenizer and chat template."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = set(named if isinstance(named, (list, tuple)) else [named])
-    ids |= {tokenizer.eos_token_id, template_end(tokenizer)}
-    known = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-    ids |= {tokenizer.convert_tokens_to_ids(t) for t in _TURN_ENDS if t in known}
-    return frozenset(i for i in ids if i is not None)
-
-
-def template_end(tokenizer: Any) -> int | None:
-    """The id with which the chat template ends an assistant's turn.
-
-    None without a template, or if the template ends a turn with no special token.
-    """
-    if not tokenizer.chat_template:
-        return None
-    marker = "grpo said this"
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}],
-            tokenize=False,
-        )
-    # A template is its author's program; one that refuses this chat has no known end.
-    except Exception:
-        return None
-    after = text.rpartition(marker)[2].lstrip()
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-    added = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    return ids[0] if ids and ids[0] in added else None
 
 
 def _one_line(error: BaseException) -> str:

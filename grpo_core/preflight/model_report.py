@@ -16,7 +16,8 @@ from transformers import (
 
 from grpo_core.config import RunConfig
 from grpo_core.models.device import describe_device, free_memory, pick_device
-from grpo_core.models.load import check_model, precision, refuse, resolve_source, template_end
+from grpo_core.models.end_tokens import template_end
+from grpo_core.models.load import check_model, precision, refuse, resolve_source
 from grpo_core.training.memory_estimate import RESERVE, ModelSize, memory
 
 MIN_MICRO_BATCH_TOKENS = 64  # a run that has less room does not fit
