@@ -55,6 +55,7 @@ class RowPrompt:
     text: str  # the last user turn
     answer: str
     meta: dict[str, Any]  # the other columns
+    is_chat: bool  # the row holds messages, not a plain text
 
 
 def choose_columns(row: Mapping[str, Any], prompt: str, answer: str) -> Columns:
@@ -128,6 +129,7 @@ def row_to_prompt(
         fill_template(template, text, row),
         answer_text.strip() if verbatim else final_answer(answer_text),
         {k: v for k, v in row.items() if k not in (columns.prompt, columns.answer)},
+        is_chat,
     )
 
 

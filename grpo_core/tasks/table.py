@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
     ]
 )
 # Version of the Arrow file. Part of its name, so that no version reads another one's file.
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,12 @@ class PromptTable:
             r["text"],
             r["answer"],
             TASK_NAME,
-            {"before": json.loads(r["before"]), "columns": json.loads(r["meta"])},
+            {
+                "before": json.loads(r["before"]),
+                "prompt_column": self.columns.prompt,
+                "answer_column": self.columns.answer,
+                **json.loads(r["meta"]),
+            },
         )
 
     @property
@@ -222,6 +227,7 @@ def _record(prompt: RowPrompt, heldout: bool) -> dict[str, Any]:
     """One row of SCHEMA."""
     text, answer = _storable(prompt.text), _storable(prompt.answer)
     before = _storable(json.dumps(prompt.before, ensure_ascii=False))
+    meta = {"columns": prompt.meta, "chat": prompt.is_chat}
     return {
         "key": normal_key(text),
         "answer_key": normal_key(answer),
@@ -230,7 +236,7 @@ def _record(prompt: RowPrompt, heldout: bool) -> dict[str, Any]:
         "text": text,
         "answer": answer,
         "before": before,
-        "meta": _storable(json.dumps(prompt.meta, ensure_ascii=False, default=str)),
+        "meta": _storable(json.dumps(meta, ensure_ascii=False, default=str)),
     }
 
 
