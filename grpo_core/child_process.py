@@ -1,8 +1,11 @@
-"""Helper processes that may hang, crash or use too much memory.
+"""Helper processes that may hang, crash, lie or use too much memory.
 
-`Child` is the parent's side. It protects the server's time: each request has a time limit, and the
-process is killed when it exceeds the limit. `serve` is the loop of a helper whose functions are
-ours but whose input is hostile: it limits memory, and time where Python code can be interrupted.
+`Child` is the parent's side. Each request has one time limit. A helper that exceeds it, or writes
+anything but one answer with the number of the question, is killed. `serve` is the helper's side: it
+limits memory, and time where Python code can be interrupted.
+
+Every line is JSON. The helper first writes {}, or {"error": why it cannot start}. A question is
+{"number": a random text, "ask": the message}; its answer is {"number": the same, "answer": any}.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import resource
+import secrets
 import select
 import signal
 import subprocess
@@ -19,9 +24,11 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
+
+from grpo_core.time_limit import seconds_left
 
 START_SECONDS = 30.0
 MAX_ANSWER_BYTES = 8 << 20
@@ -33,10 +40,7 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """One process with JSON lines as input and output. Thread-safe; starts on the first request.
-
-    The process writes one line when it is ready and one line for each request.
-    """
+    """One process that answers questions. Thread-safe; starts on the first request."""
 
     def __init__(
         self,
@@ -53,22 +57,48 @@ class Child:
         self._end: Callable[[], object] = _nothing
         _children.add(self)
 
-    def request(self, message: Any, seconds: float) -> Any:
-        """The answer to a message. Raises ChildFailed if there is none within the time."""
-        with self._lock:
+    def request(
+        self, message: Any, seconds: float, read: Callable[[Any], Any] = lambda answer: answer
+    ) -> Any:
+        """What `read` makes of the answer to a message.
+
+        seconds: less if time_limit.seconds_left() is less; starting the process does not count.
+        Raises ChildFailed if there is no answer within the time, or none that `read` accepts: it
+        raises ValueError, TypeError or LookupError for an answer of a wrong shape.
+        """
+        number = secrets.token_hex(8)  # no earlier answer can carry it
+        try:
+            question = json.dumps({"number": number, "ask": message}).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ChildFailed(f"the question is no JSON ({type(error).__name__})") from None
+        with self._turn():
+            seconds = min(seconds, seconds_left())
             process = self._running()
+            deadline = time.monotonic() + seconds
+            too_late = f"it took longer than {seconds:.3g} s"
             try:
-                self._send(
-                    process, json.dumps(message).encode() + b"\n", time.monotonic() + seconds
-                )
-                too_late = f"it took longer than {seconds:g} s"
-                return json.loads(self._line(process, time.monotonic() + seconds, too_late))
-            except (OSError, ValueError) as error:
+                self._send(process, question, deadline)
+                return read(_answer_to(number, self._line(process, deadline, too_late)))
+            except (ValueError, TypeError, LookupError, RecursionError):
+                self._kill()
+                raise ChildFailed("it wrote something that is no answer") from None
+            except OSError as error:
                 self._kill()
                 raise ChildFailed(f"the process died ({type(error).__name__})") from None
-            except ChildFailed:
+            except BaseException:  # also an interrupt: the answer would arrive later
                 self._kill()
                 raise
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the requests of other threads, at most until the time limit of this one."""
+        lock, left = self._lock, seconds_left()
+        if not left or not lock.acquire(timeout=-1 if math.isinf(left) else left):
+            raise ChildFailed("the time of this request was used up")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def close(self) -> None:
         """Kill the process."""
@@ -87,7 +117,9 @@ class Child:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
-            return self._process
+            _, stdout = _pipes(self._process)
+            if not select.select([stdout], [], [], 0)[0]:  # else it wrote without a question
+                return self._process
         self._kill()
         process = subprocess.Popen(
             [sys.executable, *self._arguments],
@@ -105,13 +137,18 @@ class Child:
         os.set_blocking(stdin.fileno(), False)
         try:
             deadline = time.monotonic() + START_SECONDS
-            ready = json.loads(self._line(process, deadline, "it did not start"))
-        except (OSError, ValueError, ChildFailed) as error:
+            ready = _json(self._line(process, deadline, "it took too long"))
+        except (OSError, ValueError, RecursionError, ChildFailed) as error:
             self._kill()
-            raise ChildFailed(f"it did not start: {error}") from None
-        if "error" in ready:
+            why = error if isinstance(error, ChildFailed) else type(error).__name__
+            raise ChildFailed(f"it did not start: {why}") from None
+        except BaseException:
             self._kill()
-            raise ChildFailed(ready["error"])
+            raise
+        if ready != {}:
+            self._kill()
+            why = ready.get("error") if isinstance(ready, dict) else None
+            raise ChildFailed(str(why)[:500] if isinstance(why, str) else "it did not start")
         return process
 
     def _send(self, process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
@@ -126,8 +163,8 @@ class Child:
         _, stdout = _pipes(process)
         line = bytearray()
         while not line.endswith(b"\n"):
-            readable, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not readable:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([stdout], [], [], left)[0]:
                 raise ChildFailed(too_late)
             block = os.read(stdout.fileno(), 65536)
             if not block:
@@ -145,9 +182,22 @@ class Child:
 
 def module_child(module: str, *arguments: str) -> Child:
     """A helper that runs a module of this package. Its environment holds no secrets."""
+    return _child(["-m", module, *arguments])
+
+
+def script_child(path: Path) -> Child:
+    """The same for a file, for a helper that must not import the packages above its module."""
+    return _child(["-P", str(path)])
+
+
+def _child(arguments: Sequence[str]) -> Child:
     root = str(Path(__file__).parents[1])
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}
-    return Child(["-m", module, *arguments], environment, root)
+    return Child(arguments, environment, root)
+
+
+class NoValue(Exception):
+    """A function of a helper has no value; the text is the reason, in one line."""
 
 
 class TooLate(BaseException):
@@ -162,19 +212,75 @@ def serve(
     max_memory: int,
     warm_up: Callable[[], object] = lambda: None,
 ) -> None:
-    """Answer each JSON line {do, arguments, seconds} with {value}, or {null: the reason}.
+    """Answer each question {do, arguments, seconds} with {value}, or {null: the reason}.
 
-    max_memory: bytes of address space of this process. Never returns before its input ends.
+    max_memory: bytes of address space of this process. warm_up: runs first; what it raises is the
+    reason why the helper cannot start. Returns when its input ends.
     """
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is not an answer
+    questions, answers = _own_pipes()
     resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _raise_too_late)
-    warm_up()
-    print("{}", file=out, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(_answer(functions, json.loads(line))), file=out, flush=True)
+    try:
+        warm_up()
+    except BaseException as error:  # a file of somebody can raise anything
+        _write(answers, {"error": reason_of(error)})
+        return
+    _write(answers, {})
+    for line in questions:
+        question = json.loads(line)
+        number = question["number"]
+        try:
+            _write(answers, {"number": number, "answer": _answer(functions, question["ask"])})
+        except (TypeError, ValueError, RecursionError):
+            _write(answers, {"number": number, "answer": {"null": "its value is no JSON"}})
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line, as the reason why there is no value."""
+    if isinstance(error, NoValue):
+        return str(error)
+    if isinstance(error, TooLate):
+        return "it took too long"
+    if isinstance(error, MemoryError):
+        return "it needed too much memory"
+    text = ""
+    with contextlib.suppress(Exception):  # an error of somebody's class can fail here too
+        text = " ".join(str(error)[:1000].split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _own_pipes() -> tuple[TextIO, TextIO]:
+    """Questions and answers. Code that reads standard input or prints does not disturb them."""
+    pipes = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    return pipes
+
+
+def _write(answers: TextIO, message: Any) -> None:
+    print(json.dumps(message, allow_nan=False), file=answers, flush=True)
+
+
+def _json(line: bytes) -> Any:
+    """JSON without numbers that are not finite. Raises ValueError or RecursionError."""
+    return json.loads(line, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError("a number is not finite")
+    return value
+
+
+def _answer_to(number: str, line: bytes) -> Any:
+    reply = _json(line)
+    if not isinstance(reply, dict) or reply.keys() != {"number", "answer"}:
+        raise ValueError("no answer")
+    if reply["number"] != number:
+        raise ValueError("the answer to another question")
+    return reply["answer"]
 
 
 def _raise_too_late(*_: Any) -> None:
@@ -191,10 +297,8 @@ def _answer(
         return {"value": functions[question["do"]](*question["arguments"])}
     except TooLate:
         return {"null": f"it took longer than {question['seconds']:g} s"}
-    except MemoryError:
-        return {"null": "it needed too much memory"}
-    except Exception as error:  # parsers raise anything on hostile text
-        return {"null": f"{type(error).__name__}: {str(error)[:200]}"}
+    except BaseException as error:  # parsers raise anything on hostile text
+        return {"null": reason_of(error)}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

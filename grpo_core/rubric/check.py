@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,17 +10,36 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from grpo_core.time_limit import seconds_left
 from grpo_core.types import Completion, Prompt
 
 MAX_CHARS = 20_000  # a check reads only this much of a completion, so that its time is bounded
+NO_TIME = "the time of this request was used up"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a run knows of completions besides their text, for reward functions that ask for it.
+
+    completion_ids: the token ids of each completion. global_step: optimiser steps done, of
+    max_steps.
+    """
+
+    completion_ids: Sequence[Sequence[int]]
+    global_step: int
+    max_steps: int
 
 
 class Notes(Counter[str]):
-    """Why scores are null: reason -> how often. `used`: the cost of scoring, e.g. in "tokens"."""
+    """Why scores are null: reason -> how often. `used`: the cost of scoring, e.g. in "tokens".
 
-    def __init__(self, *given: Any, **named: int) -> None:
-        super().__init__(*given, **named)
+    run: of the run that asks for scores, or None for texts that belong to no run.
+    """
+
+    def __init__(self, *given: Any, run: RunState | None = None) -> None:
+        super().__init__(*given)
         self.used: Counter[str] = Counter()
+        self.run = run
 
     def add(self, more: Notes) -> None:
         """Add the counts of both kinds."""
@@ -32,6 +52,26 @@ class Bounds(NamedTuple):
 
     low: float | None
     high: float | None
+
+
+def read_scores(values: Any, count: int) -> list[float | None]:
+    """Scores that another process or machine gave, as floats.
+
+    Raises ValueError unless they are a list of `count` finite numbers or None.
+    """
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"no list of {count} scores")
+    return [None if value is None else finite(value) for value in values]
+
+
+def finite(value: Any) -> float:
+    """A finite number as a float. Raises ValueError for anything else."""
+    if not isinstance(value, bool | int | float) or not abs(value) < math.inf:
+        raise ValueError("no finite number")
+    try:
+        return float(value)
+    except OverflowError:  # an int of more than 308 digits
+        raise ValueError("no finite number") from None
 
 
 UNIT = Bounds(0.0, 1.0)
@@ -70,10 +110,20 @@ class Check:
         params: Any,
         notes: Notes,
     ) -> list[float | None]:
-        """One score for each completion, in order; None = could not be scored."""
-        if self.many is not None:
+        """One score for each completion, in order; None = could not be scored.
+
+        Completions that are left when grpo_core.time_limit is over are not scored.
+        """
+        if self.many is not None and seconds_left():
             return self.many(completions, prompts, params, notes)
-        return [self.score(c, p, params) for c, p in zip(completions, prompts, strict=True)]
+        out: list[float | None] = []
+        for completion, prompt in zip(completions, prompts, strict=True):
+            if seconds_left():
+                out.append(self.score(completion, prompt, params))
+            else:
+                out.append(None)
+                notes[NO_TIME] += 1
+        return out
 
 
 def batched(

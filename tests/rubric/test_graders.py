@@ -10,7 +10,6 @@ from answer_pairs import DIFFERENT, SAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_core.child_process import Child, ChildFailed
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig
 from grpo_core.rubric import CHECKS, build_rubric
@@ -331,38 +330,6 @@ def test_think_format_agrees_with_trl_for_one_block_at_the_start():
     for text in ("<think>a</think>b", "<think>a</think>", "a", "<think>a", "x<think>a</think>"):
         theirs = think_format_reward([[{"content": text}]])[0]
         assert score("regex", text, pattern=r"(?s)^<think>.*</think>") == theirs, text
-
-
-# ---- the killable process -----------------------------------------------------------------------
-
-
-def test_a_child_that_hangs_dies_or_says_too_much_is_replaced(tmp_path):
-    script = tmp_path / "child.py"
-    script.write_text(
-        "import json, os, sys, time\n"
-        "print('{}', flush=True)\n"
-        "for line in sys.stdin:\n"
-        "  q = json.loads(line)\n"
-        "  if q == 'hang': time.sleep(60)\n"
-        "  if q == 'die': os._exit(1)\n"
-        "  if q == 'flood': print('x' * 20_000_000, flush=True)\n"
-        "  if q == 'junk': print('not json', flush=True)\n"
-        "  print(json.dumps([q, os.getpid()]), flush=True)\n"
-    )
-    child = Child([str(script)])
-    first = child.request("a", 5)[1]
-    assert child.request("b", 5) == ["b", first]  # the same process
-    for question, says in (
-        ("hang", "longer than 0.3 s"),
-        ("die", "died"),
-        ("flood", "more than"),
-        ("junk", "died"),
-    ):
-        with pytest.raises(ChildFailed, match=says):
-            child.request(question, 0.3 if question == "hang" else 5)
-        assert child.request("again", 5)[0] == "again"
-    assert child.request("c", 5)[1] != first
-    child.close()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Plug-in files: Python with TRL's reward signature f(completions, prompts, **columns).
 
 The operator names them on the command line. Each file runs in its own process, which cannot write,
-use the network, start processes or read anything but Python's own files; see jail.py.
+use the network, start processes or read anything but Python's own files; see jail.py. A file can
+give wrong scores for its own functions, but never for those of another file.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +16,34 @@ from pydantic import Field
 
 from grpo_core.child_process import Child, ChildFailed
 from grpo_core.errors import StudioError
-from grpo_core.rubric.check import UNBOUNDED, Check, Many, Notes, Params, batched
+from grpo_core.rubric.check import (
+    UNBOUNDED,
+    Check,
+    Many,
+    Notes,
+    Params,
+    RunState,
+    batched,
+    finite,
+)
 from grpo_core.types import Completion, Prompt
 
 START_SECONDS = 20.0
 KILL_AFTER = 1.0  # seconds; a process that is this much over its time limit is killed
+ANSWER_NAMES = ("answer", "solution", "ground_truth")
+# A file's columns of these names are not passed: they would replace what TRL passes.
+TAKEN = ("completions", "prompts", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 class PluginParams(Params):
     """`seconds`: time limit for all completions of a step.
 
-    `messages`: pass [{"role": "assistant", "content": …}], as TRL does for chat data.
+    `messages`: pass prompts and completions as [{"role": …, "content": …}]. Empty: as TRL does,
+    for the rows that are chats.
     """
 
     seconds: float = Field(10.0, gt=0, le=600)
-    messages: bool = False
+    messages: bool | None = None
 
 
 def load_plugins(paths: Sequence[str]) -> dict[str, Check]:
@@ -52,8 +65,9 @@ def load_plugins(paths: Sequence[str]) -> dict[str, Check]:
             {"PYTHONPATH": root, "LANG": "C.UTF-8"},
             root,
         )
+        question = {"do": "list", "arguments": [], "seconds": START_SECONDS}
         try:
-            functions = child.request({"list": True}, START_SECONDS)["functions"]
+            functions = child.request(question, START_SECONDS, _names)
         except ChildFailed as error:
             raise StudioError(
                 f"--rewards {path!r} cannot be used: {error}. Correct the file and start again."
@@ -70,6 +84,13 @@ def load_plugins(paths: Sequence[str]) -> dict[str, Check]:
     return checks
 
 
+def _names(answer: Any) -> list[str]:
+    names = answer["value"]
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ValueError("no list of names")
+    return names
+
+
 def _scorer(child: Child, function: str) -> Many:
     """The scores of one function, as `many` of a check."""
 
@@ -79,54 +100,94 @@ def _scorer(child: Child, function: str) -> Many:
         params: PluginParams,
         notes: Notes,
     ) -> list[float | None]:
-        texts: list[Any] = [
-            [{"role": "assistant", "content": c.text}] if params.messages else c.text
-            for c in completions
-        ]
-        question = {
-            "function": function,
-            "completions": texts,
-            "prompts": [p.text for p in prompts],
-            "columns": columns(prompts),
-            "seconds": params.seconds,
-        }
+        run = getattr(notes, "run", None)  # a plain Counter will do for the reasons
+        arguments = [function, *trl_arguments(completions, prompts, params.messages, run)]
+        question = {"do": "score", "arguments": arguments, "seconds": params.seconds}
+        count = len(completions)
+
+        def read(answer: Any) -> tuple[list[float | None], Notes]:
+            """Scores and reasons. A text among the scores is what the function gave instead."""
+            if answer.keys() == {"null"}:
+                return [None] * count, Notes({f"{function}: {_line(answer['null'])}": count})
+            values, why = answer["value"], Notes()
+            if answer.keys() != {"value"} or not isinstance(values, list):
+                raise ValueError("no scores")
+            if len(values) != count:
+                why[f"{function} returned {len(values)} scores for {count} completions"] = count
+                return [None] * count, why
+            for value in values:
+                if isinstance(value, str):
+                    why[f"{function} returned {_line(value)}, which is no finite number"] += 1
+            return [None if v is None or isinstance(v, str) else finite(v) for v in values], why
+
         try:
-            answer = child.request(question, params.seconds + KILL_AFTER)
+            scores, why = child.request(question, params.seconds + KILL_AFTER, read)
         except ChildFailed as error:
-            answer = {"error": str(error)}
-        if "error" in answer:
-            notes[f"{function}: {answer['error']}"] += len(completions)
-            return [None] * len(completions)
-        scores = answer["scores"]
-        if len(scores) != len(completions):
-            reason = f"{function} returned {len(scores)} scores for {len(completions)} completions"
-            notes[reason] += len(completions)
-            return [None] * len(completions)
-        return [_finite(value, function, notes) for value in scores]
+            notes[f"{function}: {error}"] += count
+            return [None] * count
+        notes.update(why)
+        return scores
 
     return score
 
 
-def columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    """What a reward function gets besides completions and prompts.
+def _line(text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError("no text")
+    return " ".join(text[:500].split())
 
-    These are the columns of the prompt file, and the right answer under three usual names.
+
+def trl_arguments(
+    completions: Sequence[Completion],
+    prompts: Sequence[Prompt],
+    messages: bool | None,
+    run: RunState | None,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What TRL 1.x passes to a reward function, by name, and the known fields of `trainer_state`.
+
+    The names are prompts, completions, completion_ids and the columns of the prompt file; see
+    GRPOTrainer._calculate_rewards. completion_ids is None for texts that were not sampled.
     """
-    own = [p.meta.get("columns", {}) for p in prompts]
-    names = {
-        name
-        for row in own
-        for name in row
-        if name.isidentifier() and name not in ("completions", "prompts")
+    as_messages = [p.meta.get("chat", False) if messages is None else messages for p in prompts]
+    given = {
+        "prompts": [
+            _messages(p) if m else p.text for p, m in zip(prompts, as_messages, strict=True)
+        ],
+        "completions": [
+            [{"role": "assistant", "content": c.text}] if m else c.text
+            for c, m in zip(completions, as_messages, strict=True)
+        ],
+        "completion_ids": None if run is None else [list(ids) for ids in run.completion_ids],
     }
-    answers = {name: [p.answer for p in prompts] for name in ("answer", "solution", "ground_truth")}
-    return answers | {name: [row.get(name) for row in own] for name in sorted(names)}
+    state = None
+    if run is not None:
+        state = {
+            "global_step": run.global_step,
+            "max_steps": run.max_steps,
+            "is_local_process_zero": True,
+            "is_world_process_zero": True,
+        }
+    return columns(prompts, as_messages) | given, state
 
 
-def _finite(value: Any, function: str, notes: Notes) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    notes[f"{function} returned {value!s}, which is no finite number"] += 1
-    return None
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [*prompt.meta.get("before", ()), {"role": "user", "content": prompt.text}]
+
+
+def columns(prompts: Sequence[Prompt], as_messages: Sequence[bool]) -> dict[str, list[Any]]:
+    """The columns of the prompt file by name, each with one value a prompt.
+
+    The prompt and the right answer have their columns' names, and the answer also has three usual
+    names. A row without a column has None.
+    """
+    rows = []
+    for prompt, is_chat in zip(prompts, as_messages, strict=True):
+        row = dict.fromkeys(ANSWER_NAMES, prompt.answer)
+        row |= prompt.meta.get("columns", {})
+        own = {
+            prompt.meta.get("answer_column"): prompt.answer,
+            prompt.meta.get("prompt_column"): _messages(prompt) if is_chat else prompt.text,
+        }
+        rows.append(row | {name: value for name, value in own.items() if name})
+    names = dict.fromkeys(name for row in rows for name in row if name not in TAKEN)
+    return {name: [row.get(name) for row in rows] for name in names}
