@@ -46,7 +46,11 @@ class StoreBusy(StoreError):
 
 
 class StoreFull(StoreError):
-    """The disk has no room for more rows of a run."""
+    """The disk takes no more rows of a run: full, over quota, or not writable any more."""
+
+
+class StoreAway(StoreError):
+    """The file cannot be written for now: another program locks it, or it was moved away."""
 
 
 class NotFound(StudioError):

@@ -66,12 +66,15 @@ def examine_store(store: Store) -> Iterator[Finding]:
     runs = store.runs()
     size = _mib(store.file_bytes())
     yield Finding(f"store {str(store.path)!r}: {len(runs)} runs, {size}")
-    for line in store.integrity():
+    damage = store.integrity()
+    for line in damage:
         yield Finding(
             f"the store is damaged: {line}",
             True,
             "Save the readable rows with `python -m grpo_core export`, then restore a backup.",
         )
+    if damage:  # rows may be missing, so no checkpoint may be taken for one without a run
+        return
     free = shutil.disk_usage(store.path.parent).free
     yield Finding(
         f"{free / 2**30:.1f} GiB are free beside the store",

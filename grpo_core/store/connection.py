@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
-from grpo_core.errors import StoreBusy, StoreError, StoreFull
+from grpo_core.errors import StoreAway, StoreBusy, StoreError, StoreFull
+from grpo_core.store.unclean import Identity, first_damage, has_live_runs, identity
 
 IDLE_SECONDS = 10.0  # an idle reading connection is closed after this
 LOCK_SECONDS = 1.0  # wait for another process to finish a short write, such as a rename
+# Wait for a lock of another program. A run tries again; a page's request gets a message soon.
+BUSY_SECONDS = 1.0
 
 # FULL: a step that was said to be recorded survives a power cut, not only a crash. It costs 4 ms
 # once a step. auto_vacuum works only if it comes before the first table, and even before WAL.
@@ -40,7 +44,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(
         f"{path.as_uri()}?mode={mode}",
         uri=True,
-        timeout=15,
+        timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
@@ -65,19 +69,37 @@ PROBLEMS = {
     sqlite3.SQLITE_BUSY: (
         "is locked by another program. Close that program, or name another file with --db."
     ),
+    sqlite3.SQLITE_IOERR: (
+        "cannot be written or read: the disk or its quota may be full, or the disk fails. "
+        "Free some space on it, or name a file on another disk with --db."
+    ),
+}
+# Of these kinds a run waits for a person, or until the file can be written again.
+KINDS = {
+    sqlite3.SQLITE_FULL: StoreFull,
+    sqlite3.SQLITE_IOERR: StoreFull,
+    sqlite3.SQLITE_READONLY: StoreFull,
+    sqlite3.SQLITE_BUSY: StoreAway,
+    sqlite3.SQLITE_CANTOPEN: StoreAway,
 }
 
 
 def explain(path: Path, error: Exception) -> StoreError:
     """One line that says what is wrong with the file and what to do."""
     # The low byte is the kind of error, the rest a detail of it.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _kind(error)
     problem = PROBLEMS.get(
         code,
         f"cannot be used: {error}. Check the disk and permissions, or name another file with --db.",
     )
-    kind = StoreFull if code == sqlite3.SQLITE_FULL else StoreError
-    return kind(" ".join(f"--db {str(path)!r} {problem}".split()))
+    return KINDS.get(code, StoreError)(" ".join(f"--db {str(path)!r} {problem}".split()))
+
+
+def _kind(error: Exception) -> int:
+    """SQLite's code for the kind of error; 0 for errors that SQLite does not number."""
+    if str(error).startswith("Could not decode to UTF-8"):
+        return sqlite3.SQLITE_CORRUPT  # we write valid UTF-8 only
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 @contextmanager
@@ -86,12 +108,18 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in (
-            sqlite3.SQLITE_ERROR,
-            sqlite3.SQLITE_CONSTRAINT,
-        ):
+        if _kind(error) in (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
             raise
         raise explain(path, error) from error
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Around the decoding of stored JSON and names: what cannot be decoded is damage."""
+    try:
+        yield
+    except ValueError:
+        raise StoreError(f"--db {str(path)!r} {PROBLEMS[sqlite3.SQLITE_CORRUPT]}") from None
 
 
 class Writer:
@@ -120,8 +148,14 @@ class Writer:
         # The live runs of this process. While there is one, the file is held.
         self.owned: set[str] = set()
         self.indexer: threading.Thread | None = None  # builds the search index, see search.py
+        self.trouble = ""  # why the last write failed, in one line; empty after one that worked
+        self.damage = ""  # why nothing may be written to the file, in one line
         self._holders = 0
-        self._inode = 0
+        self._inodes: list[int | None] = []  # of the file and its log
+        self._log_file = f"{path}-wal"
+        self._log_when_closed: Identity | None = None
+        self._was_open = False
+        self._damaged_files: list[Identity | None] = []
         self._mutex = threading.RLock()
         # Not thread-local: a hold may be taken by the thread that starts a run and released by the
         # one that ends it.
@@ -131,7 +165,8 @@ class Writer:
         """Hold the file, counted. Raises StoreBusy if another process holds it for longer."""
         with self._mutex:
             if self._holders == 0:
-                self._open(wait_seconds)
+                with self._noting_trouble():
+                    self._open(wait_seconds)
             self._holders += 1
 
     def release(self) -> None:
@@ -164,7 +199,7 @@ class Writer:
 
         A nested one joins the outer. The file must be held.
         """
-        with self._mutex, explained(self.path):
+        with self._mutex, self._noting_trouble(), explained(self.path):
             connection = self.held_connection
             self._check_still_there()
             if connection.in_transaction:
@@ -174,6 +209,7 @@ class Writer:
             try:
                 yield connection
                 connection.execute("COMMIT")
+                self.trouble = ""
             except BaseException:
                 # After a full disk SQLite has already rolled back.
                 if connection.in_transaction:
@@ -212,32 +248,82 @@ class Writer:
             raise explain(self.path, error) from error
         try:
             with explained(self.path):
+                self._refuse_damage()
                 self.connection = connect(self.path, "rw")
-                self._inode = os.stat(self.path).st_ino
                 self.connection.executescript(SETTINGS)
+                self._inodes = [_inode(self.path), _inode(self._log_file)]
         except BaseException:
             self._close()
             raise
 
+    def _refuse_damage(self) -> None:
+        """Check the file if its last writer did not close it properly. Raises StoreError.
+
+        A writer that ends properly empties the log and leaves no live run. Nothing is written to a
+        damaged file, so its log stays for a person to save.
+        """
+        files = [identity(self.path), identity(self._log_file)]
+        log = files[1]
+        if self.damage and files == self._damaged_files:
+            raise StoreError(self.damage)
+        self.damage, first, self._was_open = "", not self._was_open, True
+        closed_here = log is None or log == self._log_when_closed
+        if closed_here and not first:
+            return
+        with closing(connect(self.path, "ro")) as conn:
+            if log is None and not has_live_runs(conn):
+                return
+            found = first_damage(conn)
+        if found:
+            self._damaged_files = files
+            self.damage = _damaged(self.path, found)
+            raise StoreError(self.damage)
+
     def _check_still_there(self) -> None:
-        """Raise if the file was deleted: SQLite would write on, and all of it would be lost."""
-        try:
-            same = os.stat(self.path).st_ino == self._inode
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise StoreError(
+        """Raise if a file was deleted: SQLite would write on, and all of it would be lost."""
+        if self._inodes != [_inode(self.path), _inode(self._log_file)]:
+            raise StoreAway(
                 f"--db {str(self.path)!r} was deleted or replaced while it was in use. Put it "
                 "back, or restart with another --db."
             )
 
+    @contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreBusy:  # another of our processes writes, which is no trouble
+            raise
+        except StoreError as problem:
+            self.trouble = str(problem)
+            raise
+
     def _close(self) -> None:
         try:
             if self.connection is not None:
+                # Also where readers keep the file open: an empty log says that nothing was lost.
+                with contextlib.suppress(sqlite3.Error):
+                    self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 self.connection.close()
+                self._log_when_closed = identity(self._log_file)
         finally:
             self.connection = None
             self._lock.release()
+
+
+def _damaged(path: Path, found: str) -> str:
+    found = " ".join(found.split())[:200]
+    return (
+        f"--db {str(path)!r} is damaged and was not closed properly ({found}). It is only read; "
+        f"nothing is written to it. Look with `python -m grpo_core doctor --db {str(path)!r}`, "
+        "restore a copy, or name another file with --db."
+    )
+
+
+def _inode(path: Path | str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None
 
 
 class Readers:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 from grpo_core.errors import NotFound, StudioError
 from grpo_core.store import rollouts
 from grpo_core.store import search as fulltext
-from grpo_core.store.connection import Readers, Writer
+from grpo_core.store.connection import Readers, Writer, decoding
 from grpo_core.store.downsample import stride
 from grpo_core.store.plain import integer, text
 from grpo_core.store.rollouts import Page, Wanted
@@ -73,7 +73,8 @@ class GroupQueries:
 
     def __init__(self, readers: Readers, writer: Writer):
         self._readers = readers
-        self._writer = writer  # only for building the search index
+        # Only for building the search index, and to know whether the file is damaged.
+        self._writer = writer
 
     def group_ids(self, run_id: str, step: int) -> list[int]:
         """Ids of the groups of a step, in order."""
@@ -297,10 +298,10 @@ class GroupQueries:
             "SELECT * FROM rollouts WHERE group_id IN ({}) ORDER BY group_id, position",
             list(rollouts),
         ):
+            with decoding(self._writer.path):
+                scores = json.loads(row["scores"])
             rollouts[row["group_id"]].append(
-                RolloutRow(
-                    **{**row, "scores": json.loads(row["scores"]), "edited": bool(row["edited"])}
-                )
+                RolloutRow(**{**row, "scores": scores, "edited": bool(row["edited"])})
             )
         return [GroupRow(**group, rollouts=tuple(rollouts[group["id"]])) for group in groups]
 

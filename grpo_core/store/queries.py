@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_core.errors import NotFound
+from grpo_core.errors import NotFound, StoreError
+from grpo_core.store.connection import decoding
 from grpo_core.store.downsample import min_max, stride
 from grpo_core.store.group_queries import GroupQueries
 from grpo_core.store.plain import integer, text
@@ -31,7 +32,8 @@ class Queries(GroupQueries):
         rows = self._readers.all("SELECT revision, status FROM runs WHERE id = ?", (text(run_id),))
         if not rows:
             raise no_run(run_id)
-        return Cursor(rows[0]["revision"], RunStatus(rows[0]["status"]))
+        with decoding(self.path):
+            return Cursor(rows[0]["revision"], self._status(rows[0]["status"]))
 
     def runs_token(self) -> tuple[Any, ...]:
         """Differs whenever a run was added, changed, renamed or deleted."""
@@ -40,7 +42,7 @@ class Queries(GroupQueries):
     def runs(self) -> list[RunRow]:
         """Every run with its summary, newest first."""
         return [
-            _run(row)
+            self._run(row)
             for row in self._readers.all("SELECT * FROM runs ORDER BY created_at DESC, rowid DESC")
         ]
 
@@ -48,15 +50,38 @@ class Queries(GroupQueries):
         rows = self._readers.all("SELECT * FROM runs WHERE id = ?", (text(run_id),))
         if not rows:
             raise no_run(run_id)
-        return _run(rows[0])
+        return self._run(rows[0])
+
+    def _run(self, row: sqlite3.Row) -> RunRow:
+        with decoding(self.path):
+            values: Mapping[str, Any] = {
+                **row,
+                "status": self._status(row["status"]),
+                "phase": row["phase"] and Phase(row["phase"]),
+                "config": json.loads(row["config"]),
+                "env": row["env"] and json.loads(row["env"]),
+            }
+        return RunRow(**values)
+
+    def _status(self, stored: str) -> RunStatus:
+        """The status of a run. A file that may not be written has no process with a live run."""
+        status = RunStatus(stored)
+        if self._writer.damage and status.is_live and status is not RunStatus.QUEUED:
+            return RunStatus.INTERRUPTED
+        return status
 
     def integrity(self) -> list[str]:
         """What SQLite finds wrong with the file, in its words; empty if nothing is."""
-        found = [row[0] for row in self._readers.all("PRAGMA integrity_check")] + [
-            f"{row['table']} row {row['rowid']} refers to a missing {row['parent']}"
-            for row in self._readers.all("PRAGMA foreign_key_check")
-        ]
-        return [line for line in found if line != "ok"]
+        try:
+            found = [row[0] for row in self._readers.all("PRAGMA integrity_check")]
+            if found == ["ok"]:
+                found = [
+                    f"{row['table']} row {row['rowid']} refers to a missing {row['parent']}"
+                    for row in self._readers.all("PRAGMA foreign_key_check")
+                ]
+            return found
+        except StoreError as problem:  # so damaged that SQLite cannot even look at all of it
+            return [str(problem)]
 
     # ---- numbers --------------------------------------------------------------------------------
 
@@ -272,14 +297,3 @@ def no_run(run_id: str) -> NotFound:
         f"run {text(run_id)!r:.80} is not in the store. It may have been deleted; choose another "
         "run."
     )
-
-
-def _run(row: sqlite3.Row) -> RunRow:
-    values: Mapping[str, Any] = {
-        **row,
-        "status": RunStatus(row["status"]),
-        "phase": row["phase"] and Phase(row["phase"]),
-        "config": json.loads(row["config"]),
-        "env": row["env"] and json.loads(row["env"]),
-    }
-    return RunRow(**values)

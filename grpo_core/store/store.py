@@ -15,7 +15,7 @@ from pathlib import Path
 
 from grpo_core import checkpoint_files
 from grpo_core.config import RunConfig
-from grpo_core.errors import StoreBusy, StudioError
+from grpo_core.errors import StoreBusy, StoreError, StudioError
 from grpo_core.store import schema, search
 from grpo_core.store.connection import LOCK_SECONDS, Readers, Writer, explain, file_bytes
 from grpo_core.store.plain import text, to_json
@@ -42,6 +42,11 @@ class Store(Queries):
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise explain(self.path, error) from error
         super().__init__(Readers(real), self._writer)
+
+    @property
+    def trouble(self) -> str:
+        """Why this process cannot write to the file at present, in one line; empty if it can."""
+        return self._writer.trouble
 
     def close(self) -> None:
         """Close the idle reading connections. Whoever is writing goes on."""
@@ -221,7 +226,7 @@ class Store(Queries):
         try:
             with self.writing(wait_seconds=0) as writer:
                 return not writer.owned
-        except StoreBusy:
+        except StoreError:  # another process has it, or it is damaged
             return False
 
     @staticmethod
