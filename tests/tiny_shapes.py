@@ -32,6 +32,68 @@ SHAPES = {
     "Gemma": ("GemmaConfig", {"head_dim": 16}),
     "Gemma 2": ("Gemma2Config", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}),
 }
+WINDOW = {"sliding_window": 16}
+# Their layers see a part of the text, or scale their logits, or have angles that depend on length.
+UNUSUAL = {
+    "Mistral, sliding": ("MistralConfig", WINDOW),
+    "Mixtral": ("MixtralConfig", WINDOW | {"num_local_experts": 4}),
+    "Gemma 2": ("Gemma2Config", WINDOW | {"head_dim": 16, "query_pre_attn_scalar": 16}),
+    "Gemma 3": (
+        "Gemma3TextConfig",
+        WINDOW | {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "gpt-oss": (
+        "GptOssConfig",
+        WINDOW | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "Cohere": ("CohereConfig", {}),
+    "Cohere 2": (
+        "Cohere2Config",
+        WINDOW | {"layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "Granite": ("GraniteConfig", {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
+    "Phi-3, LongRoPE": (
+        "Phi3Config",
+        {
+            "sliding_window": None,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 8,
+                "long_factor": [3.0] * 8,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "Dynamic NTK": (
+        "LlamaConfig",
+        {
+            "head_dim": 16,
+            "max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        },
+    ),
+    "GPT-Neo": (
+        "GPTNeoConfig",
+        {
+            "num_layers": 2,
+            "num_heads": 2,
+            "window_size": 16,
+            "attention_types": [[["local", "global"], 1]],
+        },
+    ),
+    "Llama 4": (
+        "Llama4TextConfig",
+        {
+            "head_dim": 16,
+            "attention_chunk_size": 16,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "layer_types": ["chunked_attention", "full_attention"],
+        },
+    ),
+}
 # Computed by this project's own decoder.
 OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
 
@@ -43,8 +105,8 @@ class IdsAsText:
         return " ".join(map(str, ids))
 
 
-def make_model(shape: str, dtype=torch.float32, **more):
-    name, options = SHAPES[shape]
+def make_model(shape: str, dtype=torch.float32, unusual: bool = False, **more):
+    name, options = UNUSUAL[shape] if unusual else SHAPES[shape]
     common = {
         "vocab_size": 40,
         "hidden_size": 32,

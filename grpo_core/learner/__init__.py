@@ -8,8 +8,9 @@ from grpo_core.learner.controls import KL_CONTROLS
 from grpo_core.learner.critic import Critic, ValueEstimates
 from grpo_core.learner.grouping import GROUPINGS
 from grpo_core.learner.kl import KL_ESTIMATORS
-from grpo_core.learner.logprobs import packing_is_exact, token_logprobs
+from grpo_core.learner.logprobs import token_logprobs
 from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS
+from grpo_core.learner.packing import packing_is_exact
 from grpo_core.learner.update import Learner, LearnerSettings
 
 __all__ = [

@@ -16,12 +16,9 @@ from torch import Tensor, nn
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
 from grpo_core.learner.packed_attention import FlatLayout, flat
+from grpo_core.models.attention_spans import layer_masks, reset_dynamic_angles
 from grpo_core.models.decoder import FusedDecoder, forward, masked_attention, recomputing
 from grpo_core.models.lm_head import MAX_LOGITS, LogprobsFromLogits, LogprobsFromStates
-
-# Largest difference in nats at which packing counts as exact. Half precision rounds more.
-PACKING_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-HALF_TOLERANCE = 0.25
 
 MakeLayout = Callable[[Batch, torch.dtype], Layout]
 
@@ -174,6 +171,7 @@ def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicte
 def _predict_by_model(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicted:
     """`predict` by the model's own code; a hook selects the states that reach the output layer."""
     layout = _layout(model, batch, options)
+    reset_dynamic_angles(model)
     holds_back = _holds_back(model, layout, options)
     kept: list[Tensor] = []
 
@@ -189,7 +187,7 @@ def _predict_by_model(model: nn.Module, batch: Batch, options: ForwardOptions) -
                 model,
                 options.weights,
                 input_ids=layout.input_ids,
-                attention_mask=layout.attention_mask,
+                attention_mask=_masks(model, batch, layout),
                 position_ids=layout.position_ids,
                 use_cache=False,
             ).logits
@@ -211,6 +209,16 @@ def _predict_by_model(model: nn.Module, batch: Batch, options: ForwardOptions) -
 def _layout(model: nn.Module, batch: Batch, options: ForwardOptions) -> Layout:
     make = options.layout or (packed if batch.is_shared else separate)
     return make(batch, next(model.parameters()).dtype)
+
+
+def _masks(model: nn.Module, batch: Batch, layout: Layout) -> Tensor | dict[str, Tensor]:
+    """What the model's own forward takes: separate rows leave windows of attention to it."""
+    mask = layout.attention_mask
+    if mask.dim() == 2:
+        return mask
+    return batch.cached_layout(
+        ("masks", mask.dtype), lambda: layer_masks(model, mask, layout.position_ids)
+    )
 
 
 def _holds_back(model: nn.Module, layout: Layout | FlatLayout, options: ForwardOptions) -> bool:
@@ -235,24 +243,3 @@ def output_size(model: nn.Module) -> int:
 def hidden_size(model: nn.Module) -> int:
     """H"""
     return output_layer(model).weight.shape[1]
-
-
-@torch.no_grad()
-def packing_is_exact(model: nn.Module, batch: Batch, layout: MakeLayout | None = None) -> bool:
-    """Whether tokens that share a prompt get the log-probabilities that separate rows give them.
-
-    Measured on these rows instead of read from a list of names: sliding windows, state-space layers
-    and flash kernels that ignore the mask all fail. Separate rows run the model's own code; shared
-    ones run `layout`, or the fused decoder where it knows the architecture.
-    """
-    if not batch.is_shared:
-        return False
-    try:
-        shared, _ = token_logprobs(model, batch, 1.0, layout)
-        alone, _ = token_logprobs(model, batch, 1.0, separate)
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-        return False  # what architectures raise that do not accept such a mask
-    tolerance = PACKING_TOLERANCE.get(next(model.parameters()).dtype, HALF_TOLERANCE)
-    return bool((shared - alone).abs().max() <= tolerance)

@@ -13,6 +13,7 @@ from torch import nn
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner.batch import Batch, micro_batches, whole_groups
 from grpo_core.learner.logprobs import hidden_size
+from grpo_core.models.attention_spans import longest_independent_row
 from grpo_core.models.decoder import FusedDecoder
 
 log = logging.getLogger("grpo_studio")
@@ -36,6 +37,7 @@ class MicroBatcher:
         self.max_tokens = max_tokens
         self._hidden_size = hidden_size(model)
         self._is_fused = FusedDecoder.of(model) is not None
+        self._longest = longest_independent_row(model)
 
     def parts(self, batch: Batch, allow_flat: bool = True) -> list[Batch]:
         """The batch in parts for the layout that `predict` will use.
@@ -44,6 +46,9 @@ class MicroBatcher:
         """
         if not len(batch):
             return []
+        if self._longest is not None and _longest_row(batch) > self._longest:
+            # Rows that share a forward pass would share the longest row's rotary angles.
+            return [batch.select([(p, [i])]) for p, rows in enumerate(batch.siblings) for i in rows]
         if batch.device.type != "cpu":
             return micro_batches(batch, self.max_tokens, self._hidden_size)
         widest = max(batch.segment_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
@@ -75,13 +80,18 @@ class MicroBatcher:
                 torch.cuda.empty_cache()
 
 
+def _longest_row(batch: Batch) -> int:
+    """Tokens of the longest prompt and completion together."""
+    return max(
+        len(batch.prompts[p]) + len(batch.completions[i])
+        for p, rows in enumerate(batch.siblings)
+        for i in rows
+    )
+
+
 def _too_long(parts: list[Batch]) -> str:
     """The message when parts of one completion do not fit."""
-    longest = max(
-        len(completion) + len(prompt)
-        for part in parts
-        for prompt, completion in zip(part.prompts, part.completions, strict=True)
-    )
+    longest = max(map(_longest_row, parts))
     return (
         "train.max_new_tokens: there is not enough memory for one completion of "
         f"{longest} tokens, prompt included. "

@@ -5,7 +5,6 @@ One update is a pass over the batch's micro-batches, gradient clipping and a ste
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,16 +23,16 @@ from grpo_core.learner.critic import (
     ValueEstimates,
     value_estimates,
 )
-from grpo_core.learner.logprobs import output_layer, packing_is_exact
+from grpo_core.learner.logprobs import output_layer
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
 from grpo_core.learner.memory import MicroBatcher
 from grpo_core.learner.objectives import CONSTRAINED
+from grpo_core.learner.packing import Packing
 from grpo_core.learner.passes import CheckInterrupt, Passes, PassInputs, PassResult
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.learner.trust_region import Surrogate, TrustRegionStep, trust_region_step
 from grpo_core.learner.update_result import Update, mean_of_known, pass_means
-
-log = logging.getLogger("grpo_studio")
+from grpo_core.models.lora import adapter_layers, scale_adapters
 
 # A KL that is not trained on is measured on one row in this many, so that its curve costs little.
 ROWS_PER_MEASURED = 8
@@ -98,7 +97,9 @@ class Learner:
         # Some but not all updates of a batch are done: the weights belong to no step.
         self.midway = False
         self.log: TokenLog | None = None  # of the last batch
-        self._packs: bool | None = None  # whether groups share a row; known after the first batch
+        # A trust region differentiates twice, which only the model's own code can do.
+        constrained = self.algorithm.objective in CONSTRAINED
+        self.packing = Packing(model, packed if constrained else None)
 
     def estimate_values(
         self,
@@ -124,7 +125,7 @@ class Learner:
             checked = _checked(parts, check_interrupt)
             return critic.values(self.model, checked, batch, self.train.temperature)
 
-        found = self.micro_batcher.retry_on_oom(self._grouped_if_exact(batch), values)
+        found = self.micro_batcher.retry_on_oom(self.packing.grouped_if_exact(batch), values)
         return value_estimates(found, rewards, batch.completion_mask, self.algorithm)
 
     def update(
@@ -203,7 +204,7 @@ class Learner:
         )
         dtype = torch.promote_types(output_layer(self.model).weight.dtype, torch.float32)
         self.log = TokenLog(batch, self.algorithm.updates_per_batch, dtype)
-        batch = self._grouped_if_exact(batch)
+        batch = self.packing.grouped_if_exact(batch)
         return _BatchInputs(
             batch=batch,
             gradient_rows=self._rows_with_gradient(batch, advantages),
@@ -286,9 +287,13 @@ class Learner:
 
         Used where KL is above its hard limit. Without it, a frozen reference means no update, so no
         lower KL, for the rest of the run. A step along the KL's gradient would be an update above
-        the limit, and would work against the optimiser's momentum.
+        the limit, and would work against the optimiser's momentum. Adapters are B·A above weights
+        that are the reference's own, so the same step makes B smaller.
         """
         assert self.reference is not None
+        if layers := adapter_layers(self.model):
+            scale_adapters(layers, 1 - STEP_BACK)
+            return
         for p, ref in zip(self.model.parameters(), self.reference.parameters(), strict=True):
             p.lerp_(ref, STEP_BACK)
 
@@ -333,7 +338,7 @@ class Learner:
             "num_steps": self.num_steps,
             "reference": reference,
             "critic": self.critic.state_dict() if self.critic is not None else None,
-            "packs": self._packs,
+            "packs": self.packing.state(),
             "max_tokens": self.micro_batcher.max_tokens,
             "set": {name: getattr(self.algorithm, name) for name in COEFS},
         }
@@ -346,7 +351,7 @@ class Learner:
             group["betas"] = self.train.adam_beta1, self.train.adam_beta2
         self.coefficients = CoefficientState(**state["steering"])
         self.num_steps = state["num_steps"]
-        self._packs = state["packs"]
+        self.packing.load_state(state["packs"])
         self.micro_batcher.max_tokens = min(self.train.micro_batch_tokens, state["max_tokens"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
@@ -379,33 +384,6 @@ class Learner:
                 if any(has_gradient[i] for i in rows)
             ]
         )
-
-    def _grouped_if_exact(self, batch: Batch) -> Batch:
-        """The batch, or each row in a group of its own if this model cannot share prompts."""
-        return batch if self._can_pack(batch) else batch.ungrouped()
-
-    def _can_pack(self, batch: Batch) -> bool:
-        """Whether groups may share a row: tested once, on the first batch that can show it."""
-        if self._packs is None:
-            # Needs a later sibling of two tokens. The prompt alone predicts a sibling's only token,
-            # which would be right whatever the mask does.
-            candidates = [
-                (p, rows)
-                for p, rows in enumerate(batch.siblings)
-                if any(len(batch.completions[i]) > 1 for i in rows[1:])
-            ]
-            if not candidates:
-                return False
-            longest, _ = max(candidates, key=batch.segment_tokens)
-            # A trust region differentiates twice, which only the model's own code can do.
-            layout = packed if self.algorithm.objective in CONSTRAINED else None
-            self._packs = packing_is_exact(self.model, batch.groups(longest, longest + 1), layout)
-            if not self._packs:
-                log.warning(
-                    "This architecture cannot share a prompt between completions in one row; "
-                    "each is computed in its own row."
-                )
-        return self._packs
 
 
 def _checked(parts: Iterable[Batch], check_interrupt: CheckInterrupt) -> Iterator[Batch]:

@@ -28,6 +28,14 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary variants whose angles do not depend on the length of the text.
 ROPE_TYPES = ("default", "linear", "llama3")
 
+# What a forward pass returns, whatever the configuration says. The routers' loss of a mixture of
+# experts, for instance, cannot be computed while decoding.
+PLAIN_OUTPUTS = {
+    "output_router_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}
+
 # layer, queries (R, W, heads, d), keys and values (R, W, kv heads, d) -> (R, W, heads, d)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -370,8 +378,12 @@ def forward(
     """model(**arguments) without the arguments that the model does not accept.
 
     An ALiBi model accepts no position_ids, for instance. weights: by name, used in place of the
-    model's own.
+    model's own. The configuration may ask for outputs that nothing here reads: they are not made.
     """
+    config = getattr(model, "config", None)
+    for name, value in PLAIN_OUTPUTS.items():
+        if getattr(config, name, value) != value:
+            arguments[name] = value
     parameters = inspect.signature(model.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         arguments = {k: v for k, v in arguments.items() if k in parameters}

@@ -54,6 +54,14 @@ def adapter_layers(model: nn.Module) -> list[LoraLayer]:
 
 
 @torch.no_grad()
+def scale_adapters(layers: Sequence[LoraLayer], factor: float) -> None:
+    """W + BA -> W + factor·BA: what every adapter adds to its layer's weight, in place."""
+    for layer in layers:
+        for b in layer.lora_B.values():
+            cast("nn.Linear", b).weight.mul_(factor)
+
+
+@torch.no_grad()
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Add every adapter to its layer's weight, in place; only plain layers remain.
 

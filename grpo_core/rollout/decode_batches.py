@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from grpo_core.models import Policy
+from grpo_core.models.attention_spans import longest_independent_row, text_config
 from grpo_core.models.device import cache_bytes, free_memory
 
 # Share of the free memory for decoding. The update comes while the allocator still holds the cache.
@@ -31,9 +32,11 @@ def _can_pad(policy: Policy) -> bool:
     """Whether padding before a prompt does no harm.
 
     With a sliding window a padded row can attend to nothing, which gives nan in some attention
-    kernels. State-space layers read the padding.
+    kernels. State-space layers read the padding. Some rotary angles depend on the longest row.
     """
-    config = policy.model.config
+    if longest_independent_row(policy.model) is not None:
+        return False
+    config = text_config(policy.model)
     kinds = getattr(config, "layer_types", None)
     if kinds:
         return all(kind == "full_attention" for kind in kinds)
@@ -44,5 +47,5 @@ def _row_bytes(policy: Policy, num_tokens: int) -> int:
     """Memory to decode one row: a cache of its own, its logits and what sampling makes of them."""
     head = policy.model.get_output_embeddings()
     assert head is not None
-    cache = num_tokens * cache_bytes(policy.model.config, head.weight.element_size())
+    cache = num_tokens * cache_bytes(text_config(policy.model), head.weight.element_size())
     return cache + 24 * head.weight.shape[0]

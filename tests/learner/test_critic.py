@@ -25,6 +25,7 @@ from grpo_core.learner.critic import (
     whiten,
 )
 from grpo_core.learner.logprobs import ScoreOptions, score_tokens
+from grpo_core.learner.packing import GroupSize
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import GroupsScored, StepCompleted
@@ -251,7 +252,8 @@ def a_learner(model=None, train=None, **algorithm):
 def step(batch: Batch, rewards=REWARDS, model=None, train=None, packs=None, **algorithm):
     """The update, its gradient with the critic's last, and the estimates; the weights stay."""
     learner = a_learner(model, train, **algorithm)
-    learner._packs = packs
+    if packs is False:
+        learner.packing.inexact_from = GroupSize(0, 0)
     learner.optimizer.step = lambda: None
     estimates = learner.estimate_values(batch, rewards)
     update = learner.update(batch, estimates)

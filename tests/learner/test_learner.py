@@ -25,6 +25,7 @@ from grpo_core.learner import (
 from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.kl import Divergence
 from grpo_core.learner.objectives import Terms
+from grpo_core.learner.packing import GroupSize
 
 # ---- advantages ----------------------------------------------------------------------------------
 
@@ -174,11 +175,11 @@ def test_micro_batch_size_padding_and_order_change_nothing():
 
 def test_sharing_a_prompt_in_one_row_changes_neither_loss_nor_gradient():
     packing, alone = make_learner(kl_coef=0.1), make_learner(kl_coef=0.1)
-    alone._packs = False
+    alone.packing.inexact_from = GroupSize(0, 0)
     for learner in (packing, alone):
         learner.optimizer.step = lambda: None
     a, b = packing.update(make_batch(), A), alone.update(make_batch(), A)
-    assert packing._packs
+    assert packing.packing.allows(make_batch())
     assert a.loss == pytest.approx(b.loss, abs=1e-6)
     assert a.kl == pytest.approx(b.kl, abs=1e-6)
     assert a.entropy == pytest.approx(b.entropy, abs=1e-6)

@@ -15,6 +15,7 @@ from grpo_core.learner import Batch, Learner, LearnerSettings, logprobs, token_l
 from grpo_core.learner import batch as batches
 from grpo_core.learner.batch import micro_batches
 from grpo_core.learner.logprobs import ScoreOptions, score_tokens
+from grpo_core.learner.packing import ANY_SIZE
 from grpo_core.models import Policy
 from grpo_core.models import lm_head as head
 from grpo_core.training import memory_estimate
@@ -55,7 +56,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(options):
         for model in (SmallMachine(9), TinyLM())
     )
     for learner in (small, large):
-        learner._packs = True
+        learner.packing.exact_to = ANY_SIZE
         rewards = torch.tensor([1.0, 0.0, 0.5, 0.25])
         update = learner.update(
             make_batch(), learner.estimate_values(make_batch(), rewards) if learner.critic else A
@@ -71,7 +72,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(options):
 
 def test_a_completion_too_long_for_memory_names_its_length_and_a_remedy():
     learner = make_learner(SmallMachine(3), kl_coef=0.0)
-    learner._packs = True
+    learner.packing.exact_to = ANY_SIZE
     # (1, 2) + (4, 5, 6), and (3,) + four 4s
     with pytest.raises(OutOfMemory, match=r"max_new_tokens.*one completion of 5 tokens"):
         learner.update(make_batch(), A)
@@ -83,7 +84,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
             raise RuntimeError("expected scalar type Float but found Half")
 
     learner = make_learner(Broken(), kl_coef=0.0)
-    learner._packs = True
+    learner.packing.exact_to = ANY_SIZE
     with pytest.raises(RuntimeError, match="scalar type"):
         learner.update(make_batch(), A)
 

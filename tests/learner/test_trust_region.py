@@ -15,6 +15,7 @@ from torch.func import functional_call
 from grpo_core.config import AlgorithmConfig, TrainConfig, nest, parse, with_preset
 from grpo_core.learner import Batch, Learner, LearnerSettings
 from grpo_core.learner import trust_region as tr
+from grpo_core.learner.packing import GroupSize
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import StepCompleted
@@ -342,7 +343,8 @@ def make_learner(model=None, train=None, **algorithm) -> Learner:
 def test_neither_micro_batch_size_nor_packing_changes_the_step(kl_coef):
     def moved(packs=None, **train):
         learner = make_learner(kl_coef=kl_coef, train=train)
-        learner._packs = packs
+        if packs is False:
+            learner.packing.inexact_from = GroupSize(0, 0)
         update = learner.update(make_batch(), A.float())
         return flat(weights_of(learner.model)), update
 

@@ -13,6 +13,7 @@ from tiny_lm import ROWS, A, TinyLM, make_batch, make_learner
 from grpo_core.config import AlgorithmConfig
 from grpo_core.learner import OBJECTIVES, Batch, token_logprobs
 from grpo_core.learner.controls import KL_CONTROLS, CoefficientState
+from grpo_core.learner.packing import ANY_SIZE
 
 NO_KL = {"kl_coef": 0.0}
 
@@ -46,7 +47,7 @@ def weights(model) -> torch.Tensor:
 def test_the_first_update_needs_no_forward_for_its_old_logprobs():
     model = Counting()
     learner = make_learner(model, Counting(1))
-    learner._packs = True  # the packing test takes two passes of its own
+    learner.packing.exact_to = ANY_SIZE
     learner.update(make_batch(), A)
     assert (model.with_gradient, model.without) == (1, 0)
 

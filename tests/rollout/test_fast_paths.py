@@ -13,6 +13,7 @@ from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.learner import Learner, LearnerSettings
 from grpo_core.learner.batch import separate
 from grpo_core.learner.logprobs import token_logprobs
+from grpo_core.learner.packing import GroupSize
 from grpo_core.models import Policy
 from grpo_core.models.decoder import (
     FusedDecoder,
@@ -63,13 +64,14 @@ def test_the_fast_update_has_the_loss_and_gradient_of_separate_rows(shape, group
             reference.requires_grad_(False),
             LearnerSettings(AlgorithmConfig(kl_coef=0.1), settings, 1e-3),
         )
-        learner._packs = False if plain else None
+        if plain:
+            learner.packing.inexact_from = GroupSize(0, 0)
         learner.optimizer.step = lambda: None
         update = learner.update(batch, advantages)
         return update, torch.cat([p.grad.flatten() for p in model.parameters()]), learner
 
     (plain, expected, _), (fast, gradient, learner) = updated(True), updated(False)
-    assert learner._packs == (shape not in ("Mistral, sliding", "Gemma 2"))
+    assert learner.packing.allows(batch)
     assert (gradient - expected).norm() <= 1e-5 * expected.norm()
     assert fast.loss == pytest.approx(plain.loss, rel=1e-5, abs=1e-6)
     assert fast.kl == pytest.approx(plain.kl, rel=1e-4)

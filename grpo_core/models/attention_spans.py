@@ -1,0 +1,81 @@
+"""What a model's configuration says about the reach of its layers and of its rotary angles.
+
+Layers with a sliding window or chunks see only a part of the text, so a packed row needs a mask of
+its own for each kind of layer. Some rotary angles depend on the longest text of a forward pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# The kinds of layers that see a part of the text -> the field with its length in tokens.
+_LENGTH_FIELDS = {
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
+# positions of queries (R, W, 1) and of keys (R, 1, W), and the length: what a query can see.
+_VISIBLE: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "sliding_attention": lambda query, key, length: query - key < length,
+    "chunked_attention": lambda query, key, length: query // length == key // length,
+}
+# Rotary variants (transformers' names) whose angles depend on the longest text of a forward pass.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def layer_masks(model: nn.Module, mask: Tensor, position_ids: Tensor) -> Tensor | dict[str, Tensor]:
+    """The masks with which the model's layers see only what their kind sees.
+
+    mask: additive, (R, 1, W, W), for layers that see the whole text. position_ids (R, W). Returns a
+    dict {kind of layer: mask} for models with several kinds, as transformers takes it, else a mask.
+    """
+    config = text_config(model)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds & _LENGTH_FIELDS.keys():
+        return {kind: _limited(mask, position_ids, kind, config) for kind in sorted(kinds)}
+    # The configuration of Mistral, Mixtral or Phi-3 declares a window and no kinds: all layers have
+    # it. A window that only stands in the file, as in a Llama made from a Mistral, is not used.
+    if kinds or "sliding_window" not in inspect.signature(type(config)).parameters:
+        return mask
+    return _limited(mask, position_ids, "sliding_attention", config)
+
+
+def _limited(mask: Tensor, position_ids: Tensor, kind: str, config: Any) -> Tensor:
+    length = getattr(config, _LENGTH_FIELDS.get(kind, ""), None)
+    if not isinstance(length, int) or int(position_ids.max()) < length:
+        return mask
+    visible = _VISIBLE[kind](position_ids[:, :, None], position_ids[:, None, :], length)
+    return mask.masked_fill(~visible[:, None], torch.finfo(mask.dtype).min)
+
+
+def longest_independent_row(model: nn.Module) -> int | None:
+    """Tokens up to which rows of different lengths may share a forward pass; None: any number.
+
+    LongRoPE (arXiv:2402.13753) and dynamic NTK scaling choose the angles of all rows by the longest
+    row. A longer row must be computed alone, as the model reads it alone.
+    """
+    config = text_config(model)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in _LENGTH_DEPENDENT_ROPE:
+        return None
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+
+
+def reset_dynamic_angles(model: nn.Module) -> None:
+    """Make dynamic NTK scaling forget longer texts, which it would go on using for shorter ones."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            rotary: Any = module
+            rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
+            rotary.max_seq_len_cached = rotary.original_max_seq_len
+
+
+def text_config(model: Any) -> Any:
+    """The language model's own part of the configuration; None for a model without one."""
+    config = getattr(model, "config", None)
+    gettext_config = getattr(config, "gettext_config", None)
+    return gettext_config() if gettext_config else config
