@@ -6,8 +6,8 @@ its own for each kind of layer. Some rotary angles depend on the longest text of
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def layer_masks(model: nn.Module, mask: Tensor, position_ids: Tensor) -> Tensor 
         return {kind: _limited(mask, position_ids, kind, config) for kind in sorted(kinds)}
     # The configuration of Mistral, Mixtral or Phi-3 declares a window and no kinds: all layers have
     # it. A window that only stands in the file, as in a Llama made from a Mistral, is not used.
-    if kinds or "sliding_window" not in inspect.signature(type(config)).parameters:
+    if config is None or kinds or "sliding_window" not in signature(type(config)).parameters:
         return mask
     return _limited(mask, position_ids, "sliding_attention", config)
 
