@@ -101,7 +101,7 @@ OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
 class IdsAsText:
     """A tokenizer for models without one: token ids as decimal numbers."""
 
-    def decode(self, ids, skip_special_tokens=False):
+    def decode(self, ids, **_):
         return " ".join(map(str, ids))
 
 

@@ -385,6 +385,8 @@ def forward(
         if getattr(config, name, value) != value:
             arguments[name] = value
     parameters = inspect.signature(model.forward).parameters
+    if "past_key_values" in arguments and "cache" in parameters:  # its newer name
+        arguments["cache"] = arguments.pop("past_key_values")
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         arguments = {k: v for k, v in arguments.items() if k in parameters}
     if weights is None:

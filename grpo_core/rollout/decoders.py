@@ -92,7 +92,8 @@ class _Plain:
             use_cache=True,
             logits_to_keep=1,
         )
-        self._cache = out.past_key_values
+        # Named `cache` in newer releases of transformers.
+        self._cache = out.cache if hasattr(out, "cache") else out.past_key_values
         self._cache.batch_repeat_interleave(group_size)
         self._mask = mask.repeat_interleave(group_size, 0)
         self._place = self._mask.sum(1, keepdim=True)  # (b, 1): position of the next token
