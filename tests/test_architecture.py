@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up: a package imports itself and the packages before it.
 ORDER = (
     "grpo_core.types", "grpo_core.errors", "grpo_core.hub_probe", "grpo_core.checkpoint_files",
-    "grpo_core.child_process",
+    "grpo_core.time_limit", "grpo_core.child_process",
     "grpo_core.config", "grpo_core.store", "grpo_core.tasks", "grpo_core.models",
     "grpo_core.rollout", "grpo_core.rubric", "grpo_core.learner", "grpo_core.training",
     "grpo_core.analysis", "grpo_core.runs", "grpo_core.exporting", "grpo_core.preflight",

@@ -27,6 +27,7 @@ from grpo_core.rubric import build_rubric
 from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import CheckpointRow, RunRow, Store
 from grpo_core.tasks import heldout_prompts, load_task, prompt_id, train_prompts
+from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
 from grpo_core.training.scoring import score_groups
 from grpo_core.types import Prompt, Rollout
@@ -90,7 +91,8 @@ def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) ->
                 )
             rng = torch.Generator(policy.device).manual_seed(config.train.seed)
             rollouts = sample_groups(policy, [ids], params, rng)
-        [(_, answers)], _ = score_groups([prompt], rollouts, rubric)
+        with time_limit(SCORING_SECONDS):
+            [(_, answers)], _ = score_groups([prompt], rollouts, rubric)
         sides.append(Side(step, answers))
     return PlayResult(prompt, tuple(sides))
 

@@ -11,10 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import StudioError
-from grpo_core.rubric import CHECKS
+from grpo_core.rubric import CHECKS, build_rubric
 from grpo_core.rubric.sandbox.plugins import load_plugins
+from grpo_core.time_limit import time_limit
 from grpo_core.types import Completion, Prompt
 
 COMPLETIONS = [Completion(text, "stop", 3) for text in ("<answer>5</answer>", "six")]
@@ -181,6 +185,86 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
     assert time.monotonic() - started < 5
     assert SNIPPETS[code] in str(notes), notes
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
+
+
+MANY_VALUES = {
+    "doublings": "x = [0]\n    for _ in range(40): x = [x, x]\n    return x",
+    "a list in itself": "x = []\n    x.append(x)\n    return x",
+    "a deep list": "x = []\n    for _ in range(100_000): x = [x]\n    return x",
+    "thirty million letters": "return 'a' * 30_000_000",
+    "an int of 30 million digits": "return 1 << 100_000_000",
+    "a text of an object": "return A()\nclass A:\n    def __repr__(self): return 'x' * 10_000_000",
+    "an error of ten million lines": "return {}['a\\n' * 10_000_000]",
+    "keys that collide": "return {(2**61 - 1) * i: 0 for i in range(20_000)}",
+}
+REPLACED = "def _number(value): return value\n"
+
+
+@pytest.mark.parametrize("replaced", ["", REPLACED], ids=["as it is", "replaced"])
+@pytest.mark.parametrize("what", MANY_VALUES)
+def test_a_value_that_is_no_number_costs_the_server_nothing(what, replaced):
+    check, notes = CHECKS["python"], Counter()
+    code = f"{replaced}def score(a, b, c, d):\n    {MANY_VALUES[what]}\n"
+    started, used = time.monotonic(), time.process_time()
+    with time_limit(3.0):
+        found = check.scores(COMPLETIONS, PROMPTS, check.params(code=code), notes)
+    assert found == [None, None]
+    assert notes.total() == 2
+    assert all(len(reason) < 300 for reason in notes)
+    assert time.monotonic() - started < 5
+    assert time.process_time() - used < 0.3  # of this process: nothing is converted here
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
+
+
+class Code(str):
+    """Source text of a value that has no literal."""
+
+    __repr__ = str.__str__
+
+
+ATOMS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**15, 10**15 + 1, 10**309, -(2**63)]),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    st.sampled_from(
+        ["...", "{1: 2}", "score", "range(3)", "b''", "int", "print", "2**100_000"]
+    ).map(Code),
+)
+VALUES = st.recursive(
+    ATOMS, lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner), max_leaves=8
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(VALUES)
+def test_every_value_of_a_snippet_is_a_score_or_null_with_a_reason(value):
+    check, notes = CHECKS["python"], Counter()
+    code = (
+        f"def score(a, b, c, d):\n    inf = float('inf'); nan = -(inf - inf)\n    return {value!r}"
+    )
+    started = time.monotonic()
+    found = check.scores(COMPLETIONS, PROMPTS, check.params(code=code, seconds=0.5), notes)
+    is_number = isinstance(value, bool | int | float) and abs(value) <= 1e15
+    assert found == [float(value) if is_number else None] * 2
+    assert notes.total() == (0 if is_number or value is None else 2)
+    assert time.monotonic() - started < 4
+
+
+def test_all_criteria_of_a_request_share_its_time():
+    endless = {"code": "def score(a, b, c, d):\n    while True: pass", "seconds": 10}
+    names = [f"c{i}" for i in range(32)]
+    criteria = tuple(Criterion(name=n, check="python", weight=1, params=endless) for n in names)
+    started = time.monotonic()
+    with time_limit(1.0):
+        scored = build_rubric(RubricConfig(criteria=criteria)).score_all(COMPLETIONS, PROMPTS)
+    assert time.monotonic() - started < 4
+    assert scored.rewards == [None, None]
+    assert all(notes.total() == 2 for notes in scored.notes.values())
+    assert scored.notes["c31"] == {"the time of this request was used up": 2}
 
 
 @pytest.mark.slow
