@@ -3,7 +3,7 @@
 Only reward_model.py imports torch.
 """
 
-from grpo_core.rubric.check import Check, Notes
+from grpo_core.rubric.check import Check, Notes, RunState
 from grpo_core.rubric.criteria import CHECKS, add_plugins
 from grpo_core.rubric.rubric import PRESETS, Rubric, Scored, build_rubric, resolve_rubric, total
 from grpo_core.rubric.shaping import RunningStd, gated, shaped
@@ -23,6 +23,7 @@ __all__ = [
     "Check",
     "Notes",
     "Rubric",
+    "RunState",
     "RunningStd",
     "Scored",
     "SiblingScores",

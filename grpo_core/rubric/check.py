@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from grpo_core.child_process import reason_of
+from grpo_core.errors import StudioError
 from grpo_core.time_limit import seconds_left
 from grpo_core.types import Completion, Prompt
 
 MAX_CHARS = 20_000  # a check reads only this much of a completion, so that its time is bounded
+MAX_SCORE = 1e15  # beyond it, the squares of rewards overflow
 NO_TIME = "the time of this request was used up"
 
 
@@ -112,18 +115,62 @@ class Check:
     ) -> list[float | None]:
         """One score for each completion, in order; None = could not be scored.
 
-        Completions that are left when grpo_core.time_limit is over are not scored.
+        Completions that are left when grpo_core.time_limit is over are not scored. Where a check
+        fails or returns no number, the score is None and the reason is in the notes. Raises only
+        StudioError: a person's mistake in the configuration.
         """
+        try:
+            given = self._given(completions, prompts, params, notes)
+        except BaseException as error:
+            notes[_failure(error)] += len(completions)
+            return [None] * len(completions)
+        if not isinstance(given, list) or len(given) != len(completions):
+            notes[f"the check gave no list of {len(completions)} scores"] += len(completions)
+            return [None] * len(completions)
+        return [_score(value, notes) for value in given]
+
+    def _given(
+        self,
+        completions: Sequence[Completion],
+        prompts: Sequence[Prompt],
+        params: Any,
+        notes: Notes,
+    ) -> list[Any]:
         if self.many is not None and seconds_left():
             return self.many(completions, prompts, params, notes)
-        out: list[float | None] = []
+        out: list[Any] = []
         for completion, prompt in zip(completions, prompts, strict=True):
+            value, reason = None, NO_TIME
             if seconds_left():
-                out.append(self.score(completion, prompt, params))
-            else:
-                out.append(None)
-                notes[NO_TIME] += 1
+                try:
+                    value, reason = self.score(completion, prompt, params), ""
+                except BaseException as error:  # the other completions are scored
+                    reason = _failure(error)
+            out.append(value)
+            if reason:
+                notes[reason] += 1
         return out
+
+
+def _failure(error: BaseException) -> str:
+    """The reason, for the error of a check. Raises any other error again."""
+    # A panic of a library in Rust is no Exception, and it says nothing about this process.
+    is_panic = type(error).__name__ == "PanicException"
+    if isinstance(error, StudioError) or not (isinstance(error, Exception) or is_panic):
+        raise error
+    return reason_of(error)
+
+
+def _score(value: Any, notes: Notes) -> float | None:
+    if value is None:
+        return None
+    try:
+        if abs(number := finite(value)) <= MAX_SCORE:
+            return number
+        notes[f"a score of {number:g} is beyond {MAX_SCORE:g}"] += 1
+    except ValueError:
+        notes[f"a score was no finite number but {type(value).__name__}"] += 1
+    return None
 
 
 def batched(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.rubric.check import Check, Notes
+from grpo_core.rubric.check import Check, Notes, RunState
 from grpo_core.rubric.criteria import CHECKS
 from grpo_core.types import Completion, Prompt
 
@@ -120,11 +119,13 @@ class Rubric:
         completions: Sequence[Completion],
         prompts: Sequence[Prompt],
         known: Sequence[Mapping[str, float | None]] | None = None,
+        run: RunState | None = None,
     ) -> Scored:
         """Score every completion against its prompt.
 
         A criterion gets all completions in one call, so that models and judges can batch them.
-        known: for each completion, scores by criterion that are already known.
+        known: for each completion, scores by criterion that are already known. run: the run that
+        asks, for reward functions that want to know.
         """
         columns: dict[str, list[float | None]] = {}
         seconds, notes = {}, {}
@@ -132,14 +133,8 @@ class Rubric:
             if known and criterion.name in known[0]:
                 columns[criterion.name] = [scores[criterion.name] for scores in known]
                 continue
-            started, why = perf_counter(), Notes()
-            column = check.scores(completions, prompts, params, why)
-            assert len(column) == len(completions), (
-                f"{criterion.check} gave {len(column)} scores for {len(completions)} completions"
-            )
-            columns[criterion.name] = [
-                s if s is not None and math.isfinite(s) else None for s in column
-            ]
+            started, why = perf_counter(), Notes(run=run)
+            columns[criterion.name] = check.scores(completions, prompts, params, why)
             seconds[criterion.name] = perf_counter() - started
             if why or why.used:
                 notes[criterion.name] = why

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -7,17 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_core.config import Criterion, RubricConfig
-from grpo_core.errors import InvalidConfig
+from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.rubric import (
     CHECKS,
     PRESETS,
     VERDICTS,
+    Check,
+    Notes,
     SiblingScores,
     build_rubric,
     explain,
     variance_shares,
     verdict,
 )
+from grpo_core.rubric.check import UNIT, Params
 from grpo_core.types import Completion, Prompt
 
 PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")
@@ -278,3 +282,70 @@ def test_a_tied_group_has_no_gradient_only_without_other_terms(compared_with, ot
     siblings = SiblingScores([1.0, 1.0], [1, 1], ["stop"] * 2)
     sentence = explain("all_right", siblings, compared_with, other_terms)
     assert sentence == f"All 2 are right and equal: {says}"
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it."""
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (ValueError("deep\ntext"), "ValueError: deep text"),
+        (AssertionError(), "AssertionError"),
+        (MemoryError(), "it needed too much memory"),
+        (RecursionError("x" * 9999), "RecursionError: " + "x" * 200),
+        (PanicException("index out of bounds"), "PanicException: index out of bounds"),
+        (math.nan, "a score was no finite number but float"),
+        (10**400, "a score was no finite number but int"),
+        (-1e200, "a score of -1e+200 is beyond 1e+15"),
+        ("0.0", "a score was no finite number but str"),
+        ([0.0], "a score was no finite number but list"),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_a_check_that_fails_gives_null_with_its_reason(monkeypatch, value, reason, many):
+    def one(completion, prompt, params):
+        if completion.text != "bad":
+            return 0.5
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    def all_of(completions, prompts, params, notes):
+        return [one(c, p, params) for c, p in zip(completions, prompts, strict=True)]
+
+    check = Check(one, Params, "", UNIT, all_of if many else None)
+    monkeypatch.setitem(CHECKS, "mine", check)
+    rubric = build_rubric(
+        RubricConfig(
+            criteria=(
+                Criterion(name="mine", check="mine", weight=1),
+                Criterion(name="accuracy", check="accuracy", weight=1),
+            )
+        )
+    )
+    texts = [Completion(t, "stop", 1) for t in ("bad", "<answer>86</answer>")]
+    scored = rubric.score_all(texts, [PROMPT, PROMPT])
+    others = None if many and isinstance(value, BaseException) else 0.5
+    assert [s["mine"] for s in scored.scores] == [None, others]
+    assert [s["accuracy"] for s in scored.scores] == [0.0, 1.0]
+    assert scored.notes["mine"] == {reason: 1 if others else 2}
+
+
+@pytest.mark.parametrize("given", [[], [1.0], [1.0] * 3, None, 1.0, "ab", {0: 1.0, 1: 1.0}])
+def test_a_check_with_a_wrong_number_of_scores_gives_null(given):
+    check = Check(lambda *_: None, Params, "", UNIT, lambda *_: given)
+    notes = Notes()
+    assert (
+        check.scores([Completion("", "stop", 1)] * 2, [PROMPT] * 2, Params(), notes) == [None] * 2
+    )
+    assert notes == {"the check gave no list of 2 scores": 2}
+
+
+def test_a_mistake_in_the_configuration_of_a_check_is_raised():
+    def refuse(*_):
+        raise StudioError("no such folder")
+
+    with pytest.raises(StudioError, match="no such folder"):
+        Check(refuse, Params, "").scores([Completion("", "stop", 1)], [PROMPT], Params(), Notes())
