@@ -8,7 +8,7 @@ from tiny_shapes import UNUSUAL, IdsAsText, make_model, with_adapters
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.learner import Batch, Learner, LearnerSettings
-from grpo_core.learner.packing import GroupSize
+from grpo_core.learner.packing import GroupSize, packing_is_exact
 from grpo_core.models import Policy
 from grpo_core.models.lora import AdapterOff, adapter_layers
 from grpo_core.rollout import SamplingParams, sample_groups
@@ -157,3 +157,27 @@ def test_a_hard_kl_limit_shrinks_adapters_towards_the_reference():
     for name, p in model.named_parameters():
         expected = before[name] * (0.9 if "lora_B" in name else 1.0)
         torch.testing.assert_close(p.detach(), expected, atol=1e-7, rtol=0)
+
+
+def test_a_group_that_does_not_fit_in_memory_is_computed_row_by_row(monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("grpo_core.learner.packing.token_logprobs", out_of_memory)
+    learner = a_learner(make_model("Cohere", unusual=True))
+    assert len(learner.packing.grouped_if_exact(a_batch(9, 0)).prompts) == 6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tokens_off", "exact"),
+    # 1 of 400 tokens is within the last percent, 40 are not.
+    [("float32", 1, False), ("bfloat16", 1, True), ("bfloat16", 40, False)],
+)
+def test_half_precision_may_round_single_tokens_further(monkeypatch, dtype, tokens_off, exact):
+    batch = Batch([[5, 6]], [[7] * 200] * 2, [True] * 2, 0, torch.device("cpu"))
+    off = torch.zeros(2, 200)
+    off[0, :tokens_off] = 0.3
+    answers = iter([(off, None), (torch.zeros(2, 200), None)])
+    monkeypatch.setattr("grpo_core.learner.packing.token_logprobs", lambda *_: next(answers))
+    model = make_model("Cohere", getattr(torch, dtype), unusual=True)
+    assert packing_is_exact(model, batch) is exact
