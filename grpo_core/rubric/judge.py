@@ -5,21 +5,22 @@ A completion without a verdict is null; no score is made up.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import Field, field_validator
 
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
+from grpo_core.time_limit import seconds_left
 from grpo_core.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "GRPO_JUDGE_KEY"
 HOSTS_VARIABLE = "GRPO_JUDGE_HOSTS"  # if set, a comma-separated list of the only hosts allowed
 MAX_REPLY_BYTES = 1 << 20
+MAX_TOKENS = 10**9  # of one question or reply, as far as the judge's own count is believed
 GIVE_UP_AFTER = 4  # times `parallel` failures in a row to connect; then the step is given up
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 SYSTEM = (
@@ -44,9 +46,10 @@ SYSTEM = (
 class JudgeParams(Params):
     """`url`: up to /v1. The key is in the environment variable GRPO_JUDGE_KEY.
 
-    `top`: the highest score of the judge. `seconds`: time limit of one request. `step_seconds`:
-    time limit of all requests of one call: those of a step, or of the groups that async scoring
-    collected (grpo_core/training/async_scoring.py). Prices are per million tokens.
+    `top`: the highest score of the judge. `seconds`: time limit of one request, from the connection
+    to the end of the reply. `step_seconds`: time limit of all requests of one call: those of a
+    step, or of the groups that async scoring collected (grpo_core/training/async_scoring.py).
+    Prices are per million tokens.
     """
 
     url: str = Field("http://127.0.0.1:8000/v1", min_length=8, max_length=500)
@@ -63,12 +66,15 @@ class JudgeParams(Params):
     @field_validator("url")
     @classmethod
     def _is_allowed(cls, url: str) -> str:
-        parts = urlsplit(url)
-        is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
-        if not is_http or parts.username or parts.password:
+        try:
+            parts = httpx.URL(url)  # as it is opened, so that no other host is judged
+        except httpx.InvalidURL:
+            parts = httpx.URL()
+        is_http = parts.scheme in ("http", "https") and bool(parts.host)
+        if not is_http or parts.userinfo or not 0 < (parts.port or 80) < 65536:
             raise ValueError("write http(s)://host/v1, without a name or key in it")
         allowed = os.environ.get(HOSTS_VARIABLE)
-        if allowed is not None and parts.hostname not in [h.strip() for h in allowed.split(",")]:
+        if allowed is not None and parts.host not in [h.strip() for h in allowed.split(",")]:
             raise ValueError(
                 f"this server allows only the hosts of {HOSTS_VARIABLE}: {allowed or 'none'}"
             )
@@ -100,17 +106,16 @@ def judge(
     keys = [
         blake2b(json.dumps([params.url, q]).encode(), digest_size=16).hexdigest() for q in questions
     ]
-    known: dict[str, float | None] = {
-        key: judgement[0] for key in set(keys) if (judgement := cache().get(key))
-    }
+    known: dict[str, float | None] = dict(_cached(set(keys)))
     fresh = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
     notes.used["cached"] += len(keys) - len(fresh)
     if fresh:
-        session = _Session(params, notes)
-        with ThreadPoolExecutor(params.parallel, "judge") as pool:
-            scores = pool.map(session.score, fresh, fresh.values())
-            known |= dict(zip(fresh, scores, strict=True))
-        session.close()
+        # No asyncio.run: at its end it would wait for a name server that does not answer.
+        loop = asyncio.new_event_loop()
+        try:
+            known |= loop.run_until_complete(_Session(params, notes).scores(fresh))
+        finally:
+            loop.close()
     return [known[key] for key in keys]
 
 
@@ -139,67 +144,81 @@ class _Session:
     def __init__(self, params: JudgeParams, notes: Notes):
         self._params = params
         self._notes = notes
-        self._lock = Lock()  # protects the notes and the count of failures
         self._failures_in_a_row = 0
-        self._is_unreachable = Event()
-        self._deadline = time.monotonic() + params.step_seconds
+        self._is_unreachable = asyncio.Event()
+        self._deadline = time.monotonic() + min(params.step_seconds, seconds_left())
+        self._slots = asyncio.Semaphore(params.parallel)
+
+    async def scores(self, questions: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
+        """The score of each question by its key, `parallel` at a time."""
         key = os.environ.get(KEY_VARIABLE)
-        self._client = httpx.Client(
-            timeout=params.seconds,
-            follow_redirects=False,
-            trust_env=False,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-        )
+        # Compressed, a reply could be a thousand times as long as what the size limit sees.
+        headers = {"Accept-Encoding": "identity"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        async with httpx.AsyncClient(
+            timeout=None, follow_redirects=False, trust_env=False, headers=headers
+        ) as client:
+            scores = [self._score(client, key, q) for key, q in questions.items()]
+            return dict(zip(questions, await asyncio.gather(*scores), strict=True))
 
-    def close(self) -> None:
-        self._client.close()
-
-    def score(self, key: str, question: dict[str, Any]) -> float | None:
+    async def _score(
+        self, client: httpx.AsyncClient, key: str, question: dict[str, Any]
+    ) -> float | None:
         """The score of one completion, or None with the reason in the notes.
 
         Retries, with growing pauses, if that may help. key: under which the cache stores the score.
         """
-        for attempt in range(self._params.retries + 1):
-            if self._is_unreachable.is_set():
-                return self._null("the judge could not be reached")
-            if time.monotonic() > self._deadline:
-                return self._null(
-                    f"the judge took longer than {self._params.step_seconds:g} s for the step"
-                )
-            started = time.monotonic()
-            try:
-                score, reason, usage = self._verdict(question)
-            except NoVerdict as failure:
+        async with self._slots:
+            for attempt in range(self._params.retries + 1):
+                left = self._deadline - time.monotonic()
+                if self._is_unreachable.is_set():
+                    return self._null("the judge could not be reached")
+                if left <= 0:
+                    return self._null(
+                        f"the judge took longer than {self._params.step_seconds:g} s for the step"
+                    )
+                started = time.monotonic()
+                try:
+                    async with asyncio.timeout(min(self._params.seconds, left)):
+                        score, reason, usage = await self._verdict(client, question)
+                except TimeoutError:
+                    failure = NoVerdict(
+                        f"the judge took longer than {self._params.seconds:g} s", again=True
+                    )
+                except NoVerdict as error:
+                    failure = error
+                else:
+                    seconds = time.monotonic() - started
+                    self._count(False)
+                    self._account(usage, seconds)
+                    await asyncio.to_thread(_keep, key, score, reason, (sum(usage), seconds))
+                    return score
                 self._count(failure.unreachable)
                 if not failure.again or attempt == self._params.retries:
                     return self._null(str(failure))
-                pause = failure.wait if failure.wait is not None else 0.25 * 2**attempt
-                left = self._deadline - time.monotonic()
-                self._is_unreachable.wait(max(0.0, min(pause, 30.0, left)))
-                continue
-            seconds = time.monotonic() - started
-            self._count(False)
-            self._account(usage, seconds)
-            cache().put(key, score, reason, sum(usage), seconds)
-            return score
+                await self._pause(0.25 * 2**attempt if failure.wait is None else failure.wait)
         raise AssertionError
 
-    def _verdict(self, question: dict[str, Any]) -> tuple[float, str, tuple[int, int]]:
+    async def _pause(self, seconds: float) -> None:
+        left = self._deadline - time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_unreachable.wait(), max(0.0, min(seconds, 30.0, left)))
+
+    async def _verdict(
+        self, client: httpx.AsyncClient, question: dict[str, Any]
+    ) -> tuple[float, str, tuple[int, int]]:
         """Score, reason, and tokens of prompt and reply. Raises NoVerdict."""
         try:
-            with self._client.stream(
+            async with client.stream(
                 "POST", f"{self._params.url}/chat/completions", json=question
             ) as reply:
                 body = bytearray()
-                for block in reply.iter_bytes():
+                async for block in reply.aiter_raw():
                     body += block
                     if len(body) > MAX_REPLY_BYTES:
                         raise NoVerdict("the judge's reply is too long", again=False)
-        except httpx.TimeoutException:
-            raise NoVerdict(
-                f"the judge took longer than {self._params.seconds:g} s", again=True
-            ) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise NoVerdict(
                 f"the judge could not be reached ({type(error).__name__})",
                 again=True,
@@ -214,31 +233,31 @@ class _Session:
             )
         try:
             data = json.loads(body)
-            content = data["choices"][0]["message"]["content"]
-            usage = data.get("usage") or {}
-            score, reason = _read(content, self._params.top)
-            num_prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            num_reply_tokens = int(usage.get("completion_tokens") or 0)
-            return score, reason, (num_prompt_tokens, num_reply_tokens)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            score, reason = _read(data["choices"][0]["message"]["content"], self._params.top)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise NoVerdict("the judge gave no readable verdict", again=True) from None
+        usage = data.get("usage")
+        return score, reason, (_tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
 
     def _count(self, unreachable: bool) -> None:
-        with self._lock:
-            self._failures_in_a_row = self._failures_in_a_row + 1 if unreachable else 0
-            if self._failures_in_a_row >= GIVE_UP_AFTER * self._params.parallel:
-                self._is_unreachable.set()
+        self._failures_in_a_row = self._failures_in_a_row + 1 if unreachable else 0
+        if self._failures_in_a_row >= GIVE_UP_AFTER * self._params.parallel:
+            self._is_unreachable.set()
 
     def _account(self, usage: tuple[int, int], seconds: float) -> None:
         cost = (usage[0] * self._params.price_in + usage[1] * self._params.price_out) / 1e6
         used: dict[str, Any] = {"requests": 1, "tokens": sum(usage), "seconds": seconds}
         used["cost"] = cost
-        with self._lock:
-            self._notes.used.update(used)
+        self._notes.used.update(used)
 
     def _null(self, why: str) -> None:
-        with self._lock:
-            self._notes[why] += 1
+        self._notes[why] += 1
+
+
+def _tokens(usage: Any, name: str) -> int:
+    """A count of tokens in a reply; 0 where the judge gives none that can be."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count <= MAX_TOKENS else 0
 
 
 def _read(content: str, top: float) -> tuple[float, str]:
@@ -252,7 +271,22 @@ def _read(content: str, top: float) -> tuple[float, str]:
         raise ValueError("the score is no number")
     if not 0 <= score <= top:  # nan and inf are out of range too
         raise ValueError("the score is out of range")
-    return score / top, str(data.get("reason", ""))[:500]
+    reason = data.get("reason")
+    return score / top, reason[:500] if isinstance(reason, str) else ""
+
+
+def _cached(keys: set[str]) -> dict[str, float]:
+    """The scores that are kept. None if the cache cannot be read: the judge is asked again."""
+    with contextlib.suppress(sqlite3.Error, OSError):
+        kept = {key: judgement[0] for key in keys if (judgement := cache().get(key))}
+        return {key: score for key, score in kept.items() if 0 <= score <= 1}
+    return {}
+
+
+def _keep(key: str, score: float, reason: str, cost: tuple[int, float]) -> None:
+    """Keep a verdict, and its tokens and seconds, if the cache can be written."""
+    with contextlib.suppress(sqlite3.Error, OSError):
+        cache().put(key, score, reason, *cost)
 
 
 @lru_cache(maxsize=1)

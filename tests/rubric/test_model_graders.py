@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -168,6 +171,98 @@ def test_a_broken_verdict_is_null_and_noted_and_never_kept(endpoint, what):
     assert ask(endpoint(lambda n, q: verdict(3)).url, COMPLETIONS[:1])[0] == [0.3]
 
 
+@pytest.mark.parametrize(
+    "tokens",
+    ["1e400", "-5", '"12"', "NaN", "[1]", "true", "1.5", "9" * 400, "null", '{"a": 1}'],
+)
+def test_a_judges_odd_count_of_tokens_does_no_harm(endpoint, tokens):
+    body = verdict(5)[2].replace(b"100", tokens.encode())
+    scores, notes = ask(endpoint(lambda n, q: (200, {}, body)).url, COMPLETIONS[:1], price_in=1)
+    assert (scores, dict(notes)) == ([0.5], {})
+    assert notes.used["tokens"] == 20  # those of the reply alone
+    assert notes.used["cost"] == 0
+
+
+def test_odd_usage_of_a_judge_does_no_harm(endpoint):
+    for usage in (b'"x"', b"[]", b"7", b"null", b"{}"):
+        text = verdict(5)[2]
+        body = text[: text.index(b'"usage"')] + b'"usage": ' + usage + b"}"
+        scores, notes = ask(endpoint(lambda n, q, body=body: (200, {}, body)).url, COMPLETIONS[:1])
+        assert (scores, dict(notes)) == ([0.5], {})
+
+
+def dripping(head: bytes, drip: bytes) -> socket.socket:
+    """A server that answers every connection with `head`, then with `drip` for ever."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer(connection):
+        with contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(head)
+            while True:
+                connection.sendall(drip)
+                time.sleep(0.05)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("head", "drip"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_a_reply_that_drips_ends_at_the_time_limit(endpoint, head, drip):
+    with dripping(head, drip) as server:
+        started = time.monotonic()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        scores, notes = ask(url, COMPLETIONS[:2], seconds=0.2, retries=0)
+        assert time.monotonic() - started < 1.5
+        assert scores == [None, None]
+        assert sum(notes.values()) == 2
+        started = time.monotonic()
+        assert ask(url, COMPLETIONS[:2], step_seconds=0.2, retries=9)[0] == [None, None]
+        assert time.monotonic() - started < 1.5
+
+
+def test_a_compressed_reply_is_not_unpacked(endpoint):
+    bomb = gzip.compress(b" " * 50_000_000 + verdict(5)[2])
+    server = endpoint(lambda n, q: (200, {"content-encoding": "gzip"}, bomb))
+    assert ask(server.url, COMPLETIONS[:1], retries=0)[0] == [None]
+    assert server.headers[0]["Accept-Encoding"] == "identity"
+
+
+def test_a_damaged_cache_costs_only_requests(endpoint):
+    from grpo_core.tasks.table import cache_folder
+
+    file = cache_folder().parent / "judge.sqlite"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"no database" * 1000)
+    server = endpoint(lambda n, q: verdict(number_in(q)))
+    for _ in range(2):
+        assert ask(server.url, COMPLETIONS[:2])[0] == [0.0, 0.1]
+    assert len(server.requests) == 4
+
+
+def test_a_cached_score_out_of_range_is_asked_again(endpoint):
+    server = endpoint(lambda n, q: verdict(3))
+    ask(server.url, COMPLETIONS[:1])
+    judge.cache()._conn.execute("UPDATE judgements SET score = 7.0")
+    assert ask(server.url, COMPLETIONS[:1])[0] == [0.3]
+    assert len(server.requests) == 2
+
+
 def test_a_slow_or_dying_server_leaves_nulls_and_the_rest(endpoint):
     def slow(n, q):
         if number_in(q) == 2:
@@ -230,6 +325,13 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(endpoint, monk
         ("http://u:p@x/v1", None),
         ("nonsense", None),
         ("http://10.0.0.1/v1", "api.example.com"),
+        ("http://api.example.com.evil/v1", "api.example.com"),
+        ("http://api.example.com\\@10.0.0.1/v1", "api.example.com"),
+        ("http://10.0.0.1#@api.example.com/v1", "api.example.com"),
+        ("http://10.0.0.1\\.api.example.com/v1", "api.example.com"),
+        (" http://10.0.0.1/v1", "api.example.com"),
+        ("http://[::1/v1", None),
+        ("http://x:99999999/v1", None),
         ("http://127.0.0.1/v1", ""),
     ],
 )
