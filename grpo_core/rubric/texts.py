@@ -16,6 +16,12 @@ from grpo_core.types import Completion, Prompt
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _NOT_PROSE = re.compile(r"```.*?```|\$[^$]{0,500}\$|https?://\S+|<[^<>]{1,40}>|\\\w+", re.DOTALL)
+# A search takes up to 0.1 µs for each character and instruction: 2 s for the longest text.
+MAX_PROGRAM = 20_000
+TOO_LARGE = (
+    f"the pattern makes a program of more than {MAX_PROGRAM:,} instructions. "
+    "Use smaller numbers in {…}, or * and +"
+)
 MIN_LETTERS = 20  # with fewer, a language detector only guesses
 
 
@@ -33,14 +39,18 @@ class RegexParams(Params):
     @model_validator(mode="after")
     def _compiles(self) -> RegexParams:
         try:
-            _compiled(self.pattern, self.ignore_case)
+            size = _compiled(self.pattern, self.ignore_case).programsize
         except re2.error as error:
             reason = error.args[0] if error.args else ""
             text = reason.decode() if isinstance(reason, bytes) else str(error)
+            if "too large" in text:
+                raise ValueError(TOO_LARGE) from None
             raise ValueError(
                 "no pattern in RE2's syntax, which has no look-around and no back-references: "
                 f"{text}"
             ) from None
+        if size > MAX_PROGRAM:
+            raise ValueError(TOO_LARGE)
         return self
 
 
@@ -93,7 +103,8 @@ def _compiled(pattern: str, ignore_case: bool) -> Any:
     options = re2.Options()
     options.case_sensitive = not ignore_case
     options.log_errors = False
-    options.max_mem = 8 << 20
+    options.never_capture = True  # only whether it matches counts; groups would take much longer
+    options.max_mem = 1 << 20  # a larger program is refused while it is compiled, within 0.1 s
     return re2.compile(pattern, options=options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig
 from grpo_core.rubric import CHECKS, build_rubric
+from grpo_core.time_limit import time_limit
 from grpo_core.types import Completion, Prompt
 
 
@@ -222,6 +224,69 @@ def test_an_invalid_pattern_is_refused_with_the_engines_limits():
                     )
                 )
             )
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        ".{0,1000}" * 20,
+        "[a-z]{0,1000}" * 50,
+        "((a{0,10}){0,10}){0,10}" * 20,
+        r"\pL{1,500}",
+        "x[a-z]{0,1000}" * 12 + "0",
+    ],
+)
+def test_a_pattern_with_a_huge_program_is_refused_at_once(pattern):
+    started = time.process_time()
+    with pytest.raises(ValueError, match="smaller numbers"):
+        CHECKS["regex"].params(pattern=pattern)
+    assert time.process_time() - started < 0.3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        ("^.{0,1000}$", "é" * 1000, 1.0),
+        ("^.{0,1000}$", "é" * 1001, 0.0),
+        ("a.{0,1000}b.{0,1000}c", "a" + "-" * 1000 + "b" + "-" * 1000 + "c", 1.0),
+        ("a.{0,1000}b.{0,1000}c", "a" + "-" * 1000 + "b" + "-" * 1001 + "c", 0.0),
+        (r"^(\w+\s){200}$", "word " * 200, 1.0),
+        (r"^(\w+\s){200}$", "word " * 199, 0.0),
+    ],
+)
+def test_a_pattern_with_large_repeats_still_works(pattern, text, expected):
+    assert score("regex", text, pattern=pattern) == expected
+
+
+@pytest.mark.slow
+def test_the_worst_patterns_leave_the_server_its_time():
+    params = {"pattern": "x[a-z]{0,1000}" * 9 + "0"}
+    criteria = tuple(
+        Criterion(name=f"c{i}", check="regex", weight=1, params=params) for i in range(32)
+    )
+    rubric = build_rubric(RubricConfig(criteria=criteria))
+    waits: list[float] = []
+    stop = threading.Event()
+
+    def other_visitor():
+        while not stop.is_set():
+            started = time.monotonic()
+            time.sleep(0.01)
+            waits.append(time.monotonic() - started)
+
+    thread = threading.Thread(target=other_visitor)
+    thread.start()
+    started = time.monotonic()
+    with time_limit(1.0):
+        scored = rubric.score_all(
+            [Completion("x" * 7_000, "stop", 1)] * 8, [Prompt("p", "q", "1", "file")] * 8
+        )
+    seconds = time.monotonic() - started
+    stop.set()
+    thread.join()
+    assert seconds < 5  # the limit, and one search
+    assert max(waits) < 0.5
+    assert scored.scores[-1]["c31"] is None
 
 
 @pytest.mark.parametrize(
