@@ -50,9 +50,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The text that the policy wrote. `num_tokens` counts the end token.
+    """The text that the policy wrote. `num_tokens` counts its tokens, the end token included.
 
-    finish_reason: "stop" after an end token, "length" if it was cut.
+    text: begins with the tag of a block that the prompt opened, such as <think>; the policy wrote
+    what follows. finish_reason: "stop" after an end token, "length" if it was cut.
     """
 
     text: str
@@ -486,13 +487,17 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed:
-    """The state after `step` steps is saved in the folder `path`. dropped: steps to delete."""
+    """The state after `step` steps is saved in the folder `path`. dropped: steps to delete.
+
+    seconds: how long the saving took; None: not known.
+    """
 
     step: int
     path: str
     num_bytes: int
     sha256: str
     dropped: tuple[int, ...] = ()
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_core.config import parse
 from grpo_core.models import load_policy
+from grpo_core.models.policy import asked
 from grpo_core.rubric import build_rubric
 from grpo_core.tasks import load_task, train_prompts
 from grpo_core.training.trainer import learning_rate
@@ -62,22 +63,17 @@ prompts = [
 ]
 
 
-def trl_prompt(p):
-    if not policy.tokenizer.chat_template:
-        return policy.tokenizer.decode(policy.encode(p, task.instruction))
-    content = f"{{task.instruction}}\\n\\n{{p.text}}" if task.instruction else p.text
-    return [*p.meta.get("before", ()), {{"role": "user", "content": content}}]
-
-
-def completion(ids):
+def completion(ids, p):
     reason = "stop" if ids[-1] in policy.end_ids else "length"
-    return Completion(policy.decode(ids), reason, len(ids))
+    opening = policy.opening(policy.encode(p, task.instruction))
+    return Completion(opening + policy.decode(ids), reason, len(ids))
 
 
 def criterion(name):
     def score(completion_ids, row, **_):
-        completions = [completion(ids) for ids in completion_ids]
-        scored = rubric.score_all(completions, [prompts[i] for i in row])
+        asked = [prompts[i] for i in row]
+        completions = [completion(ids, p) for ids, p in zip(completion_ids, asked)]
+        scored = rubric.score_all(completions, asked)
         return [scores[name] for scores in scored.scores]
 
     score.__name__ = name
@@ -91,7 +87,10 @@ if __name__ == "__main__":
         peft_config=PEFT,
         reward_funcs=[criterion(name) for name in rubric.weights],
         train_dataset=Dataset.from_list(
-            [{{"prompt": trl_prompt(p), "row": i}} for i, p in enumerate(prompts)]
+            [
+                {{"prompt": asked(policy.tokenizer, p, task.instruction), "row": i}}
+                for i, p in enumerate(prompts)
+            ]
         ),
         args=GRPOConfig(
             learning_rate=learning_rate(CONFIG, policy),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models import Policy, Reader
+from grpo_core.models.chat_template import ChatTooLong
 from grpo_core.tasks import Task
 
 
@@ -56,11 +59,14 @@ def too_long_rows(task: Task, policy: Policy | Reader, config: RunConfig) -> np.
     rows = np.concatenate([table.train, table.heldout])
     room = policy.context - config.train.max_new_tokens
 
-    def num_tokens(row: int) -> int:
-        return len(policy.encode(table.prompt(row), task.instruction))
+    def num_tokens(row: int) -> float:
+        try:
+            return len(policy.encode(table.prompt(row), task.instruction))
+        except ChatTooLong:
+            return math.inf
 
     # Includes the first prompt's own text, so the bound is loose and misses no candidate.
-    template_tokens = num_tokens(int(rows[0]))
-    candidates = table.longer_than(max(0, room - template_tokens))
+    template_tokens = min(room, num_tokens(int(rows[0])))
+    candidates = table.longer_than(max(0, int(room - template_tokens)))
     candidates = candidates[np.isin(candidates, rows)]
     return np.array([row for row in candidates if num_tokens(row) > room], dtype=np.int64)

@@ -6,9 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-# End-of-turn tokens of common chat templates. A model that learned to stop at one must be allowed
-# to, whatever its generation config says.
-_TURN_ENDS = (
+from grpo_core.errors import StudioError
+from grpo_core.models.chat_template import render
+
+# End-of-turn tokens of common chat templates, tried where neither model nor tokenizer names an end.
+_USUAL_ENDS = (
     "<|im_end|>",
     "<|eot_id|>",
     "<|end_of_turn|>",
@@ -17,37 +19,89 @@ _TURN_ENDS = (
     "<|endoftext|>",
     "<turn|>",
     "<|return|>",
+    "</s>",
 )
 
 
-# A tokenizer is Any in these two: the stubs of PreTrainedTokenizerBase lack get_added_vocab.
+# A tokenizer is Any in this module: the stubs of PreTrainedTokenizerBase lack get_added_vocab.
 def find_end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """Every id that ends a turn, by the generation config, tokenizer and chat template."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = set(named if isinstance(named, (list, tuple)) else [named])
-    ids |= {tokenizer.eos_token_id, template_end(tokenizer)}
-    known = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
-    ids |= {tokenizer.convert_tokens_to_ids(t) for t in _TURN_ENDS if t in known}
-    return frozenset(i for i in ids if i is not None)
+    """The ids that end a completion.
+
+    They are the ends of the generation config, as in transformers; the tokenizer's end token, as in
+    vLLM; and the end of the template's turn (`template_end`), because base models often name only
+    the end of a document. Only if none of these exist, the usual names are tried.
+    """
+    named = _named_by_model(model, tokenizer) | as_ids(tokenizer.eos_token_id)
+    ends = named | as_ids(template_end(tokenizer, named))
+    if ends:
+        return ends
+    special = _special_tokens(tokenizer)
+    return frozenset(special[name] for name in _USUAL_ENDS if name in special)
 
 
-def template_end(tokenizer: Any) -> int | None:
-    """The id with which the chat template ends an assistant's turn.
+def template_end(tokenizer: Any, named: frozenset[int]) -> int | None:
+    """The id with which the chat template ends an assistant's turn, or None.
 
-    None without a template, or if the template ends a turn with no special token.
+    named: the ends that generation config and tokenizer name. The template closes the last turn
+    with one or more special tokens. If one of them is named, it is the end. Otherwise it is the
+    first, unless ends are named and the template also writes it between reasoning and answer, where
+    the turn goes on: so gpt-oss closes its analysis with <|end|>, and the turn with <|return|>.
     """
     if not tokenizer.chat_template:
         return None
-    marker = "grpo said this"
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}],
-            tokenize=False,
-        )
-    # A template is its author's program; one that refuses this chat has no known end.
-    except Exception:
+    thought, said = "grpo thought this", "grpo said this"
+    special = frozenset(_special_tokens(tokenizer).values())
+    closing = _ids(tokenizer, _rendered(tokenizer, {"content": said}).rpartition(said)[2].lstrip())
+    if agreed := [i for i in closing if i in named]:
+        return agreed[0]
+    if not closing or closing[0] not in special:
         return None
-    after = text.rpartition(marker)[2].lstrip()
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-    added = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    return ids[0] if ids and ids[0] in added else None
+    reasoned = _rendered(tokenizer, {"content": said, "reasoning_content": thought})
+    between = reasoned.rpartition(said)[0].rpartition(thought)
+    if named and between[1] and closing[0] in _ids(tokenizer, between[2]):
+        return None
+    return closing[0]
+
+
+def as_ids(named: Any) -> frozenset[int]:
+    """None, one id or a list of ids, as configurations write them."""
+    ids = named if isinstance(named, (list, tuple)) else [named]
+    return frozenset(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
+
+
+def _named_by_model(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    """The ends of the generation config.
+
+    A model without one takes them from its configuration, whose class may have a default: 2 for
+    Llama. Unless that id is a special token, the default names no end of this model.
+    """
+    generation = model.generation_config
+    named = as_ids(getattr(generation, "eos_token_id", None))
+    is_default = getattr(generation, "_from_model_config", False) and named == as_ids(
+        getattr(type(model.config), "eos_token_id", None)
+    )
+    if is_default and not named <= frozenset(_special_tokens(tokenizer).values()):
+        return frozenset()
+    return named
+
+
+def _rendered(tokenizer: Any, answer: dict[str, str]) -> str:
+    """A question with this answer; "" if the template refuses it."""
+    # gpt-oss calls the reasoning "thinking".
+    if "reasoning_content" in answer:
+        answer = {**answer, "thinking": answer["reasoning_content"]}
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", **answer}]
+    try:
+        return render(tokenizer, chat, False)
+    except StudioError:
+        return ""
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Name -> id of the special and the added tokens."""
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return special | tokenizer.get_added_vocab()

@@ -5,36 +5,89 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.models.chat_template import (
+    ChatRefused,
+    Message,
+    accepted,
+    opened_block,
+    render,
+)
 from grpo_core.models.lora import AdapterOff, adapter_layers
 from grpo_core.types import Prompt
 
+OPENING_TOKENS = 64  # of a prompt's end; a tag may be as many bytes, and a byte a token
 
-def encode_prompt(
+
+def asked(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str
-) -> list[int]:
-    """Token ids of the prompt through the tokenizer's chat template, or of its bare text.
+) -> str | list[Message]:
+    """What the model is asked: a chat, or a text if the tokenizer has no chat template.
 
     meta["before"] holds earlier messages, the system prompt among them. Without a chat template
     they come first, as paragraphs, and the instruction is left out.
     """
     before = list(prompt.meta.get("before", ()))
     if not tokenizer.chat_template:
-        paragraphs = [*(m["content"] for m in before), prompt.text]
-        return tokenizer("\n\n".join(paragraphs))["input_ids"]
+        return "\n\n".join([*(m["content"] for m in before), prompt.text])
     content = f"{instruction}\n\n{prompt.text}" if instruction else prompt.text
-    encoded: Any = tokenizer.apply_chat_template(
-        [*before, {"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
+    return accepted(tokenizer, [*before, {"role": "user", "content": content}])
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str
+) -> list[int]:
+    """Token ids of what the model is asked, and of the beginning of its answer.
+
+    The template, or else the tokenizer, writes the begin token. An end token that the tokenizer
+    would add is left out. Raises InvalidConfig for a template that cannot be rendered or that
+    refuses the prompt, and ChatTooLong.
+    """
+    question = asked(tokenizer, prompt, instruction)
+    if isinstance(question, str):
+        ids, begin = _ids(tokenizer, question), _begin_ids(tokenizer)
+        return ids if begin and ids[: len(begin)] == begin else [*begin, *ids]
+    try:
+        return _ids(tokenizer, render(tokenizer, question, True))
+    except ChatRefused as error:
+        roles = ", ".join(str(m.get("role")) for m in question)
+        problem = FieldProblem(
+            "model.name",
+            tokenizer.name_or_path,
+            f"its chat template refuses the prompt {prompt.text[:60]!r}, a chat of {roles}: "
+            f"{error}",
+            "Change the messages of this row, or choose another model.",
+        )
+        raise InvalidConfig([problem]) from None
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens included: exactly what their pieces join to."""
+    text = tokenizer.decode(
+        list(token_ids),
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+        spaces_between_special_tokens=False,
     )
-    return encoded["input_ids"]
+    assert isinstance(text, str)  # one list of ids has one text
+    return text
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text, without the begin and end tokens that the tokenizer may add."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that the tokenizer adds before a text: its begin token, or none."""
+    whole, own = list(tokenizer("a")["input_ids"]), list(_ids(tokenizer, "a"))
+    starts = (i for i in range(len(whole)) if whole[i : i + len(own)] == own)
+    return whole[: next(starts, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +126,18 @@ class Policy:
         return encode_prompt(self.tokenizer, prompt, instruction)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion without its end tokens; all else is unchanged."""
-        kept = [t for t in token_ids if t not in self.end_ids]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        assert isinstance(text, str)  # one list of ids has one text
-        return text
+        """The text of tokens without end, pad and begin tokens; all else is text, tags included."""
+        silent = {*self.end_ids, self.pad_id}
+        begin = self.tokenizer.bos_token_id
+        kept = [t for t in token_ids if t not in silent and t != begin]
+        return text_of(self.tokenizer, kept)
+
+    def opening(self, prompt_ids: Sequence[int]) -> str:
+        """What a completion's text begins with before its own tokens: the block that is open.
+
+        See `opened_block`. "" for most prompts.
+        """
+        return opened_block(text_of(self.tokenizer, prompt_ids[-OPENING_TOKENS:]))
 
     def frozen_copy(self) -> nn.Module:
         """The reference: a frozen copy of the weights, or AdapterOff where there are adapters."""

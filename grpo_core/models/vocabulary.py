@@ -13,7 +13,6 @@ class Vocabulary:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        self._special = set(tokenizer.all_special_ids)
         decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
         self._is_byte_level = "ByteLevel" in decoder
         self._seen: set[int] = set()
@@ -25,16 +24,15 @@ class Vocabulary:
         return {t: self.piece(t) for t in sorted(fresh)}
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes that this token adds to a text; the name of a special token."""
+        """The bytes that this token adds to a text: of a special token, its name."""
         name = self._tokenizer.convert_ids_to_tokens(token_id)
         if name is None:  # the embedding table often has more rows than the vocabulary
             return f"[{token_id}]".encode()
         assert isinstance(name, str)  # one id has one name
-        if token_id in self._special:
-            return name.encode()
-        # Added tokens are not in the byte alphabet; their names are plain text.
-        if self._is_byte_level and all(c in _BYTES for c in name):
-            return bytes(_BYTES[c] for c in name)
+        if self._is_byte_level:
+            # An added token need not be in the byte alphabet; its name is then plain text.
+            is_bytes = all(c in _BYTES for c in name)
+            return bytes(_BYTES[c] for c in name) if is_bytes else name.encode("utf-8", "replace")
         # SentencePiece names bytes outside of its vocabulary <0x0A>.
         if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
             return bytes.fromhex(byte[1])

@@ -162,13 +162,14 @@ class _DecodeBatch:
 
     def _rollouts(self, rows: slice, prompt_ids: Sequence[int]) -> list[Rollout]:
         columns = (self.tokens, self.lengths, self.ended, self.logprobs)
+        opening = self.policy.opening(prompt_ids)
         rollouts = []
         for ids, length, ended, logprobs in zip(*(c[rows].tolist() for c in columns), strict=True):
             ids = ids[:length]
             reason = "stop" if ended else "length"
             rollouts.append(
                 Rollout(
-                    Completion(self.policy.decode(ids), reason, length),
+                    Completion(opening + self.policy.decode(ids), reason, length),
                     prompt_ids=prompt_ids,
                     completion_ids=ids,
                     sampling_logprobs=logprobs[:length] if self.params.keep_logprobs else None,

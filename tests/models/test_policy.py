@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo_core.config import ModelConfig
+from grpo_core.config import ModelConfig, RunConfig
 from grpo_core.errors import InvalidConfig
-from grpo_core.models import check_model, describe_device, load_policy
+from grpo_core.models import Policy, Vocabulary, check_model, describe_device, load_policy
+from grpo_core.rollout import SamplingParams, sample_groups
+from grpo_core.rubric import build_rubric
 from grpo_core.tasks import TASKS
-from grpo_core.types import Prompt
+from grpo_core.types import Completion, Prompt
+from tests.models.templates import CHATML, THINKING, chat_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -140,3 +144,83 @@ def test_damaged_weights_are_refused_on_one_line_when_they_are_read(copy):
 
 def test_the_device_is_described_for_people():
     assert describe_device(CPU) == f"CPU, {os.cpu_count()} cores"
+
+
+# ---- what a completion's text is -----------------------------------------------------------------
+
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+WRITTEN = "57+11=68</think><answer>142</answer>"
+
+
+def reads(tiny_model, template: str | None, special: list[str]) -> Policy:
+    """The tiny model with a tokenizer that has this template and these special tokens."""
+    tokenizer = chat_tokenizer(template, special, eos="<|im_end|>", bos="<|begin|>")
+    policy = load_policy(ModelConfig(name=str(tiny_model)), 0, CPU)
+    policy.model.resize_token_embeddings(len(tokenizer))
+    end = frozenset({tokenizer.eos_token_id})
+    return dataclasses.replace(policy, tokenizer=tokenizer, end_ids=end)
+
+
+def scores(text: str) -> dict[str, float | None]:
+    rubric = build_rubric(RunConfig().rubric)
+    prompt = Prompt("p", "57+11+74", "142", "sums")
+    return rubric.score(Completion(text, "stop", 9), prompt)[0]
+
+
+@pytest.mark.parametrize("special", [TAGS, []], ids=["special tags", "plain tags"])
+def test_special_tokens_are_text_but_end_pad_and_begin(tiny_model, special):
+    policy = reads(tiny_model, None, [*special, "<|tool_call|>", "<unused1>"])
+    text = f"<think>{WRITTEN}<|tool_call|> <unused1> ü ."
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    begin, pad = policy.tokenizer.bos_token_id, policy.tokenizer.pad_token_id
+    [end] = policy.end_ids
+    assert policy.decode([begin, pad, *ids, pad, end, pad]) == text
+    vocabulary = Vocabulary(policy.tokenizer)
+    assert b"".join(vocabulary.piece(t) for t in ids).decode() == text
+    assert set(scores(policy.decode(ids[:-9])).values()) >= {1.0}
+
+
+def test_added_tokens_outside_the_byte_alphabet_keep_their_names(tiny_model):
+    policy = reads(tiny_model, None, ["<｜tool▁calls▁begin｜>"])
+    policy.tokenizer.add_tokens(["<｜tool▁sep｜>"])
+    text = "a<｜tool▁calls▁begin｜>b<｜tool▁sep｜> c"
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    vocabulary = Vocabulary(policy.tokenizer)
+    assert policy.decode(ids) == text == b"".join(map(vocabulary.piece, ids)).decode()
+
+
+def test_a_tokenizer_that_cleans_up_spaces_changes_no_completion(tiny_model):
+    policy = reads(tiny_model, None, [])
+    policy.tokenizer.clean_up_tokenization_spaces = True
+    text = "a , b . c ' s do n't"
+    assert policy.decode(policy.tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "opening"),
+    [
+        (THINKING, "57+11+74", "<think>\n"),
+        (THINKING.replace("<think>\\n", "<answer>"), "57+11+74", "<answer>"),
+        (CHATML, "57+11+74", ""),
+        (CHATML, "Write <think>", ""),
+        (None, "57+11+74\nAssistant: <think>", "<think>"),
+        (None, "57+11+74", ""),
+    ],
+)
+def test_a_block_that_the_prompt_opened_begins_the_completion(tiny_model, template, text, opening):
+    policy = reads(tiny_model, template, TAGS)
+    ids = policy.encode(Prompt("p", text, "142", "sums"), "")
+    params = SamplingParams(2, 5, 1.0)
+    rollouts = sample_groups(policy, [ids], params, torch.Generator().manual_seed(0))
+    for rollout in rollouts:
+        assert rollout.completion.text == opening + policy.decode(rollout.completion_ids)
+        assert rollout.completion.num_tokens == len(rollout.completion_ids) <= 5
+        assert rollout.prompt_ids == ids
+
+
+def test_reasoning_inside_a_block_of_the_template_is_paid(tiny_model):
+    policy = reads(tiny_model, THINKING, [])
+    ids = policy.encode(Prompt("p", "57+11+74", "142", "sums"), "")
+    assert set(scores(WRITTEN).values()) != {1.0}
+    paid = scores(policy.opening(ids) + WRITTEN)
+    assert (paid["accuracy"], paid["format"]) == (1.0, 1.0)

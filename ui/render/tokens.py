@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,10 +97,11 @@ def controls(group: GroupRow, chosen: int, by: str) -> str:
     )
 
 
-def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str) -> str:
+def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str, text: str = "") -> str:
     """The tokens of a completion in colour, a legend, and a line for the values of one token.
 
-    terms: None if the update left the completion out. by: a key of SCALES.
+    terms: None if the update left the completion out. by: a key of SCALES. text: the completion's;
+    what its prompt wrote of it has no tokens and is drawn without colour.
     """
     if row is None:
         return empty(
@@ -112,7 +114,7 @@ def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str) -> str:
     known = [value for value in values if math.isfinite(value)]
     far = max((abs(value - scale.middle) for value in known), default=0.0)
     colouring = Colouring(scale, values, far)
-    drawn, at = "", 0
+    drawn, at = _of_prompt(text, row.pieces), 0
     for text, pieces in clusters(row.pieces[:num_drawn]):
         if len(pieces) == 1:
             drawn += _span(at, text, row, terms, colouring)
@@ -141,6 +143,26 @@ def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str) -> str:
         '<p class="token-says" role="status">'
         f"Point at a token, tap it, or walk with the arrow keys.</p>{note}"
     )
+
+
+_TAG = re.compile(r"[<\[◁][^<>\[\]◁▷]{1,60}[>\]▷]\s*")
+
+
+def _of_prompt(text: str, pieces: Sequence[bytes]) -> str:
+    """The tag that the prompt opened and the completion's text begins with; "" if none."""
+    sampled = b"".join(pieces).decode("utf-8", "replace")
+    tag = _TAG.match(text)
+    if tag is None or sampled.startswith(text):
+        return ""
+    # The white space after the tag is the prompt's, the tokens', or some of each.
+    ends = range(tag.end(), len(tag[0].rstrip()) - 1, -1)
+    end = next((end for end in ends if sampled.startswith(text[end:])), None)
+    if end is None and sampled.lstrip().startswith(text[tag.end() :]):
+        end = tag.end()  # some tokenizers drop the first space of a text
+    if end is None:
+        return ""
+    says = "Written by the prompt, so it has no tokens and is not trained."
+    return f'<span class="of-prompt" title="{says}">{_visible(text[:end])}</span>'
 
 
 def clusters(pieces: Sequence[bytes]) -> Iterator[tuple[str, list[bytes]]]:

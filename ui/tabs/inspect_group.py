@@ -263,7 +263,7 @@ class ShowGroup:
                 )
         except InvalidConfig:  # a configuration of another version
             terms = None
-        return tokens.token_view(row, terms, by)
+        return tokens.token_view(row, terms, by, rollout.text)
 
     def _what_if(self, shown: _Shown) -> str:
         run, group, views = shown.run, shown.group, self.views

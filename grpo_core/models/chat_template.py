@@ -1,0 +1,159 @@
+"""Chats as text. A chat template is a program of whoever made the model; a helper renders it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from grpo_core.child_process import MAX_ANSWER_BYTES, Child, ChildFailed, script_child
+from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+
+Message = dict[str, Any]  # role and content
+
+SECONDS = 5.0  # for one chat; an ordinary one takes milliseconds
+KILL_AFTER = 1.0  # seconds more, for what Python cannot interrupt
+_MODEL_HINT = "Choose another model, or correct its chat template."
+_TOO_LONG = "a prompt has {} characters in the chat template, too many to render. Shorten it."
+log = logging.getLogger("grpo_studio")
+
+
+class ChatRefused(StudioError):
+    """The template called raise_exception. The text is the template's own, in one line."""
+
+
+class ChatTooLong(StudioError):
+    """The chat has more text than any model reads."""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+) -> str:
+    """The chat as the tokenizer's template writes it: the text of `apply_chat_template`.
+
+    Raises ChatRefused, ChatTooLong, or InvalidConfig on `model.name` for a template with a fault:
+    one that needs too much time, memory or text, or that the sandbox forbids.
+    """
+    if sum(len(str(m.get("content"))) for m in messages) > MAX_ANSWER_BYTES:
+        raise ChatTooLong(_TOO_LONG.format(f"more than {MAX_ANSWER_BYTES:,}"))
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several templates, and no default among them
+        raise _template_fault(tokenizer, " ".join(str(error).split())[:300]) from None
+    # As apply_chat_template does: what is None is left out.
+    given = [{k: v for k, v in m.items() if v is not None} for m in messages]
+    arguments = [template, given, add_generation_prompt, tokenizer.special_tokens_map]
+    question = {"do": "render", "arguments": arguments, "seconds": SECONDS}
+    try:
+        kind, value = _template_process().request(question, SECONDS + KILL_AFTER, _read)
+    except ChildFailed as error:
+        raise _template_fault(tokenizer, str(error)) from None
+    if kind == "refused":
+        raise ChatRefused(" ".join(value.split()))
+    if kind == "too_long":
+        raise ChatTooLong(_TOO_LONG.format(f"{value:,}"))
+    if kind == "null":
+        raise _template_fault(tokenizer, value)
+    return value
+
+
+def _read(answer: Any) -> tuple[str, Any]:
+    """("null", why), ("text", text), ("refused", why) or ("too_long", characters)."""
+    [(kind, value)] = answer["value"].items() if "value" in answer else answer.items()
+    kinds = {"null": str, "text": str, "refused": str, "too_long": int}
+    if not isinstance(value, kinds[kind]):
+        raise ValueError(kind)
+    return kind, value
+
+
+def _template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> InvalidConfig:
+    problem = f"its chat template cannot be rendered: {why}"
+    return InvalidConfig([FieldProblem("model.name", tokenizer.name_or_path, problem, _MODEL_HINT)])
+
+
+@lru_cache(maxsize=1)
+def _template_process() -> Child:
+    """The one helper of this process. It starts with the first chat that is rendered."""
+    return script_child(Path(__file__).with_name("template_worker.py"))
+
+
+# ---- system messages ----------------------------------------------------------------------------
+
+
+def accepted(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[Message]:
+    """The chat, with its system message before the first user message if the template needs that.
+
+    Gemma's first template refuses a system message, and some templates drop it unseen. Gemma's own
+    later templates put it before the first user message, with an empty line between.
+    """
+    if len(messages) < 2 or messages[0].get("role") != "system":
+        return messages
+    if messages[1].get("role") != "user" or _takes_system(tokenizer):
+        return messages
+    system, user, *rest = messages
+    merged = f"{str(system['content']).strip()}\n\n{user['content']}"
+    return [{**user, "content": merged}, *rest]
+
+
+_system_roles: dict[str, bool] = {}  # template -> whether it writes a system message
+
+
+def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    template = tokenizer.get_chat_template()
+    if template not in _system_roles:
+        marker = "grpo asks for this"
+        chat = [{"role": "system", "content": marker}, {"role": "user", "content": "?"}]
+        try:
+            takes = marker in render(tokenizer, chat, True)
+        except ChatRefused:
+            takes = False
+        _system_roles[template] = takes
+        if not takes:
+            log.warning(
+                "The chat template of %s has no system role. "
+                "Each system message is put before the first user message.",
+                tokenizer.name_or_path,
+            )
+    return _system_roles[template]
+
+
+# ---- what the prompt began for the policy -------------------------------------------------------
+
+_LAST_TAG = re.compile(
+    r"(?<![\w)])(?:<(?P<tag>[A-Za-z][\w:.-]{0,40})>"
+    r"|(?:<[|｜]|\[|◁)(?P<mark>[A-Za-z_▁ ]{1,40})(?:[|｜]>|\]|▷))\s*\Z"
+)
+# Tags that begin a turn or a sequence, or that have no end.
+_NO_BLOCK = {
+    "assistant", "user", "system", "human", "ai", "bot", "chatbot", "model", "gpt", "agent",
+    "tool", "turn", "role", "header", "message", "reserved", "unused", "extra", "special", "s",
+    "bos", "eos", "sot", "sep", "cls", "pad", "unk", "mask", "im", "inst", "fim", "pre", "suf",
+    "mid", "br", "hr", "img", "input",
+}  # fmt: skip
+# A mark such as <|assistant|> or [INST] usually begins a turn; with these stems it opens a block.
+_BLOCK_STEMS = ("think", "thought", "reason", "answer", "solution", "scratchpad", "reflect")
+
+
+def opened_block(prompt: str) -> str:
+    """The tag at the end of a prompt, with what white space follows, if it opens a block; else "".
+
+    Templates of reasoning models end in <think>, and plain prompts may as well. The policy
+    continues inside the block, and what it writes makes sense only with the tag before it.
+    """
+    match = _LAST_TAG.search(prompt[-100:])
+    if match is None:
+        return ""
+    words = re.findall("[a-z]+", (match["tag"] or match["mark"]).lower())
+    if not words or words[0] == "end" or words in (["start"], ["begin"]):
+        return ""
+    opens = (
+        not _NO_BLOCK & set(words)
+        if match["tag"]
+        else any(word.startswith(_BLOCK_STEMS) for word in words)
+    )
+    return match[0] if opens else ""

@@ -1,0 +1,56 @@
+"""A helper process that renders chat templates: programs of whoever made the model.
+
+It runs as a script, because `-m` would import grpo_core.models, and torch with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from grpo_core.child_process import MAX_ANSWER_BYTES, serve
+
+MAX_MEMORY = 512 << 20  # bytes of address space; rendering an ordinary chat needs 190 MiB
+MAX_JSON_BYTES = MAX_ANSWER_BYTES - 1024  # of a text; the rest of the answer is around it
+
+
+def render(
+    template: str,
+    messages: list[dict[str, Any]],
+    add_generation_prompt: bool,
+    names: Mapping[str, Any],
+) -> dict[str, Any]:
+    """{"text": the chat}, {"refused": the template's own words}, or {"too_long": characters}.
+
+    names: the variables of the template besides the messages, such as bos_token.
+    """
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        [text], _ = render_jinja_template(
+            conversations=[messages],
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            **names,
+        )
+    except TemplateError as error:
+        if type(error) is not TemplateError:  # the class of raise_exception, and of nothing else
+            raise
+        return {"refused": str(error)[:1000]}
+    # JSON writes a character as at most twelve bytes.
+    if 12 * len(text) > MAX_JSON_BYTES and len(json.dumps(text)) > MAX_JSON_BYTES:
+        return {"too_long": len(text)}
+    return {"text": text}
+
+
+def warm_up() -> None:
+    """Import what rendering needs. One thread: each thread's buffers would be address space."""
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    import transformers.utils.chat_template_utils  # noqa: F401
+
+
+if __name__ == "__main__":
+    serve({"render": render}, MAX_MEMORY, warm_up)
