@@ -80,6 +80,7 @@ UNUSUAL = {
             "num_layers": 2,
             "num_heads": 2,
             "window_size": 16,
+            "initializer_range": 0.1,  # its attention does not scale the scores down
             "attention_types": [[["local", "global"], 1]],
         },
     ),
@@ -100,6 +101,8 @@ OURS = {"Qwen3", "Qwen2", "Llama", "Llama 3 angles", "Mistral"}
 
 class IdsAsText:
     """A tokenizer for models without one: token ids as decimal numbers."""
+
+    bos_token_id = None
 
     def decode(self, ids, **_):
         return " ".join(map(str, ids))

@@ -15,6 +15,7 @@ from grpo_core.learner.critic import Critic, value_loss
 from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
 from grpo_core.learner.logprobs import ScoreOptions, TokenOutputs, score_tokens
 from grpo_core.learner.loss import Coefficients, Loss, Tokens, loss_of
+from grpo_core.learner.master_weights import MasterWeights
 from grpo_core.learner.objectives import clip_range
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.models.lora import AdapterOff
@@ -94,6 +95,7 @@ class Passes:
     """What all passes of a run share: the models and the algorithm."""
 
     model: nn.Module
+    weights: MasterWeights  # the model's, where the gradient is summed
     reference: nn.Module | None
     critic: Critic | None
     algorithm: AlgorithmConfig
@@ -118,7 +120,7 @@ class Passes:
         return self.score(self.reference, part, ScoreOptions(entropy=False))
 
     def backward(self, parts: Sequence[Batch], inputs: PassInputs) -> PassResult:
-        """Leave the step's gradient in the parameters, and each token's numbers in the log."""
+        """Leave the step's gradient in `weights`, and each token's numbers in the log."""
         device = next(self.model.parameters()).device
         total = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         ratio_max = torch.zeros((), device=device)
@@ -126,11 +128,12 @@ class Passes:
             inputs.check_interrupt()
             result = self._part(part, inputs)
             result.loss.backward()
+            self.weights.collect_gradients()
             total += result.sums
             ratio_max = torch.maximum(ratio_max, result.ratio_max)
         if not parts:
             # All groups tied. A gradient of 0 instead of None: the optimiser's momentum continues.
-            for p in self.model.parameters():
+            for p in self.weights.parameters():
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
         sums = dict(zip(_SUMS, total.tolist(), strict=True))
         has_tokens = sums["tokens"] > 0

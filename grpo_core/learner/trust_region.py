@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grpo_core.learner.batch import Batch
 from grpo_core.learner.logprobs import ForwardOptions, predict
+from grpo_core.learner.master_weights import MasterWeights
 
 log = logging.getLogger("grpo_studio")
 
@@ -51,6 +52,7 @@ class Surrogate:
     """What a constrained step improves: the sum of `loss` over the parts, under `model`."""
 
     model: nn.Module
+    weights: MasterWeights  # the model's, which hold the gradient and move
     parts: Sequence[Part]
     loss: PartLoss
     temperature: float
@@ -65,7 +67,7 @@ def trust_region_step(
 
     If no fraction of the step is both better and within δ, the weights stay.
     """
-    weights = trainable(surrogate.model)
+    weights = {n: p for n, p in surrogate.weights.named_parameters() if p.requires_grad}
     ascent = -flatten([p.grad for p in weights.values()], weights)
     norm = ascent.norm()
     if norm == 0:  # all groups are tied; 0/0 has no direction
@@ -81,11 +83,13 @@ def trust_region_step(
             name: (p.detach() + step * 0.5**halvings).to(p.dtype)
             for (name, p), step in zip(weights.items(), unflatten(full_step, weights), strict=True)
         }
-        kl, change = kl_and_loss_change(surrogate, candidate)
+        rounded = {n: candidate[n].to(p.dtype) for n, p in trainable(surrogate.model).items()}
+        kl, change = kl_and_loss_change(surrogate, rounded)
         if kl <= delta and change < 0:  # False for nan
             with torch.no_grad():
                 for name, p in weights.items():
                     p.copy_(candidate[name])
+            surrogate.weights.publish()
             return TrustRegionStep(kl, delta, 0.5**halvings, solution.residual, -change)
     log.warning(
         "Trust region: no fraction of the step down to 1/%d both improved the surrogate and kept "

@@ -25,6 +25,7 @@ from grpo_core.learner.critic import (
 )
 from grpo_core.learner.logprobs import output_layer
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
+from grpo_core.learner.master_weights import MasterWeights
 from grpo_core.learner.memory import MicroBatcher
 from grpo_core.learner.objectives import CONSTRAINED
 from grpo_core.learner.packing import Packing
@@ -80,11 +81,18 @@ class Learner:
         self.algorithm, self.train = settings.algorithm, settings.train
         self.learning_rate = settings.learning_rate
         self.critic = Critic(model) if self.algorithm.advantage == "value" else None
+        self.weights = MasterWeights(model)
         self.passes = Passes(
-            model, reference, self.critic, self.algorithm, self.train.temperature, recompute
+            model,
+            self.weights,
+            reference,
+            self.critic,
+            self.algorithm,
+            self.train.temperature,
+            recompute,
         )
         self.micro_batcher = MicroBatcher(model, self.train.micro_batch_tokens)
-        parameters: list[dict[str, Any]] = [{"params": list(model.parameters()), "speed": 1.0}]
+        parameters: list[dict[str, Any]] = [{"params": self.weights.parameters(), "speed": 1.0}]
         if self.critic is not None:
             head = list(self.critic.parameters())
             parameters.append({"params": head, "speed": HEAD_LEARNING_RATE_FACTOR})
@@ -159,7 +167,7 @@ class Learner:
                 self._step_back()
                 break
             norms.append(
-                clip_gradient(self.model, self.critic, result.loss, self.train.max_grad_norm)
+                clip_gradient(self.weights, self.critic, result.loss, self.train.max_grad_norm)
             )
             if a.objective in CONSTRAINED:
                 trust = self._trust_region_step(inputs, size)
@@ -251,6 +259,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * warmup * group["speed"]
         self.optimizer.step()
+        self.weights.publish()
 
     def _trust_region_step(self, inputs: _BatchInputs, size: LossNormalizer) -> TrustRegionStep:
         """Move the weights within the trust region, without learning rate or optimiser state."""
@@ -274,6 +283,7 @@ class Learner:
         parts = self.micro_batcher.parts(inputs.gradient_rows, allow_flat=False)
         surrogate = Surrogate(
             model=self.model,
+            weights=self.weights,
             parts=[(part, inputs.advantages[part.rows]) for part in parts],
             loss=loss,
             temperature=self.train.temperature,
@@ -294,8 +304,9 @@ class Learner:
         if layers := adapter_layers(self.model):
             scale_adapters(layers, 1 - STEP_BACK)
             return
-        for p, ref in zip(self.model.parameters(), self.reference.parameters(), strict=True):
-            p.lerp_(ref, STEP_BACK)
+        for p, ref in zip(self.weights.parameters(), self.reference.parameters(), strict=True):
+            p.lerp_(ref.to(p.dtype), STEP_BACK)
+        self.weights.publish()
 
     @torch.no_grad()
     def _move_reference(self) -> None:
@@ -334,6 +345,7 @@ class Learner:
             reference = self.reference.state_dict()
         return {
             "optimizer": self.optimizer.state_dict(),
+            "master_weights": self.weights.state(),
             "steering": asdict(self.coefficients),
             "num_steps": self.num_steps,
             "reference": reference,
@@ -347,6 +359,7 @@ class Learner:
         """Continue from `state()`. apply_settings() then applies coefficients changed meanwhile."""
         self.algorithm = self.algorithm.model_copy(update=state["set"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.weights.load_state(state.get("master_weights"))
         for group in self.optimizer.param_groups:  # a branch may have other betas
             group["betas"] = self.train.adam_beta1, self.train.adam_beta2
         self.coefficients = CoefficientState(**state["steering"])

@@ -148,7 +148,9 @@ def minus_surrogate(batch, advantages, new, old, num_tokens=10) -> torch.Tensor:
 
 
 def step(model, parts, loss=minus_surrogate, delta=0.01, **options) -> tr.TrustRegionStep:
-    return tr.trust_region_step(tr.Surrogate(model, parts, loss, TEMPERATURE, **options), delta)
+    return tr.trust_region_step(
+        tr.Surrogate(model, tr.MasterWeights(model), parts, loss, TEMPERATURE, **options), delta
+    )
 
 
 # ---- against the dense solution ------------------------------------------------------------------
