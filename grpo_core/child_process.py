@@ -170,6 +170,8 @@ class Child:
             if not block:
                 raise ChildFailed("the process died")
             line += block
+            if 0 <= block.find(b"\n") < len(block) - 1:
+                raise ValueError("more than one line")
             if len(line) > MAX_ANSWER_BYTES:
                 raise ChildFailed(f"its answer has more than {MAX_ANSWER_BYTES:,} bytes")
         return bytes(line)

@@ -16,7 +16,7 @@ from grpo_core.rubric import Notes, Rubric
 from grpo_core.tasks import Task, train_prompts
 from grpo_core.training.async_scoring import AsyncScorer
 from grpo_core.training.control import ControlPoints
-from grpo_core.training.scoring import PromptRollouts, is_informative, score
+from grpo_core.training.scoring import Progress, PromptRollouts, is_informative, score
 from grpo_core.types import Phase, PhaseStarted, Prompt, Rollout
 
 
@@ -93,7 +93,8 @@ def _sample_and_score(
         sampled = sample(session, prompt_ids, params, rng, on_group_done)
         sampled_at = now()
         points.begin_phase(PhaseStarted(Phase.SCORING, step, t.steps))
-        groups, notes = score(prompts, sampled, session.rubric, scorer)
+        progress = Progress(step - 1, t.steps)
+        groups, notes = score(prompts, sampled, session.rubric, scorer, progress)
 
     batch.num_prompts = num_prompts
     batch.tokens += sum(len(r.completion_ids) for r in sampled)

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,7 @@ from grpo_core.rubric import (
     Notes,
     Rubric,
     RunningStd,
+    RunState,
     Scored,
     SiblingScores,
     gated,
@@ -31,8 +33,23 @@ from grpo_core.types import TIE_TOLERANCE, Group, Prompt, Rollout
 PromptRollouts = tuple[Prompt, tuple[Rollout, ...]]  # a prompt and its G rollouts
 
 
+class Progress(NamedTuple):
+    """Optimiser steps done, of all steps."""
+
+    global_step: int
+    max_steps: int
+
+    def with_ids(self, rollouts: Sequence[Rollout]) -> RunState:
+        """What reward functions may ask about sampled rollouts."""
+        return RunState([r.completion_ids for r in rollouts], self.global_step, self.max_steps)
+
+
 def score(
-    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rubric: Rubric, scorer: AsyncScorer
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Rollout],
+    rubric: Rubric,
+    scorer: AsyncScorer,
+    progress: Progress,
 ) -> tuple[list[PromptRollouts], dict[str, Notes]]:
     """Scores and reward of the rollouts of P prompts, siblings together; advantages come later.
 
@@ -40,7 +57,7 @@ def score(
     criterion, why scores are null.
     """
     known, notes = scorer.results() or (None, {})
-    groups, scored = score_groups(prompts, rollouts, rubric, known)
+    groups, scored = score_groups(prompts, rollouts, rubric, known, progress)
     return groups, notes | scored.notes
 
 
@@ -49,14 +66,17 @@ def score_groups(
     rollouts: Sequence[Rollout],
     rubric: Rubric,
     known: Sequence[Mapping[str, float | None]] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[PromptRollouts], Scored]:
     """Add scores and reward to the rollouts of P prompts, equally many each, siblings together.
 
-    known: scores that are not computed again, one mapping a rollout.
+    known: scores that are not computed again, one mapping a rollout. progress: of the run that
+    sampled the rollouts; None for texts that belong to no run.
     """
     size = len(rollouts) // len(prompts)
     completions = [r.completion for r in rollouts]
-    scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)], known)
+    run = progress.with_ids(rollouts) if progress else None
+    scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)], known, run)
     done = [
         replace(rollout, scores=scores, reward=reward)
         for rollout, scores, reward in zip(rollouts, scored.scores, scored.rewards, strict=True)
@@ -220,22 +240,43 @@ def _verdict_frac(groups: Sequence[Group], rubric: Rubric, verdict: str) -> floa
     return mean(g.verdict == verdict for g in groups) if rubric.outcome else None
 
 
-def too_many_unscored(groups: Sequence[Group]) -> str | None:
-    """Which criteria failed, if more than half of a step's completions have no reward."""
+def too_many_unscored(groups: Sequence[Group], notes: Mapping[str, Notes]) -> str | None:
+    """Which criteria failed and why, if more than half of a step's completions have no reward.
+
+    notes: by criterion, why scores are null.
+    """
     rollouts = [r for g in groups for r in g.rollouts]
     lost = sum(r.reward is None for r in rollouts)
     if 2 * lost <= len(rollouts):
         return None
     failed = {name: sum(r.scores[name] is None for r in rollouts) for name in rollouts[0].scores}
     blame = ", ".join(f"{name} {n} times" for name, n in failed.items() if n)
+    reasons = " ".join(
+        _first_reason(name, notes.get(name), groups) for name in failed if failed[name]
+    )
     return (
-        f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). "
-        "Mend the criterion, or press Resume to go on without them, or Stop."
+        f"{lost} of {len(rollouts)} completions could not be scored (null: {blame}). {reasons} "
+        "Once the cause is gone, or to go on without these scores, press Resume. "
+        "To correct a criterion, press Stop and start a new run."
     )
 
 
+def _first_reason(criterion: str, notes: Notes | None, groups: Sequence[Group]) -> str:
+    """The most frequent reason why scores of a criterion are null, as a sentence."""
+    if notes:
+        reason, count = notes.most_common(1)[0]
+        more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
+        return f"First reason of {criterion} ({count} times): {reason.rstrip('.')}{more}."
+    if not any(g.prompt.answer for g in groups):
+        return f"Reason of {criterion}: the prompts have no right answer."
+    return f"{criterion} gave no reason: it does not apply to these completions."
+
+
 def eval_metrics(
-    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], rubric: Rubric
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Rollout],
+    rubric: Rubric,
+    progress: Progress | None = None,
 ) -> dict[str, float | None]:
     """Means over the completions of an evaluation set; those of one prompt stand together.
 
@@ -245,7 +286,9 @@ def eval_metrics(
     """
     size = len(rollouts) // len(prompts)
     completions = [r.completion for r in rollouts]
-    scored = rubric.score_all(completions, [p for p in prompts for _ in range(size)])
+    run = progress.with_ids(rollouts) if progress else None
+    repeated = [p for p in prompts for _ in range(size)]
+    scored = rubric.score_all(completions, repeated, run=run)
     results = {name: mean(scores[name] for scores in scored.scores) for name in rubric.weights}
     results["reward"] = mean(scored.rewards)
     results["completion_tokens"] = mean(c.num_tokens for c in completions)

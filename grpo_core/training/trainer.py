@@ -30,6 +30,7 @@ from grpo_core.training.rollout_batch import (
     with_rewards,
 )
 from grpo_core.training.scoring import (
+    Progress,
     compare_groups,
     eval_metrics,
     group_metrics,
@@ -121,7 +122,7 @@ def take_step(
             groups = with_advantages(groups, estimates.row_advantages.tolist())
         points.emit(GroupsScored(step, groups))
         numbers = group_metrics(groups, rubric)
-        edited = points.review(step, groups, numbers, too_many_unscored(groups))
+        edited = points.review(step, groups, numbers, too_many_unscored(groups, sampled.notes))
         if not edited:
             break
     report_unscored(session, step, sampled)
@@ -250,7 +251,7 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
         of_task = replace(session, task=task)
         prompt_ids = [encode(of_task, prompt) for prompt in prompts]
         rollouts = sample(of_task, prompt_ids, params, generator(policy, t.seed, -1))
-        results = eval_metrics(prompts, rollouts, session.rubric)
+        results = eval_metrics(prompts, rollouts, session.rubric, Progress(step, t.steps))
         metrics |= {f"{name}/{what}": value for what, value in results.items()}
     session.points.emit(Evaluated(step, metrics))
     return metrics.get("heldout/accuracy")

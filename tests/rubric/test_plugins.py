@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import StudioError
-from grpo_core.rubric import CHECKS, build_rubric
+from grpo_core.rubric import CHECKS, Notes, build_rubric
 from grpo_core.rubric.sandbox.plugins import load_plugins
 from grpo_core.time_limit import time_limit
 from grpo_core.types import Completion, Prompt
@@ -295,3 +296,147 @@ def test_the_jail_holds_a_process_that_is_root_or_not():
         env={"PYTHONPATH": os.getcwd()},
     )
     assert "PermissionError" in done.stderr
+
+
+# ---- what a plug-in may be, and what it cannot do to others --------------------------------------
+
+REASONS = {
+    "return [1 / 0, 1.0]": "bad: line 2: ZeroDivisionError: division by zero",
+    "return [int(c) for c in completions]": "bad: line 2: ValueError: invalid literal for int()",
+    "return None": "bad: it returned NoneType, not a list with one score a completion",
+    "return {0: 1.0, 1: 1.0}": "bad: it returned dict",
+    "return {1.0, 0.0}": "bad: it returned set",
+    "return '10'": "bad: it returned str",
+    "return 3": "bad: TypeError: 'int' object is not iterable",
+    "return [1.0] * 3": "bad returned 3 scores for 2 completions",
+    "return [[1.0, 2.0], 'x\\ny']": "bad returned [1.0, 2.0], which is no finite number",
+    "return [1e308 * 10, 10**400]": "bad returned inf, which is no finite number",
+    "return [1e16, 1e16]": "a score of 1e+16 is beyond 1e+15",
+    "return [trainer_state.epoch] * 2": "trainer_state.epoch is not known here; known: nothing",
+    "return [len(completion_ids[0])] * 2": "bad: line 2: TypeError: 'NoneType'",
+    "return helper(completions)": "line 2: NameError",
+    "import helpers": "No module named 'helpers'. A plug-in is one file",
+    "from . import helpers": "A plug-in is one file",
+    "raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})()": "bad: line 2: E",
+    "raise KeyboardInterrupt": "bad: line 2: KeyboardInterrupt",
+}
+
+
+@pytest.mark.parametrize("body", REASONS)
+def test_a_plug_in_that_fails_says_why_and_on_which_line(tmp_path, body):
+    (tmp_path / "helpers.py").write_text("def f(): pass\n")
+    check = plugin(tmp_path, f"def bad(completions, completion_ids, trainer_state):\n    {body}\n")[
+        "mine.bad"
+    ]
+    found, notes = run(check)
+    assert found == [None, None]
+    assert REASONS[body] in " / ".join(notes), notes
+    assert notes.total() == 2
+
+
+def test_a_file_with_a_byte_order_mark_and_few_parameters_works(tmp_path):
+    body = "def f(completions):\n    return [len(c) for c in completions]\n"
+    (tmp_path / "mine.py").write_bytes(b"\xef\xbb\xbf" + body.encode())
+    check = load_plugins([str(tmp_path / "mine.py")])["mine.f"]
+    assert run(check) == ([18.0, 3.0], Counter())
+
+
+def test_columns_have_their_names_and_chats_are_messages(tmp_path):
+    check = plugin(
+        tmp_path,
+        "def f(prompts, completions, question, solution, answer, **columns):\n"
+        "    assert question == prompts, question\n"
+        "    assert solution == answer == ['5', '6']\n"
+        "    assert columns['odd name'] == [None, 4]\n"
+        "    assert prompts[1] == [{'role': 'system', 'content': 'Be brief.'},\n"
+        "                          {'role': 'user', 'content': '3+3?'}]\n"
+        "    return [completions[0] == 'five', completions[1][0]['content'] == 'six']\n",
+    )["mine.f"]
+    names = {"prompt_column": "question", "answer_column": "solution"}
+    before = [{"role": "system", "content": "Be brief."}]
+    prompts = [
+        Prompt("p", "2+3?", "5", "file", names),
+        Prompt(
+            "q",
+            "3+3?",
+            "6",
+            "file",
+            {**names, "chat": True, "before": before, "columns": {"odd name": 4, "prompts": "no"}},
+        ),
+    ]
+    notes = Notes()
+    texts = [Completion("five", "stop", 1), Completion("six", "stop", 1)]
+    assert check.scores(texts, prompts, check.params(), notes) == [1.0, 1.0], notes
+
+
+@pytest.mark.slow
+def test_a_plug_in_can_use_torch(tmp_path):
+    check = plugin(
+        tmp_path,
+        "import torch\n\n"
+        "def f(completions, **_):\n"
+        "    lengths = torch.tensor([float(len(c)) for c in completions])\n"
+        "    open('/dev/null', 'w').write('x')\n"
+        "    return torch.nn.functional.softmax(lengths @ torch.eye(2), 0)\n",
+    )["mine.f"]
+    found, notes = run(check, seconds=60)
+    assert found == [pytest.approx(1.0, abs=1e-6), pytest.approx(3.06e-7, rel=0.01)], notes
+
+
+LIAR = """
+import json, os, sys, threading, time
+
+def to_every_descriptor(data):
+    for number in range(3, 40):
+        try: os.write(number, data)
+        except OSError: pass
+
+def bad(completions, level, **_):
+    data = bytes(level[0])
+    to_every_descriptor(data)
+    threading.Timer(.02, to_every_descriptor, [data]).start()
+    return [.25, .25]
+
+def honest(completions, **_):
+    return [.5, .5]
+"""
+
+
+@pytest.fixture(scope="module")
+def liar(tmp_path_factory):
+    return plugin(tmp_path_factory.mktemp("liar"), LIAR)
+
+
+def scores_with(check, data):
+    prompts = [Prompt("p", "?", "5", "file", {"columns": {"level": list(data)}})] * 2
+    return check.scores(COMPLETIONS, prompts, check.params(seconds=5), Notes())
+
+
+replies = st.one_of(
+    st.binary(max_size=40),
+    st.builds(
+        lambda value, end: json.dumps({"number": "1", "answer": {"value": value}}).encode() + end,
+        st.one_of(st.none(), st.lists(st.floats(0, 1), min_size=2, max_size=2), st.text()),
+        st.sampled_from([b"", b"\n", b"\n\n", b"\n{"]),
+    ),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(replies)
+@example(b'{"scores": [0.0, 0.0]}\n')
+@example(b'{"value": [0.0, 0.0]}\n')
+def test_what_a_plug_in_writes_to_its_descriptors_is_never_a_score(liar, data):
+    assert scores_with(liar["mine.bad"], data) in ([0.25, 0.25], [None, None])
+    assert scores_with(liar["mine.honest"], data) in ([0.5, 0.5], [None, None])
+    time.sleep(0.03)
+    assert scores_with(liar["mine.honest"], data) in ([0.5, 0.5], [None, None])
+    assert scores_with(liar["mine.honest"], data) == [0.5, 0.5]
+
+
+def test_the_line_of_a_snippet_that_failed_is_in_the_reason():
+    code = "def score(completion, prompt, answer, tokens):\n    x = 0\n    return 1 / x\n"
+    check, notes = CHECKS["python"], Notes()
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(code=code), notes) == [None, None]
+    assert notes == {"the snippet failed: line 3: ZeroDivisionError: division by zero": 2}

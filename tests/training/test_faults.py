@@ -242,6 +242,7 @@ def test_more_than_half_null_scores_wait_for_a_person_once(manager, tiny_setting
     run_id = manager.start(config)
     run = wait_for(manager, run_id, RunStatus.PAUSED)
     assert "8 of 8 completions could not be scored (null: away 8 times)" in run.error
+    assert "away gave no reason" in run.error
     assert run.steps_done == 0
     manager.resume(run_id)
     wait_for(manager, run_id, RunStatus.FINISHED)  # it does not ask again at every step

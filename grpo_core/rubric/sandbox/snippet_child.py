@@ -33,6 +33,7 @@ def _number(value, type=type, int=int, float=float):
         return value if -{MAX_SCORE} <= value <= {MAX_SCORE} else "an int beyond {MAX_SCORE:g}"
     return "a value of type " + type(value).__name__[:40]
 """
+SNIPPET = "<python-input-1>"  # monty's name for the second text that a session runs
 CALL = "_number(score(completion, prompt, answer, tokens))"
 
 _pools: list[pydantic_monty.Monty] = []
@@ -125,7 +126,16 @@ def _reason(error: BaseException) -> str:
     line = text[text.rfind("\n") + 1 :][:200].strip() or type(error).__name__
     if "limit exceeded" in line and "TimeoutError" in line:
         return TOO_LONG
-    return f"the snippet failed: {line}"
+    number = _line_number(error)
+    return f"the snippet failed: {f'line {number}: ' if number else ''}{line}"
+
+
+def _line_number(error: BaseException) -> int | None:
+    """The last line of the snippet that led to an error."""
+    if not isinstance(error, pydantic_monty.MontyRuntimeError | pydantic_monty.MontySyntaxError):
+        return None
+    lines = [frame.line for frame in error.traceback() if frame.filename == SNIPPET]
+    return lines[-1] if lines else None
 
 
 if __name__ == "__main__":
