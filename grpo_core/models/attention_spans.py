@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grpo_core.models import shape
+
 # The kinds of layers that see a part of the text -> the field with its length in tokens.
 _LENGTH_FIELDS = {
     "sliding_attention": "sliding_window",
@@ -76,6 +78,4 @@ def reset_dynamic_angles(model: nn.Module) -> None:
 
 def text_config(model: Any) -> Any:
     """The language model's own part of the configuration; None for a model without one."""
-    config = getattr(model, "config", None)
-    gettext_config = getattr(config, "gettext_config", None)
-    return gettext_config() if gettext_config else config
+    return shape.text_config(getattr(model, "config", None))

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 import grpo_core
 from grpo_core.models.policy import Policy
+from grpo_core.models.shape import text_config
 
 # "cpu" disables the GPU. "lent" is set in the forked process of a ZeroGPU lease.
 DEVICE_VARIABLE = "GRPO_DEVICE"
@@ -53,18 +54,27 @@ def free_memory(device: torch.device) -> int:
         # Memory that torch reserved but does not use is available too.
         reserved = torch.cuda.memory_reserved(device)
         return free + reserved - torch.cuda.memory_allocated(device)
-    free = psutil.virtual_memory().available
+    _, free = host_memory()
+    return free
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes of the machine's memory or of its container's, and how many of them are free."""
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
     limit = CGROUP / "memory.max"
     if not limit.is_file() or (text := limit.read_text().strip()) == "max":
-        return free
+        return total, free
     used = int((CGROUP / "memory.current").read_text())
     stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     # The kernel counts cached files as used, and drops them when a process needs the memory.
-    return min(free, int(text) - used + int(stat.get("inactive_file", 0)))
+    free = min(free, int(text) - used + int(stat.get("inactive_file", 0)))
+    return min(total, int(text)), free
 
 
 def cache_bytes(shape: PreTrainedConfig, element_bytes: int) -> int:
     """Bytes of the keys and values of one token in all layers. shape: a model's configuration."""
+    shape = text_config(shape)
     heads = getattr(shape, "num_attention_heads", None) or 1  # a state-space model has none
     hidden = getattr(shape, "hidden_size", None) or 0
     layers = getattr(shape, "num_hidden_layers", None) or 0

@@ -9,9 +9,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from grpo_core.config import ModelConfig
+from grpo_core.config.places import is_hub_name
 from grpo_core.hub_probe import model_unreachable
+from grpo_core.models.source import SETTINGS_SUFFIXES, WEIGHTS_SUFFIX
 
-SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")  # of files that loading reads
+SUFFIXES = (WEIGHTS_SUFFIX, *SETTINGS_SUFFIXES)  # of files that loading reads
 POLL_SECONDS = 0.5
 
 
@@ -23,8 +25,8 @@ def fetch(
     report: gets a line on the progress every half second. check_interrupt: is called as often and
     may raise to stop; the next download continues with the bytes that are on the disk.
     """
-    name = config.name.strip()
-    if name == "bundled" or Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE:
+    name = config.name
+    if name == "bundled" or constants.HF_HUB_OFFLINE or not is_hub_name(name):
         return
     if model_unreachable(name, config.revision):
         return

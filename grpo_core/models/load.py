@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-import json
-import re
-from pathlib import Path
+import logging
 from typing import Any, NoReturn
 
-import huggingface_hub.errors as hub
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,66 +20,50 @@ from transformers.utils import logging as transformers_logging
 
 from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
-from grpo_core.hub_probe import cached_snapshot, model_unreachable
-from grpo_core.models.device import pick_device
-from grpo_core.models.end_tokens import find_end_ids
+from grpo_core.models.device import free_memory, host_memory, pick_device
+from grpo_core.models.folder import BadModel
 from grpo_core.models.lora import add_adapters
 from grpo_core.models.policy import Policy, Reader
+from grpo_core.models.shape import check_memory, context_tokens, empty_model, read_shape
+from grpo_core.models.source import BUNDLED, NAME_HINT, Source, find_source, one_line
+from grpo_core.models.token_ids import check_begin, known_end_ids, known_pad_id
+from grpo_core.models.weights import check_complete, check_finite
 
-try:
-    import httpx2 as web  # the HTTP client of huggingface_hub since 2.x
-except ImportError:
-    import httpx as web  # and before
+__all__ = [
+    "BUNDLED",
+    "check_base",
+    "check_model",
+    "load_classifier",
+    "load_policy",
+    "load_reader",
+    "precision",
+    "read_tokenizer",
+    "refuse",
+]
 
 # transformers' progress bar over weights would overwrite the command line's own.
 transformers_logging.disable_progress_bar()
-
-BUNDLED = Path(__file__).parent / "bundled"
-_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-_HINT = (
-    "Write bundled, a folder with config.json, a tokenizer and *.safetensors, "
-    "or a Hub id such as Qwen/Qwen3-0.6B."
+# Its table of missing weights: `check_complete` says it in one line.
+logging.getLogger("transformers.modeling_utils").addFilter(
+    lambda record: "LOAD REPORT" not in record.getMessage()
 )
-_TOKEN = "a token with access in the environment variable HF_TOKEN; the token is never stored"
-# The first match counts: some errors are subclasses of later ones.
-_HUB_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
-    (
-        hub.GatedRepoError,
-        f"the Hub gives it only to people who accepted its terms; it needs {_TOKEN}",
-    ),
-    (hub.RevisionNotFoundError, "the Hub has no such revision of this model"),
-    (
-        hub.RepositoryNotFoundError,
-        f"the Hub has no such model, or a private one that needs {_TOKEN}",
-    ),
-    (
-        hub.OfflineModeIsEnabled,
-        "it is not on this machine, and HF_HUB_OFFLINE forbids a connection to the Hub",
-    ),
-    (
-        hub.LocalEntryNotFoundError,
-        "it is not on this machine, and the Hub could not be reached or the download is incomplete",
-    ),
-    (web.TransportError, "the Hub could not be reached or the download is incomplete"),
-)
-_TOKENIZER_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError)
-_WEIGHT_ERRORS = (*_TOKENIZER_ERRORS, SafetensorError)
+CPU = torch.device("cpu")
 
 
 def check_model(config: ModelConfig) -> None:
-    """Check what needs no weights: name, folder, configuration. Runs before a run is created.
+    """Check what needs no weights: name, folder, configuration, and size.
 
-    Raises InvalidConfig on `model.name` or `model.base_bits`.
+    Runs before a run is created. Raises InvalidConfig on `model.name` or `model.base_bits`.
     """
-    source = resolve_source(config)
-    model_config = _load_model_config(source, config)
-    check_base(config, pick_device())
-    if getattr(model_config, "is_encoder_decoder", False):
-        refuse(
-            config,
-            f"{model_config.model_type} is an encoder-decoder; "
-            "GRPO here needs a decoder-only language model",
-        )
+    try:
+        device = pick_device()
+        source = find_source(config)
+        shape = _language_shape(source, config, device)
+        # All memory of the machine, not the free one: another run may end before this one starts.
+        total, _ = host_memory()
+        check_memory(empty_model(shape), precision(config, device), config.base_bits, total)
+    except BadModel as error:
+        refuse(config, error.problem, error.hint)
 
 
 def load_policy(config: ModelConfig, seed: int, device: torch.device | None = None) -> Policy:
@@ -92,23 +72,23 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
     init "random": the same architecture with fresh weights drawn from `seed`.
     Raises InvalidConfig on `model.name`.
     """
-    check_model(config)
-    device = device or pick_device()
-    source = resolve_source(config)
-    options: dict[str, Any] = {"trust_remote_code": False, "revision": config.revision}
-    dtype = precision(config, device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        if config.init == "random":
-            model = _random_weights(source, options, dtype, seed)
-        else:
-            if config.base_bits == "4":
-                options |= _four_bits(device)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, **options
-            )
-    except (*_WEIGHT_ERRORS, web.HTTPError) as error:
-        refuse(config, f"it cannot be loaded: {_one_line(error)}")
+        return _load_policy(config, seed, device or pick_device())
+    except BadModel as error:
+        refuse(config, error.problem, error.hint)
+
+
+def _load_policy(config: ModelConfig, seed: int, device: torch.device) -> Policy:
+    source = find_source(config)
+    dtype = precision(config, device)
+    shape = _language_shape(source, config, device)
+    check_memory(empty_model(shape), dtype, config.base_bits, _room(config, device))
+    tokenizer = read_tokenizer(source, shape)
+    if config.init == "random":
+        model = _random_weights(shape, dtype, seed)
+    else:
+        more = _four_bits(device) if config.base_bits == "4" else {}
+        model = _with_weights(AutoModelForCausalLM, source, shape, dtype=dtype, **more)
     if config.lora_rank:
         add_adapters(model, config, seed)
     if config.base_bits == "16":
@@ -116,21 +96,67 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
         model.to(device)  # pyright: ignore[reportArgumentType]
     # Dropout would make the policy differ from itself, and KL at step 0 differ from 0.
     model.eval()
-    end_ids = find_end_ids(model, tokenizer)
-    if not end_ids:
-        refuse(
-            config,
-            "neither its generation config nor its tokenizer names an end token, "
-            "so no completion would ever end",
+    check_begin(model, tokenizer)
+    end_ids = known_end_ids(model, tokenizer)
+    pad_id = known_pad_id(model, tokenizer)
+    if pad_id is None:  # padding is masked, so any id does
+        pad_id = min(end_ids)
+    return Policy(model, tokenizer, end_ids, pad_id, context_tokens(model.config))
+
+
+def _language_shape(source: Source, config: ModelConfig, device: torch.device) -> PreTrainedConfig:
+    """The configuration of a decoder-only model. Raises BadModel, or InvalidConfig on base_bits."""
+    shape = read_shape(source, precision(config, device))
+    check_base(config, device)
+    if getattr(shape, "is_encoder_decoder", False):
+        raise BadModel(
+            f"{shape.model_type} is an encoder-decoder; "
+            "GRPO here needs a decoder-only language model",
+            NAME_HINT,
         )
-    pad_id = tokenizer.pad_token_id
-    return Policy(
-        model,
-        tokenizer,
-        end_ids,
-        pad_id if pad_id is not None else min(end_ids),
-        getattr(model.config, "max_position_embeddings", None),
-    )
+    return shape
+
+
+def _room(config: ModelConfig, device: torch.device) -> int:
+    """Bytes that weights may take now. In 16 bits they pass through the machine's own memory."""
+    if device.type == "cpu" or config.base_bits == "4":
+        return free_memory(device)
+    return min(free_memory(device), free_memory(CPU))
+
+
+def read_tokenizer(source: Source, shape: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The source's tokenizer. Raises BadModel."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, config=shape, **source.options)
+        tokenizer("a")  # some settings are used only here
+        return tokenizer
+    # Tokenizers are read by code of many kinds, so any error may come. A panic of the Rust library
+    # is no Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BadModel(f"its tokenizer cannot be loaded: {one_line(error)}") from None
+
+
+def _with_weights(
+    kind: Any, source: Source, shape: PreTrainedConfig, **options: Any
+) -> PreTrainedModel:
+    """The model with all of its weights. Raises BadModel naming those that are missing or bad."""
+    try:
+        model, loaded = kind.from_pretrained(
+            source.name,
+            config=shape,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_complete names them
+            **source.options,
+            **options,
+        )
+    except Exception as error:
+        raise BadModel(f"it cannot be loaded: {one_line(error)}", NAME_HINT) from None
+    check_complete(model, loaded)
+    check_finite(model)
+    return model
 
 
 def check_base(config: ModelConfig, device: torch.device) -> None:
@@ -176,15 +202,12 @@ def load_reader(config: ModelConfig) -> Reader:
 
     Raises InvalidConfig on `model.name`.
     """
-    source = resolve_source(config)
-    context = getattr(_load_model_config(source, config), "max_position_embeddings", None)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, revision=config.revision
-        )
-    except _TOKENIZER_ERRORS as error:
-        refuse(config, f"its tokenizer cannot be loaded: {_one_line(error)}")
-    return Reader(tokenizer, context)
+        source = find_source(config)
+        shape = read_shape(source)
+        return Reader(read_tokenizer(source, shape), context_tokens(shape))
+    except BadModel as error:
+        refuse(config, error.problem, error.hint)
 
 
 def load_classifier(
@@ -192,29 +215,43 @@ def load_classifier(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a sequence-classification model and its tokenizer onto the device.
 
-    The rules of a policy apply: safetensors only, no code of the model's own.
-    Raises StudioError, or InvalidConfig on `model.name`.
+    The rules of a policy apply: safetensors only, no code of the model's own, no weight missing.
+    Texts are cut to the model's context from their left. Raises StudioError.
     """
-    config = ModelConfig(name=name or " ", revision=revision)
-    source, device = resolve_source(config), pick_device()
-    _load_model_config(source, config)
-    options: dict[str, Any] = {"trust_remote_code": False, "revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=precision(config, device), use_safetensors=True, **options
-        )
-    except _WEIGHT_ERRORS as error:
+        if not name:
+            raise BadModel("no model is named", "Set params.model.")
+        return _load_classifier(ModelConfig(name=name, revision=revision), pick_device())
+    except BadModel as error:
         raise StudioError(
-            f"the reward model {name!r} cannot be loaded: {_one_line(error)}. "
-            "Name a sequence-classification model."
+            f"the reward model {name!r} cannot be loaded: {error.problem}. {error.hint} "
+            "It must be a sequence-classification model."
         ) from None
-    if tokenizer.pad_token_id is None:
+
+
+def _load_classifier(
+    config: ModelConfig, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    source, dtype = find_source(config), precision(config, device)
+    shape = read_shape(source, dtype)
+    kind = AutoModelForSequenceClassification
+    check_memory(empty_model(shape, kind), dtype, config.base_bits, _room(config, device))
+    tokenizer = read_tokenizer(source, shape)
+    model = _with_weights(kind, source, shape, dtype=dtype)
+    if known_pad_id(model, tokenizer) is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    pad_id = known_pad_id(model, tokenizer)
+    if pad_id is None:
+        raise BadModel("its tokenizer has no pad or end token within its vocabulary")
+    for part in (model.config, model.config.get_text_config(decoder=True)):
+        part.pad_token_id = pad_id
     # The model judges the end of the completion, so a text that is too long loses its beginning.
     tokenizer.truncation_side = "left"
-    return model.to(device).eval(), tokenizer
+    limit = context_tokens(model.config)
+    if limit is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+    # As in load_policy.
+    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
 
 
 def precision(config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -223,96 +260,13 @@ def precision(config: ModelConfig, device: torch.device) -> torch.dtype:
     return getattr(torch, automatic if config.dtype == "auto" else config.dtype)
 
 
-def _random_weights(
-    source: str, options: dict[str, Any], dtype: torch.dtype, seed: int
-) -> PreTrainedModel:
+def _random_weights(shape: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:
     # Initialisation takes no generator, so fork the global one to leave its state unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        shape = AutoConfig.from_pretrained(source, **options)
-        return AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        return AutoModelForCausalLM.from_config(copy.deepcopy(shape), dtype=dtype)
 
 
-def resolve_source(config: ModelConfig) -> str:
-    """The folder or Hub id that `model.name` means; a cached folder while the Hub is unreachable.
-
-    Raises InvalidConfig on `model.name` for a folder that cannot be loaded safely.
-    """
-    name = config.name.strip()
-    if name == "bundled":
-        return str(BUNDLED)
-    folder = Path(name).expanduser()
-    try:
-        is_folder, exists = folder.is_dir(), folder.exists()
-    except (OSError, ValueError):  # names too long for the file system, NUL bytes
-        is_folder = exists = False
-    if is_folder:
-        _check_folder(folder, config)
-        return str(folder)
-    if exists:
-        refuse(config, "this is a file, not a model folder")
-    if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name) or ".." in name:
-        refuse(config, "there is no such folder, and it is no Hub id")
-    if not model_unreachable(name, config.revision):
-        return name
-    snapshot = cached_snapshot(name, config.revision)
-    if snapshot is None:
-        refuse(config, "it is not on this machine, and the Hub could not be reached")
-    return str(snapshot)
-
-
-def _check_folder(folder: Path, config: ModelConfig) -> None:
-    if not (folder / "config.json").is_file():
-        refuse(config, "the folder has no config.json")
-    if config.init != "weights" or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(
-        p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern)
-    )
-    if pickles:
-        refuse(
-            config,
-            f"it has pickled weights only ({', '.join(pickles[:3])}), "
-            "and loading a pickle runs any code in it",
-            "If you trust it, convert it with save_pretrained(…, safe_serialization=True).",
-        )
-    refuse(
-        config,
-        "the folder has no *.safetensors file",
-        "Add the weights, or choose random initial weights.",
-    )
-
-
-def _load_model_config(source: str, config: ModelConfig) -> PreTrainedConfig:
-    try:
-        # Not in the cache: transformers itself has the code of many models with an auto_map.
-        raw = Path(config.name.strip()).expanduser() / "config.json"
-        if raw.is_file() and "auto_map" in (data := json.loads(raw.read_text("utf-8"))):
-            refuse(
-                config,
-                f"it needs code from its own folder ({', '.join(data['auto_map'])}), "
-                "which is never run here",
-            )
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, revision=config.revision)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, web.HTTPError) as error:
-        refuse(config, f"its configuration cannot be loaded: {_one_line(error)}")
-
-
-def _one_line(error: BaseException) -> str:
-    """The first line of a library's error; the rest is advice for programmers.
-
-    transformers wraps the Hub's errors in its own, so the causes are searched first.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        for kind, message in _HUB_ERRORS:
-            if isinstance(cause, kind):
-                return message
-        cause = cause.__cause__ or cause.__context__
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__)[:200]
-
-
-def refuse(config: ModelConfig, problem: str, hint: str = _HINT) -> NoReturn:
+def refuse(config: ModelConfig, problem: str, hint: str = NAME_HINT) -> NoReturn:
     """Raise InvalidConfig on `model.name`."""
     raise InvalidConfig([FieldProblem("model.name", config.name, problem, hint)]) from None

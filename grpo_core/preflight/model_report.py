@@ -6,18 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
 from grpo_core.config import RunConfig
 from grpo_core.models.device import describe_device, free_memory, pick_device
-from grpo_core.models.end_tokens import template_end
-from grpo_core.models.load import check_model, precision, refuse, resolve_source
+from grpo_core.models.end_tokens import as_ids, template_end
+from grpo_core.models.folder import BadModel
+from grpo_core.models.load import check_model, precision, read_tokenizer, refuse
+from grpo_core.models.shape import context_tokens, empty_model, read_shape
+from grpo_core.models.source import Source, find_source, one_line
 from grpo_core.training.memory_estimate import RESERVE, ModelSize, memory
 
 MIN_MICRO_BATCH_TOKENS = 64  # a run that has less room does not fit
@@ -62,16 +59,15 @@ def report(config: RunConfig) -> ModelReport:
     """
     m = config.model
     check_model(m)
-    source, options = resolve_source(m), {"trust_remote_code": False, "revision": m.revision}
-    try:
-        shape = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-        refuse(m, f"it cannot be examined: {str(error).splitlines()[0][:200]}")
     device = pick_device()
     dtype = precision(m, device)
+    try:
+        source = find_source(m)
+        shape = read_shape(source, dtype)
+        tokenizer, model = read_tokenizer(source, shape), empty_model(shape)
+        ends = end_tokens(source, tokenizer)
+    except BadModel as error:
+        refuse(m, error.problem, error.hint)
     parameters = sum(p.numel() for p in model.parameters())
     trained = _adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
 
@@ -85,10 +81,9 @@ def report(config: RunConfig) -> ModelReport:
         parts, per_token = memory(config, size, recomputes)
     room = RESERVE * free - sum(v for k, v in parts.items() if k != "activations")
 
-    ends = end_tokens(source, m.revision, tokenizer)
     known_ends = {*ends["generation config"], *ends["tokenizer"]}
     ends_agree = set(ends["chat template"]) <= known_ends
-    context = getattr(shape, "max_position_embeddings", None)
+    context = context_tokens(shape)
 
     new_tokens = config.train.max_new_tokens
     problems = []
@@ -144,19 +139,23 @@ def _adapter_parameters(model: PreTrainedModel, rank: int) -> int:
     )
 
 
-def end_tokens(source: str, revision: str, tokenizer: Any) -> dict[str, list[str]]:
+def end_tokens(source: Source, tokenizer: Any) -> dict[str, list[str]]:
     """The tokens that end a turn, by the generation config, tokenizer and chat template."""
     try:
-        named = GenerationConfig.from_pretrained(source, revision=revision).eos_token_id
+        settings = GenerationConfig.from_pretrained(source.name, revision=source.revision)
+        named = settings.eos_token_id
     except OSError:  # the model has no generation config
         named = None
-    named_ids = named if isinstance(named, list) else [named]
+    except Exception as error:  # the library checks its values in code of many kinds
+        raise BadModel(f"its generation config cannot be loaded: {one_line(error)}") from None
+    by_model, by_tokenizer = as_ids(named), as_ids(tokenizer.eos_token_id)
+    by_template = as_ids(template_end(tokenizer, by_model | by_tokenizer))
 
-    def tokens(ids: list[int | None]) -> list[str]:
-        return [tokenizer.convert_ids_to_tokens(i) for i in ids if i is not None]
+    def tokens(ids: frozenset[int]) -> list[str]:
+        return [str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(ids)]
 
     return {
-        "generation config": tokens(named_ids),
-        "tokenizer": [tokenizer.eos_token] if tokenizer.eos_token else [],
-        "chat template": tokens([template_end(tokenizer)]),
+        "generation config": tokens(by_model),
+        "tokenizer": tokens(by_tokenizer),
+        "chat template": tokens(by_template),
     }

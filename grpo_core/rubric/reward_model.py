@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from grpo_core.config.places import Name
 from grpo_core.rubric.check import UNBOUNDED, Check, Notes, Params, batched
 from grpo_core.types import Completion, Prompt
 
@@ -22,8 +23,8 @@ class RewardModelParams(Params):
     the score is the probability of `label` (-1 = the last).
     """
 
-    model: str = Field("", max_length=512)
-    revision: str = Field("main", min_length=1, max_length=200)
+    model: Name = Field("", max_length=512)
+    revision: Name = Field("main", min_length=1, max_length=200)
     label: int = Field(-1, ge=-1, le=10_000)
     sigmoid: bool = True
     max_tokens: int = Field(1024, ge=1, le=1_000_000)
@@ -52,6 +53,7 @@ def reward_model(
         ids = tokenizer(
             [texts[i] for i in rows],
             return_tensors="pt",
+            add_special_tokens=not tokenizer.chat_template,  # a template writes its own
             padding=True,
             truncation=True,
             max_length=params.max_tokens,
@@ -74,7 +76,9 @@ def _text(tokenizer: Any, completion: Completion, prompt: Prompt) -> str:
         {"role": "assistant", "content": completion.text},
     ]
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        from grpo_core.models.chat_template import accepted, render
+
+        return render(tokenizer, accepted(tokenizer, messages), False)
     return "\n".join(m["content"] for m in messages)
 
 

@@ -12,6 +12,7 @@ from grpo_core.learner.memory import max_part_tokens
 from grpo_core.models import Policy, pick_device
 from grpo_core.models.device import cache_bytes, free_memory
 from grpo_core.models.lm_head import MAX_LOGITS
+from grpo_core.models.shape import text_config
 
 LOGITS_BYTES = 4 * MAX_LOGITS * 3  # the logits that the loss holds at once, and two copies of them
 RESERVE = 0.9  # usable share of the free memory; the rest is for fragmentation and surprises
@@ -37,8 +38,9 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
     layers for the inputs of the layers, and one whole layer.
     """
     t, size = config.train, model.dtype.itemsize
-    hidden = getattr(model.shape, "hidden_size", None) or 0
-    layers = getattr(model.shape, "num_hidden_layers", None) or 0
+    shape = text_config(model.shape)
+    hidden = getattr(shape, "hidden_size", None) or 0
+    layers = getattr(shape, "num_hidden_layers", None) or 0
     per_token = hidden * size * (layers + 17 if recomputes else 17 * layers)
     trained_bytes = model.trained * (4 if config.model.lora_rank else size)
     # Of LoRA the reference is the model itself without its adapters.
@@ -61,7 +63,7 @@ def _weight_bytes(config: RunConfig, model: ModelSize, hidden: int) -> int:
     if config.model.base_bits != "4":
         return model.parameters * model.dtype.itemsize
     # Only linear layers are quantised; embeddings and output layer keep their precision.
-    whole = 2 * (getattr(model.shape, "vocab_size", None) or 0) * hidden
+    whole = 2 * (getattr(text_config(model.shape), "vocab_size", None) or 0) * hidden
     quantised = int(BYTES_4BIT * max(0, model.parameters - whole))
     return quantised + min(model.parameters, whole) * model.dtype.itemsize
 

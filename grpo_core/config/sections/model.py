@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from grpo_core.config.places import Name
 from grpo_core.config.sections.fields import Section, setting
 
 
 class ModelConfig(Section):
     """The model that is trained."""
 
-    name: str = setting(
+    name: Name = setting(
         "bundled",
         "Model",
         "`bundled` (a tiny reasoning model, no download), a local folder, "
@@ -19,7 +20,7 @@ class ModelConfig(Section):
         max_length=512,
         hint="Write bundled, a folder with config.json and *.safetensors, or owner/name.",
     )
-    revision: str = setting(
+    revision: Name = setting(
         "main", "Revision", "Branch, tag or commit of a Hub model.", min_length=1, max_length=200
     )
     init: Literal["weights", "random"] = setting(
