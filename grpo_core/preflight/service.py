@@ -28,6 +28,7 @@ from grpo_core.rubric.probes import Probe, probe
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
+from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.scoring import compare_groups, score_groups
 from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Group, Prompt, Rollout
@@ -215,7 +216,10 @@ class PreflightService:
         self._options.check(config)
         task, reader = load_task(config.task), load_reader(config.model)
         [prompt] = train_prompts(task, config.train.seed, 1, 1)
-        return probe(build_rubric(config.rubric), prompt, lambda text: _num_tokens(reader, text))
+        with time_limit(SCORING_SECONDS):
+            return probe(
+                build_rubric(config.rubric), prompt, lambda text: _num_tokens(reader, text)
+            )
 
     def reweigh(self, config: RunConfig, key: str) -> Trial | None:
         """An earlier trial with other weights; samples and scores nothing again.
@@ -239,7 +243,8 @@ class PreflightService:
         config: RunConfig,
     ) -> Trial:
         """Score rollouts, of each prompt equally many and in its order, and keep the trial."""
-        pairs, scored = score_groups(prompts, rollouts, rubric)
+        with time_limit(SCORING_SECONDS):
+            pairs, scored = score_groups(prompts, rollouts, rubric)
         trial = Trial(
             **_compare(pairs, rubric, config),
             seconds=scored.seconds,
