@@ -155,21 +155,23 @@ def micro_batches(
     return parts
 
 
-def whole_groups(batch: Batch, max_tokens: int) -> list[Batch]:
+def whole_groups(batch: Batch, max_tokens: int, pads: bool = True) -> list[Batch]:
     """Split the batch into parts of at most `max_tokens` tokens, or of one completion.
 
-    For the flat layout: prompts count once, and only attention pads. The attention grids of a part
-    have at most 2 · max_tokens places. Completions of similar length share a part; a group is split
-    only where it does not fit.
+    For the flat layout: prompts count once, and only attention pads, if it does. The attention
+    grids of a part then have at most 2 · max_tokens places. Completions of similar length share a
+    part; a group is split only where it does not fit.
     """
 
     def fits(segments: Sequence[Segment]) -> bool:
         completions = [[len(batch.completions[i]) for i in rows] for _, rows in segments]
         prompts = [len(batch.prompts[p]) for p, _ in segments]
+        if sum(prompts) + sum(map(sum, completions)) > max_tokens:
+            return False
         places = len(segments) * (
             max(prompts) + max(map(len, completions)) * max(map(max, completions))
         )
-        return sum(prompts) + sum(map(sum, completions)) <= max_tokens and places <= 2 * max_tokens
+        return not pads or places <= 2 * max_tokens
 
     def length(i: int) -> int:
         return len(batch.completions[i])

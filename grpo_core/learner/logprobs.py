@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
 from grpo_core.learner.packed_attention import FlatLayout, flat
+from grpo_core.learner.varlen_attention import Kernel, kernel_for
 from grpo_core.models.attention_spans import layer_masks, reset_dynamic_angles
 from grpo_core.models.decoder import FusedDecoder, forward, masked_attention, recomputing
 from grpo_core.models.lm_head import MAX_LOGITS, LogprobsFromLogits, LogprobsFromStates
@@ -148,10 +149,10 @@ def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicte
     if decoder is None:
         return _predict_by_model(model, batch, options)
 
-    if batch.device.type == "cpu":
-        layout = flat(batch)
+    if allows_flat(model, decoder):
+        layout = flat(batch, flat_kernel(model, decoder))
         attend = layout.attend
-    else:  # the flat layout's attention kernels exist on a CPU only
+    else:
         layout = _layout(model, batch, options)
         attend = masked_attention(layout.attention_mask)
     holds_back = _holds_back(model, layout, options)
@@ -166,6 +167,18 @@ def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicte
         return Predicted(None, states)
     logits = output_layer(model)(states)
     return Predicted(logits, states if options.keep_states else None)
+
+
+def flat_kernel(model: nn.Module, decoder: FusedDecoder) -> Kernel | None:
+    """What computes the flat layout's attention on a GPU; None on a CPU, or if nothing does."""
+    weight = output_layer(model).weight
+    return kernel_for(weight.device, weight.dtype, decoder.head_dim)
+
+
+def allows_flat(model: nn.Module, decoder: FusedDecoder) -> bool:
+    """Whether the flat layout's attention can be computed where this model is."""
+    on_cpu = output_layer(model).weight.device.type == "cpu"
+    return on_cpu or flat_kernel(model, decoder) is not None
 
 
 def _predict_by_model(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicted:

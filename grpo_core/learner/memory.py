@@ -12,7 +12,7 @@ from torch import nn
 
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner.batch import Batch, micro_batches, whole_groups
-from grpo_core.learner.logprobs import hidden_size
+from grpo_core.learner.logprobs import allows_flat, hidden_size
 from grpo_core.models.attention_spans import longest_independent_row
 from grpo_core.models.decoder import FusedDecoder
 
@@ -36,7 +36,8 @@ class MicroBatcher:
     def __init__(self, model: nn.Module, max_tokens: int):
         self.max_tokens = max_tokens
         self._hidden_size = hidden_size(model)
-        self._is_fused = FusedDecoder.of(model) is not None
+        decoder = FusedDecoder.of(model)
+        self._allows_flat = decoder is not None and allows_flat(model, decoder)
         self._longest = longest_independent_row(model)
 
     def parts(self, batch: Batch, allow_flat: bool = True) -> list[Batch]:
@@ -49,10 +50,13 @@ class MicroBatcher:
         if self._longest is not None and _longest_row(batch) > self._longest:
             # Rows that share a forward pass would share the longest row's rotary angles.
             return [batch.select([(p, [i])]) for p, rows in enumerate(batch.siblings) for i in rows]
+        is_flat = allow_flat and self._allows_flat and batch.is_shared
         if batch.device.type != "cpu":
+            if is_flat:
+                return whole_groups(batch, self.max_tokens, pads=False)
             return micro_batches(batch, self.max_tokens, self._hidden_size)
         widest = max(batch.segment_tokens((p, rows)) for p, rows in enumerate(batch.siblings))
-        if allow_flat and self._is_fused and batch.is_shared:
+        if is_flat:
             long_prompt = min(widest, MAX_PROMPT_MULTIPLE * max(map(len, batch.prompts)))
             return whole_groups(batch, min(self.max_tokens, max(MAX_CPU_TOKENS, long_prompt)))
         max_tokens = min(self.max_tokens, max(MAX_CPU_TOKENS, widest))

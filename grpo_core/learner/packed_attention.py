@@ -2,6 +2,7 @@
 
 Projections, normalisation and gate see (1, N): every prompt once, then every completion. Attention
 alone pads, to two grids: each prompt attends to itself, each completion to its prompt and itself.
+On a GPU the attention is that of varlen_attention.py, which does not pad.
 
 What it gains over the packed layout under one mask, which tests compare it with (docs/diary.md,
 2026-11-21): on W2's model, 25 M parameters, forward and backward of attention take 42 in place of
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from grpo_core.learner import varlen_attention
 from grpo_core.learner.batch import Batch, input_tokens
 from grpo_core.learner.token_grids import TokenGrids
+from grpo_core.learner.varlen_attention import Kernel
 from grpo_core.models.decoder import Attend
 
 # Tokens visible to one query up to which attention weights are kept for the backward pass: short
@@ -44,12 +47,15 @@ class FlatLayout:
     attend: Attend
 
 
-def flat(batch: Batch) -> FlatLayout:
-    """Every prompt once, then every completion without its last token. Cached in the batch."""
-    return batch.cached_layout("flat", lambda: _flat(batch))
+def flat(batch: Batch, kernel: Kernel | None = None) -> FlatLayout:
+    """Every prompt once, then every completion without its last token. Cached in the batch.
+
+    kernel: of varlen_attention; None on a CPU.
+    """
+    return batch.cached_layout("flat", lambda: _flat(batch, kernel))
 
 
-def _flat(batch: Batch) -> FlatLayout:
+def _flat(batch: Batch, kernel: Kernel | None) -> FlatLayout:
     inputs = [*map(input_tokens, batch.completions)]
     ids = [*chain.from_iterable(batch.prompts)]
     positions = [i for prompt in batch.prompts for i in range(len(prompt))]
@@ -62,20 +68,27 @@ def _flat(batch: Batch) -> FlatLayout:
             predicted_at += [end - 1, *range(len(ids), len(ids) + num_tokens - 1)][:num_tokens]
             ids += inputs[i]
             positions += range(len(prompt), len(prompt) + len(inputs[i]))
-    grids = TokenGrids(
-        prompt_lengths=[len(p) for p in batch.prompts],
-        lengths=[len(tokens) for tokens in inputs],
-        sizes=[len(s) for s in batch.siblings],
-        device=batch.device,
-    )
+    lengths = [len(tokens) for tokens in inputs]
     tokens = torch.tensor([ids, positions], device=batch.device)
     columns = torch.tensor(predicted_at, device=batch.device)
     return FlatLayout(
         input_ids=tokens[:1],
         position_ids=tokens[1:],
         predicted_at=(torch.zeros_like(columns), columns),
-        attend=lambda _, q, k, v: _Attention.apply(q, k, v, grids),
+        attend=_attend(batch, lengths, kernel),
     )
+
+
+def _attend(batch: Batch, lengths: Sequence[int], kernel: Kernel | None) -> Attend:
+    """The attention over the tokens of a flat layout. lengths (B,) of the completions' inputs."""
+    prompt_lengths = [len(p) for p in batch.prompts]
+    if kernel is not None:
+        by_group = [lengths[rows.start : rows.stop] for rows in batch.siblings]
+        spans = varlen_attention.Spans.of(prompt_lengths, by_group, batch.device)
+        return varlen_attention.attend(spans, kernel)
+    sizes = [len(rows) for rows in batch.siblings]
+    grids = TokenGrids(prompt_lengths, lengths, sizes, batch.device)
+    return lambda _, q, k, v: _Attention.apply(q, k, v, grids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,8 @@ def masked_attention(mask: Tensor) -> Attend:
 
     def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        if q.is_cuda:  # no fast kernel there takes a mask together with shared key heads
+            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
         ).transpose(1, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_shapes import OURS, make_model, ragged
@@ -9,14 +11,20 @@ from tiny_shapes import OURS, make_model, ragged
 from grpo_core.learner import packed_attention as attention
 from grpo_core.learner.batch import Batch, packed, separate, whole_groups
 from grpo_core.learner.packed_attention import flat
+from grpo_core.learner.varlen_attention import REFERENCE
 from grpo_core.models.decoder import FusedDecoder, masked_attention
+
+
+def flat_on_gpu(batch: Batch):
+    """The flat layout with a GPU's attention, computed by its reference kernel."""
+    return flat(batch, REFERENCE)
 
 
 def states_and_gradient(model, batch: Batch, layout) -> tuple[torch.Tensor, torch.Tensor]:
     """The states that predict completion tokens, and the gradient of a sum with unequal weights."""
     family = FusedDecoder.of(model)
-    if layout is flat:
-        found = flat(batch)
+    if layout in (flat, flat_on_gpu):
+        found = layout(batch)
         states = family.states(found.input_ids, found.position_ids, found.attend)
     else:
         found = layout(batch, torch.float64)
@@ -47,7 +55,8 @@ def test_states_and_gradient_equal_separate_rows_to_nine_digits(
     monkeypatch.setattr(attention, "MAX_DENSE_TOKENS", short)
     model, batch = make_model(shape, torch.float64), ragged(group_size, seed=group_size)
     expected, expected_gradient = states_and_gradient(model, batch, separate)
-    for layout in (flat, packed):
+    for layout in (flat, flat_on_gpu, packed):
+        batch = replace(batch)  # layouts are cached in it
         states, gradient = states_and_gradient(model, batch, layout)
         assert (states - expected).abs().max() <= 1e-9 * expected.abs().max()
         assert (gradient - expected_gradient).norm() <= 1e-9 * expected_gradient.norm()

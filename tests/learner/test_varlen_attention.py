@@ -1,0 +1,81 @@
+"""A GPU's attention of the flat layout, computed by its reference kernel on a CPU.
+
+test_attention.py compares it with separate rows in float64.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_shapes import make_model, ragged, with_adapters
+
+from grpo_core.config import AlgorithmConfig, TrainConfig
+from grpo_core.learner import Learner, LearnerSettings, logprobs, memory
+from grpo_core.learner.batch import separate, whole_groups
+from grpo_core.learner.logprobs import token_logprobs
+from grpo_core.learner.varlen_attention import REFERENCE, Spans, attend, kernel_for
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The flat layout uses the kernel for sequences of different lengths."""
+    monkeypatch.setattr(logprobs, "flat_kernel", lambda model, decoder: REFERENCE)
+
+
+@torch.no_grad()
+def test_bfloat16_differs_by_its_own_rounding_alone(as_on_a_gpu):
+    batch, exact = ragged(5), make_model("Qwen3", torch.bfloat16).double()
+    truth, _ = token_logprobs(exact, batch, 0.7, separate)
+    model = make_model("Qwen3", torch.bfloat16)
+    own, _ = token_logprobs(model, batch, 0.7, separate)
+    values, _ = token_logprobs(model, batch, 0.7)
+    rounding = (own - truth).abs()[batch.completion_mask]
+    error = (values - truth).abs()[batch.completion_mask]
+    assert error.mean() <= 1.5 * rounding.mean()
+    assert error.max() <= 2 * rounding.max()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_the_formulas_of_the_gradient_are_those_of_autograd(kv_heads):
+    g = torch.Generator().manual_seed(0)
+    spans = Spans.of([3, 1], [[2, 4], [1]], torch.device("cpu"))
+    heads = [torch.randn(1, 11, n, 8, generator=g).double() for n in (6, kv_heads, kv_heads)]
+    inputs = tuple(t.requires_grad_() for t in heads)
+    assert torch.autograd.gradcheck(lambda q, k, v: attend(spans, REFERENCE)(0, q, k, v), inputs)
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
+def test_an_update_equals_that_of_the_grids(monkeypatch, adapters):
+    def updated(on_gpu: bool):
+        if on_gpu:
+            monkeypatch.setattr(logprobs, "flat_kernel", lambda model, decoder: REFERENCE)
+        model = make_model("Qwen3", torch.float64)
+        if adapters:
+            with_adapters(model)
+        learner = Learner(
+            model,
+            None,
+            LearnerSettings(AlgorithmConfig(kl_coef=0.0), TrainConfig(warmup_steps=0), 1e-3),
+        )
+        batch = ragged(4)
+        update = learner.update(batch, torch.tensor([1.0, -1.0, 0.5, 0.0] * 3).double())
+        return update, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    (grids, expected), (varlen, weights) = updated(False), updated(True)
+    assert varlen.loss == pytest.approx(grids.loss, abs=1e-9)
+    assert varlen.grad_norm == pytest.approx(grids.grad_norm, rel=1e-9)
+    assert (weights - expected).abs().max() <= 1e-7  # Adam divides by the square root
+
+
+def test_without_padding_long_and_short_groups_share_a_micro_batch():
+    # 3 prompts and 12 completions; with grids, places beyond twice the tokens split it.
+    batch = ragged(4)
+    tokens = sum(map(len, batch.prompts)) + sum(map(len, batch.completions))
+    assert len(whole_groups(batch, tokens, pads=False)) == 1
+    assert memory.MicroBatcher(make_model("Qwen3"), tokens)._allows_flat
+
+
+def test_a_cpu_and_float32_have_no_such_kernel():
+    assert kernel_for(torch.device("cpu"), torch.bfloat16, 64) is None
+    assert kernel_for(torch.device("cuda"), torch.float32, 64) is None
+    assert kernel_for(torch.device("cuda"), torch.bfloat16, 100) is None
