@@ -108,6 +108,7 @@ def take_step(
     learner.apply_settings(LearnerSettings(config.algorithm, config.train, rate))
 
     sampled = collect_rollouts(session, step)
+    report_unscored(session, step, sampled)
     update_from = timer.now()
     batch = learner_batch(session, sampled)
     edited = False
@@ -125,7 +126,6 @@ def take_step(
         edited = points.review(step, groups, numbers, too_many_unscored(groups, sampled.notes))
         if not edited:
             break
-    report_unscored(session, step, sampled)
 
     points.begin_phase(PhaseStarted(Phase.UPDATING, step, config.train.steps))
     rollouts = [r for group in groups for r in group.rollouts]
