@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     "=": operator.eq,
 }
+MAX_CHARS = 2_000  # of all conditions of a run
 _FORM = re.compile(r"\s*([A-Za-z_][\w./-]{0,79})\s*(>=|<=|>|<|=)\s*(\S{1,40})\s*")
 _HINT = (
     "Write a metric, a sign and a number (kl > 0.2), verdict = phantom, or step = 40. "
@@ -49,7 +51,10 @@ class Breakpoint:
 
 def parse_breakpoints(text: str) -> tuple[Breakpoint, ...]:
     """Conditions separated by commas; empty text: none. Raises InvalidConfig."""
-    return tuple(_parse(part) for part in text[:2000].split(",") if part.strip())
+    if len(text) > MAX_CHARS:
+        problem = f"the conditions have more than {MAX_CHARS:,} characters"
+        raise _refused(f"{text[:40]}…", problem, "Keep only those that you need.")
+    return tuple(_parse(part) for part in text.split(",") if part.strip())
 
 
 def as_text(breakpoints: Sequence[Breakpoint]) -> str:
@@ -73,9 +78,12 @@ def _parse(text: str) -> Breakpoint:
             text, "there is no such metric", f"Known: step, verdict, {', '.join(STEP_METRICS)}."
         )
     try:
-        return Breakpoint(name, sign, float(value))
+        number = float(value)
     except ValueError:
-        raise _refused(text, f"{value!r} is no number", _HINT) from None
+        number = math.nan
+    if math.isnan(number):  # nothing compares with it, so the condition would never hold
+        raise _refused(text, f"{value!r} is no number", _HINT)
+    return Breakpoint(name, sign, number)
 
 
 def _refused(text: str, problem: str, hint: str) -> InvalidConfig:

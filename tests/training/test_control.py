@@ -302,6 +302,7 @@ def test_breakpoints_are_parsed_leniently_and_the_rest_refused_with_a_hint():
     for text in (
         "kl",
         "kl > much",
+        "kl > nan",
         "nope > 1",
         "verdict > 1",
         "verdict = nope",
@@ -309,6 +310,7 @@ def test_breakpoints_are_parsed_leniently_and_the_rest_refused_with_a_hint():
         "<script>",
         "kl = = 2",
         "a" * 3000,
+        "kl > 1," * 300,  # what is beyond a limit must not be dropped
     ):
         with pytest.raises(InvalidConfig, match="break = "):
             parse_breakpoints(text)
