@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.models import Policy
+from grpo_core.models.token_ids import FITTING, beyond_table, num_embeddings
+from grpo_core.models.weights import first_not_finite
 from grpo_core.rollout.decode_batches import decode_batches
 from grpo_core.rollout.decoders import decoder
 from grpo_core.types import Completion, Rollout
@@ -47,7 +50,10 @@ def sample_groups(
 
     Every row has its own random numbers, all from `generator`. So a row depends neither on its
     neighbours nor on when they end, and the process's own random state is neither read nor moved.
+    Raises InvalidConfig for a prompt with ids that the model's embedding table lacks, and
+    StudioError if a logit is not finite.
     """
+    _check_ids(policy, prompts)
     size = params.group_size
     # One number a token, in float64: 24 bits would never draw a token of probability 1e-8.
     uniforms = torch.rand(
@@ -66,6 +72,23 @@ def sample_groups(
         for p, siblings in zip(members, batch.groups(), strict=True):
             groups[p] = siblings
     return [rollout for siblings in groups for rollout in siblings]
+
+
+def _check_ids(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+    highest = max((max(ids, default=0) for ids in prompts), default=0)
+    if highest >= num_embeddings(policy.model):
+        problem = beyond_table(policy.model, policy.tokenizer, highest)
+        name = policy.tokenizer.name_or_path
+        raise InvalidConfig([FieldProblem("model.name", name, problem, FITTING)])
+
+
+def _not_finite(policy: Policy) -> StudioError:
+    """What is said where a model gives logits from which nothing can be drawn."""
+    if weight := first_not_finite(policy.model):
+        cause = f"The first weight that is not finite is {weight}. Load the model again"
+    else:
+        cause = "All weights are finite, so the model overflows. Set model.dtype to float32"
+    return StudioError(f"The model's logits are not finite. {cause}, or lower the learning rate.")
 
 
 def _for_members(report: OnGroupDone | None, members: list[int]) -> OnGroupDone | None:
@@ -108,11 +131,13 @@ class _DecodeBatch:
         check_interrupt()
         logits = model.read(self.prompts, params.group_size, params.max_new_tokens)  # (B, V)
         alive = torch.arange(len(self.tokens), device=device)  # the row of each row still decoded
+        finite = torch.ones((), dtype=torch.bool, device=device)
         for t in range(params.max_new_tokens):
             check_interrupt()
-            token, logprob = _draw(
+            token, logprob, top = _draw(
                 logits, params.temperature, uniforms[alive, t], params.keep_logprobs
             )
+            finite &= top.isfinite().all()
             self._write(t, alive, token, logprob, done)
             if t + 1 == params.max_new_tokens:
                 break
@@ -125,6 +150,8 @@ class _DecodeBatch:
                 model.keep(rows)
                 alive, token = alive[rows], token[rows]
             logits = model.step(token)
+        if not finite:  # read once, because reading it at each token would wait for the GPU
+            raise _not_finite(self.policy)
         for p, left in enumerate(self.unfinished):
             if left and done is not None:
                 self._report(p, done)
@@ -180,8 +207,10 @@ class _DecodeBatch:
 
 def _draw(
     logits: Tensor, temperature: float, uniform: Tensor, keep_logprobs: bool
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """One token a row from softmax(logits / temperature), and its log-probability. logits (b, V).
+
+    Also returns the largest logits (b,): they are not finite if any logit is nan or inf.
 
     The token is the first at which the cumulative distribution exceeds `uniform` in [0, 1). It is
     found in two steps, first the block of the vocabulary, then the token in the block, so that the
@@ -190,18 +219,20 @@ def _draw(
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not temperature:
         token = scaled.argmax(-1)
+        top = scaled.gather(1, token[:, None])
         if not keep_logprobs:
-            return token, None
-        return token, scaled.log_softmax(-1).gather(1, token[:, None]).squeeze(1)
+            return token, None, top
+        return token, scaled.log_softmax(-1).gather(1, token[:, None]).squeeze(1), top
     # In place, e^(logit - the largest): nobody else uses these logits, and a second tensor of
     # their size is slow to allocate.
     if temperature != 1:
         scaled.div_(temperature)
-    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    top = scaled.amax(-1, keepdim=True)
+    weights = scaled.sub_(top).exp_()
     token, total = _invert_cdf(weights, uniform)
     if not keep_logprobs:
-        return token, None
-    return token, (weights.gather(1, token[:, None]).squeeze(1) / total).log()
+        return token, None, top
+    return token, (weights.gather(1, token[:, None]).squeeze(1) / total).log(), top
 
 
 BLOCK = 256  # tokens of the vocabulary that are summed together
@@ -229,4 +260,5 @@ def _invert_cdf(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     # Rounding may leave the target just beyond the block's own sum: then take its last token.
     rest = (target - before).clamp(max=inside[:, -1:] * (1 - 1e-12))
     column = torch.searchsorted(inside, rest, right=True).clamp(max=BLOCK - 1)
-    return ids.gather(1, column).squeeze(1), ends[:, -1]
+    # Sums that are not finite lead anywhere, also beyond the last token.
+    return ids.gather(1, column).squeeze(1).clamp(max=size - 1), ends[:, -1]

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from grpo_core.config.places import Name
+from grpo_core.errors import StudioError
 from grpo_core.rubric.check import UNBOUNDED, Check, Notes, Params, batched
 from grpo_core.types import Completion, Prompt
 
@@ -39,7 +40,7 @@ def reward_model(
 ) -> list[float | None]:
     """The model's score of prompt and completion, in its chat template if it has one.
 
-    Texts with more than `max_tokens` tokens lose their beginning.
+    Texts with more than `max_tokens` tokens, or more than its context, lose their beginning.
     """
     import torch
 
@@ -56,14 +57,19 @@ def reward_model(
             add_special_tokens=not tokenizer.chat_template,  # a template writes its own
             padding=True,
             truncation=True,
-            max_length=params.max_tokens,
+            max_length=min(params.max_tokens, tokenizer.model_max_length),
         ).to(model.device)
         with torch.inference_mode():
             logits = model(**ids).logits.float()  # (b, labels)
         if logits.shape[1] == 1:
             values = logits[:, 0].sigmoid() if params.sigmoid else logits[:, 0]
         else:
-            values = logits.softmax(-1)[:, params.label if params.label < logits.shape[1] else -1]
+            if params.label >= logits.shape[1]:
+                raise StudioError(
+                    f"label = {params.label}: the reward model {params.model!r} has "
+                    f"{logits.shape[1]} labels. Use 0 to {logits.shape[1] - 1}, or -1 for the last."
+                )
+            values = logits.softmax(-1)[:, params.label]
         for i, value in zip(rows, values.tolist(), strict=True):
             scores[i] = value
     return scores
