@@ -1,0 +1,169 @@
+"""Tokens that a tokenizer knows and a model does not, and logits that are not finite."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_core.config import ModelConfig, nest, parse
+from grpo_core.errors import InvalidConfig, StudioError
+from grpo_core.models import load_classifier, load_policy
+from grpo_core.rollout import SamplingParams, sample_groups
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
+from grpo_core.types import StepCompleted
+
+CPU = torch.device("cpu")
+ROWS = 262  # of the tiny model's embedding table
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def load(folder: Path):
+    return load_policy(ModelConfig(name=str(folder)), 0, CPU)
+
+
+def add_tokens(folder: Path, **tokens) -> None:
+    """Add tokens beyond the model's table, as many do who forget to resize it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == ROWS
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.save_pretrained(folder)
+
+
+def sample(policy, prompts, temperature=1.0, count=3):
+    rng = torch.Generator().manual_seed(0)
+    return sample_groups(policy, prompts, SamplingParams(count, 5, temperature), rng)
+
+
+@pytest.mark.parametrize("pad_id", [ROWS, 10**6])
+def test_a_pad_token_beyond_the_table_is_replaced(folder, tiny_model, pad_id):
+    add_tokens(folder, pad_token="[PAD]")
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text())
+    assert data["added_tokens"][-1]["id"] == ROWS
+    if pad_id > ROWS:
+        data["added_tokens"][-1]["id"] = pad_id
+        file.write_text(json.dumps(data))
+    policy, honest = load(folder), load(tiny_model)
+    assert policy.pad_id in policy.end_ids
+    prompts = [[5, 6, 7], [8]]
+    ids = [r.completion_ids for r in sample(policy, prompts)]
+    assert ids == [r.completion_ids for r in sample(honest, prompts)]
+
+
+@pytest.mark.slow
+def test_a_run_with_such_a_pad_token_trains(folder, tiny_settings):
+    add_tokens(folder, pad_token="[PAD]")
+    events = []
+    settings = {**tiny_settings, "model.name": str(folder)}
+    train(parse(nest(settings)), events.append, RunControl())
+    steps = [e.metrics for e in events if isinstance(e, StepCompleted)]
+    assert len(steps) == 3
+    assert abs(steps[0].kl) < 1e-6
+
+
+@pytest.mark.parametrize("pad_id", [ROWS, 10**6])
+def test_a_pad_id_of_the_configuration_beyond_the_table_is_one_line(folder, pad_id):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token_id": pad_id}))
+    with pytest.raises(InvalidConfig, match="within num_embeddings") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_end_token_beyond_the_table_is_refused(folder):
+    (folder / "generation_config.json").unlink()
+    add_tokens(folder, eos_token="[END]")
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": ROWS}))
+    with pytest.raises(InvalidConfig, match=r"end token has the id 262.* 262 rows"):
+        load(folder)
+
+
+def test_one_end_token_within_the_table_is_enough(folder):
+    file = folder / "generation_config.json"
+    settings = {**json.loads(file.read_text()), "eos_token_id": [7, ROWS, -1, 10**9]}
+    file.write_text(json.dumps(settings))
+    ends = load(folder).end_ids
+    assert 7 in ends
+    assert all(0 <= i < ROWS for i in ends)
+
+
+def test_a_begin_token_beyond_the_table_is_refused(folder):
+    add_tokens(folder, bos_token="[BEGIN]")
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text())
+    piece = {"SpecialToken": {"id": "[BEGIN]", "type_id": 0}}
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"[BEGIN]": {"id": "[BEGIN]", "ids": [ROWS], "tokens": ["[BEGIN]"]}},
+    }
+    file.write_text(json.dumps(data))
+    with pytest.raises(InvalidConfig, match=r"writes '\[BEGIN\]' with the id 262") as caught:
+        load(folder)
+    assert caught.value.problems[0].field == "model.name"
+
+
+def test_a_template_that_writes_an_unknown_token_is_refused(folder):
+    add_tokens(folder, additional_special_tokens=["<|user|>"])
+    policy = load(folder)
+    ids = policy.tokenizer("<|user|>2+2")["input_ids"]
+    with pytest.raises(InvalidConfig, match=r"writes '<\|user\|>' with the id 262"):
+        sample(policy, [[5], ids])
+
+
+def test_a_reward_model_pads_with_a_token_that_it_has(folder, tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from grpo_core.rubric import CHECKS, Notes
+    from grpo_core.types import Completion, Prompt
+
+    add_tokens(folder, pad_token="[PAD]")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        vocab_size=ROWS, num_attention_heads=2, num_labels=1, max_position_embeddings=64, **sizes
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    model, tokenizer = load_classifier(str(folder))
+    assert model.config.pad_token_id == tokenizer.pad_token_id < ROWS
+    assert tokenizer.model_max_length == 64
+    check = CHECKS["reward_model"]
+    completions = [Completion("x" * n, "stop", n) for n in (1, 30, 500)]
+    prompts = [Prompt("p", "2+2?", "4", "file")] * 3
+    scores = check.scores(completions, prompts, check.params(model=str(folder)), Notes())
+    assert all(0 < s < 1 for s in scores)
+
+
+# ---- logits that are not finite ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_sampling_from_spoilt_weights_names_the_first(tiny_model, value, temperature):
+    policy = load(tiny_model)
+    with torch.no_grad():
+        policy.model.model.layers[1].mlp.up_proj.weight[3, 5] = value
+        policy.model.lm_head.weight[0] = value
+    with pytest.raises(StudioError, match=r"weight .* is model\.layers\.1\.mlp\.up_proj\.weight"):
+        sample(policy, [[5, 6, 7]], temperature)
+
+
+def test_an_overflow_of_finite_weights_is_told_apart(tiny_model):
+    policy = load(tiny_model)
+    with torch.no_grad():
+        policy.model.lm_head.weight.fill_(3e38)
+        policy.model.model.norm.weight.fill_(3e38)
+    with pytest.raises(StudioError, match="All weights are finite, so the model overflows"):
+        sample(policy, [[5, 6, 7]])
