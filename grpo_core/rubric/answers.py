@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,15 +16,17 @@ from pydantic import Field, field_validator
 
 from grpo_core.child_process import Child, ChildFailed, module_child
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
-from grpo_core.tasks import given_answer
-from grpo_core.tasks.answers import parse_number, same_answer
+from grpo_core.rubric.letters import answered_letter, key_letter, stated_letter
+from grpo_core.tasks import extract_answer, given_answer
+from grpo_core.tasks.answers import same_answer
+from grpo_core.tasks.dress import undress
+from grpo_core.tasks.numbers import last_number, parse_quantity
 from grpo_core.types import Completion, Prompt
 
 KILL_AFTER = 1.0  # seconds; a worker that is this much over its time limit is killed
+MAX_FORMULA = 1_000  # characters of a mathematical answer
 MAX_HUNG = 4  # comparisons that may exceed their time before the rest of the step is skipped
-_LAST_NUMBER = re.compile(r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d{1,60})(?:\.\d{1,60})?%?")
-_LETTER = re.compile(r"\(?\b([A-J])\b\)?")
-_STATED = re.compile(r"(?i:answer|choice|option)\s*(?i:is|:)?\s*\**\(?([A-J])\b")
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)(?:```|\Z)", re.S | re.I)
 
 
 class ExactParams(Params):
@@ -82,58 +84,51 @@ class SchemaParams(Params):
 
 
 def exact(completion: Completion, prompt: Prompt, params: ExactParams) -> float | None:
-    """Is the answer the right text, apart from white space around it? None without such a text."""
-    if not prompt.answer:
+    """Is the answer the right text, apart from dress and white space? None without such a text."""
+    if not prompt.answer.strip():
         return None
     text = completion.text[:MAX_CHARS]
     given = text if params.where == "whole text" else given_answer(text)
     if given is None:
         return 0.0
     fold: Callable[[str], str] = str.casefold if params.ignore_case else str
-    return float(fold(given.strip()) == fold(prompt.answer.strip()))
+    return float(fold(undress(given)) == fold(undress(prompt.answer)))
 
 
 def numeric(completion: Completion, prompt: Prompt, params: NumericParams) -> float | None:
-    """Is |given - right| <= absolute + relative·|right|? None if the right answer is no number."""
-    right = parse_number(prompt.answer)
-    if right is None:
+    """Is |given - right| <= absolute + relative·|right|? None if the right answer is no number.
+
+    A unit counts only where both have one: 5 km is 5, but not 5 m.
+    """
+    key = parse_quantity(prompt.answer)
+    if key is None:
         return None
+    right, unit = key
     text = completion.text[:MAX_CHARS]
     given = given_answer(text)
     if given is None and params.last_number:
-        numbers = _LAST_NUMBER.findall(text)
-        given = numbers[-1] if numbers else None
-    value = None if given is None else parse_number(given)
-    if value is None:
+        number = last_number(text)
+        found = None if number is None else (number, "")
+    else:
+        found = None if given is None else parse_quantity(given)
+    if found is None or (unit and found[1] and unit != found[1]):
         return 0.0
-    tolerance = Decimal(params.absolute) + Decimal(params.relative) * abs(right)
-    return float(abs(value - right) <= tolerance)
+    tolerance = Fraction(params.absolute) + Fraction(params.relative) * abs(right)
+    return float(abs(found[0] - right) <= tolerance)
 
 
 def choice(completion: Completion, prompt: Prompt, params: ChoiceParams) -> float | None:
-    """Is the chosen letter right?
+    """Is the chosen letter right? Two letters, such as "B or C", are no choice.
 
-    The letter is read from the answer tag, else from the last "answer is X", else from a text that
-    is only a letter. None if the right answer has no letter.
+    The letter is read from the answer, else from the last "answer is X", else from a text or a last
+    line that is only a letter. None if the right answer has no letter.
     """
-    right = _letter(prompt.answer)
+    right = key_letter(prompt.answer)
     if right is None:
         return None
     text = completion.text[:MAX_CHARS]
     given = given_answer(text)
-    if given is None:
-        stated = _STATED.findall(text)
-        if stated:
-            given = stated[-1]
-        elif len(text.strip()) <= 4:
-            given = text
-    return float(given is not None and _letter(given) == right)
-
-
-def _letter(text: str) -> str | None:
-    without_latex = text.replace(r"\text", "").replace("{", " ").replace("}", " ")
-    match = _LETTER.search(without_latex[:200])
-    return match[1] if match else None
+    return float((stated_letter(text) if given is None else answered_letter(given)) == right)
 
 
 def math(
@@ -154,7 +149,7 @@ def math(
         if not right:
             return None
         given = given_answer(completion.text[:MAX_CHARS])
-        if given is None or not given.strip() or len(given) > 1000:
+        if given is None or not given.strip() or len(given) > MAX_FORMULA:
             return 0.0
         if same_answer(given, right):
             return 1.0
@@ -182,15 +177,14 @@ def json_schema(
     return [one(c) for c in completions]
 
 
-def _json_in(text: str) -> str:
-    given = given_answer(text)
-    if given is not None:
-        return given
-    start = text.find("```json")
-    if start < 0:
-        return text
-    end = text.find("```", start + 7)
-    return text[start + 7 : end if end >= 0 else len(text)]
+def _json_in(text: str) -> list[str]:
+    """Where the JSON of a text may be; the first that is JSON counts."""
+    tagged, blocks = extract_answer(text), _FENCED.findall(text)
+    if tagged is not None:
+        return [tagged, undress(tagged)]
+    if blocks:
+        return blocks[-1:]
+    return [text, undress(text), undress(given_answer(text) or "")]
 
 
 def _in_worker(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | None:

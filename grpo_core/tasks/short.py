@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import random
-import re
 from string import ascii_lowercase
 
+from grpo_core.tasks.dress import undress
+from grpo_core.tasks.numbers import parse_number
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.types import Prompt
 
-# [0-9] instead of \d, because int() also reads the digits of every other script.
-INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 LETTERS = 5
 
 
 def grade_integer(answer_text: str, prompt: Prompt) -> float:
-    """1.0 if the text is the right whole number; accepts "+7", "07" and a typographic minus."""
-    given, right = answer_text.strip().replace("\N{MINUS SIGN}", "-"), prompt.answer
-    return float(all(map(INTEGER.fullmatch, (given, right))) and int(given) == int(right))
+    """1.0 if the text is the right number, in any form that parse_number reads."""
+    given = parse_number(answer_text)
+    return float(given is not None and given == parse_number(prompt.answer))
 
 
 def make_sum(rng: random.Random) -> tuple[str, str, dict]:
@@ -40,7 +39,7 @@ def make_sort(rng: random.Random) -> tuple[str, str, dict]:
 
 def grade_sort(answer_text: str, prompt: Prompt) -> float:
     """1.0 if the text is the sorted word."""
-    return float(answer_text.strip() == prompt.answer)
+    return float(undress(answer_text) == prompt.answer)
 
 
 SUMS = Task(

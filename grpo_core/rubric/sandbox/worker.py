@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from grpo_core.child_process import serve
@@ -79,17 +80,41 @@ def math_equal(given: str, right: str) -> float | None:
     return float(bool(answer) and verify(gold, answer, timeout_seconds=None))
 
 
-def schema_score(text: str, schema: dict[str, Any]) -> float:
-    """1.0 for JSON that is valid under the schema, 0.5 for other JSON, 0.0 for no JSON."""
+def schema_score(texts: Sequence[str], schema: dict[str, Any]) -> float:
+    """1.0 for JSON that is valid under the schema, 0.5 for other JSON, 0.0 for no JSON.
+
+    texts: the first that is JSON counts. By RFC 8259 there is no NaN and nothing after the value;
+    a name that occurs twice in an object is refused too, because readers differ in what it means.
+    """
     from jsonschema import Draft202012Validator
     from referencing import Registry
 
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return 0.0
-    # With an empty registry a $ref never fetches anything.
-    return 1.0 if Draft202012Validator(schema, registry=Registry()).is_valid(value) else 0.5
+    for text in texts:
+        try:
+            value = json.loads(
+                text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
+            )
+        except (ValueError, RecursionError):
+            continue
+        # With an empty registry a $ref never fetches anything.
+        return 1.0 if Draft202012Validator(schema, registry=Registry()).is_valid(value) else 0.5
+    return 0.0
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(value := dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return value
 
 
 GRADERS: dict[str, Callable[..., float | None]] = {"math": math_equal, "schema": schema_score}
