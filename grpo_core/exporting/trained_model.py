@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 import grpo_core
 from grpo_core.analysis.text import format_number
 from grpo_core.config import RunConfig, parse
+from grpo_core.config.places import is_hub_name
+from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.exporting.recipes import as_command
@@ -29,7 +31,7 @@ from grpo_core.store import CheckpointRow, RunRow, Store
 from grpo_core.tasks import heldout_prompts, load_task, prompt_id, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
-from grpo_core.training.scoring import score_groups
+from grpo_core.training.scoring import Progress, score_groups
 from grpo_core.types import Prompt, Rollout
 
 CURVE_ROWS = 10  # about so many rows in the model card's training table
@@ -62,7 +64,7 @@ def heldout_prompt(config: RunConfig, number: int) -> Prompt:
     A run without held-out prompts uses those of its first training step.
     """
     task = load_task(config.task)
-    prompts = heldout_prompts(task, config.task.heldout_size) if config.task.heldout_size else []
+    prompts = heldout_prompts(task, config.task.heldout_size)
     prompts = prompts or train_prompts(task, config.train.seed, 1, 8)
     return prompts[number % len(prompts)]
 
@@ -92,7 +94,8 @@ def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) ->
             rng = torch.Generator(policy.device).manual_seed(config.train.seed)
             rollouts = sample_groups(policy, [ids], params, rng)
         with time_limit(SCORING_SECONDS):
-            [(_, answers)], _ = score_groups([prompt], rollouts, rubric)
+            progress = Progress(step, config.train.steps)
+        [(_, answers)], _ = score_groups([prompt], rollouts, rubric, progress=progress)
         sides.append(Side(step, answers))
     return PlayResult(prompt, tuple(sides))
 
@@ -179,7 +182,10 @@ def model_card(store: Store, run: RunRow, step: int) -> str:
     trained = f"LoRA of rank {config.model.lora_rank}" if config.model.lora_rank else "all weights"
     task = config.task
     source = f"`{task.path}`" if task.path else f"the built-in task `{task.name}`"
-    is_hub_model = "/" in config.model.name and not Path(config.model.name).exists()
+    heldout = task.heldout_size
+    if heldout is None:
+        heldout = f"up to {MAX_DEFAULT_HELDOUT}"
+    is_hub_model = "/" in config.model.name and is_hub_name(config.model.name)
     base = f"base_model: {json.dumps(config.model.name)}\n" if is_hub_model else ""
     versions = [f"{k} {env[k]}" for k in ("python", "torch", "transformers") if k in env]
     title = (
@@ -203,7 +209,7 @@ tags: [grpo, reinforcement-learning]
 
 ## Prompts
 
-From {_line(source)}; {task.heldout_size} prompts were held out and never trained on.
+From {_line(source)}; {heldout} prompts were held out and never trained on.
 
 ## Rubric
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_core.config import RunConfig
+from grpo_core.config import RunConfig, TaskConfig
+from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.preflight.model_report import ENDS_DIFFER, ModelReport
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.runs.zerogpu import outlook, steps_that_fit
+from grpo_core.tasks import heldout_prompts, load_task, second_task
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import (
@@ -82,7 +84,7 @@ class FirstStep:
 def first_step(config: RunConfig, train: Callable[..., None] = train) -> FirstStep:
     """Take the run's first step with the real trainer, on a copy of the model; keep nothing."""
     once = {"steps": 1, "eval_every": 0, "checkpoint_every": 0, "token_records": 0}
-    heldout = {"heldout_size": min(MAX_HELDOUT, config.task.heldout_size)}
+    heldout = {"heldout_size": _few_heldout(config.task)}
     short = config.model_copy(
         update={
             "train": config.train.model_copy(update=once),
@@ -92,6 +94,17 @@ def first_step(config: RunConfig, train: Callable[..., None] = train) -> FirstSt
     first = FirstStep()
     train(short, first, first.control)
     return first
+
+
+def _few_heldout(task: TaskConfig) -> int | None:
+    """Held-out prompts for the baseline: at most MAX_HELDOUT, and no more than there are."""
+    size = task.heldout_size
+    if size is None:
+        if task.too_long == "drop":  # it is not known yet how many are dropped
+            return None
+        tasks = [task] + ([second] if (second := second_task(task)) else [])
+        size = min(len(heldout_prompts(load_task(each), None)) for each in tasks)
+    return min(MAX_HELDOUT, size)
 
 
 def findings(
@@ -131,13 +144,15 @@ def _prompt_findings(counts: dict[str, Any], config: RunConfig) -> list[Finding]
     if not counts:
         return []
     texts = {
+        "empty": "{:,} rows have no prompt; they are left out.",
         "contradictions": "{:,} prompts repeat with a different answer.",
         "leaks": "{:,} training prompts are also held out; they are left out of training.",
         "unanswered": "{:,} prompts have no answer.",
         "too_long": "{:,} prompts are too long and are dropped.",
     }
     amber = [text.format(counts[name]) for name, text in texts.items() if counts[name]]
-    if counts["heldout"] < config.task.heldout_size:
+    size = config.task.heldout_size
+    if counts["heldout"] < (MAX_DEFAULT_HELDOUT if size is None else size):
         amber.append(f"Only {counts['heldout']:,} prompts are held out.")
     if amber:
         return [Finding("amber", "Prompts", text) for text in amber]

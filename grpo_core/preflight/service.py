@@ -19,6 +19,7 @@ from grpo_core.exporting.trained_model import PlayResult, export_model, heldout_
 from grpo_core.models import Reader, load_reader
 from grpo_core.models.context_fit import too_long_rows
 from grpo_core.models.model_cache import ModelCache
+from grpo_core.models.policy import text_of
 from grpo_core.preflight.model_report import ModelReport, report
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
 from grpo_core.rollout import SamplingParams, sample_groups
@@ -29,7 +30,7 @@ from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
-from grpo_core.training.scoring import compare_groups, score_groups
+from grpo_core.training.scoring import Progress, compare_groups, score_groups
 from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Group, Prompt, Rollout
 
@@ -130,12 +131,13 @@ class PreflightService:
         self._options.check(config)
         task, reader = load_task(config.task), load_reader(config.model)
         prompts = [(p, False) for p in train_prompts(task, config.train.seed, 1, count)]
-        heldout_size = min(1, config.task.heldout_size)
-        prompts += [(p, True) for p in heldout_prompts(task, heldout_size)]
+        size = config.task.heldout_size
+        heldout = heldout_prompts(task, size if size is None else min(1, size))
+        prompts += [(p, True) for p in heldout[:1]]
         as_read = []
         for prompt, heldout in prompts:
             ids = reader.encode(prompt, task.instruction)
-            text = str(reader.tokenizer.decode(ids))
+            text = text_of(reader.tokenizer, ids)
             as_read.append(PromptAsRead(prompt.id, text, len(ids), prompt.answer, heldout))
         return Preview(
             tuple(as_read),
@@ -243,8 +245,10 @@ class PreflightService:
         config: RunConfig,
     ) -> Trial:
         """Score rollouts, of each prompt equally many and in its order, and keep the trial."""
+        is_sampled = all(r.completion_ids for r in rollouts)
+        progress = Progress(0, config.train.steps) if is_sampled else None
         with time_limit(SCORING_SECONDS):
-            pairs, scored = score_groups(prompts, rollouts, rubric)
+            pairs, scored = score_groups(prompts, rollouts, rubric, progress=progress)
         trial = Trial(
             **_compare(pairs, rubric, config),
             seconds=scored.seconds,

@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Lock
 
 from grpo_core.config import RunConfig
+from grpo_core.config.places import is_below, local_path
+from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 
 DAY = 24 * 3600.0
@@ -57,7 +59,9 @@ class Limits:
     def _sizes(self, config: RunConfig) -> list[FieldProblem]:
         t = config.train
         rollouts = t.prompts_per_step * t.group_size
-        evaluated = config.task.heldout_size * t.eval_samples * (2 if config.task.second else 1)
+        size = config.task.heldout_size
+        heldout = MAX_DEFAULT_HELDOUT if size is None else size
+        evaluated = heldout * t.eval_samples * (2 if config.task.second else 1)
         sizes = (
             ("train.steps", t.steps, self.steps, ""),
             ("train.max_new_tokens", t.max_new_tokens, self.new_tokens, ""),
@@ -97,17 +101,14 @@ class Limits:
             raise StudioError(reason)
 
     def _allowed(self, name: str) -> bool:
-        """Whether `name` is no path of this machine, or a path below the roots (links resolved)."""
+        """Whether `name` is no path of this machine, or a path below the roots."""
         if self.roots is None:
             return True
         try:
-            path = Path(name).expanduser()
-            if not path.exists() and not name.startswith(("/", ".", "~")):
-                return True
-            target = path.resolve()
-        except (OSError, ValueError, RuntimeError):
+            path = local_path(name)
+        except ValueError:
             return False
-        return any(target.is_relative_to(root.resolve()) for root in self.roots)
+        return path is None or is_below(path, self.roots)
 
 
 class Visitors:

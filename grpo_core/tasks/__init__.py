@@ -8,7 +8,7 @@ from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.tasks.answers import FILE, given_answer, grade_answer
 from grpo_core.tasks.countdown import COUNTDOWN
 from grpo_core.tasks.short import ARITHMETIC, SORT, SUMS
-from grpo_core.tasks.source import check_source, is_file
+from grpo_core.tasks.source import check_source, check_sources
 from grpo_core.tasks.task import (
     Task,
     extract_answer,
@@ -32,9 +32,7 @@ def check_task(config: TaskConfig) -> None:
         problem = FieldProblem("task.name", config.name, "there is no such task", known)
         raise InvalidConfig([problem])
     if config.name == FILE.name:
-        check_source(config.path)
-        if is_file(config.path) and config.heldout_source:
-            check_source(config.heldout_source, "task.heldout_source")
+        check_sources(config)
     if not config.second:
         return
     if config.second == (config.path if config.name == FILE.name else config.name):
@@ -69,11 +67,11 @@ def load_task(config: TaskConfig) -> Task:
 
     Raises InvalidConfig naming the field.
     """
+    check_task(config)
     if config.name == FILE.name:
         from grpo_core.tasks.table import open_table  # numpy and pyarrow, only for files
 
         return FILE.with_table(open_table(config), config.instruction)
-    check_task(config)
     return TASKS[config.name]
 
 

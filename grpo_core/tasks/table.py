@@ -8,26 +8,24 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from grpo_core.config import TaskConfig
-from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.tasks.columns import (
-    Columns,
-    RowPrompt,
-    choose_columns,
-    fill_template,
-    row_to_prompt,
-)
-from grpo_core.tasks.source import BadSource, Row, is_file, read_rows
+from grpo_core.errors import StudioError
+from grpo_core.tasks.columns import Columns
+from grpo_core.tasks.files import is_file, open_regular
+from grpo_core.tasks.source import check_kind
+from grpo_core.tasks.source_reader import SourceReader
 from grpo_core.types import Prompt
 
 ROWS_PER_BATCH = 1024
@@ -55,7 +53,7 @@ class Counts:
 
     rows: int
     empty: int  # rows without a prompt
-    duplicates: int  # prompts that repeat, up to case and white space
+    duplicates: int  # prompts that repeat in all that the model reads, up to case and white space
     contradictions: int  # duplicates with another answer
     leaks: int  # training prompts that are also held out; they leave training
     unanswered: int  # prompts without an answer
@@ -106,6 +104,20 @@ class PromptTable:
     def longer_than(self, num_bytes: int) -> np.ndarray:
         """Row numbers of prompts of more than `num_bytes` bytes, earlier messages included."""
         return np.flatnonzero(self._column("bytes") > num_bytes)
+
+    def one_of_each_chat(self) -> list[int]:
+        """Row numbers: for each sequence of roles before a prompt, the first row that has it."""
+        contents, first = r'"content": "(?:[^"\\]|\\.)*"', {}
+        for i in range(self._reader.num_record_batches):
+            column = self._reader.get_batch(i).column("before")
+            # pyarrow makes its functions when it is imported, so no type checker sees them.
+            replaced = pc.replace_substring_regex(column, contents, "")  # pyright: ignore[reportAttributeAccessIssue]
+            shapes = replaced.dictionary_encode()
+            numbers, places = np.unique(shapes.indices.to_numpy(), return_index=True)
+            for number, place in zip(numbers, places, strict=True):
+                row = i * ROWS_PER_BATCH + int(place)
+                first.setdefault(shapes.dictionary[number].as_py(), row)
+        return list(first.values())
 
     def without(self, rows: np.ndarray) -> PromptTable:
         """The same file, with these rows in neither `train` nor `heldout`."""
@@ -158,10 +170,23 @@ def open_table(config: TaskConfig) -> PromptTable:
 @lru_cache(maxsize=4)
 def _open(name: str, config: TaskConfig) -> PromptTable:
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     data, about = folder / f"{name}.arrow", folder / f"{name}.json"
-    if not (data.exists() and about.exists()):
+    try:
+        return _kept(data, about)
+    except (OSError, ValueError, LookupError, TypeError, BadZipFile):
+        pass  # not read yet, or a damaged copy
+    try:
         _build(config, data, about)
+        return _kept(data, about)
+    except OSError as error:
+        raise StudioError(
+            f"The prompts of {config.path!r:.200} cannot be kept: {error.strerror or error}. "
+            "Free some space, or set GRPO_STUDIO_CACHE to another folder."
+        ) from None
+
+
+def _kept(data: Path, about: Path) -> PromptTable:
+    """The table of a source that was read before. Raises many errors if there is none."""
     known = json.loads(about.read_text("utf-8"))
     columns, counts = Columns(**known["columns"]), Counts(**known["counts"])
     with np.load(data.with_suffix(".npz")) as split:
@@ -186,79 +211,16 @@ def _identity(path: str) -> list[Any]:
     return [stat.st_mtime_ns, stat.st_size]
 
 
-class _SourceReader:
-    """Reads a task's source as rows of SCHEMA, and counts them."""
-
-    def __init__(self, config: TaskConfig):
-        self.config = config
-        self.columns: Columns | None = None  # chosen at the first row
-        self.num_rows = self.num_empty = self.num_unanswered = 0
-        self.cut = False
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The training source's rows, then those of the held-out source, if there is one."""
-        path, heldout = self.config.path, self.config.heldout_source
-        yield from self._read(path, self.config.split, heldout=False)
-        if heldout and is_file(heldout):
-            yield from self._read(heldout, self.config.split, heldout=True)
-        elif heldout:  # another split of the same dataset
-            yield from self._read(path, heldout, heldout=True)
-
-    def _read(self, path: str, split: str, *, heldout: bool) -> Iterator[dict[str, Any]]:
-        config = self.config
-        for count, row in enumerate(read_rows(path, config.subset, split)):
-            if count == config.max_rows:
-                self.cut = True
-                return
-            if self.columns is None:
-                self.columns = choose_columns(row, config.prompt_column, config.answer_column)
-                _check_template(config.template, row)
-            self.num_rows += 1
-            verbatim = config.answers == "as they are"
-            prompt = row_to_prompt(row, self.columns, config.template, config.system, verbatim)
-            if prompt is None:
-                self.num_empty += 1
-                continue
-            self.num_unanswered += not prompt.answer
-            yield _record(prompt, heldout)
-
-
-def _record(prompt: RowPrompt, heldout: bool) -> dict[str, Any]:
-    """One row of SCHEMA."""
-    text, answer = _storable(prompt.text), _storable(prompt.answer)
-    before = _storable(json.dumps(prompt.before, ensure_ascii=False))
-    meta = {"columns": prompt.meta, "chat": prompt.is_chat}
-    return {
-        "key": normal_key(text),
-        "answer_key": normal_key(answer),
-        "heldout": heldout,
-        "bytes": len(text.encode()) + len(before.encode()),
-        "text": text,
-        "answer": answer,
-        "before": before,
-        "meta": _storable(json.dumps(meta, ensure_ascii=False, default=str)),
-    }
-
-
-def _storable(text: str) -> str:
-    """The text without lone surrogates: a JSON escape can hold one, an Arrow file cannot."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _build(config: TaskConfig, data: Path, about: Path) -> None:
     """Read the source into `data` (.arrow), with its row numbers (.npz) and description (.json).
 
     The description is written last, so a build that was interrupted is repeated.
     """
-    source = _SourceReader(config)
+    data.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    source = SourceReader(config)
     with tempfile.NamedTemporaryFile(dir=data.parent, suffix=".part", delete=False) as part:
         try:
-            keys, answers, is_heldout = _write(part, source.rows())
-            if not len(keys):
-                hint = "The file has no rows."
-                if source.columns:
-                    hint = f"Check the column {source.columns.prompt!r}."
-                raise BadSource(config.path, "it has no row with a prompt in it", hint)
+            keys, answers, is_heldout = _write(part, source.records())
             has_heldout = bool(config.heldout_source)
             counts, train, heldout = _split(keys, answers, is_heldout, has_heldout)
             part.close()
@@ -271,7 +233,7 @@ def _build(config: TaskConfig, data: Path, about: Path) -> None:
             raise
     assert source.columns is not None  # there is a row
     described = {
-        "columns": {"prompt": source.columns.prompt, "answer": source.columns.answer},
+        "columns": asdict(source.columns),
         "counts": {
             "rows": source.num_rows,
             "empty": source.num_empty,
@@ -283,18 +245,6 @@ def _build(config: TaskConfig, data: Path, about: Path) -> None:
     temporary = about.with_suffix(f".{os.getpid()}.part")
     temporary.write_text(json.dumps(described), "utf-8")
     os.replace(temporary, about)
-
-
-def _check_template(template: str, row: Row) -> None:
-    marker = "\0"
-    if marker not in fill_template(template, marker, row):
-        problem = FieldProblem(
-            "task.template",
-            template,
-            "it has no {prompt} in it, so all prompts would be equal",
-            "Write {prompt} where the prompt goes.",
-        )
-        raise InvalidConfig([problem])
 
 
 def _write(file: Any, rows: Iterator[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -341,16 +291,14 @@ def _split(
     return counts, train, heldout
 
 
-def normal_key(text: str) -> int:
-    """A 64-bit hash that ignores case and white space: "What is 2+2?" equals "what is  2+2?"."""
-    normal = " ".join(text.casefold().split())
-    return int.from_bytes(blake2b(normal.encode(), digest_size=8).digest(), "big")
-
-
 def keep_upload(source: Path) -> Path:
-    """Copy an upload to the cache and return its new path. Equal content is stored once."""
+    """Copy an upload to the cache and return its new path. Equal content is stored once.
+
+    Raises BadSource for a kind of file that is not read, and OSError.
+    """
+    check_kind(str(source))
     digest = blake2b(digest_size=8)
-    with source.open("rb") as file:
+    with open_regular(source) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", source.stem).strip("-")[:60] or "prompts"
@@ -359,6 +307,7 @@ def keep_upload(source: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not target.exists():
         part = target.with_suffix(".part")
-        shutil.copyfile(source, part)
+        with open_regular(source) as file, part.open("wb") as out:
+            shutil.copyfileobj(file, out)
         part.replace(target)
     return target

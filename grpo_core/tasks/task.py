@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
+from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.types import Prompt
 
@@ -77,18 +78,20 @@ def is_heldout(prompt: Prompt) -> bool:
     return int(prompt.id, 16) % HELDOUT_ONE_IN == 0
 
 
-def heldout_prompts(task: Task, size: int) -> list[Prompt]:
+def heldout_prompts(task: Task, size: int | None) -> list[Prompt]:
     """The first `size` held-out prompts: the same for every run, and a prefix of a longer list.
 
-    Raises InvalidConfig on `task.heldout_size` if the task has fewer.
+    size None: up to MAX_DEFAULT_HELDOUT, as many as the task holds out.
+    Raises InvalidConfig on `task.heldout_size` if the task has fewer than a given size.
     """
-    prompts = _draw(task, f"{task.name}/heldout", heldout=True, count=size)
-    if len(prompts) < size:
+    count = MAX_DEFAULT_HELDOUT if size is None else size
+    prompts = _draw(task, f"{task.name}/heldout", heldout=True, count=count)
+    if size is not None and len(prompts) < size:
         problem = FieldProblem(
             "task.heldout_size",
             size,
             f"the task {task.name!r} has only {len(prompts)} held-out prompts",
-            f"Use {len(prompts)} or fewer.",
+            f"Use {len(prompts)} or fewer, or leave it empty for as many as there are.",
         )
         raise InvalidConfig([problem])
     return prompts

@@ -20,6 +20,7 @@ from grpo_core.errors import InvalidConfig
 from grpo_core.tasks import grade_answer, heldout_prompts, load_task, train_prompts
 from grpo_core.tasks.answers import given_answer, same_answer
 from grpo_core.tasks.columns import (
+    Reading,
     choose_columns,
     fill_template,
     final_answer,
@@ -54,6 +55,11 @@ def write(path: Path, rows=ROWS) -> Path:
 
 def task_of(path: Path, **more):
     return load_task(TaskConfig(path=str(path), **more))
+
+
+def read(row, **more):
+    """The prompt of one row whose columns have usual names."""
+    return row_to_prompt(row, choose_columns([row], "", ""), Reading(**more))
 
 
 def refusal(path: Path, **more) -> str:
@@ -209,7 +215,7 @@ def test_half_a_character_in_a_chat_is_stored_as_a_question_mark(tmp_path):
     ],
 )
 def test_columns_are_guessed_by_the_names_that_datasets_use(row, prompt, answer):
-    found = choose_columns(row, "", "")
+    found = choose_columns([row], "", "")
     assert (found.prompt, found.answer) == (prompt, answer)
 
 
@@ -233,13 +239,11 @@ def test_chat_messages_become_history_last_user_turn_and_answer():
             {"role": "assistant", "content": "4"},
         ]
     }
-    found = row_to_prompt(row, choose_columns(row, "", ""), "{prompt}", "")
+    found = read(row)
     assert (found.text, found.answer) == ("2+2?", "4")
     assert [m["role"] for m in found.before] == ["system", "user", "assistant"]
     shared = {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}
-    assert row_to_prompt(shared, choose_columns(shared, "", ""), "{prompt}", "Think.").before == (
-        {"role": "system", "content": "Think."},
-    )
+    assert (read(shared).before, read(shared).text, read(shared).answer) == ((), "2+2?", "4")
 
 
 def test_a_template_fills_columns_once_and_runs_nothing():

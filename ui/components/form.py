@@ -15,6 +15,7 @@ import gradio as gr
 from gradio.components import Component
 
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, parse
+from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric import CHECKS, build_rubric
 from grpo_core.rubric import PRESETS as RUBRICS
@@ -27,7 +28,12 @@ CRITERIA = "rubric.criteria"
 FIELDS = fields_by_name()
 NAMES: tuple[str, ...] = tuple(FIELDS)  # the order in which handlers receive and return values
 DEFAULTS: dict[str, Any] = flatten(RunConfig())
-EMPTY = {"train.learning_rate": "by model size", "task.second": "none"}  # placeholders; others: off
+# Placeholders; others: off.
+EMPTY = {
+    "train.learning_rate": "by model size",
+    "task.second": "none",
+    "task.heldout_size": f"up to {MAX_DEFAULT_HELDOUT}",
+}
 MULTILINE = ("task.template", "task.instruction", "task.system")
 LABELS = {"algorithm.preset": "Algorithm"}  # where the label is not the field's title
 CHOICES: dict[str, list[Any]] = {
@@ -95,7 +101,7 @@ def component(name: str) -> Component:
     if kind is bool:
         return gr.Checkbox(**common)
     if kind is int:
-        return gr.Number(**common)
+        return gr.Number(placeholder=EMPTY.get(name), **common)
     if name in MULTILINE:
         return gr.Textbox(lines=2, max_lines=8, **common)
     # Fractions are text too: 1e-4 stays as it was typed, and a message can quote invalid input.

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from grpo_core.config.places import Name
 from grpo_core.config.sections.fields import Section, setting
 
+MAX_DEFAULT_HELDOUT = 200  # prompts that are held out where a run does not say how many
 FILE_INSTRUCTION = (
     "Answer the question. You may think first inside <think></think>. "
     "Write only the final answer inside <answer></answer>."
@@ -25,23 +27,23 @@ class TaskConfig(Section):
         min_length=1,
         max_length=64,
     )
-    path: str = setting(
+    path: Name = setting(
         "",
         "Prompts from",
         "A CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k.",
         max_length=1024,
-        hint="Name an existing file, or a dataset as owner/name.",
+        hint="Name an existing file, or a dataset as owner/name or hf://datasets/owner/name.",
     )
-    subset: str = setting(
+    subset: Name = setting(
         "",
         "Subset",
         "Hub datasets: the configuration, such as main. Empty: the only one.",
         max_length=200,
     )
-    split: str = setting(
+    split: Name = setting(
         "train", "Split", "Hub datasets: the split to train on.", min_length=1, max_length=200
     )
-    heldout_source: str = setting(
+    heldout_source: Name = setting(
         "",
         "Held-out from",
         "Another file, or another split of the dataset, to evaluate on. "
@@ -51,7 +53,8 @@ class TaskConfig(Section):
     prompt_column: str = setting(
         "",
         "Prompt column",
-        "The column with the prompt, as text or chat messages. Empty: chosen by its name.",
+        "The column with the prompt, as text or chat messages. Empty: chosen by its name. "
+        "Alpaca's column `input` is added to `instruction`.",
         max_length=200,
     )
     answer_column: str = setting(
@@ -98,16 +101,17 @@ class TaskConfig(Section):
         "What to do with prompts that leave no room for a completion in the model's context: "
         "`refuse` the run, or `drop` them. Both report how many there are.",
     )
-    heldout_size: int = setting(
-        200,
+    heldout_size: int | None = setting(
+        None,
         "Held-out prompts",
-        "Prompts kept out of training and used to measure accuracy.",
+        "Prompts kept out of training and used to measure accuracy. "
+        f"Empty: up to {MAX_DEFAULT_HELDOUT}, at most one in ten of a task's prompts.",
         unit="prompts",
         ge=0,
         le=5000,
-        hint="Use 200 or more for a narrow interval, 0 for no evaluation.",
+        hint="Leave it empty, use 200 or more for a narrow interval, or 0 for no evaluation.",
     )
-    second: str = setting(
+    second: Name = setting(
         "",
         "Second task",
         "Evaluated beside the held-out prompts but never trained on, to show whether the model "

@@ -1,0 +1,50 @@
+"""Rows of Parquet files, which a helper with limited memory and time decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grpo_core.child_process import ChildFailed, module_child
+from grpo_core.tasks.files import BadSource
+
+SECONDS = 60.0  # to open a file, and for the next rows
+HINT = "Write it again with smaller rows and row groups, or use JSONL."
+
+
+def parquet_rows(path: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file in JSON types. Raises BadSource.
+
+    A small file can unpack to any size, and its footer can lie about it. The helper dies instead
+    of this process.
+    """
+    child = module_child("grpo_core.tasks.parquet_child")
+
+    def ask(do: str, *arguments: str) -> list[dict[str, Any]]:
+        question = {"do": do, "arguments": arguments, "seconds": SECONDS}
+        try:
+            answer = child.request(question, SECONDS + 1, _shaped)
+        except ChildFailed as error:
+            problem = f"it is no readable Parquet file: {error}"
+            raise BadSource(path, problem, HINT) from None
+        if isinstance(answer, str):
+            raise BadSource(path, answer, HINT)
+        return answer
+
+    try:
+        ask("open", str(Path(path).expanduser().resolve()))
+        while rows := ask("more"):
+            yield from rows
+    finally:
+        child.close()
+
+
+def _shaped(answer: Any) -> list[dict[str, Any]] | str:
+    """Rows, or the reason why there are none. Raises ValueError for any other answer."""
+    if isinstance(answer, dict) and isinstance(reason := answer.get("null"), str):
+        return reason[:300]
+    rows = answer["value"]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("no rows")
+    return rows
