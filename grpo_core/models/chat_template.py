@@ -54,7 +54,7 @@ def render(
     except ChildFailed as error:
         raise _template_fault(tokenizer, str(error)) from None
     if kind == "refused":
-        raise ChatRefused(" ".join(value.split()))
+        raise ChatRefused(" ".join(value.split()).rstrip("."))
     if kind == "too_long":
         raise ChatTooLong(_TOO_LONG.format(f"{value:,}"))
     if kind == "null":
@@ -72,7 +72,7 @@ def _read(answer: Any) -> tuple[str, Any]:
 
 
 def _template_fault(tokenizer: PreTrainedTokenizerBase, why: str) -> InvalidConfig:
-    problem = f"its chat template cannot be rendered: {why}"
+    problem = f"its chat template cannot be rendered: {why.rstrip('.')}"
     return InvalidConfig([FieldProblem("model.name", tokenizer.name_or_path, problem, _MODEL_HINT)])
 
 

@@ -46,24 +46,32 @@ def encode_prompt(
 
     The template, or else the tokenizer, writes the begin token. An end token that the tokenizer
     would add is left out. Raises InvalidConfig for a template that cannot be rendered or that
-    refuses the prompt, and ChatTooLong.
+    refuses the prompt, and for a prompt without tokens; and ChatTooLong.
     """
     question = asked(tokenizer, prompt, instruction)
     if isinstance(question, str):
         ids, begin = _ids(tokenizer, question), _begin_ids(tokenizer)
-        return ids if begin and ids[: len(begin)] == begin else [*begin, *ids]
-    try:
-        return _ids(tokenizer, render(tokenizer, question, True))
-    except ChatRefused as error:
-        roles = ", ".join(str(m.get("role")) for m in question)
-        problem = FieldProblem(
-            "model.name",
-            tokenizer.name_or_path,
-            f"its chat template refuses the prompt {prompt.text[:60]!r}, a chat of {roles}: "
-            f"{error}",
-            "Change the messages of this row, or choose another model.",
-        )
-        raise InvalidConfig([problem]) from None
+        ids = ids if begin and ids[: len(begin)] == begin else [*begin, *ids]
+        problem = "" if ids else "its tokenizer makes no token of"
+    else:
+        try:
+            ids = _ids(tokenizer, render(tokenizer, question, True))
+            problem = "" if ids else "its chat template writes nothing for"
+        except ChatRefused as error:
+            roles = ", ".join(str(m.get("role")) for m in question)
+            ids, problem = [], f"its chat template refuses a chat of {roles} ({error}):"
+    if not problem:
+        return ids
+    raise InvalidConfig(
+        [
+            FieldProblem(
+                "model.name",
+                tokenizer.name_or_path,
+                f"{problem} the prompt {prompt.text[:60]!r}",
+                "Change this row, or choose another model.",
+            )
+        ]
+    )
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -80,6 +88,7 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text, without the begin and end tokens that the tokenizer may add."""
+    text = text.encode("utf-8", "replace").decode()  # tokenizers refuse half a surrogate pair
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -14,6 +14,7 @@ from grpo_core.child_process import MAX_ANSWER_BYTES, serve
 
 MAX_MEMORY = 512 << 20  # bytes of address space; rendering an ordinary chat needs 190 MiB
 MAX_JSON_BYTES = MAX_ANSWER_BYTES - 1024  # of a text; the rest of the answer is around it
+MAX_ADDED_CHARS = 1 << 20  # by which a chat with a template may be longer than twice the chat
 
 
 def render(
@@ -22,7 +23,8 @@ def render(
     add_generation_prompt: bool,
     names: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """{"text": the chat}, {"refused": the template's own words}, or {"too_long": characters}.
+    """{"text": the chat}, {"refused": the template's own words}, {"too_long": characters}, or
+    {"null": why there is no text}.
 
     names: the variables of the template besides the messages, such as bos_token.
     """
@@ -39,7 +41,10 @@ def render(
     except TemplateError as error:
         if type(error) is not TemplateError:  # the class of raise_exception, and of nothing else
             raise
-        return {"refused": str(error)[:1000]}
+        return {"refused": str(error)[:200]}
+    num_chars = len(json.dumps(messages))
+    if len(text) > 2 * num_chars + MAX_ADDED_CHARS:
+        return {"null": f"it makes {len(text):,} characters of a chat of {num_chars:,}"}
     # JSON writes a character as at most twelve bytes.
     if 12 * len(text) > MAX_JSON_BYTES and len(json.dumps(text)) > MAX_JSON_BYTES:
         return {"too_long": len(text)}
