@@ -19,7 +19,7 @@ from grpo_core.learner.packed_attention import FlatLayout, flat
 from grpo_core.learner.varlen_attention import Kernel, kernel_for
 from grpo_core.models.attention_spans import layer_masks, reset_dynamic_angles
 from grpo_core.models.decoder import FusedDecoder, forward, masked_attention, recomputing
-from grpo_core.models.lm_head import MAX_LOGITS, LogprobsFromLogits, LogprobsFromStates
+from grpo_core.models.lm_head import LogprobsFromLogits, LogprobsFromStates, max_logits
 
 MakeLayout = Callable[[Batch, torch.dtype], Layout]
 
@@ -65,7 +65,7 @@ def score_tokens(
         ForwardOptions(
             layout=options.layout,
             keep_states=options.states,
-            max_logits=None if options.distribution else MAX_LOGITS,
+            max_logits=None if options.distribution else max_logits(batch.device),
             recompute=options.recompute,
             in_place=options.in_place,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -188,8 +189,7 @@ def test_logits_made_in_chunks_give_the_same_numbers_and_the_same_gradient(optio
         return scored, torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole, expected = found()
-    for module in (logprobs, head):
-        monkeypatch.setattr(module, "MAX_LOGITS", 8 * 11)  # two tokens at a time
+    monkeypatch.setattr(head, "MAX_LOGITS", 8 * 11)  # two tokens at a time
     seen, fill = [], head._fill
     monkeypatch.setattr(
         head,
@@ -220,8 +220,7 @@ def test_a_large_vocabulary_gets_the_same_gradient_in_place_per_micro_batch(tied
             ).logprobs.sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
-    for module in (logprobs, head):
-        monkeypatch.setattr(module, "MAX_LOGITS", 8 * 40)  # two tokens at a time
+    monkeypatch.setattr(head, "MAX_LOGITS", 8 * 40)  # two tokens at a time
     torch.testing.assert_close(found(True), found(False), atol=1e-12, rtol=1e-12)
     by_autograd = torch.autograd.grad(
         score_tokens(model, batch, 0.7, ScoreOptions(in_place=True)).logprobs.sum(),
@@ -239,7 +238,7 @@ def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
             return out
 
     expected, _ = token_logprobs(Capped(), make_batch(), 1.0)
-    monkeypatch.setattr(logprobs, "MAX_LOGITS", 8 * 11)
+    monkeypatch.setattr(head, "MAX_LOGITS", 8 * 11)
     torch.testing.assert_close(
         token_logprobs(Capped(), make_batch(), 1.0)[0], expected, atol=0, rtol=0
     )
@@ -274,6 +273,7 @@ def test_logprobs_entropy_and_their_gradient_equal_log_softmax(temperature, monk
 
 @pytest.mark.parametrize("function", ["whole", "in chunks"])
 def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkeypatch):
+    monkeypatch.setattr(head, "MAX_LOGITS", 8 * 40)  # two tokens at a time
     g = torch.Generator().manual_seed(0)
     states, weight = (
         torch.randn(*s, generator=g).bfloat16().requires_grad_() for s in ((6, 8), (40, 8))
@@ -285,12 +285,20 @@ def test_half_precision_logits_get_a_gradient_in_half_precision(function, monkey
         else head.LogprobsFromStates.apply(states, weight, None, chosen, 1.0, True)
     )
     assert picked.dtype == entropy.dtype == torch.float32
-    (found,) = torch.autograd.grad(picked.sum(), states)
-    exact = states.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad(
-        (exact @ weight.double().T).log_softmax(-1).gather(-1, chosen[:, None]).sum(), exact
-    )
-    assert (found.double() - expected).norm() < 0.02 * expected.norm()  # bfloat16 keeps 8 bits
+    found = torch.autograd.grad(picked.sum(), (states, weight))
+    exact = [t.detach().double().requires_grad_() for t in (states, weight)]
+    logprobs = (exact[0] @ exact[1].T).log_softmax(-1)
+    expected = torch.autograd.grad(logprobs.gather(-1, chosen[:, None]).sum(), exact)
+    for gradient, right in zip(found, expected, strict=True):  # bfloat16 keeps 8 bits
+        assert (gradient.double() - right).norm() < 0.02 * right.norm()
+
+
+def test_a_gpu_computes_chunks_of_a_share_of_its_memory(monkeypatch):
+    # 80 GB / 8 / 10 bytes = 1e9 logits; a quarter of them is 1,644 rows of 152,000.
+    properties = SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert head.max_logits(torch.device("cuda")) == 1_000_000_000
+    assert head.max_logits(torch.device("cpu")) == head.MAX_LOGITS
 
 
 # ---- layers computed twice -----------------------------------------------------------------------
