@@ -349,14 +349,13 @@ def test_a_forbidden_address_is_refused(url, hosts, monkeypatch):
 # ---- reward model -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
+def make_classifier(folder, num_labels):
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     from scripts.bundled_model.make import make_tokenizer
 
-    folder, tokenizer = tmp_path_factory.mktemp("reward"), make_tokenizer()
+    tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForSequenceClassification(
@@ -366,12 +365,17 @@ def classifier(tmp_path_factory):
                 intermediate_size=32,
                 num_hidden_layers=1,
                 num_attention_heads=2,
-                num_labels=1,
+                num_labels=num_labels,
                 pad_token_id=tokenizer.pad_token_id,
             )
         ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return make_classifier(tmp_path_factory.mktemp("reward"), num_labels=1)
 
 
 def test_a_reward_model_scores_a_batch_as_it_scores_one_by_one(classifier):
@@ -393,6 +397,20 @@ def test_a_missing_reward_model_ends_the_run_in_one_line():
         CHECKS["reward_model"].score(
             COMPLETIONS[0], PROMPTS[0], CHECKS["reward_model"].params(model="/no/such/model")
         )
+
+
+@pytest.mark.slow
+def test_a_label_that_a_reward_model_lacks_is_refused(tmp_path):
+    check, folder = CHECKS["reward_model"], make_classifier(tmp_path, num_labels=2)
+    texts, prompts = COMPLETIONS[:2], PROMPTS[:2]
+    last, second, first = (
+        check.scores(texts, prompts, check.params(model=folder, label=label), Notes())
+        for label in (-1, 1, 0)
+    )
+    assert last == second
+    assert [a + b for a, b in zip(first, second, strict=True)] == pytest.approx([1.0, 1.0])
+    with pytest.raises(StudioError, match=r"label = 2.*Use 0 to 1"):
+        check.scores(texts, prompts, check.params(model=folder, label=2), Notes())
 
 
 def test_a_graders_failure_is_kept_once_and_survives_the_advisor(tmp_path, endpoint):
