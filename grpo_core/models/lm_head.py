@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from grpo_core.models.decoder import grad_buffer
 from grpo_core.models.products import linear
 
-# Logits held at once on a CPU, 128 MiB in float32. More are computed in chunks of a quarter of this,
-# once in the forward and once more in the backward pass.
+# Logits held at once on a CPU, 128 MiB in float32. More are computed in chunks of a quarter, once
+# in the forward and once more in the backward pass.
 MAX_LOGITS = 2**25
 # Bytes that a logit takes on a GPU: in half precision, and in float32 twice.
 GPU_LOGIT_BYTES = 10
