@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,8 @@ from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
 from grpo_core.store import Recorder, Store, export
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus
+from ui.components import form
+from ui.tabs.form_fields import default_values
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hf_averysecrettokenthatnobodymaysee"
@@ -377,6 +380,45 @@ def test_fields_take_any_text_as_text(tmp_path):
         for ask in (store.steps, store.metrics, store.verdict_counts):
             ask(text)
     assert len(store.runs()) == 1
+
+
+DEF = "def score(completion, prompt, answer, tokens):\n    "
+ENDLESS = {
+    "regex": {"pattern": "x[a-z]{0,1000}" * 4 + "0"},
+    "python": {"code": f"{DEF}x = [0]\n    for _ in range(40): x = [x, x]\n    return x"},
+    "similarity": {"measure": "bleu"},
+}
+
+
+@pytest.mark.slow
+def test_criteria_that_take_for_ever_do_not_make_others_wait(locked, signed_in):
+    def attack(check: str) -> None:
+        row = {"check": check, "weight": "1", "params": json.dumps(ENDLESS[check])}
+        rows = [{"name": f"c{i}", **row} for i in range(32)]
+        fields = zip(form.NAMES, default_values(), strict=True)
+        values = [rows if name == form.CRITERIA else value for name, value in fields]
+        question = {"name": "check", "given": [*values, "x" * 20_000]}
+        request = urllib.request.Request(
+            locked.url + "/studio/show",
+            json.dumps(question).encode(),
+            {"Content-Type": "application/json", **signed_in},
+        )
+        answers.append(urllib.request.urlopen(request, timeout=60).read())
+
+    answers: list[bytes] = []
+    threads = [threading.Thread(target=attack, args=[check]) for check in ENDLESS]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    waits = []
+    while any(thread.is_alive() for thread in threads):
+        asked = time.monotonic()
+        assert locked.ask("/", headers=signed_in)[0] == 200
+        waits.append(time.monotonic() - asked)
+        time.sleep(0.05)
+    assert time.monotonic() - started < 20
+    assert sum(b"could not be scored" in answer for answer in answers) >= 2
+    assert max(waits) < 1, waits
 
 
 @pytest.mark.slow
