@@ -16,8 +16,8 @@ from grpo_core.types import Completion, Prompt
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _NOT_PROSE = re.compile(r"```.*?```|\$[^$]{0,500}\$|https?://\S+|<[^<>]{1,40}>|\\\w+", re.DOTALL)
-# A search takes up to 0.1 µs for each character and instruction: 2 s for the longest text.
-MAX_PROGRAM = 20_000
+# A search takes up to 0.1 µs for each character and instruction: 1 s for the longest text.
+MAX_PROGRAM = 10_000
 TOO_LARGE = (
     f"the pattern makes a program of more than {MAX_PROGRAM:,} instructions. "
     "Use smaller numbers in {…}, or * and +"

@@ -233,7 +233,7 @@ def test_an_invalid_pattern_is_refused_with_the_engines_limits():
         "[a-z]{0,1000}" * 50,
         "((a{0,10}){0,10}){0,10}" * 20,
         r"\pL{1,500}",
-        "x[a-z]{0,1000}" * 12 + "0",
+        "x[a-z]{0,1000}" * 6 + "0",
     ],
 )
 def test_a_pattern_with_a_huge_program_is_refused_at_once(pattern):
@@ -248,8 +248,8 @@ def test_a_pattern_with_a_huge_program_is_refused_at_once(pattern):
     [
         ("^.{0,1000}$", "é" * 1000, 1.0),
         ("^.{0,1000}$", "é" * 1001, 0.0),
-        ("a.{0,1000}b.{0,1000}c", "a" + "-" * 1000 + "b" + "-" * 1000 + "c", 1.0),
-        ("a.{0,1000}b.{0,1000}c", "a" + "-" * 1000 + "b" + "-" * 1001 + "c", 0.0),
+        ("a.{0,500}b.{0,500}c", "a" + "-" * 500 + "b" + "-" * 500 + "c", 1.0),
+        ("a.{0,500}b.{0,500}c", "a" + "-" * 500 + "b" + "-" * 501 + "c", 0.0),
         (r"^(\w+\s){200}$", "word " * 200, 1.0),
         (r"^(\w+\s){200}$", "word " * 199, 0.0),
     ],
@@ -260,7 +260,7 @@ def test_a_pattern_with_large_repeats_still_works(pattern, text, expected):
 
 @pytest.mark.slow
 def test_the_worst_patterns_leave_the_server_its_time():
-    params = {"pattern": "x[a-z]{0,1000}" * 9 + "0"}
+    params = {"pattern": "x[a-z]{0,1000}" * 4 + "0"}
     criteria = tuple(
         Criterion(name=f"c{i}", check="regex", weight=1, params=params) for i in range(32)
     )
@@ -279,7 +279,7 @@ def test_the_worst_patterns_leave_the_server_its_time():
     started = time.monotonic()
     with time_limit(1.0):
         scored = rubric.score_all(
-            [Completion("x" * 7_000, "stop", 1)] * 8, [Prompt("p", "q", "1", "file")] * 8
+            [Completion("x" * 14_000, "stop", 1)] * 8, [Prompt("p", "q", "1", "file")] * 8
         )
     seconds = time.monotonic() - started
     stop.set()
