@@ -46,11 +46,15 @@ class StoreBusy(StoreError):
 
 
 class StoreFull(StoreError):
-    """The disk takes no more rows of a run: full, over quota, or not writable any more."""
+    """The disk has no room for more rows of a run."""
 
 
 class StoreAway(StoreError):
-    """The file cannot be written for now: another program locks it, or it was moved away."""
+    """The file cannot be used for now: moved, deleted, replaced, read-only, or on a bad disk."""
+
+
+class StoreLocked(StoreAway):
+    """Another program locks the file. It can be written again when that program is done."""
 
 
 class NotFound(StudioError):

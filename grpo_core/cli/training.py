@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import signal
+import os
 import sys
 import threading
 import time
 from dataclasses import asdict
+from typing import NoReturn
 
 from tqdm import tqdm
 
+from grpo_core.child_process import kill_all
 from grpo_core.cli.request import assignment, build_config, count, find_run
+from grpo_core.cli.signals import stopped_by_signals
 from grpo_core.cli.terminal import (
     AddCommand,
     add_config_options,
@@ -22,10 +26,13 @@ from grpo_core.cli.terminal import (
     run_line,
 )
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
+from grpo_core.errors import StudioError
 from grpo_core.store import Store
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
 from grpo_core.training.control import RunControl, Start
 from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, RunStatus, StepCompleted
+
+NOTE_SECONDS = 2.0  # to store that the run was stopped
 
 
 def add_commands(command: AddCommand) -> None:
@@ -173,18 +180,22 @@ def resume_command(arguments: argparse.Namespace) -> int:
 def _train_here(
     store: Store, run_id: str, config: RunConfig, start: Start | None, arguments: argparse.Namespace
 ) -> int:
-    """Train a stored run in this process, with a progress bar. Ctrl-C stops it."""
+    """Train a stored run in this process, with a progress bar.
+
+    Ctrl-C stops it. A second one ends the process at once.
+    """
     from grpo_core.runs.execution import Job, execute
+    from grpo_core.runs.stop_in_time import Patience
     from grpo_core.training.trainer import train
 
     control = RunControl(store.checkpoint_folder(run_id), start)
     if arguments.wait_when is not None:
         store.set_breakpoints(run_id, as_text(parse_breakpoints(arguments.wait_when)))
     control.set_breakpoints(parse_breakpoints(store.run(run_id).breakpoints))
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, lambda *_: control.stop())
+    patience = Patience(config, store.saving_seconds(run_id))
 
     def listen(event: Event) -> None:
+        patience.note(event)
         _show_progress(bar, event)
         if isinstance(event, Paused):
             bar.write(f"paused: {printable(event.reason)}", file=sys.stderr)
@@ -192,12 +203,15 @@ def _train_here(
 
     print(f"run {run_id} in {store.path}", file=sys.stderr)
     started = time.monotonic()
-    with tqdm(
-        total=config.train.steps,
-        initial=start.step if start else 0,
-        unit="step",
-        dynamic_ncols=True,
-    ) as bar:
+    with (
+        stopped_by_signals(control, patience, lambda why: _end_now(store, run_id, why)),
+        tqdm(
+            total=config.train.steps,
+            initial=start.step if start else 0,
+            unit="step",
+            dynamic_ncols=True,
+        ) as bar,
+    ):
         execute(store, Job(run_id, config, control), train, listen)
     seconds = time.monotonic() - started
     row = store.run(run_id)
@@ -218,6 +232,22 @@ def _train_here(
     else:
         print(run_line(row))
     return 0 if row.status == RunStatus.FINISHED else 1
+
+
+def _end_now(store: Store, run_id: str, why: str) -> NoReturn:
+    """End this process although its trainer goes on. The last checkpoint counts."""
+
+    def note() -> None:
+        with contextlib.suppress(StudioError):
+            store.set_status(run_id, RunStatus.STOPPED, why)
+
+    # In a thread: the trainer may hang while it holds the file. The next start then notes the end.
+    writer = threading.Thread(target=note, daemon=True)
+    writer.start()
+    writer.join(NOTE_SECONDS)
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    kill_all()
+    os._exit(1)
 
 
 def _ask_how_to_continue(control: RunControl) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import traceback
@@ -12,12 +13,13 @@ from dataclasses import dataclass, field
 
 from grpo_core.analysis.advisor import advise
 from grpo_core.config import RunConfig
-from grpo_core.errors import StopRequested, StoreError, StoreFull, StudioError
+from grpo_core.errors import StopRequested, StoreError, StudioError
 from grpo_core.runs.disk_reserve import Reserve
+from grpo_core.runs.recording import Recording
 from grpo_core.runs.run_log import RunLog
 from grpo_core.store import Recorder, Store
 from grpo_core.training.control import Emit, RunControl, Train
-from grpo_core.types import Event, Paused, Resumed, RunStatus
+from grpo_core.types import Event, RunStatus
 
 log = logging.getLogger("grpo_studio")
 
@@ -51,9 +53,10 @@ def execute(
         RunLog(store.log_file(run_id)) as run_log,
         Reserve(store.path.with_name(f"{store.path.name}.reserve")) as reserve,
     ):
+        recording = Recording(record, control, reserve)
 
         def emit(event: Event) -> None:
-            _record(record, event, control, reserve)
+            recording(event)
             run_log.event(event)
             if listen is not None:
                 listen(event)
@@ -61,18 +64,20 @@ def execute(
         done = threading.Event()
         heartbeat = threading.Thread(
             target=_heartbeat,
-            args=(record, done, control, limit),
+            args=(recording, done, job, limit),
             name=f"heartbeat {run_id}",
             daemon=True,
         )
-        store.set_status(run_id, RunStatus.LOADING)
+        recording.write(lambda: store.set_status(run_id, RunStatus.LOADING))
         heartbeat.start()
         status, error = RunStatus.FINISHED, None
         try:
-            if control.start is not None:
-                store.rewind(run_id, control.start.step if control.start.path else -1)
-                checkpoint = {"checkpoint": str(control.start.path)}
-                run_log.write("info", f"continues after step {control.start.step}", checkpoint)
+            _check_folder(store, job)
+            if (start := control.start) is not None:
+                after = start.step if start.path else -1
+                recording.write(lambda: store.rewind(run_id, after))
+                checkpoint = {"checkpoint": str(start.path)}
+                run_log.write("info", f"continues after step {start.step}", checkpoint)
             train(job.config, emit, control)
         except StopRequested as request:
             status, error = RunStatus.STOPPED, str(request) or None
@@ -86,7 +91,7 @@ def execute(
             heartbeat.join()
         reserve.release()
         run_log.write("error" if error else "info", f"{status}{f': {error}' if error else ''}")
-        store.set_status(run_id, status, error)
+        recording.write(lambda: store.set_status(run_id, status, error))
         _update_advice(store, run_id)
         return status
 
@@ -95,51 +100,34 @@ def with_traceback(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {problem}\n\n{traceback.format_exc()}"
 
 
-def _record(record: Recorder, event: Event, control: RunControl, reserve: Reserve) -> None:
-    """Record an event. On a full disk the run waits here until a person has freed some space."""
-    while True:
-        try:
-            if isinstance(event, Resumed):
-                reserve.refill()
-            record(event)
-            return
-        except StoreFull as problem:
-            if isinstance(event, Paused | Resumed):
-                # The reserve was too small. The pause holds even without its row.
-                log.warning("%s", problem)
-                return
-            if control.stop_requested:
-                raise
-            reserve.release()
-            control.points.hold(
-                f"{problem} At least {_needed_mib(record)} MiB are needed. Then press Resume; "
-                "no data is lost until then."
-            )
+def _check_folder(store: Store, job: Job) -> None:
+    """Say before the training that no checkpoint can be saved. Raises StudioError."""
+    if not job.config.train.checkpoint_every:
+        return
+    folder = store.checkpoint_folder(job.run_id)
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise StudioError(
+            f"train.checkpoint_every = {job.config.train.checkpoint_every}: no checkpoint can be "
+            f"saved, because {str(nearest)!r} is no folder that can be written. Make it one, or "
+            "set 0 to save none."
+        )
 
 
-def _needed_mib(record: Recorder) -> int:
-    """Disk space for ten more steps, estimated from the size of the store per recorded step."""
-    store = record.store
-    return max(2, 10 * store.file_bytes() // max(1, store.run(record.run_id).steps_done) // 2**20)
-
-
-def _heartbeat(
-    record: Recorder, done: threading.Event, control: RunControl, limit: Limit | None
-) -> None:
+def _heartbeat(recording: Recording, done: threading.Event, job: Job, limit: Limit | None) -> None:
     started = time.monotonic()
     while not done.wait(HEARTBEAT_SECONDS):
         if limit is not None and (why := limit(time.monotonic() - started)):
-            control.stop(why)
-        _update_advice(record.store, record.run_id)
-        try:
-            record.heartbeat()
-        except StoreError:  # the trainer's next write fails too, and ends the run with the reason
-            log.warning("heartbeat could not be written", exc_info=True)
+            job.control.stop(why)
+        _update_advice(recording.store, job.run_id)
+        recording.heartbeat()
 
 
 def _update_advice(store: Store, run_id: str) -> None:
     """Write the advisor's notices to `alerts`."""
     try:
         store.set_alerts(run_id, advise(store, run_id))
+    except StoreError:  # the heartbeat meets it too, and tells it
+        return
     except Exception:  # a failing advisor must not end the run
         log.warning("no advice on run %s", run_id, exc_info=True)

@@ -65,6 +65,7 @@ class RunManager:
         self._current: Job | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._told = ""  # why the store could not be recovered
         self.recover()
 
     # ---- starting ------------------------------------------------------------------------------
@@ -77,8 +78,8 @@ class RunManager:
         config, breakpoints = prepare(config, self._check), parse_breakpoints(conditions)
         with self._lock:
             self._refuse_if_closed()
-            run_id = self.store.create_run(config, (name or "").strip() or default_name(config))
-            self.store.set_breakpoints(run_id, as_text(breakpoints))
+            name = (name or "").strip() or default_name(config)
+            run_id = self.store.create_run(config, name, breakpoints=as_text(breakpoints))
             self._enqueue(run_id, config, None)
         return run_id
 
@@ -94,6 +95,8 @@ class RunManager:
                 job.control.resume()
                 self._note(run_id, "resume")
                 return
+            if job is None and self.store.cursor(run_id).status.is_live:
+                raise self._not_ours(run_id)
             self._refuse_if_closed()
             config, start = plan_resume(self.store, run_id)
             config = prepare(config, self._check)
@@ -124,6 +127,7 @@ class RunManager:
     def _enqueue(self, run_id: str, config: RunConfig, start: Start | None) -> None:
         control = RunControl(self.store.checkpoint_folder(run_id), start)
         control.set_breakpoints(parse_breakpoints(self.store.run(run_id).breakpoints))
+        control.saving_seconds = self.store.saving_seconds(run_id)
         self._queue.append(Job(run_id, config, control))
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
@@ -136,18 +140,22 @@ class RunManager:
     # ---- commands to a run ---------------------------------------------------------------------
 
     def stop(self, run_id: str) -> None:
-        """Stop a run, or remove it from the queue. A run that has ended stays as it is."""
+        """Stop a run, or remove it from the queue. A run that has ended stays as it is.
+
+        Raises StudioError if another process works on it.
+        """
         with self._lock:
             job = self._job(run_id)
             if job is None:
+                if self.store.cursor(run_id).status.is_live:
+                    raise self._not_ours(run_id)
                 return
-            job.control.stop()
-            self._note(run_id, "stop")
-            waiting = job in self._queue
-            if waiting:
+            if job in self._queue:
+                # First its row: a run that left the queue and is still "queued" would never start.
+                self.store.set_status(run_id, RunStatus.STOPPED)
                 self._queue.remove(job)
-        if waiting:
-            self.store.set_status(run_id, RunStatus.STOPPED)
+            job.control.stop()
+        self._note(run_id, "stop")
 
     def pause(self, run_id: str) -> None:
         self._control(run_id).pause()
@@ -187,8 +195,8 @@ class RunManager:
         """Record a command. A command takes effect even if a full disk prevents its record."""
         try:
             self.store.add_intervention(run_id, kind)
-        except StoreError:
-            log.warning("run %s: %s was not recorded", run_id, kind, exc_info=True)
+        except StoreError as problem:
+            log.warning("run %s: %s was not recorded: %s", run_id, kind, problem)
 
     def _job(self, run_id: str) -> Job | None:
         jobs = (*self._queue, self._current)
@@ -198,12 +206,15 @@ class RunManager:
         with self._lock:
             job = self._job(run_id)
         if job is None:
-            status = self.store.run(run_id).status
-            raise StudioError(
-                f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, "
-                "so this process cannot control it."
-            )
+            raise self._not_ours(run_id)
         return job.control
+
+    def _not_ours(self, run_id: str) -> StudioError:
+        status = self.store.run(run_id).status
+        return StudioError(
+            f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, "
+            "so this process cannot control it."
+        )
 
     # ---- lifetime ------------------------------------------------------------------------------
 
@@ -221,8 +232,15 @@ class RunManager:
         with self._lock:
             if self._closed or self._current or self._queue:
                 return []
-            lost = self.store.recover()
-            for run_id in self.store.adopt_queued():
+            try:
+                lost, adopted = self.store.recover(), self.store.adopt_queued()
+            except StoreError as problem:  # it is tried again in a second
+                if str(problem) != self._told:
+                    log.warning("%s", problem)
+                self._told = str(problem)
+                return []
+            self._told = ""
+            for run_id in adopted:
                 try:
                     run = self.store.run(run_id)
                     continues = run.steps_done or run.parent_run_id
@@ -260,7 +278,9 @@ class RunManager:
             except NotFound:
                 log.warning("run %s was deleted", job.run_id)
             except BaseException as problem:  # execute() could not write to the store
-                log.exception("run %s: its record cannot be written", job.run_id)
+                trace = None if isinstance(problem, StudioError) else problem
+                text = "run %s ended: its record cannot be written: %s"
+                log.error(text, job.run_id, problem, exc_info=trace)
                 self._mark_failed(job.run_id, with_traceback(problem))
             finally:
                 with self._lock:

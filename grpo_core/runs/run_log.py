@@ -39,7 +39,10 @@ class RunLog(logging.Handler):
 
     def __init__(self, path: Path):
         super().__init__(logging.INFO)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("no log of this run: %s: %s", path.parent, error.strerror)
         self._file = RotatingFileHandler(
             path, maxBytes=MAX_BYTES, backupCount=OLD_FILES, encoding="ascii", delay=True
         )

@@ -6,14 +6,16 @@ process has a RunControl; the trainer uses the one of its own process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -24,13 +26,13 @@ from typing import Any, NoReturn
 from grpo_core.child_process import kill_all
 from grpo_core.config import RunConfig
 from grpo_core.errors import StopRequested, StudioError
-from grpo_core.training.control import Command, Emit, RunControl, Start, Train
-from grpo_core.training.timing import RunTimer
-from grpo_core.types import Checkpointed, Event, Paused
+from grpo_core.runs.command_pipe import CommandPipe, DistantTimer
+from grpo_core.runs.stop_in_time import GRACE_SECONDS, LATE, Patience, killed_if_late
+from grpo_core.training.control import Emit, RunControl, Start, Train
+from grpo_core.types import Checkpointed, Event
 
 MAX_UNSENT = 32  # events, a few steps; the trainer then waits, so that no event is lost
-GRACE_SECONDS = 9.0  # from a signal to the end of the process, whether it has saved or not
-ANSWER_SECONDS = 5.0  # for the one command that is answered, edit_reward
+DEATH_SECONDS = 2.0  # from a kill until the system has removed the process
 # On macOS a forked process cannot use the GPU (Metal).
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
@@ -87,7 +89,7 @@ def in_subprocess(train: Train, prepare: Callable[[], None] | None = None) -> Tr
 
     def train_in_subprocess(config: RunConfig, emit: Emit, control: RunControl) -> None:
         context = multiprocessing.get_context(START_METHOD)
-        events, events_out = context.Pipe(duplex=False)
+        events, events_out = context.Pipe()
         commands, commands_in = context.Pipe()
         run = _Run(train, prepare, config, control.folder, control.start, dict(os.environ))
         child = context.Process(
@@ -96,51 +98,80 @@ def in_subprocess(train: Train, prepare: Callable[[], None] | None = None) -> Tr
             daemon=True,
             args=(run, events_out, commands_in),
         )
-        child.start()
-        events_out.close()
-        commands_in.close()
-        send = _CommandPipe(commands)
-
-        def emit_pause(event: Event) -> None:
-            """A full disk pauses the run in this process; the timer over there must stop too."""
-            emit(event)
-            send(("held" if isinstance(event, Paused) else "released", ()))
-
-        control.points.timer = RunTimer(emit_pause)
+        send = CommandPipe(commands)
+        control.points.timer = DistantTimer(emit, send)
+        patience = Patience(config, control.saving_seconds)
         try:
-            control.forward_to(send)
-            while not isinstance(event := _next(events, child, control), Ended):
-                if isinstance(event, Logged):
-                    log.log(event.level, "%s", event.text)
-                    continue
-                emit(event)
-                if isinstance(event, Checkpointed):
-                    send(("recorded", ()))
+            with killed_if_late(control, patience, lambda: _kill(child, events)) as late:
+                _start(child, late, (events_out, commands_in))
+                control.forward_to(send)
+                while not isinstance(event := _next(events, child, late), Ended):
+                    if isinstance(event, Logged):
+                        log.log(event.level, "%s", event.text)
+                        continue
+                    emit(event)
+                    patience.note(event)
+                    if isinstance(event, Checkpointed):
+                        send.deliver(("recorded", ()))
         finally:
             commands.close()  # the subprocess ends when the other end of its pipe is closed
             events.close()
-            child.join(GRACE_SECONDS)
-            child.kill()
-            child.join()
-            child.close()
+            _end_process(child)
         if event.how == "stopped":
-            raise StopRequested(event.text)
+            reason = f"{control.stop_reason} {LATE}".strip()
+            raise StopRequested(reason if late.is_set() else event.text)
         if event.how == "failed":
             raise StudioError(event.text)
 
     return train_in_subprocess
 
 
-def _next(events: Connection, child: Any, control: RunControl) -> Event | Ended | Logged:
+def _start(child: Any, late: threading.Event, its_ends: Sequence[Connection]) -> None:
+    """Start the process, and leave its ends of the pipes to it."""
+    try:
+        child.start()
+    except (EOFError, OSError) as error:
+        if late.is_set():
+            raise StopRequested(LATE) from None
+        raise StudioError(f"The run's process did not start: {error}. {KEPT}") from None
+    finally:
+        for end in its_ends:
+            end.close()
+
+
+def _end_process(child: Any) -> None:
+    if child.pid is None:  # it was not started
+        return
+    child.join(GRACE_SECONDS)
+    child.kill()
+    child.join(DEATH_SECONDS)
+    if child.exitcode is None:  # it hangs in the system, for example on a network disk
+        log.warning("process %s of the run cannot be ended", child.pid)
+    else:
+        child.close()
+
+
+def _kill(child: Any, events: Connection) -> None:
+    """Kill the process and end the reading of its events, even if it cannot be killed."""
+    if child.pid is None:  # the fork server does not answer; the next run starts another
+        server = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+        if server is not None:
+            os.kill(server, signal.SIGKILL)
+        return
+    child.kill()
+    child.join(DEATH_SECONDS)
+    # A process that the trainer forked may hold the other end open.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(events.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def _next(events: Connection, child: Any, late: threading.Event) -> Event | Ended | Logged:
     try:
         return events.recv()
     except (EOFError, OSError):
-        child.join(GRACE_SECONDS)
-        if control.stop_requested:
-            return Ended(
-                "stopped",
-                f"The run's process did not end in time. {KEPT}",
-            )
+        child.join(DEATH_SECONDS)
+        if late.is_set():
+            return Ended("stopped", LATE)
         return Ended("failed", f"The process that trained {_death(child.exitcode)} {KEPT}")
 
 
@@ -154,48 +185,6 @@ def _death(exitcode: int | None) -> str:
             "lower train.micro_batch_tokens or train.group_size."
         )
     return death
-
-
-class _CommandPipe:
-    """Sends commands to the RunControl of the subprocess. Safe to use from any thread.
-
-    A call raises StudioError if the subprocess refuses the command.
-    """
-
-    def __init__(self, pipe: Connection):
-        self._pipe = pipe
-        self._sending = threading.Lock()
-        self._waiting_for_answer = threading.Lock()
-        self._num_questions = 0
-
-    def __call__(self, command: Command) -> None:
-        try:
-            if command[0] == "edit_reward":
-                self._send_and_wait(command)
-            else:
-                self._send(command)
-        except (EOFError, OSError, TypeError):
-            # The run has ended. TypeError: another thread closed the pipe during this call.
-            return
-
-    def _send(self, message: tuple[Any, ...]) -> None:
-        with self._sending:
-            self._pipe.send(message)
-
-    def _send_and_wait(self, command: Command) -> None:
-        with self._waiting_for_answer:
-            self._num_questions += 1
-            self._send((*command, self._num_questions))
-            while self._pipe.poll(ANSWER_SECONDS):
-                question, refusal = self._pipe.recv()
-                if question == self._num_questions:  # else a late answer to an earlier question
-                    if refusal:
-                        raise StudioError(refusal)
-                    return
-        raise StudioError(
-            f"The run's process did not answer within {ANSWER_SECONDS:.0f} s. "
-            "Check whether the reward was edited. Then try again, or press Stop."
-        )
 
 
 # ---- in the subprocess -----------------------------------------------------------------------

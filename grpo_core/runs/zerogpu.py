@@ -6,10 +6,12 @@ process writes the rows, because a SQLite connection must not be used across a f
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
 import os
+import signal
 import statistics
 import tempfile
 import threading
@@ -24,6 +26,7 @@ from typing import Any
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import FieldProblem, InvalidConfig, StopRequested, StudioError
 from grpo_core.models.device import DEVICE_VARIABLE
+from grpo_core.runs.stop_in_time import LATE, Patience, killed_if_late
 from grpo_core.training.control import Emit, RunControl, Start, Train
 from grpo_core.training.timing import RunTimer
 from grpo_core.types import Checkpointed, Event, Intervened, ModelLoaded, Paused, Resumed
@@ -162,25 +165,39 @@ def leased(train: Train, gpu: Callable[..., Any], seconds: int = SECONDS) -> Tra
             raise StudioError(NOT_POSSIBLE)
         start = control.start or Start()
         with tempfile.TemporaryDirectory(prefix="grpo-lease-") as folder:
-            lease = _Lease(lend, config, control, Path(folder) / "message.json", seconds)
-            while True:
-                start, end = _one_lease(lease, start)
-                if end.how == "finished":
-                    return
-                if end.how == "failed":
-                    raise StudioError(end.text)
-                if control.stop_requested:
-                    raise StopRequested(control.stop_reason)
-                if end.how == "over":
-                    raise StopRequested(
-                        f"The GPU's lease of {seconds} s is over. Saved after step {start.step} of "
-                        f"{config.train.steps}: press Resume for the next lease."
-                    )
-                if end.how == "waits":
-                    control.points.hold(end.text)
-                control.points.check_interrupt()  # a pause waits here, without a GPU, until Resume
+            message_file = Path(folder) / "message.json"
+            patience = Patience(config, control.saving_seconds)
+            lease = _Lease(lend, config, control, message_file, seconds, patience)
+            with killed_if_late(control, patience, lambda: _kill(message_file)) as late:
+                try:
+                    _train_in_leases(lease, start)
+                except StudioError:
+                    if not late.is_set():
+                        raise
+                    raise StopRequested(f"{control.stop_reason} {LATE}".strip()) from None
 
     return train_leased
+
+
+def _train_in_leases(lease: _Lease, start: Start) -> None:
+    """One lease after another, until the run is finished. Raises StudioError, StopRequested."""
+    config, control = lease.config, lease.control
+    while True:
+        start, end = _one_lease(lease, start)
+        if end.how == "finished":
+            return
+        if end.how == "failed":
+            raise StudioError(end.text)
+        if control.stop_requested:
+            raise StopRequested(control.stop_reason)
+        if end.how == "over":
+            raise StopRequested(
+                f"The GPU's lease of {lease.seconds} s is over. Saved after step {start.step} of "
+                f"{config.train.steps}: press Resume for the next lease."
+            )
+        if end.how == "waits":
+            control.points.hold(end.text)
+        control.points.check_interrupt()  # a pause waits here, without a GPU, until Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +209,7 @@ class _Lease:
     control: RunControl
     message_file: Path  # commands to the forked process, which polls it
     seconds: int
+    patience: Patience
 
 
 def _one_lease(lease: _Lease, start: Start) -> tuple[Start, Ended]:
@@ -201,6 +219,7 @@ def _one_lease(lease: _Lease, start: Start) -> tuple[Start, Ended]:
     """
     control = lease.control
     made = start.interventions
+    _process_file(lease.message_file).unlink(missing_ok=True)
     lent_at, sent = time.monotonic(), control.message()
     _write(lease.message_file, sent)
     events = lease.lend(lease.config, control.folder, start, str(lease.message_file))
@@ -225,6 +244,8 @@ def _one_lease(lease: _Lease, start: Start) -> tuple[Start, Ended]:
                 control.points.emit(replace(event, env={**env, **times}))
             case _:
                 control.points.emit(event)
+        if event is not None:
+            lease.patience.note(event)
         if isinstance(event, Checkpointed):
             start = Start(event.step, Path(event.path), event.sha256, made)
         elif isinstance(event, Intervened):
@@ -233,6 +254,16 @@ def _one_lease(lease: _Lease, start: Start) -> tuple[Start, Ended]:
         if message != sent:
             _write(lease.message_file, message)
             sent = message
+
+
+def _kill(message_file: Path) -> None:
+    """Kill the process that has the GPU, if there is one. The lease then ends with an error."""
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int(_process_file(message_file).read_text()), signal.SIGKILL)
+
+
+def _process_file(message_file: Path) -> Path:
+    return message_file.with_suffix(".pid")
 
 
 def _write(file: Path, message: Mapping[str, Any]) -> None:
@@ -254,6 +285,7 @@ def _events(
     """
     gc.freeze()  # never collect inherited objects: that would close the parent's connections
     os.environ[DEVICE_VARIABLE] = "lent"
+    _process_file(message_file).write_text(str(os.getpid()))
     events: SimpleQueue[Event | Ended] = SimpleQueue()
     deadline, over, pause_reason = time.monotonic() + seconds, False, ""
 

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
-from grpo_core.errors import StoreAway, StoreBusy, StoreError, StoreFull
+from grpo_core.errors import StoreAway, StoreBusy, StoreError, StoreFull, StoreLocked
 from grpo_core.store.unclean import Identity, first_damage, has_live_runs, identity
 
 IDLE_SECONDS = 10.0  # an idle reading connection is closed after this
@@ -77,9 +77,9 @@ PROBLEMS = {
 # Of these kinds a run waits for a person, or until the file can be written again.
 KINDS = {
     sqlite3.SQLITE_FULL: StoreFull,
-    sqlite3.SQLITE_IOERR: StoreFull,
-    sqlite3.SQLITE_READONLY: StoreFull,
-    sqlite3.SQLITE_BUSY: StoreAway,
+    sqlite3.SQLITE_IOERR: StoreAway,
+    sqlite3.SQLITE_READONLY: StoreAway,
+    sqlite3.SQLITE_BUSY: StoreLocked,
     sqlite3.SQLITE_CANTOPEN: StoreAway,
 }
 

@@ -283,13 +283,16 @@ class Queries(GroupQueries):
     def checkpoints(self, run_id: str) -> list[CheckpointRow]:
         """The saved states of a run, oldest first."""
         rows = self._readers.all(
-            "SELECT step, path, bytes, sha256 FROM checkpoints WHERE run_id = ? ORDER BY step",
+            "SELECT step, path, bytes, sha256, seconds FROM checkpoints WHERE run_id = ? "
+            "ORDER BY step",
             (text(run_id),),
         )
-        return [
-            CheckpointRow(row["step"], self.path.parent / row["path"], row["bytes"], row["sha256"])
-            for row in rows
-        ]
+        return [CheckpointRow(**{**row, "path": self.path.parent / row["path"]}) for row in rows]
+
+    def saving_seconds(self, run_id: str) -> float | None:
+        """How long the slowest save of a run took; None: it has not saved, or in older versions."""
+        known = [row.seconds for row in self.checkpoints(run_id) if row.seconds is not None]
+        return max(known, default=None)
 
 
 def no_run(run_id: str) -> NotFound:

@@ -129,9 +129,16 @@ class Recorder:
     def _checkpointed(self, db: sqlite3.Connection, event: Checkpointed) -> None:
         path = text(os.path.relpath(event.path, self.store.path.parent))
         db.execute(
-            "INSERT OR REPLACE INTO checkpoints (run_id, step, path, bytes, sha256) "
-            "VALUES (?, ?, ?, ?, ?)",
-            (self.run_id, event.step, path, event.num_bytes, event.sha256),
+            "INSERT OR REPLACE INTO checkpoints (run_id, step, path, bytes, sha256, seconds) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self.run_id,
+                event.step,
+                path,
+                event.num_bytes,
+                event.sha256,
+                finite_or_none(event.seconds),
+            ),
         )
         db.executemany(
             "DELETE FROM checkpoints WHERE run_id = ? AND step = ?",

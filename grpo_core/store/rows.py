@@ -88,12 +88,16 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """A saved state of a run, from which it can go on. `path` is its folder."""
+    """A saved state of a run, from which it can go on. `path` is its folder.
+
+    seconds: how long the saving took; None in older files.
+    """
 
     step: int
     path: Path
     bytes: int
     sha256: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

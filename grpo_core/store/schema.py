@@ -181,6 +181,12 @@ def _interventions(db: Database) -> None:
     db.execute("DELETE FROM metrics WHERE name GLOB 'knob/*' OR name GLOB 'edit/[0-9]*/[0-9]*'")
 
 
+@MIGRATIONS(name="7 saving time")
+def _saving_time(db: Database) -> None:
+    # How long a save took: after Stop, a run gets that time before it is ended by force.
+    db.execute("ALTER TABLE checkpoints ADD COLUMN seconds REAL")
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

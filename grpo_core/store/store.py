@@ -124,10 +124,11 @@ class Store(Queries):
         *,
         status: RunStatus = RunStatus.QUEUED,
         parent: tuple[str, int] | None = None,
+        breakpoints: str = "",
     ) -> str:
         """Create a run; return its id, e.g. "20261120-213015-a3f9" (UTC).
 
-        parent: the run and step that it branches from.
+        parent: the run and step that it branches from. breakpoints: for when it is resumed.
         """
         status, now = RunStatus(status), time.time()
         with self.writing() as writer:
@@ -136,8 +137,8 @@ class Store(Queries):
                 db.execute(
                     "INSERT INTO runs (id, name, status, revision, created_at, started_at, "
                     "ended_at, num_steps, steps_done, model, task, "
-                    "rubric, config, parent_run_id, parent_step) VALUES (?, ?, ?, 1, ?, ?, ?, ?, "
-                    "0, ?, ?, ?, ?, ?, ?)",
+                    "rubric, config, breakpoints, parent_run_id, parent_step) "
+                    "VALUES (?, ?, ?, 1, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         run_id,
                         text(name).strip() or run_id,
@@ -149,6 +150,7 @@ class Store(Queries):
                         text(config.task.name),
                         text(config.rubric.name),
                         text(config.model_dump_json()),
+                        text(breakpoints),
                         *(parent or (None, None)),
                     ),
                 )

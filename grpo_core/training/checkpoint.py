@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
+import os
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +63,7 @@ class Snapshot:
 def save(folder: Path, snapshot: Snapshot) -> Path:
     """Write a checkpoint to a temporary folder, sync it, then rename it: whole or not there.
 
-    Returns its folder. Raises DiskFull.
+    Returns its folder. Raises DiskFull if the file system refuses it, for whatever reason.
     """
     name = folder_name(snapshot.step)
     target, part = folder / name, folder / f".{name}.part"
@@ -89,22 +93,37 @@ def save(folder: Path, snapshot: Snapshot) -> Path:
         sync(folder)
     except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
-        if not _is_disk_full(error):
+        number = _error_number(error)
+        if number is None:
             raise
         saved = (*snapshot.weights.values(), *tensors.values())
-        needed = sum(t.numel() * t.element_size() for t in saved) / 2**20
-        free = shutil.disk_usage(folder).free / 2**20
-        raise DiskFull(
-            f"The checkpoint of step {snapshot.step} needs {needed:.1f} MiB in {str(folder)!r}, "
-            f"and {free:.1f} MiB are free. Free some space and press Resume, or Stop."
-        ) from None
+        needed = sum(t.numel() * t.element_size() for t in saved)
+        raise DiskFull(_why_not_saved(folder, snapshot.step, number, needed)) from None
     return target
 
 
-def _is_disk_full(error: Exception) -> bool:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "os error 28" in str(error)  # safetensors hides the number in its text
+def _error_number(error: Exception) -> int | None:
+    """The number of an error of the file system; None for any other error."""
+    if isinstance(error, OSError):
+        return error.errno
+    hidden = re.search(r"os error (\d+)", str(error))  # how safetensors names it
+    return int(hidden[1]) if hidden else None
+
+
+def _why_not_saved(folder: Path, step: int, number: int, needed: int) -> str:
+    size = f"The checkpoint of step {step} needs {needed / 2**20:.1f} MiB in {str(folder)!r}"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with contextlib.suppress(OSError):  # the folder may be gone too
+            free = shutil.disk_usage(folder).free / 2**20
+            quota = "" if number == errno.ENOSPC else f" ({os.strerror(number)})"
+            return (
+                f"{size}, and {free:.1f} MiB are free{quota}. "
+                "Free some space and press Resume, or Stop."
+            )
+    return (
+        f"{size}, which cannot be written: {os.strerror(number)}. "
+        "Make the folder writable and press Resume, or Stop."
+    )
 
 
 def load(path: Path, sha256: str) -> Snapshot:
@@ -131,7 +150,9 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         case Mapping():  # as pairs: the keys of an optimiser's state are numbers
             return {"pairs": [[key, pack(v, tensors)] for key, v in value.items()]}
         case list() | tuple():
-            return {type(value).__name__: [pack(v, tensors) for v in value]}
+            # A named tuple becomes a plain one; whoever loads it makes its type again.
+            kind = "list" if isinstance(value, list) else "tuple"
+            return {kind: [pack(v, tensors) for v in value]}
         case None | bool() | int() | float() | str():
             return value
     raise TypeError(f"a checkpoint cannot keep {type(value).__name__}")
@@ -233,9 +254,10 @@ class CheckpointManager:
         if folder is None or last is None or last.step <= self._saved_step:
             return
         self._points.emit(PhaseStarted(Phase.SAVING, last.step, self._train.steps))
-        path = self._save_or_wait(folder, last)
-        if path is None:
+        saved_to = self._save_or_wait(folder, last)
+        if saved_to is None:
             return
+        path, seconds = saved_to
         self._saved_step = last.step
         saved = {
             step: self._heldout(p) for step, p in saved_steps(folder).items() if step <= last.step
@@ -244,15 +266,19 @@ class CheckpointManager:
         # The row is written before older folders are deleted: whatever the store lists exists,
         # and a folder that it does not list does no harm.
         size, digest = folder_bytes(path), file_hash(path / MANIFEST)
-        self._points.emit(Checkpointed(last.step, str(path), size, digest, dropped))
+        self._points.emit(Checkpointed(last.step, str(path), size, digest, dropped, seconds))
         for step in dropped:
             remove(folder / folder_name(step))
 
-    def _save_or_wait(self, folder: Path, snapshot: Snapshot) -> Path | None:
-        """On a full disk wait for a person; None if the run is stopped meanwhile."""
+    def _save_or_wait(self, folder: Path, snapshot: Snapshot) -> tuple[Path, float] | None:
+        """The checkpoint's folder and the seconds that saving took.
+
+        Waits for a person while it cannot be written; None if the run is stopped meanwhile.
+        """
         while True:
+            started = time.perf_counter()
             try:
-                return save(folder, snapshot)
+                return save(folder, snapshot), time.perf_counter() - started
             except DiskFull as problem:
                 if self._control.stop_requested:  # nobody makes room: the last checkpoint must do
                     log.warning("%s", problem)

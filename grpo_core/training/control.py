@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class RunControl:
         self.pending = False  # a command may need attention: the one field read without the lock
         self.stop_requested = False
         self.stop_reason = ""  # of a stop that no person asked for
+        self.saving_seconds: float | None = None  # how long a save of this run took before
         self.pause_reason: str | None = None  # why the run has to wait
         self.pause_after: str | None = None  # "phase" or "step": wait again at its end
         self.save_requested = False
@@ -75,12 +77,13 @@ class RunControl:
 
     def stop(self, reason: str = "") -> None:
         """End the run at its next interrupt check. reason: why, if no person asked for it."""
-        self._pass_on("stop", reason)
         with self.changed:
             if reason and not self.stop_requested:
                 self.stop_reason = reason
             self.stop_requested = True
             self.wake()
+        with contextlib.suppress(StudioError):  # a process that does not listen is ended by force
+            self._pass_on("stop", reason)
 
     def pause(self, reason: str = PAUSED) -> None:
         """Wait at the next interrupt check. While the run waits, pausing again changes nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -260,11 +260,16 @@ def test_the_last_the_best_and_every_nth_are_kept():
     assert superfluous({10: 0.5, 20: 0.5, 30: 0.1}, 1, 0) == (10,)  # of equals the later
 
 
+class Sizes(NamedTuple):
+    row: int
+    packed: int
+
+
 @pytest.mark.slow
 def test_plain_state_comes_back_as_it_was():
     tensor = torch.tensor([1.0, math.inf, -0.0])
     state = {
-        "a": {0: tensor, 1: (0.9, 0.99)},
+        "a": {0: tensor, 1: (0.9, 0.99), 2: Sizes(3, 4)},
         "b": [None, True, 3, "x", math.inf, 0.1 + 0.2],
         "c": {},
     }
@@ -272,6 +277,7 @@ def test_plain_state_comes_back_as_it_was():
     again = unpack(json.loads(json.dumps(pack(state, tensors))), tensors)
     assert again == state
     assert isinstance(again["a"][1], tuple)
+    assert Sizes(*again["a"][2]) == Sizes(3, 4)  # a named tuple comes back as a plain one
     with pytest.raises(TypeError, match="cannot keep"):
         pack(object(), {})
 

@@ -290,3 +290,22 @@ def test_the_steps_that_fit_a_lease_are_known_before_it():
     assert seconds_from({}) == 60
     with pytest.raises(InvalidConfig, match="GRPO_LEASE_SECONDS = 'long'"):
         seconds_from({"GRPO_LEASE_SECONDS": "long"})
+
+
+@pytest.mark.faults
+def test_stop_ends_a_lease_whose_process_hangs(tmp_path):
+    out = run(
+        tmp_path,
+        "import signal, tempfile, grpo_core.runs.stop_in_time as stop_in_time\n"
+        "stop_in_time.GRACE_SECONDS = 0.5\n"
+        "at_step(2)\n"
+        "folder = Path(tempfile.gettempdir())\n"
+        "lease = max(folder.glob('grpo-lease-*/message.pid'), key=lambda f: f.stat().st_mtime)\n"
+        "os.kill(int(lease.read_text()), signal.SIGSTOP)\n"
+        "runs.stop(run_id)\n"
+        "row = until('stopped', seconds=15)\n",
+        train__steps=10_000,
+    )
+    assert out["status"] == "stopped"
+    assert "last checkpoint counts" in out["error"]
+    assert out["steps"]

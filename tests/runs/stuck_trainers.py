@@ -1,0 +1,23 @@
+"""Stand-ins for train() that hang, for runs in a subprocess. Module-level: they are pickled."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from grpo_core.types import ModelLoaded, StepCompleted, StepMetrics
+
+
+def quick(config, emit, control):
+    emit(ModelLoaded({}))
+    emit(StepCompleted(1, StepMetrics(reward_mean=1.0), {}))
+
+
+def hangs(config, emit, control):
+    """Like a kernel or a file system that never returns. Seed 1: goes on after a fork."""
+    quick(config, emit, control)
+    if config.train.seed == 1 and os.fork() == 0:  # the copy keeps all pipes open
+        time.sleep(20)
+        os._exit(0)
+    if config.train.seed < 2:
+        time.sleep(600)
