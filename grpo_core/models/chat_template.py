@@ -41,10 +41,7 @@ def render(
     """
     if sum(len(str(m.get("content"))) for m in messages) > MAX_ANSWER_BYTES:
         raise ChatTooLong(_TOO_LONG.format(f"more than {MAX_ANSWER_BYTES:,}"))
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:  # several templates, and no default among them
-        raise _template_fault(tokenizer, " ".join(str(error).split())[:300]) from None
+    template = _template(tokenizer)
     # As apply_chat_template does: what is None is left out.
     given = [{k: v for k, v in m.items() if v is not None} for m in messages]
     arguments = [template, given, add_generation_prompt, tokenizer.special_tokens_map]
@@ -60,6 +57,14 @@ def render(
     if kind == "null":
         raise _template_fault(tokenizer, value)
     return value
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template for chats without tools. Raises InvalidConfig if there are only others."""
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise _template_fault(tokenizer, " ".join(str(error).split())[:300]) from None
 
 
 def _read(answer: Any) -> tuple[str, Any]:
@@ -91,26 +96,27 @@ def accepted(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> lis
     Gemma's first template refuses a system message, and some templates drop it unseen. Gemma's own
     later templates put it before the first user message, with an empty line between.
     """
-    if len(messages) < 2 or messages[0].get("role") != "system":
+    roles = [m.get("role") for m in messages]
+    first = next((i for i, role in enumerate(roles) if role != "system"), 0)
+    if not first or roles[first] != "user" or _takes_system(tokenizer):
         return messages
-    if messages[1].get("role") != "user" or _takes_system(tokenizer):
-        return messages
-    system, user, *rest = messages
-    merged = f"{str(system['content']).strip()}\n\n{user['content']}"
-    return [{**user, "content": merged}, *rest]
+    user = messages[first]
+    contents = [str(m["content"]).strip() for m in messages[:first]]
+    merged = "\n\n".join([*contents, str(user["content"])])
+    return [{**user, "content": merged}, *messages[first + 1 :]]
 
 
 _system_roles: dict[str, bool] = {}  # template -> whether it writes a system message
 
 
 def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    template = tokenizer.get_chat_template()
+    template = _template(tokenizer)
     if template not in _system_roles:
         marker = "grpo asks for this"
         chat = [{"role": "system", "content": marker}, {"role": "user", "content": "?"}]
         try:
             takes = marker in render(tokenizer, chat, True)
-        except ChatRefused:
+        except StudioError:
             takes = False
         _system_roles[template] = takes
         if not takes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import numpy as np
 
@@ -16,9 +17,13 @@ from grpo_core.tasks import Task
 def fit_to_context(task: Task, policy: Policy, config: RunConfig) -> Task:
     """The task without the prompts that are too long for the model.
 
-    Raises InvalidConfig if `task.too_long` is "refuse", or if no training prompt remains.
+    Raises InvalidConfig if `task.too_long` is "refuse", if no training prompt remains, or if the
+    model's chat template refuses the roles of a row.
     """
-    if task.table is None or policy.context is None:
+    if task.table is None:
+        return task
+    _check_chats(task, policy)
+    if policy.context is None:
         return task
     too_long = too_long_rows(task, policy, config)
     if not len(too_long):
@@ -45,6 +50,16 @@ def fit_to_context(task: Task, policy: Policy, config: RunConfig) -> Task:
         )
         raise InvalidConfig([problem])
     return task.with_table(kept)
+
+
+def _check_chats(task: Task, policy: Policy) -> None:
+    """Encode a prompt of each sequence of roles: else a run fails when it meets the first."""
+    assert task.table is not None
+    if not policy.tokenizer.chat_template:
+        return
+    for row in task.table.one_of_each_chat():
+        with suppress(ChatTooLong):
+            policy.encode(task.table.prompt(row), task.instruction)
 
 
 def too_long_rows(task: Task, policy: Policy | Reader, config: RunConfig) -> np.ndarray:

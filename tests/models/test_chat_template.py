@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.models.chat_template import (
     ChatRefused,
@@ -17,7 +19,9 @@ from grpo_core.models.chat_template import (
     opened_block,
     render,
 )
-from grpo_core.models.policy import asked, encode_prompt, text_of
+from grpo_core.models.context_fit import fit_to_context
+from grpo_core.models.policy import Reader, asked, encode_prompt, text_of
+from grpo_core.tasks import load_task
 from grpo_core.types import Prompt
 from tests.models.templates import CHATML, GEMMA, GPT_OSS, LLAMA3, THINKING, chat_tokenizer
 
@@ -83,6 +87,7 @@ NESTED = "{% for i in range(99999) %}" * 4
         (DOUBLED + "{% endfor %}{{ n.s }}", "too much memory"),
         ("{{ 'x' * 2 ** 40 }}", "too much memory"),
         ("{{ [0] * 10 ** 9 }}", "too much memory"),
+        ("{{ 'x' * 2 * 10 ** 6 }}", "2,000,000 characters of a chat"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ messages.append(1) }}", "SecurityError"),
         ("{{ range(10 ** 9) | length }}", "OverflowError"),
@@ -125,6 +130,16 @@ def test_a_prompt_of_many_megabytes_is_too_long_not_fatal():
     )
 
 
+def test_of_several_templates_the_default_is_read_and_none_is_an_error():
+    tokenizer = chat(CHATML)
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "x"}
+    assert render(tokenizer, USER, True) == "hi"
+    tokenizer.chat_template = {"rag": "x"}
+    prompt = Prompt("p", "hi", "", "t", {"before": [{"role": "system", "content": "s"}]})
+    with pytest.raises(InvalidConfig, match="no default"):
+        encode_prompt(tokenizer, prompt, "")
+
+
 def test_a_templates_refusal_names_the_row_and_its_words():
     before = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     prompt = Prompt("p", "What is 2+2?", "4", "t", {"before": before})
@@ -139,6 +154,15 @@ def test_a_templates_refusal_names_the_row_and_its_words():
         render(chat("{{ raise_exception('one\n two') }}"), USER, True)
 
 
+def test_a_prompt_without_tokens_is_refused_and_half_a_character_is_read():
+    for tokenizer, text in ((chat("{{ '' }}"), "2+2?"), (chat_tokenizer(None, [], "<x>"), "")):
+        with pytest.raises(InvalidConfig, match=r"model\.name.*no"):
+            encode_prompt(tokenizer, Prompt("p", text, "4", "t"), "")
+    tokenizer = chat("{{ '\ud800' }}{{ messages[0].content }}")
+    ids = encode_prompt(tokenizer, Prompt("p", "a\udfff", "4", "t"), "")
+    assert text_of(tokenizer, ids) == "?a?"
+
+
 DEAF = "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 
 
@@ -151,12 +175,32 @@ def test_a_system_message_without_a_role_joins_the_first_user_message(template, 
         {"role": "assistant", "content": "2"},
     ]
     with caplog.at_level(logging.WARNING, "grpo_studio"):
-        for earlier in (before, before[:1]):
+        for earlier in (before, before[:1], [{"role": "system", "content": "No."}, before[0]]):
             prompt = Prompt("p", "2+2?", "4", "t", {"before": earlier})
             text = text_of(tokenizer, encode_prompt(tokenizer, prompt, "Add."))
             first = "1+1?" if len(earlier) == 3 else "Add.\n\n2+2?"
             assert f"Be brief.\n\n{first}" in text
     assert [r.message.count("no system role") for r in caplog.records] == [1]
+
+
+def test_a_row_whose_roles_the_template_refuses_is_found_before_the_first_step(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}+1?"}], "answer": "1"} for i in range(99)
+    ]
+    twice = [{"role": "user", "content": 'a "quoted" \\'}, {"role": "user", "content": "the row?"}]
+    path = tmp_path / "chats.jsonl"
+    for last in (rows[0], {"messages": twice, "answer": "1"}):
+        path.write_text("\n".join(map(json.dumps, [*rows, last])))
+        config = parse(nest({"task.name": "file", "task.path": str(path), "task.heldout_size": 5}))
+        task, reader = load_task(config.task), Reader(chat(GEMMA), 512)
+        if last is rows[0]:
+            assert fit_to_context(task, reader, config) is task
+        else:
+            with pytest.raises(InvalidConfig, match=r"user, user .*must alternate.*the row\?"):
+                fit_to_context(task, reader, config)
 
 
 def test_a_template_with_a_system_role_keeps_its_own_form():

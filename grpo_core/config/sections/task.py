@@ -85,7 +85,11 @@ class TaskConfig(Section):
         max_length=20_000,
     )
     system: str = setting(
-        "", "System prompt", "First message of the chat. Empty: none.", max_length=20_000
+        "",
+        "System prompt",
+        "First message of the chat. A model without a system role reads it before the first "
+        "user message. Empty: none.",
+        max_length=20_000,
     )
     max_rows: int = setting(
         1_000_000,
