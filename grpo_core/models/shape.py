@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from grpo_core.models.folder import MAX_LAYERS, BadModel
-from grpo_core.models.source import Source, one_line
+from grpo_core.models.source import NAME_HINT, Source, one_line
 
 # Settings of a configuration that would replace operations, and those of training programs.
 _NOT_ITS_OWN = ("fusion_config", "distributed_config", "gradient_checkpointing")
@@ -69,6 +69,9 @@ def context_tokens(shape: Any) -> int | None:
 
 def empty_model(shape: PreTrainedConfig, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """The model on torch's meta device: all its tensors, without memory. Raises BadModel."""
+    if type(shape) not in kind._model_mapping:
+        what = kind.__name__.removeprefix("AutoModelFor")
+        raise BadModel(f"transformers knows no {what} model for {shape.model_type}", NAME_HINT)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return kind.from_config(copy.deepcopy(shape))
