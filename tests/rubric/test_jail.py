@@ -117,8 +117,8 @@ def test_the_filter_allows_its_table_and_refuses_all_else(machine):
     assert {(code, value) for code, *_, value in lines if code == 0x06} == {
         (0x06, value) for value in (ALLOW, KILL, EPERM, ENOSYS)
     }
-    by_arguments = {"clone", "fcntl", "ioctl", "kill", "open", "openat", "prctl", "prlimit64"}
-    for name in calls.keys() - by_arguments - {"tgkill"}:
+    by_argument = {row[0] for row in ARGUMENTS}
+    for name in calls.keys() - by_argument:
         assert decide(lines, calls[name], [2**64 - 1] * 6, machine=machine) == ALLOW, name
 
 
@@ -146,6 +146,8 @@ ARGUMENTS = [
     ("ioctl", (0, 0x5401), ALLOW),
     ("ioctl", (0, 0x5412), EPERM),  # TIOCSTI types into the terminal
     ("ioctl", (0, 1 << 32 | 0x5412), EPERM),
+    ("madvise", (1 << 40, 4096, 4), ALLOW),  # MADV_DONTNEED
+    ("madvise", (1 << 40, 4096, 100), EPERM),  # MADV_HWPOISON
     ("prctl", (15,), ALLOW),
     ("prctl", (4, 1), EPERM),  # PR_SET_DUMPABLE
     ("prctl", (22, 2), EPERM),  # PR_SET_SECCOMP
@@ -368,10 +370,18 @@ HONEST = {
 }
 
 
-@pytest.mark.parametrize("what", HONEST)
-def test_honest_code_works_in_the_jail(what, file):
-    done = jailed(HONEST[what], file)
-    assert done.returncode == 0, done.stderr
+def test_honest_code_works_in_the_jail(file):
+    code = f"""
+failed = {{}}
+for what, code in {HONEST!r}.items():
+    try:
+        exec(code)
+    except BaseException as error:
+        failed[what] = repr(error)
+print(json.dumps(failed))
+"""
+    done = jailed(code, file)
+    assert json.loads(done.stdout) == {}, done.stderr
 
 
 @pytest.mark.slow

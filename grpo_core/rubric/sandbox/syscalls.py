@@ -146,6 +146,8 @@ VALUES: dict[str, tuple[int, tuple[int, ...]]] = {
     "fcntl": (1, (0, 1, 2, 3, 4, 1030, 1032)),
     # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
     "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
+    # The usual advice. MADV_HWPOISON would take memory from the machine if the user is root.
+    "madvise": (2, (0, 1, 2, 3, 4, 8, 14, 15, 16, 17)),
     "prctl": (0, (15, 16, 0x53564D41)),  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
 }
 FLAGS_OF_OPEN = {"open": 1, "openat": 2}
