@@ -63,8 +63,8 @@ class Child:
         """What `read` makes of the answer to a message.
 
         seconds: less if time_limit.seconds_left() is less; starting the process does not count.
-        Raises ChildFailed if there is no answer within the time, or none that `read` accepts: it
-        raises ValueError, TypeError or LookupError for an answer of a wrong shape.
+        Raises ChildFailed if there is no answer within the time, or none that `read` accepts: for
+        a wrong shape it raises ValueError, TypeError, LookupError or AttributeError.
         """
         number = secrets.token_hex(8)  # no earlier answer can carry it
         try:
@@ -79,7 +79,7 @@ class Child:
             try:
                 self._send(process, question, deadline)
                 return read(_answer_to(number, self._line(process, deadline, too_late)))
-            except (ValueError, TypeError, LookupError, RecursionError):
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 self._kill()
                 raise ChildFailed("it wrote something that is no answer") from None
             except OSError as error:

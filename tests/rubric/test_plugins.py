@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from grpo_core.child_process import Child
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import StudioError
 from grpo_core.rubric import CHECKS, Notes, build_rubric
-from grpo_core.rubric.sandbox.plugins import load_plugins
+from grpo_core.rubric.sandbox.plugins import PluginParams, _scorer, load_plugins
 from grpo_core.time_limit import time_limit
 from grpo_core.types import Completion, Prompt
 
@@ -268,6 +270,28 @@ def test_all_criteria_of_a_request_share_its_time():
     assert scored.notes["c31"] == {"the time of this request was used up": 2}
 
 
+def test_a_visitors_snippet_waits_for_others_only_for_its_own_time():
+    check, endless = CHECKS["python"], "def score(a, b, c, d):\n    while True: pass"
+
+    def other_visitor():
+        with time_limit(1.2):
+            params = check.params(code=endless, seconds=10)
+            check.scores(COMPLETIONS, PROMPTS, params, Counter())
+
+    check.scores(COMPLETIONS, PROMPTS, check.params(), Counter())  # starts the run's helper
+    thread, notes = threading.Thread(target=other_visitor), Counter()
+    thread.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    with time_limit(0.3):
+        assert check.scores(COMPLETIONS, PROMPTS, check.params(), notes) == [None, None]
+    assert time.monotonic() - started < 1
+    assert notes == {"the snippet's process: the time of this request was used up": 2}
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]  # a run's
+    assert thread.is_alive()
+    thread.join()
+
+
 @pytest.mark.slow
 def test_an_endless_snippet_costs_a_step_at_most_four_limits():
     check, notes, started = CHECKS["python"], Counter(), time.monotonic()
@@ -332,6 +356,17 @@ def test_a_plug_in_that_fails_says_why_and_on_which_line(tmp_path, body):
     assert found == [None, None]
     assert REASONS[body] in " / ".join(notes), notes
     assert notes.total() == 2
+
+
+def test_two_files_of_one_name_and_odd_paths_are_refused(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text("def f(completions): return [1.0]\n")
+    with pytest.raises(StudioError, match="same name"):
+        load_plugins([str(tmp_path / "a/mine.py"), str(tmp_path / "b/mine.py")])
+    for path in ("~nobody-of-this-name/x.py", "x\0.py", "x" * 5000 + ".py", str(tmp_path), ""):
+        with pytest.raises(StudioError, match="no Python file"):
+            load_plugins([path])
 
 
 def test_a_file_with_a_byte_order_mark_and_few_parameters_works(tmp_path):
@@ -433,6 +468,51 @@ def test_what_a_plug_in_writes_to_its_descriptors_is_never_a_score(liar, data):
     time.sleep(0.03)
     assert scores_with(liar["mine.honest"], data) in ([0.5, 0.5], [None, None])
     assert scores_with(liar["mine.honest"], data) == [0.5, 0.5]
+
+
+ECHO = """
+import json, sys
+print('{}', flush=True)
+for line in sys.stdin:
+    question = json.loads(line)
+    answer = question['ask']['arguments'][1]['level'][0]
+    print(json.dumps({'number': question['number'], 'answer': answer}), flush=True)
+"""
+odd = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9))
+odd_answers = st.recursive(
+    odd,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["value", "null", "more"]), inner, max_size=2),
+        st.builds(lambda values: {"value": values}, st.lists(inner, max_size=3)),
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    script = tmp_path_factory.mktemp("echo") / "echo.py"
+    script.write_text(ECHO)
+    child = Child(["-I", "-S", str(script)])
+    yield _scorer(child, "f")
+    child.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(odd_answers)
+def test_an_answer_of_any_shape_gives_its_own_numbers_or_null(echo, answer):
+    notes = Notes()
+    prompts = [Prompt("p", "?", "5", "file", {"columns": {"level": answer}})] * 2
+    found = echo(COMPLETIONS, prompts, PluginParams(), notes)
+    values = answer.get("value") if isinstance(answer, dict) and len(answer) == 1 else None
+    if not isinstance(values, list) or len(values) != 2:
+        values = [None, None]
+    for score, value in zip(found, values, strict=True):
+        assert score is None or score == value
+    assert found == [None, None] or all(
+        isinstance(v, bool | int | float | str | None) for v in values
+    )
 
 
 def test_the_line_of_a_snippet_that_failed_is_in_the_reason():

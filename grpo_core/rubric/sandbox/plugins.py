@@ -7,6 +7,7 @@ give wrong scores for its own functions, but never for those of another file.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,11 +54,12 @@ def load_plugins(paths: Sequence[str]) -> dict[str, Check]:
     """
     checks: dict[str, Check] = {}
     for path in paths:
-        file = Path(path).expanduser().resolve()
-        if not file.is_file() or file.suffix != ".py":
+        file = _python_file(path)
+        stem = re.sub(r"[^A-Za-z0-9_-]", "_", file.stem)
+        if any(name.startswith(f"{stem}.") for name in checks):
             raise StudioError(
-                f"--rewards {path!r} is no Python file. "
-                "Name one with functions f(completions, prompts, **columns)."
+                f"--rewards {path!r}: an earlier file has the same name, so their checks {stem}.… "
+                "would be the same. Rename one of them."
             )
         root = str(Path(__file__).parents[3])
         child = Child(
@@ -77,11 +79,21 @@ def load_plugins(paths: Sequence[str]) -> dict[str, Check]:
                 f"--rewards {path!r} defines no public function. "
                 "Write one: def f(completions, prompts, **columns): …"
             )
-        stem = re.sub(r"[^A-Za-z0-9_-]", "_", file.stem)
         for name in functions:
             help = f"{name} of {file.name}, a plug-in file."
             checks[f"{stem}.{name}"] = batched(_scorer(child, name), PluginParams, help, UNBOUNDED)
     return checks
+
+
+def _python_file(path: str) -> Path:
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # what odd paths raise
+        file = Path(path).expanduser().resolve()
+        if file.is_file() and file.suffix == ".py":
+            return file
+    raise StudioError(
+        f"--rewards {path!r} is no Python file. "
+        "Name one with functions f(completions, prompts, **columns)."
+    )
 
 
 def _names(answer: Any) -> list[str]:
