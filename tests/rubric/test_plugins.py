@@ -292,6 +292,27 @@ def test_a_visitors_snippet_waits_for_others_only_for_its_own_time():
     thread.join()
 
 
+def test_a_visitors_snippet_waits_for_others_only_for_its_own_time():
+    check, endless = CHECKS["python"], "def score(a, b, c, d):\n    while True: pass"
+
+    def other_visitor():
+        with time_limit(1.2):
+            params = check.params(code=endless, seconds=10)
+            check.scores(COMPLETIONS, PROMPTS, params, Counter())
+
+    check.scores(COMPLETIONS, PROMPTS, check.params(), Counter())  # starts the run's helper
+    thread, notes = threading.Thread(target=other_visitor), Counter()
+    thread.start()
+    time.sleep(0.3)
+    started = time.monotonic()
+    with time_limit(0.3):
+        assert check.scores(COMPLETIONS, PROMPTS, check.params(), notes) == [None, None]
+    assert time.monotonic() - started < 1
+    assert notes == {"the snippet's process: the time of this request was used up": 2}
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]  # a run's
+    thread.join()
+
+
 @pytest.mark.slow
 def test_an_endless_snippet_costs_a_step_at_most_four_limits():
     check, notes, started = CHECKS["python"], Counter(), time.monotonic()
