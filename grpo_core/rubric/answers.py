@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from grpo_core.child_process import Child, ChildFailed, module_child
-from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
+from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched, read_scores
 from grpo_core.rubric.letters import answered_letter, key_letter, stated_letter
 from grpo_core.tasks import extract_answer, given_answer
 from grpo_core.tasks.answers import same_answer
@@ -25,6 +26,7 @@ from grpo_core.types import Completion, Prompt
 
 KILL_AFTER = 1.0  # seconds; a worker that is this much over its time limit is killed
 MAX_FORMULA = 1_000  # characters of a mathematical answer
+MAX_SUBSCHEMAS = 2_000  # objects, true and false: a schema is checked in 0.4 ms for each
 MAX_HUNG = 4  # comparisons that may exceed their time before the rest of the step is skipped
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)(?:```|\Z)", re.S | re.I)
 
@@ -70,17 +72,27 @@ class SchemaParams(Params):
     @field_validator("json_schema")
     @classmethod
     def _is_a_schema(cls, schema: dict[str, Any]) -> dict[str, Any]:
-        from jsonschema import Draft202012Validator, SchemaError
+        from jsonschema import SchemaError
 
-        if len(json.dumps(schema)) > 100_000:
+        text = json.dumps(schema)
+        if len(text) > 100_000:
             raise ValueError("the schema has more than 100,000 characters")
+        if sum(map(text.count, ("{", "true", "false"))) > MAX_SUBSCHEMAS:
+            raise ValueError(f"the schema has more than {MAX_SUBSCHEMAS:,} parts")
         try:
-            Draft202012Validator.check_schema(schema)
+            _check_schema(text)
         except (SchemaError, RecursionError) as error:
             raise ValueError(
                 f"this is no JSON Schema: {str(error).splitlines()[0][:200]}"
             ) from None
         return schema
+
+
+@lru_cache(maxsize=64)
+def _check_schema(text: str) -> None:
+    from jsonschema import Draft202012Validator
+
+    Draft202012Validator.check_schema(json.loads(text))
 
 
 def exact(completion: Completion, prompt: Prompt, params: ExactParams) -> float | None:
@@ -157,9 +169,9 @@ def math(
             if hung >= MAX_HUNG:
                 notes[f"math: not tried after {MAX_HUNG} that took too long"] += 1
                 return None
-            before = notes.total()
+            started = time.monotonic()
             known[given, right] = _in_worker("math", [given, right], params.seconds, notes)
-            hung += notes.total() > before
+            hung += time.monotonic() - started >= params.seconds
         return known[given, right]
 
     return [one(c, p) for c, p in zip(completions, prompts, strict=True)]
@@ -190,14 +202,19 @@ def _json_in(text: str) -> list[str]:
 def _in_worker(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | None:
     """A score from the worker process, or None with the reason in the notes."""
     message = {"do": do, "arguments": arguments, "seconds": seconds}
+
+    def read(answer: Any) -> tuple[float | None, str]:
+        if "null" in answer:
+            return None, f"{answer['null']}"
+        return read_scores([answer["value"]], 1)[0], ""
+
     try:
-        answer = grader_process().request(message, seconds + KILL_AFTER)
+        score, reason = grader_process().request(message, seconds + KILL_AFTER, read)
     except ChildFailed as error:
-        notes[f"{do}: {error}"] += 1
-        return None
-    if "null" in answer:
-        notes[f"{do}: {answer['null']}"] += 1
-    return answer.get("value")
+        score, reason = None, f"{error}"
+    if reason:
+        notes[f"{do}: {reason}"] += 1
+    return score
 
 
 @lru_cache(maxsize=1)

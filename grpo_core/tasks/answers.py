@@ -42,7 +42,7 @@ def same_answer(given: str, right: str) -> bool:
 
 def _normal(text: str) -> str:
     text = " ".join(undress(text).casefold().split()).replace("\\left", "").replace("\\right", "")
-    return _AROUND_SIGNS.sub(r"\1", text).rstrip(".").strip()
+    return _AROUND_SIGNS.sub(r"\1", text).strip()
 
 
 def grade_answer(answer_text: str, prompt: Prompt) -> float:

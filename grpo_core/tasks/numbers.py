@@ -156,8 +156,8 @@ def parse_money(text: str) -> tuple[Fraction, str] | None:
     if len(text) > 4 * MAX_NUMBER_CHARACTERS:
         return None
     text = _one_line(plain(undress(text)))
-    if text.startswith("(") and text.endswith(")") and not re.search(_CURRENCY, text):
-        text = text[1:-1].strip()  # ($5) is minus 5 in accounts
+    if text[:1] == "(" and text[-1:] == ")" and "," not in text and not re.search(_CURRENCY, text):
+        text = text[1:-1].strip()  # ($5) is minus 5 in accounts; (1,234) is two numbers
     if len(text) > MAX_NUMBER_CHARACTERS or not (match := _NUMBER.fullmatch(text)):
         return None
     value = _value(match)

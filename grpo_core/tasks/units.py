@@ -64,7 +64,7 @@ _NAMES = {
 }
 _WORD = r"[A-Za-zµμΩ]+"
 _POWER = r"(?:\s?\^\s?[({]?-?\d[)}]?)?"
-UNIT = re.compile(rf" ?(?:°[CF]?|{_WORD}{_POWER}(?:(?: ?[/·×*] ?| |-){_WORD}{_POWER}){{0,4}})")
+UNIT = re.compile(rf" ?(?:° ?[CF]?|{_WORD}{_POWER}(?:(?: ?[/·×*] ?| |-){_WORD}{_POWER}){{0,4}})")
 
 
 def is_unit(text: str) -> bool:

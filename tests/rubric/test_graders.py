@@ -44,7 +44,7 @@ def noted(check: str, text: str, answer: str = "", **params):
 def test_98_percent_of_real_answer_pairs_are_judged_right_and_quickly():
     pairs = [(*pair, 1.0) for pair in SAME] + [(*pair, 0.0) for pair in DIFFERENT]
     assert len(pairs) >= 200
-    score("math", r"\boxed{x}", "y + 1")  # starts the process and imports sympy
+    score("math", r"\boxed{x}", "y + 1")  # starts the process
     wrong, seconds = [], []
     for said, right, verdict in pairs:
         started = time.perf_counter()
@@ -67,7 +67,7 @@ def test_a_hanging_formula_is_killed_in_time_and_the_next_is_scored(bomb):
     [found], notes = noted("math", rf"\boxed{{{bomb}}}", "1", seconds=0.5)
     assert found in (None, 0.0)
     assert time.monotonic() - started < 4
-    assert found is not None or "took longer" in str(notes) or "memory" in str(notes)
+    assert found is not None or "too large" in str(notes)
     assert score("math", r"\boxed{\frac{2}{4}}", r"\frac{1}{2}") == 1.0
 
 
@@ -94,8 +94,8 @@ def test_a_fresh_process_gets_its_full_time_and_late_is_null():
     grader_process().close()
     assert score("math", r"\boxed{0.5}", r"\frac{1}{2}", seconds=1) == 1.0
     [found], notes = noted(
-        "math", r"\boxed{(1,2)}", "(2,1)", seconds=0.0005
-    )  # any comparison by sympy takes longer
+        "math", r"\boxed{\sin(10^{7000})}", "1", seconds=0.0005
+    )  # seven thousand digits take longer
     assert found is None
     assert "took longer" in str(notes)
 
