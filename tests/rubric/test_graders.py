@@ -202,6 +202,27 @@ def test_a_schema_fetches_nothing_and_its_patterns_cannot_hang():
     assert time.monotonic() - started < 3
 
 
+def test_a_schema_of_too_many_parts_is_refused_at_once():
+    for parts in ({"anyOf": [{}] * 24_000}, {"properties": {str(i): True for i in range(5000)}}):
+        started = time.process_time()
+        with pytest.raises(ValueError, match="more than 2,000 parts"):
+            CHECKS["json_schema"].params(json_schema=parts)
+        assert time.process_time() - started < 0.3  # to check all of it took 10 s
+    CHECKS["json_schema"].params(json_schema={"enum": [str(i) for i in range(5000)]})
+
+
+def test_the_criteria_of_a_request_are_checked_within_its_time():
+    parts = [{"anyOf": [{"const": i}, *[{}] * 1500]} for i in range(32)]
+    criteria = tuple(
+        Criterion(name=f"c{i}", check="json_schema", weight=1, params={"json_schema": part})
+        for i, part in enumerate(parts)
+    )
+    started = time.monotonic()
+    with time_limit(0.5), pytest.raises(InvalidConfig, match="fewer criteria"):
+        build_rubric(RubricConfig(criteria=criteria))
+    assert time.monotonic() - started < 3
+
+
 # ---- texts --------------------------------------------------------------------------------------
 
 

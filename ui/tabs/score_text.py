@@ -10,7 +10,6 @@ from grpo_core.config import RubricConfig
 from grpo_core.errors import InvalidConfig
 from grpo_core.rubric import Rubric, build_rubric
 from grpo_core.tasks import FILE, TASKS, Task, load_task, train_prompts
-from grpo_core.time_limit import TYPING_SECONDS, time_limit
 from grpo_core.types import Completion
 from ui.components import form
 from ui.render.text import esc, format_number, is_number, plain
@@ -46,8 +45,7 @@ def score_text(text: Any, fields: Sequence[Any]) -> str:
     completion = Completion(text, "stop", len(TOKENS.findall(text)))
     skipped = [c.name for c in rubric.criteria if c.check in ON_DEMAND]
     scored_now = Rubric(tuple(row for row in rubric.rows if row[0].name not in skipped))
-    with time_limit(TYPING_SECONDS):
-        scores, reward = scored_now.score(completion, prompt)
+    scores, reward = scored_now.score(completion, prompt)
     rows = "".join(
         f'<tr><th scope="row">{esc(c.name)}</th>'
         f"<td>{'not while you type' if c.name in skipped else _score(scores[c.name], 2)}</td>"

@@ -12,6 +12,7 @@ import gradio as gr
 
 from grpo_core.config import PRESETS
 from grpo_core.errors import FieldProblem
+from grpo_core.time_limit import TYPING_SECONDS, time_limit
 from ui.components import form
 from ui.components.html_panel import html_panel, typing
 from ui.render.status import banner
@@ -211,8 +212,9 @@ def _wire_outlook(fields: FormFields, outlook: gr.HTML, service: Service) -> Non
 def check(*values: Any) -> list[Any]:
     """The problems beside the fields, the objective, and the scores of the text in the box."""
     *fields, text = values
-    _, problems = form.read(fields)
-    return [*complain(fields, problems), form.formula(fields), score_text(text, fields)]
+    with time_limit(TYPING_SECONDS):
+        _, problems = form.read(fields)
+        return [*complain(fields, problems), form.formula(fields), score_text(text, fields)]
 
 
 def complain(fields: Sequence[Any], problems: Sequence[FieldProblem]) -> list[str]:
