@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -106,7 +105,9 @@ def judge(
     keys = [
         blake2b(json.dumps([params.url, q]).encode(), digest_size=16).hexdigest() for q in questions
     ]
-    known: dict[str, float | None] = dict(_cached(set(keys)))
+    known: dict[str, float | None] = {
+        key: judgement[0] for key in set(keys) if (judgement := cache().get(key))
+    }
     fresh = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
     notes.used["cached"] += len(keys) - len(fresh)
     if fresh:
@@ -192,7 +193,8 @@ class _Session:
                     seconds = time.monotonic() - started
                     self._count(False)
                     self._account(usage, seconds)
-                    await asyncio.to_thread(_keep, key, score, reason, (sum(usage), seconds))
+                    keep = (key, score, reason, sum(usage), seconds)
+                    await asyncio.to_thread(cache().put, *keep)
                     return score
                 self._count(failure.unreachable)
                 if not failure.again or attempt == self._params.retries:
@@ -273,20 +275,6 @@ def _read(content: str, top: float) -> tuple[float, str]:
         raise ValueError("the score is out of range")
     reason = data.get("reason")
     return score / top, reason[:500] if isinstance(reason, str) else ""
-
-
-def _cached(keys: set[str]) -> dict[str, float]:
-    """The scores that are kept. None if the cache cannot be read: the judge is asked again."""
-    with contextlib.suppress(sqlite3.Error, OSError):
-        kept = {key: judgement[0] for key in keys if (judgement := cache().get(key))}
-        return {key: score for key, score in kept.items() if 0 <= score <= 1}
-    return {}
-
-
-def _keep(key: str, score: float, reason: str, cost: tuple[int, float]) -> None:
-    """Keep a verdict, and its tokens and seconds, if the cache can be written."""
-    with contextlib.suppress(sqlite3.Error, OSError):
-        cache().put(key, score, reason, *cost)
 
 
 @lru_cache(maxsize=1)
