@@ -10,6 +10,7 @@ import pytest
 from answer_pairs import DIFFERENT, SAME
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig
@@ -277,6 +278,24 @@ def test_a_pattern_with_a_huge_program_is_refused_at_once(pattern):
 )
 def test_a_pattern_with_large_repeats_still_works(pattern, text, expected):
     assert score("regex", text, pattern=pattern) == expected
+
+
+PIECES = st.sampled_from(
+    [*"ax.^$|()[]?*+\\-,{}", "{0,1000}", "{9}", r"\d", r"\pL", "[^a]", "(?i)", "(?P<n>", "\0", "é"]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(PIECES, max_size=30).map("".join), st.booleans(), st.booleans())
+def test_every_pattern_is_refused_or_scores_in_time(pattern, ignore_case, whole_text):
+    given = {"pattern": pattern, "ignore_case": ignore_case, "whole_text": whole_text}
+    started = time.process_time()
+    try:
+        found = score("regex", "ax" * 5_000, **given)
+    except ValidationError:
+        found = 0.0
+    assert found in (0.0, 1.0)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.slow
