@@ -105,7 +105,7 @@ def in_subprocess(train: Train, prepare: Callable[[], None] | None = None) -> Tr
             with killed_if_late(control, patience, lambda: _kill(child, events)) as late:
                 _start(child, late, (events_out, commands_in))
                 control.forward_to(send)
-                while not isinstance(event := _next(events, child, late), Ended):
+                while not isinstance(event := _next(events, child, control, late), Ended):
                     if isinstance(event, Logged):
                         log.log(event.level, "%s", event.text)
                         continue
@@ -165,11 +165,16 @@ def _kill(child: Any, events: Connection) -> None:
         end.shutdown(socket.SHUT_RDWR)
 
 
-def _next(events: Connection, child: Any, late: threading.Event) -> Event | Ended | Logged:
+def _next(
+    events: Connection, child: Any, control: RunControl, late: threading.Event
+) -> Event | Ended | Logged:
     try:
         return events.recv()
     except (EOFError, OSError):
         child.join(DEATH_SECONDS)
+        # The server, too, kills a trainer that does not end before the server does.
+        if control.stop_requested and child.exitcode == -signal.SIGKILL:
+            late.set()
         if late.is_set():
             return Ended("stopped", LATE)
         return Ended("failed", f"The process that trained {_death(child.exitcode)} {KEPT}")

@@ -13,11 +13,14 @@ from sqlite_utils import Database, Migrations
 from sqlite_utils.db import ForeignKey
 
 from grpo_core.errors import StoreBusy, StoreError
-from grpo_core.store.connection import LOCK_SECONDS, PROBLEMS, Writer, connect, explained
+from grpo_core.store.connection import PROBLEMS, Writer, connect, explained
 from grpo_core.types import STEP_METRICS, StepMetrics
 
 # "GRPO", kept in the header of the file: it tells our files from those of other programs.
 APPLICATION_ID = 0x4752504F
+
+# Wait for another process that creates or migrates the file, such as a server started together.
+PREPARE_SECONDS = 15.0
 
 MIGRATIONS = Migrations("grpo_studio")
 
@@ -237,7 +240,7 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
         path.parent.mkdir(exist_ok=True)
         path.touch()
     try:
-        writer.hold(LOCK_SECONDS)
+        writer.hold(PREPARE_SECONDS)
     except StoreBusy:
         if _is_current(path, newest):  # the writing process has prepared it: it can be read
             return

@@ -369,6 +369,12 @@ class Store(Queries):
             log.unlink(missing_ok=True)
         return max(0, freed)
 
+    def unlisted(self) -> list[str]:
+        """Ids of runs that left checkpoints beside the file but have no row in it."""
+        known = {run.id for run in self.runs()}
+        left = {p.name for p in Path(f"{self.path}.checkpoints").glob("*") if self.is_id(p.name)}
+        return sorted(left - known)
+
     def file_bytes(self) -> int:
         """Bytes of the file and its log on the disk."""
         return file_bytes(self._writer.path)

@@ -6,9 +6,10 @@ import threading
 import time
 
 import pytest
+from processes import another_process
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.errors import InvalidConfig, StopRequested, StudioError
+from grpo_core.errors import InvalidConfig, StopRequested, StoreBusy, StudioError
 from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
 from grpo_core.types import ModelLoaded, Phase, PhaseStarted, RunStatus, StepCompleted, StepMetrics
@@ -191,3 +192,45 @@ def test_stop_requested_reaches_training_through_control_alone(manager, script):
     manager.stop(run_id)
     with pytest.raises(StopRequested):
         control.points.check_interrupt()
+
+
+def test_every_control_of_a_run_in_another_process_is_refused_alike(tmp_path, script):
+    path = tmp_path / "theirs.sqlite"
+    server = another_process(
+        """
+        import sys, time
+        from grpo_core.config import RunConfig
+        from grpo_core.store import Store
+        store = Store(sys.argv[1])
+        for status in ("running", "paused", "queued"):
+            print(store.create_run(RunConfig(), status, status=status), flush=True)
+        time.sleep(60)
+        """,
+        path,
+    )
+    try:
+        theirs = {s: server.stdout.readline().strip() for s in ("running", "paused", "queued")}
+        manager = RunManager(Store(path), script)
+        for status, run_id in theirs.items():
+            for control in (
+                lambda r: manager.stop(r),
+                lambda r: manager.pause(r),
+                lambda r: manager.resume(r),
+                lambda r: manager.step(r),
+                lambda r: manager.checkpoint(r),
+                lambda r: manager.set_knob(r, "train.temperature", 1.0),
+                lambda r: manager.set_breakpoints(r, "step = 2"),
+                lambda r: manager.edit_reward(r, 1, 0, 0, 1.0),
+            ):
+                with pytest.raises(StudioError) as refusal:
+                    control(run_id)
+                assert str(refusal.value) == (
+                    f"run {run_id!r} is {status} in another process, "
+                    "so this process cannot control it."
+                )
+        with pytest.raises(StoreBusy, match="another process is writing"):
+            manager.start(config())
+        assert [r.status for r in manager.store.runs()] == ["queued", "paused", "running"]
+    finally:
+        server.kill()
+        server.communicate()

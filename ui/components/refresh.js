@@ -18,6 +18,8 @@ window.studioRefresh = async (name, given, kind) => {
     });
     // The server was restarted and no longer knows this session.
     if (answer.status === 401) window.location.reload();
+    // The server cannot read its file, and says why.
+    document.body.dataset.trouble = answer.status === 503 ? await answer.text() : '';
     if (!answer.ok) throw new Error(answer.status);
     const values = [];
     for (const [output, value] of await answer.json()) values[output] = value;

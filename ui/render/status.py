@@ -186,6 +186,11 @@ def _ended_facts(run: RunRow, blocking: RunRow | None) -> list[str]:
     return facts
 
 
+def store_banner(trouble: str) -> str:
+    """Why this server cannot write to its file at present; empty if it can."""
+    return banner("Nothing can be recorded at present.", trouble) if trouble else ""
+
+
 def run_banner(run: RunRow | None) -> str:
     """What happened to a run that waits or ended early, what was kept, and what to do."""
     if run is None:

@@ -83,7 +83,8 @@ class ShowTrain:
             picker = gr.update(choices=choices, **chosen)
             overlay = gr.update(choices=[(n, r) for n, r in choices if r != shown.run_id])
         if "line" in new:
-            pill, trouble = status.run_pill(shown.run), status.run_banner(shown.run)
+            pill = status.run_pill(shown.run)
+            trouble = status.store_banner(views.store.trouble) + status.run_banner(shown.run)
             line, buttons = views.status_line(shown.run), control.states(shown.run)
         return [
             picker,
@@ -132,6 +133,7 @@ class ShowTrain:
                 shown.run_id,
                 run and run.revision,
                 [r.revision for r in views.runs() if r.status.is_live],
+                views.store.trouble,
             ],
             "curves": [views.curves_key(run), overlay_keys, view.x, view.smoothing, view.log],
             "detail": view.detail,
