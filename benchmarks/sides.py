@@ -120,11 +120,12 @@ def _ours(work: Workload, folder: str, recorded: bool) -> Measured:
     def keep_threads(num_parameters: int) -> None:
         """Both sides use the threads of the command line."""
 
+    endless = work.shape and not work.ragged
     steps, times = [], []
     with tempfile.TemporaryDirectory() as name:
         recording = _recorder(config, name) if work.record and recorded else nullcontext()
         with (
-            patch.object(trainer, "load_policy", load_endless if work.shape else load),
+            patch.object(trainer, "load_policy", load_endless if endless else load),
             patch.object(trainer, "share_cores", keep_threads),
             recording as recorder,
         ):
@@ -230,7 +231,7 @@ def _random_setup(work: Workload, folder: str) -> _Setup:
         [rewards],
         {
             "learning_rate": LEARNING_RATE,
-            "generation_kwargs": {"min_new_tokens": work.new_tokens},
+            "generation_kwargs": {} if work.ragged else {"min_new_tokens": work.new_tokens},
         },
     )
 

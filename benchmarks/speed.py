@@ -11,6 +11,7 @@ CUDA. The peer needs tests/requirements.txt. `python -m grpo_core bench` is the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -35,12 +36,20 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     work = WORKLOADS[name]
     peer = work.peer or options.peer
     sides: dict[str, list[Side]] = {"ours": [], peer: []}
+    failed: dict[str, str] = {}  # a side that failed is not tried again; the other one goes on
     with tempfile.TemporaryDirectory() as folder:
         if work.shape:
             make_folder(work, Path(folder))
         for n in range(options.pairs):
             for side, results in sides.items():
-                result = run_in_process(side, name, folder, options.threads)
+                if side in failed:
+                    continue
+                try:
+                    result = run_in_process(side, name, folder, options.threads)
+                except SideFailed as error:
+                    failed[side] = str(error)
+                    print(f"{name} {side} failed: {error}", file=sys.stderr, flush=True)
+                    continue
                 results.append(result)
                 print(
                     f"{name} pair {n + 1} {side}: {result['step_seconds']:.3f} s/step, "
@@ -49,34 +58,44 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
                     flush=True,
                 )
     ours, theirs = sides["ours"], sides[peer]
-    speed = [t["step_seconds"] / o["step_seconds"] for o, t in zip(ours, theirs, strict=True)]
-    memory = [o["memory_mib"] / t["memory_mib"] for o, t in zip(ours, theirs, strict=True)]
+    pairs = list(zip(ours, theirs, strict=False))
+    speed = [t["step_seconds"] / o["step_seconds"] for o, t in pairs]
+    memory = [o["memory_mib"] / t["memory_mib"] for o, t in pairs]
     return {
         "workload": name,
         "help": work.help,
         "peer_name": peer,
         "threads": options.threads,
-        "speed_ratio": statistics.median(speed),
-        "memory_ratio": statistics.median(memory),
+        "speed_ratio": statistics.median(speed) if speed else None,
+        "memory_ratio": statistics.median(memory) if memory else None,
         "speed_ratios": speed,
         "memory_ratios": memory,
         "pairs": options.pairs,
-        "ours": medians(ours),
-        "peer": medians(theirs),
+        "ours": medians(ours) if ours else None,
+        "peer": medians(theirs) if theirs else None,
+        "failed": failed,
     }
 
 
+class SideFailed(Exception):
+    """A side ended with an error; the text is the end of what it wrote."""
+
+
 def run_in_process(side: str, name: str, folder: str, threads: int) -> Side:
+    # Both sides on the same device: a workload for the CPU does not see a GPU.
+    device = {} if WORKLOADS[name].cuda else {"CUDA_VISIBLE_DEVICES": ""}
     options = ["--side", side, "--workload", name, "--folder", folder, "--threads", str(threads)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed", *options],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ
+        | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        | device,
         cwd=Path(__file__).parents[1],
     )
     if done.returncode:
-        raise SystemExit(f"{side} failed on {name}:\n{done.stderr[-2000:]}")
+        raise SideFailed(done.stderr[-2000:])
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -107,6 +126,10 @@ def chosen(names: Iterable[str] | None) -> list[str]:
 
 def report(result: dict[str, Any]) -> None:
     ours, theirs = result["ours"], result["peer"]
+    if not ours or not theirs:
+        known = f"ours {ours}" if ours else f"{result['peer_name']} {theirs}"
+        print(f"{result['workload']:14} {known}; failed: {', '.join(result['failed'])}")
+        return
     pairs = ", ".join(f"{ratio:.2f}" for ratio in result["speed_ratios"])
     phases = ", ".join(
         f"{key.removesuffix('_seconds')} {seconds:.3f}"
@@ -129,7 +152,8 @@ def growth(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """
     families: dict[str, list[tuple[int, float, float]]] = {}
     for r in results:
-        if match := re.fullmatch(r"(growth-[A-Z])(\d+)", r["workload"]):
+        match = re.fullmatch(r"(growth-[A-Z])(\d+)", r["workload"])
+        if match and r["ours"] and r["peer"]:
             seconds = r["ours"]["step_seconds"], r["peer"]["step_seconds"]
             families.setdefault(match[1], []).append((int(match[2]), *seconds))
     grown: dict[str, dict[str, float]] = {}
@@ -147,14 +171,17 @@ def growth(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def machine() -> dict[str, Any]:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
     device = f"{os.cpu_count()} CPU cores, {platform.machine()}"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-    versions = {name: version(name) for name in ("torch", "transformers", "trl")}
+    versions = {}
+    for name in ("torch", "transformers", "trl"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {"device": device, "python": platform.python_version(), **versions}
 
 

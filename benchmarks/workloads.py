@@ -29,6 +29,7 @@ class Workload:
     # Both sides compute layers twice; ours uses micro-batches of 512 tokens.
     save_memory: bool = False
     record: bool = False  # ours: into a store, with token records
+    ragged: bool = False  # lengths differ from text to text
     peer: str | None = None  # what is compared, if not TRL
 
 
@@ -62,6 +63,16 @@ HALF_BILLION = {
     "num_attention_heads": 14,
     "intermediate_size": 4864,
     "vocab_size": 151_936,
+}
+
+TINY = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "vocab_size": 512,
 }
 
 _W1 = Workload("default model and task, kl_coef 0", steps=60)
@@ -114,6 +125,21 @@ WORKLOADS: dict[str, Workload] = {
         save_memory=True,
     ),
     "W4": _W4,
+    "W4-ragged": replace(
+        _W4,
+        help="W4 with prompts of 64 to 512 tokens and texts of 256 tokens on average",
+        ragged=True,
+    ),
+    "tiny": Workload(
+        "a test of this benchmark, no measurement",
+        steps=2,
+        warm=1,
+        prompts=2,
+        group_size=2,
+        prompt_tokens=8,
+        new_tokens=4,
+        shape=TINY,
+    ),
     "recording-W1": replace(
         _W1,
         help="W1, into a store with token records, beside the same without",
@@ -145,9 +171,9 @@ def make_folder(work: Workload, folder: Path) -> None:
     rng = random.Random(0)
     lines = []
     for _ in range(work.prompts * work.steps + 64):
-        words = (
-            f"w{rng.randrange(3, work.shape['vocab_size'])}" for _ in range(work.prompt_tokens)
-        )
+        shortest = work.prompt_tokens // 8 if work.ragged else work.prompt_tokens
+        length = rng.randint(shortest, work.prompt_tokens)
+        words = (f"w{rng.randrange(3, work.shape['vocab_size'])}" for _ in range(length))
         lines.append(json.dumps({"prompt": " ".join(words), "answer": "w3"}) + "\n")
     (folder / "prompts.jsonl").write_text("".join(lines), "utf-8")
 
@@ -184,4 +210,6 @@ def _save_model(work: Workload, folder: Path) -> None:
     model = Qwen3ForCausalLM(config)
     # torch's wrapper hides the types of `to` from pyright.
     model.to(getattr(torch, work.dtype))  # pyright: ignore[reportArgumentType]
+    if work.ragged:  # any of 1/256 of the tokens ends a text: 256 tokens are the mean length
+        model.generation_config.eos_token_id = [1, *range(3, 3 + work.shape["vocab_size"] // 256)]
     model.save_pretrained(folder)
