@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ _SETTINGS = (
 MAX_SETTINGS_BYTES = 64 * 2**20  # the index of a model of 100,000 tensors has 10 MB
 MAX_TEXT_BYTES = 512 * 2**20  # of a vocabulary or template; a large tokenizer.json has 50 MB
 _TEXTS = (".json", ".model", ".txt", ".jinja")
+MAX_MESSAGE = 600  # characters of a refusal; names in it come from the folder
 MAX_DEPTH = 64  # of nested JSON; a real configuration needs six
 # The library makes an object for each of what these settings count, before any memory is taken.
 MAX_LAYERS = 2_000
 MAX_COUNT = 100_000
 _LAYERS = re.compile(r"(layers?|blocks|depth|stages)$")
 _COUNTED = re.compile(r"layer|block|stage|depth|level|head|expert|label|group|codebook|mtp|ngram")
+# How many times longer the replacements of a tokenizer may make a text, one after the other.
+MAX_GROWTH = 1_000
 _TOKENIZER_CLASS = re.compile(r"\w+Tokenizer(Fast)?|\w+Backend")
 # Settings by which a configuration would choose other files to read.
 _OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
@@ -43,11 +47,12 @@ AGAIN = "Download the model again, or save it again with save_pretrained."
 
 
 class BadModel(Exception):
-    """Why a model cannot be loaded, and what to do, each in one line."""
+    """Why a model cannot be loaded, and what to do, each in one line of printable text."""
 
     def __init__(self, problem: str, hint: str = AGAIN):
-        super().__init__(problem)
-        self.problem, self.hint = problem, hint
+        shown = "".join(c if c.isprintable() else " " for c in problem[:MAX_MESSAGE])
+        super().__init__(shown)
+        self.problem, self.hint = shown, hint
 
 
 def check_folder(folder: Path, config: ModelConfig, is_local: bool) -> dict[str, Any]:
@@ -56,18 +61,25 @@ def check_folder(folder: Path, config: ModelConfig, is_local: bool) -> dict[str,
     is_local: a folder that a person named, with weights; else a snapshot in the Hub's cache, whose
     weights may come later. Raises BadModel.
     """
-    root = _root(folder)
+    root, adapter = _root(folder), folder / "adapter_config.json"
+    if not (adapter.is_file() or (folder / "config.json").is_file()):
+        hint = "Name a folder with config.json, a tokenizer and *.safetensors."
+        raise BadModel("the folder has no config.json", hint)
     for file in _files(folder):
         _check_file(file, root)
-    if (adapter := folder / "adapter_config.json").is_file():
+    if adapter.is_file():
         base = read_object(adapter).get("base_model_name_or_path")
         hint = "Merge it into its base with peft's merge_and_unload, save that, and name it."
         raise BadModel(
             f"it is a LoRA adapter of {str(base)[:200]!r}, without weights to train", hint
         )
-    if not (folder / "config.json").is_file():
-        hint = "Name a folder with config.json, a tokenizer and *.safetensors."
-        raise BadModel("the folder has no config.json", hint)
+    if (tokenizer := folder / "tokenizer.json").is_file():
+        stat = tokenizer.stat()
+        if _growth(tokenizer, stat.st_mtime_ns, stat.st_size) > MAX_GROWTH:
+            problem = (
+                f"its tokenizer's replacements make a text more than {MAX_GROWTH:,} times longer"
+            )
+            raise BadModel(problem)
     settings = {n: read_object(folder / n) for n in _SETTINGS if (folder / n).is_file()}
     _check_settings(settings, config, is_local)
     if config.init == "weights":
@@ -148,11 +160,29 @@ def _check_index(index: dict[str, Any], folder: Path, is_local: bool) -> None:
 # ---- settings --------------------------------------------------------------------------------
 
 
-def read_object(file: Path) -> dict[str, Any]:
+@lru_cache(maxsize=64)  # a large tokenizer.json takes half a second to parse
+def _growth(tokenizer: Path, _mtime: int, _size: int) -> float:
+    """How many times longer the replacements in a tokenizer.json can make a text."""
+    data = read_object(tokenizer, MAX_TEXT_BYTES)
+    steps = [data.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+    growth = 1.0
+    while steps:
+        step = steps.pop()
+        if isinstance(step, (list, dict)):
+            steps += step.values() if isinstance(step, dict) else step
+        if isinstance(step, dict) and step.get("type") == "Replace":
+            pattern, content = step.get("pattern"), str(step.get("content") or "")
+            text = pattern.get("String") if isinstance(pattern, dict) else None
+            # A regular expression may match between all characters.
+            growth *= max(1.0, len(content) / len(text)) if text else 1.0 + len(content)
+    return growth
+
+
+def read_object(file: Path, max_bytes: int = MAX_SETTINGS_BYTES) -> dict[str, Any]:
     """The JSON object in a file. Raises BadModel if it holds anything else, or odd JSON."""
     try:
-        if file.stat().st_size > MAX_SETTINGS_BYTES:
-            raise ValueError(f"it has more than {MAX_SETTINGS_BYTES >> 20} MiB")
+        if file.stat().st_size > max_bytes:
+            raise ValueError(f"it has more than {max_bytes >> 20} MiB")
         text = file.read_text("utf-8")
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
         if not isinstance(data, dict):
@@ -187,12 +217,12 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, inside), default=0)
 
 
-def _parts(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def parts(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The object and all objects in it: a composite model has one for each of its parts."""
     yield settings
     for value in settings.values():
         if isinstance(value, dict):
-            yield from _parts(value)
+            yield from parts(value)
 
 
 def _check_settings(
@@ -207,7 +237,7 @@ def _check_settings(
             f"it needs code from its own folder ({some[:200]}), which is never run here",
             "Name a model that transformers itself knows.",
         )
-    for part in _parts(shape):
+    for part in parts(shape):
         _check_counts(part)
         if config.init == "weights" and part.get("quantization_config") is not None:
             _check_quantisation(part["quantization_config"], config)

@@ -27,7 +27,7 @@ from grpo_core.models.policy import Policy, Reader
 from grpo_core.models.shape import check_memory, context_tokens, empty_model, read_shape
 from grpo_core.models.source import BUNDLED, NAME_HINT, Source, find_source, one_line
 from grpo_core.models.token_ids import check_begin, known_end_ids, known_pad_id
-from grpo_core.models.weights import check_complete, check_finite
+from grpo_core.models.weights import check_complete, check_finite, check_types
 
 __all__ = [
     "BUNDLED",
@@ -128,6 +128,8 @@ def read_tokenizer(source: Source, shape: PreTrainedConfig) -> PreTrainedTokeniz
     """The source's tokenizer. Raises BadModel."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, config=shape, **source.options)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"{type(tokenizer).__name__} is a pair of tokenizers")
         tokenizer("a")  # some settings are used only here
         return tokenizer
     # Tokenizers are read by code of many kinds, so any error may come. A panic of the Rust library
@@ -155,6 +157,7 @@ def _with_weights(
     except Exception as error:
         raise BadModel(f"it cannot be loaded: {one_line(error)}", NAME_HINT) from None
     check_complete(model, loaded)
+    check_types(model, source.folder)
     check_finite(model)
     return model
 

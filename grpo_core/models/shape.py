@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from grpo_core.models.folder import MAX_LAYERS, BadModel
+from grpo_core.models.folder import MAX_LAYERS, BadModel, parts
 from grpo_core.models.source import NAME_HINT, Source, one_line
 
 # Settings of a configuration that would replace operations, and those of training programs.
@@ -25,6 +25,10 @@ def read_shape(source: Source, dtype: torch.dtype | None = None) -> PreTrainedCo
     The folder does not choose the code that computes the model: attention and experts are left to
     transformers, and outputs that cost memory are off.
     """
+    for part in parts(source.settings):
+        for name in part:
+            if name == "attribute_map" or callable(getattr(PreTrainedConfig, name, None)):
+                raise BadModel(f"config.json gives {name} a value, which is part of the library")
     # The library's classes check their values in code of many kinds, so any error may come.
     try:
         shape = AutoConfig.from_pretrained(source.name, **source.options)
@@ -64,7 +68,8 @@ def text_config(shape: Any) -> Any:
 
 def context_tokens(shape: Any) -> int | None:
     """The longest text, prompt and completion together; None if the configuration gives none."""
-    return getattr(text_config(shape), "max_position_embeddings", None)
+    context = getattr(text_config(shape), "max_position_embeddings", None)
+    return context if isinstance(context, int) and context > 0 else None
 
 
 def empty_model(shape: PreTrainedConfig, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:

@@ -58,10 +58,12 @@ _HUB_ERRORS: tuple[tuple[type[BaseException], str], ...] = (
 class Source:
     """Where a model is loaded from. Its files have been checked.
 
-    name: a folder or a Hub id. settings: the content of its config.json.
+    name: a folder or a Hub id. folder: where the files lie. settings: the content of its
+    config.json.
     """
 
     name: str
+    folder: Path
     revision: str  # of a Hub model: the commit whose files were checked
     settings: dict[str, Any]
 
@@ -94,7 +96,7 @@ def find_source(config: ModelConfig) -> Source:
 
 
 def _local(folder: Path, config: ModelConfig) -> Source:
-    return Source(str(folder), config.revision, check_folder(folder, config, is_local=True))
+    return Source(str(folder), folder, config.revision, check_folder(folder, config, is_local=True))
 
 
 def _on_hub(config: ModelConfig) -> Source:
@@ -108,7 +110,7 @@ def _on_hub(config: ModelConfig) -> Source:
         if snapshot is None:
             raise BadModel("it is not on this machine, and the Hub could not be reached", NAME_HINT)
         settings = check_folder(snapshot, config, is_local=False)
-        return Source(str(snapshot), revision, settings)
+        return Source(str(snapshot), snapshot, revision, settings)
     try:
         folder = snapshot_download(
             name,
@@ -122,7 +124,7 @@ def _on_hub(config: ModelConfig) -> Source:
             f"its configuration cannot be loaded: {one_line(error)}", NAME_HINT
         ) from None
     settings = check_folder(Path(folder), config, is_local=False)
-    return Source(name, Path(folder).name, settings)
+    return Source(name, Path(folder), Path(folder).name, settings)
 
 
 def one_line(error: BaseException) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,7 +16,9 @@ from grpo_core.models.folder import AGAIN, BadModel
 from grpo_core.models.shape import text_config
 
 # Buffers that older versions saved, and which are computed now.
-_COMPUTED = re.compile(r"\.(masked_bias|inv_freq|position_ids)$|(attn|attention)\.bias$")
+_COMPUTED = re.compile(
+    r"\.(masked_bias|inv_freq|position_ids|(cos|sin)_cached)$|(attn|attention)\.bias$"
+)
 _IN_LAYER = re.compile(r"^(.*?\.|)(\d+)\.")  # "model.layers." and "0"
 
 
@@ -64,6 +68,22 @@ def _unused(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
         return not 0 <= beyond < more
 
     return sorted(name for name in unexpected if is_own(name))
+
+
+def check_types(model: PreTrainedModel, folder: Path) -> None:
+    """Raise BadModel naming a weight whose file holds integers for the model's fractions.
+
+    Such a file is quantised, and its config.json does not say how.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    fractions = {name for name, p in model.named_parameters() if p.is_floating_point()}
+    fractions |= {name.removeprefix(f"{model.base_model_prefix}.") for name in fractions}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for name in fractions.intersection(weights.keys()):
+                if (kind := weights.get_slice(name).get_dtype())[0] in "IUB" and kind != "BF16":
+                    raise BadModel(f"its weight {name} has the type {kind} in {file.name}")
 
 
 def check_finite(model: nn.Module) -> None:

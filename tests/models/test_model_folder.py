@@ -165,6 +165,26 @@ def test_a_language_model_is_no_reward_model(tiny_model):
         load_classifier(str(tiny_model))
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_in_place_of_weights_are_refused(folder, kind):
+    change_weights(folder, lambda t: {**t, UP: t[UP].to(kind)})
+    assert UP in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_precision_load(folder, kind):
+    change_weights(folder, lambda t: {n: p.to(kind) for n, p in t.items()})
+    assert load(folder).model.dtype == torch.float32
+
+
+def test_a_name_in_a_file_cannot_break_the_line(folder):
+    name = "model.layers.0.mlp.x\n\x1b[31mRED" + "y" * 5_000
+    change_weights(folder, lambda t: {**t, name: torch.ones(2)})
+    text = refusal(folder)
+    assert "\x1b" not in text
+    assert len(text) < 1_000
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_weight_that_is_not_finite_is_named(folder, value):
     def spoil(tensors):
@@ -336,6 +356,10 @@ def test_a_folder_does_not_choose_how_it_is_computed(folder, tiny_model, keys, m
         ("config.json", {"auto_map": {"AutoConfig": "evil.Config"}}),
         ("config.json", {"auto_map": 7}),
         ("config.json", {"dtype": "load"}),
+        ("config.json", {"attribute_map": {"_attn_implementation": "x"}}),
+        ("config.json", {"get_text_config": 3}),
+        ("config.json", {"save_pretrained": "x"}),
+        ("tokenizer_config.json", {"tokenizer_class": "RagTokenizer"}),
         ("config.json", {"tokenizer_class": "AutoModelForCausalLM"}),
         ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
         ("config.json", {"quantization_config": {"quant_method": "nonsense"}}),
@@ -353,6 +377,20 @@ def test_a_folder_does_not_choose_how_it_is_computed(folder, tiny_model, keys, m
 def test_foreign_code_and_files_are_refused_in_one_line(folder, file, keys):
     change_json(folder / file, **keys)
     refusal(folder)
+
+
+def test_a_tokenizer_that_makes_texts_endless_is_refused(folder):
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    plain = {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}
+    for step in ("normalizer", "decoder"):
+        key = "normalizers" if step == "normalizer" else "decoders"
+        file = folder / "tokenizer.json"
+        kept = file.read_text()
+        change_json(file, **{step: {"type": "Sequence", key: [double] * 45}})
+        assert "times longer" in refusal(folder)
+        change_json(file, **{step: {"type": "Sequence", key: [plain, double, plain]}})
+        load(folder)
+        file.write_text(kept)
 
 
 # ---- sizes -----------------------------------------------------------------------------------

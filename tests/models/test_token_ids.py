@@ -146,6 +146,14 @@ def test_a_reward_model_pads_with_a_token_that_it_has(folder, tmp_path):
     assert all(0 < s < 1 for s in scores)
 
 
+@pytest.mark.parametrize("context", [0, -5])
+def test_a_context_of_nothing_is_no_context(folder, context):
+    file = folder / "config.json"
+    settings = {**json.loads(file.read_text()), "max_position_embeddings": context}
+    file.write_text(json.dumps(settings))
+    assert load(folder).context is None
+
+
 # ---- logits that are not finite ----------------------------------------------------------------
 
 
