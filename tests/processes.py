@@ -35,9 +35,10 @@ def until(condition, seconds=30.0):
 
 
 def cli(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+    """The command line in a process of its own, without a terminal."""
     return subprocess.run(
         [sys.executable, "-m", "grpo_core", *arguments],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -38,6 +38,30 @@ def db(tiny_model, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_run_without_scores_says_why_and_stops_without_a_terminal(tmp_path, tiny_model):
+    (tmp_path / "mine.py").write_text("def f(completions):\n    return [1 / 0]\n")
+    settings = {
+        "model.name": tiny_model,
+        "task.heldout_size": 0,
+        "train.steps": 1,
+        "train.prompts_per_step": 2,
+        "train.group_size": 2,
+        "train.max_new_tokens": 4,
+        "rubric.criteria": json.dumps([{"name": "good", "check": "mine.f", "weight": 1}]),
+    }
+    path = tmp_path / "runs.sqlite"
+    rewards = ("--rewards", str(tmp_path / "mine.py"))
+    done = cli("train", "--db", str(path), *rewards, *sets(settings))
+    reason = "f: line 2: ZeroDivisionError: division by zero"
+    assert done.returncode == 1
+    assert f"First reason of good (4 times): {reason}." in done.stderr
+    [run] = Store(path).runs()
+    assert (run.status, run.steps_done) == ("stopped", 0)
+    [alert] = Store(path).alerts(run.id)
+    assert alert.message == f"good could not score: 4 × {reason}"
+
+
+@pytest.mark.slow
 def test_train_ends_with_one_json_object_and_exit_code_zero(db):
     path, done = db
     assert done.returncode == 0, done.stderr

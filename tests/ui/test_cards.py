@@ -327,6 +327,16 @@ def test_the_status_line_tells_phase_step_time_left_and_speed(store):
         assert part in line
 
 
+def test_a_run_that_waits_for_scores_shows_why(store):
+    run_id = record_run(store)
+    reason = "First reason of mine (8 times): line 2: ZeroDivisionError: division by <b>zero</b>."
+    message = f"8 of 8 completions could not be scored (null: mine 8 times). {reason} Press Resume."
+    store.set_status(run_id, RunStatus.PAUSED, message)
+    banner = status.run_banner(store.run(run_id))
+    assert reason in Shown(banner).text
+    assert "<b>zero" not in banner
+
+
 def test_a_failed_run_states_the_error_what_is_kept_and_a_hint(store):
     run_id = record_run(store)
     store.set_status(
