@@ -158,9 +158,9 @@ def _storage(snapshots: Snapshots | None) -> Callable[[], str] | None:
 
 def _limits(folders: Sequence[str], is_public: bool) -> Limits:
     """The limits in the environment; on a public server also those on files and judges."""
+    from grpo_core.config.places import ROOTS_VARIABLE
     from grpo_core.rubric.judge import HOSTS_VARIABLE
     from grpo_core.runs.limits import from_environment
-    from grpo_core.tasks.source import ROOTS_VARIABLE
     from grpo_core.tasks.table import cache_folder
 
     if not is_public:
@@ -176,7 +176,7 @@ def _check(store: Store, limits: Limits) -> Callable[[RunConfig], None]:
     """The check of a configuration before its run starts. It raises StudioError."""
     from grpo_core.models import check_model
     from grpo_core.runs.limits import Visitors
-    from ui.server.guard import visitor
+    from ui.server.visitor import visitor
 
     visitors = Visitors(limits.per_visitor)
 
@@ -223,17 +223,19 @@ def _trainer(plugins: Sequence[str]) -> _Trainer:
 
 def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | None) -> None:
     from ui.page import launch_options
+    from ui.server.connections import limit_connections
+    from ui.server.login import Login
 
     page.launch(
         server_name=options.host,
         server_port=options.port,
         share=options.share,
-        auth=auth,
         prevent_thread_lock=True,
         quiet=True,
         mcp_server=options.mcp,
-        **launch_options(page, options.host, share=options.share, auth=auth),
+        **launch_options(page, options.host, options.share, Login(*auth) if auth else None),
     )
+    limit_connections(page.server)
 
 
 def _wait_for_signal(runs: RunManager, snapshots: Snapshots | None) -> None:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
-import re
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from locked_server import ENV, ROOT, SECRET, Locked, Visitor, filled, routes_of
 
 from grpo_core.config import RunConfig
-from grpo_core.rubric import resolve_rubric
-from grpo_core.store import Recorder, Store, export
-from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus
+from grpo_core.store import Store, export
+from grpo_core.types import RunStatus
 from ui.components import form
 from ui.tabs.form_fields import default_values
 
-ROOT = Path(__file__).parent.parent
-SECRET = "hf_averysecrettokenthatnobodymaysee"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRET}
 # Open to everybody: what a browser needs to show the login form, and Gradio's sign of life.
 OPEN = {
     "",
@@ -46,98 +39,6 @@ OPEN = {
 }
 
 
-class Locked:
-    """app.py with --auth, with a run in its store."""
-
-    def __init__(self, folder: Path):
-        self.db = folder / "runs.sqlite"
-        store = Store(self.db)
-        config = RunConfig().model_copy(update={"rubric": resolve_rubric(RunConfig().rubric)})
-        self.run_id = store.create_run(config, "PRIVATE RUN", status=RunStatus.STOPPED)
-        with Recorder(store, self.run_id) as record:
-            completion = Completion("PRIVATE COMPLETION", "stop", 3)
-            record(
-                GroupsScored(
-                    1,
-                    (
-                        Group(
-                            Prompt("p", "PRIVATE PROMPT", "1", "sums"),
-                            (Rollout(completion, {"accuracy": 1.0}, 1.0, 0.0),) * 2,
-                            1.0,
-                            0.0,
-                            "all_right",
-                        ),
-                    ),
-                )
-            )
-        store.close()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "app.py",
-                "--port",
-                str(self.port),
-                "--db",
-                str(self.db),
-                "--auth",
-                "me:secret",
-            ],
-            cwd=ROOT,
-            env=ENV,
-            stdout=self.log,
-            stderr=self.log,
-        )
-        deadline = time.monotonic() + 90
-        while self.ask("/", raw=True)[0] == 0 and time.monotonic() < deadline:
-            assert self.process.poll() is None, "it did not start"
-            time.sleep(0.2)
-
-    def ask(
-        self,
-        path: str,
-        data: object = None,
-        headers: dict[str, str] | None = None,
-        method: str | None = None,
-        raw: bool = False,
-    ) -> tuple[int, str]:
-        """Status and body. Status 0: no answer."""
-        body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(
-            self.url + path,
-            body,
-            {"Content-Type": "application/json", **(headers or {})},
-            method=method,
-        )
-        try:
-            with urllib.request.build_opener(NoRedirect).open(request, timeout=3) as answer:
-                return answer.status, answer.read(2_000_000).decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            return error.code, error.read(2_000_000).decode("utf-8", "replace")
-        except http.client.IncompleteRead as error:
-            return 200, error.partial.decode("utf-8", "replace")
-        except (OSError, ValueError) as error:
-            return 0, str(error)
-
-    def sign_in(self) -> str:
-        request = urllib.request.Request(
-            self.url + "/login",
-            b"username=me&password=secret",
-            {"Content-Type": "application/x-www-form-urlencoded"},
-        )
-        with urllib.request.urlopen(request) as answer:
-            return "; ".join(c.split(";")[0] for c in answer.headers.get_all("set-cookie"))
-
-
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        return None
-
-
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
     server = Locked(tmp_path_factory.mktemp("locked"))
@@ -153,45 +54,7 @@ def signed_in(locked):
 
 @pytest.fixture(scope="module")
 def routes(tmp_path_factory):
-    """Every (method, path) of the application that app.py serves."""
-    code = """
-import json, sys
-from gradio.routes import App
-from grpo_core.preflight.service import PreflightService
-from grpo_core.runs.manager import RunManager
-from grpo_core.store import Store
-from ui.page import build_app, launch_options
-store = Store(sys.argv[1])
-page = build_app(store, RunManager(store, None), PreflightService(store))
-def walk(routes, prefix=""):
-    for r in routes:
-        inner = getattr(r, "original_router", None)
-        if hasattr(r, "path") and getattr(r, "methods", None):
-            yield from ((m, prefix + r.path) for m in sorted(r.methods))
-        elif getattr(r, "routes", None):
-            yield from walk(r.routes, prefix + getattr(r, "path", ""))
-        elif inner is not None:
-            context = getattr(r, "include_context", None)
-            yield from walk(inner.routes, prefix + getattr(context, "prefix", ""))
-        elif hasattr(r, "path"):
-            yield ("GET", prefix + r.path)
-app = App.create_app(page, app_kwargs=launch_options(page)["app_kwargs"])
-print(json.dumps(sorted(set(walk(app.routes)))))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path_factory.mktemp("routes") / "x.sqlite")],
-        cwd=ROOT,
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return [tuple(r) for r in json.loads(done.stdout.strip().splitlines()[-1])]
-
-
-def filled(path: str, value: str = "x") -> str:
-    return re.sub(r"\{[^}]*\}", lambda _: value, path)
+    return routes_of(tmp_path_factory.mktemp("routes"))
 
 
 @pytest.mark.slow
@@ -258,6 +121,50 @@ def test_other_websites_and_rebound_names_are_refused_despite_a_password(locked,
                 status, _ = locked.ask(filled(path), {}, {**signed_in, **headers}, method)
                 assert status == 403, f"{method} {path} {headers}: {status}"
     assert len(Store(locked.db).runs()) == 1
+
+
+BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"[" * 100_000,
+    b'{"data":[' + b"[" * 900 + b"]" * 900 + b'],"fn_index":2,"session_hash":"s"}',
+    b'{"data":[' + b"9" * 5000 + b'],"fn_index":2,"session_hash":"s"}',
+    b'{"data":[1e400],"fn_index":2,"session_hash":"s"}',
+    b'{"data":[NaN],"fn_index":2,"session_hash":"s"}',
+    b'{"data":["\\u0000"],"fn_index":2,"session_hash":"\\u0000"}',
+    b'{"data":["\xff\xfe"],"fn_index":2,"session_hash":"s"}',
+    b'{"data":["\\ud800"],"fn_index":2,"session_hash":"s"}',
+    b'{"data":[],"fn_index":-1,"session_hash":"s"}',
+    b'{"data":[],"fn_index":0,"session_hash":"s"}',
+    b'{"data":[[],{},-1],"fn_index":0,"session_hash":"s"}',
+    b'{"data":["last"],"fn_index":2,"session_hash":"s","trigger_id":"x","batched":true}',
+    b'{"name":[],"given":{}}',
+]
+
+
+@pytest.mark.slow
+def test_garbage_is_answered_at_once_and_never_with_a_server_error(locked, signed_in, routes):
+    attacker, asks = Visitor(locked, "127.0.0.1", signed_in["Cookie"]), []
+    for method, path in routes:
+        if path == "/logout":
+            continue  # it would sign everybody out
+        if method in ("POST", "PUT", "PATCH", "DELETE"):
+            asks += [(method, filled(path, "status"), body, "application/json") for body in BODIES]
+            for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "", "\xff"):
+                asks.append((method, filled(path), b"--x\r\n\r\n\xff", kind))
+        else:
+            values = ("x", "%00", "%ff", "9" * 500) if "{" in path else ("x",)
+            asks += [(method, filled(path, v), None, "application/json") for v in values]
+    assert len(asks) > 500
+    with ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda a: attacker.ask(*a[:3], Content_Type=a[3]), asks)
+        for ask, (status, text, seconds) in zip(asks, answers, strict=True):
+            assert 200 <= status < 500, (ask, text)
+            assert "Traceback" not in text, ask
+            assert 'File "' not in text, ask
+            assert seconds < 5, ask
 
 
 TRAVERSALS = [

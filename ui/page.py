@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 from gradio.themes import Base as BaseTheme
 from starlette.middleware import Middleware
+from starlette.types import Scope
 
 from grpo_core.store import Store
 from ui.components.html_panel import QUIET, html_panel, script, styles
@@ -18,9 +19,12 @@ from ui.render import status
 from ui.render.text import esc
 from ui.server import group_ref
 from ui.server.api import build_api
+from ui.server.calls import function_is_slow
 from ui.server.guard import Guard, own_hosts
-from ui.server.refresh import Refresh
+from ui.server.login import Login
+from ui.server.refresh import PATH, Refresh
 from ui.server.service import Service
+from ui.server.traffic import Traffic
 from ui.server.views import Runs, Views
 from ui.tabs.frame import SKIP, Frame, Tab
 from ui.tabs.inspect import Inspect, build_inspect
@@ -230,7 +234,7 @@ def launch_options(
     page: Page,
     host: str = "127.0.0.1",
     share: bool = False,
-    auth: tuple[str, str] | None = None,
+    login: Login | None = None,
 ) -> dict[str, Any]:
     """Arguments of launch() for a page of build_app; Gradio 6 takes theme, styles and head there.
 
@@ -238,9 +242,16 @@ def launch_options(
     """
     plotly = f"gradio_api/file={esc(plotly_js())}"
     guard = Middleware(
-        Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else (), auth=auth
+        Guard, hosts=own_hosts(host), suffixes=(".gradio.live",) if share else (), login=login
     )
+
+    def is_slow(scope: Scope, content: dict[str, Any]) -> bool:
+        if scope["path"] == PATH:
+            return page.refresh.is_slow(content.get("name"))
+        return function_is_slow(scope, content)
+
     return {
+        "auth": login.check if login is not None else None,
         "theme": BaseTheme(
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
@@ -255,7 +266,7 @@ def launch_options(
         "ssr_mode": False,
         "pwa": False,
         "app_kwargs": {
-            "middleware": [guard],
+            "middleware": [guard, Middleware(Traffic, is_slow=is_slow)],
             "routes": [page.refresh.route()],
             "docs_url": None,
             "redoc_url": None,

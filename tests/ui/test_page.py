@@ -31,6 +31,7 @@ from ui.render import charts, status
 from ui.server import group_ref
 from ui.server.api import ENDPOINTS, Api
 from ui.server.guard import Guard, own_hosts
+from ui.server.login import Login
 from ui.server.views import CURVES, Newest
 from ui.tabs import runs, setup
 from ui.tabs.run_control import RunCommands, states
@@ -225,11 +226,12 @@ async def _ok(request):
 def test_other_hosts_and_other_websites_are_refused(method, headers, status):
     client = TestClient(
         Guard(
-            Starlette(routes=[Route("/", _ok, methods=["GET", "POST"])]),
+            Starlette(routes=[Route("/{rest:path}", _ok, methods=["GET", "POST"])]),
             hosts=own_hosts("127.0.0.1"),
         )
     )
-    assert client.request(method, "/", headers=headers).status_code == status
+    path = "/" if method == "GET" else "/studio/show"
+    assert client.request(method, path, headers=headers).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_tools_for_language_models_want_the_password_too(path, authorization, st
         Guard(
             Starlette(routes=[Route("/{rest:path}", _ok)]),
             hosts=["testserver"],
-            auth=("me", "secret"),
+            login=Login("me", "secret"),
         )
     )
     headers = {} if authorization is None else {"authorization": authorization.encode("latin-1")}

@@ -8,7 +8,8 @@ from gradio.routes import App
 from recorded import FakeService, record_run
 
 from ui.page import build_app, launch_options
-from ui.server.refresh import MAX_BYTES, PATH
+from ui.server.refresh import PATH
+from ui.server.traffic import MAX_BYTES
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def page(store, runs):
 
 
 def client(page, auth=None):
-    app = App.create_app(page, app_kwargs=launch_options(page, auth=auth)["app_kwargs"])
+    app = App.create_app(page, app_kwargs=launch_options(page)["app_kwargs"])
     if auth is not None:
         app.auth, app.cookie_id = {auth[0]: auth[1]}, "ours"
     return TestClient(app, base_url="http://127.0.0.1")

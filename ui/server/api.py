@@ -14,12 +14,16 @@ import gradio as gr
 from gradio.events import api
 
 from grpo_core.config import nest, parse, with_preset
-from grpo_core.errors import NotFound, StudioError
+from grpo_core.errors import InvalidConfig, NotFound, StudioError
 from grpo_core.store import RunRow
 from grpo_core.types import STEP_METRICS
+from ui.server.calls import slow
 from ui.server.views import Runs, Views
+from ui.server.visitor import asked
 
 MAX_POINTS = 10_000
+# These read prompts, or write out a whole step or run.
+SLOW = ("start", "branch", "groups", "metrics")
 
 
 class Api:
@@ -244,7 +248,8 @@ def build_api(views: Views, runs: Runs) -> None:
     """Make every public method of Api an endpoint of the page. Call it inside gr.Blocks."""
     endpoints = Api(views, runs)
     for name in ENDPOINTS:
-        api(_with_short_errors(getattr(endpoints, name)), api_name=name, queue=False)
+        endpoint = _with_short_errors(getattr(endpoints, name))
+        api(slow(endpoint) if name in SLOW else endpoint, api_name=name, queue=False)
 
 
 def _with_short_errors(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,11 +260,26 @@ def _with_short_errors(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(*values, **named)
         except StudioError as error:
+            _answer_with(status_of(error))
             raise gr.Error(str(error), print_exception=False) from None
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            _answer_with(400)
             raise gr.Error(
                 f"{method.__name__}: {error}. See the endpoint's documentation for its parameters.",
                 print_exception=False,
             ) from None
 
     return call
+
+
+def status_of(error: StudioError) -> int:
+    """The HTTP status of a caller's mistake: 404 no such run, 409 not now or not here, else 400."""
+    if isinstance(error, NotFound):
+        return 404
+    return 400 if isinstance(error, InvalidConfig) else 409
+
+
+def _answer_with(status: int) -> None:
+    """Gradio answers every error with status 500; this one replaces it."""
+    if (current := asked.get()) is not None:
+        current.status = status

@@ -1,4 +1,4 @@
-"""ASGI middleware that checks Host and Origin of every request; Gradio itself checks neither.
+"""ASGI middleware that checks Host, Origin and path of every request; Gradio itself does not.
 
 Without it any website that a person visits could read runs and start training on their machine,
 through cross-site requests or DNS rebinding.
@@ -6,24 +6,63 @@ through cross-site requests or DNS rebinding.
 
 from __future__ import annotations
 
-import base64
-import hmac
 import ipaddress
 import os
+import re
 import socket
-from collections.abc import Iterable
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Mapping
 
-from gradio.context import LocalContext
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+from ui.server.login import Login, TooManyGuesses
+from ui.server.visitor import address
+
+MAX_PATH, MAX_NAME = 2000, 255  # of an address, and of each of its parts
+SINGLE = (b"host", b"origin", b"content-length", b"content-type", b"authorization")
+_PORT = r"(:(6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]?\d{1,4}))?"
+_NAME = r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[\w.-]{1,253})"
+_HOST = re.compile(_NAME + _PORT, re.ASCII)
+_ORIGIN = re.compile(rf"null|[A-Za-z][A-Za-z0-9+.-]*://{_NAME}{_PORT}", re.ASCII)
+# What the page and its API need. Gradio also has routes that fetch any address, call methods of
+# components, list traces, edit the program or show a login's token: none of them is reached.
+_GET = r"""
+  / | /config/? | /login_check/? | /logout | /theme\.css | /favicon\.ico | /robots\.txt
+  | /manifest\.json | /pwa_icon(/[^/]*)? | /(static|assets|svelte)/.*
+  | /gradio_api/( info/? | openapi\.json | startup-events | theme\.css | (user|app_id|login_check)/?
+    | queue/data | upload_progress | heartbeat/[^/]* | call/[^/]*/[^/]* | mcp(/.*)?
+    | file=(?!\w\w+:|//).* )
+"""
+_POST = r"""
+  /studio/show | /login/?
+  | /gradio_api/( (run|api|call)/[^/]*/? | queue/join | upload | cancel | reset/? | mcp(/.*)? )
+"""
+ROUTES = {
+    method: re.compile(routes, re.VERBOSE | re.DOTALL)
+    for method, routes in {
+        "GET": _GET,
+        "HEAD": _GET,
+        "POST": _POST,
+        "DELETE": "/gradio_api/mcp(/.*)?",
+        "OPTIONS": f"{_GET} | {_POST}",
+    }.items()
+}
+MALFORMED = 400, "A header of this request is malformed."
+ELSEWHERE = 403, "Requests from other websites are refused."
+
+
+class Refusal(Exception):
+    """Why a request is not answered."""
+
+    def __init__(self, status: int, text: str, after: int = 0):
+        """after: seconds until another try may succeed; 0 = not stated."""
+        super().__init__(text)
+        self.status, self.text, self.after = status, text, after
 
 
 class Guard:
-    """Refuses unknown hosts with 400, changing requests from other origins with 403.
+    """Refuses unknown hosts and malformed headers with 400, other origins with 403.
 
-    With `auth`, tools (MCP) need the user and the password as HTTP Basic authorization, else 401.
+    What neither the page nor its API needs is answered with 404.
     """
 
     def __init__(
@@ -31,54 +70,60 @@ class Guard:
         app: ASGIApp,
         hosts: Iterable[str] = (),
         suffixes: Iterable[str] = (),
-        auth: tuple[str, str] | None = None,
+        login: Login | None = None,
     ):
+        """login: who may use tools (MCP), which Gradio's login does not guard; None = everybody."""
         self.app = app
-        self._authorization = None
-        if auth is not None:
-            self._authorization = b"Basic " + base64.b64encode(":".join(auth).encode())
+        self._login = login
         self.hosts = frozenset(h.lower() for h in hosts)
         self.suffixes = tuple(s.lower() for s in suffixes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
-        if refusal is None:
-            await self.app(scope, receive, send)
+        if scope["type"] != "http":  # no page of ours opens a WebSocket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        try:
+            headers = read_headers(scope)
+            self._check_sender(scope, headers)
+            await self._check_tools(scope, headers)
+            _check_route(scope)
+        except Refusal as refusal:
+            await refuse(send, refusal)
         else:
-            await _refuse(send, *refusal)
+            await self.app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and text of the refusal; None where the request is allowed."""
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+    def _check_sender(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        """Raises Refusal."""
         host = headers.get("host", "")
         if not self.allows(host):
-            return 400, "This server has another host name. Open the address that it printed."
-        changes = scope.get("method", "GET") not in SAFE_METHODS
-        if changes and not same_origin(headers.get("origin"), headers.get("sec-fetch-site"), host):
-            return 403, "Requests from other websites are refused."
-        is_tool = "mcp" in scope["path"].lower().split("/")
-        if is_tool and not self.knows(headers.get("authorization", "")):
-            return 401, "Tools need the server's user and password as HTTP Basic authorization."
-        return None
+            text = "This server has another host name. Open the address that it printed."
+            raise Refusal(400, text)
+        if not same_origin(headers, scope["method"], host):
+            raise Refusal(*ELSEWHERE)
 
-    def knows(self, authorization: str) -> bool:
-        """Whether there is no password, or this is the right one.
-
-        Gradio's login guards pages and endpoints, but not the tools (MCP).
-        """
-        return self._authorization is None or hmac.compare_digest(
-            authorization.encode("latin-1", "replace"), self._authorization
-        )
+    async def _check_tools(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        """Raises Refusal for tools without the password."""
+        if self._login is None or "mcp" not in scope["path"].lower().split("/"):
+            return
+        authorization = headers.get("authorization", "")
+        try:
+            allowed = await self._login.allows(authorization, address(scope))
+        except TooManyGuesses:
+            raise Refusal(429, "Too many wrong passwords came from here.", 8) from None
+        if not allowed:
+            text = "Tools need the server's user and password as HTTP Basic authorization."
+            raise Refusal(401, text)
 
     def allows(self, host: str) -> bool:
         """Whether the Host is an IP address or a known name.
 
         An IP address is safe: DNS cannot rebind it to another machine.
         """
-        name = (urlsplit(f"//{host}").hostname or "").lower()
+        match = _HOST.fullmatch(host)
+        name = match["name"].strip("[]").lower() if match else ""
         try:
             ipaddress.ip_address(name)
             return True
@@ -86,28 +131,54 @@ class Guard:
             return name in self.hosts or any(name.endswith(s) for s in self.suffixes)
 
 
-def same_origin(origin: str | None, fetch_site: str | None, host: str) -> bool:
-    """Whether a request comes from this server's own pages, or from a program.
+def _check_route(scope: Scope) -> None:
+    """Raises Refusal for what neither the page nor its API needs."""
+    if scope["method"] not in ROUTES:
+        raise Refusal(405, "Use GET or POST.")
+    path = scope["path"]
+    is_name = all(len(part.encode()) <= MAX_NAME for part in path.split("/"))
+    if not (is_name and len(path) <= MAX_PATH and ROUTES[scope["method"]].fullmatch(path)):
+        raise Refusal(404, "There is nothing at this address.")
 
-    Programs send neither header. Browsers send Origin with every changing request.
+
+def read_headers(scope: Scope) -> dict[str, str]:
+    """Headers by name in lower case. Raises Refusal where one is malformed or ambiguous."""
+    names = [name for name, _ in scope["headers"]]
+    if any(names.count(name) > 1 for name in SINGLE):
+        raise Refusal(*MALFORMED)
+    headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+    host, origin = headers.get("host", ""), headers.get("origin", "null")
+    if not (_HOST.fullmatch(host) or not host) or not _ORIGIN.fullmatch(origin):
+        raise Refusal(*MALFORMED)
+    if "\x00" in scope["path"]:
+        raise Refusal(*MALFORMED)
+    return headers
+
+
+def same_origin(headers: Mapping[str, str], method: str, host: str) -> bool:
+    """Whether a request comes from this server's own pages, from a program, or is a link.
+
+    Programs send neither header. Browsers send Origin with every request of a script that another
+    site may read, and with every changing request; a link or a frame is a navigation.
     """
-    if fetch_site in ("cross-site", "same-site"):
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
         return False
-    return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    if site not in ("cross-site", "same-site"):
+        return True
+    return method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
 
 
-async def _refuse(send: Send, status: int, text: str) -> None:
-    body = text.encode()
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", b"text/plain; charset=utf-8"),
-                (b"content-length", str(len(body)).encode()),
-            ],
-        }
-    )
+async def refuse(send: Send, refusal: Refusal) -> None:
+    """Answer with the refusal."""
+    body = refusal.text.encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if refusal.after:
+        headers.append((b"retry-after", str(refusal.after).encode()))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -120,14 +191,3 @@ def own_hosts(host: str) -> set[str]:
     if space := os.environ.get("SPACE_HOST"):
         names |= set(space.split(","))
     return {n.lower() for n in names if n}
-
-
-def visitor() -> str | None:
-    """Who sent the request: the login name, else the address. None outside a request."""
-    request = LocalContext.request.get(None)
-    if request is None:
-        return None
-    name = getattr(request, "username", None)
-    if name:
-        return f"name {name}"
-    return f"address {request.client.host}" if request.client else "address unknown"

@@ -14,6 +14,7 @@ from ui.components.html_panel import QUIET, data_of, html_panel, script, typing
 from ui.components.live_chart import live_chart
 from ui.render import charts, status
 from ui.server import group_ref
+from ui.server.calls import slow
 from ui.server.refresh import RefreshEvents
 from ui.server.views import Views
 from ui.tabs.exports import export_folder, file_name
@@ -118,7 +119,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
         side.inputs.seen,
     ]
     show = ShowInspect(views)
-    refresh = frame.refresh.events("inspect", show, inputs, outputs)
+    refresh = frame.refresh.events("inspect", slow(show), inputs, outputs)
     _wire_export(listed, frame, views, filters)
     _wire_filters(listed, filters, refresh)
 
@@ -218,7 +219,7 @@ def _wire_export(listed: _List, frame: Frame, views: Views, filters: gr.Textbox)
         return export_selection(views, run_id, text, search)
 
     listed.bounds.export(
-        save, [filters, frame.run, listed.search], [listed.file, frame.notice], **QUIET
+        slow(save), [filters, frame.run, listed.search], [listed.file, frame.notice], **QUIET
     ).success(
         None,
         listed.file,

@@ -12,6 +12,7 @@ from grpo_core.errors import StudioError
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel
 from ui.render.text import count, esc, size
+from ui.server.calls import slow
 from ui.server.service import Service
 from ui.tabs.form_fields import FormFields
 
@@ -28,7 +29,8 @@ def build_model(fields: FormFields) -> ModelBox:
 
 
 def wire_model(fields: FormFields, box: ModelBox, service: Service) -> None:
-    box.check.click(lambda *values: show_model(service, values), fields.values, box.answer, **QUIET)
+    check = slow(lambda *values: show_model(service, values))
+    box.check.click(check, fields.values, box.answer, **QUIET)
 
 
 def show_model(service: Service, values: Sequence[Any]) -> str:

@@ -17,6 +17,7 @@ from grpo_core.store import RunRow
 from ui.components.html_panel import QUIET, html_panel
 from ui.render import status
 from ui.render.text import count, esc, format_number
+from ui.server.calls import slow
 from ui.server.service import Service
 from ui.server.views import Views
 from ui.tabs.frame import SKIP, Frame, Tab, components_of, hidden_values, parse_tokens, token
@@ -74,7 +75,7 @@ def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
         answers = html_panel(elem_id="play-answers")
     at, seen = hidden_values("state-play-", at="0", seen="{}")
     tools.take.click(
-        lambda run_id, number: take_prompt(views, service, run_id, number),
+        slow(lambda run_id, number: take_prompt(views, service, run_id, number)),
         [frame.run, at],
         [text, answer, at, answers],
         **QUIET,
@@ -89,7 +90,7 @@ def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
         temperature=tools.temperature,
     )
     tools.go.click(
-        lambda *values: play(views, service, PlayInputs(*values)),
+        slow(lambda *values: play(views, service, PlayInputs(*values))),
         components_of(inputs),
         answers,
         **QUIET,

@@ -18,6 +18,7 @@ from ui.components import form
 from ui.components.html_panel import QUIET, html_panel
 from ui.render.status import banner
 from ui.render.text import count, esc
+from ui.server.calls import slow
 from ui.server.service import Service
 from ui.tabs.form_fields import FormFields
 from ui.tabs.frame import UPLOADED
@@ -50,10 +51,9 @@ def wire_prompts(fields: FormFields, box: PromptsBox, service: Service) -> None:
     task = fields.controls["task.name"]
     task.change(lambda name: gr.update(visible=name == FILE.name), task, box.own, **QUIET)
     path = [fields.controls["task.path"], fields.messages["task.path"]]
-    box.upload.upload(take_upload, box.upload, path, **UPLOADED)
-    box.preview.click(
-        lambda *values: show_preview(service, values), fields.values, box.result, **QUIET
-    )
+    box.upload.upload(slow(take_upload), box.upload, path, **UPLOADED)
+    preview = slow(lambda *values: show_preview(service, values))
+    box.preview.click(preview, fields.values, box.result, **QUIET)
 
 
 def take_upload(path: Any) -> list[Any]:

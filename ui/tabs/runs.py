@@ -12,6 +12,7 @@ import gradio as gr
 from ui.components.html_panel import QUIET, data_of, html_panel, typing
 from ui.components.live_chart import live_chart
 from ui.render import charts
+from ui.server.calls import slow
 from ui.server.refresh import RefreshEvents
 from ui.server.service import Service
 from ui.server.views import Runs, Views
@@ -315,9 +316,10 @@ def _hide() -> dict[str, Any]:
 def _wire_exports(box: _RunsBox, views: Views, service: Service, selected: gr.Textbox) -> None:
     download = "(file) => { if (file) document.querySelector('#export-file').click(); }"
     for button, name in zip(box.tools.exports, EXPORTS, strict=True):
-        button.click(
-            partial(export_run, views, service, name), selected, [box.file, box.message], **QUIET
-        ).success(None, box.file, None, js=download)
+        export = slow(partial(export_run, views, service, name))
+        button.click(export, selected, [box.file, box.message], **QUIET).success(
+            None, box.file, None, js=download
+        )
     if box.push is not None:
-        push = partial(push_run, views, service)
+        push = slow(partial(push_run, views, service))
         box.push.button.click(push, [box.push.repository, selected], box.message, **QUIET)

@@ -17,6 +17,7 @@ from ui.components import form
 from ui.components.html_panel import html_panel, typing
 from ui.render.status import banner
 from ui.render.text import esc
+from ui.server.calls import slow
 from ui.server.refresh import Refresh
 from ui.server.service import Service
 from ui.tabs.form_fields import FormFields, default_values
@@ -171,7 +172,7 @@ def _wire_checks(setup: Setup, workbench: Workbench, refresh: Refresh) -> None:
         for n in form.NAMES
         if n not in ("algorithm.preset", "rubric.name")
     ]
-    checked = refresh.js("check", check, values)
+    checked = refresh.js("check", slow(check), values)
     gr.on([*typed, workbench.text.change], None, values, answers, js=checked, **LATEST)
     f["rubric.name"].input(choose_rubric, f["rubric.name"], f[form.CRITERIA], **LATEST)
     # Check once more afterwards: each text field that changes sends a check at once, when the

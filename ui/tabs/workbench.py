@@ -14,6 +14,7 @@ from grpo_core.errors import StudioError
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel
 from ui.render.text import count, esc, format_number, percent, signed
+from ui.server.calls import slow
 from ui.server.service import Service
 from ui.tabs.form_fields import FormFields
 from ui.tabs.frame import LATEST, hidden_values
@@ -70,10 +71,10 @@ def wire_workbench(fields: FormFields, bench: Workbench, service: Service) -> No
         *form_values, tried_key = values
         return reweighed(service, form_values, tried_key)
 
-    bench.sample.click(sample, values, [bench.result, key], **QUIET)
-    bench.paste.click(paste, [*values, bench.text], [bench.result, key], **QUIET)
-    bench.probe.click(probe, values, [bench.result, key], **QUIET)
-    fields.controls[form.CRITERIA].change(reweigh, [*values, key], bench.result, **LATEST)
+    bench.sample.click(slow(sample), values, [bench.result, key], **QUIET)
+    bench.paste.click(slow(paste), [*values, bench.text], [bench.result, key], **QUIET)
+    bench.probe.click(slow(probe), values, [bench.result, key], **QUIET)
+    fields.controls[form.CRITERIA].change(slow(reweigh), [*values, key], bench.result, **LATEST)
 
 
 def wire_preflight(
@@ -82,7 +83,7 @@ def wire_preflight(
     def preflight(*values: Any) -> str:
         return answer_for(values, lambda config: findings(service.preflight(config)))
 
-    button.click(preflight, fields.values, report, **QUIET)
+    button.click(slow(preflight), fields.values, report, **QUIET)
 
 
 def answer_for(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
