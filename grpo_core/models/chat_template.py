@@ -131,18 +131,18 @@ def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 # ---- what the prompt began for the policy -------------------------------------------------------
 
 _LAST_TAG = re.compile(
-    r"(?<![\w)])(?:<(?P<tag>[A-Za-z][\w:.-]{0,40})>"
-    r"|(?:<[|｜]|\[|◁)(?P<mark>[A-Za-z_▁ ]{1,40})(?:[|｜]>|\]|▷))\s*\Z"
+    r"(?:<(?P<tag>[A-Za-z][\w:.-]{0,40})>"
+    r"|(?P<mark><[|｜][A-Za-z_▁ ]{1,40}[|｜]>|\[[A-Z_]{1,40}\]|◁[A-Za-z_ ]{1,40}▷))\s*\Z"
 )
-# Tags that begin a turn or a sequence, or that have no end.
+# Whatever stands before it, a tag with one of these stems opens a block.
+_BLOCK_STEMS = ("think", "thought", "reason", "answer", "solution", "scratchpad", "reflect")
+# Other tags open one too, but not these: they begin a turn or a sequence, or have no end.
 _NO_BLOCK = {
     "assistant", "user", "system", "human", "ai", "bot", "chatbot", "model", "gpt", "agent",
     "tool", "turn", "role", "header", "message", "reserved", "unused", "extra", "special", "s",
     "bos", "eos", "sot", "sep", "cls", "pad", "unk", "mask", "im", "inst", "fim", "pre", "suf",
     "mid", "br", "hr", "img", "input",
 }  # fmt: skip
-# A mark such as <|assistant|> or [INST] usually begins a turn; with these stems it opens a block.
-_BLOCK_STEMS = ("think", "thought", "reason", "answer", "solution", "scratchpad", "reflect")
 
 
 def opened_block(prompt: str) -> str:
@@ -155,11 +155,12 @@ def opened_block(prompt: str) -> str:
     if match is None:
         return ""
     words = re.findall("[a-z]+", (match["tag"] or match["mark"]).lower())
-    if not words or words[0] == "end" or words in (["start"], ["begin"]):
+    if not words or words[0] == "end":
         return ""
-    opens = (
-        not _NO_BLOCK & set(words)
-        if match["tag"]
-        else any(word.startswith(_BLOCK_STEMS) for word in words)
-    )
-    return match[0] if opens else ""
+    if any(word.startswith(_BLOCK_STEMS) for word in words):
+        return match[0]
+    # Marks such as <|assistant|> and [INST] begin turns. In vector<int> there is no tag.
+    before = prompt[-100:][: match.start()][-1:]
+    if match["mark"] or before.isalnum() or words in (["start"], ["begin"]):
+        return ""
+    return "" if _NO_BLOCK & set(words) else match[0]

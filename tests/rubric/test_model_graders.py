@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import shutil
 import socket
 import threading
 import time
@@ -390,6 +391,33 @@ def test_a_reward_model_scores_a_batch_as_it_scores_one_by_one(classifier):
         texts, PROMPTS[:4], check.params(model=classifier, sigmoid=False), Notes()
     )
     assert [1 / (1 + 2.718281828459045**-x) for x in logits] == pytest.approx(batched, abs=1e-5)
+
+
+def test_a_reward_model_reads_the_chat_that_its_template_writes_with_one_begin_token(
+    classifier, tmp_path
+):
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = str(shutil.copytree(classifier, tmp_path / "chat"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = "<think>"  # any token of the vocabulary
+    begin = [("<think>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<think> $A", pair="<think> $A $B", special_tokens=begin
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    check = CHECKS["reward_model"]
+    score = check.score(COMPLETIONS[0], PROMPTS[0], check.params(model=folder, sigmoid=False))
+    text = f"<think>[user]{PROMPTS[0].text}[assistant]{COMPLETIONS[0].text}"
+    ids = AutoTokenizer.from_pretrained(classifier)(text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        expected = AutoModelForSequenceClassification.from_pretrained(folder)(ids).logits.item()
+    assert score == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_missing_reward_model_ends_the_run_in_one_line():
