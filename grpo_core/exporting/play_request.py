@@ -11,6 +11,7 @@ class PlayRequest:
     """One prompt for the policy after each of `steps` steps (0 = before training).
 
     count: answers per step. temperature 0 is greedy. answer: the right one; may be empty.
+    number: of the held-out prompt that the text was taken from; None if somebody typed it.
     """
 
     text: str
@@ -18,3 +19,4 @@ class PlayRequest:
     steps: Sequence[int]
     count: int
     temperature: float
+    number: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.rubric import build_rubric
 from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import CheckpointRow, RunRow, Store
-from grpo_core.tasks import heldout_prompts, load_task, prompt_id, train_prompts
+from grpo_core.tasks import FILE, heldout_prompts, load_task, prompt_id, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
 from grpo_core.training.scoring import Progress, score_groups
@@ -69,13 +69,27 @@ def heldout_prompt(config: RunConfig, number: int) -> Prompt:
     return prompts[number % len(prompts)]
 
 
+def _asked(config: RunConfig, request: PlayRequest) -> Prompt:
+    """The held-out prompt that the text was taken from, with its earlier messages and columns.
+
+    A text that was typed or edited follows the run's system prompt alone.
+    """
+    if request.number is not None:
+        prompt = heldout_prompt(config, request.number)
+        if prompt.text == request.text:
+            return replace(prompt, answer=request.answer)
+    name = config.task.name
+    system = config.task.system if name == FILE.name else ""  # others have none
+    meta = {"before": [{"role": "system", "content": system}]} if system else {}
+    return Prompt(prompt_id(name, request.text), request.text, request.answer, name, meta)
+
+
 def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) -> PlayResult:
     """Sample the requested answers. Each step uses the same random numbers. Raises StudioError."""
     run = store.run(run_id)
     config = parse(run.config)
     task, rubric = load_task(config.task), build_rubric(config.rubric)
-    text, room = request.text, config.train.max_new_tokens
-    prompt = Prompt(prompt_id(config.task.name, text), text, request.answer, config.task.name)
+    prompt, room = _asked(config, request), config.train.max_new_tokens
     params = SamplingParams(request.count, room, request.temperature)
     sides = []
     for step in request.steps:

@@ -15,6 +15,7 @@ from grpo_core.tasks.task import (
     heldout_prompts,
     is_heldout,
     prompt_id,
+    remarks,
     train_prompts,
 )
 
@@ -88,6 +89,7 @@ __all__ = [
     "is_heldout",
     "load_task",
     "prompt_id",
+    "remarks",
     "second_task",
     "train_prompts",
 ]

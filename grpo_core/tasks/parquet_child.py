@@ -19,6 +19,7 @@ os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 MAX_MEMORY = 2 << 30
 MAX_GROUP_BYTES = 2 << 30  # uncompressed size of a row group, as the footer states it
 BATCH_ROWS = 256
+MAX_VALUES = 10_000_000  # in the lists of so many rows; a null or a zero takes no room in the file
 ANSWER_CHARS = 4 << 20  # of rows as JSON, in one answer; child_process allows 8 MiB
 MAX_ROW_JSON = 3 << 20  # a row of 1,000,000 characters where half of them need an escape
 
@@ -72,6 +73,8 @@ def _decode(parquet: Any) -> Iterator[tuple[dict[str, Any], int]]:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
             if batch.nbytes > BATCH_ROWS * MAX_ROW_CHARS:
                 raise NoValue(f"{batch.num_rows} rows take {batch.nbytes / 2**20:.0f} MiB")
+            if (values := sum(map(_num_values, batch.columns))) > MAX_VALUES:
+                raise NoValue(f"{batch.num_rows} rows hold {values:,} values")
             for row, number in zip(_batch_rows(batch), numbers, strict=False):
                 length = len(json.dumps(row))
                 if length > MAX_ROW_JSON:
@@ -81,6 +84,12 @@ def _decode(parquet: Any) -> Iterator[tuple[dict[str, Any], int]]:
         raise NoValue(f"its rows need more than {MAX_MEMORY >> 30} GiB of memory") from None
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(error) from None
+
+
+def _num_values(column: Any) -> int:
+    """How many values a column of an Arrow batch holds, those in its lists and structs included."""
+    inside = column.flatten() if hasattr(column, "flatten") else []
+    return len(column) + sum(map(_num_values, inside if isinstance(inside, list) else [inside]))
 
 
 def _batch_rows(batch: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
@@ -95,6 +95,29 @@ def heldout_prompts(task: Task, size: int | None) -> list[Prompt]:
         )
         raise InvalidConfig([problem])
     return prompts
+
+
+def remarks(task: Task, heldout: Sequence[Prompt], size: int | None) -> str:
+    """What a person must know before training on these prompts; "" for nothing.
+
+    heldout, size: the held-out prompts, and how many the configuration asks for.
+    """
+    lines = []
+    if task.table is not None:
+        counts = task.table.counts
+        prompts = counts.rows - counts.empty
+        if counts.empty:
+            lines.append(f"{counts.empty:,} of {counts.rows:,} rows have no prompt: left out.")
+        if 0 < counts.unanswered < prompts:
+            lines.append(f"{counts.unanswered:,} of {prompts:,} prompts have no answer.")
+        if counts.contradictions:
+            lines.append(
+                f"{counts.contradictions:,} rows repeat a prompt with another answer: "
+                "its first answer counts."
+            )
+    if size is None and not heldout:
+        lines.append("No prompt is held out, so accuracy is not measured.")
+    return " ".join(lines)
 
 
 def train_prompts(task: Task, seed: int, step: int, count: int) -> list[Prompt]:

@@ -16,7 +16,7 @@ from grpo_core.models.device import environment, peak_memory_mib
 from grpo_core.models.download import fetch
 from grpo_core.rollout import SamplingParams
 from grpo_core.rubric import RunningStd, build_rubric
-from grpo_core.tasks import Task, heldout_prompts, load_task, second_task
+from grpo_core.tasks import Task, heldout_prompts, load_task, remarks, second_task
 from grpo_core.training.checkpoint import CheckpointManager
 from grpo_core.training.control import RunControl
 from grpo_core.training.memory_estimate import recomputes_layers
@@ -184,7 +184,10 @@ def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
     )
     policy = load_policy(config.model, config.train.seed)
     task = fit_to_context(task, policy, config)
-    eval_sets = {"heldout": (task, heldout_prompts(task, config.task.heldout_size))}
+    heldout = heldout_prompts(task, config.task.heldout_size)
+    if said := remarks(task, heldout, config.task.heldout_size):
+        points.emit(Noticed(0, "prompts", "warning", said))
+    eval_sets = {"heldout": (task, heldout)}
     if (other := second_task(config.task)) is not None:
         second = fit_to_context(load_task(other), policy, config.model_copy(update={"task": other}))
         eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,23 @@ def test_the_command_line_exports_a_model_and_both_recipes(trained, tmp_path, ca
     assert "--set train.steps=2" in capsys.readouterr().out
     assert main(["export", run_id, "--db", str(store.path), "--format", "trl"]) == 0
     assert "GRPOTrainer" in capsys.readouterr().out
+
+
+def test_a_taken_chat_is_answered_after_all_its_messages(tiny_model, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    rows = []
+    for i in range(40):
+        turns = [(f"Document {i}", "user"), ("Yes?", "assistant"), ("Sum up.", "user")]
+        chat = [{"role": role, "content": text} for text, role in turns]
+        rows.append(json.dumps({"messages": chat, "answer": "the same", "note": i}) + "\n")
+    (tmp_path / "p.jsonl").write_text("".join(rows))
+    settings = {"task.path": str(tmp_path / "p.jsonl"), "task.system": "Be brief."}
+    config = parse(nest({**settings, "model.name": str(tiny_model), "train.max_new_tokens": 4}))
+    run_id = store.create_run(config, "chats")
+    service = PreflightService(store)
+    second = service.run_prompt(run_id, 1)
+    request = PlayRequest(second.text, "the same", [0], 1, 0.0, 1)
+    assert service.play(run_id, request).prompt == second
+    assert second.meta["before"][1]["content"].startswith("Document")
+    typed = service.play(run_id, replace(request, text="Hi")).prompt
+    assert typed.meta["before"] == [{"role": "system", "content": "Be brief."}]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_core.config import TaskConfig
+from grpo_core.config import TaskConfig, nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.tasks import (
     TASKS,
@@ -22,6 +22,7 @@ from grpo_core.tasks import (
     is_heldout,
     load_task,
     prompt_id,
+    remarks,
     train_prompts,
 )
 from grpo_core.tasks.countdown import NotAnExpression, evaluate
@@ -317,3 +318,33 @@ def test_a_prompt_without_a_usable_answer_is_graded_wrong(task):
 @settings(max_examples=50)
 def test_no_text_and_no_reference_answer_makes_a_grader_raise(task, text, answer):
     assert task.grade(text, prompt(task.name, answer)) in (0.0, 1.0)
+
+
+# ---- the default of held-out prompts -------------------------------------------------------------
+
+
+@each_task
+def test_a_large_task_holds_out_two_hundred_by_default(task):
+    assert TaskConfig().heldout_size is None
+    assert heldout_prompts(task, None) == heldout_prompts(task, 200)
+
+
+def test_a_tiny_task_holds_out_what_it_has_by_default():
+    def make(rng):
+        return str(rng.randint(0, 99)), "1", {}
+
+    tiny = Task("tiny", "", "", "", make, lambda text, prompt: 0.0)
+    held = heldout_prompts(tiny, None)
+    assert 0 < len(held) < 30  # of a hundred prompts, one in ten
+    assert remarks(tiny, held, None) == ""
+    assert "accuracy is not measured" in remarks(tiny, [], None)
+    assert remarks(tiny, [], 0) == ""
+
+
+def test_an_older_configuration_keeps_its_exact_number():
+    config = parse({"task": {"name": "sort", "heldout_size": 200}})
+    assert parse(config.model_dump(mode="json")).task.heldout_size == 200
+    assert parse(nest({"task.heldout_size": None})).task.heldout_size is None
+    for wrong in (-1, 5001, "many", 1.5):
+        with pytest.raises(InvalidConfig, match=r"task\.heldout_size = .*Leave it empty"):
+            parse(nest({"task.heldout_size": wrong}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 
 import pytest
@@ -19,6 +20,7 @@ from grpo_core.types import (
     Evaluated,
     GroupsScored,
     ModelLoaded,
+    Noticed,
     Phase,
     PhaseStarted,
     Prompt,
@@ -230,3 +232,19 @@ def test_wilson_interval_has_its_textbook_values():
     low, high = wilson_interval(0, 10)
     assert low == pytest.approx(0, abs=1e-12)
     assert 0.27 < high < 0.28
+
+
+def test_a_run_says_which_rows_it_leaves_out(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    rows = [{"question": f"{i}+1?", "answer": i + 1} for i in range(40)]
+    rows += [{"answer": 5}, {"question": None}, {"question": "why?"}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {**tiny_settings, "task.path": str(tmp_path / "p.jsonl"), "train.steps": 1}
+    said = of(run({**settings, "task.heldout_size": None}), Noticed)
+    assert [(e.code, e.severity, e.message) for e in said if e.code == "prompts"] == [
+        (
+            "prompts",
+            "warning",
+            "2 of 43 rows have no prompt: left out. 1 of 41 prompts have no answer.",
+        )
+    ]

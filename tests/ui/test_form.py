@@ -111,6 +111,8 @@ def test_numbers_are_read_as_they_were_typed():
         7,
     )
     assert form.read(values(train__learning_rate=""))[0].train.learning_rate is None
+    sizes = [form.read(values(task__heldout_size=n))[0].task.heldout_size for n in (None, "", 0, 7)]
+    assert sizes == [None, None, 0, 7]
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
