@@ -288,28 +288,6 @@ def test_a_visitors_snippet_waits_for_others_only_for_its_own_time():
     assert time.monotonic() - started < 1
     assert notes == {"the snippet's process: the time of this request was used up": 2}
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]  # a run's
-    assert thread.is_alive()
-    thread.join()
-
-
-def test_a_visitors_snippet_waits_for_others_only_for_its_own_time():
-    check, endless = CHECKS["python"], "def score(a, b, c, d):\n    while True: pass"
-
-    def other_visitor():
-        with time_limit(1.2):
-            params = check.params(code=endless, seconds=10)
-            check.scores(COMPLETIONS, PROMPTS, params, Counter())
-
-    check.scores(COMPLETIONS, PROMPTS, check.params(), Counter())  # starts the run's helper
-    thread, notes = threading.Thread(target=other_visitor), Counter()
-    thread.start()
-    time.sleep(0.3)
-    started = time.monotonic()
-    with time_limit(0.3):
-        assert check.scores(COMPLETIONS, PROMPTS, check.params(), notes) == [None, None]
-    assert time.monotonic() - started < 1
-    assert notes == {"the snippet's process: the time of this request was used up": 2}
-    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]  # a run's
     thread.join()
 
 
@@ -356,6 +334,7 @@ REASONS = {
     "return [1.0] * 3": "bad returned 3 scores for 2 completions",
     "return [[1.0, 2.0], 'x\\ny']": "bad returned [1.0, 2.0], which is no finite number",
     "return [1e308 * 10, 10**400]": "bad returned inf, which is no finite number",
+    "return [10**5000] * 2": "bad returned a value of type int, which is no finite number",
     "return [1e16, 1e16]": "a score of 1e+16 is beyond 1e+15",
     "return [trainer_state.epoch] * 2": "trainer_state.epoch is not known here; known: nothing",
     "return [len(completion_ids[0])] * 2": "bad: line 2: TypeError: 'NoneType'",
@@ -395,6 +374,23 @@ def test_a_file_with_a_byte_order_mark_and_few_parameters_works(tmp_path):
     (tmp_path / "mine.py").write_bytes(b"\xef\xbb\xbf" + body.encode())
     check = load_plugins([str(tmp_path / "mine.py")])["mine.f"]
     assert run(check) == ([18.0, 3.0], Counter())
+
+
+def test_objects_that_can_be_called_are_checks_too(tmp_path):
+    checks = plugin(
+        tmp_path,
+        "from functools import partial\n"
+        "from os.path import join\n\n"
+        "def add(completions, more, **_):\n    return [len(c) + more for c in completions]\n\n"
+        "class Times:\n"
+        "    def __init__(self, by): self.by = by\n"
+        "    async def __call__(self, completions, **_):\n"
+        "        return [len(c) * self.by for c in completions]\n\n"
+        "ten_more, twice, limit = partial(add, more=10), Times(2), 3\n",
+    )
+    assert set(checks) == {"mine.add", "mine.ten_more", "mine.twice"}
+    assert run(checks["mine.ten_more"])[0] == [28.0, 13.0]
+    assert run(checks["mine.twice"])[0] == [36.0, 6.0]
 
 
 def test_columns_have_their_names_and_chats_are_messages(tmp_path):

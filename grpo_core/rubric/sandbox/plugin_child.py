@@ -7,6 +7,7 @@ the file, with limits on memory and on the time of each call.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 import os
@@ -70,7 +71,7 @@ class Plugin:
         self._functions = {
             name: value
             for name, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == MODULE and not name.startswith("_")
+            if _home(value) == MODULE and not name.startswith("_")
         }
 
     def names(self) -> list[str]:
@@ -132,6 +133,14 @@ async def _result(values: Any) -> Any:
     return await values
 
 
+def _home(value: Any) -> str | None:
+    """The module that defines a function, or an object that can be called like one."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    is_function = callable(value) and not inspect.isclass(value)
+    return getattr(value, "__module__", None) if is_function else None
+
+
 def _plain(value: Any) -> float | str | None:
     """A finite number as a float; anything else as text, for the message."""
     if value is None:
@@ -143,7 +152,10 @@ def _plain(value: Any) -> float | str | None:
             pass
         else:
             return number if math.isfinite(number) else str(number)
-    return repr(value)[:60]
+    try:
+        return repr(value)[:60]
+    except Exception:
+        return f"a value of type {type(value).__name__}"
 
 
 class _PipeEnd:
