@@ -118,19 +118,22 @@ class Child:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             _, stdout = _pipes(self._process)
-            if not select.select([stdout], [], [], 0)[0]:  # else it wrote without a question
+            if not _is_ready(stdout, select.POLLIN, 0):  # else it wrote without a question
                 return self._process
         self._kill()
-        process = subprocess.Popen(
-            [sys.executable, *self._arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=None if self._environment is None else dict(self._environment),
-            cwd=self._cwd,
-            start_new_session=True,
-            bufsize=0,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=None if self._environment is None else dict(self._environment),
+                cwd=self._cwd,
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:  # no file descriptor, process or memory is left
+            raise ChildFailed(f"it did not start: {error.strerror or error}") from None
         self._process = process
         self._end = weakref.finalize(self, _kill_group, process)
         stdin, _ = _pipes(process)
@@ -154,8 +157,7 @@ class Child:
     def _send(self, process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
         stdin, _ = _pipes(process)
         while data:
-            _, writable, _ = select.select([], [stdin], [], max(0.0, deadline - time.monotonic()))
-            if not writable:
+            if not _is_ready(stdin, select.POLLOUT, deadline - time.monotonic()):
                 raise ChildFailed("it stopped reading")
             data = data[os.write(stdin.fileno(), data[:65536]) :]
 
@@ -164,7 +166,7 @@ class Child:
         line = bytearray()
         while not line.endswith(b"\n"):
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([stdout], [], [], left)[0]:
+            if left <= 0 or not _is_ready(stdout, select.POLLIN, left):
                 raise ChildFailed(too_late)
             block = os.read(stdout.fileno(), 65536)
             if not block:
@@ -307,6 +309,13 @@ def _answer(
 
 def _nothing() -> None:
     """There is no process to end."""
+
+
+def _is_ready(pipe: IO[bytes], event: int, seconds: float) -> bool:
+    """Wait until a pipe can be read or written, or is closed."""
+    poll = select.poll()  # select() fails for descriptors above 1,023
+    poll.register(pipe, event)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

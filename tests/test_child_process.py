@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -114,6 +116,24 @@ def test_a_message_that_is_no_json_is_refused(helper):
     with pytest.raises(ChildFailed, match="no JSON"):
         helper.request(object(), 5)
     assert honest(helper) == 0.5
+
+
+def test_helpers_work_with_many_open_files_and_fail_in_one_line_without_any(tmp_path):
+    code = (
+        "import os, resource\n"
+        "from grpo_core.child_process import Child, ChildFailed\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (1200, 1200))\n"
+        "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(1100)]\n"
+        f"child = Child(['-I', '-S', {str(tmp_path / 'helper.py')!r}])\n"
+        "print(child.request('honest', 5))\n"
+        "child.close()\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (1100, 1200))\n"
+        "try: child.request('honest', 5)\n"
+        "except ChildFailed as error: print(error)\n"
+    )
+    (tmp_path / "helper.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "0.5\nit did not start: Too many open files\n", done.stderr
 
 
 numbers = st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=5))
