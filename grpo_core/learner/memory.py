@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,6 +14,7 @@ from grpo_core.learner.batch import Batch, micro_batches, whole_groups
 from grpo_core.learner.logprobs import allows_flat, hidden_size
 from grpo_core.models.attention_spans import longest_independent_row
 from grpo_core.models.decoder import FusedDecoder
+from grpo_core.models.device import is_out_of_memory, release_memory
 
 log = logging.getLogger("grpo_studio")
 
@@ -79,9 +79,7 @@ class MicroBatcher:
             # Outside the handler: the traceback would keep the failed pass's tensors alive.
             self.max_tokens = max(1, min(self.max_tokens, max(map(_tokens, parts))) // 2)
             log.warning("Out of memory: continuing with %d tokens a micro-batch.", self.max_tokens)
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
 
 
 def _longest_row(batch: Batch) -> int:
@@ -111,10 +109,3 @@ def _tokens(part: Batch) -> int:
 def max_part_tokens(max_tokens: int, device: torch.device) -> int:
     """The largest part on this device, except for one completion or a very long prompt."""
     return min(max_tokens, MAX_CPU_TOKENS) if device.type == "cpu" else max_tokens
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Recognises torch's error, Python's, and the message of torch's CPU allocator."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "can't allocate memory" in str(error)

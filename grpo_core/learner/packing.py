@@ -12,9 +12,9 @@ from torch import nn
 
 from grpo_core.learner.batch import Batch, packed, separate
 from grpo_core.learner.logprobs import MakeLayout, token_logprobs
-from grpo_core.learner.memory import is_out_of_memory
 from grpo_core.models.attention_spans import longest_independent_row
 from grpo_core.models.decoder import FusedDecoder
+from grpo_core.models.device import is_out_of_memory
 
 log = logging.getLogger("grpo_studio")
 
@@ -155,7 +155,10 @@ def packing_is_exact(model: nn.Module, batch: Batch, layout: MakeLayout | None =
             log.warning("A group in one row does not fit in memory; its rows are computed alone.")
         return False
     difference = (shared - alone)[batch.completion_mask].abs()
-    tolerance = PACKING_TOLERANCE.get(next(model.parameters()).dtype)
+    weight = next(model.parameters())
+    tolerance = PACKING_TOLERANCE.get(weight.dtype)
+    if weight.is_cuda and weight.dtype == torch.float32:
+        tolerance = None  # TF32 rounds to ten bits
     if tolerance is not None:
         return bool(difference.max() <= tolerance)
     return bool(difference.quantile(HALF_QUANTILE) <= HALF_TOLERANCE)

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
-from grpo_core.models.device import free_memory, host_memory, pick_device
+from grpo_core.models.device import free_memory, host_memory, pick_device, prepare_device
 from grpo_core.models.folder import BadModel
 from grpo_core.models.lora import add_adapters
 from grpo_core.models.policy import Policy, Reader
@@ -81,6 +81,7 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device | None = No
 def _load_policy(config: ModelConfig, seed: int, device: torch.device) -> Policy:
     source = find_source(config)
     dtype = precision(config, device)
+    prepare_device(device)
     shape = _language_shape(source, config, device)
     check_memory(empty_model(shape), dtype, config.base_bits, _room(config, device))
     tokenizer = read_tokenizer(source, shape)
@@ -258,8 +259,12 @@ def _load_classifier(
 
 
 def precision(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The dtype of the weights; "auto" is bfloat16 on CUDA and float32 elsewhere."""
-    automatic = "bfloat16" if device.type == "cuda" else "float32"
+    """The dtype of the weights; "auto" is bfloat16 where the device computes in it, else float32.
+
+    NVIDIA cards before Ampere emulate bfloat16, and so do most CPUs: both are slower with it.
+    """
+    has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    automatic = "bfloat16" if has_bfloat16 else "float32"
     return getattr(torch, automatic if config.dtype == "auto" else config.dtype)
 
 

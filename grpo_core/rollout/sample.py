@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.models import Policy
+from grpo_core.models.device import is_out_of_memory, release_memory
 from grpo_core.models.token_ids import FITTING, beyond_table, num_embeddings
 from grpo_core.models.weights import first_not_finite
 from grpo_core.rollout.decode_batches import decode_batches
 from grpo_core.rollout.decoders import decoder
 from grpo_core.types import Completion, Rollout
+
+log = logging.getLogger("grpo_studio")
 
 # Called with the index of a prompt and all of its completions, as soon as the last one has ended.
 OnGroupDone = Callable[[int, list[Rollout]], None]
@@ -64,14 +68,29 @@ def sample_groups(
         device=policy.device,
         dtype=torch.float64,
     )
-    groups: list[list[Rollout]] = [[]] * len(prompts)
-    for members in decode_batches(policy, prompts, size, params.max_new_tokens):
+    groups: dict[int, list[Rollout]] = {}
+    waiting = [*decode_batches(policy, prompts, size, params.max_new_tokens)]
+    while waiting:
+        members = waiting.pop(0)
         batch = _DecodeBatch(policy, [prompts[p] for p in members], params)
         done = _for_members(hooks.on_group_done, members)
-        batch.decode(uniforms[members].flatten(0, 1), hooks.check_interrupt, done)
-        for p, siblings in zip(members, batch.groups(), strict=True):
-            groups[p] = siblings
-    return [rollout for siblings in groups for rollout in siblings]
+        try:
+            batch.decode(uniforms[members].flatten(0, 1), hooks.check_interrupt, done)
+        except (RuntimeError, MemoryError) as error:
+            # Groups that were reported stay as they are; rows draw the same tokens again.
+            groups |= {members[i]: siblings for i, siblings in batch.reported.items()}
+            left = [p for p in members if p not in groups]
+            if not is_out_of_memory(error) or len(left) < 2:
+                raise
+            waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
+        else:
+            groups |= zip(members, batch.groups(), strict=True)
+            continue
+        # Outside the handler: the traceback would keep the failed batch's tensors alive.
+        del batch
+        log.warning("Out of memory: sampling %d prompts at once.", len(waiting[0]))
+        release_memory()
+    return [rollout for p in range(len(prompts)) for rollout in groups[p]]
 
 
 def _check_ids(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:

@@ -11,10 +11,11 @@ from grpo_core.config import RunConfig
 from grpo_core.learner.memory import max_part_tokens
 from grpo_core.models import Policy, pick_device
 from grpo_core.models.device import cache_bytes, free_memory
-from grpo_core.models.lm_head import MAX_LOGITS
+from grpo_core.models.lm_head import GPU_LOGIT_BYTES, MAX_LOGITS, max_logits
 from grpo_core.models.shape import text_config
 
-LOGITS_BYTES = 4 * MAX_LOGITS * 3  # the logits that the loss holds at once, and two copies of them
+# The logits that the loss holds at once on a CPU, and two copies of them.
+LOGITS_BYTES = 4 * MAX_LOGITS * 3
 RESERVE = 0.9  # usable share of the free memory; the rest is for fragmentation and surprises
 BYTES_4BIT = 0.516  # a parameter in NF4: half a byte, and 1/60 for the quantisation constants
 PROMPT_TOKENS = 128  # assumed length of a prompt
@@ -42,7 +43,9 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
     hidden = getattr(shape, "hidden_size", None) or 0
     layers = getattr(shape, "num_hidden_layers", None) or 0
     per_token = hidden * size * (layers + 17 if recomputes else 17 * layers)
-    trained_bytes = model.trained * (4 if config.model.lora_rank else size)
+    # Adapters are float32; half-precision weights have float32 masters.
+    trained_bytes = model.trained * 4
+    half_bytes = model.trained * size if size < 4 and not config.model.lora_rank else 0
     # Of LoRA the reference is the model itself without its adapters.
     has_copy = config.algorithm.measure_kl and not config.model.lora_rank
     step_tokens = t.prompts_per_step * t.group_size * (t.max_new_tokens + PROMPT_TOKENS)
@@ -50,13 +53,22 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
     parts = {
         "weights": _weight_bytes(config, model, hidden),
         "reference": model.parameters * size if has_copy else 0,
-        "gradients": trained_bytes,
-        "optimiser": 2 * trained_bytes,
+        "gradients": trained_bytes + half_bytes,
+        "optimiser": 2 * trained_bytes + (trained_bytes if half_bytes else 0),
         "cache while sampling": step_tokens * cache_bytes(model.shape, size),
-        "logits": LOGITS_BYTES,
+        "logits": _logits_bytes(part_tokens * (getattr(shape, "vocab_size", None) or 0)),
         "activations": per_token * part_tokens,
     }
     return parts, max(1.0, per_token)
+
+
+def _logits_bytes(num_logits: int) -> int:
+    """Of a micro-batch with so many logits; too many are made in chunks."""
+    device = pick_device()
+    if device.type != "cuda":
+        return LOGITS_BYTES
+    most = max_logits(device)
+    return GPU_LOGIT_BYTES * (num_logits if num_logits <= most else most // 4)
 
 
 def _weight_bytes(config: RunConfig, model: ModelSize, hidden: int) -> int:

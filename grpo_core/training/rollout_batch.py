@@ -9,8 +9,8 @@ import torch
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
-from grpo_core.learner.memory import is_out_of_memory
 from grpo_core.models import Policy
+from grpo_core.models.device import is_out_of_memory
 from grpo_core.rollout import OnGroupDone, SamplingHooks, SamplingParams, sample_groups
 from grpo_core.rubric import Notes, Rubric
 from grpo_core.tasks import Task, train_prompts

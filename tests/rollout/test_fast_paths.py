@@ -25,7 +25,7 @@ from grpo_core.models.decoder import (
     swiglu,
 )
 from grpo_core.models.lora import AdapterOff, adapter_layers, merge_adapters
-from grpo_core.rollout import SamplingParams, decoders, sample_groups
+from grpo_core.rollout import SamplingHooks, SamplingParams, decoders, sample_groups
 from grpo_core.rollout import decode_batches as decode_batches
 
 EPS = torch.tensor(1e-6)
@@ -97,6 +97,55 @@ def test_groups_too_large_for_memory_are_sampled_in_turn_and_equal(monkeypatch):
         sample_groups(policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5))
         == whole
     )
+
+
+def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_prompts(monkeypatch):
+    policy = Policy(make_model("Qwen3", torch.float64), IdsAsText(), frozenset({7}), 0, 128)
+    prompts, params = ragged(2).prompts, SamplingParams(4, 12, 1.0)
+
+    def draw(reported):
+        hooks = SamplingHooks(on_group_done=lambda p, rollouts: reported.append((p, rollouts)))
+        return sample_groups(policy, prompts, params, torch.Generator().manual_seed(5), hooks)
+
+    whole_reported = []
+    whole = draw(whole_reported)
+    make, sizes = decoders.decoder, []
+
+    def full_after_five_tokens(policy):
+        """A decoder for more than one prompt runs out of memory at its sixth token."""
+        model, tokens = make(policy), []
+        read, step = model.read, model.step
+
+        def counted_read(prompts, *sizes_of):
+            sizes.append(len(prompts))
+            return read(prompts, *sizes_of)
+
+        def limited_step(token):
+            tokens.append(1)
+            if sizes[-1] > 1 and len(tokens) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return step(token)
+
+        model.read, model.step = counted_read, limited_step
+        return model
+
+    monkeypatch.setattr("grpo_core.rollout.sample.decoder", full_after_five_tokens)
+    reported = []
+    assert draw(reported) == whole
+    assert sizes == [3, 1, 2, 1, 1]
+    assert sorted(p for p, _ in reported) == [0, 1, 2], "each group is reported once"
+    assert sorted(reported) == sorted(whole_reported)
+
+
+def test_a_single_prompt_that_does_not_fit_in_memory_raises(monkeypatch):
+    policy = Policy(make_model("Qwen3"), IdsAsText(), frozenset({7}), 0, 128)
+
+    def full(policy):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("grpo_core.rollout.sample.decoder", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        sample_groups(policy, [[5, 6], [7]], SamplingParams(2, 4, 1.0), torch.Generator())
 
 
 def test_sliding_window_models_get_no_padding_before_their_prompts():

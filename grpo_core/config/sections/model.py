@@ -32,8 +32,8 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "Precision",
-        "`auto`: bfloat16 on CUDA, float32 elsewhere. "
-        "With a small learning rate, bfloat16 weights lose small updates to rounding.",
+        "`auto`: bfloat16 on NVIDIA cards since Ampere; float32 elsewhere, where bfloat16 is slow. "
+        "Trained bfloat16 weights have float32 masters: no update is lost to rounding.",
     )
     base_bits: Literal["16", "4"] = setting(
         "16",
