@@ -36,6 +36,7 @@ MAX_LAYERS = 2_000
 MAX_COUNT = 100_000
 _LAYERS = re.compile(r"(layers?|blocks|depth|stages)$")
 _COUNTED = re.compile(r"layer|block|stage|depth|level|head|expert|label|group|codebook|mtp|ngram")
+_SIZE = re.compile(r"size|dim|vocab|length|window|position")  # measured in bytes instead
 # How many times longer the replacements of a tokenizer may make a text, one after the other.
 MAX_GROWTH = 1_000
 _TOKENIZER_CLASS = re.compile(r"\w+Tokenizer(Fast)?|\w+Backend")
@@ -218,10 +219,10 @@ def _depth(value: Any) -> int:
 
 
 def parts(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The object and all objects in it: a composite model has one for each of its parts."""
+    """The object and all objects in it but tables of labels: a composite model has several."""
     yield settings
-    for value in settings.values():
-        if isinstance(value, dict):
+    for name, value in settings.items():
+        if isinstance(value, dict) and name not in ("id2label", "label2id"):
             yield from parts(value)
 
 
@@ -258,7 +259,7 @@ def _check_settings(
 
 def _check_counts(part: dict[str, Any]) -> None:
     for key, value in part.items():
-        if not isinstance(value, int) or not _COUNTED.search(key):
+        if not isinstance(value, int) or not _COUNTED.search(key) or _SIZE.search(key):
             continue
         limit = MAX_LAYERS if _LAYERS.search(key) else MAX_COUNT
         if abs(value) > limit:

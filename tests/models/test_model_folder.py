@@ -447,6 +447,12 @@ def test_a_reward_model_of_absurd_size_is_refused(classifier):
         load_classifier(str(classifier))
 
 
+def test_large_numbers_that_count_no_parts_are_left_alone(folder):
+    change_json(folder / "config.json", vocab_size_per_layer_input=262_144, block_size=1_000_000)
+    change_json(folder / "tokenizer_config.json", model_max_length=10**30)
+    assert load(folder).context == 128
+
+
 # ---- odd JSON --------------------------------------------------------------------------------
 
 ODD = {
