@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 spaces = importlib.import_module("spaces") if ZERO else None
 
 RECOVER_SECONDS = 1.0
+STOP_SECONDS = 7.0  # for the run to save its state when the server ends, of ten in all
+RECORD_SECONDS = 1.5  # then for its thread to record how it ended
 # How long a computing thread may keep Python's lock (default 5 ms). The thread that records a run
 # asks for the lock at every row.
 SWITCH_SECONDS = 0.0005
@@ -77,14 +80,16 @@ def main(argv: list[str] | None = None) -> int:
         auth = _credentials(options.auth)
         if options.mcp and not importlib.util.find_spec("mcp"):
             raise StudioError("--mcp needs the package mcp. Install it: pip install 'gradio[mcp]'.")
-        _check_port(options.host, options.port)
-        return _serve(options, auth)
+        with _reserved_port(options.host, options.port) as port:
+            return _serve(options, auth, port)
     except StudioError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
+def _serve(
+    options: argparse.Namespace, auth: tuple[str, str] | None, reserved: socket.socket
+) -> int:
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
 
@@ -94,6 +99,8 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     # Before torch is imported, which takes seconds: a wrong --db is reported at once.
     store = Store(options.db)
     page, runs = _build(options, store, _storage(snapshots))
+    _tell_what_is_missing(store)
+    reserved.close()
     _launch(page, options, auth)
     # The page's half a million objects stay. Full collections would look through them, which makes
     # these slow and so rare that closed connections pile up: tens of MiB under load.
@@ -103,14 +110,26 @@ def _serve(options: argparse.Namespace, auth: tuple[str, str] | None) -> int:
     if page.share_url:
         print(f"public: {page.share_url}", flush=True)
     _wait_for_signal(runs, snapshots)
-    runs.close()
+    runs.close(STOP_SECONDS)
     # A run that did not end in time: Python would wait for its process.
     for child in multiprocessing.active_children():
         child.kill()
+    runs.close(RECORD_SECONDS)
     if snapshots is not None:
         snapshots.renew(now=True)
     page.close(verbose=False)
     return 0
+
+
+def _tell_what_is_missing(store: Store) -> None:
+    """A file that was deleted is made anew. Its runs must not vanish without a word."""
+    if not store.runs() and (lost := store.unlisted()):
+        print(
+            f"warning: {store.path} lists no run, but {len(lost)} runs left checkpoints beside it, "
+            f"such as {lost[-1]}. If the file was deleted, stop the server and restore a copy.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _build(
@@ -126,13 +145,12 @@ def _build(
     limits = _limits(options.files, is_public)
     trainer = _trainer(options.rewards)
 
-    def used_bytes() -> int:
-        return store.used_bytes() if limits.disk_mib else 0
+    used_bytes = _used_bytes(store, limits)
 
     runs = RunManager(
         store,
         trainer.run,
-        check=_check(store, limits),
+        check=_check(store, limits, used_bytes),
         device=trainer.device,
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
     )
@@ -140,7 +158,7 @@ def _build(
         store,
         ServiceOptions(
             busy=lambda: runs.current is not None,
-            check=limits.check,
+            check=_check_reading(limits, used_bytes),
             train=trainer.step,
             lease_seconds=trainer.lease_seconds,
             may_push=not is_public,
@@ -172,7 +190,37 @@ def _limits(folders: Sequence[str], is_public: bool) -> Limits:
     return from_environment(os.environ, roots)
 
 
-def _check(store: Store, limits: Limits) -> Callable[[RunConfig], None]:
+def _used_bytes(store: Store, limits: Limits) -> Callable[[], int]:
+    """Bytes of all files that visitors made this server keep; 0 without a limit."""
+    from grpo_core.checkpoint_files import used_bytes
+    from grpo_core.tasks.table import cache_folder
+    from ui.tabs.exports import exports_root
+
+    uploads = os.environ.get("GRADIO_TEMP_DIR") or str(Path(tempfile.gettempdir(), "gradio"))
+
+    def count() -> int:
+        if limits.disk_mib is None:
+            return 0
+        # Prompts, uploads and verdicts; exports; what Gradio keeps of both.
+        folders = (cache_folder().parent, exports_root(), Path(uploads))
+        return store.used_bytes() + used_bytes(folders)
+
+    return count
+
+
+def _check_reading(limits: Limits, used_bytes: Callable[[], int]) -> Callable[[RunConfig], None]:
+    """The check before Preflight and previews, which keep the prompts that they read."""
+
+    def check(config: RunConfig) -> None:
+        limits.check(config)
+        limits.check_disk(used_bytes())
+
+    return check
+
+
+def _check(
+    store: Store, limits: Limits, used_bytes: Callable[[], int]
+) -> Callable[[RunConfig], None]:
     """The check of a configuration before its run starts. It raises StudioError."""
     from grpo_core.models import check_model
     from grpo_core.runs.limits import Visitors
@@ -182,7 +230,7 @@ def _check(store: Store, limits: Limits) -> Callable[[RunConfig], None]:
 
     def check(config: RunConfig) -> None:
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
-        limits.check_disk(store.used_bytes() if limits.disk_mib else 0)
+        limits.check_disk(used_bytes())
         check_model(config.model)
         visitors.admit(visitor())  # last, so that a refused run does not count
 
@@ -226,7 +274,8 @@ def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | Non
     from ui.server.connections import limit_connections
     from ui.server.login import Login
 
-    page.launch(
+    launch = partial(
+        page.launch,
         server_name=options.host,
         server_port=options.port,
         share=options.share,
@@ -235,6 +284,10 @@ def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | Non
         mcp_server=options.mcp,
         **launch_options(page, options.host, options.share, Login(*auth) if auth else None),
     )
+    try:
+        launch()
+    except OSError as error:  # Gradio's, for a port that was taken in this very moment
+        raise _port_problem(options.host, options.port, str(error)) from None
     limit_connections(page.server)
 
 
@@ -262,18 +315,30 @@ def _credentials(text: str | None) -> tuple[str, str] | None:
     return user, password
 
 
-def _check_port(host: str, port: int) -> None:
+def _reserved_port(host: str, port: int) -> socket.socket:
+    """A socket that holds the port while the page is built, which takes seconds.
+
+    Of two servers that start together one gets it, and the other one is refused at once. Raises
+    StudioError.
+    """
     if not 0 < port < 65536:
         raise StudioError(f"--port {port} is not a port. Use 1 to 65535; 7860 is usual.")
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StudioError(
-                f"--port {port} on {host} cannot be used: {error.strerror}. Stop the program that "
-                f"uses it, or choose another port, e.g. --port {port % 65535 + 1}."
-            ) from None
+    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        reserved.bind((host, port))
+        reserved.listen(1)  # without it, another server could bind the same port
+    except OSError as error:
+        reserved.close()
+        raise _port_problem(host, port, str(error.strerror)) from None
+    return reserved
+
+
+def _port_problem(host: str, port: int, problem: str) -> StudioError:
+    return StudioError(
+        f"--port {port} on {host} cannot be used: {problem.rstrip('.')}. Stop the program that "
+        f"uses it, or choose another port, e.g. --port {port % 65535 + 1}."
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,12 +5,14 @@ Standard library only, so that the page does not load torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,17 @@ def file_hash(path: Path) -> str:
 
 def folder_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def used_bytes(places: Iterable[Path]) -> int:
+    """Bytes of files, and of all files in folders; those that vanish meanwhile do not count."""
+    total = 0
+    for place in places:
+        for path in (place, *place.rglob("*")):
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def sync(path: Path) -> None:

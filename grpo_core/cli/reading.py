@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -140,7 +141,7 @@ def report_command(arguments: argparse.Namespace) -> int:
     row = find_run(store, arguments.run_id)
     out = Path(arguments.out or f"{row.id}.html")
     try:
-        with out.open("w", encoding="utf-8") as file:
+        with _open_out(store, str(out)) as file:
             write_report(store, row.id, file)
     except OSError as error:
         raise _cannot_write(str(out), error) from None
@@ -203,12 +204,13 @@ def _export_rows(store: Store, row: RunRow, arguments: argparse.Namespace) -> in
     out = arguments.out or ("-" if write else f"{row.id}.parquet")
     try:
         if write is None:
+            _check_out(store, out)
             export.export_rollouts_parquet(store, row.id, out)
         elif out == "-":
             write(store, row.id, sys.stdout)
             return 0
         else:
-            with open(out, "w", encoding="utf-8", newline="") as file:
+            with _open_out(store, out) as file:
                 write(store, row.id, file)
     except BrokenPipeError:  # the reader of standard output has closed it; see main()
         raise
@@ -221,6 +223,22 @@ def _export_rows(store: Store, row: RunRow, arguments: argparse.Namespace) -> in
     else:
         print(f"{out}: {size:,} bytes")
     return 0
+
+
+def _check_out(store: Store, out: str) -> None:
+    """Raises StudioError for a file of the store, which writing would destroy."""
+    if store.owns(Path(out)):
+        raise StudioError(f"--out {out!r} belongs to the store. Choose another file.")
+
+
+def _open_out(store: Store, out: str) -> TextIO:
+    """Open a file for writing. A pipe that nobody reads is an OSError: it would wait for ever."""
+    _check_out(store, out)
+    if not Path(out).is_fifo():
+        return open(out, "w", encoding="utf-8", newline="")
+    pipe = os.open(out, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(pipe, True)
+    return os.fdopen(pipe, "w", encoding="utf-8", newline="")
 
 
 def _cannot_write(out: str, error: OSError) -> StudioError:

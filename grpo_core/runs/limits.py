@@ -14,8 +14,8 @@ from threading import Lock
 
 from grpo_core.config import RunConfig
 from grpo_core.config.places import is_below, local_path
-from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.runs.work import num_evaluations, work
 
 DAY = 24 * 3600.0
 LOWER = "Lower it, or run your own copy of the studio, which has no limits."
@@ -25,14 +25,14 @@ LOWER = "Lower it, or run your own copy of the studio, which has no limits."
 class Limits:
     """What a run may use; None = not limited."""
 
-    steps: int | None = None
+    steps: int | None = None  # updates of the policy
     new_tokens: int | None = None
     rollouts_per_step: int | None = None
     heldout: int | None = None
     waiting: int | None = None  # runs that may be queued
     per_visitor: int | None = None  # runs that one visitor may start or resume in a day
     minutes: int | None = None  # of a run, pauses included
-    disk_mib: int | None = None  # of the store and its checkpoints
+    disk_mib: int | None = None  # of the store and of all files that visitors made
     models: tuple[str, ...] | None = None  # the only values of model.name
     roots: tuple[Path, ...] | None = None  # models and prompt files must be below one of these
 
@@ -57,27 +57,42 @@ class Limits:
             raise InvalidConfig(problems)
 
     def _sizes(self, config: RunConfig) -> list[FieldProblem]:
-        t = config.train
-        rollouts = t.prompts_per_step * t.group_size
-        size = config.task.heldout_size
-        heldout = MAX_DEFAULT_HELDOUT if size is None else size
-        evaluated = heldout * t.eval_samples * (2 if config.task.second else 1)
+        t, a, asked = config.train, config.algorithm, work(config)
+        # The field to lower: of those that are multiplied, one that is not at its default.
+        updates_field = "train.steps"
+        if a.updates_per_batch > 1:
+            updates_field = "algorithm.updates_per_batch"
+        rollouts_field = "algorithm.dynamic_sampling" if a.dynamic_sampling else "train.group_size"
         sizes = (
-            ("train.steps", t.steps, self.steps, ""),
+            (updates_field, asked.updates, self.steps, " optimiser steps"),
             ("train.max_new_tokens", t.max_new_tokens, self.new_tokens, ""),
-            ("train.group_size", rollouts, self.rollouts_per_step, " completions a step"),
-            ("task.heldout_size", evaluated, self.heldout, ""),
+            (rollouts_field, asked.rollouts, self.rollouts_per_step, " completions a step"),
+            ("task.heldout_size", asked.evaluated, self.heldout, " completions an evaluation"),
         )
-        return [
+        problems = [
             FieldProblem(field, value, f"this server allows at most {limit:,}{unit}", LOWER)
             for field, value, limit, unit in sizes
             if limit is not None and value > limit
         ]
+        most, value = self._in_evaluations, asked.completions
+        if not problems and most is not None and value > most:
+            problem = f"this server allows at most {most:,} completions in a run's evaluations"
+            hint = "Raise it, evaluate fewer prompts, or run your own copy of the studio."
+            problems.append(FieldProblem("train.eval_every", value, problem, hint))
+        return problems
+
+    @property
+    def _in_evaluations(self) -> int | None:
+        """Completions of the evaluations of a run at all limits that evaluates as by default."""
+        if self.heldout is None or self.steps is None:
+            return None
+        every = RunConfig().train.eval_every
+        return self.heldout * num_evaluations(self.steps, every)
 
     def reason_to_stop(self, seconds: float, used_bytes: int) -> str | None:
         """Why a run must stop now: limit, value and what to do. None while it may go on.
 
-        seconds: since the run started or was resumed; used_bytes: of the store and its checkpoints.
+        seconds: since the run started or was resumed; used_bytes: of all that visitors made.
         """
         if self.minutes is not None and seconds > 60 * self.minutes:
             return (
@@ -89,8 +104,8 @@ class Limits:
     def _disk_is_used_up(self, used_bytes: int) -> str | None:
         if self.disk_mib is not None and used_bytes > self.disk_mib * 2**20:
             return (
-                f"The runs of this server use {used_bytes / 2**20:,.0f} MiB; the limit is "
-                f"{self.disk_mib:,} MiB (GRPO_MAX_DISK_MIB). "
+                f"The runs and files of this server use {used_bytes / 2**20:,.0f} MiB; the limit "
+                f"is {self.disk_mib:,} MiB (GRPO_MAX_DISK_MIB). "
                 "Delete old runs on the Runs tab, then start or resume."
             )
         return None

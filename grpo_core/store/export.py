@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -82,6 +83,8 @@ def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None
         "advantage": pa.float64(),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    if Path(path).exists() and not Path(path).is_file():  # else it would replace a device
+        raise OSError(errno.EINVAL, "not a regular file")
     aside = Path(f"{path}.part")
     try:
         with pq.ParquetWriter(aside, schema) as writer:

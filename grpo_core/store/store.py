@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
@@ -380,12 +379,20 @@ class Store(Queries):
         return file_bytes(self._writer.path)
 
     def used_bytes(self) -> int:
-        """Bytes of all runs: the file, its log, and checkpoints."""
-        total = self.file_bytes()
-        for file in Path(f"{self.path}.checkpoints").rglob("*"):
-            with contextlib.suppress(OSError):  # one that a retention rule removed meanwhile
-                total += file.stat().st_size
-        return total
+        """Bytes of all runs: the file and all that is beside it under its name.
+
+        These are SQLite's log, checkpoints, the runs' logs, and copies of older versions.
+        """
+        own, more = self.path.name, (f"{self.path.name}.", f"{self.path.name}-")
+        beside = self.path.parent.iterdir()
+        return checkpoint_files.used_bytes(
+            p for p in beside if p.name == own or p.name.startswith(more)
+        )
+
+    def owns(self, path: Path) -> bool:
+        """Whether a path is the file, its log or its lock, under any name."""
+        own = (Path(f"{self.path}{end}") for end in ("", "-wal", "-shm", ".lock", ".reserve"))
+        return path.exists() and any(path.samefile(p) for p in own if p.exists())
 
 
 _INSERT_ALERT = (

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from typing import get_args
 
 import pytest
 
-from grpo_core.config import nest, parse
+from grpo_core.config import RunConfig, fields_by_name, nest, parse
 from grpo_core.errors import InvalidConfig, StoreError, StudioError
 from grpo_core.preflight.service import PreflightService, ServiceOptions
 from grpo_core.runs.limits import Limits, Visitors, from_environment
+from grpo_core.runs.work import work
 from grpo_core.store import Recorder, Store
 from grpo_core.store.snapshot import Snapshots
 from grpo_core.types import Evaluated
@@ -190,7 +192,7 @@ def test_time_and_disk_limits_name_the_value_and_what_to_do():
         "press Resume for the same time again, or run your own copy."
     )
     disk_is_full = (
-        "The runs of this server use 150 MiB; the limit is 100 MiB (GRPO_MAX_DISK_MIB). "
+        "The runs and files of this server use 150 MiB; the limit is 100 MiB (GRPO_MAX_DISK_MIB). "
         "Delete old runs on the Runs tab, then start or resume."
     )
     assert limits.reason_to_stop(0, 150 * 2**20) == disk_is_full
@@ -265,7 +267,7 @@ def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
         from pathlib import Path
         sys.path.insert(0, "tests/ui")
         from recorded import record_step
-        from grpo_core.config import nest, parse
+        from grpo_core.config import RunConfig, fields_by_name, nest, parse
         from grpo_core.store import Recorder, Store
         from grpo_core.store.snapshot import Snapshots
         db = Path(sys.argv[1]) / "runs.sqlite"
@@ -301,3 +303,95 @@ def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
     store.close()
     with sqlite3.connect(disk / "runs.sqlite") as conn:
         assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+# Numbers that change how much is computed, and what the bound on the work counts of them.
+MULTIPLY_WORK = {
+    "task.heldout_size",
+    "algorithm.updates_per_batch",
+    "algorithm.dynamic_sampling",
+    "train.steps",
+    "train.prompts_per_step",
+    "train.group_size",
+    "train.max_new_tokens",
+    "train.eval_every",
+    "train.eval_samples",
+}
+# Whole numbers of formulas, of memory, of the disk (which has its own limit), of rows read.
+OTHERS = {
+    "model.lora_rank",
+    "task.max_rows",
+    "algorithm.kl_horizon",
+    "algorithm.ref_every",
+    "train.seed",
+    "train.warmup_steps",
+    "train.micro_batch_tokens",
+    "train.checkpoint_every",
+    "train.checkpoint_keep",
+    "train.checkpoint_keep_every",
+    "train.token_records",
+}
+
+
+def test_every_whole_number_counts_as_work_or_is_known_not_to():
+    whole = {
+        name: next(getattr(m, "le", None) for m in field.metadata if hasattr(m, "le"))
+        for name, field in fields_by_name().items()
+        if int in (field.annotation, *get_args(field.annotation))
+    }
+    assert set(whole) == MULTIPLY_WORK | OTHERS
+    for name, most in whole.items():
+        section, key = name.split(".")
+        value = 1 if key == "eval_every" else most
+        config = RunConfig()
+        part = getattr(config, section).model_copy(update={key: value})
+        asked = work(config.model_copy(update={section: part}))
+        assert (asked != work(config)) == (name in MULTIPLY_WORK), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"algorithm__updates_per_batch": 2}, "algorithm.updates_per_batch"),  # 160 updates
+        ({"algorithm__dynamic_sampling": 1}, "algorithm.dynamic_sampling"),  # 128 completions
+        ({"train__eval_every": 1}, "train.eval_every"),  # 81 evaluations instead of 5
+        ({"train__eval_samples": 2}, "task.heldout_size"),
+    ],
+)
+def test_settings_that_multiply_work_count_against_the_limits(settings, field):
+    limits = from_environment(
+        {"GRPO_MAX_STEPS": "80", "GRPO_MAX_ROLLOUTS": "64", "GRPO_MAX_HELDOUT": "200"}, None
+    )
+    assert refused(limits) == set()
+    assert refused(limits, **settings) == {field}
+    # what fits when it is multiplied out is allowed
+    small = {"train__steps": 40, "train__group_size": 4, "task__heldout_size": 10}
+    assert refused(limits, **settings, **small) == set()
+
+
+def test_all_that_visitors_made_counts_as_disk(tmp_path, monkeypatch):
+    import app
+
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    store = Store(tmp_path / "r.sqlite")
+    used = app._used_bytes(store, Limits(disk_mib=5))
+    before = used()
+    made = (
+        "r.sqlite.checkpoints/a/b",
+        "r.sqlite.logs/a.jsonl",
+        "r.sqlite.v5.bak",
+        "cache/grpo-studio/uploads/f.jsonl",
+        "cache/grpo-studio/prompts/f.arrow",
+        "gradio/x/f.jsonl",
+    )
+    for name in made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(2**20))
+    (tmp_path / "r.sqlite2").write_bytes(bytes(2**20))  # of another store
+    (tmp_path / "cache" / "grpo-studio" / "link").symlink_to(tmp_path / "r.sqlite2")
+    assert used() - before == 6 * 2**20
+    assert app._used_bytes(store, Limits())() == 0
+    check = app._check_reading(Limits(disk_mib=5), used)
+    with pytest.raises(StudioError, match="use 6 MiB; the limit is 5 MiB"):
+        check(RunConfig())

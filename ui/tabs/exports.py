@@ -96,7 +96,7 @@ def _first_selected(views: Views, selected: Any) -> RunRow | None:
 
 
 @lru_cache(maxsize=1)
-def _exports_root() -> Path:
+def exports_root() -> Path:
     """A folder of this process alone.
 
     Another user could own a folder of a fixed name in the shared temporary folder.
@@ -109,7 +109,7 @@ def export_folder() -> Path:
 
     Folders older than KEEP_SECONDS are deleted.
     """
-    root = _exports_root()
+    root = exports_root()
     # The system may clean the temporary folder while the server runs.
     root.mkdir(mode=0o700, exist_ok=True)
     for old in root.iterdir():

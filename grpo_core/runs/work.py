@@ -1,0 +1,48 @@
+"""How much work a run asks for, derived from its settings in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpo_core.config import RunConfig
+from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Upper bounds; settings that multiply work are multiplied out."""
+
+    updates: int  # optimiser steps of the run
+    rollouts: int  # completions that one step may sample
+    evaluated: int  # completions of one evaluation
+    evaluations: int  # of the run
+    new_tokens: int  # of a completion
+    criteria: int  # that score each completion
+
+    @property
+    def completions(self) -> int:
+        """Completions of evaluations of the whole run."""
+        return self.evaluated * self.evaluations
+
+
+def work(config: RunConfig) -> Work:
+    """The most that a run can need."""
+    t, a, task = config.train, config.algorithm, config.task
+    heldout = MAX_DEFAULT_HELDOUT if task.heldout_size is None else task.heldout_size
+    return Work(
+        updates=t.steps * a.updates_per_batch,
+        # Each round of dynamic sampling may replace every group.
+        rollouts=t.prompts_per_step * t.group_size * (1 + a.dynamic_sampling),
+        evaluated=heldout * t.eval_samples * (2 if task.second else 1),
+        evaluations=num_evaluations(t.steps, t.eval_every),
+        new_tokens=t.max_new_tokens,
+        criteria=len(config.rubric.criteria),
+    )
+
+
+def num_evaluations(steps: int, every: int) -> int:
+    """Before the first step, after every `every` (0: none) and after the last.
+
+    2 + ⌊(steps − 1) / every⌋
+    """
+    return 2 + ((steps - 1) // every if every else 0)

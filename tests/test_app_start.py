@@ -1,0 +1,57 @@
+"""app.py as it starts: the port, and a file that was deleted between two starts."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+import app
+from grpo_core.errors import StudioError
+from grpo_core.store import Store
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_of_two_servers_that_start_together_one_gets_the_port():
+    port = free_port()
+    with app._reserved_port("127.0.0.1", port), pytest.raises(StudioError) as refusal:
+        app._reserved_port("127.0.0.1", port)
+    line = str(refusal.value)
+    assert line.startswith(f"--port {port} on 127.0.0.1 cannot be used: Address already in use.")
+    assert f"--port {port + 1}" in line
+    app._reserved_port("127.0.0.1", port).close()  # free again at once
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_number_that_is_no_port_is_refused(port):
+    with pytest.raises(StudioError, match="is not a port"):
+        app._reserved_port("127.0.0.1", port)
+
+
+def test_a_port_taken_at_the_last_moment_is_one_line(monkeypatch, store):
+    class Taken:
+        def launch(self, **_):
+            raise OSError("Cannot find empty port in range: 7860-7860.")
+
+    monkeypatch.setattr("ui.page.launch_options", lambda *_: {})
+    options = app._parser().parse_args(["--port", "7860"])
+    with pytest.raises(
+        StudioError, match=r"--port 7860 on 127\.0\.0\.1 cannot be used: Cannot find"
+    ):
+        app._launch(Taken(), options, None)
+
+
+def test_a_deleted_file_is_told_when_its_runs_left_checkpoints(tmp_path, capsys):
+    store = Store(tmp_path / "new.sqlite")
+    app._tell_what_is_missing(store)
+    assert capsys.readouterr().err == ""
+    store.checkpoint_folder("20261128-070000-abcd").mkdir(parents=True)
+    app._tell_what_is_missing(store)
+    assert "1 runs left checkpoints beside it, such as 20261128-070000-abcd" in (
+        capsys.readouterr().err
+    )
