@@ -48,11 +48,16 @@ def peak_memory_mib(policy: Policy) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a run can still allocate: on the GPU, else in the machine or its container."""
+def free_memory(device: torch.device, another_process: bool = False) -> int:
+    """Bytes that can still be allocated: on the GPU, else in the machine or its container.
+
+    another_process: by a process that does not exist yet, such as that of a run. What torch
+    reserved here and does not use is available to this process alone.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # Memory that torch reserved but does not use is available too.
+        if another_process:
+            return free
         reserved = torch.cuda.memory_reserved(device)
         return free + reserved - torch.cuda.memory_allocated(device)
     _, free = host_memory()

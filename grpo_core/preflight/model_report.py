@@ -71,7 +71,7 @@ def report(config: RunConfig) -> ModelReport:
     parameters = sum(p.numel() for p in model.parameters())
     trained = _adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
 
-    free = free_memory(device)
+    free = free_memory(device, another_process=True)
     recomputes = config.train.gradient_checkpointing == "on"
     size = ModelSize(shape, parameters, trained, dtype)
     parts, per_token = memory(config, size, recomputes)

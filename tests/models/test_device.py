@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo_core.config import ModelConfig, nest, parse
-from grpo_core.models.device import is_out_of_memory, prepare_device
+from grpo_core.models.device import free_memory, is_out_of_memory, prepare_device
 from grpo_core.models.load import precision
 from grpo_core.training import memory_estimate
 from grpo_core.training.memory_estimate import ModelSize, memory
@@ -56,6 +56,15 @@ def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
     assert calls == []
     prepare_device(CUDA)
     assert calls == ["high", False]
+
+
+def test_what_this_process_reserved_is_free_for_it_alone(monkeypatch):
+    # 10 GB free on the card; this process holds 6 GB, of which it uses 1 GB.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1)
+    assert free_memory(CUDA) == 15
+    assert free_memory(CUDA, another_process=True) == 10
 
 
 def test_the_estimate_counts_masters_and_a_cards_logits(monkeypatch):
