@@ -7,14 +7,14 @@ import time
 from collections import Counter
 
 import pytest
-from answer_pairs import DIFFERENT, SAME
+from answer_pairs import CHOICES, DIFFERENT, NUMBERS, SAME, UNREAD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig
-from grpo_core.rubric import CHECKS, build_rubric
+from grpo_core.rubric import CHECKS, Notes, build_rubric
 from grpo_core.time_limit import time_limit
 from grpo_core.types import Completion, Prompt
 
@@ -41,24 +41,34 @@ def noted(check: str, text: str, answer: str = "", **params):
 # ---- mathematics --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_98_percent_of_real_answer_pairs_are_judged_right_and_quickly():
+def test_98_percent_of_real_answer_pairs_are_judged_right_and_no_wrong_one_paid():
     pairs = [(*pair, 1.0) for pair in SAME] + [(*pair, 0.0) for pair in DIFFERENT]
-    assert len(pairs) >= 200
-    score("math", r"\boxed{x}", "y + 1")  # starts the process
-    wrong, seconds = [], []
-    for said, right, verdict in pairs:
-        started = time.perf_counter()
-        found = score("math", rf"So the answer is \boxed{{{said}}}.", right)
-        seconds.append(time.perf_counter() - started)
-        if found != verdict:
-            wrong.append((said, right, verdict, found))
-    print(
-        f"{len(pairs)} pairs, {len(wrong)} wrong, "
-        f"p50 {sorted(seconds)[len(pairs) // 2] * 1e3:.1f} ms, "
-        f"p99 {sorted(seconds)[int(len(pairs) * 0.99)] * 1e3:.1f} ms"
-    )
+    pairs += [(*pair, None) for pair in UNREAD]
+    assert len(pairs) >= 400
+    assert len(DIFFERENT) + len(UNREAD) >= 0.4 * len(pairs)
+    prompts = [Prompt("p", "q", right, "file") for _, right, _ in pairs]
+    completions = [
+        Completion(rf"So the answer is \boxed{{{said}}}.", "stop", 5) for said, _, _ in pairs
+    ]
+    check, notes = CHECKS["math"], Notes()
+    found = check.scores(completions, prompts, check.params(), notes)
+    wrong = [(*pair, f) for pair, f in zip(pairs, found, strict=True) if f != pair[2]]
     assert len(wrong) <= 0.02 * len(pairs), wrong
+    assert not [w for w in wrong if w[3] == 1.0]
+    assert notes.total() >= len(UNREAD)
+
+
+@pytest.mark.parametrize(
+    ("check", "params", "pairs"),
+    [("numeric", {"last_number": True}, NUMBERS), ("choice", {}, CHOICES)],
+)
+def test_every_number_and_letter_is_judged_as_by_hand(check, params, pairs):
+    wrong = [
+        (text, right, verdict, found)
+        for text, right, verdict in pairs
+        if (found := score(check, text, right, **params)) != verdict
+    ]
+    assert not wrong
 
 
 @pytest.mark.slow
@@ -167,6 +177,45 @@ def test_choice_reads_the_letter_however_it_is_given(text, answer, expected):
     assert score("choice", text, answer) == expected
 
 
+DRESSES = [
+    ("**", "**"),
+    ("`", "`"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\boxed{", "}"),
+    (r"\text{", "}"),
+    ('"', '"'),
+    ("```\n", "\n```"),
+    ("", "."),
+    (" ", "\n"),
+]
+
+
+@given(
+    st.sampled_from(
+        [
+            ("exact", "Paris"),
+            ("numeric", "−1,234.5"),
+            ("numeric", "3/4"),
+            ("choice", "B"),
+            ("accuracy", "1e-4"),
+            ("math", r"\frac{1}{2}"),
+            ("math", "x+1"),
+        ]
+    ),
+    st.sampled_from(["Paris", "-1234.5", "1234.5", "0.75", "4", "B", "C", "0.0001", "0.5", "1+x"]),
+    st.lists(st.sampled_from(DRESSES), max_size=3, unique_by=lambda dress: dress[0][:1]),
+)
+@settings(max_examples=100, deadline=None)
+def test_dress_never_changes_a_verdict(graded, right, dresses):
+    check, said = graded
+    dressed = said
+    for opening, closing in dresses:
+        dressed = f"{opening}{dressed}{closing}"
+    plain = score(check, f"<answer>{said}</answer>", right)
+    assert score(check, f"<answer>{dressed}</answer>", right) == plain
+
+
 PERSON = {
     "type": "object",
     "properties": {"age": {"type": "integer", "minimum": 0}},
@@ -179,6 +228,16 @@ PERSON = {
     [
         ('{"age": 3}', 1.0),
         ('<answer>{"age": 3}</answer>', 1.0),
+        ('<answer>\n```json\n{"age": 3}\n```\n</answer>', 1.0),
+        ('`{"age": 3}`', 1.0),
+        ('```json\n{"age": -3}\n```\nor rather\n```json\n{"age": 3}\n```', 1.0),
+        ('{"age": 3, "name": "#### 5"}', 1.0),
+        ('{"age": 3, "x": NaN}', 0.0),
+        ('{"age": 3, "x": -Infinity}', 0.0),
+        ('{"age": 3, "x": 1e999}', 0.0),
+        ('{"age": 3, "age": 3}', 0.0),
+        ('{"age": 3} {"age": 3}', 0.0),
+        ('{"age": 3} or so', 0.0),
         ('Here:\n```json\n{"age": 3}\n```\nDone', 1.0),
         ('{"age": -3}', 0.5),
         ("{}", 0.5),

@@ -267,7 +267,10 @@ def _is_rounded(a: Node, b: Node, exact_b: Fraction | None) -> bool:
         if below == 1:
             return False
     with mp.workdps(SPARE_DIGITS + number[2]):
-        difference = abs(compute(b, {}) - sign * _number(number[1]))
+        try:
+            difference = abs(compute(b, {}) - sign * _number(number[1]))
+        except (ZeroDivisionError, ValueError, Unequal):
+            return False
         return bool(difference <= mp.mpf(10) ** -number[2] / 2)
 
 

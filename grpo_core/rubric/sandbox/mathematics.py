@@ -10,6 +10,7 @@ from grpo_core.rubric.sandbox.equality import same
 from grpo_core.rubric.sandbox.formula_tokens import Malformed, Unread, Words, is_word
 from grpo_core.rubric.sandbox.formulas import DEGREE, Node, parse_formula
 from grpo_core.tasks.dress import undress
+from grpo_core.tasks.numbers import parse_number
 from grpo_core.tasks.units import UNIT, is_unit, unit_name
 
 _DEGREE = re.compile(
@@ -47,7 +48,10 @@ def math_equal(given: str, right: str) -> float:
         return 0.0
     except Unread as error:
         raise Unread(f"of the answer this was not read: {error}") from None
-    is_same = same(value, key)
+    try:
+        is_same = same(value, key)
+    except (RecursionError, ArithmeticError, TypeError, ValueError) as error:
+        raise Unread(f"they cannot be compared ({type(error).__name__})") from None
     if unit and key_unit and unit != key_unit:
         if not is_same:
             raise Unread(f"units {unit} and {key_unit} are not converted")
@@ -60,7 +64,12 @@ def read(text: str) -> tuple[Node, str]:
     text, unit = _split_unit(_PER_TEXT.sub("/", _DEGREE.sub("°", undress(text))))
     if not unit and (money := _MONEY.match(text)):
         text, unit = money[1] + text[money.end() :], money[2] or "$"
-    node = parse_formula(undress(text))
+    try:
+        node = parse_formula(undress(text))
+    except Unread:
+        if (number := parse_number(text)) is None:  # such as 1 1/2
+            raise
+        node = ("num", number, 0)
     if not unit and (turned := _without_degree(node)) is not None:
         return turned, "°"
     return node, unit
