@@ -67,6 +67,12 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
         raise _template_fault(tokenizer, " ".join(str(error).split())[:300]) from None
 
 
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text, without the begin and end tokens that the tokenizer may add."""
+    text = text.encode("utf-8", "replace").decode()  # tokenizers refuse half a surrogate pair
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def _read(answer: Any) -> tuple[str, Any]:
     """("null", why), ("text", text), ("refused", why) or ("too_long", characters)."""
     [(kind, value)] = answer["value"].items() if "value" in answer else answer.items()

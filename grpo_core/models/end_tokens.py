@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from grpo_core.errors import StudioError
-from grpo_core.models.chat_template import render
+from grpo_core.models.chat_template import ids_of, render
 
 # End-of-turn tokens of common chat templates, tried where neither model nor tokenizer names an end.
 _USUAL_ENDS = (
@@ -42,24 +42,29 @@ def find_end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
 def template_end(tokenizer: Any, named: frozenset[int]) -> int | None:
     """The id with which the chat template ends an assistant's turn, or None.
 
-    named: the ends that generation config and tokenizer name. The template closes the last turn
-    with one or more special tokens. If one of them is named, it is the end. Otherwise it is the
-    first, unless ends are named and the template also writes it between reasoning and answer, where
-    the turn goes on: so gpt-oss closes its analysis with <|end|>, and the turn with <|return|>.
+    named: the ends that generation config and tokenizer name. The end is the first special token
+    after the answer, but a named one that always follows it instead: Command R closes the response
+    and then the turn. A first token that is not named is no end if ends are named and the template
+    also writes it between reasoning and answer, where the turn goes on: gpt-oss closes its analysis
+    with <|end|>, and the turn with <|return|>.
     """
     if not tokenizer.chat_template:
         return None
-    thought, said = "grpo thought this", "grpo said this"
-    special = frozenset(_special_tokens(tokenizer).values())
-    closing = _ids(tokenizer, _rendered(tokenizer, {"content": said}).rpartition(said)[2].lstrip())
-    if agreed := [i for i in closing if i in named]:
-        return agreed[0]
-    if not closing or closing[0] not in special:
-        return None
+    thought, said, after = "grpo thought this", "grpo said this", "grpo asks again"
+    closing = ids_of(
+        tokenizer, _rendered(tokenizer, {"content": said}).rpartition(said)[2].lstrip()
+    )
+    known = next((i for i in closing if i in named), None)
+    if known is not None:
+        inner = _rendered(tokenizer, {"content": said}, after).partition(said)[2].partition(after)
+        if closing[0] == known or known in ids_of(tokenizer, inner[0]):
+            return known
+    if not closing or closing[0] not in _special_tokens(tokenizer).values():
+        return known
     reasoned = _rendered(tokenizer, {"content": said, "reasoning_content": thought})
     between = reasoned.rpartition(said)[0].rpartition(thought)
-    if named and between[1] and closing[0] in _ids(tokenizer, between[2]):
-        return None
+    if named and between[1] and closing[0] in ids_of(tokenizer, between[2]):
+        return known
     return closing[0]
 
 
@@ -85,20 +90,18 @@ def _named_by_model(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     return named
 
 
-def _rendered(tokenizer: Any, answer: dict[str, str]) -> str:
-    """A question with this answer; "" if the template refuses it."""
+def _rendered(tokenizer: Any, answer: dict[str, str], next_question: str = "") -> str:
+    """A question with this answer, and perhaps the next; "" if the template refuses it."""
     # gpt-oss calls the reasoning "thinking".
     if "reasoning_content" in answer:
         answer = {**answer, "thinking": answer["reasoning_content"]}
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", **answer}]
+    if next_question:
+        chat.append({"role": "user", "content": next_question})
     try:
         return render(tokenizer, chat, False)
     except StudioError:
         return ""
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:

@@ -15,6 +15,7 @@ from grpo_core.models.chat_template import (
     ChatRefused,
     Message,
     accepted,
+    ids_of,
     opened_block,
     render,
 )
@@ -50,12 +51,12 @@ def encode_prompt(
     """
     question = asked(tokenizer, prompt, instruction)
     if isinstance(question, str):
-        ids, begin = _ids(tokenizer, question), _begin_ids(tokenizer)
+        ids, begin = ids_of(tokenizer, question), _begin_ids(tokenizer)
         ids = ids if begin and ids[: len(begin)] == begin else [*begin, *ids]
         problem = "" if ids else "its tokenizer makes no token of"
     else:
         try:
-            ids = _ids(tokenizer, render(tokenizer, question, True))
+            ids = ids_of(tokenizer, render(tokenizer, question, True))
             problem = "" if ids else "its chat template writes nothing for"
         except ChatRefused as error:
             roles = ", ".join(str(m.get("role")) for m in question)
@@ -75,7 +76,10 @@ def encode_prompt(
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """The text of token ids, special tokens included: exactly what their pieces join to."""
+    """The text of token ids, special tokens included: what their pieces join to.
+
+    A tokenizer of SentencePiece's kind drops a space at the beginning.
+    """
     text = tokenizer.decode(
         list(token_ids),
         skip_special_tokens=False,
@@ -86,15 +90,9 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
     return text
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text, without the begin and end tokens that the tokenizer may add."""
-    text = text.encode("utf-8", "replace").decode()  # tokenizers refuse half a surrogate pair
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that the tokenizer adds before a text: its begin token, or none."""
-    whole, own = list(tokenizer("a")["input_ids"]), list(_ids(tokenizer, "a"))
+    whole, own = list(tokenizer("a")["input_ids"]), list(ids_of(tokenizer, "a"))
     starts = (i for i in range(len(whole)) if whole[i : i + len(own)] == own)
     return whole[: next(starts, 0)]
 

@@ -16,6 +16,7 @@ HARMONY_CLOSED = GPT_OSS.replace("('<|return|>' if loop.last else '<|end|>')", "
 QWEN = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 LLAMA = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"]
 COMMAND = ["<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|END_OF_TURN|>"]
+CLOSED_TWICE = CHATML.replace("{%- if add_gen", "<|endoftext|>{%- if add_gen")
 RESPONSE = (
     "{% for m in messages %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|><|END_OF_TURN|>"
     "{% endfor %}"
@@ -54,6 +55,7 @@ def test_the_tokens_that_a_model_names_leave_no_room_for_guesses():
     [
         (CHATML, QWEN, "<|endoftext|>", "<|im_end|>"),  # Qwen's base models
         (REASONED, QWEN, "<|endoftext|>", "<|im_end|>"),
+        (CLOSED_TWICE, QWEN, "<|endoftext|>", "<|im_end|>"),  # turns, and then the document
         (LLAMA3, LLAMA, "<|end_of_text|>", "<|eot_id|>"),  # Llama 3's first generation config
         (GEMMA, ["<start_of_turn>", "<end_of_turn>"], "<eos>", "<end_of_turn>"),
     ],
@@ -94,6 +96,7 @@ def test_the_default_of_a_class_is_no_end_of_a_model():
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
         "{% for m in messages if m.role == 'user' %}{{ m.content }}<|im_end|>{% endfor %}",
         "{{ ''.__class__ }}",
+        "{% for m in messages %}{{ m.content }}{{ '\\ud800' }}{% endfor %}",
     ],
 )
 def test_a_template_that_names_no_end_changes_nothing(template):
