@@ -1,92 +1,31 @@
-"""Model folders that are incomplete, damaged or hostile: refused in one line before they harm."""
+"""Model folders with incomplete weights or foreign files: refused in one line."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from crafted import (
+    CPU,
+    INDEX,
+    ODD,
+    UP,
+    WEIGHTS,
+    change_json,
+    change_weights,
+    load,
+    refusal,
+    without,
+)
 from safetensors.torch import load_file, save_file
 
 from grpo_core.config import ModelConfig
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.models import check_model, load_classifier, load_policy, load_reader
-
-CPU = torch.device("cpu")
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-UP = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture
-def folder(tiny_model, tmp_path) -> Path:
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
-
-
-@pytest.fixture
-def classifier(tmp_path) -> Path:
-    """A reward model with one label."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    from scripts.bundled_model.make import make_tokenizer
-
-    folder, tokenizer = tmp_path / "reward", make_tokenizer()
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-        **sizes,
-    )
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def load(folder: Path, **options):
-    return load_policy(ModelConfig(name=str(folder), **options), 0, CPU)
-
-
-def refusal(folder: Path, loader=load) -> str:
-    with pytest.raises(InvalidConfig) as caught:
-        loader(folder)
-    text = str(caught.value)
-    assert text.startswith("model.name = ")
-    assert "\n" not in text
-    return text
-
-
-def one_line(loader, folder: Path) -> str | None:
-    """The line that refuses a folder, or None where it loads; other errors are raised."""
-    try:
-        loader(folder)
-    except InvalidConfig:
-        return refusal(folder, loader)
-    return None
-
-
-def change_json(file: Path, **values) -> None:
-    data = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**data, **values}))
-
-
-def change_weights(folder: Path, change) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    save_file(change(tensors), folder / WEIGHTS, {"format": "pt"})
-
-
-def without(*names: str):
-    return lambda tensors: {n: t for n, t in tensors.items() if n not in names}
-
-
-def with_also(**more):
-    return lambda tensors: {**tensors, **{n.replace("__", "."): t for n, t in more.items()}}
-
+from grpo_core.models import check_model, load_classifier, load_policy
 
 # ---- incomplete weights ----------------------------------------------------------------------
 
@@ -201,17 +140,6 @@ def test_the_first_weight_that_is_not_finite_is_named(folder, value):
 # ---- files -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sharded(folder) -> Path:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    (folder / WEIGHTS).unlink()
-    model.save_pretrained(folder, max_shard_size="20KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 2
-    return folder
-
-
 def test_weights_in_several_files_load(sharded, tiny_model):
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(load(sharded).model(ids).logits, load(tiny_model).model(ids).logits)
@@ -310,223 +238,62 @@ def test_a_configuration_cannot_choose_another_file_for_weights(folder, name):
     refusal(folder)
 
 
-# ---- what a configuration may not decide ------------------------------------------------------
+# ---- a snapshot in the Hub's cache -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"_attn_implementation": "evil/kernel:fn"},
-        {"attn_implementation": "evil/kernel:fn"},
-        {"_attn_implementation_internal": "evil/kernel:fn"},
-        {"_attn_implementation": "flash_attention_3"},
-        {"_attn_implementation": {"": "evil/kernel@main"}},
-        {"experts_implementation": "evil/kernel"},
-        {"_experts_implementation": "nonsense"},
-        {"fusion_config": {"patch_embeddings": True}},
-        {"return_dict": False, "output_hidden_states": True, "output_attentions": True},
-        {"torch_dtype": "float64", "use_cache": False, "gradient_checkpointing": True},
-    ],
-    ids=str,
-)
-def test_a_folder_does_not_choose_how_it_is_computed(folder, tiny_model, keys, monkeypatch):
-    from transformers.integrations import hub_kernels
+@pytest.fixture
+def snapshot(tiny_model, tmp_path, monkeypatch) -> Path:
+    """The files of the Hub model owner/name, as its cache keeps them."""
+    from huggingface_hub import constants
 
-    from grpo_core.rollout import SamplingParams, sample_groups
-
-    loads = []
-    monkeypatch.setattr(hub_kernels, "get_kernel", lambda *a, **k: loads.append(a), raising=False)
-    change_json(folder / "config.json", **keys)
-    policy, honest = load(folder), load(tiny_model)
-    assert loads == []
-    assert policy.model.dtype == torch.float32
-
-    def sampled(policy):
-        rng = torch.Generator().manual_seed(0)
-        groups = sample_groups(policy, [[5, 6, 7]], SamplingParams(2, 4, 1.0), rng)
-        return [r.completion_ids for r in groups]
-
-    assert sampled(policy) == sampled(honest)
+    cache, commit = tmp_path / "hub", "a" * 40
+    repository = cache / "models--owner--name"
+    files = repository / "snapshots" / commit
+    shutil.copytree(tiny_model, files)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "blobs").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return files
 
 
-@pytest.mark.parametrize(
-    ("file", "keys"),
-    [
-        ("config.json", {"configuration_files": ["../config.4.0.json"]}),
-        ("config.json", {"auto_map": {"AutoConfig": "evil.Config"}}),
-        ("config.json", {"auto_map": 7}),
-        ("config.json", {"dtype": "load"}),
-        ("config.json", {"attribute_map": {"_attn_implementation": "x"}}),
-        ("config.json", {"get_text_config": 3}),
-        ("config.json", {"save_pretrained": "x"}),
-        ("tokenizer_config.json", {"tokenizer_class": "RagTokenizer"}),
-        ("config.json", {"tokenizer_class": "AutoModelForCausalLM"}),
-        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
-        ("config.json", {"quantization_config": {"quant_method": "nonsense"}}),
-        ("config.json", {"quantization_config": [1]}),
-        ("tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.4.0.json"]}),
-        ("tokenizer_config.json", {"tokenizer_class": "AutoModelForCausalLM"}),
-        ("tokenizer_config.json", {"tokenizer_class": "RagRetriever"}),
-        ("tokenizer_config.json", {"tokenizer_class": "AutoTokenizer"}),
-        ("tokenizer_config.json", {"tokenizer_class": 3}),
-        ("tokenizer_config.json", {"tokenizer_class": "E", "auto_map": {"AutoTokenizer": ["e.E"]}}),
-        ("tokenizer_config.json", {"init_inputs": ["/etc/passwd"]}),
-    ],
-    ids=str,
-)
-def test_foreign_code_and_files_are_refused_in_one_line(folder, file, keys):
-    change_json(folder / file, **keys)
-    refusal(folder)
+def load_from_hub(_: object = None):
+    return load_policy(ModelConfig(name="owner/name"), 0, CPU)
 
 
-def test_a_tokenizer_that_makes_texts_endless_is_refused(folder):
-    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
-    plain = {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}
-    for step in ("normalizer", "decoder"):
-        key = "normalizers" if step == "normalizer" else "decoders"
-        file = folder / "tokenizer.json"
-        kept = file.read_text()
-        change_json(file, **{step: {"type": "Sequence", key: [double] * 45}})
-        assert "times longer" in refusal(folder)
-        change_json(file, **{step: {"type": "Sequence", key: [plain, double, plain]}})
-        load(folder)
-        file.write_text(kept)
+def test_a_cached_model_loads_also_with_an_unused_auto_map(snapshot, tiny_model):
+    change_json(snapshot / "config.json", auto_map={"AutoModelForCausalLM": "own.Model"})
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(load_from_hub().model(ids).logits, load(tiny_model).model(ids).logits)
 
 
-# ---- sizes -----------------------------------------------------------------------------------
+def replace_weights_by_an_index(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    change_json(folder / INDEX, metadata={}, weight_map={UP: "../../evil.bin"})
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"hidden_size": 10**9},
-        {"vocab_size": 10**12},
-        {"num_hidden_layers": 10**9},
-        {"intermediate_size": 10**11},
-        {"num_attention_heads": 10**9, "head_dim": 1},
-        {"num_labels": 10**9},
-        {"hidden_size": 10**30},
-        {"num_hidden_layers": -1},
-        {"num_hidden_layers": 0},
-        {"hidden_size": 0},
-        {"hidden_size": 3.5},
-        {"hidden_size": "32"},
-        {"hidden_size": None},
-        {"vocab_size": True},
-        {"num_key_value_heads": 0},
-        {"model_type": "gpt2", "n_layer": 10**9},
-        {"model_type": "gpt2", "n_inner": 10**12},
-        {"model_type": "qwen3_moe", "num_experts": 10**9},
-        {"model_type": "qwen3_moe", "num_experts": 10**7, "hidden_size": 4096},
-        {"model_type": "gemma3", "text_config": {"num_hidden_layers": 10**9}},
-        {"model_type": "gemma3", "vision_config": {"num_hidden_layers": 10**9}},
-        {"model_type": "nemotron_h", "hybrid_override_pattern": "M" * 100_000},
-    ],
-    ids=lambda sizes: str(sizes)[:60],
-)
-@pytest.mark.parametrize("init", ["weights", "random"])
-def test_absurd_sizes_are_refused_at_once_and_before_memory_is_taken(folder, sizes, init):
-    change_json(folder / "config.json", **sizes)
-    begun = time.monotonic()
-    with pytest.raises(InvalidConfig) as caught:
-        load(folder, init=init)
-    assert time.monotonic() - begun < 2
-    assert "\n" not in str(caught.value)
+def link_out(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").symlink_to("/etc/passwd")
 
 
-def test_the_refusal_names_the_bytes_that_are_missing(folder):
-    change_json(folder / "config.json", hidden_size=2**30)
-    text = refusal(folder, lambda f: check_model(ModelConfig(name=str(f))))
-    assert "GiB" in text
-    assert "float32" in text
-
-
-def test_a_reward_model_of_absurd_size_is_refused(classifier):
-    change_json(classifier / "config.json", hidden_size=10**9)
-    with pytest.raises(StudioError, match="GiB"):
-        load_classifier(str(classifier))
-
-
-def test_large_numbers_that_count_no_parts_are_left_alone(folder):
-    change_json(folder / "config.json", vocab_size_per_layer_input=262_144, block_size=1_000_000)
-    change_json(folder / "tokenizer_config.json", model_max_length=10**30)
-    assert load(folder).context == 128
-
-
-# ---- odd JSON --------------------------------------------------------------------------------
-
-ODD = {
-    "deep": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "rather deep": b'{"a":' + b"[" * 500 + b"]" * 500 + b"}",
-    "a list": b"[1, 2]",
-    "a number": b"3",
-    "nothing": b"",
-    "not a number": b'{"hidden_size": NaN}',
-    "long number": b'{"hidden_size": ' + b"9" * 10_000 + b"}",
-    "no UTF-8": b'{"model_type": "\xff\xfe"}',
-    "half": b'{"model_type": "llama"',
-    "surrogate": b'{"model_type": "\\ud800"}',
-    "nulls": b"\0" * 100,
+HOSTILE = {
+    "index": (replace_weights_by_an_index, "../../evil.bin"),
+    "link": (link_out, "generation_config.json"),
+    "weights": (lambda f: change_weights(f, without(UP)), UP),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "model.safetensors"),
+    "layers": (lambda f: change_json(f / "config.json", num_hidden_layers=10**9), "layers"),
+    "size": (lambda f: change_json(f / "config.json", hidden_size=10**9), "GiB"),
+    "files": (lambda f: change_json(f / "config.json", configuration_files=["c"]), "other files"),
+    "class": (lambda f: change_json(f / "tokenizer_config.json", tokenizer_class="A"), "tokenizer"),
+    "adapter": (lambda f: change_json(f / "adapter_config.json", base_model_name_or_path="x"), "x"),
+    "deep": (lambda f: (f / "config.json").write_bytes(ODD["deep"]), "config.json"),
+    "tokenizer": (lambda f: (f / "tokenizer.json").write_bytes(ODD["deep"]), "tokenizer.json"),
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
-@pytest.mark.parametrize(
-    "file", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-)
-def test_odd_json_is_one_line(folder, file, odd):
-    (folder / file).write_bytes(ODD[odd])
-    answer = one_line(load, folder)
-    if answer is None:
-        assert file in ("tokenizer_config.json", "generation_config.json")
-        assert odd == "surrogate"
-
-
-@pytest.mark.parametrize("odd", ODD)
-def test_an_odd_index_is_one_line(sharded, odd):
-    (sharded / INDEX).write_bytes(ODD[odd])
-    assert INDEX in refusal(sharded)
-
-
-@pytest.mark.parametrize("odd", ["deep", "a list", "no UTF-8", "half"])
-def test_an_odd_reward_model_is_one_line(classifier, odd):
-    for file in ("config.json", "tokenizer.json"):
-        kept = (classifier / file).read_bytes()
-        (classifier / file).write_bytes(ODD[odd])
-        with pytest.raises(StudioError) as caught:
-            load_classifier(str(classifier))
-        assert "\n" not in str(caught.value)
-        (classifier / file).write_bytes(kept)
-
-
-def test_a_key_that_stands_twice_is_refused(folder):
-    text = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(text.rstrip().removesuffix("}") + ', "vocab_size": 7}')
-    assert "vocab_size" in refusal(folder)
-
-
-@pytest.mark.parametrize(
-    ("file", "values"),
-    [
-        ("generation_config.json", {"eos_token_id": "x"}),
-        ("generation_config.json", {"eos_token_id": {"a": 1}}),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"x": 1}}),
-        ("tokenizer_config.json", {"model_max_length": "long"}),
-        ("tokenizer_config.json", {"eos_token": ["a"]}),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}),
-        ("tokenizer.json", {"model": {"type": "Unigram", "vocab": [], "unk_id": 9}}),
-        ("tokenizer.json", {"added_tokens": [{"id": "x"}]}),
-        ("tokenizer.json", {"added_tokens": None}),
-        ("config.json", {"pad_token_id": 10**6}),
-        ("config.json", {"eos_token_id": "x"}),
-        ("config.json", {"rope_parameters": 3}),
-        ("config.json", {"layer_types": ["x"]}),
-        ("config.json", {"architectures": 3}),
-        ("config.json", {"id2label": {"a": 1}}),
-    ],
-    ids=str,
-)
-def test_values_of_a_wrong_kind_are_one_line(folder, file, values):
-    change_json(folder / file, **values)
-    one_line(load, folder)
-    one_line(lambda f: load_reader(ModelConfig(name=str(f))), folder)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_snapshot_is_refused_as_a_folder_is(snapshot, kind):
+    spoil, named = HOSTILE[kind]
+    spoil(snapshot)
+    assert named in refusal(snapshot, load_from_hub)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,6 @@ from grpo_core.types import StepCompleted
 
 CPU = torch.device("cpu")
 ROWS = 262  # of the tiny model's embedding table
-
-
-@pytest.fixture
-def folder(tiny_model, tmp_path) -> Path:
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 def load(folder: Path):
