@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from grpo_core.child_process import Child, ChildFailed, module_child
+from grpo_core.child_process import Child, ChildFailed, free_one, module_child
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched, read_scores
 from grpo_core.rubric.letters import answered_letter, key_letter, stated_letter
 from grpo_core.tasks import extract_answer, given_answer
@@ -148,8 +148,7 @@ def math(
 ) -> list[float | None]:
     """Is the answer mathematically equal to the right answer?
 
-    Equal numbers and texts are recognised here; math-verify compares the rest in the worker
-    process. Siblings often give the same answer, so each pair is compared once. After MAX_HUNG
+    Equal numbers and texts are recognised here; the rest is compared in the worker process. Siblings often give the same answer, so each pair is compared once. After MAX_HUNG
     comparisons that exceed their time, the rest of the step is not scored.
     """
     known: dict[tuple[str, str], float | None] = {}
@@ -209,7 +208,7 @@ def _in_worker(do: str, arguments: list[Any], seconds: float, notes: Notes) -> f
         return read_scores([answer["value"]], 1)[0], ""
 
     try:
-        score, reason = grader_process().request(message, seconds + KILL_AFTER, read)
+        score, reason = free_one(graders()).request(message, seconds + KILL_AFTER, read)
     except ChildFailed as error:
         score, reason = None, f"{error}"
     if reason:
@@ -218,13 +217,17 @@ def _in_worker(do: str, arguments: list[Any], seconds: float, notes: Notes) -> f
 
 
 @lru_cache(maxsize=1)
-def grader_process() -> Child:
-    """The one worker process, for all graders that can hang. Its environment holds no secrets."""
-    return module_child("grpo_core.rubric.sandbox.worker")
+def graders() -> list[Child]:
+    """Processes for all graders that can hang: one for a run, the others for visitors."""
+    return [module_child("grpo_core.rubric.sandbox.worker") for _ in range(4)]
 
 
 ANSWER_CHECKS: dict[str, Check] = {
-    "exact": Check(exact, ExactParams, "The answer is exactly the right text."),
+    "exact": Check(
+        exact,
+        ExactParams,
+        "The answer is exactly the right text, apart from Markdown and LaTeX around it.",
+    ),
     "numeric": Check(
         numeric,
         NumericParams,
@@ -233,8 +236,8 @@ ANSWER_CHECKS: dict[str, Check] = {
     "math": batched(
         math,
         MathParams,
-        "The answer equals the right answer mathematically: fractions, LaTeX, intervals, sets "
-        "(by math-verify).",
+        "The answer equals the right answer mathematically: fractions, LaTeX, intervals, sets, "
+        "equations, matrices; null if it cannot be read as a whole.",
     ),
     "choice": Check(choice, ChoiceParams, "The chosen letter, A to J, is the right one."),
     "json_schema": batched(

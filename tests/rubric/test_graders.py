@@ -100,9 +100,9 @@ def test_a_step_full_of_bombs_costs_a_bounded_time():
 
 @pytest.mark.slow
 def test_a_fresh_process_gets_its_full_time_and_late_is_null():
-    from grpo_core.rubric.answers import grader_process
+    from grpo_core.rubric.answers import graders
 
-    grader_process().close()
+    graders()[0].close()
     assert score("math", r"\boxed{0.5}", r"\frac{1}{2}", seconds=1) == 1.0
     [found], notes = noted(
         "math", r"\boxed{\sin(10^{7000})}", "1", seconds=0.0005
