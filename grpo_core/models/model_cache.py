@@ -7,9 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 from grpo_core.config import ModelConfig
 from grpo_core.errors import StudioError
-from grpo_core.models import Policy, load_policy
+from grpo_core.models import Policy, load_policy, pick_device
+from grpo_core.models.device import release_memory
 
 LOCK_TIMEOUT_SECONDS = 60.0
 # Two models of at most so many parameters stay in memory together, e.g. before and after training.
@@ -17,9 +20,13 @@ SMALL_MODEL = 100_000_000
 
 
 class ModelCache:
-    """Keeps the most recently used model, or two where both are small."""
+    """Keeps the most recently used model, or two where both are small.
 
-    def __init__(self) -> None:
+    device: where models are used now; it may change from one use to the next.
+    """
+
+    def __init__(self, device: Callable[[], torch.device] = pick_device) -> None:
+        self._device = device
         self._lock = threading.Lock()
         self._policies: OrderedDict[Hashable, Policy] = OrderedDict()
 
@@ -37,10 +44,11 @@ class ModelCache:
         Raises StudioError if another caller uses a model for longer than 60 s.
         """
         with self._locked():
-            key = (config, seed, state_key)
+            device = self._device()
+            key = (config, seed, state_key, device)
             if key not in self._policies:
                 self._make_room()
-                policy = load_policy(config, seed)
+                policy = load_policy(config, seed, device)
                 if after_load is not None:
                     after_load(policy)
                 self._policies[key] = policy
@@ -51,6 +59,7 @@ class ModelCache:
         """Drop all models, so that their memory is free for something else."""
         with self._locked():
             self._policies.clear()
+            release_memory()
 
     def _make_room(self) -> None:
         """Drop models before the next one is loaded: two large ones may not fit together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import tempfile
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.exporting.trained_model import PlayResult, export_model, heldout_prompt, play
-from grpo_core.models import Reader, load_reader
+from grpo_core.models import Reader, load_reader, pick_device
 from grpo_core.models.context_fit import too_long_rows
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.models.policy import text_of
@@ -113,11 +114,20 @@ class PreflightService:
         """store: the runs; only requests about runs need it."""
         self._options = options or ServiceOptions()
         self._optional_store = store
-        self._models = ModelCache()
+        self._models = ModelCache(self._device)
         self._trials: OrderedDict[str, Trial] = OrderedDict()
         self._reports: OrderedDict[str, list[Finding]] = OrderedDict()  # settings -> report
         self.may_push = self._options.may_push
         self.lease_seconds = self._options.lease_seconds
+
+    def _device(self) -> torch.device:
+        """Where questions are answered: not on the device on which a run goes on."""
+        return torch.device("cpu") if self._options.busy() else pick_device()
+
+    def release_models(self) -> None:
+        """Leave the device to a run that starts. An answer that takes over a minute keeps it."""
+        with contextlib.suppress(StudioError):
+            self._models.clear()
 
     def outlook(self, config: RunConfig) -> str:
         """On ZeroGPU: how much of this run fits into one lease, by earlier runs; "" elsewhere."""

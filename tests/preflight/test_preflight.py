@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from grpo_core.config import Criterion, RubricConfig, nest, parse
+from grpo_core.config import Criterion, ModelConfig, RubricConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.preflight.preflight import Finding, FirstStep, findings, first_step, refusal, verdict
 from grpo_core.preflight.service import PreflightService, ServiceOptions
@@ -374,3 +376,24 @@ def test_changed_weights_apply_to_the_groups_in_view_without_sampling():
     assert (
         reweighed(service, default_values(), "")["__type__"] == "update"
     )  # nothing in view: skipped
+
+
+def test_while_a_run_has_the_gpu_questions_are_answered_on_the_cpu(monkeypatch):
+    loaded, busy = [], [False]
+
+    def load(config, seed, device):
+        loaded.append(device.type)
+        return SimpleNamespace(num_parameters=1)
+
+    monkeypatch.setattr("grpo_core.models.model_cache.load_policy", load)
+    monkeypatch.setattr("grpo_core.preflight.service.pick_device", lambda: torch.device("cuda"))
+    service = PreflightService(options=ServiceOptions(busy=lambda: busy[0]))
+    for state in (False, True, True, False):  # a model that is loaded is used again
+        busy[0] = state
+        with service._models.use(ModelConfig()):
+            pass
+    assert loaded == ["cuda", "cpu"]
+    service.release_models()
+    with service._models.use(ModelConfig()):
+        pass
+    assert loaded == ["cuda", "cpu", "cuda"]
