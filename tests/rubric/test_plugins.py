@@ -346,15 +346,22 @@ REASONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory):
+    """One function for each body of REASONS, each of two lines."""
+    folder = tmp_path_factory.mktemp("failing")
+    (folder / "helpers.py").write_text("def f(): pass\n")
+    head = "def bad{}(completions, completion_ids, trainer_state):\n    {}\n"
+    return plugin(folder, "".join(head.format(i, body) for i, body in enumerate(REASONS)))
+
+
 @pytest.mark.parametrize("body", REASONS)
-def test_a_plug_in_that_fails_says_why_and_on_which_line(tmp_path, body):
-    (tmp_path / "helpers.py").write_text("def f(): pass\n")
-    check = plugin(tmp_path, f"def bad(completions, completion_ids, trainer_state):\n    {body}\n")[
-        "mine.bad"
-    ]
-    found, notes = run(check)
+def test_a_plug_in_that_fails_says_why_and_on_which_line(failing, body):
+    i = list(REASONS).index(body)
+    found, notes = run(failing[f"mine.bad{i}"])
     assert found == [None, None]
-    assert REASONS[body] in " / ".join(notes), notes
+    says = REASONS[body].replace("bad", f"bad{i}").replace("line 2", f"line {2 * i + 2}")
+    assert says in " / ".join(notes), notes
     assert notes.total() == 2
 
 
