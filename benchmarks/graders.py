@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_core.rubric import CHECKS
-from grpo_core.rubric.answers import grader_process
+from grpo_core.rubric.answers import graders
 from grpo_core.rubric.sandbox.formula_tokens import Unread
 from grpo_core.rubric.sandbox.mathematics import math_equal
 from grpo_core.tasks.answers import same_answer
@@ -66,7 +66,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     started = time.perf_counter()
     request = {"do": "math", "arguments": ["1", "1"], "seconds": 10}
-    grader_process().request(request, START_SECONDS)
+    graders()[0].request(request, START_SECONDS)
     print(f"{len(PAIRS)} pairs; the process starts in {time.perf_counter() - started:.1f} s")
     for i in range(1, rounds + 1):
         result = measure(through_the_process, time.perf_counter)

@@ -100,6 +100,11 @@ class Child:
         finally:
             lock.release()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it answers a request now."""
+        return self._lock.locked()
+
     def close(self) -> None:
         """Kill the process."""
         with self._lock:
@@ -204,6 +209,17 @@ class NoValue(Exception):
     """A function of a helper has no value; the text is the reason, in one line."""
 
 
+def free_one(helpers: Sequence[Child]) -> Child:
+    """Which of several equal helpers answers now. A run has the first for itself.
+
+    Visitors, whose requests have a time limit, share the others: one whose request takes long
+    does not let the next visitor wait. A helper starts only when it is first used.
+    """
+    if math.isinf(seconds_left()):
+        return helpers[0]
+    return next((h for h in helpers[1:] if not h.is_busy), secrets.choice(helpers[1:]))
+
+
 class TooLate(BaseException):
     """A request exceeded its time.
 
@@ -222,7 +238,9 @@ def serve(
     reason why the helper cannot start. Returns when its input ends.
     """
     questions, answers = _own_pipes()
-    resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)  # a limit of this machine cannot be raised
+    most = max_memory if hard == resource.RLIM_INFINITY else min(max_memory, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _raise_too_late)
     try:

@@ -7,13 +7,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grpo_core.child_process import Child, ChildFailed, module_child
+from grpo_core.child_process import Child, ChildFailed, free_one, module_child
+from grpo_core.time_limit import time_limit
 
 # Writes what the question asks for; {number} stands for the number of the question.
 SCRIPT = """
@@ -222,3 +224,28 @@ def test_functions_of_a_helper_give_a_value_or_a_reason(tmp_path):
 def test_a_helper_of_this_package_has_no_secrets(monkeypatch):
     monkeypatch.setenv("GRPO_CANARY", "secret")
     assert "GRPO_CANARY" not in module_child("json.tool")._environment
+
+
+def test_a_visitor_does_not_wait_for_the_helper_of_another(tmp_path):
+    script = tmp_path / "helper.py"
+    script.write_text(SCRIPT)
+    helpers = [Child(["-I", "-S", str(script)]) for _ in range(3)]
+
+    def hang():
+        with time_limit(2), contextlib.suppress(ChildFailed):
+            free_one(helpers).request("hang", 9)
+
+    assert free_one(helpers) is helpers[0]  # a run, which has no time limit
+    hanging = threading.Thread(target=hang)
+    hanging.start()
+    while not helpers[1].is_busy:
+        time.sleep(0.01)
+    started = time.monotonic()
+    with time_limit(2):
+        assert free_one(helpers) is helpers[2]
+        assert honest(free_one(helpers)) == 0.5
+        assert honest(free_one(helpers)) == 0.5
+    assert time.monotonic() - started < 1
+    hanging.join()
+    for helper in helpers:
+        helper.close()

@@ -5,13 +5,12 @@ What a snippet computes stays in the helper. Only None and numbers come back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
-from grpo_core.child_process import ChildFailed, module_child
+from grpo_core.child_process import ChildFailed, free_one, module_child
 from grpo_core.rubric.check import (
     MAX_CHARS,
     UNBOUNDED,
@@ -32,7 +31,8 @@ EXAMPLE = (
     "    return 1.0 if answer in completion else 0.0"
 )
 
-_helpers = [module_child("grpo_core.rubric.sandbox.snippet_child") for _ in range(2)]
+# One for a run, the others for visitors: each of them may have two requests at once.
+_helpers = [module_child("grpo_core.rubric.sandbox.snippet_child") for _ in range(4)]
 
 
 class PythonParams(Params):
@@ -52,10 +52,7 @@ def python(
 
     None, with the reason in the notes, if it raises, takes too long or returns no finite number.
     """
-    left = seconds_left()
-    # A visitor's snippets and those of a run do not wait for each other.
-    helper = _helpers[0] if math.isinf(left) else _helpers[1]
-    seconds = min(left, HELPER_SECONDS + params.seconds * max(MAX_HUNG, len(completions)))
+    seconds = min(seconds_left(), HELPER_SECONDS + params.seconds * max(MAX_HUNG, len(completions)))
     arguments = [
         [[c.text[:MAX_CHARS], c.num_tokens] for c in completions],
         [[p.text, p.answer] for p in prompts],
@@ -70,7 +67,7 @@ def python(
 
     question = {"do": "score", "arguments": arguments, "seconds": seconds + KILL_AFTER}
     try:
-        scores, why = helper.request(question, seconds + 2 * KILL_AFTER, read)
+        scores, why = free_one(_helpers).request(question, seconds + 2 * KILL_AFTER, read)
     except ChildFailed as error:
         notes[f"the snippet's process: {error}"] += len(completions)
         return [None] * len(completions)
