@@ -177,7 +177,9 @@ def test_special_tokens_are_text_but_end_pad_and_begin(tiny_model, special):
     assert policy.decode([begin, pad, *ids, pad, end, pad]) == text
     vocabulary = Vocabulary(policy.tokenizer)
     assert b"".join(vocabulary.piece(t) for t in ids).decode() == text
-    assert set(scores(policy.decode(ids[:-9])).values()) >= {1.0}
+    tagged = policy.tokenizer(f"<think>{WRITTEN}", add_special_tokens=False)["input_ids"]
+    paid = scores(policy.decode(tagged))
+    assert (paid["accuracy"], paid["format"]) == (1.0, 1.0)
 
 
 def test_added_tokens_outside_the_byte_alphabet_keep_their_names(tiny_model):
@@ -223,6 +225,6 @@ def test_a_block_that_the_prompt_opened_begins_the_completion(tiny_model, templa
 def test_reasoning_inside_a_block_of_the_template_is_paid(tiny_model):
     policy = reads(tiny_model, THINKING, [])
     ids = policy.encode(Prompt("p", "57+11+74", "142", "sums"), "")
-    assert set(scores(WRITTEN).values()) != {1.0}
+    assert scores(WRITTEN)["format"] == 0.5
     paid = scores(policy.opening(ids) + WRITTEN)
     assert (paid["accuracy"], paid["format"]) == (1.0, 1.0)
