@@ -5,16 +5,21 @@ The full disk: tests/training/test_faults.py.
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import sqlite3
 import time
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from processes import another_process, until
 from test_runs import Script, config, wait_for
 
-from grpo_core.errors import StoreError, StoreLocked
+from grpo_core.errors import DiskFull, StoreError, StoreLocked
+from grpo_core.rubric import RunningStd
 from grpo_core.runs import recording
 from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
@@ -189,3 +194,67 @@ def test_an_idle_server_survives_the_deletion_of_its_file(manager, caplog):
         assert manager.recover() == []
     assert caplog.text.count("cannot be opened") == 1
     assert not manager.store.path.exists()
+
+
+def test_a_used_up_quota_holds_the_run_until_there_is_room(manager, script):
+    run_id, store = going(manager, script, 30), manager.store
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    size = Path(f"{store.path}-wal").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        script.go.release(29)
+        until(lambda: "quota" in store.trouble, 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    wait_for(manager, run_id, RunStatus.FINISHED)
+    assert len(store.steps(run_id)) == 30
+    assert store.integrity() == []
+
+
+def test_a_run_that_could_save_no_checkpoint_ends_before_it_trains(manager, script):
+    Path(f"{manager.store.path}.checkpoints").write_text("no folder")
+    run_id = manager.start(config())
+    wait_for(manager, run_id, RunStatus.FAILED)
+    error = manager.store.run(run_id).error
+    assert "train.checkpoint_every = 20: no checkpoint can be saved" in error
+    assert len(error.splitlines()) == 1
+    assert not script.started
+    script.go.release(2)
+    wait_for(manager, manager.start(config(**{"train.checkpoint_every": 0})), RunStatus.FINISHED)
+
+
+def test_a_run_without_a_folder_for_its_log_goes_on(manager, script, caplog):
+    Path(f"{manager.store.path}.logs").write_text("no folder")
+    script.go.release(2)
+    wait_for(manager, manager.start(config()), RunStatus.FINISHED)
+    assert "no log of this run" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EDQUOT, "are free (Disk quota exceeded). Free some space"),
+        (errno.EROFS, "cannot be written: Read-only file system. Make the folder writable"),
+        (errno.EIO, "cannot be written: Input/output error"),
+        (errno.EMFILE, "cannot be written: Too many open files"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_waits_for_a_person(
+    tmp_path, monkeypatch, number, says
+):
+    import torch
+
+    from grpo_core.training import checkpoint
+
+    def fails(path):
+        raise OSError(number, os.strerror(number))
+
+    state = checkpoint.Snapshot(3, {"w": torch.ones(9)}, {}, RunningStd(), False, None)
+    checkpoint.save(tmp_path, replace(state, step=2))
+    monkeypatch.setattr(checkpoint, "sync", fails)
+    with pytest.raises(DiskFull) as held:
+        checkpoint.save(tmp_path, state)
+    assert says in str(held.value)
+    assert "press Resume" in str(held.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]

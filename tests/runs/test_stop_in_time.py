@@ -11,9 +11,11 @@ import pytest
 from processes import another_process, until
 from stuck_trainers import hangs
 
+from grpo_core.checkpoint_files import saved_steps
 from grpo_core.config import RunConfig, nest, parse
 from grpo_core.runs import stop_in_time
 from grpo_core.runs.manager import RunManager
+from grpo_core.runs.resume import where_to_start
 from grpo_core.runs.stop_in_time import Patience
 from grpo_core.runs.subprocess_trainer import in_subprocess
 from grpo_core.store import Recorder, Store
@@ -151,3 +153,52 @@ def test_a_second_ctrl_c_ends_a_stuck_command_at_once(tmp_path):
     [run] = Store(db).runs()
     assert (run.status, run.steps_done) == (RunStatus.STOPPED, 1)
     assert "Ended at once" in run.error
+
+
+SLOW_SAVE = """
+import sys, time
+import torch
+import grpo_core.training.trainer as trainer
+from grpo_core.checkpoint_files import MANIFEST, file_hash
+from grpo_core.rubric import RunningStd
+from grpo_core.runs import stop_in_time
+from grpo_core.training import checkpoint
+from grpo_core.types import Checkpointed, ModelLoaded, StepCompleted, StepMetrics
+
+stop_in_time.GRACE_SECONDS = 0.5
+
+def saves(config, emit, control):
+    emit(ModelLoaded({}))
+    for step in (1, 2):
+        emit(StepCompleted(step, StepMetrics(), {}))
+        state = checkpoint.Snapshot(step, {"w": torch.ones(9)}, {}, RunningStd(), False, None)
+        if step == 2:  # a disk that hangs
+            checkpoint.sync = lambda path: (print("saving", flush=True), time.sleep(600))
+        path = checkpoint.save(control.folder, state)
+        emit(Checkpointed(step, str(path), 1, file_hash(path / MANIFEST)))
+
+trainer.train = saves
+from grpo_core.cli import main
+sys.exit(main(["train", "--db", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_while_saving_leaves_the_checkpoint_before(tmp_path):
+    db = tmp_path / "runs.sqlite"
+    process = another_process(SLOW_SAVE, db)
+    try:
+        assert process.stdout.readline() == "saving\n"
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert time.monotonic() - asked < 6
+    assert "Traceback" not in err
+    store = Store(db)
+    [run] = store.runs()
+    assert (run.status, run.steps_done) == (RunStatus.STOPPED, 2)
+    assert "last checkpoint counts" in run.error
+    assert list(saved_steps(store.checkpoint_folder(run.id))) == [1]
+    assert where_to_start(store, run).step == 1
