@@ -64,8 +64,11 @@ def free_memory(device: torch.device, another_process: bool = False) -> int:
     return free
 
 
-def host_memory() -> tuple[int, int]:
-    """Bytes of the machine's memory or of its container's, and how many of them are free."""
+def host_memory(drops_caches: bool = False) -> tuple[int, int]:
+    """Bytes of the machine's memory or of its container's, and how many of them are free.
+
+    drops_caches: count as free also the cached files of a container that were read lately.
+    """
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
     limit = CGROUP / "memory.max"
@@ -74,7 +77,10 @@ def host_memory() -> tuple[int, int]:
     used = int((CGROUP / "memory.current").read_text())
     stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     # The kernel counts cached files as used, and drops them when a process needs the memory.
-    free = min(free, int(text) - used + int(stat.get("inactive_file", 0)))
+    cached = int(stat.get("inactive_file", 0))
+    if drops_caches:
+        cached += int(stat.get("active_file", 0))
+    free = min(free, int(text) - used + cached)
     return min(total, int(text)), free
 
 

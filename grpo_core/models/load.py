@@ -47,7 +47,6 @@ transformers_logging.disable_progress_bar()
 logging.getLogger("transformers.modeling_utils").addFilter(
     lambda record: "LOAD REPORT" not in record.getMessage()
 )
-CPU = torch.device("cpu")
 
 
 def check_model(config: ModelConfig) -> None:
@@ -120,9 +119,11 @@ def _language_shape(source: Source, config: ModelConfig, device: torch.device) -
 
 def _room(config: ModelConfig, device: torch.device) -> int:
     """Bytes that weights may take now. In 16 bits they pass through the machine's own memory."""
-    if device.type == "cpu" or config.base_bits == "4":
-        return free_memory(device)
-    return min(free_memory(device), free_memory(CPU))
+    _, in_host = host_memory(drops_caches=True)
+    if device.type == "cpu":
+        return in_host
+    in_device = free_memory(device)
+    return in_device if config.base_bits == "4" else min(in_device, in_host)
 
 
 def read_tokenizer(source: Source, shape: PreTrainedConfig) -> PreTrainedTokenizerBase:

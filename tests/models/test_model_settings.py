@@ -225,3 +225,28 @@ def test_values_of_a_wrong_kind_are_one_line(folder, file, values):
     change_json(folder / file, **values)
     one_line(load, folder)
     one_line(lambda f: load_reader(ModelConfig(name=str(f))), folder)
+
+
+def test_cached_files_of_a_container_count_as_memory_for_weights(tmp_path, monkeypatch):
+    from grpo_core.models import device
+
+    (tmp_path / "memory.max").write_text(str(100 << 20))
+    (tmp_path / "memory.current").write_text(str(95 << 20))
+    stat = f"anon {25 << 20}\ninactive_file {10 << 20}\nactive_file {60 << 20}\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    assert device.host_memory() == (100 << 20, 15 << 20)
+    assert device.host_memory(drops_caches=True) == (100 << 20, 75 << 20)
+
+
+def test_weights_larger_than_the_free_memory_are_refused_unread(folder, monkeypatch):
+    from grpo_core.models import load as loading
+
+    model = load(folder).model
+    needed = 4 * sum(p.numel() for p in model.parameters())
+    needed += sum(b.numel() * b.element_size() for b in model.buffers())
+    monkeypatch.setattr(loading, "host_memory", lambda drops_caches=False: (needed, needed))
+    load(folder)
+    monkeypatch.setattr(loading, "host_memory", lambda drops_caches=False: (needed, needed - 1))
+    monkeypatch.setattr(loading, "_with_weights", lambda *a, **k: pytest.fail("it was read"))
+    assert "its weights alone take" in refusal(folder)
