@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from grpo_core.runs.manager import RunManager
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
-    from grpo_core.training.control import Train
+    from grpo_core.training.control import Emit, RunControl, Train
     from ui.page import Page
 
 ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
@@ -147,9 +147,13 @@ def _build(
 
     used_bytes = _used_bytes(store, limits)
 
+    def train_alone(config: RunConfig, emit: Emit, control: RunControl) -> None:
+        service.release_models()
+        trainer.run(config, emit, control)
+
     runs = RunManager(
         store,
-        trainer.run,
+        train_alone,
         check=_check(store, limits, used_bytes),
         device=trainer.device,
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
@@ -159,7 +163,7 @@ def _build(
         ServiceOptions(
             busy=lambda: runs.current is not None,
             check=_check_reading(limits, used_bytes),
-            train=trainer.step,
+            train=trainer.run,
             lease_seconds=trainer.lease_seconds,
             may_push=not is_public,
         ),
@@ -241,8 +245,7 @@ def _check(
 class _Trainer:
     """How this server trains."""
 
-    run: Train  # a whole run
-    step: Train  # the one step of Preflight
+    run: Train  # a whole run, or the one step of Preflight
     device: str
     lease_seconds: int | None = None  # of a lease of ZeroGPU
 
@@ -258,7 +261,7 @@ def _trainer(plugins: Sequence[str]) -> _Trainer:
         # Starts now and goes on beside what follows, so that the first run need not wait.
         warm_up(train)
         run = in_subprocess(train, partial(add_plugins, plugins))
-        return _Trainer(run, train, describe_device(pick_device()))
+        return _Trainer(run, describe_device(pick_device()))
 
     from grpo_core.runs.zerogpu import leased, seconds_from
 
@@ -266,7 +269,7 @@ def _trainer(plugins: Sequence[str]) -> _Trainer:
     os.environ[DEVICE_VARIABLE] = "cpu"
     seconds = seconds_from(os.environ)
     in_lease = leased(train, spaces.GPU, seconds)
-    return _Trainer(in_lease, in_lease, f"ZeroGPU, leases of {seconds} s", seconds)
+    return _Trainer(in_lease, f"ZeroGPU, leases of {seconds} s", seconds)
 
 
 def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | None) -> None:

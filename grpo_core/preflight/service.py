@@ -125,9 +125,10 @@ class PreflightService:
         return torch.device("cpu") if self._options.busy() else pick_device()
 
     def release_models(self) -> None:
-        """Leave the device to a run that starts. An answer that takes over a minute keeps it."""
-        with contextlib.suppress(StudioError):
-            self._models.clear()
+        """Leave the GPU to a run that starts. An answer that takes over a minute keeps it."""
+        if pick_device().type != "cpu":
+            with contextlib.suppress(StudioError):
+                self._models.clear()
 
     def outlook(self, config: RunConfig) -> str:
         """On ZeroGPU: how much of this run fits into one lease, by earlier runs; "" elsewhere."""
