@@ -314,15 +314,16 @@ def _answer(
 ) -> dict[str, Any]:
     # The alarm interrupts Python code. The parent kills the process a second later if that is not
     # enough, as for one huge power.
-    signal.setitimer(signal.ITIMER_REAL, question["seconds"])
     try:
-        return {"value": functions[question["do"]](*question["arguments"])}
-    except TooLate:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, question["seconds"])
+            return {"value": functions[question["do"]](*question["arguments"])}
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except TooLate:  # also in the moments before and after the work
         return {"null": f"it took longer than {question['seconds']:g} s"}
     except BaseException as error:  # parsers raise anything on hostile text
         return {"null": reason_of(error)}
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _nothing() -> None:
