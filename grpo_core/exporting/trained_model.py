@@ -165,7 +165,7 @@ def _save_adapter(policy: Policy, config: RunConfig, folder: Path) -> None:
         if p.requires_grad
     }
     save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
-    described = lora_config(config.model)
+    described = lora_config(config.model, policy.model)
     described.base_model_name_or_path = config.model.name
     described.inference_mode = True
     described.save_pretrained(str(folder))

@@ -27,7 +27,7 @@ def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(lora_config(config), model)
+        inject_adapter_in_model(lora_config(config, model), model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # float32 also beside a bfloat16 base: bfloat16 would round small updates away.
@@ -35,15 +35,25 @@ def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
             assert "lora_" in name, name
 
 
-def lora_config(config: ModelConfig) -> LoraConfig:
+def lora_config(config: ModelConfig, model: nn.Module) -> LoraConfig:
+    """peft's description of the adapters that `add_adapters` puts into the model."""
     from peft import LoraConfig
 
+    # Linear layers that compute more than a product, such as Llama 4's routers.
+    special = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+        and type(m).forward is not nn.Linear.forward
+        and type(m).__module__.startswith("transformers.models.")
+    ]
     return LoraConfig(
         r=config.lora_rank,
         # peft scales by any number, although it declares an int.
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,  # pyright: ignore[reportArgumentType]
         lora_dropout=0.0,
         target_modules="all-linear",
+        exclude_modules=special or None,
         task_type="CAUSAL_LM",
     )
 

@@ -123,7 +123,9 @@ def test_context_and_memory_are_those_of_the_language_model(folders, family):
     assert "the context holds 128 tokens" in str(problems)
 
 
-@pytest.mark.parametrize(("family", "rank"), [("Gemma3", 0), ("Gemma3", 4), ("Llama4", 0)])
+@pytest.mark.parametrize(
+    ("family", "rank"), [("Gemma3", 0), ("Gemma3", 4), ("Llama4", 0), ("Llama4", 4)]
+)
 def test_a_composite_model_trains_from_a_kl_of_zero(folders, family, rank):
     events = []
     train(run_config(folders[family], **{"model.lora_rank": rank}), events.append, RunControl())
