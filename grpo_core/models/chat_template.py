@@ -137,8 +137,10 @@ def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 # ---- what the prompt began for the policy -------------------------------------------------------
 
 _LAST_TAG = re.compile(
-    r"(?:<(?P<tag>[A-Za-z][\w:.-]{0,40})>"
-    r"|(?P<mark><[|｜][A-Za-z_▁ ]{1,40}[|｜]>|\[[A-Z_]{1,40}\]|◁[A-Za-z_ ]{1,40}▷))\s*\Z"
+    r"(?P<header>[|｜]>[A-Za-z]{0,20}\s*)?"  # of the turn, such as <|im_start|>assistant
+    r"(?P<block>(?:<(?P<tag>[A-Za-z][\w:.-]{0,40})>"
+    r"|(?P<mark><[|｜][A-Za-z_▁ ]{1,40}[|｜]>|\[[A-Z_]{1,40}\]|◁[A-Za-z_ ]{1,40}▷))"
+    r"(?P<rest>[^<>\[\]◁▷]*))\Z"
 )
 # Whatever stands before it, a tag with one of these stems opens a block.
 _BLOCK_STEMS = ("think", "thought", "reason", "answer", "solution", "scratchpad", "reflect")
@@ -152,21 +154,23 @@ _NO_BLOCK = {
 
 
 def opened_block(prompt: str) -> str:
-    """The tag at the end of a prompt, with what white space follows, if it opens a block; else "".
+    """The block that a prompt leaves open at its end, from its tag on; "" if there is none.
 
     Templates of reasoning models end in <think>, and plain prompts may as well. The policy
-    continues inside the block, and what it writes makes sense only with the tag before it.
+    continues inside the block, and what it writes makes sense only with the tag before it. Text may
+    follow the tag only where a turn's header stands before it: elsewhere the prompt may talk about
+    the tag.
     """
-    match = _LAST_TAG.search(prompt[-100:])
-    if match is None:
+    match = _LAST_TAG.search(prompt)
+    if match is None or (match["rest"].strip() and not match["header"]):
         return ""
     words = re.findall("[a-z]+", (match["tag"] or match["mark"]).lower())
     if not words or words[0] == "end":
         return ""
     if any(word.startswith(_BLOCK_STEMS) for word in words):
-        return match[0]
+        return match["block"]
     # Marks such as <|assistant|> and [INST] begin turns. In vector<int> there is no tag.
-    before = prompt[-100:][: match.start()][-1:]
+    before = prompt[: match.start("block")][-1:]
     if match["mark"] or before.isalnum() or words in (["start"], ["begin"]):
         return ""
-    return "" if _NO_BLOCK & set(words) else match[0]
+    return "" if _NO_BLOCK & set(words) else match["block"]

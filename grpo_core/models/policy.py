@@ -22,7 +22,7 @@ from grpo_core.models.chat_template import (
 from grpo_core.models.lora import AdapterOff, adapter_layers
 from grpo_core.types import Prompt
 
-OPENING_TOKENS = 64  # of a prompt's end; a tag may be as many bytes, and a byte a token
+OPENING_TOKENS = 200  # of a prompt's end, where a block may be open; a byte may be a token
 
 
 def asked(

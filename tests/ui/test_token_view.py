@@ -30,6 +30,7 @@ def drawn(text: str, pieces: list[bytes]) -> tuple[str, str]:
         ("<think>\n", [b"<|end|>"], "<think>\n"),
         ("<think>2", [b"<think>", b"2"], ""),
         ("<think><think>2", [b"<think>", b"2"], "<think>"),
+        ("<think>\nOkay, 2", [b" ", b"2"], "<think>\nOkay,"),
         ("2", [b"2"], ""),
         ("", [b"<|end|>"], ""),
         ("<b>x", [b"<", b"b>x"], ""),

@@ -18,6 +18,7 @@ from grpo_core.store import GroupRow, TokenRow
 from ui.render.status import empty
 from ui.render.text import esc, is_number, short, signed
 
+MAX_OPENING = 400  # characters of a completion's text that its prompt wrote
 MAX_TOKENS = 4000  # drawn; a note says so where a completion is longer
 
 
@@ -149,13 +150,14 @@ _TAG = re.compile(r"[<\[◁][^<>\[\]◁▷]{1,60}[>\]▷]\s*")
 
 
 def _of_prompt(text: str, pieces: Sequence[bytes]) -> str:
-    """The tag that the prompt opened and the completion's text begins with; "" if none."""
+    """What the prompt wrote of the completion's text: the block that it opened; "" if none."""
     sampled = b"".join(pieces).decode("utf-8", "replace")
     tag = _TAG.match(text)
     if tag is None or sampled.startswith(text):
         return ""
-    # The white space after the tag is the prompt's, the tokens', or some of each.
-    ends = range(tag.end(), len(tag[0].rstrip()) - 1, -1)
+    # What follows the tag is the prompt's, the tokens', or some of each.
+    last = min(len(text), tag.end() + MAX_OPENING)
+    ends = [*range(tag.end(), len(tag[0].rstrip()) - 1, -1), *range(tag.end() + 1, last)]
     end = next((end for end in ends if sampled.startswith(text[end:])), None)
     if end is None and sampled.lstrip().startswith(text[tag.end() :]):
         end = tag.end()  # some tokenizers drop the first space of a text
