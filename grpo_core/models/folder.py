@@ -40,6 +40,7 @@ _SIZE = re.compile(r"size|dim|vocab|length|window|position")  # measured in byte
 # How many times longer the replacements of a tokenizer may make a text, one after the other.
 MAX_GROWTH = 1_000
 _TOKENIZER_CLASS = re.compile(r"\w+Tokenizer(Fast)?|\w+Backend")
+_PART = re.compile(r"shard-\d{5}-model-.*\.safetensors")  # of a distributed checkpoint
 # Settings by which a configuration would choose other files to read.
 _OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
 # Of checkpoints whose weights are quantised, those that can be trained as they come.
@@ -84,6 +85,10 @@ def check_folder(folder: Path, config: ModelConfig, is_local: bool) -> dict[str,
     settings = {n: read_object(folder / n) for n in _SETTINGS if (folder / n).is_file()}
     _check_settings(settings, config, is_local)
     if config.init == "weights":
+        # transformers prefers such parts to every other file, and ignores what it cannot use.
+        if any(_PART.fullmatch(file.name) for file in _files(folder)):
+            hint = "Save it in one piece with save_pretrained."
+            raise BadModel("its weights are the parts of a distributed checkpoint", hint)
         if INDEX in settings and not (folder / "model.safetensors").is_file():
             _check_index(settings[INDEX], folder, is_local)
         elif is_local:
@@ -125,9 +130,6 @@ def _check_file(file: Path, root: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    if any(re.fullmatch(r"shard-\d{5}-model-.*\.safetensors", p.name) for p in _files(folder)):
-        hint = "Save it in one piece with save_pretrained."
-        raise BadModel("its weights are the parts of a distributed checkpoint", hint)
     if any(folder.glob("*.safetensors")):
         return
     patterns = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -213,6 +213,13 @@ def test_links_inside_a_folder_and_in_the_hubs_cache_are_followed(tiny_model, tm
     assert load(snapshot).num_parameters > 1000
 
 
+def test_parts_of_a_distributed_checkpoint_are_refused(sharded):
+    shard = sorted(sharded.glob("model-*.safetensors"))[0]
+    shutil.copy(shard, sharded / "shard-00001-model-00001-of-00001.safetensors")
+    (sharded / ".metadata").write_bytes(b"\x80\x04")
+    assert "distributed checkpoint" in refusal(sharded)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "config.json"])
 def test_a_pipe_in_place_of_a_file_is_refused(folder, name):
     (folder / name).unlink()
