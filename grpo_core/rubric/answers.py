@@ -148,8 +148,9 @@ def math(
 ) -> list[float | None]:
     """Is the answer mathematically equal to the right answer?
 
-    Equal numbers and texts are recognised here; the rest is compared in the worker process. Siblings often give the same answer, so each pair is compared once. After MAX_HUNG
-    comparisons that exceed their time, the rest of the step is not scored.
+    Equal numbers and texts are recognised here; the rest is compared in the worker process.
+    Siblings often give the same answer, so each pair is compared once. After MAX_HUNG comparisons
+    that exceed their time, the rest of the step is not scored.
     """
     known: dict[tuple[str, str], float | None] = {}
     hung = 0

@@ -16,7 +16,7 @@ _LETTER = (
 )
 _LONE = re.compile(r"(?i:\s*(?:option|choice|answer)\b\s*:?)?[\s(\[]*([A-Ja-j])[\s)\].:,;!]*")
 _WITH_TEXT = re.compile(
-    r"(?:[(\[]?([A-Ja-j])(?:[)\].:]|\s*[-–—=](?=\s))\s*(?=\S)|([B-HJ])\s(?!and\b|or\b)(?=\S))"
+    r"(?:[(\[]?([A-Ja-j])(?:[)\].:]|\s*[-–—=](?=\s))\s*(?=\S)|([B-HJ])\s(?!and\b|or\b)(?=\w\w))"
 )
 _REASON = re.compile(r"(?i:\b(?:because|since|as|due to|given that)\b)[^.\n]*")
 _NEGATED = re.compile(
@@ -32,7 +32,7 @@ _NAME = r"(?i:(?:the\s+)?(?:(?:final|correct|right|best)\s+)*(?:answer|option|ch
 _STATED = re.compile(
     # "the correct answer is: B", "Answer - B", "the answer must be option B"
     r"(?:(?i:\b(?:answer|choice|option|solution)\b)[^.\n:=]{0,30}?\s*(?i:\bis\b|\bbe\b|:|=|->|→|[-–—])"
-    rf"\s*:?\s*(?i:(?:clearly|definitely|probably|indeed|actually)\s+)?(?:{_NAME}(?i:is)?\s*:?\s*)?"
+    rf"\s*:?\s*(?i:(?:but|clearly|definitely|probably|indeed|actually)\s+)?(?:{_NAME}(?i:is)?\s*:?\s*)?"
     # "I choose B", "so B", "it is B"
     r"|(?i:\b(?:choose|chose|pick|select|go with|going with|say|guess|think|therefore|thus|hence|so"
     rf"|it is|it's|must be)\b)[,:]?\s+(?:{_NAME})?(?i:(?:it is|it's)\s+)?"
@@ -44,7 +44,7 @@ _STATED = re.compile(
 )
 _ANOTHER = re.compile(
     rf"{_CLOSE}\s*(?:,|/|&|(?i:,?\s*\b(?:or|and)\b))\s*(?i:maybe |perhaps |possibly |option )?"
-    rf"{_OPEN}[A-Ja-j](?![\w'])"
+    rf"{_OPEN}[A-Ja-j](?![\w'])|{_CLOSE} {_OPEN}[B-HJ](?![\w'.:])"
 )
 
 

@@ -14,6 +14,7 @@ from grpo_core.tasks.task import Task, extract_answer, instruction
 from grpo_core.types import Prompt
 
 MAX_CHARACTERS = 2_000  # a longer answer is compared as text only
+_PIECES = re.compile(r"\\[A-Za-z]+|[^\\]+")
 _AROUND_SIGNS = re.compile(r" ?([^\w\s]) ?")  # makes (1, 2) and (1,2) equal
 
 
@@ -41,7 +42,9 @@ def same_answer(given: str, right: str) -> bool:
 
 
 def _normal(text: str) -> str:
-    text = " ".join(undress(text).casefold().split()).replace("\\left", "").replace("\\right", "")
+    # Case matters in the names of commands: \theta is not \Theta.
+    text = _PIECES.sub(lambda m: m[0] if m[0][0] == "\\" else m[0].casefold(), undress(text))
+    text = " ".join(text.split()).replace("\\left", "").replace("\\right", "")
     return _AROUND_SIGNS.sub(r"\1", text).strip()
 
 

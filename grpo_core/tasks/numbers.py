@@ -42,6 +42,7 @@ _LATEX = (
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\(?:left|right)(?![A-Za-z])"), ""),
     (re.compile(r"\\pi(?![A-Za-z])"), "π"),
+    (re.compile(r"\\(?:pm|mp)(?![A-Za-z])"), "±"),
 )
 _GROUPED = "|".join(rf"\d{{1,3}}(?:{sign}\d{{3}}(?!\d))++" for sign in (",", " ", "'", "_"))
 _DECIMAL = rf"(?:(?:{_GROUPED}|\d++)(?:\.\d*+)?|\.\d++)"
@@ -70,7 +71,7 @@ _NUMBER = re.compile(
     rf"|\ ?[×xX*]\ ?10{_EXPONENT}|{_EXPONENT})?"
     rf"(?:\ ?/\ ?(?P<divisor>[+-]?{_DECIMAL}))?)"
     r"(?P<tail>(?:[.,:/'_]?\d++)++)?"
-    rf"(?P<scale>\ ?(?:{'|'.join(_SCALES)})(?![A-Za-z]))?"
+    rf"(?P<scale>\ ?(?i:{'|'.join(_SCALES)})(?![A-Za-z]))?"
     rf"(?P<money_after>\ ?[$€£¥₹₽₩₪₫₿])?"
 )
 _NAMED = re.compile(r"\A\s*(?:[A-Za-z][A-Za-z0-9_{}\\ ]{0,30}(?:\([A-Za-z]\))? ?)?[=≈] ?")
@@ -251,7 +252,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if value is None:
         return None
     if scale := match["scale"]:
-        value *= _SCALES[scale.strip()]
+        value *= _SCALES[scale.strip().lower()]
     if max(_digits(value.numerator), _digits(value.denominator)) > MAX_DIGITS:
         return None
     return -value if signs == "-" else value

@@ -6,7 +6,7 @@ import re
 
 # Words of one or two letters are units only if they stand here: 5x and 3ab are algebra.
 _SHORT_UNITS = """m g s h L l W V cm mm km kg mg ml mL cl dl dL ft in lb oz yd mi ms hr th st nd rd
-am pm Hz kW kJ mA cc ha nm GB MB KB TB kB"""
+am pm Hz kW kJ mA cc ha nm GB MB KB TB kB N J eV kN Pa dB"""
 # After a number these words change its value.
 _CHANGING = """squared cubed factorial root sqrt sin cos tan log exp pi half halves third thirds
 quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth

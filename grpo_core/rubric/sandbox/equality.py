@@ -25,6 +25,8 @@ ROUNDED = 6  # a decimal with this many places may be a rounded value
 NUM_POINTS = 6
 MAX_ITEMS = 60
 
+INFINITY: Node = ("const", "inf")
+REALS: Node = ("seq", "(", (("neg", INFINITY), INFINITY), ")")
 Values = Mapping[str, Any]
 
 
@@ -73,6 +75,11 @@ def same(a: Node, b: Node) -> bool:
 
 def _unwrapped(a: Node, other: Node) -> Node:
     """The tree as it can be compared with the other one: x = 5 is 5 beside a plain value."""
+    a = _bare(a, other)
+    return REALS if a == ("named", "R") else a
+
+
+def _bare(a: Node, other: Node) -> Node:
     if a[0] == "list" and other[0] != "rel" and all(map(is_assignment, a[1])):
         names = {side[1][0] for side in a[1]}
         if len(names) == 1 and not (other[0] == "list" and any(map(is_assignment, other[1]))):
@@ -89,9 +96,6 @@ def _unwrapped(a: Node, other: Node) -> Node:
         return _as_interval(a) or a
     if a[0] == "set" and len(a[1]) == 1 and other[0] not in ("set", "list", "rel"):
         return a[1][0]
-    if a == ("named", "R"):
-        infinity = ("const", "inf")
-        return ("seq", "(", (("neg", infinity), infinity), ")")
     return a
 
 
@@ -108,14 +112,13 @@ def _as_interval(relation: Node) -> Node | None:
     """x > 3 or 1 < x < 2 as an interval; None for others."""
     sides: tuple[Node, ...] = relation[1]
     signs: tuple[str, ...] = relation[2]
-    infinity = ("const", "inf")
     if len(sides) == 2 and is_name(sides[1]):
         sides, signs = sides[::-1], tuple(_FLIPPED.get(s, s) for s in signs)
     if len(sides) == 2 and is_name(sides[0]):
         if signs[0] in ("<", "<="):
-            return ("seq", "(", (("neg", infinity), sides[1]), ")" if signs[0] == "<" else "]")
+            return ("seq", "(", (("neg", INFINITY), sides[1]), ")" if signs[0] == "<" else "]")
         if signs[0] in (">", ">="):
-            return ("seq", "(" if signs[0] == ">" else "[", (sides[1], infinity), ")")
+            return ("seq", "(" if signs[0] == ">" else "[", (sides[1], INFINITY), ")")
     if len(sides) == 3 and is_name(sides[1]):
         if signs[0] in (">", ">=") and signs[1] in (">", ">="):
             sides, signs = sides[::-1], tuple(_FLIPPED.get(s, s) for s in signs[::-1])

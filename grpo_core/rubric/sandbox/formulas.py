@@ -179,7 +179,8 @@ class _Parser:
     def times(self, left: Node) -> Node:
         """A product without a sign. A whole number before a fraction is a mixed number."""
         start = self.next
-        if start.kind == "number" and (not start.spaced or left[0] in ("num", "/")):
+        is_apart = start.spaced and left[0] not in ("num", "/")
+        if start.kind == "number" and not is_apart and left[0] != "!":
             raise Unread("two numbers beside each other")
         right = self.factor()
         if left[0] == "num" and start.kind in ("command", "vulgar") and _is_fraction(right):

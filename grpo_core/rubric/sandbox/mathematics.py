@@ -10,7 +10,7 @@ from grpo_core.rubric.sandbox.equality import same
 from grpo_core.rubric.sandbox.formula_tokens import Malformed, Unread, Words, is_word
 from grpo_core.rubric.sandbox.formulas import DEGREE, Node, parse_formula
 from grpo_core.tasks.dress import undress
-from grpo_core.tasks.numbers import parse_number
+from grpo_core.tasks.numbers import parse_number, plain_signs
 from grpo_core.tasks.units import UNIT, is_unit, unit_name
 
 _DEGREE = re.compile(
@@ -61,7 +61,7 @@ def math_equal(given: str, right: str) -> float:
 
 def read(text: str) -> tuple[Node, str]:
     """The tree of an answer and its unit ("" for none). Raises as parse_formula does."""
-    text, unit = _split_unit(_PER_TEXT.sub("/", _DEGREE.sub("°", undress(text))))
+    text, unit = _split_unit(_PER_TEXT.sub("/", _DEGREE.sub("°", plain_signs(undress(text)))))
     if not unit and (money := _MONEY.match(text)):
         text, unit = money[1] + text[money.end() :], money[2] or "$"
     try:
