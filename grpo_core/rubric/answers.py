@@ -28,7 +28,7 @@ KILL_AFTER = 1.0  # seconds; a worker that is this much over its time limit is k
 MAX_FORMULA = 1_000  # characters of a mathematical answer
 MAX_SUBSCHEMAS = 2_000  # objects, true and false: a schema is checked in 0.4 ms for each
 MAX_HUNG = 4  # comparisons that may exceed their time before the rest of the step is skipped
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)(?:```|\Z)", re.S | re.I)
+_FENCED = re.compile(r"```([\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", re.S)
 
 
 class ExactParams(Params):
@@ -191,7 +191,8 @@ def json_schema(
 
 def _json_in(text: str) -> list[str]:
     """Where the JSON of a text may be; the first that is JSON counts."""
-    tagged, blocks = extract_answer(text), _FENCED.findall(text)
+    tagged = extract_answer(text)
+    blocks = [body for name, body in _FENCED.findall(text) if name.lower() in ("", "json")]
     if tagged is not None:
         return [tagged, undress(tagged)]
     if blocks:

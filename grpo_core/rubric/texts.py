@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from grpo_core.rubric.check import MAX_CHARS, Bounds, Check, Params
 from grpo_core.tasks import CHOICES, given_answer
+from grpo_core.tasks.dress import undress
 from grpo_core.types import Completion, Prompt
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -184,10 +185,11 @@ def similarity(completion: Completion, prompt: Prompt, params: SimilarityParams)
 
     None without a reference.
     """
-    given = given_answer(completion.text[:MAX_CHARS]) if params.of == "answer" else completion.text
     if not prompt.answer.strip():
         return None
-    given, right = clean(given or ""), clean(prompt.answer)
+    given, right = clean(completion.text), clean(prompt.answer)
+    if params.of == "answer":
+        given, right = undress(given_answer(given) or ""), undress(right)
     if not given.strip():
         return 0.0
     if params.measure == "rouge-l":

@@ -21,13 +21,13 @@ _AROUND_SIGNS = re.compile(r" ?([^\w\s]) ?")  # makes (1, 2) and (1,2) equal
 def given_answer(text: str) -> str | None:
     r"""The answer that a completion gives; None if it gives none.
 
-    The last <answer> pair, else the last \boxed{…}, else the text after the last ####.
+    The last <answer> pair, else the last \boxed{…}, else the line after the last ####.
     """
     if (tagged := extract_answer(text)) is not None:
         return tagged
     if (boxed := last_boxed(text)) is not None:
         return boxed
-    return text.rpartition("####")[2].strip() if "####" in text else None
+    return text.rpartition("####")[2].strip().partition("\n")[0] if "####" in text else None
 
 
 def same_answer(given: str, right: str) -> bool:

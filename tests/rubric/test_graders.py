@@ -134,6 +134,11 @@ def test_no_text_makes_mathematics_raise(text, answer):
         ("Paris", "Paris", {}, 0.0),
         (" Paris\n", "Paris", {"where": "whole text"}, 1.0),
         ("x", "", {}, None),
+        ("<answer>**Paris**.</answer>", '"Paris"', {}, 1.0),
+        (r"\boxed{\text{Paris}}", "Paris", {}, 1.0),
+        ("#### Paris\nI hope it helps.", "Paris", {}, 1.0),
+        ("<answer>__init__</answer>", "init", {}, 0.0),
+        ("<answer>Paris, France</answer>", "Paris", {}, 0.0),
     ],
 )
 def test_exact_compares_text(text, answer, params, expected):
@@ -232,6 +237,7 @@ PERSON = {
         ('`{"age": 3}`', 1.0),
         ('```json\n{"age": -3}\n```\nor rather\n```json\n{"age": 3}\n```', 1.0),
         ('{"age": 3, "name": "#### 5"}', 1.0),
+        ('```python\nx\n```\n```JSON\n{"age": 3}\n```', 1.0),
         ('{"age": 3, "x": NaN}', 0.0),
         ('{"age": 3, "x": -Infinity}', 0.0),
         ('{"age": 3, "x": 1e999}', 0.0),
