@@ -147,7 +147,7 @@ def _check_weights(folder: Path) -> None:
 def _check_index(index: dict[str, Any], folder: Path, is_local: bool) -> None:
     """Every entry is a plain *.safetensors file of the folder: any other would be unpickled."""
     files = index.get("weight_map")
-    if not isinstance(files, dict) or not isinstance(index.get("metadata"), dict):
+    if not isinstance(files, dict) or not files or not isinstance(index.get("metadata"), dict):
         raise BadModel(f"{INDEX} needs the objects weight_map and metadata")
     for name, file in files.items():
         is_plain = isinstance(file, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)

@@ -243,6 +243,8 @@ def _load_classifier(
     check_memory(empty_model(shape, kind), dtype, config.base_bits, _room(config, device))
     tokenizer = read_tokenizer(source, shape)
     model = _with_weights(kind, source, shape, dtype=dtype)
+    if not model.config.num_labels:
+        raise BadModel("it has no labels")
     if known_pad_id(model, tokenizer) is None:
         tokenizer.pad_token = tokenizer.eos_token
     pad_id = known_pad_id(model, tokenizer)

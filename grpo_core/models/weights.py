@@ -30,7 +30,12 @@ def check_complete(model: PreTrainedModel, loaded: Mapping[str, Any]) -> None:
     model's own layers mean that the configuration belongs to another model.
     """
     if missing := sorted(loaded["missing_keys"]):
-        raise BadModel(f"its files lack {_named(missing)}")
+        problem = f"its files lack {_named(missing)}"
+        for name in loaded["unexpected_keys"]:
+            if name.endswith(f".{missing[0]}"):
+                hint = "Save the model itself, without what wraps it."
+                raise BadModel(f"{problem}; the first is called {name} there", hint)
+        raise BadModel(problem)
     for name, in_file, in_model in sorted(loaded["mismatched_keys"]):
         shapes = f"the shape {list(in_file)} in its file and {list(in_model)} by its config.json"
         raise BadModel(f"its weight {name} has {shapes}")

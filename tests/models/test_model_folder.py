@@ -99,6 +99,23 @@ def test_a_reward_model_without_its_head_is_refused(classifier):
     assert "\n" not in str(caught.value)
 
 
+def test_a_reward_model_without_labels_is_refused(classifier):
+    change_json(classifier / "config.json", id2label={}, label2id={})
+    change_weights(classifier, lambda t: {**t, "score.weight": t["score.weight"][:0].clone()})
+    with pytest.raises(StudioError, match="no labels"):
+        load_classifier(str(classifier))
+
+
+def test_a_wrappers_prefix_is_named(folder):
+    change_weights(folder, lambda t: {f"_orig_mod.{n}": p for n, p in t.items()})
+    assert "the first is called _orig_mod.lm_head.weight there" in refusal(folder)
+
+
+def test_an_empty_index_is_refused(sharded):
+    change_json(sharded / INDEX, weight_map={})
+    assert INDEX in refusal(sharded)
+
+
 def test_a_language_model_is_no_reward_model(tiny_model):
     with pytest.raises(StudioError, match=r"score\.weight"):
         load_classifier(str(tiny_model))
