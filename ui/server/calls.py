@@ -24,8 +24,8 @@ FIELDS = {
 MAX_NAME = 200  # characters of a session or an event
 
 
-def read_call(scope: Scope, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON of a request, checked, and the same as bytes. Raises Refusal."""
+def read_call(scope: Scope, body: bytes) -> dict[str, Any]:
+    """The JSON of a request, checked. Raises Refusal."""
     path = scope["path"]
     if path != "/studio/show":  # it says itself what it wants
         kind = read_headers(scope).get("content-type", "application/json")
@@ -43,9 +43,10 @@ def read_call(scope: Scope, body: bytes) -> tuple[dict[str, Any], bytes]:
         content = _fields(content)
         _check_function(scope, content)
     try:
-        return content, orjson.dumps(content)
+        orjson.dumps(content)
     except TypeError:
         raise Refusal(400, "The JSON is nested too deeply.") from None
+    return content
 
 
 def _fields(content: dict[str, Any]) -> dict[str, Any]:

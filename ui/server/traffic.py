@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ui.server.calls import read_call
 from ui.server.guard import Refusal, read_headers, refuse
 from ui.server.lanes import Busy, Lane
+from ui.server.queued import PATHS, QueuedCalls
 from ui.server.visitor import Asked, address, asked, signed_in
 
 MIB = 1 << 20
@@ -66,6 +68,7 @@ class Traffic:
         self._places: Counter[tuple[str, str]] = Counter()  # (kind, address) -> open requests
         self._buffered = 0
         self._uploads: OrderedDict[str, deque[tuple[float, int]]] = OrderedDict()
+        self._queued = QueuedCalls()
         self._late: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +110,10 @@ class Traffic:
         body = await self._read(scope, receive)
         lane = "page" if path in PAGES else "quick"
         if method == "POST" and path != LOGIN:
-            content, body = read_call(scope, body)
+            content = read_call(scope, body)
+            if path.startswith(PATHS):
+                self._queued.admit(visitor, content, scope["app"].get_blocks()._queue)
+            body = orjson.dumps(content)  # so that Gradio opens what was checked
             lane = "slow" if self._is_slow(scope, content) else "quick"
         if is_tool or is_stream:
             kind, each, total = TOOLS if method == "POST" else STREAM
@@ -148,6 +154,9 @@ class Traffic:
         begun.cancel()
         if not (task.done() or answer.started):
             answer.closed = True
+            if not has_turn:
+                task.cancel()
+                raise Refusal(*TOO_MANY)
             task.add_done_callback(_log_failure)
             raise Refusal(503, f"This took longer than {limit:g} s. Ask for less.")
         try:

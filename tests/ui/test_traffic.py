@@ -1,0 +1,244 @@
+"""What the server does with requests that are too many, too long or abandoned."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from ui.server import queued, traffic
+from ui.server.guard import Guard, Refusal
+from ui.server.queued import QueuedCalls
+from ui.server.traffic import Traffic
+from ui.server.visitor import address
+
+START = {"type": "http.response.start", "status": 200, "headers": []}
+BODY = {"type": "http.response.body", "body": b"done"}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(traffic, "PATIENCE_SECONDS", 0.0)
+
+
+def scope(path="/studio/show", visitor="1.2.3.4", method="POST", headers=()):
+    return {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "client": (visitor, 1),
+        "headers": [(b"content-type", b"application/json"), *headers],
+    }
+
+
+async def ask(app, request, body=b"{}", leaves_after=None):
+    """Status and text of the answer; leaves_after: seconds until the sender goes away."""
+    parts, sent = [body], []
+
+    async def receive():
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": False}
+        await asyncio.sleep(60 if leaves_after is None else leaves_after)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(request, receive, send)
+    text = b"".join(m.get("body", b"") for m in sent)
+    return next((m["status"] for m in sent if "status" in m), 0), text.decode()
+
+
+def never_slow(scope, content):
+    return False
+
+
+def test_a_late_answer_is_replaced_and_its_place_kept_until_the_work_ends(monkeypatch):
+    monkeypatch.setattr(traffic, "SHOW_SECONDS", 0.05)
+    monkeypatch.setattr(
+        traffic, "LANES", {"quick": {"total": 1, "each": 1, "waiting": 9, "seconds": 9}}
+    )
+    working = []
+
+    async def work(scope, receive, send):
+        working.append(True)
+        await asyncio.sleep(0.2 if len(working) == 1 else 0)
+        await send(START)
+        await send(BODY)
+
+    async def both():
+        app = Traffic(work, never_slow)
+        late = await ask(app, scope())
+        waits = await ask(app, scope())  # the first still works
+        await asyncio.sleep(0.2)
+        return late, waits, await ask(app, scope()), len(working)
+
+    late, waits, then, num = asyncio.run(both())
+    assert (late[0], waits[0]) == (503, 429)
+    assert "0.05 s" in late[1]
+    assert then == (200, "done")
+    assert num == 2
+
+
+def test_a_slow_reader_holds_no_place(monkeypatch):
+    monkeypatch.setattr(
+        traffic, "LANES", {"quick": {"total": 1, "each": 1, "waiting": 9, "seconds": 9}}
+    )
+    read = asyncio.Event()
+
+    async def stream(scope, receive, send):
+        await send(START)
+        await read.wait()
+        await send(BODY)
+
+    async def all_of_them():
+        app = Traffic(stream, never_slow)
+        readers = [asyncio.create_task(ask(app, scope())) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        read.set()
+        return await asyncio.wait_for(asyncio.gather(*readers), 2)
+
+    assert asyncio.run(all_of_them()) == [(200, "done")] * 5
+
+
+def test_a_request_whose_sender_has_gone_is_not_worked_on(monkeypatch):
+    monkeypatch.setattr(
+        traffic, "LANES", {"quick": {"total": 1, "each": 1, "waiting": 9, "seconds": 9}}
+    )
+    worked = []
+
+    async def work(scope, receive, send):
+        worked.append(scope["number"])
+        await asyncio.sleep(0.1)
+        await send(START)
+        await send(BODY)
+
+    async def queue():
+        app = Traffic(work, never_slow)
+        requests = [
+            ask(app, scope() | {"number": i}, leaves_after=0.02 if i == 1 else None)
+            for i in range(3)
+        ]
+        return await asyncio.gather(*requests)
+
+    assert [status for status, _ in asyncio.run(queue())] == [200, 0, 200]
+    assert worked == [0, 2]
+
+
+def test_bodies_that_wait_share_a_fixed_amount_of_memory(monkeypatch):
+    monkeypatch.setattr(traffic, "MAX_BUFFERED", 1000)
+
+    async def refuse(scope, receive, send):
+        raise AssertionError
+
+    async def flood():
+        app = Traffic(refuse, never_slow)
+        full = await ask(app, scope(), b"x" * 1001)
+        return full, app._buffered
+
+    full, buffered = asyncio.run(flood())
+    assert full[0] == 429
+    assert buffered == 0
+
+
+def test_what_a_visitor_uploads_in_an_hour_is_limited(monkeypatch):
+    monkeypatch.setattr(traffic, "UPLOADED_BYTES", 1000)
+    form = (b"content-type", b"multipart/form-data; boundary=x")
+
+    async def keep(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        await send(START)
+        await send(BODY)
+
+    async def upload():
+        app = Traffic(keep, never_slow)
+        statuses = []
+        for visitor in ("1.1.1.1", "1.1.1.1", "2.2.2.2"):
+            request = scope("/gradio_api/upload", visitor) | {"headers": [form]}
+            statuses.append((await ask(app, request, b"x" * 600))[0])
+        return statuses
+
+    assert asyncio.run(upload()) == [200, 429, 200]
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "is_space", "visitor"),
+    [
+        ("8.8.8.8", False, "10.0.0.7"),  # anybody can write this header
+        ("8.8.8.8", True, "8.8.8.8"),
+        ("1.1.1.1, 8.8.8.8, 10.0.0.3", True, "8.8.8.8"),  # the left one may be invented
+        ("x, [::1, 10.0.0.3", True, "10.0.0.7"),
+        ("", True, "10.0.0.7"),
+        ("2a00:1450:4001:830::200e", True, "2a00:1450:4001:830::/64"),
+        ("::ffff:8.8.8.8", True, "8.8.8.8"),
+    ],
+)
+def test_a_visitor_is_an_address_that_cannot_be_invented(monkeypatch, forwarded, is_space, visitor):
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    if is_space:
+        monkeypatch.setenv("SPACE_ID", "a/b")
+    header = (b"x-forwarded-for", forwarded.encode())
+    assert address(scope(visitor="10.0.0.7", headers=[header])) == visitor
+
+
+def test_answers_that_nobody_fetches_are_few_and_are_dropped(monkeypatch):
+    waiting, numbers, working = {}, {}, {}
+    queue = SimpleNamespace(
+        pending_messages_per_session=waiting,
+        pending_event_ids_session=numbers,
+        event_ids_to_events=working,
+    )
+    calls = QueuedCalls()
+
+    def call(visitor):
+        content = {}
+        calls.admit(visitor, content, queue)
+        session = content["session_hash"]
+        numbers[session], waiting[session], working[session] = {session}, object(), object()
+        return session
+
+    first = call("a")
+    for _ in range(queued.MAX_CALLS - 1):
+        call("a")
+    with pytest.raises(Refusal):
+        call("a")
+    call("b")
+    working.clear()
+    numbers[first].clear()  # it was fetched
+    call("a")
+    with pytest.raises(Refusal):
+        call("a")
+    working.clear()
+    monkeypatch.setattr(queued, "KEPT_SECONDS", -1.0)
+    session = call("a")
+    assert (set(waiting), set(numbers)) == ({session}, {session})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/gradio_api/file=/tmp/gradio/x.csv", 200),
+        ("GET", "/gradio_api/file=C:/x.csv", 200),
+        ("GET", "/gradio_api/file=https://a.example/x", 404),
+        ("GET", "/gradio_api/proxy=https://a.example/mcp", 404),
+        ("GET", "/monitoring/mcp", 404),
+        ("POST", "/gradio_api/component_server", 404),
+        ("POST", "/gradio_api/process_recording", 404),
+        ("GET", "/gradio_api/mcp/sse", 200),
+        ("GET", "/" + "x" * 300, 404),
+        ("GET", "/assets/" + "x" * 300, 404),
+        ("GET", "/assets/" + "x/" * 1500, 404),
+        ("GET", "/config\x00", 400),
+        ("TRACE", "/", 405),
+        ("PATCH", "/studio/show", 405),
+    ],
+)
+def test_only_what_the_page_needs_is_reached(method, path, status):
+    async def found(scope, receive, send):
+        await send(START)
+        await send(BODY)
+
+    request = scope(path, method=method, headers=[(b"host", b"localhost")])
+    assert asyncio.run(ask(Guard(found, hosts=["localhost"]), request))[0] == status
