@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from grpo_core.cli.terminal import program
 from grpo_core.config import RunConfig, fields_by_name, nest, parse, read_json, with_preset
@@ -31,7 +32,10 @@ def build_config(file: str | None, preset: str | None, assignments: Sequence[str
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """`section.field=value` -> name and value. A value that is not JSON is text."""
+    """`section.field=value` -> name and value. A value that is not JSON is text.
+
+    Nothing after the = is null, where a field may be empty.
+    """
     name, equals, value = text.partition("=")
     if not equals:
         hint = "Write section.field=value, e.g. train.steps=60."
@@ -39,6 +43,8 @@ def assignment(text: str) -> tuple[str, Any]:
     known = fields_by_name().get(name)
     if name == "rubric.path" or (known is not None and known.annotation is str):
         return name, value
+    if not value and known is not None and NoneType in get_args(known.annotation):
+        return name, None
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

@@ -79,6 +79,8 @@ def cell_text(value: Any) -> str:
 
     Lists and objects are JSON text. Raises BadCell for what is no text, such as bytes.
     """
+    if isinstance(value, str):
+        return value
     value = plain(value)
     if value is None or value is MISSING:
         return ""
@@ -116,6 +118,8 @@ def single_text(value: Any) -> str:
 
     Raises BadCell for several different answers, and for objects.
     """
+    if isinstance(value, str):
+        return value
     value = plain(value)
     if isinstance(value, dict):
         raise BadCell(f"it holds {kind_of(value)}")

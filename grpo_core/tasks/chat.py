@@ -103,6 +103,8 @@ def _message(message: Mapping[str, Any], number: int) -> Message:
     content = message.get("content")
     content = message.get("value") if content is None else content
     calls = bool(message.get("tool_calls") or message.get("function_call"))
+    if not calls and not message.keys() & {"content", "value"}:
+        raise BadCell(f"message {number} of its chat has no content")
     return Message(known, _content(content, number), calls)
 
 

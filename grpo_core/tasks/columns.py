@@ -223,6 +223,9 @@ def fill_template(template: str, text: str, row: Row, names: Collection[str] = (
     codes and attribute access have no effect. Raises BadCell.
     """
 
+    if template == "{prompt}":
+        return text
+
     def value_of(match: re.Match[str]) -> str:
         if match[1] == "prompt":
             return text

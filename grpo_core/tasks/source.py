@@ -24,11 +24,14 @@ SUFFIXES = {
 }
 MAGIC = {
     b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
     b"\xfd7zXZ": "an xz archive",
     b"BZh": "a bzip2 archive",
     b"\x28\xb5\x2f\xfd": "a zstd archive",
     b"7z\xbc\xaf": "a 7z archive",
+    b"\x04\x22\x4d\x18": "an lz4 archive",
+    b"ARROW1": "an Arrow file",
 }
 HINT = "Write a CSV, TSV, JSONL or Parquet file, or a dataset on the Hub such as openai/gsm8k."
 
@@ -90,7 +93,7 @@ def read_rows(path: str, subset: str = "", split: str = "train") -> Iterator[Row
             head = file.read(8)
             for magic, archive in MAGIC.items():
                 if head.startswith(magic):
-                    raise BadSource(path, f"this is {archive}", "Unpack it first.")
+                    raise BadSource(path, f"this is {archive}", "Unpack it, or write it as JSONL.")
             kind = SUFFIXES[Path(path).suffix.lower()]
             if kind == "parquet" or head.startswith(b"PAR1"):
                 yield from parquet_rows(path)

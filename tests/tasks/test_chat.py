@@ -128,6 +128,8 @@ def test_a_cell_without_a_question_is_an_empty_row(cell):
         (user([{"text": "a", "image": b"\x89PNG"}]), "message 1"),
         (user([text_part(None)]), "message 1"),
         (user([["a"]]), "message 1"),
+        ([{"role": "user", "text": "a"}], "message 1 .* no content"),
+        ([{"role": "user", "parts": [{"text": "a"}]}], "message 1 .* no content"),
         ([{"role": "narrator", "content": "a"}], "role 'narrator'"),
         ([{"role": 3, "content": "a"}], "role 3"),
         ([*user("a"), {"role": "tool", "content": "4"}], "ends with .* 'tool'"),

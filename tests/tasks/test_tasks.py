@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo_core.cli.request import build_config
 from grpo_core.config import TaskConfig, nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.tasks import (
@@ -348,3 +349,10 @@ def test_an_older_configuration_keeps_its_exact_number():
     for wrong in (-1, 5001, "many", 1.5):
         with pytest.raises(InvalidConfig, match=r"task\.heldout_size = .*Leave it empty"):
             parse(nest({"task.heldout_size": wrong}))
+
+
+def test_the_command_line_can_leave_the_number_empty():
+    arguments = ["task.heldout_size=", "train.learning_rate="]
+    config = build_config(None, None, arguments)
+    assert (config.task.heldout_size, config.train.learning_rate) == (None, None)
+    assert build_config(None, None, ["task.heldout_size=7"]).task.heldout_size == 7

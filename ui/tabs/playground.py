@@ -38,6 +38,7 @@ class PlayInputs:
     right: Any
     num: Any
     temperature: Any
+    at: Any = ""  # the number after the held-out prompt that was taken last
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
         right=tools.right,
         num=tools.num,
         temperature=tools.temperature,
+        at=at,
     )
     tools.go.click(
         slow(lambda *values: play(views, service, PlayInputs(*values))),
@@ -140,8 +142,7 @@ def take_prompt(views: Views, service: Service, run_id: Any, number: Any) -> lis
     """The run's next held-out prompt: its text, answer, the number after it, and a message."""
     if views.run(run_id) is None:
         return [SKIP, SKIP, SKIP, _no_run()]
-    valid = isinstance(number, str) and number.isdecimal() and len(number) < 8
-    index = int(number) if valid else 0
+    index = _number(number)
     try:
         prompt = service.run_prompt(run_id, index)
     except StudioError as error:
@@ -170,10 +171,18 @@ def play(views: Views, service: Service, given: PlayInputs) -> str:
         return _problem("Temperature", "Use a number from 0 (always the likeliest token) to 10.")
     text, answer = given.text[:MAX_CHARS], str(given.answer or "")[:MAX_ANSWER_CHARS]
     try:
-        request = PlayRequest(text, answer, steps, num_answers, temperature)
+        taken = _number(given.at) - 1
+        request = PlayRequest(
+            text, answer, steps, num_answers, temperature, taken if taken >= 0 else None
+        )
         return sides(service.play(given.run, request))
     except StudioError as error:
         return status.banner("There is no answer.", str(error))
+
+
+def _number(value: Any) -> int:
+    valid = isinstance(value, str) and value.isdecimal() and len(value) < 8
+    return int(value) if valid else 0
 
 
 def _is_step(value: Any) -> bool:

@@ -12,7 +12,7 @@ import gradio as gr
 
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.tasks import FILE
-from grpo_core.tasks.source import SUFFIXES, check_source
+from grpo_core.tasks.source import SUFFIXES
 from grpo_core.tasks.table import keep_upload
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel
@@ -59,9 +59,7 @@ def wire_prompts(fields: FormFields, box: PromptsBox, service: Service) -> None:
 def take_upload(path: Any) -> list[Any]:
     """Keep an uploaded file and write its path into the field, or say why it cannot be used."""
     try:
-        source = Path(str(path))
-        check_source(str(source))
-        return [str(keep_upload(source)), form.help_line("task.path")]
+        return [str(keep_upload(Path(str(path)))), form.help_line("task.path")]
     except (StudioError, OSError, shutil.Error) as error:
         return [gr.skip(), f'<p class="problem" role="alert">{esc(error)}</p>']
 
