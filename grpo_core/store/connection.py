@@ -16,7 +16,8 @@ from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
-from grpo_core.errors import StoreAway, StoreBusy, StoreError, StoreFull, StoreLocked
+from grpo_core.errors import StoreAway, StoreBusy, StoreError
+from grpo_core.store.problems import damaged, explain, explained
 from grpo_core.store.unclean import Identity, first_damage, has_live_runs, identity
 
 IDLE_SECONDS = 10.0  # an idle reading connection is closed after this
@@ -48,78 +49,6 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-
-
-PROBLEMS = {
-    sqlite3.SQLITE_NOTADB: (
-        "is not a GRPO Studio file. It was left as it is; name another file with --db."
-    ),
-    sqlite3.SQLITE_CORRUPT: "is damaged. Restore a copy, or name another file with --db.",
-    sqlite3.SQLITE_FULL: (
-        "cannot grow: the disk is full. "
-        "Free some space on it, or name a file on another disk with --db."
-    ),
-    sqlite3.SQLITE_READONLY: (
-        "cannot be written. Change its permissions, or name another file with --db."
-    ),
-    sqlite3.SQLITE_CANTOPEN: (
-        "cannot be opened. "
-        "Check that it still exists and its permissions, or name another file with --db."
-    ),
-    sqlite3.SQLITE_BUSY: (
-        "is locked by another program. Close that program, or name another file with --db."
-    ),
-    sqlite3.SQLITE_IOERR: (
-        "cannot be written or read: the disk or its quota may be full, or the disk fails. "
-        "Free some space on it, or name a file on another disk with --db."
-    ),
-}
-# Of these kinds a run waits for a person, or until the file can be written again.
-KINDS = {
-    sqlite3.SQLITE_FULL: StoreFull,
-    sqlite3.SQLITE_IOERR: StoreAway,
-    sqlite3.SQLITE_READONLY: StoreAway,
-    sqlite3.SQLITE_BUSY: StoreLocked,
-    sqlite3.SQLITE_CANTOPEN: StoreAway,
-}
-
-
-def explain(path: Path, error: Exception) -> StoreError:
-    """One line that says what is wrong with the file and what to do."""
-    # The low byte is the kind of error, the rest a detail of it.
-    code = _kind(error)
-    problem = PROBLEMS.get(
-        code,
-        f"cannot be used: {error}. Check the disk and permissions, or name another file with --db.",
-    )
-    return KINDS.get(code, StoreError)(" ".join(f"--db {str(path)!r} {problem}".split()))
-
-
-def _kind(error: Exception) -> int:
-    """SQLite's code for the kind of error; 0 for errors that SQLite does not number."""
-    if str(error).startswith("Could not decode to UTF-8"):
-        return sqlite3.SQLITE_CORRUPT  # we write valid UTF-8 only
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Errors of file, disk and locks become a StoreError; wrong SQL stays a programmer's error."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if _kind(error) in (0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT):
-            raise
-        raise explain(path, error) from error
-
-
-@contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Around the decoding of stored JSON and names: what cannot be decoded is damage."""
-    try:
-        yield
-    except ValueError:
-        raise StoreError(f"--db {str(path)!r} {PROBLEMS[sqlite3.SQLITE_CORRUPT]}") from None
 
 
 class Writer:
@@ -276,7 +205,7 @@ class Writer:
             found = first_damage(conn)
         if found:
             self._damaged_files = files
-            self.damage = _damaged(self.path, found)
+            self.damage = damaged(self.path, found)
             raise StoreError(self.damage)
 
     def _check_still_there(self) -> None:
@@ -301,22 +230,14 @@ class Writer:
         try:
             if self.connection is not None:
                 # Also where readers keep the file open: an empty log says that nothing was lost.
-                with contextlib.suppress(sqlite3.Error):
-                    self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                if identity(self._log_file) is not None:
+                    with contextlib.suppress(sqlite3.Error):
+                        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 self.connection.close()
                 self._log_when_closed = identity(self._log_file)
         finally:
             self.connection = None
             self._lock.release()
-
-
-def _damaged(path: Path, found: str) -> str:
-    found = " ".join(found.split())[:200]
-    return (
-        f"--db {str(path)!r} is damaged and was not closed properly ({found}). It is only read; "
-        f"nothing is written to it. Look with `python -m grpo_core doctor --db {str(path)!r}`, "
-        "restore a copy, or name another file with --db."
-    )
 
 
 def _inode(path: Path | str) -> int | None:
@@ -331,8 +252,8 @@ class Readers:
 
     def __init__(self, path: Path):
         self._path = path
-        # With the time of their last use, the latest on the right.
-        self._idle: deque[tuple[sqlite3.Connection, float]] = deque()
+        # With the file that they read and the time of their last use, the latest on the right.
+        self._idle: deque[tuple[sqlite3.Connection, int | None, float]] = deque()
 
     def all(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
         """Every row at once.
@@ -340,21 +261,32 @@ class Readers:
         A half-read result would hold back checkpoints, and the log would grow.
         """
         with explained(self._path):
-            try:
-                connection, _ = self._idle.pop()
-            except IndexError:
-                connection = connect(self._path, "ro")
-                connection.row_factory = sqlite3.Row
+            file = _inode(self._path)
+            connection = self._connection(file)
             try:
                 return connection.execute(sql, values).fetchall()
             finally:
-                self._idle.append((connection, time.monotonic()))
+                self._idle.append((connection, file, time.monotonic()))
                 self._close_idle()
+
+    def _connection(self, file: int | None) -> sqlite3.Connection:
+        """A connection to the file that is there now: a deleted one could still be read."""
+        while True:
+            try:
+                connection, opened, _ = self._idle.pop()
+            except IndexError:
+                break
+            if opened == file:
+                return connection
+            connection.close()
+        connection = connect(self._path, "ro")
+        connection.row_factory = sqlite3.Row
+        return connection
 
     def _close_idle(self) -> None:
         """Close the connection that has been idle for longest, if that is long."""
         try:
-            connection, used_at = oldest = self._idle.popleft()
+            connection, _, used_at = oldest = self._idle.popleft()
         except IndexError:  # somebody took the last one
             return
         if time.monotonic() - used_at > IDLE_SECONDS:

@@ -11,9 +11,10 @@ from typing import Any, TypedDict, Unpack
 from grpo_core.errors import NotFound, StudioError
 from grpo_core.store import rollouts
 from grpo_core.store import search as fulltext
-from grpo_core.store.connection import Readers, Writer, decoding
+from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.downsample import stride
 from grpo_core.store.plain import integer, text
+from grpo_core.store.problems import decoding
 from grpo_core.store.rollouts import Page, Wanted
 from grpo_core.store.rows import (
     GroupPage,

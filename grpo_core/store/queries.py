@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import NotFound, StoreError
-from grpo_core.store.connection import decoding
 from grpo_core.store.downsample import min_max, stride
 from grpo_core.store.group_queries import GroupQueries
 from grpo_core.store.plain import integer, text
+from grpo_core.store.problems import decoding
 from grpo_core.store.rows import CheckpointRow, Cursor, RunRow
 from grpo_core.types import STEP_METRICS, Intervention, Notice, Phase, RunStatus
 

@@ -200,7 +200,7 @@ class Recorder:
                     step,
                     position,
                     text(prompt.id),
-                    text(prompt.text),
+                    text(prompt.conversation),
                     text(prompt.answer),
                     finite_or_none(group.reward_mean),
                     finite_or_none(group.reward_std),

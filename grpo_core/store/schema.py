@@ -13,7 +13,8 @@ from sqlite_utils import Database, Migrations
 from sqlite_utils.db import ForeignKey
 
 from grpo_core.errors import StoreBusy, StoreError
-from grpo_core.store.connection import PROBLEMS, Writer, connect, explained
+from grpo_core.store.connection import Writer, connect
+from grpo_core.store.problems import PROBLEMS, explained
 from grpo_core.types import STEP_METRICS, StepMetrics
 
 # "GRPO", kept in the header of the file: it tells our files from those of other programs.

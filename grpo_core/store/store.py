@@ -16,8 +16,9 @@ from grpo_core import checkpoint_files
 from grpo_core.config import RunConfig
 from grpo_core.errors import StoreBusy, StoreError, StudioError
 from grpo_core.store import schema, search
-from grpo_core.store.connection import LOCK_SECONDS, Readers, Writer, explain, file_bytes
+from grpo_core.store.connection import LOCK_SECONDS, Readers, Writer, file_bytes
 from grpo_core.store.plain import text, to_json
+from grpo_core.store.problems import explain
 from grpo_core.store.queries import Queries, no_run
 from grpo_core.store.schema import SUMMARY
 from grpo_core.types import Notice, RunStatus

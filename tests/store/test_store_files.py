@@ -300,3 +300,16 @@ def test_a_file_being_written_by_another_process_can_be_opened(tmp_path, monkeyp
 
     monkeypatch.setattr("grpo_core.store.connection.Writer.hold", busy)
     assert Store(path).runs() == []
+
+
+def test_a_deleted_or_replaced_file_is_not_read_on(store: Store, tmp_path: Path) -> None:
+    recorded(store, StepCompleted(1, StepMetrics(loss=1.0), {}))
+    assert len(store.runs()) == 1  # the connection stays open
+    store.path.rename(tmp_path / "away")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        store.runs()
+    Store(tmp_path / "other.sqlite").close()
+    (tmp_path / "other.sqlite").rename(store.path)
+    assert store.runs() == []
+    (tmp_path / "away").replace(store.path)
+    assert len(store.runs()) == 1
