@@ -7,8 +7,9 @@ from __future__ import annotations
 import re
 
 from grpo_core.rubric.sandbox.equality import same
+from grpo_core.rubric.sandbox.formula_atoms import DEGREE, Node
 from grpo_core.rubric.sandbox.formula_tokens import Malformed, Unread, Words, is_word
-from grpo_core.rubric.sandbox.formulas import DEGREE, Node, parse_formula
+from grpo_core.rubric.sandbox.formulas import parse_formula
 from grpo_core.tasks.dress import undress
 from grpo_core.tasks.numbers import parse_number, plain_signs
 from grpo_core.tasks.units import UNIT, is_unit, unit_name
