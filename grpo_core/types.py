@@ -47,6 +47,15 @@ class Prompt:
     task: str
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def conversation(self) -> str:
+        """`text`; in a chat all messages, each after its role. A system prompt alone is no chat."""
+        before = self.meta.get("before", ())
+        if all(message["role"] == "system" for message in before):
+            return self.text
+        turns = [*before, {"role": "user", "content": self.text}]
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -125,7 +125,7 @@ def _question(completion: Completion, prompt: Prompt, params: JudgeParams) -> di
     # A completion cannot contain its own hash, so it cannot close the fence.
     fence = "=====" + blake2b(text.encode(), digest_size=6).hexdigest()
     reference = f"\n\nReference answer: {prompt.answer}" if prompt.answer else ""
-    content = f"Task:\n{prompt.text}{reference}\n\n{fence}\n{text}\n{fence}"
+    content = f"Task:\n{prompt.conversation}{reference}\n\n{fence}\n{text}\n{fence}"
     content = content.encode("utf-8", "replace").decode()
     system = SYSTEM.format(fence=fence, rubric=params.rubric, top=f"{params.top:g}")
     return {

@@ -120,6 +120,14 @@ def test_verdicts_become_scores_and_the_same_question_is_paid_once(endpoint):
     assert len(server.requests) == 12
 
 
+def test_a_judge_reads_all_messages_of_a_chat():
+    before = [{"role": "user", "content": "Document 3"}]
+    prompt = Prompt("p", "Sum up.", "4", "file", {"before": before})
+    params = CHECKS["judge"].params.model_validate({"url": "http://localhost:1"})
+    question = judge._question(COMPLETIONS[0], prompt, params)["messages"][1]["content"]
+    assert question.startswith("Task:\nuser: Document 3\n\nuser: Sum up.\n\nReference answer: 4")
+
+
 def test_equal_completions_are_judged_once(endpoint):
     server = endpoint(lambda n, q: verdict(7))
     assert ask(server.url, [COMPLETIONS[0]] * 6)[0] == [0.7] * 6
