@@ -80,7 +80,7 @@ def is_name(node: Node) -> bool:
 
 
 def is_assignment(node: Node) -> bool:
-    """Whether it is x = value, with a value that does not name x."""
+    """Whether it is x = value or f(x) = value."""
     return node[0] == "rel" and node[2] == ("=",) and is_name(node[1][0])
 
 
@@ -154,10 +154,19 @@ def _same_collection(a: Node, b: Node) -> bool:
             and all(map(same, seq[2], other[1]))
         )
     if {a[0], b[0]} <= {"list", "set"}:
-        if a[0] == b[0] == "list" and len(a[1]) != len(b[1]):
-            return False
-        return _same_members(a[1], b[1])
+        return (_same_in_any_order if a[0] == b[0] == "list" else _same_members)(a[1], b[1])
     return False
+
+
+def _same_in_any_order(a: Sequence[Node], b: Sequence[Node]) -> bool:
+    """Whether each item has one partner: 1, 1, 2 is not 1, 2, 2."""
+    left = list(b)
+    for x in a:
+        partner = next((i for i, y in enumerate(left) if same(x, y)), None)
+        if partner is None:
+            return False
+        del left[partner]
+    return not left
 
 
 def _same_members(a: Sequence[Node], b: Sequence[Node]) -> bool:
