@@ -6,9 +6,11 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from locked_server import Locked, Visitor
+from processes import until
 
 ATTACKER, OTHER = "127.0.0.2", "127.0.0.3"  # two visitors: loopback has many addresses
 SECONDS = 2.0  # in which the page answers the other visitor
@@ -243,11 +245,12 @@ def test_guesses_of_a_password_are_slow_and_an_honest_person_is_not(server, othe
         assert time.monotonic() - started > 1.5
 
 
-def test_an_upload_is_a_form_of_few_files(other):
+def test_an_upload_is_a_form_of_few_files_and_leaves_nothing_else(other):
+    kind = "multipart/form-data; boundary=x"
+
     def upload(num_files: int, name: str = "a.jsonl", field: str = "files") -> tuple[int, str]:
         part = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
         body = (part + '{"prompt": "1"}\r\n') * num_files + "--x--\r\n"
-        kind = "multipart/form-data; boundary=x"
         return other.ask("POST", "/gradio_api/upload", body.encode(), Content_Type=kind)[:2]
 
     status, text = upload(16)
@@ -257,10 +260,21 @@ def test_an_upload_is_a_form_of_few_files(other):
     assert kept.endswith("/evil.jsonl")
     assert "/gradio/" in kept
     assert upload(1, "n" * 5000)[0] in (200, 400, 413)
-    no_file = b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nhi\r\n--x--\r\n'
-    kind = "multipart/form-data; boundary=x"
-    assert other.ask("POST", "/gradio_api/upload", no_file, Content_Type=kind)[0] == 400
+    assert upload(1, field="other")[0] == 400
     assert other.ask("POST", "/gradio_api/upload", b"{}")[0] == 400
+
+    head = f"Content-Type: {kind}", "Content-Length: 9000000"
+    part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\n'
+    cut_off = other.connect(other.head("POST", "/gradio_api/upload", *head) + part)
+    cut_off.sendall(b"1" * 1_234_567)
+    folder = Path(kept).parent.parent
+
+    def written() -> bool:
+        return any(file.stat().st_size > 1_200_000 for file in folder.glob("tmp*"))
+
+    until(written)
+    cut_off.close()
+    until(lambda: not written())
 
 
 def test_slow_headers_and_slow_bodies_are_cut_off(slow_connections):

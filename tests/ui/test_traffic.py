@@ -6,8 +6,9 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from starlette.formparsers import MultiPartException
 
-from ui.server import queued, traffic
+from ui.server import queued, traffic, uploads
 from ui.server.guard import Guard, Refusal
 from ui.server.queued import QueuedCalls
 from ui.server.traffic import Traffic
@@ -142,22 +143,58 @@ def test_bodies_that_wait_share_a_fixed_amount_of_memory(monkeypatch):
     assert buffered == 0
 
 
-def test_what_a_visitor_uploads_in_an_hour_is_limited(monkeypatch):
-    monkeypatch.setattr(traffic, "UPLOADED_BYTES", 1000)
-    form = (b"content-type", b"multipart/form-data; boundary=x")
+def form_of(content, name=b"files", end=b"--x--\r\n"):
+    head = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="a.csv"\r\n\r\n' % name
+    return head + content + b"\r\n" + end
 
-    async def keep(scope, receive, send):
+
+async def gradio(scope, receive, send):
+    """Reads a form as Gradio does."""
+    try:
         while (await receive())["more_body"]:
             pass
-        await send(START)
-        await send(BODY)
+    except MultiPartException as error:
+        await send(START | {"status": 400})
+        await send(BODY | {"body": error.message.encode()})
+        return
+    await send(START)
+    await send(BODY)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (form_of(b"1"), 200, "done"),
+        (form_of(b"--x \r\n--y--"), 200, "done"),  # looks like a boundary
+        (form_of(b"1", end=b""), 400, "cut off"),
+        (form_of(b"1", end=b"--x--")[:40], 400, "cut off"),
+        (form_of(b"1", end=b"") * 16 + b"--x--", 200, "done"),
+        (form_of(b"1", end=b"") * 17 + b"--x--", 413, "at most 16 files"),
+        (form_of(b"1", name=b"other"), 400, "called “files”"),
+        (b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\n1\r\n--x--', 400, "a file"),
+        (b"--x\r\n\r\n1\r\n--x--", 400, "a file"),
+        (b"no form", 400, "cannot be read"),
+        (b"", 400, "cut off"),
+    ],
+)
+def test_an_upload_is_a_complete_form_of_few_files(body, status, says):
+    form = (b"content-type", b"multipart/form-data; boundary=x")
+    request = scope("/gradio_api/upload") | {"headers": [form]}
+    answer = asyncio.run(ask(Traffic(gradio, never_slow), request, body))
+    assert answer[0] == status
+    assert says in answer[1]
+
+
+def test_what_a_visitor_uploads_in_an_hour_is_limited(monkeypatch):
+    monkeypatch.setattr(uploads, "HOUR_BYTES", 1000)
+    form = (b"content-type", b"multipart/form-data; boundary=x")
 
     async def upload():
-        app = Traffic(keep, never_slow)
+        app = Traffic(gradio, never_slow)
         statuses = []
         for visitor in ("1.1.1.1", "1.1.1.1", "2.2.2.2"):
             request = scope("/gradio_api/upload", visitor) | {"headers": [form]}
-            statuses.append((await ask(app, request, b"x" * 600))[0])
+            statuses.append((await ask(app, request, form_of(b"x" * 500)))[0])
         return statuses
 
     assert asyncio.run(upload()) == [200, 429, 200]

@@ -7,36 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from grpo_core.errors import StudioError
+from ui.server.bodies import announced, parts, too_large
 from ui.server.calls import read_call
-from ui.server.guard import Refusal, read_headers, refuse
+from ui.server.guard import Refusal, refuse
 from ui.server.lanes import Busy, Lane
 from ui.server.queued import PATHS, QueuedCalls
+from ui.server.uploads import Uploads
 from ui.server.visitor import Asked, address, asked, signed_in
 
 MIB = 1 << 20
 MAX_BYTES = 2_000_000  # of a request that is no upload
 MAX_BUFFERED = 64 * MIB  # of all requests whose bodies are being read
-MAX_UPLOAD_BYTES = 201 * MIB  # Gradio refuses a file above 200 MB
-MAX_PARTS = 17  # of a form that is uploaded, so at most 16 files
-UPLOADED_BYTES = 1024 * MIB  # that one visitor may upload in UPLOADED_SECONDS
-UPLOADED_SECONDS = 3600.0
-MAX_UPLOADS = 3  # of one visitor at once
 # Kind, and how many requests of one visitor and of all are open at once.
 STREAM = "stream", 24, 200  # server-sent events
 TOOLS = "tool", 4, 12  # calls of MCP, which hold a thread
-# A body must come at this rate, after a grace time. A person on a slow line is above it.
-RECEIVE_SECONDS = 10.0
-RECEIVE_RATE = 16 << 10
+UPLOAD = "upload", 3, 12
 # Gradio and Starlette each answer in 40 threads.
 LANES = {
     "quick": {"total": 24, "each": 8, "waiting": 64, "seconds": 20.0},
@@ -48,8 +44,6 @@ PAGES = ("", "/config", "/info", "/openapi.json")
 SHOW_SECONDS = 20.0  # refresh.js waits as long
 CALL_SECONDS = 900.0  # preflight and export of a large model
 PATIENCE_SECONDS = 1.0  # before a visitor is told of too many requests
-SLOW_BODY = 408, "The request came too slowly."
-TOO_LARGE = 413, "A request may have at most {:,} bytes."
 TOO_MANY = 429, "Too many requests of yours are waiting here. Try again in a moment.", 5
 STREAMS = ("/queue/data", "/heartbeat/", "/upload_progress", "/call/")
 LOGIN = "/login"
@@ -60,14 +54,23 @@ log = logging.getLogger("grpo_studio")
 class Traffic:
     """Reads bodies within limits, lets visitors wait for their turn, and bounds every answer."""
 
-    def __init__(self, app: ASGIApp, is_slow: Callable[[Scope, dict[str, Any]], bool]):
-        """is_slow(scope, JSON): whether a request may take long."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        is_slow: Callable[[Scope, dict[str, Any]], bool],
+        check_upload: Callable[[], object] = lambda: None,
+    ):
+        """is_slow(scope, JSON): whether a request may take long.
+
+        check_upload: raises StudioError while the server keeps no more files.
+        """
         self.app = app
+        self._check_upload = check_upload
         self._is_slow = is_slow
         self._lanes = {name: Lane(**limits) for name, limits in LANES.items()}
         self._places: Counter[tuple[str, str]] = Counter()  # (kind, address) -> open requests
         self._buffered = 0
-        self._uploads: OrderedDict[str, deque[tuple[float, int]]] = OrderedDict()
+        self._uploads = Uploads(app)
         self._queued = QueuedCalls()
         self._late: set[asyncio.Task[None]] = set()
 
@@ -104,8 +107,12 @@ class Traffic:
         if is_private and not (is_tool or signed_in(scope)):
             raise Refusal(401, "Sign in first.")
         if method == "POST" and path == "/upload":
-            async with self._place("upload", visitor, MAX_UPLOADS):
-                await self._upload(scope, receive, answer, visitor)
+            try:
+                await run_in_threadpool(self._check_upload)
+            except StudioError as error:
+                raise Refusal(507, str(error)) from None
+            async with self._place(visitor, *UPLOAD):
+                await self._uploads(scope, receive, answer, visitor)
             return
         body = await self._read(scope, receive)
         lane = "page" if path in PAGES else "quick"
@@ -116,8 +123,7 @@ class Traffic:
             body = orjson.dumps(content)  # so that Gradio opens what was checked
             lane = "slow" if self._is_slow(scope, content) else "quick"
         if is_tool or is_stream:
-            kind, each, total = TOOLS if method == "POST" else STREAM
-            async with self._place(kind, visitor, each, total):
+            async with self._place(visitor, *(TOOLS if method == "POST" else STREAM)):
                 await self.app(scope, _Replay(body, receive), answer)
             return
         limit = SHOW_SECONDS if path == "/studio/show" else CALL_SECONDS
@@ -170,12 +176,10 @@ class Traffic:
             receive.gone.cancel()
 
     @asynccontextmanager
-    async def _place(
-        self, kind: str, visitor: str, each: int, total: int | None = None
-    ) -> AsyncIterator[None]:
+    async def _place(self, visitor: str, kind: str, each: int, total: int) -> AsyncIterator[None]:
         """Hold one of a visitor's places. Raises Refusal."""
         taken = sum(n for (other, _), n in self._places.items() if other == kind)
-        if self._places[kind, visitor] >= each or (total is not None and taken >= total):
+        if self._places[kind, visitor] >= each or taken >= total:
             raise Refusal(*TOO_MANY)
         self._places[kind, visitor] += 1
         try:
@@ -189,74 +193,20 @@ class Traffic:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body of a request that is no upload. Raises Refusal."""
-        too_large = Refusal(TOO_LARGE[0], TOO_LARGE[1].format(MAX_BYTES))
-        if _announced(scope) > MAX_BYTES:
-            raise too_large
+        if announced(scope) > MAX_BYTES:
+            raise too_large(MAX_BYTES)
         body = bytearray()
         try:
-            async for part in _parts(receive):
+            async for part in parts(receive):
                 body += part
                 self._buffered += len(part)
                 if len(body) > MAX_BYTES:
-                    raise too_large
+                    raise too_large(MAX_BYTES)
                 if self._buffered > MAX_BUFFERED:
                     raise Refusal(*TOO_MANY)
         finally:
             self._buffered -= len(body)
         return bytes(body)
-
-    async def _upload(self, scope: Scope, receive: Receive, answer: _Answer, visitor: str) -> None:
-        """Pass an upload on while it comes. Raises Refusal."""
-        too_large = Refusal(TOO_LARGE[0], TOO_LARGE[1].format(MAX_UPLOAD_BYTES))
-        if _announced(scope) > MAX_UPLOAD_BYTES:
-            raise too_large
-        boundary, num_bytes, num_parts, tail = _boundary(scope), 0, 0, b""
-        parts = _parts(receive)
-        refusal: Refusal | None = None
-
-        async def counted() -> Message:
-            nonlocal num_bytes, num_parts, tail, refusal
-            try:
-                part = await anext(parts, b"")
-                num_bytes += len(part)
-                seen = tail + part
-                num_parts += seen.count(boundary)
-                tail = seen[len(seen) - len(boundary) + 1 :]
-                if num_bytes > MAX_UPLOAD_BYTES:
-                    raise too_large
-                if num_parts > MAX_PARTS:
-                    raise Refusal(413, f"Upload at most {MAX_PARTS - 1} files at once.")
-                self._count_upload(visitor, len(part))
-            except Refusal as raised:
-                refusal = raised
-                raise
-            return {"type": "http.request", "body": part, "more_body": bool(part)}
-
-        try:
-            await self.app(scope, counted, answer)
-        except Exception as error:
-            if refusal is not None:
-                raise refusal from None
-            if answer.started:
-                raise
-            log.info("an upload was refused: %r", error)
-            raise Refusal(400, "This is no form with files.") from None
-
-    def _count_upload(self, visitor: str, num_bytes: int) -> None:
-        """Raises Refusal beyond what one visitor may upload in UPLOADED_SECONDS."""
-        now = time.monotonic()
-        uploads = self._uploads.setdefault(visitor, deque())
-        self._uploads.move_to_end(visitor)
-        while uploads and now - uploads[0][0] > UPLOADED_SECONDS:
-            uploads.popleft()
-        if uploads and now - uploads[-1][0] < 1.0:  # one entry a second, not one a block
-            num_bytes += uploads.pop()[1]
-        uploads.append((now, num_bytes))
-        while len(self._uploads) > 10_000:
-            self._uploads.popitem(last=False)
-        if sum(n for _, n in uploads) > UPLOADED_BYTES:
-            text = f"A visitor may upload {UPLOADED_BYTES // MIB:,} MiB an hour. Try again later."
-            raise Refusal(429, text, 600)
 
 
 class _Answer:
@@ -291,42 +241,6 @@ class _Replay:
             message, self._message = self._message, None
             return message
         return await asyncio.shield(self.gone)
-
-
-def _announced(scope: Scope) -> int:
-    """The length of the body by its header; 0 if it is not stated. Raises Refusal."""
-    length = read_headers(scope).get("content-length", "0")
-    if not (length.isascii() and length.isdigit() and len(length) < 20):
-        raise Refusal(400, "Content-Length is no number.")
-    return int(length)
-
-
-def _boundary(scope: Scope) -> bytes:
-    """What stands before each part of a form. Raises Refusal."""
-    kind = read_headers(scope).get("content-type", "")
-    _, found, boundary = kind.partition("boundary=")
-    boundary = boundary.partition(";")[0].strip().strip('"')
-    if not (kind.lower().startswith("multipart/form-data") and found and 0 < len(boundary) <= 200):
-        raise Refusal(400, "An upload is a form: multipart/form-data with a boundary.")
-    return b"--" + boundary.encode("latin-1")
-
-
-async def _parts(receive: Receive) -> AsyncIterator[bytes]:
-    """The blocks of a body that are not empty. Raises Refusal if they come too slowly."""
-    deadline = time.monotonic() + RECEIVE_SECONDS
-    while True:
-        try:
-            seconds = max(0.0, deadline - time.monotonic())
-            message = await asyncio.wait_for(receive(), seconds)
-        except TimeoutError:
-            raise Refusal(*SLOW_BODY) from None
-        if message["type"] == "http.disconnect":
-            raise Refusal(400, "The request ended early.")
-        if part := message.get("body", b""):
-            deadline += len(part) / RECEIVE_RATE
-            yield part
-        if not message.get("more_body", False):
-            return
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

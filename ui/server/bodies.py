@@ -1,0 +1,45 @@
+"""Reads the bodies of requests within time limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from starlette.types import Receive, Scope
+
+from ui.server.guard import Refusal, read_headers
+
+# A body must come at this rate, after a grace time. A person on a slow line is above it.
+RECEIVE_SECONDS = 10.0
+RECEIVE_RATE = 16 << 10
+
+
+def too_large(max_bytes: int) -> Refusal:
+    return Refusal(413, f"A request may have at most {max_bytes:,} bytes.")
+
+
+def announced(scope: Scope) -> int:
+    """The length of the body by its header; 0 if it is not stated. Raises Refusal."""
+    length = read_headers(scope).get("content-length", "0")
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
+        raise Refusal(400, "Content-Length is no number.")
+    return int(length)
+
+
+async def parts(receive: Receive) -> AsyncIterator[bytes]:
+    """The blocks of a body that are not empty. Raises Refusal if they come too slowly."""
+    deadline = time.monotonic() + RECEIVE_SECONDS
+    while True:
+        try:
+            seconds = max(0.0, deadline - time.monotonic())
+            message = await asyncio.wait_for(receive(), seconds)
+        except TimeoutError:
+            raise Refusal(408, "The request came too slowly.") from None
+        if message["type"] == "http.disconnect":
+            raise Refusal(400, "The request ended early.")
+        if part := message.get("body", b""):
+            deadline += len(part) / RECEIVE_RATE
+            yield part
+        if not message.get("more_body", False):
+            return
