@@ -84,6 +84,31 @@ UNUSUAL = {
             "attention_types": [[["local", "global"], 1]],
         },
     ),
+    "Qwen3-Next": (
+        "Qwen3NextConfig",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+            "linear_num_value_heads": 2,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "Bamba": (
+        "BambaConfig",
+        {
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "attn_layer_indices": [1],
+        },
+    ),
     "Llama 4": (
         "Llama4TextConfig",
         {

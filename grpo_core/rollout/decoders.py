@@ -94,7 +94,9 @@ class _Plain:
         )
         # Named `cache` in newer releases of transformers.
         self._cache = out.cache if hasattr(out, "cache") else out.past_key_values
-        self._cache.batch_repeat_interleave(group_size)
+        # reorder_cache, made for beam search, is what the caches of all kinds of layers have.
+        rows = torch.arange(len(ids), device=ids.device).repeat_interleave(group_size)
+        self._cache.reorder_cache(rows)
         self._mask = mask.repeat_interleave(group_size, 0)
         self._place = self._mask.sum(1, keepdim=True)  # (b, 1): position of the next token
         return out.logits[:, -1].repeat_interleave(group_size, 0)
@@ -114,7 +116,7 @@ class _Plain:
         return out.logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        self._cache.batch_select_indices(rows)
+        self._cache.reorder_cache(rows)
         self._mask, self._place = self._mask[rows], self._place[rows]
 
 
