@@ -205,7 +205,8 @@ class RunManager:
     def _control(self, run_id: str) -> RunControl:
         with self._lock:
             job = self._job(run_id)
-        if job is None:
+        # A run that has just ended still has a job until its thread notices.
+        if job is None or not self.store.cursor(run_id).status.is_live:
             raise self._not_ours(run_id)
         return job.control
 

@@ -141,8 +141,8 @@ def test_an_edited_reward_acts_as_if_the_rubric_had_given_it(
     # the same run under a rubric that gives this very reward: no control, no edit
     score, wanted = draw.score, (group.prompt_id, 2)
 
-    def generous(prompts, rollouts, rubric, scorer):
-        groups, notes = score(prompts, rollouts, rubric, scorer)
+    def generous(*arguments):
+        groups, notes = score(*arguments)
         given = []
         for prompt, siblings in groups:
             if prompt.id == wanted[0] and generous.step == 1:
