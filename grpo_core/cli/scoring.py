@@ -171,9 +171,14 @@ def _read(name: str, numbered: Sequence[tuple[int, dict[str, Any]]], task: TaskC
             "columns": found.meta,
             "chat": found.is_chat,
         }
-        text = text.encode("utf-8", "replace").decode()  # JSON can hold half a character
-        rows.append(Row(line, Prompt(str(line), found.text, found.answer, task.name, meta), text))
+        prompt = Prompt(str(line), _whole(found.text), _whole(found.answer), task.name, meta)
+        rows.append(Row(line, prompt, _whole(text)))
     return rows
+
+
+def _whole(text: str) -> str:
+    """The text without half characters, which JSON escapes can hold and no terminal can print."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _completion(row: dict[str, Any]) -> str:

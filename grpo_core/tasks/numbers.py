@@ -80,9 +80,12 @@ _LINE_BEFORE = re.compile(r"(?:^|\n)[ \t]*\(?$")
 _ITEM_AFTER = re.compile(r"\)?[ \t]+\S")
 # A variable with an operator (x+, 2x -), an exponent, a root, or the argument of a function.
 _FORMULA_BEFORE = re.compile(
-    r"(?:(?<![A-Za-z])[A-Za-zα-ω] ?[-+/*×^] ?|[\^_√±∓{] ?[-+]? ?"
+    r"(?:(?<![A-Za-z])[A-Za-zα-ω](?:\^[({]?-?\d{1,4}[)}]?)? ?[-+/*×^] ?|\} ?[-+/*×] ?"
+    r"|\d[A-Za-z]{1,3} ?[-+/*×] ?|-\("
+    r"|[\^_√±∓{] ?[-+]? ?"
     r"|\^\(|[A-Za-zα-ω]\([-+]?|\|[-+]|--)$"
 )
+_MINUS_WORD = re.compile(r"(?i:\bnegative|(?<![\d)] )\bminus) $")
 _FORMULA_AFTER = re.compile(
     r" ?[√π∞^±]| ?\\(?![)\]\\])| ?×|\*[A-Za-z(\\]|\}"
     r"| ?[-+] ?[b-hj-zB-HJ-Zα-ω](?![A-Za-z])| ?/ ?[a-zA-Zα-ω](?<![smhglL])(?![A-Za-z])|[α-ωΑ-Ω]"
@@ -226,6 +229,8 @@ def _in_context(text: str, match: re.Match[str]) -> Fraction | None:
     word = None if match["scale"] else re.match(r" ?([A-Za-z]+)", after)
     if word and (changes_value(word[1]) or (after[0] != " " and not is_unit(word[1]))):
         return None
+    if _MINUS_WORD.search(before):
+        return -value if not sign else None
     return -value if sign.startswith("-") and not _is_sign(before, sign) else value
 
 
@@ -236,7 +241,7 @@ def _is_sign(before: str, sign: str) -> bool:
         return bool(previous) and previous in "=≈<>≤≥("
     if before.endswith(" "):
         return not (previous.isdigit() or previous in (")", "%"))
-    return not (previous.isalnum() or previous in tuple(")]}%°$'\""))
+    return not (previous.isalnum() or previous in tuple(")]}%°"))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

@@ -221,6 +221,12 @@ def test_dress_never_changes_a_verdict(graded, right, dresses):
     assert score(check, f"<answer>{dressed}</answer>", right) == plain
 
 
+@given(st.text(alphabet='{}[]",:0159.eE+-NaInfty \\n`', max_size=60))
+@settings(max_examples=40, deadline=None)
+def test_no_text_makes_the_reader_of_json_raise(text):
+    assert score("json_schema", f"<answer>{text}</answer>") in (0.0, 0.5, 1.0)
+
+
 PERSON = {
     "type": "object",
     "properties": {"age": {"type": "integer", "minimum": 0}},
