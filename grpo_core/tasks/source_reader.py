@@ -124,7 +124,8 @@ def _check_template(template: str, row: Row) -> None:
 
 def _check_later_names(config: TaskConfig, names: set[str], number: int) -> None:
     """Earlier prompts kept {name} as text, because no row had such a column. Raises BadSource."""
-    if used := [name for name in names if f"{{{name}}}" in config.template]:
+    text = config.template
+    if used := [name for name in names if f"{{{name}}}" in text or f"{{{name}." in text]:
         problem = (
             f"row {number:,} is the first with the column {used[0]!r}, which is in the template"
         )

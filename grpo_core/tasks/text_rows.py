@@ -50,14 +50,14 @@ def table_rows(path: str, text: IO[str], is_tsv: bool) -> Iterator[dict[str, str
     """The rows of a table whose first line has the columns' names. Raises BadSource."""
     lines = _Lines(path, text)
     first = next(lines, "")
-    if separator := _SEPARATOR.fullmatch(first):
-        first, delimiter = next(lines, ""), separator[1]
-    else:
-        # Spreadsheets write semicolons where the comma is the decimal sign.
-        unquoted = _QUOTED.sub("", first)
-        delimiter = "\t" if is_tsv else max(",;\t", key=unquoted.count)
-    # A space after each separator of the first line is no part of names, nor of quoted cells.
-    spaced = f"{delimiter} " in first
+    separator = _SEPARATOR.fullmatch(first)
+    first = next(lines, "") if separator else first
+    unquoted = _QUOTED.sub("", first)
+    # Spreadsheets write semicolons where the comma is the decimal sign.
+    delimiter = "\t" if is_tsv else max(",;\t", key=unquoted.count)
+    delimiter = separator[1] if separator else delimiter
+    # A space after the separators of the first line is no part of names, nor of quoted cells.
+    spaced = f"{delimiter} " in unquoted
     reader = csv.reader(
         chain([first], lines), delimiter=delimiter, skipinitialspace=spaced, strict=True
     )
