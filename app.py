@@ -168,7 +168,9 @@ def _build(
             may_push=not is_public,
         ),
     )
-    return build_app(store, runs, service, bool(os.environ.get("SPACE_ID")), storage), runs
+    page = build_app(store, runs, service, bool(os.environ.get("SPACE_ID")), storage)
+    page.check_upload = lambda: limits.check_disk(used_bytes())
+    return page, runs
 
 
 def _storage(snapshots: Snapshots | None) -> Callable[[], str] | None:

@@ -53,6 +53,8 @@ class Page(gr.Blocks):
     def __init__(self, refresh: Refresh, **options: Any):
         super().__init__(**options)
         self.refresh = refresh
+        # Raises StudioError while the server keeps no more files of visitors.
+        self.check_upload: Callable[[], object] = lambda: None
 
 
 def build_app(
@@ -266,7 +268,10 @@ def launch_options(
         "ssr_mode": False,
         "pwa": False,
         "app_kwargs": {
-            "middleware": [guard, Middleware(Traffic, is_slow=is_slow)],
+            "middleware": [
+                guard,
+                Middleware(Traffic, is_slow=is_slow, check_upload=page.check_upload),
+            ],
             "routes": [page.refresh.route()],
             "docs_url": None,
             "redoc_url": None,
