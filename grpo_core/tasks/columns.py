@@ -93,7 +93,8 @@ def choose_columns(rows: Sequence[Row], prompt: str, answer: str) -> Columns:
     prompt = prompt or _guess_column(rows, PROMPT_NAMES)
     if not prompt:
         problem = "no column has a name that prompts usually have"
-        hint = f"Name one of: {_known(rows)}."
+        known = _known(rows)
+        hint = f"Name one of: {known}." if known else "Its rows are empty."
         raise InvalidConfig([FieldProblem("task.prompt_column", "", problem, hint)])
     answer = answer or _guess_column(rows, ANSWER_NAMES, taken=prompt)
     return Columns(prompt, answer, _input_column(rows, prompt, answer))

@@ -147,8 +147,15 @@ def _record(prompt: RowPrompt, system: str, heldout: bool) -> dict[str, Any]:
         "text": text,
         "answer": answer,
         "before": before,
-        "meta": _storable(json.dumps(meta, ensure_ascii=False, default=plain)),
+        "meta": _storable(_as_json(meta)),
     }
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, default=plain)
+    except TypeError:  # an object of a dataset with names that are no text
+        return json.dumps(plain(value), ensure_ascii=False)
 
 
 def _storable(text: str) -> str:
