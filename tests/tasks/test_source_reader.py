@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from grpo_core.config import TaskConfig
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.tasks import heldout_prompts, load_task, train_prompts
+from grpo_core.tasks import table as table_module
 
 
 @pytest.fixture(autouse=True)
@@ -228,3 +229,31 @@ def test_every_row_is_a_prompt_empty_a_duplicate_or_refused(tmp_path, rows):
     for prompt in prompts(table):
         assert "<object" not in prompt.text
         assert not prompt.text.startswith(("[{", "{'role'", '{"role"'))
+
+
+# ---- the copy that is kept -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".json", ".npz"])
+@pytest.mark.parametrize("fault", ["cut", "gone"])
+def test_a_damaged_copy_of_prompts_is_read_anew(tmp_path, suffix, fault):
+    path = written(tmp_path / "p.jsonl", questions(30))
+    before = prompts(load_task(TaskConfig(path=str(path))).table)
+    table_module._open.cache_clear()
+    [copy] = (tmp_path / "cache").rglob(f"*{suffix}")
+    if fault == "gone":
+        copy.unlink()
+    else:
+        copy.write_bytes(copy.read_bytes()[: copy.stat().st_size // 2])
+    assert prompts(load_task(TaskConfig(path=str(path))).table) == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, small_disk, monkeypatch):
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(small_disk))
+    rows = [{"question": f"{i} " + "word " * 4_000} for i in range(1_500)]  # 30 MB
+    path = written(tmp_path / "p.jsonl", rows)
+    with pytest.raises(StudioError, match="cannot be kept: No space left") as caught:
+        load_task(TaskConfig(path=str(path)))
+    assert "\n" not in str(caught.value)
+    assert not [file for file in small_disk.rglob("*") if file.is_file()]
