@@ -156,6 +156,11 @@ ARGUMENTS = [
     ("openat", (0, 0, 0o100), EPERM),
     ("openat", (0, 0, 0o20200000), EPERM),  # O_TMPFILE
     ("openat", (0, 0, 0o1001), ALLOW),  # to write: Landlock allows it for /dev/null alone
+    ("openat", (0, 0, 0o2), ALLOW),  # to read and write
+    ("openat", (0, 0, 0o1002), ALLOW),
+    ("openat", (0, 0, 0o3), EPERM),  # neither, so that Landlock would ask for no right
+    ("openat", (0, 0, 0o1003), EPERM),
+    ("open", (0, 0o3), EPERM),
     ("open", (0, 0o1000), EPERM),
 ]
 
@@ -203,6 +208,8 @@ os.setxattr(file, "user.x", b"1")
 os.removexattr(file, "user.x")
 os.truncate(file, 0)
 os.open(file, os.O_RDONLY | os.O_TRUNC)
+os.open(file, 3 | os.O_TRUNC)
+os.open("/etc/hostname", 3)
 os.open(file + "2", os.O_RDONLY | os.O_CREAT)
 os.rename(file, file + "2")
 os.link(file, file + "2")

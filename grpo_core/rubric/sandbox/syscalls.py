@@ -151,9 +151,11 @@ VALUES: dict[str, tuple[int, tuple[int, ...]]] = {
     "prctl": (0, (15, 16, 0x53564D41)),  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
 }
 FLAGS_OF_OPEN = {"open": 1, "openat": 2}
-ACCESS_MODE = 0o3
+# Opening to write is left to Landlock. Both bits together open a device or empty a file without
+# reading or writing, which Landlock does not see.
+WRITE_ONLY, READ_WRITE = 0o1, 0o2
 # O_CREAT, O_TRUNC, O_TMPFILE. Opening to read with O_TRUNC would empty a file, and Landlock of
-# Linux before 6.2 does not know truncation. Opening to write is left to Landlock.
+# Linux before 6.2 does not know truncation.
 CHANGES_FILE = 0o100 | 0o1000 | 0o20000000
 CLONE_THREAD = 0x10000
 # CLONE_PTRACE, CLONE_VFORK and the flags that make namespaces
@@ -214,7 +216,9 @@ def _conditions(pid: int) -> dict[str, list[Instruction]]:
 def _open(argument: int) -> list[Instruction]:
     return [
         _load(_low(argument)),
-        _if_any(ACCESS_MODE, 1, 0),
+        _if_any(WRITE_ONLY, 0, 1),
+        _if_any(READ_WRITE, 3, 2),
+        _if_any(READ_WRITE, 1, 0),
         _if_any(CHANGES_FILE, 1, 0),
         _return(ALLOW),
         _return(EPERM),
