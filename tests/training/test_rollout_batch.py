@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from grpo_core.config import nest, parse
-from grpo_core.errors import StopRequested
+from grpo_core.errors import StopRequested, StudioError
 from grpo_core.models import load_policy
 from grpo_core.rollout import SamplingHooks, SamplingParams, sample_groups
 from grpo_core.rubric import build_rubric
@@ -234,14 +234,24 @@ def test_a_step_is_the_same_with_and_without_async_scoring(policy, tiny_settings
     assert len(far.asked[-1]) == 6  # all in one go
 
 
-def test_an_error_in_async_scoring_ends_the_step(policy, tiny_settings, far):
-    threads = threading.active_count()
+def test_errors_in_async_scoring_count_and_a_persons_mistake_ends_the_step(
+    policy, tiny_settings, far
+):
+    threads, answer = threading.active_count(), far.answer
 
-    def broken(completions):
-        raise ZeroDivisionError("far away")
+    def broken(error):
+        def fail(completions):
+            raise error
 
-    answer, far.answer = far.answer, broken
-    with pytest.raises(ZeroDivisionError, match="far away"):
+        return fail
+
+    far.answer = broken(ZeroDivisionError("far away"))
+    batch, _, _ = drawn(policy, tiny_settings, **FAR)
+    assert {r.scores["far"] for _, rollouts in batch.groups for r in rollouts} == {None}
+    [reason] = [text for text in batch.notes["far"] if "far away" in text]
+    assert batch.notes["far"][reason] == 6
+    far.answer = broken(StudioError("the reward model is missing"))
+    with pytest.raises(StudioError, match="is missing"):
         drawn(policy, tiny_settings, **FAR)
     far.answer = answer
     config = parse(nest({**tiny_settings, **FAR}))
