@@ -186,6 +186,7 @@ def test_five_hundred_open_streams_do_not_stop_the_page(server, attacker, other,
         "Host: localhost\r\nOrigin: http://[",
         "Host: localhost\r\nOrigin: http://a:b:c",
         "Host: localhost\r\nOrigin: http://\xff",
+        "Host: localhost\r\nX-Forwarded-Host: [::1",
         "Host: localhost\r\nContent-Length: -1",
         "Host: localhost\r\nContent-Length: 1e3",
         "Origin: http://localhost",
@@ -224,6 +225,21 @@ def test_another_website_can_link_here_but_read_nothing(other):
     assert other.ask("GET", "/", **link)[0] == 200
     own = f"http://127.0.0.1:{other.server.port}"
     assert other.ask("GET", "/config", Origin=own, Sec_Fetch_Site="same-origin")[0] == 200
+
+
+def test_headers_that_gradio_fails_on_do_not_reach_it(other):
+    head = json.loads(other.ask("GET", "/config")[1])["head"]
+    file = head.partition('name="plotly-js" content="')[2].partition('"')[0]
+    assert other.ask("GET", "/" + file, Range="bytes=0-9")[:1] == (206,)
+    assert other.ask("GET", "/" + file, Range="bytes=0-0,2-3")[0] == 200
+    assert other.ask("GET", "/" + file, Range="bytes=" + "0-1," * 900)[0] == 200
+    for server in ("http://[::1", "http://evil.example"):
+        status, text, _ = other.ask("GET", "/config", X_Gradio_Server=server)
+        assert (status, "evil.example" in text) == (200, False)
+    for name in ("Referer", "Cookie", "If_None_Match", "Accept_Encoding", "X_Forwarded_Proto"):
+        for value in ("http://[", "\xff", '"\\', "a" * 9000):
+            if name != "Cookie":
+                assert other.ask("GET", "/config", **{name: value})[0] == 200
 
 
 def test_guesses_of_a_password_are_slow_and_an_honest_person_is_not(server, other):

@@ -23,6 +23,7 @@ _PORT = r"(:(6553[0-5]|655[0-2]\d|65[0-4]\d\d|6[0-4]\d{3}|[1-5]?\d{1,4}))?"
 _NAME = r"(?P<name>\[[0-9A-Fa-f:.]{2,45}\]|[\w.-]{1,253})"
 _HOST = re.compile(_NAME + _PORT, re.ASCII)
 _ORIGIN = re.compile(rf"null|[A-Za-z][A-Za-z0-9+.-]*://{_NAME}{_PORT}", re.ASCII)
+_RANGE = re.compile(rb"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})")
 # What the page and its API need. Gradio also has routes that fetch any address, call methods of
 # components, list traces, edit the program or show a login's token: none of them is reached.
 _GET = r"""
@@ -93,6 +94,7 @@ class Guard:
         except Refusal as refusal:
             await refuse(send, refusal)
         else:
+            scope["headers"] = [h for h in scope["headers"] if not _is_left_out(*h)]
             await self.app(scope, receive, send)
 
     def _check_sender(self, scope: Scope, headers: Mapping[str, str]) -> None:
@@ -150,9 +152,20 @@ def read_headers(scope: Scope) -> dict[str, str]:
     host, origin = headers.get("host", ""), headers.get("origin", "null")
     if not (_HOST.fullmatch(host) or not host) or not _ORIGIN.fullmatch(origin):
         raise Refusal(*MALFORMED)
+    forwarded = headers.get("x-forwarded-host", "").split(",")
+    if not all(_HOST.fullmatch(host.strip()) or not host for host in forwarded):
+        raise Refusal(*MALFORMED)
     if "\x00" in scope["path"]:
         raise Refusal(*MALFORMED)
     return headers
+
+
+def _is_left_out(name: bytes, value: bytes) -> bool:
+    """Whether Gradio would fail on a header, or believe from it that it is another server.
+
+    A server may ignore Range; Gradio fails on more than one.
+    """
+    return name == b"x-gradio-server" or (name == b"range" and not _RANGE.fullmatch(value))
 
 
 def same_origin(headers: Mapping[str, str], method: str, host: str) -> bool:
