@@ -270,11 +270,11 @@ def test_all_criteria_of_a_request_share_its_time():
     assert scored.notes["c31"] == {"the time of this request was used up": 2}
 
 
-def test_a_visitors_snippet_waits_for_others_only_for_its_own_time():
+def test_a_visitors_snippet_does_not_wait_for_another_visitors():
     check, endless = CHECKS["python"], "def score(a, b, c, d):\n    while True: pass"
 
     def other_visitor():
-        with time_limit(1.2):
+        with time_limit(4.0):
             params = check.params(code=endless, seconds=10)
             check.scores(COMPLETIONS, PROMPTS, params, Counter())
 
@@ -282,11 +282,10 @@ def test_a_visitors_snippet_waits_for_others_only_for_its_own_time():
     thread, notes = threading.Thread(target=other_visitor), Counter()
     thread.start()
     time.sleep(0.3)
-    started = time.monotonic()
-    with time_limit(0.3):
-        assert check.scores(COMPLETIONS, PROMPTS, check.params(), notes) == [None, None]
-    assert time.monotonic() - started < 1
-    assert notes == {"the snippet's process: the time of this request was used up": 2}
+    with time_limit(5.0):
+        assert check.scores(COMPLETIONS, PROMPTS, check.params(), notes) == [1.0, 0.0]
+    assert thread.is_alive(), "the other visitor's snippet goes on"
+    assert not notes
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]  # a run's
     thread.join()
 
