@@ -34,9 +34,7 @@ def read_call(scope: Scope, body: bytes) -> dict[str, Any]:
     try:
         content = orjson.loads(body)
     except ValueError:
-        raise Refusal(
-            400, "The body is not JSON, or its numbers or texts are not finite."
-        ) from None
+        raise Refusal(400, "The body is not JSON in UTF-8 with finite numbers.") from None
     if not isinstance(content, dict):
         raise Refusal(400, "The body is no JSON object.")
     if path.startswith(CALLS):
