@@ -121,9 +121,11 @@ class Child:
         self._end = _nothing
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             _, stdout = _pipes(self._process)
-            if not _is_ready(stdout, select.POLLIN, 0):  # else it wrote without a question
+            # It can be read if the process wrote without a question or ended. Asked before poll(),
+            # which frees the number of an ended process: _kill might then hit another one.
+            if not _is_ready(stdout, select.POLLIN, 0) and self._process.poll() is None:
                 return self._process
         self._kill()
         try:
@@ -156,7 +158,7 @@ class Child:
         if ready != {}:
             self._kill()
             why = ready.get("error") if isinstance(ready, dict) else None
-            raise ChildFailed(str(why)[:500] if isinstance(why, str) else "it did not start")
+            raise ChildFailed(one_line(why, 500) if isinstance(why, str) else "it did not start")
         return process
 
     def _send(self, process: subprocess.Popen[bytes], data: bytes, deadline: float) -> None:
@@ -238,9 +240,7 @@ def serve(
     reason why the helper cannot start. Returns when its input ends.
     """
     questions, answers = _own_pipes()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)  # a limit of this machine cannot be raised
-    most = max_memory if hard == resource.RLIM_INFINITY else min(max_memory, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit(resource.RLIMIT_AS, max_memory)
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _raise_too_late)
     try:
@@ -258,6 +258,22 @@ def serve(
             _write(answers, {"number": number, "answer": {"null": "its value is no JSON"}})
 
 
+def limit(which: int, most: int) -> None:
+    """Lower a resource limit of this process for good. A lower one of the machine stays."""
+    _, hard = resource.getrlimit(which)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(which, (most, most))
+
+
+def one_line(text: str, most: int) -> str:
+    """A text of somebody's code as it may stand in a message: printable, up to `most` characters.
+
+    A control character can change a terminal, and half a surrogate pair cannot be sent to a page.
+    """
+    printable = "".join(c if c.isprintable() else " " for c in text[: 2 * most])
+    return " ".join(printable.split())[:most]
+
+
 def reason_of(error: BaseException) -> str:
     """An error in one line, as the reason why there is no value."""
     if isinstance(error, NoValue):
@@ -268,7 +284,7 @@ def reason_of(error: BaseException) -> str:
         return "it needed too much memory"
     text = ""
     with contextlib.suppress(Exception):  # an error of somebody's class can fail here too
-        text = " ".join(str(error)[:1000].split())[:200]
+        text = one_line(str(error), 200)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -316,6 +332,7 @@ def _answer(
     # enough, as for one huge power.
     try:
         try:
+            signal.signal(signal.SIGALRM, _raise_too_late)  # the work before may have set its own
             signal.setitimer(signal.ITIMER_REAL, question["seconds"])
             return {"value": functions[question["do"]](*question["arguments"])}
         finally:

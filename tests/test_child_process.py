@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -102,6 +103,22 @@ def test_a_second_answer_is_not_taken_for_the_next(helper):
         assert helper.request("late", 5, half) == 0.5
     time.sleep(0.2)
     assert honest(helper) == 0.5
+
+
+def test_only_a_number_that_is_not_free_again_is_killed(helper, monkeypatch):
+    honest(helper)
+    ended = helper._process.pid
+    os.kill(ended, signal.SIGKILL)
+    os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+    killed, kill = [], os.killpg
+
+    def killpg(pid, signal):
+        killed.append(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT).si_pid)  # still ours
+        kill(pid, signal)
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    assert honest(helper) == 0.5
+    assert killed == [ended]
 
 
 def test_an_interrupted_request_leaves_no_answer_behind(helper):

@@ -17,7 +17,8 @@ from grpo_core.types import Completion, Prompt
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _NOT_PROSE = re.compile(r"```.*?```|\$[^$]{0,500}\$|https?://\S+|<[^<>]{1,40}>|\\\w+", re.DOTALL)
-# A search takes up to 0.1 µs for each character and instruction: 1 s for the longest text.
+# A search takes up to 10 ns for each character and instruction: 2 s for the longest text. It does
+# not hold Python's lock, so that the page goes on.
 MAX_PROGRAM = 10_000
 TOO_LARGE = (
     f"the pattern makes a program of more than {MAX_PROGRAM:,} instructions. "

@@ -342,6 +342,10 @@ REASONS = {
     "from . import helpers": "A plug-in is one file",
     "raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})()": "bad: line 2: E",
     "raise KeyboardInterrupt": "bad: line 2: KeyboardInterrupt",
+    "open(__file__ + '.csv')": "No such file",
+    "open(__file__[:-7] + 'helpers.py')": "A plug-in cannot write files, use the network",
+    "import os; os.fork()": "Operation not permitted. A plug-in cannot write files",
+    "raise ValueError('a\\ud800b \\x1b[2J \\0')": "bad: line 2: ValueError: a b [2J",
 }
 
 
@@ -361,6 +365,7 @@ def test_a_plug_in_that_fails_says_why_and_on_which_line(failing, body):
     assert found == [None, None]
     says = REASONS[body].replace("bad", f"bad{i}").replace("line 2", f"line {2 * i + 2}")
     assert says in " / ".join(notes), notes
+    assert all(note.isprintable() for note in notes)
     assert notes.total() == 2
 
 
@@ -397,6 +402,43 @@ def test_objects_that_can_be_called_are_checks_too(tmp_path):
     assert set(checks) == {"mine.add", "mine.ten_more", "mine.twice"}
     assert run(checks["mine.ten_more"])[0] == [28.0, 13.0]
     assert run(checks["mine.twice"])[0] == [36.0, 6.0]
+
+
+def test_annotations_in_a_file_are_values_and_not_texts(tmp_path):
+    body = (
+        "def f(completions: list, w: int = 2): return [w * (f.__annotations__['w'] is int)] * 2\n"
+    )
+    assert run(plugin(tmp_path, body)["mine.f"])[0] == [2.0, 2.0]
+
+
+def test_a_function_cannot_change_the_time_limit_of_the_next(tmp_path):
+    checks = plugin(
+        tmp_path,
+        "import signal\n"
+        "def first(completions):\n"
+        "    signal.signal(signal.SIGALRM, lambda *_: 1 / 0)\n"
+        "    return [1.0, 1.0]\n\n"
+        "def endless(completions):\n"
+        "    try:\n"
+        "        while True: pass\n"
+        "    except Exception: return [1.0, 1.0]\n",
+    )
+    assert run(checks["mine.first"])[0] == [1.0, 1.0]
+    expected = {"endless: it took longer than 0.2 s": 2}
+    assert run(checks["mine.endless"], seconds=0.2) == ([None, None], expected)
+
+
+def test_plug_ins_load_where_the_machine_allows_less_than_the_jail(tmp_path):
+    (tmp_path / "mine.py").write_text(GOOD)
+    code = (
+        "import resource\n"
+        "from grpo_core.rubric.sandbox.plugins import load_plugins\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
+        f"print(*load_plugins([{str(tmp_path / 'mine.py')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "mine.right\n", done.stderr
 
 
 def test_columns_have_their_names_and_chats_are_messages(tmp_path):

@@ -15,6 +15,7 @@ import resource
 import struct
 from collections.abc import Sequence
 
+from grpo_core.child_process import limit
 from grpo_core.rubric.sandbox.syscalls import MACHINES, program
 
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute (to map a library), read a file, list a folder
@@ -33,13 +34,10 @@ def lock_up(readable: Sequence[str], memory: int) -> None:
     if len(os.listdir("/proc/self/task")) > 1:
         raise NoJail("another thread of the process would stay outside")
     libc = ctypes.CDLL(None, use_errno=True)
-    for resource_id, limit in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 256),
-    ):
-        resource.setrlimit(resource_id, (limit, limit))
+    limit(resource.RLIMIT_AS, memory)
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_NOFILE, 256)
     # PR_SET_NO_NEW_PRIVS; Landlock and seccomp both require it.
     if libc.prctl(38, 1, 0, 0, 0):
         raise NoJail("no_new_privs is refused here")

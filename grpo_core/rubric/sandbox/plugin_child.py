@@ -37,6 +37,7 @@ LIBRARIES = (
     "/dev/zero",
 )
 MODULE = "rewards"
+REFUSED = "A plug-in cannot write files, use the network, start processes or read files beside it"
 
 
 class Plugin:
@@ -63,7 +64,8 @@ class Plugin:
         module.__file__ = self._path
         sys.modules[MODULE] = module  # dataclasses look up their module there
         try:
-            exec(compile(Path(self._path).read_bytes(), self._path, "exec"), module.__dict__)
+            source = Path(self._path).read_bytes()
+            exec(compile(source, self._path, "exec", dont_inherit=True), module.__dict__)
         except BaseException as error:
             raise NoValue(self._reason(error)) from None
         finally:
@@ -106,7 +108,7 @@ class Plugin:
             raise NoValue(self._reason(error)) from None
 
     def _reason(self, error: BaseException) -> str:
-        """The error, the last line of the file that led to it, and what to do about an import."""
+        """The error, the last line of the file that led to it, and what a plug-in cannot do."""
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == self._path]
         text = f"line {lines[-1]}: {reason_of(error)}" if lines else reason_of(error)
@@ -115,6 +117,8 @@ class Plugin:
             is_relative = "relative import" in str(error)
             if is_relative or name in self._siblings:
                 text += ". A plug-in is one file: copy what it needs into it"
+        if isinstance(error, PermissionError):
+            text += f". {REFUSED}"
         return text
 
 

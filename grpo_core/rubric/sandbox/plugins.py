@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from grpo_core.child_process import Child, ChildFailed
+from grpo_core.child_process import Child, ChildFailed, one_line
 from grpo_core.errors import StudioError
 from grpo_core.rubric.check import (
     UNBOUNDED,
@@ -146,7 +146,7 @@ def _scorer(child: Child, function: str) -> Many:
 def _line(text: Any) -> str:
     if not isinstance(text, str):
         raise TypeError("no text")
-    return " ".join(text[:500].split())
+    return one_line(text, 500)
 
 
 def trl_arguments(

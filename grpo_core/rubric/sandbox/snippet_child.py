@@ -15,7 +15,7 @@ from typing import Any
 
 import pydantic_monty
 
-from grpo_core.child_process import serve
+from grpo_core.child_process import one_line, serve
 from grpo_core.rubric.check import MAX_SCORE
 
 MAX_MEMORY = 2 << 30  # bytes of address space; its threads reserve most of it
@@ -123,7 +123,7 @@ def _finite(value: Any) -> tuple[float | None, str | None]:
 
 def _reason(error: BaseException) -> str:
     text = str(error).rstrip()
-    line = text[text.rfind("\n") + 1 :][:200].strip() or type(error).__name__
+    line = one_line(text[text.rfind("\n") + 1 :], 200) or type(error).__name__
     if "limit exceeded" in line and "TimeoutError" in line:
         return TOO_LONG
     number = _line_number(error)
