@@ -243,6 +243,7 @@ def test_a_helper_of_this_package_has_no_secrets(monkeypatch):
     assert "GRPO_CANARY" not in module_child("json.tool")._environment
 
 
+@pytest.mark.slow
 def test_a_visitor_does_not_wait_for_the_helper_of_another(tmp_path):
     script = tmp_path / "helper.py"
     script.write_text(SCRIPT)

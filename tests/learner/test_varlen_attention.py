@@ -35,11 +35,12 @@ def test_bfloat16_differs_by_its_own_rounding_alone(as_on_a_gpu):
     assert error.max() <= 2 * rounding.max()
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_heads", [1, 2])
 def test_the_formulas_of_the_gradient_are_those_of_autograd(kv_heads):
     g = torch.Generator().manual_seed(0)
     spans = Spans.of([3, 1], [[2, 4], [1]], torch.device("cpu"))
-    heads = [torch.randn(1, 11, n, 8, generator=g).double() for n in (6, kv_heads, kv_heads)]
+    heads = [torch.randn(1, 11, n, 8, generator=g).double() for n in (4, kv_heads, kv_heads)]
     inputs = tuple(t.requires_grad_() for t in heads)
     assert torch.autograd.gradcheck(lambda q, k, v: attend(spans, REFERENCE)(0, q, k, v), inputs)
 

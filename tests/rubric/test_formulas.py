@@ -60,6 +60,7 @@ FORMULAS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(FORMULAS, FORMULAS)
 @settings(max_examples=25, deadline=None)
 def test_a_formula_equals_itself_and_never_itself_plus_something(a, b):

@@ -194,6 +194,7 @@ def test_stop_requested_reaches_training_through_control_alone(manager, script):
         control.points.check_interrupt()
 
 
+@pytest.mark.slow
 def test_every_control_of_a_run_in_another_process_is_refused_alike(tmp_path, script):
     path = tmp_path / "theirs.sqlite"
     server = another_process(

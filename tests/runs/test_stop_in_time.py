@@ -74,6 +74,7 @@ def test_a_stopped_fork_server_does_not_hold_the_queue(manager):
             os.kill(server, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_command_to_a_process_that_does_not_read_is_refused_in_time():
     from multiprocessing import Pipe
 

@@ -35,6 +35,7 @@ def refusal(path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_structs_lists_and_odd_numbers_are_chats_and_answers(tmp_path):
     part = {"type": "text", "text": "Who?", "image": None}
     chat = [{"role": "user", "content": [part], "from": None}]

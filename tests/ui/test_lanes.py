@@ -17,6 +17,7 @@ async def hold(lane, visitor, seconds=0.0, done=None):
         done.append(visitor)
 
 
+@pytest.mark.slow
 def test_one_visitors_flood_does_not_delay_another():
     async def flood():
         lane = Lane(total=4, each=2, waiting=200, seconds=30)

@@ -24,6 +24,7 @@ def poll(store, runs):
     return lambda: client(page).post(PATH, json=question)
 
 
+@pytest.mark.slow
 def test_the_page_shows_a_lock_of_another_program(poll, store, monkeypatch):
     monkeypatch.setattr("grpo_core.store.connection.BUSY_SECONDS", 0.05)
     assert "Nothing can be recorded" not in poll().text
