@@ -203,6 +203,7 @@ MANY_VALUES = {
 REPLACED = "def _number(value): return value\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", ["", REPLACED], ids=["as it is", "replaced"])
 @pytest.mark.parametrize("what", MANY_VALUES)
 def test_a_value_that_is_no_number_costs_the_server_nothing(what, replaced):
@@ -257,6 +258,7 @@ def test_every_value_of_a_snippet_is_a_score_or_null_with_a_reason(value):
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.slow
 def test_all_criteria_of_a_request_share_its_time():
     endless = {"code": "def score(a, b, c, d):\n    while True: pass", "seconds": 10}
     names = [f"c{i}" for i in range(32)]
@@ -270,6 +272,7 @@ def test_all_criteria_of_a_request_share_its_time():
     assert scored.notes["c31"] == {"the time of this request was used up": 2}
 
 
+@pytest.mark.slow
 def test_a_visitors_snippet_does_not_wait_for_another_visitors():
     check, endless = CHECKS["python"], "def score(a, b, c, d):\n    while True: pass"
 
@@ -342,7 +345,7 @@ REASONS = {
     "from . import helpers": "A plug-in is one file",
     "raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})()": "bad: line 2: E",
     "raise KeyboardInterrupt": "bad: line 2: KeyboardInterrupt",
-    "open(__file__ + '.csv')": "No such file",
+    "open('words.csv')": "'words.csv'. A plug-in cannot write files",
     "open(__file__[:-7] + 'helpers.py')": "A plug-in cannot write files, use the network",
     "import os; os.fork()": "Operation not permitted. A plug-in cannot write files",
     "raise ValueError('a\\ud800b \\x1b[2J \\0')": "bad: line 2: ValueError: a b [2J",
@@ -378,6 +381,12 @@ def test_two_files_of_one_name_and_odd_paths_are_refused(tmp_path):
     for path in ("~nobody-of-this-name/x.py", "x\0.py", "x" * 5000 + ".py", str(tmp_path), ""):
         with pytest.raises(StudioError, match="no Python file"):
             load_plugins([path])
+
+
+def test_a_function_with_a_name_that_is_no_name_is_refused(tmp_path):
+    body = "def f(completions): return [1.0]\nglobals()['<b>\\x1b[2J'] = f\n"
+    with pytest.raises(StudioError, match="no answer"):
+        plugin(tmp_path, body)
 
 
 def test_a_file_with_a_byte_order_mark_and_few_parameters_works(tmp_path):

@@ -117,7 +117,7 @@ class Plugin:
             is_relative = "relative import" in str(error)
             if is_relative or name in self._siblings:
                 text += ". A plug-in is one file: copy what it needs into it"
-        if isinstance(error, PermissionError):
+        if isinstance(error, OSError):
             text += f". {REFUSED}"
         return text
 

@@ -98,8 +98,8 @@ def _python_file(path: str) -> Path:
 
 def _names(answer: Any) -> list[str]:
     names = answer["value"]
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ValueError("no list of names")
+    if not isinstance(names, list) or not all(str.isidentifier(n) for n in names):
+        raise ValueError("no list of names")  # others could carry markup to a page or terminal
     return names
 
 
