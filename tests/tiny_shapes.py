@@ -99,6 +99,7 @@ UNUSUAL = {
             "layer_types": ["linear_attention", "full_attention"],
         },
     ),
+    "Mamba": ("MambaConfig", {"state_size": 8}),
     "Bamba": (
         "BambaConfig",
         {

@@ -90,7 +90,13 @@ def _load_policy(config: ModelConfig, seed: int, device: torch.device) -> Policy
         more = _four_bits(device) if config.base_bits == "4" else {}
         model = _with_weights(AutoModelForCausalLM, source, shape, dtype=dtype, **more)
     if config.lora_rank:
-        add_adapters(model, config, seed)
+        try:
+            add_adapters(model, config, seed)
+        except ValueError as error:  # of peft, about architectures for which it has no adapters
+            problem = f"{shape.model_type} can have no adapters: {one_line(error)}"
+            hint = "Set it to 0, or name another model."
+            problems = [FieldProblem("model.lora_rank", config.lora_rank, problem, hint)]
+            raise InvalidConfig(problems) from None
     if config.base_bits == "16":
         # The type of transformers' decorated `to` takes the device for self.
         model.to(device)  # pyright: ignore[reportArgumentType]

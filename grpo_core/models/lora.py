@@ -39,14 +39,7 @@ def lora_config(config: ModelConfig, model: nn.Module) -> LoraConfig:
     """peft's description of the adapters that `add_adapters` puts into the model."""
     from peft import LoraConfig
 
-    # Linear layers that compute more than a product, such as Llama 4's routers.
-    special = [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Linear)
-        and type(m).forward is not nn.Linear.forward
-        and type(m).__module__.startswith("transformers.models.")
-    ]
+    special = [name for name, m in model.named_modules() if not _is_product(m)]
     return LoraConfig(
         r=config.lora_rank,
         # peft scales by any number, although it declares an int.
@@ -55,6 +48,20 @@ def lora_config(config: ModelConfig, model: nn.Module) -> LoraConfig:
         target_modules="all-linear",
         exclude_modules=special or None,
         task_type="CAUSAL_LM",
+    )
+
+
+@torch.no_grad()
+def _is_product(layer: nn.Module) -> bool:
+    """False for a linear layer that computes more than a product, such as Llama 4's routers."""
+    if not isinstance(layer, nn.Linear) or type(layer).forward is nn.Linear.forward:
+        return True
+    if not type(layer).__module__.startswith("transformers.models."):
+        return True
+    x = torch.linspace(-1, 1, layer.in_features).to(layer.weight)[None]
+    y = layer(x)
+    return isinstance(y, torch.Tensor) and torch.allclose(
+        y, nn.functional.linear(x, layer.weight, layer.bias), rtol=0.05
     )
 
 

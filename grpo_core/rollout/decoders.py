@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models import Policy
 from grpo_core.models.decoder import (
     FusedDecoder,
@@ -93,10 +94,16 @@ class _Plain:
             logits_to_keep=1,
         )
         # Named `cache` in newer releases of transformers.
-        self._cache = out.cache if hasattr(out, "cache") else out.past_key_values
+        cache = getattr(out, "cache", None) or getattr(out, "past_key_values", None)
+        if not hasattr(cache, "reorder_cache"):  # RWKV, for instance
+            problem = "its architecture keeps no cache that its completions could share"
+            name, hint = self._policy.tokenizer.name_or_path, "Choose another model."
+            raise InvalidConfig([FieldProblem("model.name", name, problem, hint)])
+        self._cache: Any = cache
         # reorder_cache, made for beam search, is what the caches of all kinds of layers have.
         rows = torch.arange(len(ids), device=ids.device).repeat_interleave(group_size)
         self._cache.reorder_cache(rows)
+        self._pads = bool((mask == 0).any())
         self._mask = mask.repeat_interleave(group_size, 0)
         self._place = self._mask.sum(1, keepdim=True)  # (b, 1): position of the next token
         return out.logits[:, -1].repeat_interleave(group_size, 0)
@@ -106,7 +113,8 @@ class _Plain:
         out = forward(
             self._policy.model,
             input_ids=tokens[:, None],
-            attention_mask=self._mask,
+            # Some state-space layers multiply the new token by it, so its width would be wrong.
+            attention_mask=self._mask if self._pads else None,
             position_ids=self._place,
             past_key_values=self._cache,
             use_cache=True,

@@ -12,8 +12,10 @@ import torch
 import transformers
 
 from grpo_core.config import ModelConfig, nest, parse
+from grpo_core.errors import InvalidConfig
 from grpo_core.models import load_policy
-from grpo_core.models.lora import adapter_layers, merge_adapters
+from grpo_core.models.lora import adapter_layers, add_adapters, merge_adapters
+from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import ModelLoaded, StepCompleted
@@ -163,6 +165,46 @@ def test_adapters_learn_too():
     assert sum(rewards[-4:]) / 4 > sum(rewards[:3]) / 3 + 0.3, rewards
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "adapted"),
+    # Falcon multiplies in its own way; Phi-MoE's router returns more than a product.
+    [
+        ("Falcon", {}, "self_attention.query_key_value"),
+        ("Phimoe", {"num_local_experts": 2, "num_experts_per_tok": 2}, "self_attn.q_proj"),
+    ],
+)
+def test_every_layer_that_is_a_product_gets_adapters(name, sizes, adapted):
+    config = getattr(transformers, f"{name}Config")(vocab_size=40, **SMALL, **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    add_adapters(model, ModelConfig(lora_rank=4), 0)
+    names = [n for n, m in model.named_modules() if hasattr(m, "lora_A")]
+    assert sum(n.endswith(adapted) for n in names) == 2  # layers
+    assert not [n for n in names if "router" in n]
+
+
+def test_a_model_that_can_have_no_adapters_is_refused(tmp_path):
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 8}
+    config = transformers.MambaConfig(vocab_size=len(tokenizer), **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InvalidConfig, match=r"model\.lora_rank = 4: mamba can have no adapters"):
+        load_policy(ModelConfig(name=str(tmp_path), lora_rank=4), 0, torch.device("cpu"))
+
+
+def test_a_model_without_a_cache_that_rows_can_share_is_refused(tmp_path):
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}
+    config = transformers.RwkvConfig(
+        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(ModelConfig(name=str(tmp_path)), 0, torch.device("cpu"))
+    with pytest.raises(InvalidConfig, match=r"model\.name = .*keeps no cache"):
+        sample_groups(policy, [[5, 6]], SamplingParams(2, 3, 1.0), torch.Generator())
+
+
 def test_adapters_are_found_train_alone_and_keep_the_reference(folders):
     policy = load_policy(
         ModelConfig(name=str(folders["GPT2"]), lora_rank=4), 0, torch.device("cpu")
@@ -281,8 +323,6 @@ def test_check_model_samples_an_answer_and_its_card_shows_it_as_text(folders):
 @pytest.mark.parametrize("family", ["Llama", "Qwen3", "Mistral", "Qwen2", "GPT2"])
 def test_sampling_uses_trained_adapters(folders, family):
     # The fused decoder concatenates weights of layers, so with adapters it must call the layers.
-    from grpo_core.rollout import SamplingParams, sample_groups
-
     policy = load_policy(
         ModelConfig(name=str(folders[family]), lora_rank=4), 0, torch.device("cpu")
     )
@@ -317,7 +357,6 @@ def test_sampling_uses_trained_adapters(folders, family):
     ],
 )
 def test_a_base_in_four_bits_is_refused_where_it_cannot_be(folders, settings, says, monkeypatch):
-    from grpo_core.errors import InvalidConfig
     from grpo_core.models.device import DEVICE_VARIABLE
 
     monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
@@ -329,7 +368,6 @@ def test_a_base_in_four_bits_is_refused_where_it_cannot_be(folders, settings, sa
 def test_a_base_in_four_bits_on_cuda_wants_bitsandbytes(folders):
     import importlib.util
 
-    from grpo_core.errors import InvalidConfig
     from grpo_core.models.load import check_base
 
     config = ModelConfig(name=str(folders["Llama"]), base_bits="4", lora_rank=4)
