@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +54,16 @@ class MasterWeights:
         for weight, master in self._masters.values():
             weight.copy_(master)
 
-    def state(self) -> list[Tensor]:
-        """The masters, not copied: valid until the next update. Empty for a float32 model."""
-        return [master.detach() for _, master in self._masters.values()]
+    def state(self) -> dict[str, Tensor]:
+        """The masters by name, not copied: valid until the next update. Empty for float32."""
+        return {name: master.detach() for name, (_, master) in self._masters.items()}
 
     @torch.no_grad()
-    def load_state(self, state: Sequence[Tensor] | None) -> None:
-        """Continue from `state()`; None, as in older checkpoints: from the weights themselves."""
-        pairs = list(self._masters.values())
-        for (_, master), value in zip(pairs, state or [w for w, _ in pairs], strict=True):
-            master.copy_(value)
+    def load_state(self, state: Mapping[str, Tensor] | None) -> None:
+        """Continue from `state()`. Masters that it lacks, as in older checkpoints: the weights.
+
+        A run may go on in float32, such as on another machine: then its weights take the masters.
+        """
+        weights = {name: weight for name, (weight, _) in self._masters.items()}
+        for name, value in {**weights, **(state or {})}.items():
+            self._named[name].copy_(value)

@@ -84,9 +84,17 @@ def test_masters_continue_from_a_checkpoint(kept):
         assert torch.equal(b, expected), name
 
 
+def test_a_run_goes_on_in_float32_where_its_masters_were():
+    first, other = trained(torch.bfloat16, steps=2), trained(torch.float32, steps=0)
+    other.load_state(first.state())
+    masters = dict(first.weights.named_parameters())
+    for name, weight in other.model.named_parameters():
+        assert torch.equal(weight, masters[name]), name
+
+
 def test_a_float32_model_has_no_second_copy():
     learner = trained(torch.float32, steps=1)
-    assert learner.weights.state() == []
+    assert learner.weights.state() == {}
     assert all(
         a is b
         for a, b in zip(learner.weights.parameters(), learner.model.parameters(), strict=True)
