@@ -238,7 +238,8 @@ def _check_settings(
         some = ", ".join(map(str, code)) if isinstance(code, (dict, list)) else str(code)
         raise BadModel(
             f"it needs code from its own folder ({some[:200]}), which is never run here",
-            "Name a model that transformers itself knows.",
+            "If transformers itself knows its model_type, remove auto_map from config.json; "
+            "else name another model.",
         )
     for part in parts(shape):
         _check_counts(part)
@@ -274,12 +275,12 @@ def _check_counts(part: dict[str, Any]) -> None:
 
 def _check_quantisation(quantised: Any, config: ModelConfig) -> None:
     method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-    if isinstance(quantised, dict) and method is None and quantised.get("load_in_4bit"):
-        method = "bitsandbytes"  # as older versions wrote it
+    if isinstance(quantised, dict) and method is None:  # as older versions wrote it
+        method = "bitsandbytes" if quantised.get("load_in_4bit") else "an unnamed method"
     hint = "Name the model without quantisation; model.base_bits = 4 quantises it for LoRA."
     if method not in _QUANTISED:
         raise BadModel(
-            f"its weights are quantised by {str(method)[:60]!r}, so they do not train", hint
+            f"its weights are quantised by {str(method)[:60]}, so they do not train", hint
         )
     if method == "bitsandbytes" and config.base_bits != "4":
         hint = "Set model.base_bits to 4 and model.lora_rank to 16."

@@ -142,4 +142,4 @@ def one_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     # "Validation error for field 'hidden_size':" says what is wrong only on its next line.
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:200].rstrip(".")

@@ -41,7 +41,7 @@ def check_complete(model: PreTrainedModel, loaded: Mapping[str, Any]) -> None:
         raise BadModel(f"its weight {name} has {shapes}")
     if unused := _unused(model, loaded["unexpected_keys"]):
         raise BadModel(
-            f"its config.json describes a model without {_named(unused)}",
+            f"the model of its config.json does not use {_named(unused)}",
             "Put the config.json of these weights beside them.",
         )
 
