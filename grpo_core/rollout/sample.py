@@ -20,6 +20,10 @@ from grpo_core.types import Completion, Rollout
 
 log = logging.getLogger("grpo_studio")
 
+# Tokens between two looks at which rows have ended. On a GPU each look waits for the device; rows
+# that have ended meanwhile sample on, and what they sample is dropped.
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
+
 # Called with the index of a prompt and all of its completions, as soon as the last one has ended.
 OnGroupDone = Callable[[int, list[Rollout]], None]
 
@@ -135,7 +139,6 @@ class _DecodeBatch:
         self.lengths = torch.full((num_rows,), length, device=device)
         self.ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.end_ids = torch.tensor(sorted(policy.end_ids), device=device)
-        self.unfinished = [params.group_size] * len(prompts)  # rows of each prompt
         self.reported: dict[int, list[Rollout]] = {}  # groups that `done` was called with
 
     def decode(
@@ -146,6 +149,7 @@ class _DecodeBatch:
         done: called with each group as soon as its last row has ended.
         """
         params, device = self.params, self.policy.device
+        look_every = LOOK_EVERY.get(device.type, 8)
         model = decoder(self.policy)
         check_interrupt()
         logits = model.read(self.prompts, params.group_size, params.max_new_tokens)  # (B, V)
@@ -157,46 +161,43 @@ class _DecodeBatch:
                 logits, params.temperature, uniforms[alive, t], params.keep_logprobs
             )
             finite &= top.isfinite().all()
-            self._write(t, alive, token, logprob, done)
+            self._write(t, alive, token, logprob)
             if t + 1 == params.max_new_tokens:
                 break
-            going = ~self.ended[alive]
-            num_going = int(going.sum())
-            if not num_going:
-                break
-            if num_going <= model.moves_at * len(alive):
-                rows = going.nonzero().squeeze(1)
-                model.keep(rows)
-                alive, token = alive[rows], token[rows]
+            if (t + 1) % look_every == 0:
+                if done is not None:
+                    self._report_ended(done)
+                going = ~self.ended[alive]
+                num_going = int(going.sum())
+                if not num_going:
+                    break
+                if num_going <= model.moves_at * len(alive):
+                    rows = going.nonzero().squeeze(1)
+                    model.keep(rows)
+                    alive, token = alive[rows], token[rows]
             logits = model.step(token)
         if not finite:  # read once, because reading it at each token would wait for the GPU
             raise _not_finite(self.policy)
-        for p, left in enumerate(self.unfinished):
-            if left and done is not None:
-                self._report(p, done)
+        if done is not None:
+            self._report_ended(done, is_over=True)
 
-    def _write(
-        self, t: int, alive: Tensor, token: Tensor, logprob: Tensor | None, done: OnGroupDone | None
-    ) -> None:
-        """Note the tokens of step t, and which rows and groups have ended with them."""
+    def _write(self, t: int, alive: Tensor, token: Tensor, logprob: Tensor | None) -> None:
+        """Note the tokens of step t, and which rows have ended with them; reads no value."""
         self.tokens[alive, t] = token
         if logprob is not None:
             self.logprobs[alive, t] = logprob.float()
-        newly_ended = alive[torch.isin(token, self.end_ids) & ~self.ended[alive]]
-        self.lengths[newly_ended] = t + 1
-        self.ended[newly_ended] = True
-        if done is None:  # reading the rows would wait for the GPU
-            return
-        for row in newly_ended.tolist():
-            p = row // self.params.group_size
-            self.unfinished[p] -= 1
-            if not self.unfinished[p]:
-                self._report(p, done)
+        before = self.ended[alive]
+        newly_ended = torch.isin(token, self.end_ids) & ~before
+        self.lengths[alive] = torch.where(newly_ended, t + 1, self.lengths[alive])
+        self.ended[alive] = before | newly_ended
 
-    def _report(self, p: int, done: OnGroupDone) -> None:
+    def _report_ended(self, done: OnGroupDone, is_over: bool = False) -> None:
+        """Call `done` with every group whose rows have all ended, or with the rest at the end."""
         size = self.params.group_size
-        self.reported[p] = self._rollouts(slice(p * size, (p + 1) * size), self.prompts[p])
-        done(p, self.reported[p])
+        for p, has_ended in enumerate(self.ended.view(-1, size).all(1).tolist()):
+            if p not in self.reported and (has_ended or is_over):
+                self.reported[p] = self._rollouts(slice(p * size, (p + 1) * size), self.prompts[p])
+                done(p, self.reported[p])
 
     def groups(self) -> list[list[Rollout]]:
         """The completions of every prompt, as text too."""

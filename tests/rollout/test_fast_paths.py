@@ -25,7 +25,7 @@ from grpo_core.models.decoder import (
     swiglu,
 )
 from grpo_core.models.lora import AdapterOff, adapter_layers, merge_adapters
-from grpo_core.rollout import SamplingHooks, SamplingParams, decoders, sample_groups
+from grpo_core.rollout import SamplingHooks, SamplingParams, decoders, sample, sample_groups
 from grpo_core.rollout import decode_batches as decode_batches
 
 EPS = torch.tensor(1e-6)
@@ -97,6 +97,25 @@ def test_groups_too_large_for_memory_are_sampled_in_turn_and_equal(monkeypatch):
         sample_groups(policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5))
         == whole
     )
+
+
+def test_looking_at_ends_every_eight_tokens_changes_no_rollout(monkeypatch):
+    # As on a GPU; end tokens are a quarter of the vocabulary, so most rows end between two looks.
+    ends = frozenset(range(0, 40, 4))
+    policy = Policy(make_model("Qwen3", torch.float64), IdsAsText(), ends, 0, 128)
+
+    def draw(every):
+        monkeypatch.setitem(sample.LOOK_EVERY, "cpu", every)
+        reported = []
+        hooks = SamplingHooks(on_group_done=lambda p, rollouts: reported.append((p, rollouts)))
+        params = SamplingParams(4, 20, 1.0, keep_logprobs=True)
+        rollouts = sample_groups(
+            policy, ragged(2).prompts, params, torch.Generator().manual_seed(5), hooks
+        )
+        return rollouts, sorted(reported, key=lambda group: group[0])
+
+    assert draw(8) == draw(1)
+    assert len({len(r.completion_ids) for r in draw(8)[0]}) > 3, "texts end at different times"
 
 
 def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_prompts(monkeypatch):
