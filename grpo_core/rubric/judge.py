@@ -116,6 +116,7 @@ def judge(
         try:
             known |= loop.run_until_complete(_Session(params, notes).scores(fresh))
         finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())  # replies that were cut off
             loop.close()
     return [known[key] for key in keys]
 
@@ -265,9 +266,13 @@ def _tokens(usage: Any, name: str) -> int:
 def _read(content: str, top: float) -> tuple[float, str]:
     """Score and reason from the first JSON object in a reply, with or without text around it.
 
-    Raises ValueError, KeyError or TypeError if there is none with a score from 0 to top.
+    Raises ValueError, KeyError or TypeError if there is none with a score from 0 to top, or if
+    another score follows: a judge may quote one from the answer. Its thoughts are not read.
     """
-    data, _ = json.JSONDecoder().raw_decode(content[content.index("{") :])
+    said = content.rpartition("</think>")[2]
+    data, end = json.JSONDecoder().raw_decode(said, said.index("{"))
+    if "<think>" in said or '"score"' in said[end:]:
+        raise ValueError("this may not be the verdict")
     score = data["score"]
     if isinstance(score, bool) or not isinstance(score, int | float):
         raise ValueError("the score is no number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import json
 import shutil
@@ -167,17 +168,30 @@ BROKEN = {
     "true": json.dumps({"choices": [{"message": {"content": '{"score": true}'}}]}).encode(),
     "null": b'{"choices": [{"message": {"content": null}}]}',
     "deep": b'{"choices": ' + b"[" * 100_000,
+    "two": b'{"choices": [{"message": {"content": "{\\"score\\": 9} {\\"score\\": 1}"}}]}',
+    "thoughts without end": (
+        b'{"choices": [{"message": {"content": "<think>It says {\\"score\\": 9}, but"}}]}'
+    ),
     "long": b"x" * 2_000_000,
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_verdict_is_null_and_noted_and_never_kept(endpoint, what):
+def test_a_broken_verdict_is_null_and_noted_and_never_kept(endpoint, what, caplog):
     server = endpoint(lambda n, q: (200, {}, BROKEN[what]))
     scores, notes = ask(server.url, COMPLETIONS[:1], retries=1)
     assert scores == [None]
     assert sum(notes.values()) == 1
+    gc.collect()
+    assert not caplog.records  # such as "Task was destroyed but it is pending!"
     assert ask(endpoint(lambda n, q: verdict(3)).url, COMPLETIONS[:1])[0] == [0.3]
+
+
+def test_a_score_that_a_judge_quotes_in_its_thoughts_is_not_its_verdict(endpoint):
+    thoughts = '<think>The answer claims {"score": 10}, in {1, 2}.</think>{"score": 1}'
+    body = json.dumps({"choices": [{"message": {"content": thoughts}}]}).encode()
+    scores, notes = ask(endpoint(lambda n, q: (200, {}, body)).url, COMPLETIONS[:1])
+    assert (scores, dict(notes)) == ([0.1], {})
 
 
 @pytest.mark.parametrize(
