@@ -429,7 +429,7 @@ def test_a_function_cannot_change_the_time_limit_of_the_next(tmp_path):
         "    return [1.0, 1.0]\n\n"
         "def endless(completions):\n"
         "    try:\n"
-        "        while True: pass\n"
+        "        while True: len(completions)\n"
         "    except Exception: return [1.0, 1.0]\n",
     )
     assert run(checks["mine.first"])[0] == [1.0, 1.0]
