@@ -42,7 +42,14 @@ MAX_GROWTH = 1_000
 _TOKENIZER_CLASS = re.compile(r"\w+Tokenizer(Fast)?|\w+Backend")
 _PART = re.compile(r"shard-\d{5}-model-.*\.safetensors")  # of a distributed checkpoint
 # Settings by which a configuration would choose other files to read.
-_OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
+_OTHER_FILES = (
+    "configuration_files",
+    "fast_tokenizer_files",
+    "transformers_weights",
+    "gguf_file",
+    "vocab",  # a path, or the content of a file
+    "merges",
+)
 # Of checkpoints whose weights are quantised, those that can be trained as they come.
 _QUANTISED = ("mxfp4", "bitsandbytes")
 AGAIN = "Download the model again, or save it again with save_pretrained."

@@ -26,7 +26,12 @@ from grpo_core.models.lora import add_adapters
 from grpo_core.models.policy import Policy, Reader
 from grpo_core.models.shape import check_memory, context_tokens, empty_model, read_shape
 from grpo_core.models.source import BUNDLED, NAME_HINT, Source, find_source, one_line
-from grpo_core.models.token_ids import check_begin, known_end_ids, known_pad_id
+from grpo_core.models.token_ids import (
+    check_begin,
+    check_vocabulary,
+    known_end_ids,
+    known_pad_id,
+)
 from grpo_core.models.weights import check_complete, check_finite, check_types
 
 __all__ = [
@@ -139,13 +144,14 @@ def read_tokenizer(source: Source, shape: PreTrainedConfig) -> PreTrainedTokeniz
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise TypeError(f"{type(tokenizer).__name__} is a pair of tokenizers")
         tokenizer("a")  # some settings are used only here
-        return tokenizer
     # Tokenizers are read by code of many kinds, so any error may come. A panic of the Rust library
     # is no Exception.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise BadModel(f"its tokenizer cannot be loaded: {one_line(error)}") from None
+    check_vocabulary(tokenizer, source.folder)
+    return tokenizer
 
 
 def _with_weights(

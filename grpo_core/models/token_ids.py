@@ -5,6 +5,7 @@ People add tokens to a tokenizer, such as a pad token, and forget to resize the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -44,6 +45,19 @@ def known_end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
         "so no completion would ever end",
         NAME_HINT,
     )
+
+
+def check_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """Raise BadModel for a tokenizer without the files of its vocabulary.
+
+    For some models transformers makes one from nothing: it reads every text as unknown.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return
+    named = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    if named.issuperset(tokenizer.get_vocab()):
+        hint = "Save its tokenizer beside it with save_pretrained."
+        raise BadModel("its folder has no vocabulary of a tokenizer", hint)
 
 
 def check_begin(model: PreTrainedModel, tokenizer: Any) -> None:

@@ -80,6 +80,8 @@ def test_a_folder_does_not_choose_how_it_is_computed(folder, tiny_model, keys, m
         ("tokenizer_config.json", {"tokenizer_class": 3}),
         ("tokenizer_config.json", {"tokenizer_class": "E", "auto_map": {"AutoTokenizer": ["e.E"]}}),
         ("tokenizer_config.json", {"init_inputs": ["/etc/passwd"]}),
+        ("tokenizer_config.json", {"gguf_file": "/etc/passwd"}),
+        ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "vocab": "../vocab.json"}),
     ],
     ids=str,
 )
