@@ -157,8 +157,11 @@ def parse_number(text: str) -> Fraction | None:
 
 def parse_money(text: str) -> tuple[Fraction, str] | None:
     """The number of a text and its currency ("" for none); None where parse_number gives None."""
-    if len(text) > 4 * MAX_NUMBER_CHARACTERS:
-        return None
+    return _money(text) if len(text) <= 4 * MAX_NUMBER_CHARACTERS else None
+
+
+@lru_cache(maxsize=1024)  # the completions of a prompt share its answer, and often their own
+def _money(text: str) -> tuple[Fraction, str] | None:
     text = _one_line(plain(undress(text)))
     if text[:1] == "(" and text[-1:] == ")" and "," not in text and not re.search(_CURRENCY, text):
         text = text[1:-1].strip()  # ($5) is minus 5 in accounts; (1,234) is two numbers
