@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from grpo_core.config import ModelConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.models import load_classifier, load_policy
+from grpo_core.models import load_classifier, load_policy, load_reader
 from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
@@ -37,6 +38,14 @@ def add_tokens(folder: Path, **tokens) -> None:
 def sample(policy, prompts, temperature=1.0, count=3):
     rng = torch.Generator().manual_seed(0)
     return sample_groups(policy, prompts, SamplingParams(count, 5, temperature), rng)
+
+
+@pytest.mark.parametrize("family", ["Gemma", "GPT2"])  # all text is unknown, or nothing
+def test_a_folder_without_a_tokenizer_is_refused(family, tmp_path):
+    getattr(transformers, f"{family}Config")().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InvalidConfig, match="its folder has no vocabulary of a tokenizer"):
+        load_reader(ModelConfig(name=str(tmp_path)))
 
 
 @pytest.mark.parametrize("pad_id", [ROWS, 10**6])
