@@ -175,6 +175,8 @@ def _lengths(span: Span) -> tuple[Tensor, Tensor, int, int]:
 def _flash_forward(
     q: Tensor, k: Tensor, v: Tensor, span: Span
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    if not len(q):  # completions of one token; the kernel cannot be launched for no query
+        return q, q.new_empty(q.shape[1], 0, dtype=torch.float32), ()
     out, normalizer, *rest, _ = _forward(q, k, v, *_lengths(span), 0.0, span.causal, False)
     return out, normalizer, tuple(rest)  # the rest: random states of dropout, which is off
 
@@ -186,6 +188,9 @@ def _flash_backward(
     rest: tuple[Tensor, ...],
     span: Span,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if not len(gradient):
+        q, k, v = qkv
+        return q, torch.zeros_like(k), torch.zeros_like(v)
     return _backward(gradient, *qkv, *results, *_lengths(span), 0.0, span.causal, *rest)
 
 

@@ -10,7 +10,7 @@ import torch
 from tiny_shapes import make_model, ragged, with_adapters
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
-from grpo_core.learner import Learner, LearnerSettings, logprobs, memory
+from grpo_core.learner import Learner, LearnerSettings, logprobs, memory, varlen_attention
 from grpo_core.learner.batch import separate, whole_groups
 from grpo_core.learner.logprobs import token_logprobs
 from grpo_core.learner.varlen_attention import REFERENCE, Spans, attend, kernel_for
@@ -74,6 +74,24 @@ def test_without_padding_long_and_short_groups_share_a_micro_batch():
     tokens = sum(map(len, batch.prompts)) + sum(map(len, batch.completions))
     assert len(whole_groups(batch, tokens, pads=False)) == 1
     assert memory.MicroBatcher(make_model("Qwen3"), tokens)._allows_flat
+
+
+def test_no_kernel_is_launched_for_completions_of_one_token(monkeypatch):
+    # Their inputs are empty: each token is predicted by the prompt's last one.
+    def launched(*_):
+        raise AssertionError("a kernel was launched for no query")
+
+    monkeypatch.setattr(varlen_attention, "_forward", launched)
+    monkeypatch.setattr(varlen_attention, "_backward", launched)
+    spans = Spans.of([3], [[0, 0]], torch.device("cpu"))
+    q, k = torch.zeros(0, 4, 8), torch.ones(3, 2, 8)
+    out, normalizer, rest = varlen_attention._flash_forward(q, k, k, spans.to_prompts)
+    assert (out.shape, normalizer.shape) == ((0, 4, 8), (4, 0))
+    gradients = varlen_attention._flash_backward(
+        out, (q, k, k), (out, normalizer), rest, spans.to_prompts
+    )
+    assert [g.shape for g in gradients] == [q.shape, k.shape, k.shape]
+    assert not gradients[1].any()
 
 
 def test_a_cpu_and_float32_have_no_such_kernel():
