@@ -108,10 +108,14 @@ def _check_ids(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
 def _not_finite(policy: Policy) -> StudioError:
     """What is said where a model gives logits from which nothing can be drawn."""
     if weight := first_not_finite(policy.model):
-        cause = f"The first weight that is not finite is {weight}. Load the model again"
+        cause = f"The first weight that is not finite is {weight}. Load the model again, or lower"
+    elif policy.model.dtype == torch.float32:
+        cause = "All weights are finite, so the model overflows. Lower"
     else:
-        cause = "All weights are finite, so the model overflows. Set model.dtype to float32"
-    return StudioError(f"The model's logits are not finite. {cause}, or lower the learning rate.")
+        cause = (
+            "All weights are finite, so the model overflows. Set model.dtype to float32, or lower"
+        )
+    return StudioError(f"The model's logits are not finite. {cause} the learning rate.")
 
 
 def _for_members(report: OnGroupDone | None, members: list[int]) -> OnGroupDone | None:
