@@ -67,6 +67,12 @@ def longest_independent_row(model: nn.Module) -> int | None:
     return rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
+def new_angles_after(model: nn.Module) -> int | None:
+    """Tokens after which LongRoPE turns all keys by other angles: a cache must be made anew."""
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    return longest_independent_row(model) if rope.get("rope_type") == "longrope" else None
+
+
 def reset_dynamic_angles(model: nn.Module) -> None:
     """Make dynamic NTK scaling forget longer texts, which it would go on using for shorter ones."""
     for module in model.modules():

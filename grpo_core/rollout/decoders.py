@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models import Policy
+from grpo_core.models.attention_spans import new_angles_after
 from grpo_core.models.decoder import (
     FusedDecoder,
     forward,
@@ -93,39 +94,51 @@ class _Plain:
             use_cache=True,
             logits_to_keep=1,
         )
-        # Named `cache` in newer releases of transformers.
-        cache = getattr(out, "cache", None) or getattr(out, "past_key_values", None)
-        if not hasattr(cache, "reorder_cache"):  # RWKV, for instance
-            problem = "its architecture keeps no cache that its completions could share"
-            name, hint = self._policy.tokenizer.name_or_path, "Choose another model."
-            raise InvalidConfig([FieldProblem("model.name", name, problem, hint)])
-        self._cache: Any = cache
+        self._cache = self._cache_of(out)
         # reorder_cache, made for beam search, is what the caches of all kinds of layers have.
         rows = torch.arange(len(ids), device=ids.device).repeat_interleave(group_size)
         self._cache.reorder_cache(rows)
         self._pads = bool((mask == 0).any())
+        self._new_angles_after = new_angles_after(self._policy.model)
+        self._ids = ids[rows]  # (b, t), kept up to date where the cache is made anew
         self._mask = mask.repeat_interleave(group_size, 0)
         self._place = self._mask.sum(1, keepdim=True)  # (b, 1): position of the next token
         return out.logits[:, -1].repeat_interleave(group_size, 0)
 
     def step(self, tokens: Tensor) -> Tensor:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], 1)
+        ids, place, cache = tokens[:, None], self._place, self._cache
+        if self._new_angles_after is not None:
+            self._ids = torch.cat([self._ids, ids], 1)
+            if self._ids.shape[1] == self._new_angles_after + 1:
+                ids, place, cache = self._ids, positions(self._mask), None
         out = forward(
             self._policy.model,
-            input_ids=tokens[:, None],
+            input_ids=ids,
             # Some state-space layers multiply the new token by it, so its width would be wrong.
             attention_mask=self._mask if self._pads else None,
-            position_ids=self._place,
-            past_key_values=self._cache,
+            position_ids=place,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
+        self._cache = self._cache_of(out)
         self._place = self._place + 1
         return out.logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
         self._cache.reorder_cache(rows)
-        self._mask, self._place = self._mask[rows], self._place[rows]
+        self._ids, self._mask, self._place = self._ids[rows], self._mask[rows], self._place[rows]
+
+    def _cache_of(self, out: Any) -> Any:
+        """Named `cache` in newer releases of transformers. Raises InvalidConfig without one."""
+        cache = getattr(out, "cache", None) or getattr(out, "past_key_values", None)
+        if hasattr(cache, "reorder_cache"):
+            return cache
+        # RWKV, for instance.
+        problem = "its architecture keeps no cache that its completions could share"
+        name, hint = self._policy.tokenizer.name_or_path, "Choose another model."
+        raise InvalidConfig([FieldProblem("model.name", name, problem, hint)])
 
 
 class _Shared:

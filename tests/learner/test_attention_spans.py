@@ -81,8 +81,7 @@ def test_prompts_longer_than_a_window_are_still_shared(shape):
     assert learner.packing.allows(a_batch(44, 1))
 
 
-# While a text grows past their first length, a cache keeps the angles of the shorter text, as in
-# transformers' generate.
+# While a text grows past their first length, what was drawn before had other angles.
 @pytest.mark.parametrize("shape", sorted(UNUSUAL.keys() - {"Phi-3, LongRoPE", "Dynamic NTK"}))
 def test_sampled_logprobs_are_transformers_own(shape):
     policy = Policy(make_model(shape, unusual=True), IdsAsText(), frozenset(), 0, 128)
@@ -93,6 +92,17 @@ def test_sampled_logprobs_are_transformers_own(shape):
         expected = own_logprobs(model, rollout.prompt_ids, rollout.completion_ids)
         sampled = torch.tensor(rollout.sampling_logprobs)
         torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)
+
+
+def test_a_text_that_grows_past_longropes_first_length_is_generates():
+    # 32 tokens; keys of before and after would otherwise be turned by different angles.
+    model, prompt = make_model("Phi-3, LongRoPE", unusual=True), list(range(5, 25))
+    policy = Policy(model, IdsAsText(), frozenset(), 0, 128)
+    [ours, _] = sample_groups(policy, [prompt], SamplingParams(2, 24, 0.0), torch.Generator())
+    whole = model.generate(
+        torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None
+    )
+    assert ours.completion_ids == whole[0, 20:].tolist()
 
 
 def test_a_group_longer_than_any_tested_is_tested_again():
