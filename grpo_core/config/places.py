@@ -38,8 +38,8 @@ def local_path(name: str) -> Path | None:
         if not path.exists() and not name.startswith(("/", ".", "~")):
             return None
         return path.resolve()
-    # A name that is too long; nobody's home folder, or a loop of links.
-    except (OSError, RuntimeError) as error:
+    # A name that is too long; nobody's home folder, or a loop of links; a NUL byte.
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"there is no such path ({type(error).__name__})") from None
 
 
