@@ -64,3 +64,12 @@ def test_curves_mark_the_changed_settings_of_an_old_run(store):
     run = charts.Curves(RUN, "old", steps, metrics, store.interventions(RUN))
     marked = str(charts.FIGURES["reward"]([run], charts.View()))
     assert "from step 3" in marked
+
+
+def test_checkpoints_of_version_six_are_listed_without_their_seconds(tmp_path):
+    shutil.copyfile(SAMPLE.with_name("version-6.sqlite"), tmp_path / "runs.sqlite")
+    store = Store(tmp_path / "runs.sqlite")
+    [run] = store.runs()
+    assert [(c.step, c.seconds) for c in store.checkpoints(run.id)] == [(1, None), (2, None)]
+    assert store.saving_seconds(run.id) is None
+    assert (run.name, run.status, run.steps_done) == ("with a checkpoint", "finished", 2)
