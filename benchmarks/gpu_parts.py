@@ -398,7 +398,8 @@ def _policy(work: Workload, scale: Scale, lora_rank: int = 0) -> Iterator[Policy
     """A random-weight model of the workload's shape; its texts do not end early."""
     with tempfile.TemporaryDirectory() as folder:
         make_folder(replace(work, dtype=scale.work.dtype), Path(folder))
-        config = ModelConfig(name=folder, dtype=scale.work.dtype, lora_rank=lora_rank)
+        settings = {"name": folder, "dtype": scale.work.dtype, "lora_rank": lora_rank}
+        config = ModelConfig.model_validate(settings)
         policy = load_policy(config, 0, torch.device(scale.device))
     yield replace(policy, end_ids=frozenset({-1}))
 

@@ -20,7 +20,7 @@ from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched, rea
 from grpo_core.rubric.letters import answered_letter, key_letter, stated_letter
 from grpo_core.tasks import extract_answer, given_answer
 from grpo_core.tasks.answers import same_answer
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.numbers import last_number, parse_quantity
 from grpo_core.types import Completion, Prompt
 
@@ -96,7 +96,7 @@ def _check_schema(text: str) -> None:
 
 
 def exact(completion: Completion, prompt: Prompt, params: ExactParams) -> float | None:
-    """Is the answer the right text, apart from dress and white space? None without such a text."""
+    """Is the answer the right text, apart from markup and white space? None without such a text."""
     if not prompt.answer.strip():
         return None
     text = completion.text[:MAX_CHARS]
@@ -104,7 +104,7 @@ def exact(completion: Completion, prompt: Prompt, params: ExactParams) -> float 
     if given is None:
         return 0.0
     fold: Callable[[str], str] = str.casefold if params.ignore_case else str
-    return float(fold(undress(given)) == fold(undress(prompt.answer)))
+    return float(fold(strip_markup(given)) == fold(strip_markup(prompt.answer)))
 
 
 def numeric(completion: Completion, prompt: Prompt, params: NumericParams) -> float | None:
@@ -194,10 +194,10 @@ def _json_in(text: str) -> list[str]:
     tagged = extract_answer(text)
     blocks = [body for name, body in _FENCED.findall(text) if name.lower() in ("", "json")]
     if tagged is not None:
-        return [tagged, undress(tagged)]
+        return [tagged, strip_markup(tagged)]
     if blocks:
         return blocks[-1:]
-    return [text, undress(text), undress(given_answer(text) or "")]
+    return [text, strip_markup(text), strip_markup(given_answer(text) or "")]
 
 
 def _in_worker(do: str, arguments: list[Any], seconds: float, notes: Notes) -> float | None:

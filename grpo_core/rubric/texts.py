@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from grpo_core.rubric.check import MAX_CHARS, Bounds, Check, Params
 from grpo_core.tasks import CHOICES, given_answer
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.types import Completion, Prompt
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -190,7 +190,7 @@ def similarity(completion: Completion, prompt: Prompt, params: SimilarityParams)
         return None
     given, right = clean(completion.text), clean(prompt.answer)
     if params.of == "answer":
-        given, right = undress(given_answer(given) or ""), undress(right)
+        given, right = strip_markup(given_answer(given) or ""), strip_markup(right)
     if not given.strip():
         return 0.0
     if params.measure == "rouge-l":

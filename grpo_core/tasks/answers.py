@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from grpo_core.tasks.columns import last_boxed
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.numbers import parse_money
 from grpo_core.tasks.task import Task, extract_answer, instruction
 from grpo_core.types import Prompt
@@ -33,7 +33,7 @@ def given_answer(text: str) -> str | None:
 def same_answer(given: str, right: str) -> bool:
     """Whether two answers are equal as numbers, else as text.
 
-    Text is compared without dress, case and spaces. $5 is 5, but not €5.
+    Text is compared without markup, case and spaces. $5 is 5, but not €5.
     """
     a, b = parse_money(given[:MAX_CHARACTERS]), parse_money(right[:MAX_CHARACTERS])
     if a is not None and b is not None:
@@ -43,7 +43,7 @@ def same_answer(given: str, right: str) -> bool:
 
 def _normal(text: str) -> str:
     # Case matters in the names of commands: \theta is not \Theta.
-    text = _PIECES.sub(lambda m: m[0] if m[0][0] == "\\" else m[0].casefold(), undress(text))
+    text = _PIECES.sub(lambda m: m[0] if m[0][0] == "\\" else m[0].casefold(), strip_markup(text))
     text = " ".join(text.split()).replace("\\left", "").replace("\\right", "")
     return _AROUND_SIGNS.sub(r"\1", text).strip()
 

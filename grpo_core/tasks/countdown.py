@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.types import Prompt
 
@@ -72,7 +72,7 @@ def grade_countdown(answer_text: str, prompt: Prompt) -> float:
     Reads target and numbers from the prompt's answer, so a prompt from the store needs no meta.
     """
     try:
-        value, numbers = evaluate(undress(answer_text))
+        value, numbers = evaluate(strip_markup(answer_text))
         target, given = evaluate(prompt.answer)
     except NotAnExpression:
         return 0.0

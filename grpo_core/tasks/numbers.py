@@ -18,7 +18,7 @@ import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.units import changes_value, is_unit, unit_name
 
 MAX_NUMBER_CHARACTERS = 130
@@ -149,7 +149,7 @@ def _plain_fraction(match: re.Match[str]) -> str:
 def parse_number(text: str) -> Fraction | None:
     """The number that a text states, exactly; None if it states none, or not a finite one.
 
-    The whole text must be one number, apart from dress. See the top of the module for the forms.
+    The whole text must be one number, apart from markup. See the top of the module for the forms.
     """
     quantity = parse_money(text)
     return None if quantity is None else quantity[0]
@@ -162,7 +162,7 @@ def parse_money(text: str) -> tuple[Fraction, str] | None:
 
 @lru_cache(maxsize=1024)  # the completions of a prompt share its answer, and often their own
 def _money(text: str) -> tuple[Fraction, str] | None:
-    text = _one_line(plain(undress(text)))
+    text = _one_line(plain(strip_markup(text)))
     if text[:1] == "(" and text[-1:] == ")" and "," not in text and not re.search(_CURRENCY, text):
         text = text[1:-1].strip()  # ($5) is minus 5 in accounts; (1,234) is two numbers
     if len(text) > MAX_NUMBER_CHARACTERS or not (match := _NUMBER.fullmatch(text)):
@@ -179,7 +179,7 @@ def parse_quantity(text: str) -> tuple[Fraction, str] | None:
     """
     if (number := parse_money(text)) is not None or len(text) > 4 * MAX_NUMBER_CHARACTERS:
         return number
-    text = _one_line(_NAMED.sub("", plain(undress(text)), count=1)).rstrip(".")
+    text = _one_line(_NAMED.sub("", plain(strip_markup(text)), count=1)).rstrip(".")
     if (number := parse_money(text)) is not None:
         return number
     match = _NUMBER.match(text)

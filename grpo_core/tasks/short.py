@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from string import ascii_lowercase
 
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.numbers import parse_number
 from grpo_core.tasks.task import Task, instruction
 from grpo_core.types import Prompt
@@ -39,7 +39,7 @@ def make_sort(rng: random.Random) -> tuple[str, str, dict]:
 
 def grade_sort(answer_text: str, prompt: Prompt) -> float:
     """1.0 if the text is the sorted word."""
-    return float(undress(answer_text) == prompt.answer)
+    return float(strip_markup(answer_text) == prompt.answer)
 
 
 SUMS = Task(

@@ -1,4 +1,4 @@
-"""The one reader of numbers, and the dress around an answer."""
+"""The one reader of numbers, and the markup around an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grpo_core.tasks.answers import same_answer
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.numbers import last_number, parse_number, parse_quantity
 
 MILLION = 1_000_000
@@ -157,7 +157,7 @@ def test_any_dress_comes_off(text, wrappers):
     dressed = text
     for opening, closing in wrappers:
         dressed = f"{opening}{dressed}{closing}"
-    assert undress(dressed) == text
+    assert strip_markup(dressed) == text
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_any_dress_comes_off(text, wrappers):
     ["$5 or $6", "'a' or 'b'", "__init__", "**a** and **b**", "...", "$", "**", "`", "5!", "$5"],
 )
 def test_what_is_no_dress_stays(text):
-    assert undress(text) == text
+    assert strip_markup(text) == text
 
 
 SCRIPTS = ["0123456789", "０１２３４５６７８９", "٠١٢٣٤٥٦٧٨٩", "०१२३४५६७८९"]
@@ -233,5 +233,5 @@ def test_a_hostile_text_takes_no_time():
         "* ",
     ):
         last_number(part * (20_000 // len(part)))
-        undress(part * (20_000 // len(part)))
+        strip_markup(part * (20_000 // len(part)))
     assert time.perf_counter() - started < 4

@@ -1,5 +1,6 @@
-r"""Whether two mathematical answers are equal: their dress and units come off, formulas.py reads
-the rest as a whole, and equality.py compares.
+r"""Whether two mathematical answers are equal.
+
+Markup and units come off, formulas.py reads the rest as a whole, and equality.py compares.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from grpo_core.rubric.sandbox.equality import same
 from grpo_core.rubric.sandbox.formula_atoms import DEGREE, Node
 from grpo_core.rubric.sandbox.formula_tokens import Malformed, Unread, Words, is_word
 from grpo_core.rubric.sandbox.formulas import parse_formula
-from grpo_core.tasks.dress import undress
+from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.numbers import parse_number, plain_signs
 from grpo_core.tasks.units import UNIT, is_unit, unit_name
 
@@ -62,11 +63,11 @@ def math_equal(given: str, right: str) -> float:
 
 def read(text: str) -> tuple[Node, str]:
     """The tree of an answer and its unit ("" for none). Raises as parse_formula does."""
-    text, unit = _split_unit(_PER_TEXT.sub("/", _DEGREE.sub("°", plain_signs(undress(text)))))
+    text, unit = _split_unit(_PER_TEXT.sub("/", _DEGREE.sub("°", plain_signs(strip_markup(text)))))
     if not unit and (money := _MONEY.match(text)):
         text, unit = money[1] + text[money.end() :], money[2] or "$"
     try:
-        node = parse_formula(undress(text))
+        node = parse_formula(strip_markup(text))
     except Unread:
         if (number := parse_number(text)) is None:  # such as 1 1/2
             raise

@@ -1,4 +1,4 @@
-r"""The dress of an answer: what stands around it in Markdown, LaTeX or prose and changes nothing.
+r"""Markup around an answer, in Markdown, LaTeX or prose, which changes nothing about it.
 
 `**5**`, `$5$`, `\boxed{5}`, `\text{5}`, `"5"`, a fenced block, and a full stop at the end.
 """
@@ -45,10 +45,10 @@ _BLANK = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + (
 )
 
 
-def undress(text: str) -> str:
-    """The answer without its dress; a text that is only dress stays as it is.
+def strip_markup(text: str) -> str:
+    """The answer without the markup around it; a text of nothing but markup stays as it is.
 
-    Every criterion that compares answers undresses both, so dress cannot change a verdict. Takes
+    Every criterion that compares answers strips both, so markup cannot change a verdict. Takes
     linear time for each of at most MAX_LAYERS layers.
     """
     text = text.strip(_BLANK)
