@@ -11,6 +11,8 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -111,13 +113,10 @@ def judge(
     fresh = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
     notes.used["cached"] += len(keys) - len(fresh)
     if fresh:
-        # No asyncio.run: at its end it would wait for a name server that does not answer.
-        loop = asyncio.new_event_loop()
-        try:
-            known |= loop.run_until_complete(_Session(params, notes).scores(fresh))
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())  # replies that were cut off
-            loop.close()
+        # In a thread of its own: this one may have a running loop, as a notebook's has.
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(copy_context().run, _ask_all, _Session(params, notes), fresh)
+            known |= work.result()
     return [known[key] for key in keys]
 
 
@@ -138,6 +137,17 @@ def _question(completion: Completion, prompt: Prompt, params: JudgeParams) -> di
             {"role": "user", "content": content},
         ],
     }
+
+
+def _ask_all(session: _Session, questions: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
+    """The verdicts of these questions, by their keys."""
+    # No asyncio.run: at its end it would wait for a name server that does not answer.
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(session.scores(questions))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())  # replies that were cut off
+        loop.close()
 
 
 class _Session:

@@ -10,6 +10,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from loops import in_thread
 
 from grpo_core.config import TaskConfig
 from grpo_core.rubric import Notes, RunState
@@ -129,7 +130,8 @@ def trls(function, rows, prompts, completions):
         _log_completion_extra=lambda column, values: None,
         _log_metric=lambda name, value: None,
     )
-    found = GRPOTrainer._calculate_rewards(trainer, rows, prompts, completions, list(IDS))
+    calculate = GRPOTrainer._calculate_rewards
+    found = in_thread(calculate, trainer, rows, prompts, completions, list(IDS))
     loop.call_soon_threadsafe(loop.stop)
     return [None if math.isnan(value) else value for value in found[:, 0].tolist()]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from loops import run_async
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import InvalidConfig, StudioError
@@ -133,6 +134,16 @@ def test_equal_completions_are_judged_once(endpoint):
     server = endpoint(lambda n, q: verdict(7))
     assert ask(server.url, [COMPLETIONS[0]] * 6)[0] == [0.7] * 6
     assert len(server.requests) == 1
+
+
+def test_a_judge_is_asked_beside_a_running_event_loop(endpoint):
+    # As in a notebook, where a loop runs in the thread that trains.
+    server = endpoint(lambda n, q: verdict(7))
+
+    async def in_a_notebook():
+        return ask(server.url, [COMPLETIONS[0]])[0]
+
+    assert run_async(in_a_notebook()) == [0.7]
 
 
 @pytest.mark.slow

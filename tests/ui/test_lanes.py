@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+from loops import run_async
 
 from ui.server.lanes import Busy, Lane
 
@@ -29,7 +30,7 @@ def test_one_visitors_flood_does_not_delay_another():
         await asyncio.gather(*tasks)
         return waited, time.monotonic() - started
 
-    waited, all_of_it = asyncio.run(flood())
+    waited, all_of_it = run_async(flood())
     assert waited < 0.3 < all_of_it
 
 
@@ -42,7 +43,7 @@ def test_free_places_go_to_the_visitors_in_turn():
         await asyncio.gather(*tasks)
         return "".join(done)
 
-    assert asyncio.run(queue()) == "abcaba"
+    assert run_async(queue()) == "abcaba"
 
 
 def test_a_full_line_and_a_long_wait_are_refused():
@@ -57,7 +58,7 @@ def test_a_full_line_and_a_long_wait_are_refused():
                 await waiting  # for longer than 0.05 s
         await hold(lane, "a")
 
-    asyncio.run(queue())
+    run_async(queue())
 
 
 def test_a_request_that_gives_up_or_fails_leaves_its_place():
@@ -77,4 +78,4 @@ def test_a_request_that_gives_up_or_fails_leaves_its_place():
             await fail()
         await asyncio.wait_for(hold(lane, "c"), 1)
 
-    asyncio.run(queue())
+    run_async(queue())

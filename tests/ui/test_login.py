@@ -6,6 +6,7 @@ import asyncio
 import base64
 
 import pytest
+from loops import run_async
 from starlette.exceptions import HTTPException
 
 from ui.server.login import FREE, MANY, Guesses, Login, TooManyGuesses
@@ -67,7 +68,7 @@ def test_only_a_few_guesses_of_an_address_may_wait():
         for task in waiting:
             task.cancel()
 
-    asyncio.run(guess())
+    run_async(guess())
 
 
 @pytest.mark.parametrize(
@@ -84,10 +85,10 @@ def test_only_a_few_guesses_of_an_address_may_wait():
 )
 def test_only_the_right_user_with_the_right_password_is_let_in(user, password, right):
     login = Login("zoë", "a:ß c")
-    assert asyncio.run(login.check(user, password)) is right
+    assert run_async(login.check(user, password)) is right
     basic = base64.b64encode(f"{user}:{password}".encode("utf-8", "replace")).decode()
-    assert asyncio.run(login.allows(f"Basic {basic}", "a")) is right
-    assert asyncio.run(login.allows(f"Bearer {basic}", "a")) is False
+    assert run_async(login.allows(f"Basic {basic}", "a")) is right
+    assert run_async(login.allows(f"Bearer {basic}", "a")) is False
 
 
 def test_who_has_too_many_guesses_waiting_is_told_to_come_back():
@@ -104,5 +105,5 @@ def test_who_has_too_many_guesses_waiting_is_told_to_come_back():
             task.cancel()
         return refused.value
 
-    error = asyncio.run(guess())
+    error = run_async(guess())
     assert (error.status_code, error.headers["Retry-After"]) == (429, "8")

@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from loops import run_async
 from starlette.formparsers import MultiPartException
 
 from ui.server import queued, traffic, uploads
@@ -75,7 +76,7 @@ def test_a_late_answer_is_replaced_and_its_place_kept_until_the_work_ends(monkey
         await asyncio.sleep(0.2)
         return late, waits, await ask(app, scope()), len(working)
 
-    late, waits, then, num = asyncio.run(both())
+    late, waits, then, num = run_async(both())
     assert (late[0], waits[0]) == (503, 429)
     assert "0.05 s" in late[1]
     assert then == (200, "done")
@@ -100,7 +101,7 @@ def test_a_slow_reader_holds_no_place(monkeypatch):
         read.set()
         return await asyncio.wait_for(asyncio.gather(*readers), 2)
 
-    assert asyncio.run(all_of_them()) == [(200, "done")] * 5
+    assert run_async(all_of_them()) == [(200, "done")] * 5
 
 
 def test_a_request_whose_sender_has_gone_is_not_worked_on(monkeypatch):
@@ -123,7 +124,7 @@ def test_a_request_whose_sender_has_gone_is_not_worked_on(monkeypatch):
         ]
         return await asyncio.gather(*requests)
 
-    assert [status for status, _ in asyncio.run(queue())] == [200, 0, 200]
+    assert [status for status, _ in run_async(queue())] == [200, 0, 200]
     assert worked == [0, 2]
 
 
@@ -138,7 +139,7 @@ def test_bodies_that_wait_share_a_fixed_amount_of_memory(monkeypatch):
         full = await ask(app, scope(), b"x" * 1001)
         return full, app._buffered
 
-    full, buffered = asyncio.run(flood())
+    full, buffered = run_async(flood())
     assert full[0] == 429
     assert buffered == 0
 
@@ -180,7 +181,7 @@ async def gradio(scope, receive, send):
 def test_an_upload_is_a_complete_form_of_few_files(body, status, says):
     form = (b"content-type", b"multipart/form-data; boundary=x")
     request = scope("/gradio_api/upload") | {"headers": [form]}
-    answer = asyncio.run(ask(Traffic(gradio, never_slow), request, body))
+    answer = run_async(ask(Traffic(gradio, never_slow), request, body))
     assert answer[0] == status
     assert says in answer[1]
 
@@ -197,7 +198,7 @@ def test_what_a_visitor_uploads_in_an_hour_is_limited(monkeypatch):
             statuses.append((await ask(app, request, form_of(b"x" * 500)))[0])
         return statuses
 
-    assert asyncio.run(upload()) == [200, 429, 200]
+    assert run_async(upload()) == [200, 429, 200]
 
 
 @pytest.mark.parametrize(
@@ -278,4 +279,4 @@ def test_only_what_the_page_needs_is_reached(method, path, status):
         await send(BODY)
 
     request = scope(path, method=method, headers=[(b"host", b"localhost")])
-    assert asyncio.run(ask(Guard(found, hosts=["localhost"]), request))[0] == status
+    assert run_async(ask(Guard(found, hosts=["localhost"]), request))[0] == status
