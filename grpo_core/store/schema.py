@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,7 @@ APPLICATION_ID = 0x4752504F
 
 # Wait for another process that creates or migrates the file, such as a server started together.
 PREPARE_SECONDS = 15.0
+LOOK_SECONDS = 0.2  # between two looks whether it has done so
 
 MIGRATIONS = Migrations("grpo_studio")
 
@@ -240,12 +242,16 @@ def prepare(path: Path, writer: Writer, migrations: Migrations = MIGRATIONS) -> 
         # Only the last folder, as runs/ of a fresh clone: a missing grandparent is likely a typo.
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    try:
-        writer.hold(PREPARE_SECONDS)
-    except StoreBusy:
-        if _is_current(path, newest):  # the writing process has prepared it: it can be read
-            return
-        raise
+    deadline = time.monotonic() + PREPARE_SECONDS
+    while True:
+        try:
+            writer.hold(LOOK_SECONDS)
+            break
+        except StoreBusy:
+            if _is_current(path, newest):  # the writing process has prepared it: it can be read
+                return
+            if time.monotonic() > deadline:
+                raise
     try:
         with explained(path):
             conn = writer.held_connection

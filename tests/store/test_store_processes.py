@@ -16,7 +16,7 @@ from stored import FINISHED, group, raw, recorded, rollout
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
-from grpo_core.store import Recorder, Store
+from grpo_core.store import Recorder, Store, schema
 from grpo_core.store.connection import Writer
 from grpo_core.types import (
     GroupsScored,
@@ -276,3 +276,28 @@ def test_a_closed_store_is_readable_without_its_log_file(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.db", "a.db.lock"]
     store = Store(tmp_path / "a.db")
     assert store.steps(store.runs()[0].id)[0]["loss"] == 2.0
+
+
+@pytest.mark.slow
+def test_a_file_that_another_process_just_made_opens_at_once(tmp_path, monkeypatch):
+    # The first look finds an empty file; then the other process has made it, and goes on writing.
+    db, look, looks = tmp_path / "runs.sqlite", schema._is_current, []
+    writer = other_process(
+        "with Store(sys.argv[1]).writing():\n    print('made', flush=True)\n    sys.stdin.read()",
+        db,
+        stdin=subprocess.PIPE,
+    )
+
+    def first_empty(path, newest):
+        looks.append(path)
+        return len(looks) > 1 and look(path, newest)
+
+    try:
+        assert writer.stdout.readline() == "made\n"
+        monkeypatch.setattr(schema, "_is_current", first_empty)
+        started = time.monotonic()
+        assert Store(db).runs() == []
+        assert time.monotonic() - started < 3
+    finally:
+        writer.kill()
+        writer.communicate()
