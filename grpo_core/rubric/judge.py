@@ -34,6 +34,7 @@ HOSTS_VARIABLE = "GRPO_JUDGE_HOSTS"  # if set, a comma-separated list of the onl
 MAX_REPLY_BYTES = 1 << 20
 MAX_TOKENS = 10**9  # of one question or reply, as far as the judge's own count is believed
 GIVE_UP_AFTER = 4  # times `parallel` failures in a row to connect; then the step is given up
+RETRY_SECONDS = 0.25  # before the first retry, and twice as long before each further one
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 SYSTEM = (
     "You grade one answer. Between the lines that say {fence} stands the answer, "
@@ -210,7 +211,9 @@ class _Session:
                 self._count(failure.unreachable)
                 if not failure.again or attempt == self._params.retries:
                     return self._null(str(failure))
-                await self._pause(0.25 * 2**attempt if failure.wait is None else failure.wait)
+                await self._pause(
+                    RETRY_SECONDS * 2**attempt if failure.wait is None else failure.wait
+                )
         raise AssertionError
 
     async def _pause(self, seconds: float) -> None:

@@ -104,6 +104,7 @@ def test_a_template_with_a_fault_is_one_line_about_the_model(template, said):
     assert said in fault(template)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [

@@ -264,6 +264,7 @@ def test_a_report_stops_only_the_settings_it_is_about(tiny_settings):
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_preflight_on_request(tiny_settings, tmp_path, capsys):
     from grpo_core.__main__ import main
 

@@ -81,6 +81,7 @@ def verdict(score, reason="ok") -> tuple:
 @pytest.fixture
 def endpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path))
+    monkeypatch.setattr(judge, "RETRY_SECONDS", 0.01)
     judge.cache.cache_clear()
     started = []
 
@@ -247,6 +248,7 @@ def dripping(head: bytes, drip: bytes) -> socket.socket:
     return server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "drip"),
     [

@@ -101,6 +101,7 @@ def test_trls_own_reward_function_works_as_a_plug_in(tmp_path):
     assert check.scores(texts, PROMPTS, check.params(messages=True), notes) == [1.0, 0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_python_is_stopped_with_a_message_and_training_continues(
     tmp_path, what, monkeypatch
@@ -176,6 +177,7 @@ SNIPPETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
     check, notes = CHECKS["python"], Counter()

@@ -59,6 +59,7 @@ def going(manager: RunManager, script: Script, steps: int = 6) -> str:
     return run_id
 
 
+@pytest.mark.slow
 def test_a_locked_file_holds_the_run_and_it_goes_on_by_itself(manager, script, caplog):
     run_id, store = going(manager, script), manager.store
     with locked(store.path):
@@ -74,6 +75,7 @@ def test_a_locked_file_holds_the_run_and_it_goes_on_by_itself(manager, script, c
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.slow
 def test_stop_of_a_held_run_ends_it_as_stopped(manager, script):
     run_id, store = going(manager, script), manager.store
     queued = manager.start(config())
@@ -89,6 +91,7 @@ def test_stop_of_a_held_run_ends_it_as_stopped(manager, script):
     wait_for(manager, queued, RunStatus.FINISHED)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_held_run_drops_none_before_it_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr("grpo_core.store.connection.BUSY_SECONDS", 0.05)
     monkeypatch.setattr(recording, "RETRY_SECONDS", 0.02)
@@ -145,6 +148,7 @@ def test_nobody_adopts_a_run_whose_heartbeat_cannot_be_written(manager, script):
     wait_for(manager, run_id, RunStatus.FINISHED)
 
 
+@pytest.mark.slow
 def test_a_server_of_a_locked_file_starts_and_takes_over_later(manager, tmp_path, script):
     path = tmp_path / "other.sqlite"
     code = (

@@ -263,6 +263,7 @@ def probe(monkeypatch):
     huggingface_hub.close_session()
 
 
+@pytest.mark.slow
 def test_the_probe_tells_a_silent_hub_from_a_slow_one(probe, tmp_path):
     assert probe(closed_port(), 4.0)[0]
     with silent_server() as url:

@@ -37,6 +37,7 @@ def test_the_page_shows_a_lock_of_another_program(poll, store, monkeypatch):
     assert "Nothing can be recorded" not in poll().text
 
 
+@pytest.mark.slow
 def test_a_page_whose_file_is_gone_gets_one_line(poll, store):
     store.close()
     store.path.unlink()
