@@ -259,11 +259,16 @@ def test_a_dead_training_thread_leaves_a_traceback_and_the_next_run_starts(manag
     # thread would cause.
     thread = manager._thread
 
+    thrown = [0.0]
+
     def dead() -> bool:
-        # Repeatedly: Python swallows an exception inside a finaliser, and the thread lives on.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
-        )
+        # Again after a while: Python swallows an exception inside a finaliser, and the thread lives
+        # on. Not at once, which would hit the recording of the first one.
+        if time.monotonic() - thrown[0] > 0.7:
+            thrown[0] = time.monotonic()
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
         return not manager.store.run(run_id).status.is_live
 
     started = time.monotonic()
