@@ -38,6 +38,7 @@ __all__ = [
     "BUNDLED",
     "check_base",
     "check_model",
+    "examine",
     "load_classifier",
     "load_policy",
     "load_reader",
@@ -60,14 +61,24 @@ def check_model(config: ModelConfig) -> None:
     Runs before a run is created. Raises InvalidConfig on `model.name` or `model.base_bits`.
     """
     try:
-        device = pick_device()
-        source = find_source(config)
-        shape = _language_shape(source, config, device)
-        # All memory of the machine, not the free one: another run may end before this one starts.
-        total, _ = host_memory()
-        check_memory(empty_model(shape), precision(config, device), config.base_bits, total)
+        examine(config)
     except BadModel as error:
         refuse(config, error.problem, error.hint)
+
+
+def examine(config: ModelConfig) -> tuple[Source, PreTrainedConfig, PreTrainedModel]:
+    """The model's source, its configuration, and the model without memory, after all their checks.
+
+    Raises BadModel, or InvalidConfig on `model.base_bits`.
+    """
+    device = pick_device()
+    source = find_source(config)
+    shape = _language_shape(source, config, device)
+    model = empty_model(shape)
+    # All memory of the machine, not the free one: another run may end before this one starts.
+    total, _ = host_memory()
+    check_memory(model, precision(config, device), config.base_bits, total)
+    return source, shape, model
 
 
 def load_policy(config: ModelConfig, seed: int, device: torch.device | None = None) -> Policy:

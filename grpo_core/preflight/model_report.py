@@ -12,9 +12,9 @@ from grpo_core.config import RunConfig
 from grpo_core.models.device import describe_device, free_memory, pick_device
 from grpo_core.models.end_tokens import as_ids, template_end
 from grpo_core.models.folder import BadModel
-from grpo_core.models.load import check_model, precision, read_tokenizer, refuse
-from grpo_core.models.shape import context_tokens, empty_model, read_shape
-from grpo_core.models.source import Source, find_source, one_line
+from grpo_core.models.load import examine, precision, read_tokenizer, refuse
+from grpo_core.models.shape import context_tokens
+from grpo_core.models.source import Source, one_line
 from grpo_core.training.memory_estimate import RESERVE, ModelSize, memory
 
 MIN_MICRO_BATCH_TOKENS = 64  # a run that has less room does not fit
@@ -58,13 +58,11 @@ def report(config: RunConfig) -> ModelReport:
     Raises InvalidConfig on `model.name`.
     """
     m = config.model
-    check_model(m)
     device = pick_device()
     dtype = precision(m, device)
     try:
-        source = find_source(m)
-        shape = read_shape(source, dtype)
-        tokenizer, model = read_tokenizer(source, shape), empty_model(shape)
+        source, shape, model = examine(m)
+        tokenizer = read_tokenizer(source, shape)
         ends = end_tokens(source, tokenizer)
     except BadModel as error:
         refuse(m, error.problem, error.hint)
