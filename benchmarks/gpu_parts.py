@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +20,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.sides import config_of, now, peak_memory_mib
 from benchmarks.workloads import TINY as TINY_SHAPE
 from benchmarks.workloads import WORKLOADS, Workload, make_folder
 from grpo_core import cli
-from grpo_core.config import ModelConfig, RunConfig, nest, parse
+from grpo_core.config import ModelConfig
 from grpo_core.learner import Batch, Learner, LearnerSettings, packed, separate
 from grpo_core.learner.logprobs import MakeLayout, token_logprobs
 from grpo_core.models import Policy, load_policy
@@ -62,12 +62,6 @@ _TINY_WORK = Workload("tiny", 2, shape=TINY_SHAPE, prompt_tokens=12, new_tokens=
 TINY = Scale(replace(_TINY_WORK, prompts=2, group_size=3), "cpu", 64, 2**16, 2, ("tiny", "tiny"))
 
 # ---- the card ------------------------------------------------------------------------------------
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def median_seconds(work: Callable[[], object], times: int = 5) -> float:
@@ -126,7 +120,7 @@ def correctness(scale: Scale) -> dict[str, Any]:
     batch_rows = _ragged_rows()
     with _policy(_model_work(), scale) as policy:
         model = policy.model
-        exact = _copy_in_float64(model)
+        exact = copy.deepcopy(model).cpu().double()
         truth = token_logprobs(exact, _batch(batch_rows, torch.device("cpu")), 1.0, separate)[0]
         mask = _batch(batch_rows, torch.device("cpu")).completion_mask
         result: dict[str, Any] = {}
@@ -180,10 +174,6 @@ def _batch(rows: list[tuple[list[int], list[int]]], device: torch.device) -> Bat
     return Batch(
         [prompt for prompt, _ in rows[::4]], [c for _, c in rows], [True] * len(rows), 2, device
     )
-
-
-def _copy_in_float64(model: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(model).cpu().double()
 
 
 def _head_error(scale: Scale) -> dict[str, float]:
@@ -278,7 +268,7 @@ def _update(scale: Scale, lora_rank: int) -> dict[str, Any]:
     with _policy(work, scale, lora_rank=lora_rank) as policy:
         params = SamplingParams(work.group_size, work.new_tokens, 1.0)
         batch = _batch_of(_sample(policy, _prompts(work), params), policy)
-        config = _config(work)
+        config = config_of(replace(work, shape={}), "")  # of the learner; the model is there
         settings = LearnerSettings(config.algorithm, config.train, 1e-5)
         learner = Learner(policy.model, None, settings)
         advantages = torch.linspace(-1, 1, len(batch), device=policy.device)
@@ -291,7 +281,7 @@ def _update(scale: Scale, lora_rank: int) -> dict[str, Any]:
         return {
             "update_seconds": seconds,
             "share_of_matrix_rate": operations / seconds / rate,
-            "peak_mib": torch.cuda.max_memory_allocated() / 2**20 if scale.device == "cuda" else 0,
+            "peak_mib": peak_memory_mib(),
             "warnings": "; ".join(warnings) or "none",
         }
 
@@ -301,7 +291,7 @@ def memory(scale: Scale) -> dict[str, Any]:
     work = replace(scale.work, steps=2)
     with tempfile.TemporaryDirectory() as folder:
         make_folder(work, Path(folder))
-        config = _config(work, folder)
+        config = config_of(work, folder)
         steps: list[StepCompleted] = []
         train(
             config,
@@ -402,29 +392,6 @@ def _policy(work: Workload, scale: Scale, lora_rank: int = 0) -> Iterator[Policy
         config = ModelConfig.model_validate(settings)
         policy = load_policy(config, 0, torch.device(scale.device))
     yield replace(policy, end_ids=frozenset({-1}))
-
-
-def _config(work: Workload, folder: str = "bundled") -> RunConfig:
-    settings: dict[str, Any] = {
-        "train.steps": work.steps,
-        "train.prompts_per_step": work.prompts,
-        "train.group_size": work.group_size,
-        "train.max_new_tokens": work.new_tokens,
-        "train.eval_every": 0,
-        "train.checkpoint_every": 0,
-        "train.learning_rate": 1e-5,
-        "task.heldout_size": 0,
-        "algorithm.kl_coef": 0.0,
-        "model.dtype": work.dtype,
-    }
-    if folder != "bundled":
-        settings |= {
-            "model.name": folder,
-            "task.path": f"{folder}/prompts.jsonl",
-            "rubric.name": "custom",
-            "rubric.criteria": [{"name": "length", "check": "length", "weight": 1.0}],
-        }
-    return parse(nest(settings))
 
 
 def _prompts(work: Workload) -> list[list[int]]:

@@ -96,6 +96,13 @@ def noise(text: str) -> float:
     return crc32(text.encode()) % 1000 / 1000
 
 
+CHECKS["noise"] = Check(
+    lambda completion, prompt, params: noise(completion.text),
+    Params,
+    "For benchmarks: a number that differs from text to text.",
+)
+
+
 def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -106,11 +113,6 @@ def now() -> float:
 
 
 def _ours(work: Workload, folder: str, recorded: bool) -> Measured:
-    CHECKS["noise"] = Check(
-        lambda completion, prompt, params: noise(completion.text),
-        Params,
-        "For benchmarks: a number that differs from text to text.",
-    )
     config, load = config_of(work, folder), trainer.load_policy
 
     def load_endless(*args: Any, **options: Any) -> Any:

@@ -82,6 +82,16 @@ class Batch:
         p, rows = segment
         return len(self.prompts[p]) + sum(len(self.completions[i]) for i in rows)
 
+    def row_tokens(self, segment: Segment) -> int:
+        """Tokens of a segment's prompt and its longest completion."""
+        p, rows = segment
+        return len(self.prompts[p]) + max(len(self.completions[i]) for i in rows)
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt and completion together."""
+        return max(map(self.row_tokens, enumerate(self.siblings)))
+
     @cached_property
     def completion_ids(self) -> Tensor:
         """(B, T), padded on the right."""

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
-from grpo_core.learner.packed_attention import FlatLayout, flat
-from grpo_core.learner.varlen_attention import Kernel, kernel_for
+from grpo_core.learner.packed_attention import FlatLayout, MakeAttend, flat, flat_attention
 from grpo_core.models.attention_spans import layer_masks, reset_dynamic_angles
 from grpo_core.models.decoder import FusedDecoder, forward, masked_attention, recomputing
 from grpo_core.models.lm_head import LogprobsFromLogits, LogprobsFromStates, max_logits
@@ -149,8 +148,9 @@ def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicte
     if decoder is None:
         return _predict_by_model(model, batch, options)
 
-    if allows_flat(model, decoder):
-        layout = flat(batch, flat_kernel(model, decoder))
+    make_attend = make_flat_attention(model, decoder)
+    if make_attend is not None:
+        layout = flat(batch, make_attend)
         attend = layout.attend
     else:
         layout = _layout(model, batch, options)
@@ -169,16 +169,10 @@ def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicte
     return Predicted(logits, states if options.keep_states else None)
 
 
-def flat_kernel(model: nn.Module, decoder: FusedDecoder) -> Kernel | None:
-    """What computes the flat layout's attention on a GPU; None on a CPU, or if nothing does."""
+def make_flat_attention(model: nn.Module, decoder: FusedDecoder) -> MakeAttend | None:
+    """What computes the flat layout's attention where this model is; None: nothing does."""
     weight = output_layer(model).weight
-    return kernel_for(weight.device, weight.dtype, decoder.head_dim)
-
-
-def allows_flat(model: nn.Module, decoder: FusedDecoder) -> bool:
-    """Whether the flat layout's attention can be computed where this model is."""
-    on_cpu = output_layer(model).weight.device.type == "cpu"
-    return on_cpu or flat_kernel(model, decoder) is not None
+    return flat_attention(weight.device, weight.dtype, decoder.head_dim)
 
 
 def _predict_by_model(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicted:

@@ -11,7 +11,7 @@ from torch import nn
 
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner.batch import Batch, micro_batches, whole_groups
-from grpo_core.learner.logprobs import allows_flat, hidden_size
+from grpo_core.learner.logprobs import hidden_size, make_flat_attention
 from grpo_core.models.attention_spans import longest_independent_row
 from grpo_core.models.decoder import FusedDecoder
 from grpo_core.models.device import is_out_of_memory, release_memory
@@ -37,7 +37,7 @@ class MicroBatcher:
         self.max_tokens = max_tokens
         self._hidden_size = hidden_size(model)
         decoder = FusedDecoder.of(model)
-        self._allows_flat = decoder is not None and allows_flat(model, decoder)
+        self._allows_flat = decoder is not None and make_flat_attention(model, decoder) is not None
         self._longest = longest_independent_row(model)
 
     def parts(self, batch: Batch, allow_flat: bool = True) -> list[Batch]:
@@ -47,7 +47,7 @@ class MicroBatcher:
         """
         if not len(batch):
             return []
-        if self._longest is not None and _longest_row(batch) > self._longest:
+        if self._longest is not None and batch.longest_row > self._longest:
             # Rows that share a forward pass would share the longest row's rotary angles.
             return [batch.select([(p, [i])]) for p, rows in enumerate(batch.siblings) for i in rows]
         is_flat = allow_flat and self._allows_flat and batch.is_shared
@@ -82,18 +82,9 @@ class MicroBatcher:
             release_memory()
 
 
-def _longest_row(batch: Batch) -> int:
-    """Tokens of the longest prompt and completion together."""
-    return max(
-        len(batch.prompts[p]) + len(batch.completions[i])
-        for p, rows in enumerate(batch.siblings)
-        for i in rows
-    )
-
-
 def _too_long(parts: list[Batch]) -> str:
     """The message when parts of one completion do not fit."""
-    longest = max(map(_longest_row, parts))
+    longest = max(part.longest_row for part in parts)
     return (
         "train.max_new_tokens: there is not enough memory for one completion of "
         f"{longest} tokens, prompt included. "

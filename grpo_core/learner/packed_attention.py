@@ -12,8 +12,9 @@ tokens, an update takes 180 in place of 218 ms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 from typing import Any
 
@@ -47,15 +48,38 @@ class FlatLayout:
     attend: Attend
 
 
-def flat(batch: Batch, kernel: Kernel | None = None) -> FlatLayout:
-    """Every prompt once, then every completion without its last token. Cached in the batch.
-
-    kernel: of varlen_attention; None on a CPU.
-    """
-    return batch.cached_layout("flat", lambda: _flat(batch, kernel))
+# A batch, and the lengths (B,) of its completions' inputs -> attention over the flat layout.
+MakeAttend = Callable[[Batch, Sequence[int]], Attend]
 
 
-def _flat(batch: Batch, kernel: Kernel | None) -> FlatLayout:
+def flat_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> MakeAttend | None:
+    """What computes the flat layout's attention there; None: nothing does."""
+    if device.type == "cpu":
+        return attend_in_grids
+    kernel = varlen_attention.kernel_for(device, dtype, head_dim)
+    return None if kernel is None else partial(attend_by_kernel, kernel=kernel)
+
+
+def attend_in_grids(batch: Batch, lengths: Sequence[int]) -> Attend:
+    """This module's attention, for a CPU."""
+    prompt_lengths, sizes = [len(p) for p in batch.prompts], [len(rows) for rows in batch.siblings]
+    grids = TokenGrids(prompt_lengths, lengths, sizes, batch.device)
+    return lambda _, q, k, v: _Attention.apply(q, k, v, grids)
+
+
+def attend_by_kernel(batch: Batch, lengths: Sequence[int], kernel: Kernel) -> Attend:
+    """The attention of varlen_attention.py, which does not pad."""
+    by_group = [lengths[rows.start : rows.stop] for rows in batch.siblings]
+    spans = varlen_attention.Spans.of([len(p) for p in batch.prompts], by_group, batch.device)
+    return varlen_attention.attend(spans, kernel)
+
+
+def flat(batch: Batch, make_attend: MakeAttend = attend_in_grids) -> FlatLayout:
+    """Every prompt once, then every completion without its last token. Cached in the batch."""
+    return batch.cached_layout("flat", lambda: _flat(batch, make_attend))
+
+
+def _flat(batch: Batch, make_attend: MakeAttend) -> FlatLayout:
     inputs = [*map(input_tokens, batch.completions)]
     ids = [*chain.from_iterable(batch.prompts)]
     positions = [i for prompt in batch.prompts for i in range(len(prompt))]
@@ -75,20 +99,8 @@ def _flat(batch: Batch, kernel: Kernel | None) -> FlatLayout:
         input_ids=tokens[:1],
         position_ids=tokens[1:],
         predicted_at=(torch.zeros_like(columns), columns),
-        attend=_attend(batch, lengths, kernel),
+        attend=make_attend(batch, lengths),
     )
-
-
-def _attend(batch: Batch, lengths: Sequence[int], kernel: Kernel | None) -> Attend:
-    """The attention over the tokens of a flat layout. lengths (B,) of the completions' inputs."""
-    prompt_lengths = [len(p) for p in batch.prompts]
-    if kernel is not None:
-        by_group = [lengths[rows.start : rows.stop] for rows in batch.siblings]
-        spans = varlen_attention.Spans.of(prompt_lengths, by_group, batch.device)
-        return varlen_attention.attend(spans, kernel)
-    sizes = [len(rows) for rows in batch.siblings]
-    grids = TokenGrids(prompt_lengths, lengths, sizes, batch.device)
-    return lambda _, q, k, v: _Attention.apply(q, k, v, grids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from torch import nn
 
 from grpo_core.learner.batch import Batch, packed, separate
 from grpo_core.learner.logprobs import MakeLayout, token_logprobs
-from grpo_core.models.attention_spans import longest_independent_row
 from grpo_core.models.decoder import FusedDecoder
 from grpo_core.models.device import is_out_of_memory
 
@@ -56,13 +55,8 @@ class Packing:
 
     def allows(self, batch: Batch) -> bool:
         """Whether the groups of this batch may share a row; tests it where it is not known."""
-        size = GroupSize(
-            max(_row_tokens(batch, p) for p in range(len(batch.prompts))),
-            max(map(batch.segment_tokens, enumerate(batch.siblings))),
-        )
-        longest = longest_independent_row(self.model)
-        if longest is not None and size.row > longest:
-            return False
+        widest = max(map(batch.segment_tokens, enumerate(batch.siblings)))
+        size = GroupSize(batch.longest_row, widest)
         if self.exact_to is not None and self.exact_to.covers(size):
             return True
         if self.inexact_from is not None and size.covers(self.inexact_from):
@@ -95,20 +89,16 @@ class Packing:
         The first test needs a later sibling of two tokens: the prompt alone predicts a sibling's
         only token, which would be right whatever the mask does.
         """
+        groups = list(enumerate(batch.siblings))
         telling = [
-            p
-            for p, rows in enumerate(batch.siblings)
-            if any(len(batch.completions[i]) > 1 for i in rows[1:])
+            (p, rows) for p, rows in groups if any(len(batch.completions[i]) > 1 for i in rows[1:])
         ]
         if self.exact_to is None and not telling:
             return set()
-
-        def packed_tokens(p: int) -> int:
-            return batch.segment_tokens((p, batch.siblings[p]))
-
-        groups = range(len(batch.prompts))
-        largest = {max(groups, key=lambda p: _row_tokens(batch, p)), max(groups, key=packed_tokens)}
-        return largest | ({max(telling, key=packed_tokens)} if telling else set())
+        largest = [max(groups, key=batch.row_tokens), max(groups, key=batch.segment_tokens)]
+        if telling:
+            largest.append(max(telling, key=batch.segment_tokens))
+        return {p for p, _ in largest}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -122,10 +112,6 @@ class Packing:
         if isinstance(state, dict):
             for name in ("exact_to", "inexact_from"):
                 setattr(self, name, state[name] and GroupSize(*state[name]))
-
-
-def _row_tokens(batch: Batch, p: int) -> int:
-    return len(batch.prompts[p]) + max(len(batch.completions[i]) for i in batch.siblings[p])
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def trust_region_step(
 
     If no fraction of the step is both better and within δ, the weights stay.
     """
-    weights = {n: p for n, p in surrogate.weights.named_parameters() if p.requires_grad}
+    weights = trainable(surrogate.weights)
     ascent = -flatten([p.grad for p in weights.values()], weights)
     norm = ascent.norm()
     if norm == 0:  # all groups are tied; 0/0 has no direction
@@ -245,7 +245,7 @@ def completion_logits(
     return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
 
 
-def trainable(model: nn.Module) -> dict[str, Tensor]:
+def trainable(model: nn.Module | MasterWeights) -> dict[str, Tensor]:
     """Trainable weights by name; tied weights appear once."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 

@@ -49,22 +49,23 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
     # Of LoRA the reference is the model itself without its adapters.
     has_copy = config.algorithm.measure_kl and not config.model.lora_rank
     step_tokens = t.prompts_per_step * t.group_size * (t.max_new_tokens + PROMPT_TOKENS)
-    part_tokens = min(max_part_tokens(t.micro_batch_tokens, pick_device()), step_tokens)
+    device = pick_device()
+    part_tokens = min(max_part_tokens(t.micro_batch_tokens, device), step_tokens)
+    vocabulary = getattr(shape, "vocab_size", None) or 0
     parts = {
         "weights": _weight_bytes(config, model, hidden),
         "reference": model.parameters * size if has_copy else 0,
         "gradients": trained_bytes + half_bytes,
         "optimiser": 2 * trained_bytes + (trained_bytes if half_bytes else 0),
         "cache while sampling": step_tokens * cache_bytes(model.shape, size),
-        "logits": _logits_bytes(part_tokens * (getattr(shape, "vocab_size", None) or 0)),
+        "logits": _logits_bytes(part_tokens * vocabulary, device),
         "activations": per_token * part_tokens,
     }
     return parts, max(1.0, per_token)
 
 
-def _logits_bytes(num_logits: int) -> int:
+def _logits_bytes(num_logits: int, device: torch.device) -> int:
     """Of a micro-batch with so many logits; too many are made in chunks."""
-    device = pick_device()
     if device.type != "cuda":
         return LOGITS_BYTES
     most = max_logits(device)

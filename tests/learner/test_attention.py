@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,14 +11,14 @@ from tiny_shapes import OURS, make_model, ragged
 
 from grpo_core.learner import packed_attention as attention
 from grpo_core.learner.batch import Batch, packed, separate, whole_groups
-from grpo_core.learner.packed_attention import flat
+from grpo_core.learner.packed_attention import attend_by_kernel, flat
 from grpo_core.learner.varlen_attention import REFERENCE
 from grpo_core.models.decoder import FusedDecoder, masked_attention
 
 
 def flat_on_gpu(batch: Batch):
     """The flat layout with a GPU's attention, computed by its reference kernel."""
-    return flat(batch, REFERENCE)
+    return flat(batch, partial(attend_by_kernel, kernel=REFERENCE))
 
 
 def states_and_gradient(model, batch: Batch, layout) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,8 @@ test_attention.py compares it with separate rows in float64.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from tiny_shapes import make_model, ragged, with_adapters
@@ -13,13 +15,16 @@ from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.learner import Learner, LearnerSettings, logprobs, memory, varlen_attention
 from grpo_core.learner.batch import separate, whole_groups
 from grpo_core.learner.logprobs import token_logprobs
+from grpo_core.learner.packed_attention import attend_by_kernel
 from grpo_core.learner.varlen_attention import REFERENCE, Spans, attend, kernel_for
+
+BY_KERNEL = partial(attend_by_kernel, kernel=REFERENCE)
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """The flat layout uses the kernel for sequences of different lengths."""
-    monkeypatch.setattr(logprobs, "flat_kernel", lambda model, decoder: REFERENCE)
+    monkeypatch.setattr(logprobs, "make_flat_attention", lambda *_: BY_KERNEL)
 
 
 @torch.no_grad()
@@ -49,7 +54,7 @@ def test_the_formulas_of_the_gradient_are_those_of_autograd(kv_heads):
 def test_an_update_equals_that_of_the_grids(monkeypatch, adapters):
     def updated(on_gpu: bool):
         if on_gpu:
-            monkeypatch.setattr(logprobs, "flat_kernel", lambda model, decoder: REFERENCE)
+            monkeypatch.setattr(logprobs, "make_flat_attention", lambda *_: BY_KERNEL)
         model = make_model("Qwen3", torch.float64)
         if adapters:
             with_adapters(model)
