@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -102,8 +102,10 @@ def read_rows(file: str, task: TaskConfig) -> list[Row]:
     """The rows of a file, or of standard input for "-". Raises StudioError naming the line."""
     name = "standard input" if file == "-" else file
     try:
-        source = nullcontext(sys.stdin) if file == "-" else open(file, encoding="utf-8-sig")  # noqa: SIM115
-        with source as stream:
+        with ExitStack() as stack:
+            stream = sys.stdin
+            if file != "-":
+                stream = stack.enter_context(open(file, encoding="utf-8-sig"))
             numbered = list(_objects(name, stream))
     except OSError as error:
         raise StudioError(f"{name!r} cannot be read: {error.strerror}. Check the path.") from None

@@ -22,8 +22,8 @@ _REASON = re.compile(r"(?i:\b(?:because|since|as|due to|given that)\b)[^.\n]*")
 _NEGATED = re.compile(
     rf"(?i:\b(?:not|isn't|nor|neither|rather than|instead of|unlike|eliminate|rules? out|except)\b)"
     rf"\s+(?i:option|choice|answer)?\s*{_OPEN}[A-J](?![\w']){_CLOSE}"
-    rf"|(?i:\b(?:option|choice|answer)\s+)?{_OPEN}(?<![\w'])[A-J](?![\w']){_CLOSE}\s+(?i:is|was|seems|"
-    r"looks|would be)\s+(?i:clearly |obviously |also |simply |definitely )?"
+    rf"|(?i:\b(?:option|choice|answer)\s+)?{_OPEN}(?<![\w'])[A-J](?![\w']){_CLOSE}\s+"
+    r"(?i:is|was|seems|looks|would be)\s+(?i:clearly |obviously |also |simply |definitely )?"
     r"(?i:not|wrong|incorrect|false|too|out|impossible|invalid)\b"
     rf"|(?i:\b(?:option|choice|answer)\s+)?{_OPEN}(?<![\w'])[A-J](?![\w']){_CLOSE}\s+"
     r"(?i:isn't|cannot|can't|does not|doesn't|fails)\b"
@@ -31,8 +31,10 @@ _NEGATED = re.compile(
 _NAME = r"(?i:(?:the\s+)?(?:(?:final|correct|right|best)\s+)*(?:answer|option|choice|letter)\s*)"
 _STATED = re.compile(
     # "the correct answer is: B", "Answer - B", "the answer must be option B"
-    r"(?:(?i:\b(?:answer|choice|option|solution)\b)[^.\n:=]{0,30}?\s*(?i:\bis\b|\bbe\b|:|=|->|→|[-–—])"
-    rf"\s*:?\s*(?i:(?:but|clearly|definitely|probably|indeed|actually)\s+)?(?:{_NAME}(?i:is)?\s*:?\s*)?"
+    r"(?:(?i:\b(?:answer|choice|option|solution)\b)[^.\n:=]{0,30}?\s*"
+    r"(?i:\bis\b|\bbe\b|:|=|->|→|[-–—])"
+    rf"\s*:?\s*(?i:(?:but|clearly|definitely|probably|indeed|actually)\s+)?"
+    rf"(?:{_NAME}(?i:is)?\s*:?\s*)?"
     # "I choose B", "so B", "it is B"
     r"|(?i:\b(?:choose|chose|pick|select|go with|going with|say|guess|think|therefore|thus|hence|so"
     rf"|it is|it's|must be)\b)[,:]?\s+(?:{_NAME})?(?i:(?:it is|it's)\s+)?"

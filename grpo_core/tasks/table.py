@@ -108,11 +108,11 @@ class PromptTable:
     def one_of_each_chat(self) -> list[int]:
         """Row numbers: for each sequence of roles before a prompt, the first row that has it."""
         contents, first = r'"content": "(?:[^"\\]|\\.)*"', {}
+        # pyarrow makes its functions when it is imported, so no type checker sees them.
+        replace = pc.replace_substring_regex  # pyright: ignore[reportAttributeAccessIssue]
         for i in range(self._reader.num_record_batches):
             column = self._reader.get_batch(i).column("before")
-            # pyarrow makes its functions when it is imported, so no type checker sees them.
-            replaced = pc.replace_substring_regex(column, contents, "")  # pyright: ignore[reportAttributeAccessIssue]
-            shapes = replaced.dictionary_encode()
+            shapes = replace(column, contents, "").dictionary_encode()
             numbers, places = np.unique(shapes.indices.to_numpy(), return_index=True)
             for number, place in zip(numbers, places, strict=True):
                 row = i * ROWS_PER_BATCH + int(place)
