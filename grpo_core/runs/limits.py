@@ -57,7 +57,7 @@ class Limits:
             raise InvalidConfig(problems)
 
     def _sizes(self, config: RunConfig) -> list[FieldProblem]:
-        t, a, asked = config.train, config.algorithm, work(config)
+        a, asked = config.algorithm, work(config)
         # The field to lower: of those that are multiplied, one that is not at its default.
         updates_field = "train.steps"
         if a.updates_per_batch > 1:
@@ -65,7 +65,7 @@ class Limits:
         rollouts_field = "algorithm.dynamic_sampling" if a.dynamic_sampling else "train.group_size"
         sizes = (
             (updates_field, asked.updates, self.steps, " optimiser steps"),
-            ("train.max_new_tokens", t.max_new_tokens, self.new_tokens, ""),
+            ("train.max_new_tokens", asked.new_tokens, self.new_tokens, ""),
             (rollouts_field, asked.rollouts, self.rollouts_per_step, " completions a step"),
             ("task.heldout_size", asked.evaluated, self.heldout, " completions an evaluation"),
         )

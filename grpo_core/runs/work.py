@@ -17,7 +17,6 @@ class Work:
     evaluated: int  # completions of one evaluation
     evaluations: int  # of the run
     new_tokens: int  # of a completion
-    criteria: int  # that score each completion
 
     @property
     def completions(self) -> int:
@@ -36,7 +35,6 @@ def work(config: RunConfig) -> Work:
         evaluated=heldout * t.eval_samples * (2 if task.second else 1),
         evaluations=num_evaluations(t.steps, t.eval_every),
         new_tokens=t.max_new_tokens,
-        criteria=len(config.rubric.criteria),
     )
 
 
