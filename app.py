@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -198,17 +197,17 @@ def _limits(folders: Sequence[str], is_public: bool) -> Limits:
 
 def _used_bytes(store: Store, limits: Limits) -> Callable[[], int]:
     """Bytes of all files that visitors made this server keep; 0 without a limit."""
+    from gradio.utils import get_upload_folder
+
     from grpo_core.checkpoint_files import used_bytes
     from grpo_core.tasks.table import cache_folder
     from ui.tabs.exports import exports_root
-
-    uploads = os.environ.get("GRADIO_TEMP_DIR") or str(Path(tempfile.gettempdir(), "gradio"))
 
     def count() -> int:
         if limits.disk_mib is None:
             return 0
         # Prompts, uploads and verdicts; exports; what Gradio keeps of both.
-        folders = (cache_folder().parent, exports_root(), Path(uploads))
+        folders = (cache_folder().parent, exports_root(), Path(get_upload_folder()))
         return store.used_bytes() + used_bytes(folders)
 
     return count
