@@ -91,7 +91,7 @@ def examine_store(store: Store) -> Iterator[Finding]:
         )
     for run in runs:
         yield from examine_checkpoints(store, run.id)
-    yield from examine_leftovers(store, {run.id for run in runs})
+    yield from examine_leftovers(store)
 
 
 def examine_checkpoints(store: Store, run_id: str) -> Iterator[Finding]:
@@ -121,14 +121,14 @@ def examine_checkpoints(store: Store, run_id: str) -> Iterator[Finding]:
             )
 
 
-def examine_leftovers(store: Store, known: set[str]) -> Iterator[Finding]:
+def examine_leftovers(store: Store) -> Iterator[Finding]:
     """Files that killed processes and deleted runs left beside the store.
 
-    known: ids of the stored runs. Files with names that this program never gives are ignored.
+    Files with names that this program never gives are ignored.
     """
-    folder = Path(f"{store.path}.checkpoints")
+    folder, unlisted = Path(f"{store.path}.checkpoints"), store.unlisted()
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir() and path.name not in known and store.is_id(path.name):
+        if path.is_dir() and path.name in unlisted:
             yield Finding(
                 f"{str(path)!r} belongs to no run ({_mib(folder_bytes(path))})",
                 True,
