@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ui.server.guard import Refusal, read_headers
+from ui.server.guard import MALFORMED, Refusal, read_headers, refuse
 
 HEADER_SECONDS = 10.0  # from the first byte of a request, or the connection, to the last header
 READER_SECONDS = 30.0  # in which a reader must take something
@@ -112,13 +112,10 @@ class NeedsHost:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             try:
-                is_well_formed = bool(read_headers(scope).get("host"))
-            except Refusal:
-                is_well_formed = False
-            if not is_well_formed:
-                head = {"type": "http.response.start", "status": 400, "headers": []}
-                await send(head)
-                await send({"type": "http.response.body", "body": b"A header is malformed."})
+                if not read_headers(scope).get("host"):
+                    raise Refusal(*MALFORMED)
+            except Refusal as refusal:
+                await refuse(send, refusal)
                 return
         await self.app(scope, receive, send)
 
