@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ui.server.login import Login, TooManyGuesses
+from ui.server.login import MAX_SECONDS, Login, TooManyGuesses
 from ui.server.visitor import address
 
 MAX_PATH, MAX_NAME = 2000, 255  # of an address, and of each of its parts
@@ -114,7 +114,8 @@ class Guard:
         try:
             allowed = await self._login.allows(authorization, address(scope))
         except TooManyGuesses:
-            raise Refusal(429, "Too many wrong passwords came from here.", 8) from None
+            text = "Too many wrong passwords came from here."
+            raise Refusal(429, text, int(MAX_SECONDS)) from None
         if not allowed:
             text = "Tools need the server's user and password as HTTP Basic authorization."
             raise Refusal(401, text)
