@@ -45,7 +45,6 @@ KINDS = {
 
 def explain(path: Path, error: Exception) -> StoreError:
     """One line that says what is wrong with the file and what to do."""
-    # The low byte is the kind of error, the rest a detail of it.
     code = _kind(error)
     problem = PROBLEMS.get(
         code,
@@ -58,6 +57,7 @@ def _kind(error: Exception) -> int:
     """SQLite's code for the kind of error; 0 for errors that SQLite does not number."""
     if str(error).startswith("Could not decode to UTF-8"):
         return sqlite3.SQLITE_CORRUPT  # we write valid UTF-8 only
+    # The low byte is the kind of error, the rest a detail of it.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 

@@ -116,14 +116,14 @@ def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str, text: st
     far = max((abs(value - scale.middle) for value in known), default=0.0)
     colouring = Colouring(scale, values, far)
     drawn, at = _of_prompt(text, row.pieces), 0
-    for text, pieces in clusters(row.pieces[:num_drawn]):
+    for joined, pieces in clusters(row.pieces[:num_drawn]):
         if len(pieces) == 1:
-            drawn += _span(at, text, row, terms, colouring)
+            drawn += _span(at, joined, row, terms, colouring)
         else:
             spans = "".join(
                 _span(at + k, piece, row, terms, colouring) for k, piece in enumerate(pieces)
             )
-            drawn += f'<span class="cluster">{esc(text)}{spans}</span>'
+            drawn += f'<span class="cluster">{esc(joined)}{spans}</span>'
         at += len(pieces)
     note = ""
     if terms is None:
