@@ -197,21 +197,20 @@ class _DecodeBatch:
 
     def _report_ended(self, done: OnGroupDone, is_over: bool = False) -> None:
         """Call `done` with every group whose rows have all ended, or with the rest at the end."""
-        size = self.params.group_size
-        for p, has_ended in enumerate(self.ended.view(-1, size).all(1).tolist()):
+        have_ended = self.ended.view(-1, self.params.group_size).all(1).tolist()
+        for p, has_ended in enumerate(have_ended):
             if p not in self.reported and (has_ended or is_over):
-                self.reported[p] = self._rollouts(slice(p * size, (p + 1) * size), self.prompts[p])
+                self.reported[p] = self._rollouts(p)
                 done(p, self.reported[p])
 
     def groups(self) -> list[list[Rollout]]:
         """The completions of every prompt, as text too."""
-        size = self.params.group_size
-        return [
-            self.reported.get(p) or self._rollouts(slice(p * size, (p + 1) * size), self.prompts[p])
-            for p in range(len(self.prompts))
-        ]
+        return [self.reported.get(p) or self._rollouts(p) for p in range(len(self.prompts))]
 
-    def _rollouts(self, rows: slice, prompt_ids: Sequence[int]) -> list[Rollout]:
+    def _rollouts(self, p: int) -> list[Rollout]:
+        """The completions of one prompt, as text too."""
+        size, prompt_ids = self.params.group_size, self.prompts[p]
+        rows = slice(p * size, (p + 1) * size)
         columns = (self.tokens, self.lengths, self.ended, self.logprobs)
         opening = self.policy.opening(prompt_ids)
         rollouts = []
