@@ -24,7 +24,13 @@ from grpo_core.models.device import free_memory, host_memory, pick_device, prepa
 from grpo_core.models.folder import BadModel
 from grpo_core.models.lora import add_adapters
 from grpo_core.models.policy import Policy, Reader
-from grpo_core.models.shape import check_memory, context_tokens, empty_model, read_shape
+from grpo_core.models.shape import (
+    check_memory,
+    context_tokens,
+    empty_model,
+    read_shape,
+    text_config,
+)
 from grpo_core.models.source import BUNDLED, NAME_HINT, Source, find_source, one_line
 from grpo_core.models.token_ids import (
     check_begin,
@@ -273,7 +279,7 @@ def _load_classifier(
     pad_id = known_pad_id(model, tokenizer)
     if pad_id is None:
         raise BadModel("its tokenizer has no pad or end token within its vocabulary")
-    for part in (model.config, model.config.get_text_config(decoder=True)):
+    for part in (model.config, text_config(model.config)):
         part.pad_token_id = pad_id
     # The model judges the end of the completion, so a text that is too long loses its beginning.
     tokenizer.truncation_side = "left"

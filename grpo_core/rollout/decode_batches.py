@@ -47,5 +47,5 @@ def _row_bytes(policy: Policy, num_tokens: int) -> int:
     """Memory to decode one row: a cache of its own, its logits and what sampling makes of them."""
     head = policy.model.get_output_embeddings()
     assert head is not None
-    cache = num_tokens * cache_bytes(text_config(policy.model), head.weight.element_size())
+    cache = num_tokens * cache_bytes(policy.model.config, head.weight.element_size())
     return cache + 24 * head.weight.shape[0]
