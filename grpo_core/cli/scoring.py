@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from grpo_core.analysis.text import format_number
 from grpo_core.cli.request import assignment, build_config
@@ -116,25 +116,11 @@ def read_rows(file: str, task: TaskConfig) -> list[Row]:
     return _read(name, numbered, task)
 
 
-class _Counted:
-    """A stream that knows the number of its last line."""
-
-    def __init__(self, stream: IO[str]):
-        self.stream, self.number = stream, 0
-
-    def readline(self, size: int) -> str:
-        line = self.stream.readline(size)
-        self.number += bool(line)
-        return line
-
-
 def _objects(name: str, stream: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     from grpo_core.tasks.text_rows import object_rows
 
-    lines = _Counted(stream)
     try:
-        for row in object_rows(name, cast(IO[str], lines)):
-            yield lines.number, row
+        yield from object_rows(name, stream)
     except InvalidConfig as error:
         [problem] = error.problems
         raise StudioError(f"{name!r}: {problem.problem}. {problem.hint}") from None

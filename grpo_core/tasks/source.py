@@ -102,7 +102,7 @@ def read_rows(path: str, subset: str = "", split: str = "train") -> Iterator[Row
             newline = None if kind == "jsonl" else ""
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
             if kind == "jsonl":
-                yield from object_rows(path, text)
+                yield from (row for _, row in object_rows(path, text))
             else:
                 yield from table_rows(path, text, kind == "tsv")
     except UnicodeDecodeError as error:

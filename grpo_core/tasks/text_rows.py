@@ -96,8 +96,8 @@ def _column_names(path: str, cells: list[str]) -> tuple[list[str], int]:
     return names, max((i for i, name in enumerate(stripped, 1) if name), default=len(names))
 
 
-def object_rows(path: str, text: IO[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line. Raises BadSource."""
+def object_rows(path: str, text: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file, one a line, with the numbers of their lines. Raises BadSource."""
     lines, is_first = _Lines(path, text), True
     for line in lines:
         lines.begin_row()
@@ -121,7 +121,7 @@ def object_rows(path: str, text: IO[str]) -> Iterator[dict[str, Any]]:
                 f"or is nested deeper than {MAX_DEPTH}",
                 "Keep only what prompts need.",
             )
-        yield row
+        yield number, row
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
