@@ -142,7 +142,9 @@ class Atoms(ABC):
             raise Unread("a prime")
         if name in _CALLED and self.is_next("("):
             self.take()
-            return ("fn", f"call {name}", *_items(self.items(")", "list"), self.expect(")")))
+            inside = self.items(")", "list")
+            self.expect(")")
+            return ("fn", f"call {name}", *_arguments(inside))
         return ("const", name) if name in ("e", "i") else ("sym", name)
 
     def raw(self) -> str:
@@ -189,12 +191,12 @@ class Atoms(ABC):
                 raise Unread("a decimal without braces")
             self.tokens[self.at] = Token("number", token.text[1:], False)
             return ("num", Fraction(int(token.text[0])), 0)
-        if token.kind == "sign" and token.text not in ("(",):
+        if token.kind == "sign" and token.text != "(":
             raise Malformed("an argument is missing")
         return scalar(self.atom())
 
     def command(self, text: str) -> Node:
-        if text in ("\\frac", "\\dfrac", "\\tfrac", "\\cfrac"):
+        if text == "\\frac":
             return ("/", self.argument(), self.argument())
         if text in ("\\binom", "\\dbinom", "\\tbinom"):
             return ("fn", "binom", self.argument(), self.argument())
@@ -236,7 +238,9 @@ class Atoms(ABC):
         power = self.between()
         if name in ("gcd", "lcm", "max", "min"):
             self.expect("(")
-            node: Node = ("fn", name, *_items(self.items("", "list"), self.expect(")")))
+            inside = self.items(END.text, "list")
+            self.expect(")")
+            node: Node = ("fn", name, *_arguments(inside))
         else:
             argument = _radians(self.function_argument())
             inverse = power.exponent == ("neg", ("num", Fraction(1), 0))
@@ -297,8 +301,8 @@ def _radians(node: Node) -> Node:
     return tuple(_radians(p) if isinstance(p, tuple) and p else p for p in node)
 
 
-def _items(node: Node, _closed: None) -> tuple[Node, ...]:
-    """The arguments of a function."""
+def _arguments(node: Node) -> tuple[Node, ...]:
+    """The arguments of a function, from what stands in its bracket."""
     return tuple(map(scalar, node[1] if node[0] == "list" else (node,)))
 
 

@@ -73,8 +73,8 @@ def same_value(a: Node, b: Node) -> bool:
 
 def is_multiple(a: Node, b: Node) -> bool:
     """Whether a is b times a number other than 0."""
-    names = symbols(a) | symbols(b)
-    if symbols(a) != symbols(b) or not names:
+    names = symbols(a)
+    if not names or names != symbols(b):
         return False
     point = {name: mp.mpf(index + 2) / 7 for index, name in enumerate(sorted(names))}
     with mp.workdps(SPARE_DIGITS):
@@ -165,8 +165,10 @@ def exact(node: Node) -> Fraction | None:
     kind = node[0]
     if kind == "num":
         return node[1]
-    if kind in ("sym", "const") or kind == "fn":
-        return _exact_function(node) if kind == "fn" else None
+    if kind in ("sym", "const"):
+        return None
+    if kind == "fn":
+        return _exact_function(node)
     values = [exact(part) for part in node[1:]]
     if any(v is None for v in values):
         return None
