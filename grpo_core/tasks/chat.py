@@ -44,9 +44,7 @@ def read_chat(value: Any) -> list[Message] | None:
     """
     if isinstance(value, str):
         return _from_text(value)
-    if isinstance(value, Mapping):
-        inner = value.get("messages", value.get("conversations"))
-        value = inner if isinstance(inner, list) and inner else [value]
+    value = _unwrapped(value)
     if not isinstance(value, list) or not all(isinstance(m, Mapping) for m in value):
         return None
     if value and all(_is_part(m) for m in value):
@@ -67,21 +65,24 @@ def _from_text(text: str) -> list[Message] | None:
         if printed and printed[1].lower() in ROLES:
             raise BadCell("it holds a chat as Python prints it, which is no JSON") from None
         return None
-    if isinstance(value, dict):
-        inner = value.get("messages", value.get("conversations"))
-        value = inner if isinstance(inner, list) and inner else [value]
-    if not isinstance(value, list) or not value:
-        return None
-    objects = [m for m in value if isinstance(m, dict)]
-    if len(objects) < len(value):
+    value = _unwrapped(value)
+    if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
         return None
     is_chat = all(
         str(_role(m)).strip().lower() in ROLES and (m.keys() & {"content", "value", "tool_calls"})
-        for m in objects
+        for m in value
     )
-    has_text = any(m.get("type") in TEXT_PARTS[1:] and "text" in m for m in objects)
-    is_parts = has_text and all(_is_part(m) for m in objects)
+    has_text = any(m.get("type") in TEXT_PARTS[1:] and "text" in m for m in value)
+    is_parts = has_text and all(_is_part(m) for m in value)
     return read_chat(value) if is_chat or is_parts else None
+
+
+def _unwrapped(value: Any) -> Any:
+    """The list in {"messages": a list}, any other object as a list of one, or the value itself."""
+    if not isinstance(value, Mapping):
+        return value
+    inner = value.get("messages", value.get("conversations"))
+    return inner if isinstance(inner, list) and inner else [value]
 
 
 def _role(message: Mapping[str, Any]) -> Any:
