@@ -85,8 +85,6 @@ def cell_text(value: Any) -> str:
     if value is None or value is MISSING:
         return ""
     if isinstance(value, float):
-        if value != value:
-            return ""
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else str(value)
     if isinstance(value, (dict, list)):
         if reason := _reason(value):

@@ -168,13 +168,16 @@ def prompt_key(before: Sequence[Mapping[str, str]], text: str) -> int:
     if not before:
         return normal_key(text)
     turns = [*((m["role"], m["content"]) for m in before), ("user", text)]
-    normal = json.dumps([(role, _normal(content)) for role, content in turns])
-    return int.from_bytes(blake2b(normal.encode(), digest_size=8).digest(), "big")
+    return _hash(json.dumps([(role, _normal(content)) for role, content in turns]))
 
 
 def normal_key(text: str) -> int:
     """A 64-bit hash that ignores case and white space: "What is 2+2?" equals "what is  2+2?"."""
-    return int.from_bytes(blake2b(_normal(text).encode(), digest_size=8).digest(), "big")
+    return _hash(_normal(text))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _normal(text: str) -> str:
