@@ -26,11 +26,11 @@ from grpo_core.tasks.columns import Columns
 from grpo_core.tasks.files import is_file, open_regular
 from grpo_core.tasks.source import check_kind
 from grpo_core.tasks.source_reader import SourceReader
+from grpo_core.tasks.task import HELDOUT_ONE_IN
 from grpo_core.types import Prompt
 
 ROWS_PER_BATCH = 1024
 TASK_NAME = "file"
-HELDOUT_ONE_IN = 10  # as in tasks.task, which cannot be imported here
 SCHEMA = pa.schema(
     [
         ("key", pa.uint64()),
