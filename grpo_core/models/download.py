@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants
 
 from grpo_core.config import ModelConfig
 from grpo_core.config.places import is_hub_name
 from grpo_core.hub_probe import model_unreachable
-from grpo_core.models.source import SETTINGS_SUFFIXES, WEIGHTS_SUFFIX
+from grpo_core.models.source import SETTINGS_SUFFIXES, WEIGHTS_SUFFIX, download_files
 
 SUFFIXES = (WEIGHTS_SUFFIX, *SETTINGS_SUFFIXES)  # of files that loading reads
 POLL_SECONDS = 0.5
@@ -37,7 +37,7 @@ def fetch(
             files_metadata=True,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,  # none by default
         )
-    except Exception:
+    except Exception:  # of the network, the Hub, or the disk: loading meets it, and explains it
         return
     files = info.siblings or []
     wanted = [f for f in files if "/" not in f.rfilename and f.rfilename.endswith(SUFFIXES)]
@@ -49,14 +49,8 @@ def fetch(
 
     def download() -> None:
         try:
-            snapshot_download(
-                name,
-                revision=config.revision,
-                allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
-                ignore_patterns=["*/*"],
-                tqdm_class=None,
-            )
-        except Exception:
+            download_files(name, config.revision, SUFFIXES)
+        except Exception:  # as above
             pass
         finally:
             done.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ NAME_HINT = (
     "or a Hub id such as Qwen/Qwen3-0.6B."
 )
 WEIGHTS_SUFFIX = ".safetensors"
-# Of the files that loading reads, without the weights.
+# Of the files that loading reads besides the weights.
 SETTINGS_SUFFIXES = (".json", ".model", ".txt", ".jinja")
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _REVISION = re.compile(r"\w[\w./+-]*")
@@ -112,19 +113,30 @@ def _on_hub(config: ModelConfig) -> Source:
         settings = check_folder(snapshot, config, is_local=False)
         return Source(str(snapshot), snapshot, revision, settings)
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=[f"*{suffix}" for suffix in SETTINGS_SUFFIXES],
-            ignore_patterns=["*/*"],
-            tqdm_class=None,
-        )
+        folder = download_files(name, revision, SETTINGS_SUFFIXES)
     except Exception as error:  # of the network, the Hub, or the disk
         raise BadModel(
             f"its configuration cannot be loaded: {one_line(error)}", NAME_HINT
         ) from None
-    settings = check_folder(Path(folder), config, is_local=False)
-    return Source(name, Path(folder), Path(folder).name, settings)
+    settings = check_folder(folder, config, is_local=False)
+    return Source(name, folder, folder.name, settings)
+
+
+def download_files(name: str, revision: str, suffixes: Sequence[str]) -> Path:
+    """Download a Hub model's files with these suffixes, but none in its folders.
+
+    Returns the snapshot in the cache, whose name is the commit. Raises errors of the network, the
+    Hub, or the disk.
+    """
+    return Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=[f"*{suffix}" for suffix in suffixes],
+            ignore_patterns=["*/*"],
+            tqdm_class=None,
+        )
+    )
 
 
 def one_line(error: BaseException) -> str:
