@@ -303,10 +303,11 @@ def _write(answers: TextIO, message: Any) -> None:
 
 def _json(line: bytes) -> Any:
     """JSON without numbers that are not finite. Raises ValueError or RecursionError."""
-    return json.loads(line, parse_constant=_finite, parse_float=_finite)
+    return json.loads(line, parse_constant=finite_number, parse_float=finite_number)
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
+    """A number or constant of JSON, for json.loads. Raises ValueError unless it is finite."""
     if not math.isfinite(value := float(text)):
         raise ValueError("a number is not finite")
     return value

@@ -7,11 +7,10 @@ has a memory limit and can be killed. Started as a module, without secrets in it
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from grpo_core.child_process import NoValue, serve
+from grpo_core.child_process import NoValue, finite_number, serve
 from grpo_core.rubric.sandbox.formula_tokens import Unread
 from grpo_core.rubric.sandbox.mathematics import math_equal
 
@@ -38,23 +37,16 @@ def schema_score(texts: Sequence[str], schema: dict[str, Any]) -> float:
     for text in texts:
         try:
             value = json.loads(
-                text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique
+                text,
+                parse_constant=finite_number,
+                parse_float=finite_number,
+                object_pairs_hook=_unique,
             )
         except (ValueError, RecursionError):
             continue
         # With an empty registry a $ref never fetches anything.
         return 1.0 if Draft202012Validator(schema, registry=Registry()).is_valid(value) else 0.5
     return 0.0
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _finite(number: str) -> float:
-    if math.isinf(value := float(number)):
-        raise ValueError(f"{number} is too large")
-    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
