@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from grpo_core.time_limit import seconds_left
+from grpo_core.time_limit import TIME_IS_UP, seconds_left
 
 START_SECONDS = 30.0
 MAX_ANSWER_BYTES = 8 << 20
@@ -94,7 +94,7 @@ class Child:
         """Wait for the requests of other threads, at most until the time limit of this one."""
         lock, left = self._lock, seconds_left()
         if not left or not lock.acquire(timeout=-1 if math.isinf(left) else left):
-            raise ChildFailed("the time of this request was used up")
+            raise ChildFailed(TIME_IS_UP)
         try:
             yield
         finally:

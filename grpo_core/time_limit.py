@@ -13,6 +13,7 @@ from contextvars import ContextVar
 
 SCORING_SECONDS = 60.0  # for the scores of one request; a judge may need most of it
 TYPING_SECONDS = 4.0  # for scores that are shown while a person types
+TIME_IS_UP = "the time of this request was used up"
 _end: ContextVar[float] = ContextVar("end", default=math.inf)  # by time.monotonic()
 
 

@@ -12,12 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from grpo_core.child_process import reason_of
 from grpo_core.errors import StudioError
-from grpo_core.time_limit import seconds_left
+from grpo_core.time_limit import TIME_IS_UP, seconds_left
 from grpo_core.types import Completion, Prompt
 
 MAX_CHARS = 20_000  # a check reads only this much of a completion, so that its time is bounded
 MAX_SCORE = 1e15  # beyond it, the squares of rewards overflow
-NO_TIME = "the time of this request was used up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ class Check:
             return self.many(completions, prompts, params, notes)
         out: list[Any] = []
         for completion, prompt in zip(completions, prompts, strict=True):
-            value, reason = None, NO_TIME
+            value, reason = None, TIME_IS_UP
             if seconds_left():
                 try:
                     value, reason = self.score(completion, prompt, params), ""

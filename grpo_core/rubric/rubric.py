@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from grpo_core.config import Criterion, RubricConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.rubric.check import NO_TIME, Check, Notes, RunState
+from grpo_core.rubric.check import Check, Notes, RunState
 from grpo_core.rubric.criteria import CHECKS
-from grpo_core.time_limit import seconds_left
+from grpo_core.time_limit import TIME_IS_UP, seconds_left
 from grpo_core.types import Completion, Prompt
 
 _ACCURACY = Criterion(name="accuracy", check="accuracy", weight=1.0, outcome=True)
@@ -181,7 +181,7 @@ def build_rubric(config: RubricConfig) -> Rubric:
             )
             continue
         if not seconds_left():
-            reason = f"the criteria before it took all the time: {NO_TIME}"
+            reason = f"the criteria before it took all the time: {TIME_IS_UP}"
             hint = "Use simpler patterns and schemas, or fewer criteria."
             problems.append(FieldProblem(f"{at}.params", criterion.name, reason, hint))
             break
