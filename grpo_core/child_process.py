@@ -31,6 +31,7 @@ from typing import IO, Any, TextIO
 from grpo_core.time_limit import TIME_IS_UP, seconds_left
 
 START_SECONDS = 30.0
+KILL_AFTER = 1.0  # seconds over its time limit; then a helper that did not stop itself is killed
 MAX_ANSWER_BYTES = 8 << 20
 _children: weakref.WeakSet[Child] = weakref.WeakSet()
 
@@ -329,8 +330,8 @@ def _raise_too_late(*_: Any) -> None:
 def _answer(
     functions: Mapping[str, Callable[..., Any]], question: Mapping[str, Any]
 ) -> dict[str, Any]:
-    # The alarm interrupts Python code. The parent kills the process a second later if that is not
-    # enough, as for one huge power.
+    # The alarm interrupts Python code. If that is not enough, as for one huge power, the parent
+    # kills the process KILL_AFTER seconds later.
     try:
         try:
             signal.signal(signal.SIGALRM, _raise_too_late)  # the work before may have set its own

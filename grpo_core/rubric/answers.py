@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from grpo_core.child_process import Child, ChildFailed, free_one, module_child
+from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, free_one, module_child
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched, read_scores
 from grpo_core.rubric.letters import answered_letter, key_letter, stated_letter
 from grpo_core.tasks import extract_answer, given_answer
@@ -24,7 +24,6 @@ from grpo_core.tasks.markup import strip_markup
 from grpo_core.tasks.numbers import last_number, parse_quantity
 from grpo_core.types import Completion, Prompt
 
-KILL_AFTER = 1.0  # seconds; a worker that is this much over its time limit is killed
 MAX_FORMULA = 1_000  # characters of a mathematical answer
 MAX_SUBSCHEMAS = 2_000  # objects, true and false: a schema is checked in 0.4 ms for each
 MAX_HUNG = 4  # comparisons that may exceed their time before the rest of the step is skipped

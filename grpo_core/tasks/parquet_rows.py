@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo_core.child_process import ChildFailed, module_child
+from grpo_core.child_process import KILL_AFTER, ChildFailed, module_child
 from grpo_core.tasks.files import BadSource
 
 SECONDS = 60.0  # to open a file, and for the next rows
@@ -24,7 +24,7 @@ def parquet_rows(path: str) -> Iterator[dict[str, Any]]:
     def ask(do: str, *arguments: str) -> list[dict[str, Any]]:
         question = {"do": do, "arguments": arguments, "seconds": SECONDS}
         try:
-            answer = child.request(question, SECONDS + 1, _shaped)
+            answer = child.request(question, SECONDS + KILL_AFTER, _shaped)
         except ChildFailed as error:
             problem = f"it is no readable Parquet file: {error}"
             raise BadSource(path, problem, HINT) from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from grpo_core.child_process import Child, ChildFailed, one_line
+from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, one_line
 from grpo_core.errors import StudioError
 from grpo_core.rubric.check import (
     UNBOUNDED,
@@ -30,7 +30,6 @@ from grpo_core.rubric.check import (
 from grpo_core.types import Completion, Prompt
 
 START_SECONDS = 20.0
-KILL_AFTER = 1.0  # seconds; a process that is this much over its time limit is killed
 ANSWER_NAMES = ("answer", "solution", "ground_truth")
 # A file's columns of these names are not passed: they would replace what TRL passes.
 TAKEN = ("completions", "prompts", "completion_ids", "trainer_state", "log_extra", "log_metric")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from grpo_core.child_process import ChildFailed, free_one, module_child
+from grpo_core.child_process import KILL_AFTER, ChildFailed, free_one, module_child
 from grpo_core.rubric.check import (
     MAX_CHARS,
     UNBOUNDED,
@@ -25,7 +25,6 @@ from grpo_core.types import Completion, Prompt
 
 MAX_HUNG = 4  # calls that may exceed their time before the rest of the step is skipped
 HELPER_SECONDS = 10.0  # for the helper's own work
-KILL_AFTER = 1.0  # seconds; a helper that is this much over its time limit is killed
 EXAMPLE = (
     "def score(completion, prompt, answer, tokens):\n"
     "    return 1.0 if answer in completion else 0.0"
