@@ -8,21 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from crafted import change_json, load
 
 from grpo_core.config import ModelConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.models import load_classifier, load_policy, load_reader
+from grpo_core.models import load_classifier, load_reader
 from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import StepCompleted
 
-CPU = torch.device("cpu")
 ROWS = 262  # of the tiny model's embedding table
-
-
-def load(folder: Path):
-    return load_policy(ModelConfig(name=str(folder)), 0, CPU)
 
 
 def add_tokens(folder: Path, **tokens) -> None:
@@ -77,8 +73,7 @@ def test_a_run_with_such_a_pad_token_trains(folder, tiny_settings):
 
 @pytest.mark.parametrize("pad_id", [ROWS, 10**6])
 def test_a_pad_id_of_the_configuration_beyond_the_table_is_one_line(folder, pad_id):
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token_id": pad_id}))
+    change_json(folder / "config.json", pad_token_id=pad_id)
     with pytest.raises(InvalidConfig, match="within num_embeddings") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
@@ -87,16 +82,13 @@ def test_a_pad_id_of_the_configuration_beyond_the_table_is_one_line(folder, pad_
 def test_an_end_token_beyond_the_table_is_refused(folder):
     (folder / "generation_config.json").unlink()
     add_tokens(folder, eos_token="[END]")
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": ROWS}))
+    change_json(folder / "config.json", eos_token_id=ROWS)
     with pytest.raises(InvalidConfig, match=r"end token has the id 262.* 262 rows"):
         load(folder)
 
 
 def test_one_end_token_within_the_table_is_enough(folder):
-    file = folder / "generation_config.json"
-    settings = {**json.loads(file.read_text()), "eos_token_id": [7, ROWS, -1, 10**9]}
-    file.write_text(json.dumps(settings))
+    change_json(folder / "generation_config.json", eos_token_id=[7, ROWS, -1, 10**9])
     ends = load(folder).end_ids
     assert 7 in ends
     assert all(0 <= i < ROWS for i in ends)
@@ -104,16 +96,14 @@ def test_one_end_token_within_the_table_is_enough(folder):
 
 def test_a_begin_token_beyond_the_table_is_refused(folder):
     add_tokens(folder, bos_token="[BEGIN]")
-    file = folder / "tokenizer.json"
-    data = json.loads(file.read_text())
     piece = {"SpecialToken": {"id": "[BEGIN]", "type_id": 0}}
-    data["post_processor"] = {
+    processor = {
         "type": "TemplateProcessing",
         "single": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
         "special_tokens": {"[BEGIN]": {"id": "[BEGIN]", "ids": [ROWS], "tokens": ["[BEGIN]"]}},
     }
-    file.write_text(json.dumps(data))
+    change_json(folder / "tokenizer.json", post_processor=processor)
     with pytest.raises(InvalidConfig, match=r"writes '\[BEGIN\]' with the id 262") as caught:
         load(folder)
     assert caught.value.problems[0].field == "model.name"
@@ -151,9 +141,7 @@ def test_a_reward_model_pads_with_a_token_that_it_has(folder, tmp_path):
 
 @pytest.mark.parametrize("context", [0, -5])
 def test_a_context_of_nothing_is_no_context(folder, context):
-    file = folder / "config.json"
-    settings = {**json.loads(file.read_text()), "max_position_embeddings": context}
-    file.write_text(json.dumps(settings))
+    change_json(folder / "config.json", max_position_embeddings=context)
     assert load(folder).context is None
 
 
