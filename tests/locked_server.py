@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import socket
 import subprocess
@@ -14,18 +13,26 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import processes
+from processes import ROOT
+
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
 from grpo_core.store import Recorder, Store
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, RunStatus
 
-ROOT = Path(__file__).parent.parent
 SECRET = "hf_averysecrettokenthatnobodymaysee"
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_TOKEN": SECRET}
+ENV = {**processes.ENV, "HF_TOKEN": SECRET}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Locked:
-    """app.py with --auth, with a run in its store."""
+    """app.py with --auth, with a run in its store. At the end of a `with` block it is ended."""
 
     def __init__(self, folder: Path):
         self.db = folder / "runs.sqlite"
@@ -49,9 +56,7 @@ class Locked:
                 )
             )
         store.close()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
@@ -74,6 +79,13 @@ class Locked:
         while self.ask("/", raw=True)[0] == 0 and time.monotonic() < deadline:
             assert self.process.poll() is None, "it did not start"
             time.sleep(0.2)
+
+    def __enter__(self) -> Locked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(15)
 
     def ask(
         self,

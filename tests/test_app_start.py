@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
+from locked_server import free_port
 
 import app
 from grpo_core.errors import StudioError
 from grpo_core.store import Store
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_of_two_servers_that_start_together_one_gets_the_port():

@@ -24,10 +24,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Locked(tmp_path_factory.mktemp("limits"))
-    yield server
-    server.process.terminate()
-    server.process.wait(15)
+    with Locked(tmp_path_factory.mktemp("limits")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -12,7 +10,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from locked_server import ENV, ROOT, SECRET, Locked, Visitor, filled, routes_of
+from locked_server import ROOT, SECRET, Locked, Visitor, filled, routes_of
+from processes import cli
 
 from grpo_core.config import RunConfig
 from grpo_core.store import Store, export
@@ -41,10 +40,8 @@ OPEN = {
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    server = Locked(tmp_path_factory.mktemp("locked"))
-    yield server
-    server.process.terminate()
-    server.process.wait(15)
+    with Locked(tmp_path_factory.mktemp("locked")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -378,26 +375,8 @@ def test_gradio_client_and_command_line_work_with_the_password(locked):
         client.predict(setting="train.seed", value=1, run=run_id, api_name="/change")
 
     def tell(*arguments: str) -> dict:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "grpo_core",
-                "tell",
-                run_id,
-                *arguments,
-                "--server",
-                locked.url,
-                "--auth",
-                "me:secret",
-                "--json",
-            ],
-            env=ENV,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        login = ("--server", locked.url, "--auth", "me:secret")
+        done = cli("tell", run_id, *arguments, *login, "--json", seconds=60)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -413,12 +392,5 @@ def test_gradio_client_and_command_line_work_with_the_password(locked):
     assert (coefs[0], coefs[-1]) == (0.02, 0.5)
     assert tell("stop")["id"] == run_id
     until("stopped")
-    wrong = subprocess.run(
-        [sys.executable, "-m", "grpo_core", "tell", run_id, "pause", "--server", locked.url],
-        env=ENV,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    wrong = cli("tell", run_id, "pause", "--server", locked.url, seconds=60)
     assert (wrong.returncode, len(wrong.stderr.strip().splitlines())) == (2, 1), wrong.stderr
