@@ -267,7 +267,7 @@ def test_a_killed_server_whose_disk_is_lost_goes_on_from_the_bucket(tmp_path):
         from pathlib import Path
         sys.path.insert(0, "tests/ui")
         from recorded import record_step
-        from grpo_core.config import RunConfig, fields_by_name, nest, parse
+        from grpo_core.config import nest, parse
         from grpo_core.store import Recorder, Store
         from grpo_core.store.snapshot import Snapshots
         db = Path(sys.argv[1]) / "runs.sqlite"

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from processes import another_process, until
+from processes import ENV, ROOT, another_process, until
 from stuck_trainers import hangs
 
 from grpo_core.checkpoint_files import saved_steps
@@ -69,8 +69,7 @@ def test_a_stopped_fork_server_does_not_hold_the_queue(manager):
         until(lambda: manager.store.run(behind).status is RunStatus.FINISHED, 15)
         assert manager.store.run(held).status is RunStatus.STOPPED
     finally:
-        with_it = forkserver._forkserver._forkserver_pid
-        if with_it == server:
+        if forkserver._forkserver._forkserver_pid == server:  # it was not replaced
             os.kill(server, signal.SIGCONT)
 
 
@@ -135,8 +134,6 @@ sys.exit(main(["train", "--db", sys.argv[1], "--set", f"train.seed={sys.argv[2]}
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_stuck_command_at_once(tmp_path):
-    from processes import ENV, ROOT
-
     db = tmp_path / "runs.sqlite"
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "runs")))
     process = another_process(COMMAND, db, 0, env=ENV | {"PYTHONPATH": path})

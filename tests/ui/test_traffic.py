@@ -24,6 +24,13 @@ def impatient(monkeypatch):
     monkeypatch.setattr(traffic, "PATIENCE_SECONDS", 0.0)
 
 
+@pytest.fixture
+def one_place(monkeypatch):
+    """The server works on one request at a time."""
+    lanes = {"quick": {"total": 1, "each": 1, "waiting": 9, "seconds": 9}}
+    monkeypatch.setattr(traffic, "LANES", lanes)
+
+
 def scope(path="/studio/show", visitor="1.2.3.4", method="POST", headers=()):
     return {
         "type": "http",
@@ -56,11 +63,8 @@ def never_slow(scope, content):
     return False
 
 
-def test_a_late_answer_is_replaced_and_its_place_kept_until_the_work_ends(monkeypatch):
+def test_a_late_answer_is_replaced_and_its_place_kept_until_the_work_ends(monkeypatch, one_place):
     monkeypatch.setattr(traffic, "SHOW_SECONDS", 0.05)
-    monkeypatch.setattr(
-        traffic, "LANES", {"quick": {"total": 1, "each": 1, "waiting": 9, "seconds": 9}}
-    )
     working = []
 
     async def work(scope, receive, send):
@@ -83,10 +87,7 @@ def test_a_late_answer_is_replaced_and_its_place_kept_until_the_work_ends(monkey
     assert num == 2
 
 
-def test_a_slow_reader_holds_no_place(monkeypatch):
-    monkeypatch.setattr(
-        traffic, "LANES", {"quick": {"total": 1, "each": 1, "waiting": 9, "seconds": 9}}
-    )
+def test_a_slow_reader_holds_no_place(one_place):
     read = asyncio.Event()
 
     async def stream(scope, receive, send):
@@ -104,10 +105,7 @@ def test_a_slow_reader_holds_no_place(monkeypatch):
     assert run_async(all_of_them()) == [(200, "done")] * 5
 
 
-def test_a_request_whose_sender_has_gone_is_not_worked_on(monkeypatch):
-    monkeypatch.setattr(
-        traffic, "LANES", {"quick": {"total": 1, "each": 1, "waiting": 9, "seconds": 9}}
-    )
+def test_a_request_whose_sender_has_gone_is_not_worked_on(one_place):
     worked = []
 
     async def work(scope, receive, send):
