@@ -38,6 +38,7 @@ It needs grpo_core, where its prompts and rubric come from.
 """
 {_missing_comment(config)}
 import json
+from functools import cache
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
@@ -63,17 +64,20 @@ prompts = [
 ]
 
 
-def completion(ids, p):
+@cache  # each criterion asks for each completion
+def opening(i):
+    return policy.opening(policy.encode(prompts[i], task.instruction))
+
+
+def completion(ids, i):
     reason = "stop" if ids[-1] in policy.end_ids else "length"
-    opening = policy.opening(policy.encode(p, task.instruction))
-    return Completion(opening + policy.decode(ids), reason, len(ids))
+    return Completion(opening(i) + policy.decode(ids), reason, len(ids))
 
 
 def criterion(name):
     def score(completion_ids, row, **_):
-        asked = [prompts[i] for i in row]
-        completions = [completion(ids, p) for ids, p in zip(completion_ids, asked)]
-        scored = rubric.score_all(completions, asked)
+        completions = [completion(ids, i) for ids, i in zip(completion_ids, row)]
+        scored = rubric.score_all(completions, [prompts[i] for i in row])
         return [scores[name] for scores in scored.scores]
 
     score.__name__ = name
