@@ -1,4 +1,4 @@
-"""Chats as text. A chat template is a program of whoever made the model; a helper renders it."""
+"""Chats as text. Whoever made the model wrote its chat template; a helper process runs it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _read(answer: Any) -> tuple[str, Any]:
-    """("null", why), ("text", text), ("refused", why) or ("too_long", characters)."""
+    """What an answer of the helper says: its kind and the value.
+
+    ("text", the chat), ("refused", the template's words), ("too_long", characters), or ("null",
+    why there is no text).
+    """
     [(kind, value)] = answer["value"].items() if "value" in answer else answer.items()
     kinds = {"null": str, "text": str, "refused": str, "too_long": int}
     if not isinstance(value, kinds[kind]):

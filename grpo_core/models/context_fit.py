@@ -53,7 +53,7 @@ def fit_to_context(task: Task, policy: Policy, config: RunConfig) -> Task:
 
 
 def _check_chats(task: Task, policy: Policy) -> None:
-    """Encode a prompt of each sequence of roles: else a run fails when it meets the first."""
+    """Encode one prompt of each sequence of roles, so that a refusal does not come during a run."""
     assert task.table is not None
     if not policy.tokenizer.chat_template:
         return

@@ -43,10 +43,10 @@ def template_end(tokenizer: Any, named: frozenset[int]) -> int | None:
     """The id with which the chat template ends an assistant's turn, or None.
 
     named: the ends that generation config and tokenizer name. The end is the first special token
-    after the answer, but a named one that always follows it instead: Command R closes the response
-    and then the turn. A first token that is not named is no end if ends are named and the template
-    also writes it between reasoning and answer, where the turn goes on: gpt-oss closes its analysis
-    with <|end|>, and the turn with <|return|>.
+    after the answer, with two exceptions. If a named end follows it, also before the next question,
+    that one is the end: Command R closes the response and then the turn. If there are named ends,
+    and the template writes that first token between reasoning and answer too, it is no end, because
+    the turn goes on there: gpt-oss closes its analysis with <|end|>, and the turn with <|return|>.
     """
     if not tokenizer.chat_template:
         return None

@@ -31,12 +31,15 @@ MAX_TEXT_BYTES = 512 * 2**20  # of a vocabulary or template; a large tokenizer.j
 _TEXTS = (".json", ".model", ".txt", ".jinja")
 MAX_MESSAGE = 600  # characters of a refusal; names in it come from the folder
 MAX_DEPTH = 64  # of nested JSON; a real configuration needs six
-# The library makes an object for each of what these settings count, before any memory is taken.
+# Building a model makes objects for each layer, head or label that these settings count, also where
+# its weights take no memory. So these counts are limited before the bytes are known.
 MAX_LAYERS = 2_000
 MAX_COUNT = 100_000
 _LAYERS = re.compile(r"(layers?|blocks|depth|stages)$")
 _COUNTED = re.compile(r"layer|block|stage|depth|level|head|expert|label|group|codebook|mtp|ngram")
-_SIZE = re.compile(r"size|dim|vocab|length|window|position")  # measured in bytes instead
+_SIZE = re.compile(
+    r"size|dim|vocab|length|window|position"
+)  # limited in bytes instead (shape.check_memory)
 # How many times longer the replacements of a tokenizer may make a text, one after the other.
 MAX_GROWTH = 1_000
 _TOKENIZER_CLASS = re.compile(r"\w+Tokenizer(Fast)?|\w+Backend")
@@ -50,7 +53,7 @@ _OTHER_FILES = (
     "vocab",  # a path, or the content of a file
     "merges",
 )
-# Of checkpoints whose weights are quantised, those that can be trained as they come.
+# Kinds of quantised weights that can be trained as they are.
 _QUANTISED = ("mxfp4", "bitsandbytes")
 AGAIN = "Download the model again, or save it again with save_pretrained."
 

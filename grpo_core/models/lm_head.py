@@ -21,7 +21,7 @@ from grpo_core.models.products import linear
 # Logits held at once on a CPU, 128 MiB in float32. More are computed in chunks of a quarter, once
 # in the forward and once more in the backward pass.
 MAX_LOGITS = 2**25
-# Bytes that a logit takes on a GPU: in half precision, and in float32 twice.
+# Bytes that a logit takes on a GPU: 2 in half precision, and twice 4 in float32.
 GPU_LOGIT_BYTES = 10
 BLOCK = 2**18  # logits processed at once: what fits a core's cache
 

@@ -60,7 +60,7 @@ def _unused(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
     for found in filter(None, map(_IN_LAYER.match, own)):
         stacks[found[1]] = max(stacks.get(found[1], 0), int(found[2]) + 1)
     shape = text_config(model.config)
-    # The layers after the last one that predict more than one token. Their loss is not ours.
+    # Layers after the last one, which predict tokens beyond the next. They are not trained here.
     more = getattr(shape, "num_nextn_predict_layers", None) or 0
 
     def is_own(name: str) -> bool:

@@ -186,7 +186,7 @@ class _DecodeBatch:
             self._report_ended(done, is_over=True)
 
     def _write(self, t: int, alive: Tensor, token: Tensor, logprob: Tensor | None) -> None:
-        """Note the tokens of step t, and which rows have ended with them; reads no value."""
+        """Note the tokens of step t, and which rows have ended with them; never waits for a GPU."""
         self.tokens[alive, t] = token
         if logprob is not None:
             self.logprobs[alive, t] = logprob.float()
@@ -196,7 +196,7 @@ class _DecodeBatch:
         self.ended[alive] = before | newly_ended
 
     def _report_ended(self, done: OnGroupDone, is_over: bool = False) -> None:
-        """Call `done` with every group whose rows have all ended, or with the rest at the end."""
+        """Call `done` with each group, once: as soon as all its rows have ended, or if is_over."""
         have_ended = self.ended.view(-1, self.params.group_size).all(1).tolist()
         for p, has_ended in enumerate(have_ended):
             if p not in self.reported and (has_ended or is_over):
