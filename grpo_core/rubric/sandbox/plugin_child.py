@@ -158,7 +158,7 @@ def _plain(value: Any) -> float | str | None:
             return number if math.isfinite(number) else str(number)
     try:
         return repr(value)[:60]
-    except Exception:
+    except Exception:  # __repr__ is the file's own code, and an int can have too many digits
         return f"a value of type {type(value).__name__}"
 
 
