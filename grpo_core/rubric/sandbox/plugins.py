@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, one_line
+from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, module_child, one_line
 from grpo_core.errors import StudioError
 from grpo_core.rubric.check import (
     UNBOUNDED,
@@ -60,12 +60,8 @@ def load_plugins(paths: Sequence[str]) -> dict[str, Check]:
                 f"--rewards {path!r}: an earlier file has the same name, so their checks {stem}.… "
                 "would be the same. Rename one of them."
             )
-        root = str(Path(__file__).parents[3])
-        child = Child(
-            ["-m", "grpo_core.rubric.sandbox.plugin_child", str(file), str(START_SECONDS)],
-            {"PYTHONPATH": root, "LANG": "C.UTF-8"},
-            root,
-        )
+        module = "grpo_core.rubric.sandbox.plugin_child"
+        child = module_child(module, str(file), str(START_SECONDS))
         question = {"do": "list", "arguments": [], "seconds": START_SECONDS}
         try:
             functions = child.request(question, START_SECONDS, _names)
