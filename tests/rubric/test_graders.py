@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 
 import pytest
 from answer_pairs import CHOICES, DIFFERENT, NUMBERS, SAME, UNREAD
@@ -29,7 +28,7 @@ def score(check: str, text: str, answer: str = "", num_tokens: int = 5, **params
 
 
 def noted(check: str, text: str, answer: str = "", **params):
-    row, notes = CHECKS[check], Counter()
+    row, notes = CHECKS[check], Notes()
     return row.scores(
         [Completion(text, "stop", 5)],
         [Prompt("p", "q", answer, "file")],
@@ -83,7 +82,7 @@ def test_a_hanging_formula_is_killed_in_time_and_the_next_is_scored(bomb):
 
 
 def test_a_step_full_of_bombs_costs_a_bounded_time():
-    check, notes = CHECKS["math"], Counter()
+    check, notes = CHECKS["math"], Notes()
     texts = [
         Completion(rf"\boxed{{9^{{9^{{{9 + i % 20}}}}}}}", "stop", 5) for i in range(64)
     ]  # twenty different ones

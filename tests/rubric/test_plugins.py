@@ -9,7 +9,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -77,13 +76,13 @@ def plugin(tmp_path: Path, body: str) -> dict:
 
 
 def run(check, **params):
-    notes = Counter()
+    notes = Notes()
     return check.scores(COMPLETIONS, PROMPTS, check.params.model_validate(params), notes), notes
 
 
 def test_a_function_with_trls_signature_scores_and_gets_the_files_columns(tmp_path):
     check = plugin(tmp_path, GOOD)["mine.right"]
-    assert run(check) == ([3.0, 0.0], Counter())
+    assert run(check) == ([3.0, 0.0], Notes())
     assert "mine.py" in check.help
 
 
@@ -96,7 +95,7 @@ def test_trls_own_reward_function_works_as_a_plug_in(tmp_path):
         "    matches = [re.match(PATTERN, c[0]['content'], re.DOTALL) for c in completions]\n"
         "    return [1.0 if match else 0.0 for match in matches]\n",
     )["mine.think"]
-    notes = Counter()
+    notes = Notes()
     texts = [Completion("<think>a</think>b", "stop", 3), Completion("a", "stop", 1)]
     assert check.scores(texts, PROMPTS, check.params(messages=True), notes) == [1.0, 0.0]
 
@@ -135,7 +134,7 @@ def test_printing_a_gigabyte_goes_nowhere(tmp_path):
         "    for _ in range(1000): print('x' * 1_000_000)\n"
         "    return [1.0, 1.0]\n",
     )["mine.loud"]
-    assert run(check, seconds=10) == ([1.0, 1.0], Counter())
+    assert run(check, seconds=10) == ([1.0, 1.0], Notes())
 
 
 @pytest.mark.slow
@@ -180,7 +179,7 @@ SNIPPETS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
-    check, notes = CHECKS["python"], Counter()
+    check, notes = CHECKS["python"], Notes()
     body = f"def score(a, b, c, d):\n    {code}\n"
     started = time.monotonic()
     assert check.scores(COMPLETIONS, PROMPTS, check.params(code=body, seconds=0.3), notes) == [
@@ -189,7 +188,7 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
     ]
     assert time.monotonic() - started < 5
     assert SNIPPETS[code] in str(notes), notes
-    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Notes()) == [1.0, 0.0]
 
 
 MANY_VALUES = {
@@ -209,7 +208,7 @@ REPLACED = "def _number(value): return value\n"
 @pytest.mark.parametrize("replaced", ["", REPLACED], ids=["as it is", "replaced"])
 @pytest.mark.parametrize("what", MANY_VALUES)
 def test_a_value_that_is_no_number_costs_the_server_nothing(what, replaced):
-    check, notes = CHECKS["python"], Counter()
+    check, notes = CHECKS["python"], Notes()
     code = f"{replaced}def score(a, b, c, d):\n    {MANY_VALUES[what]}\n"
     started, used = time.monotonic(), time.process_time()
     with time_limit(3.0):
@@ -219,7 +218,7 @@ def test_a_value_that_is_no_number_costs_the_server_nothing(what, replaced):
     assert all(len(reason) < 300 for reason in notes)
     assert time.monotonic() - started < 5
     assert time.process_time() - used < 0.3  # of this process: nothing is converted here
-    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Notes()) == [1.0, 0.0]
 
 
 class Code(str):
@@ -248,7 +247,7 @@ VALUES = st.recursive(
 @settings(max_examples=80, deadline=None)
 @given(VALUES)
 def test_every_value_of_a_snippet_is_a_score_or_null_with_a_reason(value):
-    check, notes = CHECKS["python"], Counter()
+    check, notes = CHECKS["python"], Notes()
     code = (
         f"def score(a, b, c, d):\n    inf = float('inf'); nan = -(inf - inf)\n    return {value!r}"
     )
@@ -281,23 +280,23 @@ def test_a_visitors_snippet_does_not_wait_for_another_visitors():
     def other_visitor():
         with time_limit(4.0):
             params = check.params(code=endless, seconds=10)
-            check.scores(COMPLETIONS, PROMPTS, params, Counter())
+            check.scores(COMPLETIONS, PROMPTS, params, Notes())
 
-    check.scores(COMPLETIONS, PROMPTS, check.params(), Counter())  # starts the run's helper
-    thread, notes = threading.Thread(target=other_visitor), Counter()
+    check.scores(COMPLETIONS, PROMPTS, check.params(), Notes())  # starts the run's helper
+    thread, notes = threading.Thread(target=other_visitor), Notes()
     thread.start()
     time.sleep(0.3)
     with time_limit(5.0):
         assert check.scores(COMPLETIONS, PROMPTS, check.params(), notes) == [1.0, 0.0]
     assert thread.is_alive(), "the other visitor's snippet goes on"
     assert not notes
-    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Counter()) == [1.0, 0.0]  # a run's
+    assert check.scores(COMPLETIONS, PROMPTS, check.params(), Notes()) == [1.0, 0.0]  # a run's
     thread.join()
 
 
 @pytest.mark.slow
 def test_an_endless_snippet_costs_a_step_at_most_four_limits():
-    check, notes, started = CHECKS["python"], Counter(), time.monotonic()
+    check, notes, started = CHECKS["python"], Notes(), time.monotonic()
     found = check.scores(
         COMPLETIONS * 20,
         PROMPTS * 20,
@@ -395,7 +394,7 @@ def test_a_file_with_a_byte_order_mark_and_few_parameters_works(tmp_path):
     body = "def f(completions):\n    return [len(c) for c in completions]\n"
     (tmp_path / "mine.py").write_bytes(b"\xef\xbb\xbf" + body.encode())
     check = load_plugins([str(tmp_path / "mine.py")])["mine.f"]
-    assert run(check) == ([18.0, 3.0], Counter())
+    assert run(check) == ([18.0, 3.0], Notes())
 
 
 def test_objects_that_can_be_called_are_checks_too(tmp_path):

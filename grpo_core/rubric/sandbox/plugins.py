@@ -107,8 +107,7 @@ def _scorer(child: Child, function: str) -> Many:
         params: PluginParams,
         notes: Notes,
     ) -> list[float | None]:
-        run = getattr(notes, "run", None)  # a plain Counter will do for the reasons
-        arguments = [function, *trl_arguments(completions, prompts, params.messages, run)]
+        arguments = [function, *trl_arguments(completions, prompts, params.messages, notes.run)]
         question = {"do": "score", "arguments": arguments, "seconds": params.seconds}
         count = len(completions)
 
