@@ -85,14 +85,15 @@ def file_hash(path: Path) -> str:
 
 
 def folder_bytes(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return used_bytes((path,))
 
 
 def used_bytes(places: Iterable[Path]) -> int:
     """Bytes of files, and of all files in folders; those that vanish meanwhile do not count."""
     total = 0
     for place in places:
-        for path in (place, *place.rglob("*")):
+        inside = (Path(at, name) for at, _, names in os.walk(place) for name in names)
+        for path in (place, *inside):
             with contextlib.suppress(OSError):
                 found = path.lstat()
                 total += found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from grpo_core.checkpoint_files import used_bytes
 from grpo_core.config import RunConfig, fields_by_name, nest, parse
 from grpo_core.errors import InvalidConfig, StoreError, StudioError
 from grpo_core.preflight.service import PreflightService, ServiceOptions
@@ -395,3 +397,17 @@ def test_all_that_visitors_made_counts_as_disk(tmp_path, monkeypatch):
     check = app._check_reading(Limits(disk_mib=5), used)
     with pytest.raises(StudioError, match="use 6 MiB; the limit is 5 MiB"):
         check(RunConfig())
+
+
+def test_a_folder_that_is_removed_while_it_is_counted_does_not_count(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "kept").write_bytes(bytes(7))
+    scandir = os.scandir
+
+    def without_gone(path):
+        if Path(path).name == "gone":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", without_gone)
+    assert used_bytes([tmp_path]) == 7
