@@ -11,13 +11,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from grpo_core.child_process import MAX_ANSWER_BYTES, Child, ChildFailed, script_child
+from grpo_core.child_process import (
+    KILL_AFTER,
+    MAX_ANSWER_BYTES,
+    Child,
+    ChildFailed,
+    script_child,
+)
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 
 Message = dict[str, Any]  # role and content
 
 SECONDS = 5.0  # for one chat; an ordinary one takes milliseconds
-KILL_AFTER = 1.0  # seconds more, for what Python cannot interrupt
 _MODEL_HINT = "Choose another model, or correct its chat template."
 _TOO_LONG = "a prompt has {} characters in the chat template, too many to render. Shorten it."
 log = logging.getLogger("grpo_studio")
