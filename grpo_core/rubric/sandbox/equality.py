@@ -30,7 +30,7 @@ def same(a: Node, b: Node) -> bool:
             a[0] == b[0]
             and (a[1], a[3]) == (b[1], b[3])
             and len(a[2]) == len(b[2])
-            and all(map(same, a[2], b[2]))
+            and _same_in_order(a[2], b[2])
         )
     if a[0] in ("cup", "cap", "setminus") or b[0] in ("cup", "cap", "setminus"):
         return a[0] == b[0] and (
@@ -44,7 +44,7 @@ def same(a: Node, b: Node) -> bool:
         return (
             a[0] == b[0]
             and [len(row) for row in a[1]] == [len(row) for row in b[1]]
-            and all(map(_same_sides, a[1], b[1]))
+            and all(map(_same_in_order, a[1], b[1]))
         )
     return same_value(a, b)
 
@@ -116,11 +116,11 @@ def _same_relation(a: Node, b: Node) -> bool:
         return False
     if len(a[1]) > 2:
         flipped = ("rel", a[1][::-1], tuple(_FLIPPED.get(s, s) for s in a[2][::-1]))
-        return any(x[2] == b[2] and all(map(same, x[1], b[1])) for x in (a, flipped))
+        return any(x[2] == b[2] and _same_in_order(x[1], b[1]) for x in (a, flipped))
     (left, right), (sign,) = a[1], a[2]
     pairs = [(left, right, sign), (right, left, _FLIPPED.get(sign, sign))]
     (b_left, b_right), (b_sign,) = b[1], b[2]
-    if any(s == b_sign and _same_sides((x, y), b[1]) for x, y, s in pairs):
+    if any(s == b_sign and _same_in_order((x, y), b[1]) for x, y, s in pairs):
         return True
     if any(side[0] in _STRUCTURES for side in (*a[1], *b[1])):
         return False
@@ -138,7 +138,8 @@ def _same_relation(a: Node, b: Node) -> bool:
 _STRUCTURES = ("list", "set", "seq", "named", "rel", "cup", "cap", "setminus", "matrix")
 
 
-def _same_sides(a: Sequence[Node], b: Sequence[Node]) -> bool:
+def _same_in_order(a: Sequence[Node], b: Sequence[Node]) -> bool:
+    """Whether each item equals the other's at its place, of two sequences of one length."""
     return all(map(same, a, b))
 
 
@@ -151,7 +152,7 @@ def _same_collection(a: Node, b: Node) -> bool:
             other[0] == "list"
             and (is_open or len(seq[2]) > 2)
             and len(seq[2]) == len(other[1])
-            and all(map(same, seq[2], other[1]))
+            and _same_in_order(seq[2], other[1])
         )
     if {a[0], b[0]} <= {"list", "set"}:
         return (_same_in_any_order if a[0] == b[0] == "list" else _same_members)(a[1], b[1])
