@@ -19,10 +19,10 @@ from ui.render import status
 from ui.render.text import esc
 from ui.server import group_ref
 from ui.server.api import build_api
-from ui.server.calls import function_is_slow
+from ui.server.calls import SHOW, function_is_slow
 from ui.server.guard import Guard, own_hosts
 from ui.server.login import Login
-from ui.server.refresh import PATH, Refresh
+from ui.server.refresh import Refresh
 from ui.server.service import Service
 from ui.server.traffic import Traffic
 from ui.server.views import Runs, Views
@@ -248,7 +248,7 @@ def launch_options(
     )
 
     def is_slow(scope: Scope, content: dict[str, Any]) -> bool:
-        if scope["path"] == PATH:
+        if scope["path"] == SHOW:
             return page.refresh.is_slow(content.get("name"))
         return function_is_slow(scope, content)
 

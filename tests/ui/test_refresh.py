@@ -8,7 +8,7 @@ from gradio.routes import App
 from recorded import FakeService, record_run
 
 from ui.page import build_app, launch_options
-from ui.server.refresh import PATH
+from ui.server.calls import SHOW
 from ui.server.traffic import MAX_BYTES
 
 
@@ -37,7 +37,7 @@ def test_the_poll_sends_only_what_the_page_does_not_show(page, store):
     for _ in range(3):  # the second answer still selects the run in view
         new = (
             client(page)
-            .post(PATH, json={"name": "poll", "given": [holds[c._id] for c in event.inputs]})
+            .post(SHOW, json={"name": "poll", "given": [holds[c._id] for c in event.inputs]})
             .json()
         )
         for index, value in new:
@@ -61,11 +61,11 @@ def test_page_updates_do_not_go_through_gradio(page):
 def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
     run_id = record_run(store)
     store.set_breakpoints(run_id, "kl > 0.2, step = 40")
-    assert client(page).post(PATH, json={"name": "breakpoints", "given": [run_id]}).json() == [
+    assert client(page).post(SHOW, json={"name": "breakpoints", "given": [run_id]}).json() == [
         [0, "kl > 0.2, step = 40"]
     ]
     assert client(page).post(
-        PATH, json={"name": "breakpoints", "given": ["no such run"]}
+        SHOW, json={"name": "breakpoints", "given": ["no such run"]}
     ).json() == [[0, ""]]
 
 
@@ -92,7 +92,7 @@ def test_every_view_answers_any_input(recorded_page, junk):
             name = event.js.split("'")[1]
             extra = 1 if "window.location" in event.js else 0
             answer = asks.post(
-                PATH, json={"name": name, "given": [junk] * (len(event.inputs) + extra)}
+                SHOW, json={"name": name, "given": [junk] * (len(event.inputs) + extra)}
             )
             assert answer.status_code == 200, answer.text
             assert all(0 <= index < len(event.outputs) for index, _ in answer.json())
@@ -113,7 +113,7 @@ def test_every_view_answers_any_input(recorded_page, junk):
 )
 def test_an_invalid_view_request_is_refused(recorded_page, body, status):
     page, _ = recorded_page
-    assert client(page).post(PATH, content=body).status_code == status
+    assert client(page).post(SHOW, content=body).status_code == status
 
 
 def test_with_a_password_only_who_signed_in_is_answered(page, store):
@@ -121,18 +121,18 @@ def test_with_a_password_only_who_signed_in_is_answered(page, store):
     event, holds = inputs_of(page, "tick")
     given = [holds[c._id] for c in event.inputs]
     asks = client(page, ("ann", "secret"))
-    assert asks.post(PATH, json={"name": "poll", "given": given}).status_code == 401
+    assert asks.post(SHOW, json={"name": "poll", "given": given}).status_code == 401
     asks.cookies.set("access-token-ours", "not a token")
-    assert asks.post(PATH, json={"name": "poll", "given": given}).status_code == 401
+    assert asks.post(SHOW, json={"name": "poll", "given": given}).status_code == 401
     asks.app.tokens["a token"] = "ann"
     asks.cookies.set("access-token-ours", "a token")
-    assert asks.post(PATH, json={"name": "poll", "given": given}).status_code == 200
+    assert asks.post(SHOW, json={"name": "poll", "given": given}).status_code == 200
 
 
 def test_other_websites_are_refused(page):
     assert (
         client(page)
-        .post(PATH, json={"name": "poll", "given": []}, headers={"origin": "http://evil.example"})
+        .post(SHOW, json={"name": "poll", "given": []}, headers={"origin": "http://evil.example"})
         .status_code
         == 403
     )

@@ -11,7 +11,7 @@ from test_refresh import client, inputs_of
 
 from grpo_core.errors import StoreError, StudioError
 from ui.page import build_app
-from ui.server.refresh import PATH
+from ui.server.calls import SHOW
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def poll(store, runs):
     page = build_app(store, runs, FakeService())
     event, holds = inputs_of(page, "tick")
     question = {"name": "poll", "given": [holds[c._id] for c in event.inputs]}
-    return lambda: client(page).post(PATH, json=question)
+    return lambda: client(page).post(SHOW, json=question)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from ui.server.guard import Refusal, read_headers
 
+SHOW = "/studio/show"  # our own route, see refresh.py
 CALLS = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/call/", "/gradio_api/queue/join")
 # The fields of Gradio's requests that the page and the clients send.
 FIELDS = {
@@ -27,7 +28,7 @@ MAX_NAME = 200  # characters of a session or an event
 def read_call(scope: Scope, body: bytes) -> dict[str, Any]:
     """The JSON of a request, checked. Raises Refusal."""
     path = scope["path"]
-    if path != "/studio/show":  # it says itself what it wants
+    if path != SHOW:  # our own route takes JSON under any content type
         kind = read_headers(scope).get("content-type", "application/json")
         if kind.partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "Send JSON: Content-Type application/json.")

@@ -21,9 +21,8 @@ from starlette.routing import Route
 
 from grpo_core.errors import StoreError
 from ui.components.html_panel import QUIET
-from ui.server.calls import is_slow
+from ui.server.calls import SHOW, is_slow
 
-PATH = "/studio/show"
 SKIP = gr.skip()
 
 Fill = Callable[..., Sequence[Any]]
@@ -67,7 +66,7 @@ class Refresh:
 
     def route(self) -> Route:
         """The route for the server's list. It answers [[index of an output, its new value], …]."""
-        return Route(PATH, self._answer, methods=["POST"])
+        return Route(SHOW, self._answer, methods=["POST"])
 
     async def _answer(self, request: Request) -> Response:
         try:

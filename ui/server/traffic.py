@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grpo_core.errors import StudioError
 from ui.server.bodies import announced, parts, too_large
-from ui.server.calls import read_call
+from ui.server.calls import SHOW, read_call
 from ui.server.guard import Refusal, refuse
 from ui.server.lanes import Busy, Lane
 from ui.server.queued import PATHS, QueuedCalls
@@ -126,7 +126,7 @@ class Traffic:
             async with self._place(visitor, *(TOOLS if method == "POST" else STREAM)):
                 await self.app(scope, _Replay(body, receive), answer)
             return
-        limit = SHOW_SECONDS if path == "/studio/show" else CALL_SECONDS
+        limit = SHOW_SECONDS if path == SHOW else CALL_SECONDS
         await self._in_turn(self._lanes[lane], limit, scope, _Replay(body, receive), answer)
 
     # ---- places ------------------------------------------------------------------------------
