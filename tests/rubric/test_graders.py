@@ -181,7 +181,7 @@ def test_choice_reads_the_letter_however_it_is_given(text, answer, expected):
     assert score("choice", text, answer) == expected
 
 
-DRESSES = [
+WRAPPERS = [
     ("**", "**"),
     ("`", "`"),
     ("$", "$"),
@@ -208,16 +208,16 @@ DRESSES = [
         ]
     ),
     st.sampled_from(["Paris", "-1234.5", "1234.5", "0.75", "4", "B", "C", "0.0001", "0.5", "1+x"]),
-    st.lists(st.sampled_from(DRESSES), max_size=3, unique_by=lambda dress: dress[0][:1]),
+    st.lists(st.sampled_from(WRAPPERS), max_size=3, unique_by=lambda pair: pair[0][:1]),
 )
 @settings(max_examples=100, deadline=None)
-def test_dress_never_changes_a_verdict(graded, right, dresses):
+def test_markup_never_changes_a_verdict(graded, right, wrappers):
     check, said = graded
-    dressed = said
-    for opening, closing in dresses:
-        dressed = f"{opening}{dressed}{closing}"
+    wrapped = said
+    for opening, closing in wrappers:
+        wrapped = f"{opening}{wrapped}{closing}"
     plain = score(check, f"<answer>{said}</answer>", right)
-    assert score(check, f"<answer>{dressed}</answer>", right) == plain
+    assert score(check, f"<answer>{wrapped}</answer>", right) == plain
 
 
 @given(st.text(alphabet='{}[]",:0159.eE+-NaInfty \\n`', max_size=60))

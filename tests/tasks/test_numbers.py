@@ -153,18 +153,18 @@ WRAPPERS = [
 )
 @example("5", [("**", "**"), ("$", "$"), (r"\boxed{", "}")])
 @settings(max_examples=100, deadline=None)
-def test_any_dress_comes_off(text, wrappers):
-    dressed = text
+def test_any_markup_comes_off(text, wrappers):
+    wrapped = text
     for opening, closing in wrappers:
-        dressed = f"{opening}{dressed}{closing}"
-    assert strip_markup(dressed) == text
+        wrapped = f"{opening}{wrapped}{closing}"
+    assert strip_markup(wrapped) == text
 
 
 @pytest.mark.parametrize(
     "text",
     ["$5 or $6", "'a' or 'b'", "__init__", "**a** and **b**", "...", "$", "**", "`", "5!", "$5"],
 )
-def test_what_is_no_dress_stays(text):
+def test_what_is_no_markup_stays(text):
     assert strip_markup(text) == text
 
 
