@@ -86,7 +86,10 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _role(message: Mapping[str, Any]) -> Any:
-    """A Parquet file that holds both forms has null in the names that a message does not use."""
+    """The role of a message of either form; None for none.
+
+    A Parquet file with messages of both forms has null under the name that a message does not use.
+    """
     role = message.get("role")
     return message.get("from") if role is None else role
 

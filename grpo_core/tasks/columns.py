@@ -183,7 +183,8 @@ def _read(row: Row, column: str, read: Callable[[Any], _Value]) -> _Value:
 
 def _prompt_messages(value: Any) -> tuple[list[Message], bool]:
     """The messages in a cell, and whether it holds a chat; text is one message of the user."""
-    is_null = isinstance(value, dict) and all(v is None for v in value.values())  # Parquet's
+    # In a Parquet file, an object whose values are all null is no object.
+    is_null = isinstance(value, dict) and all(v is None for v in value.values())
     if value is None or value is MISSING or value == [] or is_null:
         return [], False
     if (chat := read_chat(value)) is not None:

@@ -45,7 +45,7 @@ class Plugin:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        # A relative import, or one of a file beside this one, cannot work: see `_reason`.
+        # Names of the files beside it, which it cannot import; `_reason` says so.
         self._siblings = {p.stem for p in Path(path).parent.glob("*.py")}
         self._functions: dict[str, Callable[..., Any]] = {}
 
