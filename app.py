@@ -121,7 +121,7 @@ def _serve(
 
 
 def _tell_what_is_missing(store: Store) -> None:
-    """A file that was deleted is made anew. Its runs must not vanish without a word."""
+    """Warn of a new, empty file beside checkpoints: the old one may have been deleted."""
     if not store.runs() and (lost := store.unlisted()):
         print(
             f"warning: {store.path} lists no run, but {len(lost)} runs left checkpoints beside it, "

@@ -80,7 +80,7 @@ class Recording:
                 self._wait(problem)
 
     def heartbeat(self) -> None:
-        """Record a sign of life. If that fails, a trouble is told once."""
+        """Record a sign of life. If that fails, the log tells why, once for each reason."""
         try:
             self._record.heartbeat()
             self._told = ""

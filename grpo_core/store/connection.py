@@ -195,7 +195,8 @@ class Writer:
         log = files[1]
         if self.damage and files == self._damaged_files:
             raise StoreError(self.damage)
-        self.damage, first, self._was_open = "", not self._was_open, True
+        self.damage = ""
+        first, self._was_open = not self._was_open, True
         closed_here = log is None or log == self._log_when_closed
         if closed_here and not first:
             return
@@ -229,7 +230,8 @@ class Writer:
     def _close(self) -> None:
         try:
             if self.connection is not None:
-                # Also where readers keep the file open: an empty log says that nothing was lost.
+                # SQLite keeps the log while readers have the file open. Emptied, it tells the next
+                # writer that nothing was lost.
                 if identity(self._log_file) is not None:
                     with contextlib.suppress(sqlite3.Error):
                         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -16,7 +16,7 @@ Identity = tuple[int, int, int]  # inode, bytes, time of the last change in ns
 
 
 def identity(path: Path | str) -> Identity | None:
-    """What tells a file from its later self; None for a missing or an empty one."""
+    """Differs as soon as the file is changed or replaced; None for a missing or an empty one."""
     try:
         found = os.stat(path)
     except OSError:

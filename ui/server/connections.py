@@ -24,7 +24,7 @@ EACH = 256  # of one address
 
 
 class LimitedProtocol(H11Protocol):
-    """A connection with time limits. A full house closes the longest idle ones first.
+    """A connection with time limits. Where too many are open, the oldest idle ones are closed.
 
     open: all connections by address, oldest first.
     """
