@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.config import RunConfig, TaskConfig
-from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.preflight.model_report import ENDS_DIFFER, ModelReport
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
@@ -151,8 +150,7 @@ def _prompt_findings(counts: dict[str, Any], config: RunConfig) -> list[Finding]
         "too_long": "{:,} prompts are too long and are dropped.",
     }
     amber = [text.format(counts[name]) for name, text in texts.items() if counts[name]]
-    size = config.task.heldout_size
-    if counts["heldout"] < (MAX_DEFAULT_HELDOUT if size is None else size):
+    if counts["heldout"] < config.task.max_heldout:
         amber.append(f"Only {counts['heldout']:,} prompts are held out.")
     if amber:
         return [Finding("amber", "Prompts", text) for text in amber]

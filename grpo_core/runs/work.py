@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from grpo_core.config import RunConfig
-from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,11 @@ class Work:
 def work(config: RunConfig) -> Work:
     """The most that a run can need."""
     t, a, task = config.train, config.algorithm, config.task
-    heldout = MAX_DEFAULT_HELDOUT if task.heldout_size is None else task.heldout_size
     return Work(
         updates=t.steps * a.updates_per_batch,
         # Each round of dynamic sampling may replace every group.
         rollouts=t.prompts_per_step * t.group_size * (1 + a.dynamic_sampling),
-        evaluated=heldout * t.eval_samples * (2 if task.second else 1),
+        evaluated=task.max_heldout * t.eval_samples * (2 if task.second else 1),
         evaluations=num_evaluations(t.steps, t.eval_every),
         new_tokens=t.max_new_tokens,
     )

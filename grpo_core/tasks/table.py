@@ -21,12 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from grpo_core.config import TaskConfig
+from grpo_core.config.sections.task import HELDOUT_ONE_IN
 from grpo_core.errors import StudioError
 from grpo_core.tasks.columns import Columns
 from grpo_core.tasks.files import is_file, open_regular
 from grpo_core.tasks.source import check_kind
 from grpo_core.tasks.source_reader import SourceReader
-from grpo_core.tasks.task import HELDOUT_ONE_IN
 from grpo_core.types import Prompt
 
 ROWS_PER_BATCH = 1024

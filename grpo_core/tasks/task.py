@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
-from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
+from grpo_core.config.sections.task import HELDOUT_ONE_IN, MAX_DEFAULT_HELDOUT
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.types import Prompt
 
 if TYPE_CHECKING:
     from grpo_core.tasks.table import PromptTable
 
-HELDOUT_ONE_IN = 10  # one prompt in ten is held out
 # A generator that gives nothing new so many times in a row is exhausted; takes about 0.1 s.
 MAX_IDLE_DRAWS = 20_000
 

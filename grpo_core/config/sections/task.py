@@ -11,6 +11,7 @@ from grpo_core.config.places import Name
 from grpo_core.config.sections.fields import Section, setting
 
 MAX_DEFAULT_HELDOUT = 200  # prompts that are held out where a run does not say how many
+HELDOUT_ONE_IN = 10  # one prompt in ten is held out
 FILE_INSTRUCTION = (
     "Answer the question. You may think first inside <think></think>. "
     "Write only the final answer inside <answer></answer>."
@@ -123,6 +124,11 @@ class TaskConfig(Section):
         max_length=1024,
         hint="Leave it empty, or write a built-in task such as sort, a file, or owner/name.",
     )
+
+    @property
+    def max_heldout(self) -> int:
+        """The most prompts that are held out."""
+        return MAX_DEFAULT_HELDOUT if self.heldout_size is None else self.heldout_size
 
     @model_validator(mode="before")
     @classmethod
