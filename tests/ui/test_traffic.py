@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from gradio.context import LocalContext
 from loops import run_async
 from starlette.formparsers import MultiPartException
 
@@ -13,7 +14,8 @@ from ui.server import queued, traffic, uploads
 from ui.server.guard import Guard, Refusal
 from ui.server.queued import QueuedCalls
 from ui.server.traffic import Traffic
-from ui.server.visitor import address
+from ui.server.visitor import Asked, address, asked
+from ui.server.visitor import visitor as sender
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 BODY = {"type": "http.response.body", "body": b"done"}
@@ -217,6 +219,16 @@ def test_a_visitor_is_an_address_that_cannot_be_invented(monkeypatch, forwarded,
         monkeypatch.setenv("SPACE_ID", "a/b")
     header = (b"x-forwarded-for", forwarded.encode())
     assert address(scope(visitor="10.0.0.7", headers=[header])) == visitor
+
+
+def test_a_queued_call_counts_for_its_sender():
+    async def queued_call():
+        asked.set(Asked("1.1.1.1"))  # of the request that started the queue's task
+        sent = SimpleNamespace(scope=scope(visitor="2.2.2.2"))
+        LocalContext.request.set(SimpleNamespace(request=sent))
+        return sender()
+
+    assert run_async(queued_call()) == "address 2.2.2.2"
 
 
 def test_answers_that_nobody_fetches_are_few_and_are_dropped(monkeypatch):

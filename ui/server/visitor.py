@@ -69,14 +69,13 @@ def _network(host: str) -> str:
 def visitor() -> str | None:
     """Who sent the request: the login name, else the address. None outside a request."""
     request = LocalContext.request.get(None)
-    if request is not None and getattr(request, "username", None):
-        return f"name {request.username}"
-    current = asked.get()
-    if current is not None:
-        return f"address {current.address}"
     if request is None:
         return None
-    return f"address {request.client.host}" if request.client else "address unknown"
+    if name := getattr(request, "username", None):
+        return f"name {name}"
+    # Not `asked`: a queued call runs in a task that was started for another request.
+    sent = request.request
+    return f"address {address(sent.scope) if sent is not None else UNKNOWN}"
 
 
 def signed_in(scope: Scope) -> bool:
