@@ -290,7 +290,7 @@ def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | Non
     )
     try:
         launch()
-    except OSError as error:  # Gradio's, for a port that was taken in this very moment
+    except OSError as error:  # from Gradio, if the port was taken after we checked it
         raise _port_problem(options.host, options.port, str(error)) from None
     limit_connections(page.server)
 

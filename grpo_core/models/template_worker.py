@@ -52,7 +52,7 @@ def render(
 
 
 def warm_up() -> None:
-    """Import what rendering needs. One thread: each thread's buffers would be address space."""
+    """Import what rendering needs, with one thread: the buffers of each count as memory."""
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     import transformers.utils.chat_template_utils  # noqa: F401
 

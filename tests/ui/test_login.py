@@ -10,7 +10,7 @@ from loops import run_async
 from starlette.exceptions import HTTPException
 
 from ui.server.login import FREE, MANY, Guesses, Login, TooManyGuesses
-from ui.server.visitor import Asked, asked
+from ui.server.visitor import RequestState, request_state
 
 
 def test_wrong_guesses_of_an_address_come_slower_and_slower():
@@ -94,7 +94,7 @@ def test_only_the_right_user_with_the_right_password_is_let_in(user, password, r
 def test_who_has_too_many_guesses_waiting_is_told_to_come_back():
     async def guess():
         login = Login("me", "secret")
-        asked.set(Asked("a"))
+        request_state.set(RequestState("a"))
         for _ in range(FREE + 4):
             login._guesses.note("a", right=False)
         waiting = [asyncio.create_task(login.check("me", "x")) for _ in range(4)]

@@ -14,7 +14,7 @@ from ui.server import queued, traffic, uploads
 from ui.server.guard import Guard, Refusal
 from ui.server.queued import QueuedCalls
 from ui.server.traffic import Traffic
-from ui.server.visitor import Asked, address, asked
+from ui.server.visitor import RequestState, address, request_state
 from ui.server.visitor import visitor as sender
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -223,7 +223,7 @@ def test_a_visitor_is_an_address_that_cannot_be_invented(monkeypatch, forwarded,
 
 def test_a_queued_call_counts_for_its_sender():
     async def queued_call():
-        asked.set(Asked("1.1.1.1"))  # of the request that started the queue's task
+        request_state.set(RequestState("1.1.1.1"))  # of the request that started the queue's task
         sent = SimpleNamespace(scope=scope(visitor="2.2.2.2"))
         LocalContext.request.set(SimpleNamespace(request=sent))
         return sender()

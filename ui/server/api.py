@@ -19,7 +19,7 @@ from grpo_core.store import RunRow
 from grpo_core.types import STEP_METRICS
 from ui.server.calls import slow
 from ui.server.views import Runs, Views
-from ui.server.visitor import asked
+from ui.server.visitor import request_state
 
 MAX_POINTS = 10_000
 # These read prompts, or write out a whole step or run.
@@ -281,5 +281,5 @@ def status_of(error: StudioError) -> int:
 
 def _answer_with(status: int) -> None:
     """Gradio answers every error with status 500; this one replaces it."""
-    if (current := asked.get()) is not None:
+    if (current := request_state.get()) is not None:
         current.status = status

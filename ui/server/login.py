@@ -13,7 +13,7 @@ from hashlib import sha256
 
 from starlette.exceptions import HTTPException
 
-from ui.server.visitor import UNKNOWN, asked
+from ui.server.visitor import UNKNOWN, request_state
 
 FREE = 5  # wrong guesses from one address that cost nothing: people mistype
 MAX_SECONDS = 8.0  # between two guesses of one address
@@ -110,7 +110,7 @@ class Login:
 
     async def check(self, user: str, password: str) -> bool:
         """Whether both are right, for Gradio's login form."""
-        current = asked.get()
+        current = request_state.get()
         try:
             return await self._knows(user, password, current.address if current else UNKNOWN)
         except TooManyGuesses:

@@ -24,7 +24,7 @@ from ui.server.guard import Refusal, refuse
 from ui.server.lanes import Busy, Lane
 from ui.server.queued import PATHS, QueuedCalls
 from ui.server.uploads import Uploads
-from ui.server.visitor import Asked, address, asked, signed_in
+from ui.server.visitor import RequestState, address, request_state, signed_in
 
 MIB = 1 << 20
 MAX_BYTES = 2_000_000  # of a request that is no upload
@@ -78,8 +78,8 @@ class Traffic:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        current = Asked(address(scope))
-        token = asked.set(current)
+        current = RequestState(address(scope))
+        token = request_state.set(current)
         answer = _Answer(send, current)
         try:
             await self._handle(scope, receive, answer)
@@ -95,11 +95,11 @@ class Traffic:
                 raise
             await answer({"type": "http.response.body", "body": b""})
         finally:
-            asked.reset(token)
+            request_state.reset(token)
 
     async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """Raises Refusal."""
-        visitor = answer.asked.address
+        visitor = answer.state.address
         path = scope["path"].removeprefix("/gradio_api").rstrip("/")
         method, is_tool = scope["method"], path.startswith("/mcp")
         is_stream = method == "GET" and path.startswith(STREAMS)
@@ -142,7 +142,7 @@ class Traffic:
 
         async def work() -> None:
             nonlocal has_turn
-            async with lane.turn(answer.asked.address):
+            async with lane.turn(answer.state.address):
                 has_turn = True
                 finished = asyncio.ensure_future(self.app(scope, receive, answer))
                 begun = asyncio.ensure_future(answer.begun.wait())
@@ -212,8 +212,8 @@ class Traffic:
 class _Answer:
     """The `send` of a request: knows when the answer begins, and corrects its status."""
 
-    def __init__(self, send: Send, asked: Asked):
-        self.asked = asked
+    def __init__(self, send: Send, state: RequestState):
+        self.state = state
         self.started = self.closed = False
         self.begun = asyncio.Event()
         self._send = send
@@ -222,8 +222,8 @@ class _Answer:
         if self.closed:  # the caller was told that it took too long
             return
         if message["type"] == "http.response.start":
-            if message["status"] == 500 and self.asked.status is not None:
-                message = {**message, "status": self.asked.status}
+            if message["status"] == 500 and self.state.status is not None:
+                message = {**message, "status": self.state.status}
             self.started = True
             self.begun.set()
         await self._send(message)

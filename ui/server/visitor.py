@@ -18,7 +18,7 @@ IPV6_PREFIX = 64
 
 
 @dataclass(slots=True)
-class Asked:
+class RequestState:
     """One request, for the functions that answer it.
 
     status: of an error that the caller made. Gradio's routes would answer with 500.
@@ -28,7 +28,7 @@ class Asked:
     status: int | None = None
 
 
-asked: ContextVar[Asked | None] = ContextVar("asked", default=None)
+request_state: ContextVar[RequestState | None] = ContextVar("request_state", default=None)
 
 
 def address(scope: Scope) -> str:
@@ -73,7 +73,7 @@ def visitor() -> str | None:
         return None
     if name := getattr(request, "username", None):
         return f"name {name}"
-    # Not `asked`: a queued call runs in a task that was started for another request.
+    # Not `request_state`: a queued call runs in a task that was started for another request.
     sent = request.request
     return f"address {address(sent.scope) if sent is not None else UNKNOWN}"
 
