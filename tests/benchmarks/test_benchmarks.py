@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, speed
+from benchmarks import gpu, sides, speed
+from grpo_core.rubric import CHECKS
 
 
 def run_gpu_script(monkeypatch, tmp_path, *options: str) -> str:
@@ -57,3 +58,8 @@ def test_fast_paths_are_as_near_to_float64_as_the_models_own_code(monkeypatch, t
 
 def test_without_time_left_a_part_is_named_as_not_run(tmp_path):
     assert "not run" in gpu.run_apart("bounds", tmp_path, seconds_left=1.0)["error"]
+
+
+def test_importing_a_benchmark_adds_no_check():
+    assert sides.CHECKS is CHECKS
+    assert "noise" not in CHECKS
