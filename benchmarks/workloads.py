@@ -64,6 +64,15 @@ HALF_BILLION = {
     "intermediate_size": 4864,
     "vocab_size": 151_936,
 }
+SMOLLM2 = {
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "vocab_size": 49_152,
+}
 
 TINY = {
     "num_attention_heads": 2,
@@ -129,6 +138,15 @@ WORKLOADS: dict[str, Workload] = {
         _W4,
         help="W4 with prompts of 64 to 512 tokens and texts of 256 tokens on average",
         ragged=True,
+    ),
+    "135M": Workload(
+        "shape of SmolLM2-135M, float32, 4 prompts of 30 tokens, 8 × 40 new tokens",
+        steps=3,
+        warm=1,
+        prompts=4,
+        prompt_tokens=30,
+        new_tokens=40,
+        shape=SMOLLM2,
     ),
     "tiny": Workload(
         "a test of this benchmark, no measurement",
