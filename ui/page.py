@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -83,14 +83,16 @@ def build_app(
         run, pill = _build_header(runs.device, space)
         if storage is not None:
             _build_storage(storage)
-        notice = html_panel(elem_id="notice")
+        notice = html_panel(elem_id="notice", script=script("history.js"))
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
         frame = Frame(run, pill, tab, notice, refresh)
         tabs = _build_tabs(frame, views, runs, service)
         poll = Poll(frame.tab, [tabs.train, tabs.inspect, tabs.runs, tabs.playground])
         _wire_poll(poll, frame)
         _wire_address(tabs, frame)
-        page.load(None, **_arrival(poll, tabs, frame, views), **QUIET)
+        arrival = _arrival(poll, tabs, frame, views)
+        page.load(None, **arrival, **QUIET)
+        notice.arrive(None, **arrival, **QUIET)  # Back and Forward
     return page
 
 
@@ -159,7 +161,7 @@ class Poll:
 def _wire_poll(poll: Poll, frame: Frame) -> None:
     every_second = frame.refresh.js("poll", poll, poll.inputs, kind="poll")
     gr.Timer(POLL_SECONDS).tick(None, poll.inputs, poll.outputs, js=every_second, **QUIET)
-    at_once = frame.refresh.js("poll", poll, poll.inputs)
+    at_once = frame.refresh.js("poll", poll, poll.inputs, kind="change")
     frame.tab.change(None, poll.inputs, poll.outputs, js=at_once, **QUIET)
 
 
@@ -171,19 +173,26 @@ def _wire_address(tabs: _Tabs, frame: Frame) -> None:
         None,
         shown,
         None,
-        js=group_ref.ADDRESS_JS,
+        js="(...shown) => studioAddress(...shown)",
         trigger_mode="always_last",
     )
 
 
 def _arrival(poll: Poll, tabs: _Tabs, frame: Frame, views: Views) -> dict[str, Any]:
-    """Arguments of the page's load event: one request shows everything that the address names."""
+    """Arguments of an event after which the page shows what its address names, in one request."""
     pin, group = tabs.train.pin, tabs.inspect.group
 
     def arrive(search: Any, *values: Any) -> list[Any]:
         """search: the query of the address, from its question mark on."""
         query = search.removeprefix("?") if isinstance(search, str) else ""
         arrived = read_address(views, dict(parse_qsl(query)))
+        was = dict(zip(map(id, poll.inputs), values, strict=True))
+        if arrived.run_id == was[id(frame.run)]:  # the place on the other tab stays
+            arrived = replace(
+                arrived,
+                pin=arrived.pin if arrived.tab == "train" else _checked(was[id(pin)]),
+                group=arrived.group if arrived.tab == "inspect" else _checked(was[id(group)]),
+            )
         named = {
             id(frame.run): arrived.run_id,
             id(frame.tab): arrived.tab,
@@ -201,6 +210,10 @@ def _arrival(poll: Poll, tabs: _Tabs, frame: Frame, views: Views) -> dict[str, A
     )
     outputs = [tabs.tabs, frame.tab, pin, group, frame.notice, *poll.outputs]
     return {"inputs": poll.inputs, "outputs": outputs, "js": js}
+
+
+def _checked(ref: Any) -> str:
+    return group_ref.text(group_ref.parse(ref))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,12 @@
 // newer state of the page.
 window.studioRefresh = async (name, given, kind) => {
   const state = window.studioRefresh;
+  // The address's place was shown as a whole, and nobody has chosen anything since.
+  if (kind === 'change' && state.arrived) return [];
   if (kind === 'poll' && (state.pending || document.hidden)) return [];
   // A poll that overtook the first answer would show another run than the address names.
-  if (kind) state.pending = kind;
+  const blocks = kind === 'poll' || kind === 'first';
+  if (blocks) state.pending = kind;
   state.tickets = state.tickets || {};
   const ticket = state.tickets[name] = (state.tickets[name] || 0) + 1;
   try {
@@ -24,12 +27,13 @@ window.studioRefresh = async (name, given, kind) => {
     const values = [];
     for (const [output, value] of await answer.json()) values[output] = value;
     state.failed = 0;
+    if (kind === 'first') state.arrived = true;
     return ticket === state.tickets[name] ? values : [];
   } catch {
     state.failed = (state.failed || 0) + 1;
     return [];
   } finally {
-    if (kind) state.pending = '';
+    if (blocks) state.pending = '';
     document.documentElement.dataset.lost = state.failed > 1 ? 'on' : '';
   }
 };

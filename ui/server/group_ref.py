@@ -30,19 +30,3 @@ def from_query(query: Mapping[str, Any]) -> GroupRef | None:
         return None
     valid = group.isascii() and group.isdigit() and len(group) < 7 and int(group) > 0
     return (int(step), int(group) - 1 if valid else 0)
-
-
-# Writes what the page shows into the address, so that it can be shared and reloaded.
-# Inputs: tab, run, the pinned group of Train, the open group of Inspect.
-ADDRESS_JS = """(tab, run, pin, opened) => {
-  const url = new URL(window.location.href);
-  const query = url.searchParams;
-  const set = (key, value) => value ? query.set(key, value) : query.delete(key);
-  const ref = (tab === 'inspect' ? opened : tab === 'train' ? pin : '') || '';
-  const [step, position] = ref.split('/');
-  set('tab', tab === 'train' ? '' : tab);
-  set('run', run || '');
-  set('step', step);
-  set('group', step ? String(Number(position) + 1) : '');
-  if (url.href !== window.location.href) history.replaceState(history.state, '', url);
-}"""

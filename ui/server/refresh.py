@@ -45,6 +45,7 @@ class Refresh:
         """The `js` of an event that has no `fn` and fills its outputs with `fill`.
 
         kind: "poll" is not sent while the page is hidden or a "poll" or "first" request is open.
+        "change" is not sent for what a "first" answer has changed: it showed that already.
         first: a JavaScript expression; its value is sent before those of the inputs.
         """
         if is_slow(fill):
@@ -58,7 +59,8 @@ class Refresh:
         self, name: str, fill: Fill, inputs: Sequence[Any], outputs: Sequence[Any]
     ) -> RefreshEvents:
         """What lets events fill `outputs`. The arguments are those of `js`."""
-        return RefreshEvents(inputs, outputs, self.js(name, fill, inputs))
+        js, change_js = (self.js(name, fill, inputs, kind) for kind in ("", "change"))
+        return RefreshEvents(inputs, outputs, js, change_js)
 
     def is_slow(self, name: Any) -> bool:
         """Whether the function of this name may take long."""
@@ -93,10 +95,15 @@ class RefreshEvents:
     inputs: Sequence[Any]
     outputs: Sequence[Any]
     js: str
+    change_js: str
 
     def on(self, event: Any, **options: Any) -> None:
         """Fill the outputs when the event happens. options: for the event, on top of QUIET."""
         event(None, self.inputs, self.outputs, js=self.js, **(QUIET | options))
+
+    def on_change(self, event: Any) -> None:
+        """Fill the outputs when a component's value changes, unless an arrival has changed it."""
+        event(None, self.inputs, self.outputs, js=self.change_js, **QUIET)
 
     def after(self, event: Any) -> None:
         """Fill the outputs when the event has been handled."""

@@ -92,8 +92,8 @@ def build_train(frame: Frame, views: Views, runs: Runs, service: Service) -> Tra
     show = ShowTrain(views)
     refresh = frame.refresh.events("train", show, inputs, outputs)
     _wire_breakpoints(frame, views, live.status.more)
+    refresh.on_change(frame.run.change)
     for event in (
-        frame.run.change,
         tools.x.input,
         tools.log.input,
         tools.overlay.input,
