@@ -150,8 +150,7 @@ class RunControl:
             if self.editable is None or self.pause_reason is None or self.editable[0] != step:
                 raise StudioError(
                     "Rewards can be edited while a run waits between its advantages and its "
-                    "update, and only those of that step. Set a breakpoint, e.g. step = 40, or "
-                    "press Step until the phase is updating."
+                    "update, and only those of that step. Set a breakpoint, e.g. step = 40."
                 )
             sizes = self.editable[1]
             if not (0 <= group < len(sizes) and 0 <= completion < sizes[group]):

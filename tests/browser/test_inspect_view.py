@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -91,3 +90,12 @@ def test_back_asks_once(recorded_server, open_page):
         pass
     assert after.value.post_data_json["name"] == "poll"
     assert names == ["arrive", "poll"]
+
+
+def test_set_reward_says_why_it_is_disabled(recorded_server, open_page):
+    page = open_page(recorded_server)
+    page.get_by_role("button", name="Run control").click()
+    expect(page.get_by_role("button", name="Set reward")).to_be_disabled()
+    expect(page.locator("#edit-refusal")).to_have_text(
+        "This run is finished: its rewards are final."
+    )

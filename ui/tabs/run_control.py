@@ -59,6 +59,7 @@ class More:
     completion: gr.Number
     reward: gr.Textbox
     edit: gr.Button
+    edit_refusal: gr.HTML  # why a reward cannot be set now
     show_log: gr.Button
     message: gr.HTML
     log: gr.HTML
@@ -116,10 +117,17 @@ def build_more() -> More:
                 label="New reward",
                 max_lines=1,
                 max_length=40,
-                placeholder="while the run waits before its update",
                 elem_id="edit-reward",
             )
-            edit = gr.Button("Set reward", size="sm", scale=0, min_width=120)
+            edit = gr.Button(
+                "Set reward",
+                size="sm",
+                scale=0,
+                min_width=120,
+                interactive=False,
+                elem_id="set-reward",
+            )
+        edit_refusal = html_panel(elem_id="edit-refusal")
         message = html_panel(elem_id="control-said")
         log = html_panel(elem_id="run-log")
     return More(
@@ -133,6 +141,7 @@ def build_more() -> More:
         completion=completion,
         reward=reward,
         edit=edit,
+        edit_refusal=edit_refusal,
         show_log=show_log,
         message=message,
         log=log,
@@ -151,6 +160,12 @@ def states(run: RunRow | None) -> list[dict[str, Any]]:
             live,
         ]
     return [gr.update(interactive=yes) for yes in can]
+
+
+def reward_states(refusal: str) -> list[Any]:
+    """Updates of “Set reward” and of the line that says why it is disabled."""
+    note = f'<p class="note">{esc(refusal)}</p>' if refusal else ""
+    return [gr.update(interactive=not refusal), note]
 
 
 def wire(

@@ -88,6 +88,8 @@ def build_train(frame: Frame, views: Views, runs: Runs, service: Service) -> Tra
         live.status.advisor,
         at,
         seen,
+        live.status.more.edit,
+        live.status.more.edit_refusal,
     ]
     show = ShowTrain(views)
     refresh = frame.refresh.events("train", show, inputs, outputs)

@@ -14,10 +14,11 @@ from ui.render import charts, status
 from ui.server import group_ref
 from ui.server.group_ref import GroupRef
 from ui.server.views import CURVES, Views
+from ui.tabs import reward_edit
 from ui.tabs import run_control as control
 from ui.tabs.frame import SKIP, parse_tokens, token
 
-NUM_OUTPUTS = 15 + len(CURVES)  # as build_train lists them
+NUM_OUTPUTS = 17 + len(CURVES)  # as build_train lists them
 NUM_BUTTONS = 4
 
 
@@ -75,6 +76,9 @@ class ShowTrain:
         if not new:
             return [SKIP] * NUM_OUTPUTS
         picker = overlay = pill = line = trouble = SKIP
+        set_reward: list[Any] = [SKIP, SKIP]
+        if "refusal" in new:
+            set_reward = control.reward_states(parts["refusal"])
         buttons: list[Any] = [SKIP] * NUM_BUTTONS
         if new & {"runs", "run"}:
             chosen: dict[str, Any] = {}
@@ -100,6 +104,7 @@ class ShowTrain:
             advice if "advice" in new else SKIP,
             group_ref.text(shown.ref),
             json.dumps(now),
+            *set_reward,
         ]
 
     def _read(self, given: TrainInputs) -> _Shown:
@@ -139,6 +144,7 @@ class ShowTrain:
             "detail": view.detail,
             "steps": [shown.run_id, shown.last, ref and ref[0]],
             "follow": shown.follow,
+            "refusal": reward_edit.refusal(views, run, ref),
             "group": [shown.run_id, ref, shown.order, edited],
         }
 
