@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from grpo_core.models import products
 from grpo_core.models.products import linear, prepared_linear
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -109,16 +110,17 @@ class FusedDecoder:
         norm, rotate, gated = self._operations()
         heads = (*x.shape[:2], -1, self.head_dim)
         h = norm(x, layer.input_layernorm.weight, self.eps)
-        q = attention.q_proj(h).view(heads)
-        k = attention.k_proj(h).view(heads)
-        v = attention.v_proj(h).view(heads)
+        q = products.apply(attention.q_proj, h).view(heads)
+        k = products.apply(attention.k_proj, h).view(heads)
+        v = products.apply(attention.v_proj, h).view(heads)
         if hasattr(attention, "q_norm"):
             q = norm(q, attention.q_norm.weight, self.eps)
             k = norm(k, attention.k_norm.weight, self.eps)
         attended = attend(i, rotate(q, *rotation), rotate(k, *rotation), v)
-        x = x + attention.o_proj(attended.reshape(*x.shape[:2], -1))
+        x = x + products.apply(attention.o_proj, attended.reshape(*x.shape[:2], -1))
         h = norm(x, layer.post_attention_layernorm.weight, self.eps)
-        return x + mlp.down_proj(gated(mlp.gate_proj(h), mlp.up_proj(h)))
+        gate, up = products.apply(mlp.gate_proj, h), products.apply(mlp.up_proj, h)
+        return x + products.apply(mlp.down_proj, gated(gate, up))
 
     @staticmethod
     def _operations() -> tuple[Callable[..., Any], ...]:

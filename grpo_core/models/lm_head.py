@@ -163,7 +163,7 @@ class LogprobsFromStates(torch.autograd.Function):
         for rows in _chunks(states, weight):
             logits = linear(states[rows], weight, bias)
             slope = _logits_gradient(logits, saved.at(rows), logits)
-            torch.mm(slope, weight, out=by_states[rows])
+            by_states[rows] = linear(slope, weight.T)
             if by_weight is not None and slope.dtype == wide:
                 by_weight.addmm_(slope.T, states[rows])
             elif by_weight is not None:  # a GPU multiplies half precision faster

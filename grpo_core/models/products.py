@@ -1,22 +1,26 @@
-"""x·Wᵀ without a gradient on a CPU, for few rows x and a large weight W, by oneDNN's kernels.
+"""x·Wᵀ + b on a CPU by oneDNN's kernels, with and without a gradient.
 
-Decoding multiplies a few dozen rows with every weight of the model. There MKL, torch's default,
-is slow: 32 x 384 x 32,000 takes 11.3 ms, oneDNN 9.1, and 6.4 with the weight reordered (two
-threads; docs/measurements.md). Sampling on W2 (25 M parameters) takes 2.5 in place of 3.4 s a step
-(docs/diary.md, 2026-11-24). torch's compiler uses the same private operations. Without them, and
-for all other weights, F.linear computes the product, which is what the tests compare with.
+torch's default is MKL. It is slow for the few rows of decoding on every processor, and on AMD's it
+does not use AVX-512: there an update's products are half as fast as oneDNN's (docs/measurements.md,
+2026-11-28). Decoding also keeps each weight in the order that the kernel reads. torch's compiler
+uses the same private operations. Without them, and for small products, F.linear computes the
+product, which is what the tests compare with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-# Elements of a weight. Below this the kernels are no faster: 64 x 128 x 384 takes 90 µs against 68.
+# oneDNN is used from this size of a weight on, or of rows times weight. A call costs some 20 µs
+# more: 64 rows x 128 x 384 take 90 µs against 68.
 MIN_ELEMENTS = 2**17
+MIN_PRODUCTS = 2**23
 # Elements of a weight above which no reordered copy is kept: 256 MiB in float32.
 MAX_REORDERED_ELEMENTS = 2**26
 
@@ -26,8 +30,44 @@ _has_onednn = torch.backends.mkldnn.is_available() and all(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x·Wᵀ + b: x (…, H), weight (V, H), bias (V,) -> (…, V)."""
-    return _onednn_linear(x, weight, bias) if _uses_onednn(weight) else F.linear(x, weight, bias)
+    """x·Wᵀ + b: x (…, H), weight (V, H), bias (V,) -> (…, V). Differentiable once."""
+    num_rows = x.numel() // x.shape[-1]
+    if not num_rows or not _uses_onednn(weight, num_rows) or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Linear.apply(x, weight, bias)
+    return _onednn_linear(x, weight, bias)
+
+
+def apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x), by `linear` for a plain linear layer without hooks."""
+    if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks):
+        return linear(x, layer.weight, layer.bias)
+    return layer(x)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x·Wᵀ + b:   ∂x = ∂y·W,   ∂W = ∂yᵀ·x,   ∂b = Σ ∂y"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn_linear(x, weight, bias)
+
+    # torch calls this with one gradient for each output; its stub knows only *grad_outputs.
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, len(weight))
+        return (
+            _onednn_linear(gradient, weight.T) if of_x else None,
+            _onednn_linear(rows.T, x.reshape(-1, x.shape[-1]).T) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
 
 
 def prepared_linear(
@@ -37,20 +77,21 @@ def prepared_linear(
 
     It keeps a copy of the weight as it is now, in the kernel's own order.
     """
-    if not _uses_onednn(weight) or weight.numel() > MAX_REORDERED_ELEMENTS:
+    if not _uses_onednn(weight, 1) or weight.numel() > MAX_REORDERED_ELEMENTS:
         return lambda x: linear(x, weight, bias)
     reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), num_rows)
     return lambda x: _onednn_linear(x, reordered, bias)
 
 
-def _uses_onednn(weight: Tensor) -> bool:
+def _uses_onednn(weight: Tensor, num_rows: int) -> bool:
+    size = weight.numel()
     return (
         _has_onednn
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
-        and weight.numel() >= MIN_ELEMENTS
+        and (size >= MIN_ELEMENTS or num_rows * size >= MIN_PRODUCTS)
     )
 
 
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

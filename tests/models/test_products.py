@@ -1,0 +1,47 @@
+"""Linear layers on a CPU by oneDNN's kernels, beside float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from grpo_core.models import products
+
+SHAPES = {"many rows": (400, 384, 128), "a large weight": (3, 512, 1024), "no row": (0, 512, 1024)}
+
+
+def by_linear(product, x, weight, bias, slope):
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    y = product(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, slope)]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_linear_layers_output_and_gradients_are_those_of_float64(shape):
+    generator = torch.Generator().manual_seed(0)
+    rows, width, out = shape
+    x, weight, bias, slope = (
+        torch.randn(*size, generator=generator)
+        for size in ((2, rows, width), (out, width), (out,), (2, rows, out))
+    )
+    found = by_linear(products.linear, x, weight, bias, slope)
+    exact = by_linear(F.linear, *(t.double() for t in (x, weight, bias, slope)))
+    for a, b in zip(found, exact, strict=True):
+        assert (a.double() - b).norm() <= 2e-6 * b.norm()
+
+
+def test_a_hook_on_a_linear_layer_is_called():
+    layer, calls = nn.Linear(512, 512), []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    products.apply(layer, torch.randn(4, 512))
+    assert calls == [1]
+
+
+def test_a_gradient_for_the_weight_alone_needs_none_for_the_input():
+    layer, x = nn.Linear(512, 512), torch.randn(4, 512)
+    products.apply(layer, x).sum().backward()
+    # ∂/∂W of Σ x·Wᵀ + b: every row of it is the sum of x's rows; ∂/∂b is the number of rows.
+    assert torch.allclose(layer.weight.grad, x.sum(0).expand(512, -1), atol=1e-5)
+    assert torch.equal(layer.bias.grad, torch.full((512,), 4.0))
