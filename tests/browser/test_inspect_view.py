@@ -31,18 +31,6 @@ def recorded_server(tmp_path_factory):
     server.close()
 
 
-def requests_of(page) -> list[str]:
-    """The names of the page's requests from now on, but for polls."""
-    names: list[str] = []
-
-    def note(request):
-        if request.url.endswith("/studio/show") and "window" not in request.url:
-            names.append(request.post_data_json["name"])
-
-    page.on("request", note)
-    return names
-
-
 def test_back_returns_to_the_tab_the_run_and_the_group(recorded_server, open_page):
     first = recorded_server.runs["first"]
     page = open_page(recorded_server, f"?run={first}")
@@ -83,12 +71,14 @@ def test_back_asks_once(recorded_server, open_page):
     head = page.locator("#opened-group .group-head")
     page.get_by_role("button", name="Open group 2 of step 1").click()
     expect(head).to_contain_text("Q: 1+9=?")
-    names = requests_of(page)
+    names: list[str] = []
+    with page.expect_request("**/studio/show"):  # a poll: the next is a second later
+        pass
+    page.on("request", lambda r: "/studio/show" in r.url and names.append(r.post_data_json["name"]))
     page.go_back()
     expect(head).to_contain_text("Q: 3+0=?")
-    with page.expect_request("**/studio/show") as after:  # the next poll
+    with page.expect_request("**/studio/show"):  # the next poll
         pass
-    assert after.value.post_data_json["name"] == "poll"
     assert names == ["arrive", "poll"]
 
 
@@ -99,3 +89,62 @@ def test_set_reward_says_why_it_is_disabled(recorded_server, open_page):
     expect(page.locator("#edit-refusal")).to_have_text(
         "This run is finished: its rewards are final."
     )
+
+
+@pytest.mark.parametrize("width", [1440, 380])
+def test_no_column_of_the_list_is_cut(recorded_server, open_page, width):
+    page = open_page(recorded_server, f"?run={recorded_server.runs['second']}&tab=inspect")
+    page.set_viewport_size({"width": width, "height": 900})
+    for mode in ("Groups", "Completions"):
+        page.locator("#list-mode").get_by_role("radio", name=mode).check(force=True)
+        table = page.locator("#group-table .scroll")
+        expect(table).to_contain_text("Completion" if mode == "Completions" else "Prompt")
+        cut = table.evaluate(
+            """box => [...box.querySelectorAll('td')].filter(cell =>
+                 cell.scrollWidth > cell.clientWidth + 1 && !cell.matches('.prompt-cell')
+                 || cell.getBoundingClientRect().right > box.getBoundingClientRect().right + 1
+               ).length + (box.scrollWidth > box.clientWidth + 1)"""
+        )
+        assert cut == 0
+        assert table.locator(".prompt-cell").first.bounding_box()["width"] > 80
+
+
+def test_toggles_say_and_show_their_state(recorded_server, open_page):
+    page = open_page(recorded_server, f"?run={recorded_server.runs['first']}&tab=inspect")
+    head = page.locator("#opened-group")
+    for name, first in (("Best first", "true"), ("Full texts", "false")):
+        toggle = head.get_by_role("button", name=name, exact=True)
+        other = "true" if first == "false" else "false"
+        sign = "button => getComputedStyle(button, '::before').content.startsWith('\"✓')"
+        expect(toggle).to_have_attribute("aria-pressed", first)
+        assert toggle.evaluate(sign) is (first == "true")
+        toggle.click()
+        expect(toggle).to_have_attribute("aria-pressed", other)
+        assert toggle.evaluate(sign) is (other == "true")
+    head.get_by_role("button", name="Next group").click()
+    expect(head).to_contain_text("group 2 of 2")
+    expect(head.get_by_role("button", name="Full texts")).to_have_attribute("aria-pressed", "true")
+
+
+def test_another_run_shows_none_of_the_old_choices(recorded_server, open_page):
+    page = open_page(recorded_server, f"?run={recorded_server.runs['first']}&tab=inspect")
+    page.locator("#chips").get_by_role("button", name="tied").click()
+    page.get_by_role("button", name="Open group 2 of step 1").click()
+    expect(page.locator("#opened-group")).to_contain_text("Q: 1+9=?")
+    page.get_by_role("tab", name="Runs").click()
+    page.get_by_role("button", name="Open second").or_(
+        page.locator("#run-table").get_by_role("button", name="second", exact=True)
+    ).first.click()
+    expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name="Inspect").click()
+    expect(page.locator("#opened-group")).to_contain_text("Q: 4+0=?")
+    expect(page.locator("#chips").get_by_role("button", name="all 8")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+
+
+def test_a_row_tapped_on_a_phone_brings_its_group_into_view(recorded_server, open_page):
+    page = open_page(recorded_server, f"?run={recorded_server.runs['first']}&tab=inspect")
+    page.set_viewport_size({"width": 380, "height": 820})
+    page.get_by_role("button", name="Open group 2 of step 1").click()
+    expect(page.locator("#opened-group .group-head")).to_be_in_viewport()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from array import array
 
 import pytest
 
+from grpo_core.analysis.token_loss import TokenTerms
 from grpo_core.store import TokenRow
-from ui.render.tokens import token_view
+from ui.render.tokens import SCALES, token_view
 
 
 def drawn(text: str, pieces: list[bytes]) -> tuple[str, str]:
@@ -42,3 +44,41 @@ def test_prompt_and_tokens_join_to_the_text(text, pieces, opening):
     assert prompted == opening
     assert tokens == b"".join(pieces).decode()
     assert (prompted + tokens).startswith(text)
+
+
+def coloured(logprobs: list[float], by: str = "logprob") -> str:
+    n = len(logprobs)
+    values = array("f", logprobs)
+    row = TokenRow(1, array("i", range(n)), (b"x",) * n, values, values, None, values)
+    terms = TokenTerms(
+        logprob=logprobs,
+        ratio=[1.0] * n,
+        kl=[math.nan] * n,
+        entropy=[-v for v in logprobs],
+        clipped=[False] * n,
+        term=[0.0] * n,
+        gradient=[0.0] * n,
+    )
+    return token_view(row, terms, by)
+
+
+def test_a_value_has_the_same_colour_in_every_completion():
+    def strengths(shown: str) -> list[str]:
+        return re.findall(r'class="tok" style="--v:([\d.]+)"', shown)
+
+    alone, beside = coloured([-0.5]), coloured([-0.5, -9.0])
+    assert strengths(alone) == ["0.393"]  # 1 − e^−0.5
+    assert strengths(beside) == ["0.393", "1.000"]
+    marks = re.findall(r'class="swatch" style="--v:([\d.]+)">([^<]+)<', alone)
+    assert ("0.393", "−0.5") in marks
+    assert marks == re.findall(r'class="swatch" style="--v:([\d.]+)">([^<]+)<', beside)
+
+
+@pytest.mark.parametrize("by", SCALES)
+def test_the_legend_goes_from_end_to_end(by):
+    scale = SCALES[by]
+    parts = [scale.part(value) for value in scale.marks]
+    strengths = sorted(parts)
+    assert parts in (strengths, strengths[::-1])  # each mark is darker than the one before
+    assert max(abs(p) for p in parts) > 0.99
+    assert 0 in parts

@@ -46,6 +46,13 @@ window.studioSort = (sort, words) => {
   return JSON.stringify({key: window.studioPressed.key, descending});
 };
 
+// The pressed row's group. Where it opens below the list, as on a phone, the page scrolls to it.
+window.studioOpen = () => {
+  const group = document.querySelector('#opened');
+  if (getComputedStyle(group.parentElement).flexDirection === 'column') group.scrollIntoView();
+  return window.studioPressed.at;
+};
+
 // The next or previous group of the step; the last is followed by the first.
 // groupRef: "37/2" is step 37, third group.
 window.studioWalk = groupRef => {

@@ -86,7 +86,8 @@ def _why_row(
     scores = "".join(f"<td>{score_text(first.scores.get(name))}</td>" for name in criteria)
     share = ""
     if gradient is not None:
-        share = f"<td>{_share(sum(gradient.get(r.id, 0.0) for r in equal))}</td>"
+        together = ' <i class="times">together</i>' if len(equal) > 1 else ""
+        share = f"<td>{_share(sum(gradient.get(r.id, 0.0) for r in equal))}{together}</td>"
     return (
         f'<tr><th scope="row">{_positions(equal)}</th>{scores}'
         f"<td>{reward_text(first.reward, digits)}</td>"

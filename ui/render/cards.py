@@ -49,7 +49,8 @@ def group_head(group: GroupRow, num_groups: int, order: str) -> str:
     answer = ""
     if group.answer != "":
         answer = f'<span class="fact">answer <b>{esc(group.answer)}</b></span>'
-    other, label = ("sampled", "Best first") if order == "best" else ("best", "As sampled")
+    is_best_first = order == "best"
+    other = "sampled" if is_best_first else "best"
     walk = f'<button type="button" class="icon" data-do="walk" data-groups="{num_groups}"'
     return (
         '<div class="group-head">'
@@ -59,7 +60,8 @@ def group_head(group: GroupRow, num_groups: int, order: str) -> str:
         f'<span class="tools">{walk} data-by="-1" aria-label="Previous group">‹</button>'
         f'{walk} data-by="1" aria-label="Next group">›</button>'
         f'<button type="button" data-do="order" data-order="{other}" '
-        f'aria-label="Order of completions: {label}. Change">{label}</button>'
+        f'aria-pressed="{str(is_best_first).lower()}" '
+        'title="Off: in the order in which they were sampled">Best first</button>'
         '<button type="button" data-toggle="texts" aria-pressed="false">Full texts</button>'
         "</span></div>"
     )

@@ -95,7 +95,8 @@ def _row(r: FoundRollout, selected: bool) -> str:
         f'<tr{chosen}><td class="num">{r.step:,}</td>'
         '<td class="prompt-cell wide"><button type="button" class="row-button" data-do="open" '
         f'data-at="{r.step}/{r.group}" aria-label="{label}">{esc(r.text) or "(empty)"}</button>'
-        f'</td><td class="num">{format_number(r.reward)}</td>'
-        f'<td class="num">{signed(r.advantage)}</td>'
-        f'<td class="num">{r.num_tokens:,}{cut}</td><td>{verdict_pill(r.verdict)}</td></tr>'
+        f'</td><td class="num" data-label="reward">{format_number(r.reward)}</td>'
+        f'<td class="num" data-label="A">{signed(r.advantage)}</td>'
+        f'<td class="num" data-label="tokens">{r.num_tokens:,}{cut}</td>'
+        f"<td>{verdict_pill(r.verdict)}</td></tr>"
     )

@@ -161,8 +161,8 @@ def _group_row(group: GroupSummary, highest: float, selected: bool) -> str:
         '<td class="prompt-cell"><button type="button" class="row-button" data-do="open" '
         f'data-at="{group.step}/{group.position}" aria-label="{label}">{prompt}</button></td>'
         f"<td>{reward_strip(group.rewards, highest)}</td>"
-        f'<td class="num">{format_number(group.reward_mean)}</td>'
-        f'<td class="num">{format_number(group.reward_std)}</td>'
+        f'<td class="num" data-label="mean">{format_number(group.reward_mean)}</td>'
+        f'<td class="num" data-label="spread">{format_number(group.reward_std)}</td>'
         f"<td>{verdict_pill(group.verdict)}</td></tr>"
     )
 

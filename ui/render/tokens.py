@@ -9,14 +9,14 @@ import codecs
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_core.analysis.token_loss import TokenTerms
 from grpo_core.store import GroupRow, TokenRow
 from ui.render.status import empty
-from ui.render.text import esc, is_number, short, signed
+from ui.render.text import esc, is_number, plain, short, signed
 
 MAX_OPENING = 400  # characters of a completion's text that its prompt wrote
 MAX_TOKENS = 4000  # drawn; a note says so where a completion is longer
@@ -24,44 +24,81 @@ MAX_TOKENS = 4000  # drawn; a note says so where a completion is longer
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How a quantity becomes a colour: none to blue, from 0 to the largest value.
+    """How a quantity becomes a colour, the same in every completion, group and run.
 
-    diverging: orange below `middle`, none at it, blue above it.
+    part: value -> how strong its colour is, -1 to 1: orange below 0, none at 0, blue above 0.
+    marks: values that the legend names; at the first and the last the colour is at its end.
     """
 
     title: str
     help: str
-    diverging: bool = False
-    middle: float = 0.0
+    part: Callable[[float], float]
+    marks: Sequence[float]
+
+
+def _unlikely(logprob: float) -> float:
+    """1 − p, the probability of all other tokens."""
+    return -math.expm1(min(0.0, logprob))
+
+
+def _root(highest: float) -> Callable[[float], float]:
+    """The square root, so that small values are seen beside large ones."""
+    return lambda value: math.sqrt(min(1.0, max(0.0, value) / highest))
+
+
+def _likelier(ratio: float) -> float:
+    """The root of |log2 ratio|, with its sign: 2 and 1/2 are as far from 1."""
+    log = math.log2(ratio) if ratio > 0 else -math.inf
+    return math.copysign(math.sqrt(min(1.0, abs(log))), log)
+
+
+def _magnitude(gradient: float) -> float:
+    """The order of magnitude from 1e-6 to 1e-2, with its sign."""
+    size = min(1.0, max(0.0, (math.log10(abs(gradient) or 1e-9) + 6) / 4))
+    return math.copysign(size, gradient)
 
 
 SCALES: dict[str, Scale] = {
-    "logprob": Scale("log-probability", "The darker, the less the policy expected it."),
+    "logprob": Scale(
+        "log-probability",
+        "The darker, the less the policy expected it.",
+        _unlikely,
+        (0, -0.1, -0.5, -1, -2, -5),
+    ),
     "ratio": Scale(
         "ratio",
         "New over old policy: blue has become likelier, orange less likely. "
         "1 in the first update of a batch.",
-        diverging=True,
-        middle=1.0,
+        _likelier,
+        (0.5, 0.8, 0.95, 1, 1.05, 1.25, 2),
     ),
-    "kl": Scale("KL", "Distance from the reference at this token."),
-    "entropy": Scale("entropy", "How open the choice was. Forking tokens are dark."),
-    "clip": Scale("clip", "Dark where clipping removed the token's gradient."),
+    "kl": Scale(
+        "KL", "Distance from the reference at this token.", _root(1), (0, 0.01, 0.1, 0.3, 1)
+    ),
+    "entropy": Scale(
+        "entropy",
+        "How open the choice was. Forking tokens are dark.",
+        _root(3),
+        (0, 0.1, 0.5, 1, 3),
+    ),
+    "clip": Scale(
+        "clip", "Dark where clipping removed the token's gradient.", lambda value: value, (0, 1)
+    ),
     "gradient": Scale(
         "gradient",
         "The update's direction: blue is made likelier, orange less likely.",
-        diverging=True,
+        _magnitude,
+        (-1e-2, -1e-3, -1e-4, 0, 1e-4, 1e-3, 1e-2),
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Colouring:
-    """The drawn tokens' values, nan where unknown. far: their largest distance from the middle."""
+    """The drawn tokens' values, nan where unknown."""
 
     scale: Scale
     values: Sequence[float]
-    far: float
 
 
 def value_of(by: str, terms: TokenTerms, i: int) -> float:
@@ -113,8 +150,7 @@ def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str, text: st
     scale = SCALES[by]
     values = [math.nan if terms is None else value_of(by, terms, i) for i in range(num_drawn)]
     known = [value for value in values if math.isfinite(value)]
-    far = max((abs(value - scale.middle) for value in known), default=0.0)
-    colouring = Colouring(scale, values, far)
+    colouring = Colouring(scale, values)
     drawn, at = _of_prompt(text, row.pieces), 0
     for joined, pieces in clusters(row.pieces[:num_drawn]):
         if len(pieces) == 1:
@@ -139,7 +175,7 @@ def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str, text: st
     if num_drawn < len(row.token_ids):
         note += f'<p class="note">The first {num_drawn:,} of {len(row.token_ids):,} tokens.</p>'
     return (
-        f'{_legend(scale, far)}<div class="tokens" dir="auto" role="group" tabindex="0" '
+        f'{_legend(scale)}<div class="tokens" dir="auto" role="group" tabindex="0" '
         f'aria-label="Tokens, coloured by {esc(scale.title)}. Arrow keys walk them.">{drawn}</div>'
         '<p class="token-says" role="status">'
         f"Point at a token, tap it, or walk with the arrow keys.</p>{note}"
@@ -214,17 +250,18 @@ def _span(
     is_part = isinstance(text, bytes)
     drawn = text.hex(" ").upper() if is_part else _visible(text)
     numbers = esc(token_numbers(i, row, terms))
-    value, scale = colouring.values[i], colouring.scale
-    part, side = 0.0, ""
-    if is_number(value) and colouring.far > 0:
-        distance = value - scale.middle
-        part = min(1.0, abs(distance) / colouring.far)
-        side = " down" if scale.diverging and distance < 0 else ""
-    kind = f"tok{' byte' if is_part else ''}{side}"
+    kind, style = _colour(colouring.scale, colouring.values[i])
+    byte = " byte" if is_part else ""
     return (
-        f'<span class="{kind}" style="--v:{part:.3f}" data-says="{numbers}" title="{numbers}">'
+        f'<span class="tok{byte}{kind}" style="{style}" data-says="{numbers}" title="{numbers}">'
         f"{drawn}</span>"
     )
+
+
+def _colour(scale: Scale, value: float) -> tuple[str, str]:
+    """Class and style of a value's colour; a value that is not known has none."""
+    part = scale.part(value) if is_number(value) else 0.0
+    return " down" if part < 0 else "", f"--v:{abs(part):.3f}"
 
 
 def _visible(text: str) -> str:
@@ -252,14 +289,15 @@ def token_numbers(i: int, row: TokenRow, terms: TokenTerms | None) -> str:
     return " · ".join(parts)
 
 
-def _legend(scale: Scale, far: float) -> str:
-    low, high = (scale.middle - far, scale.middle + far) if scale.diverging else (0.0, far)
-    if scale.title == "log-probability":
-        low, high = 0.0, -far
-    kind = "diverging" if scale.diverging else "rising"
+def _legend(scale: Scale) -> str:
+    """The marks of the scale in their colours."""
+    swatches = ""
+    for value in scale.marks:
+        kind, style = _colour(scale, value)
+        swatches += f'<span class="swatch{kind}" style="{style}">{plain(value)}</span>'
     return (
-        f'<p class="token-legend"><span>{short(low)}</span><i class="{kind}" aria-hidden="true">'
-        f'</i><span>{short(high)}</span><span class="note">{esc(scale.help)}</span></p>'
+        f'<p class="token-legend"><span class="swatches">{swatches}</span>'
+        f'<span class="note">{esc(scale.help)}</span></p>'
     )
 
 

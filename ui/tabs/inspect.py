@@ -129,16 +129,20 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
 
     refresh.after(listed.over_time.pick(pick_step, [filters, frame.run], filters, **QUIET))
     opened = side.opened
-    refresh.after(listed.table.open(None, None, opened, js="() => studioPressed.at", **QUIET))
+    refresh.after(listed.table.open(None, None, opened, js="() => studioOpen()", **QUIET))
     wire_group(side, at, refresh)
     _wire_use(side, frame, views, setup, tabs)
-    frame.run.input(
-        None,
+    # Another run: neither its group nor its steps are those that were chosen, unless the address
+    # names them.
+    anew = frame.run.change(
         None,
         [opened, filters],
-        js=f"() => ['', JSON.stringify({json.dumps(FIRST)})]",
+        [opened, filters],
+        js="(opened, filters) => studioRefresh.arrived ? [opened, filters] "
+        f": ['', JSON.stringify({json.dumps(FIRST)})]",
         **QUIET,
     )
+    refresh.on_change(anew.then)
     return Inspect(inputs, outputs, show, opened)
 
 

@@ -152,7 +152,8 @@ class ShowGroup:
         view = one_of(given.view, [key for _, key in VIEWS], "cards")
         order = one_of(given.order, ("best", "sampled"), "best")
         options = parse_tokens(given.options).get(view)
-        which = [run and run.id, ref]
+        edited = self.views.store.edited(run.id, ref[0]) if run and ref else None
+        which = [run and run.id, ref, edited]
         now = {
             "head": token([*which, order]),
             "controls": token([*which, view]),
