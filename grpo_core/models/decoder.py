@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,6 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from grpo_core.models import products
-from grpo_core.models.products import linear, prepared_linear
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary variants whose angles do not depend on the length of the text.
@@ -50,30 +49,14 @@ class FusedDecoder:
     eps: Tensor  # (); as a Python number, every operation would convert it to a tensor again
 
     @classmethod
-    def of(cls, model: nn.Module) -> FusedDecoder | None:
-        """None for other architectures, sliding windows, and unknown (e.g. quantised) layers."""
-        config: Any = getattr(model, "config", None)
-        body: Any = getattr(model, "model", None)
-        if getattr(config, "model_type", None) not in ARCHITECTURES or not hasattr(body, "layers"):
+    def of(cls, model: nn.Module, longest: int | None = None) -> FusedDecoder | None:
+        """None where `why_not_fused` gives a reason."""
+        if why_not_fused(model, longest):
             return None
-        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-        slides = "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
-            config.model_type == "mistral" and getattr(config, "sliding_window", None) is not None
-        )
-        projections = [
-            projection
-            for layer in body.layers
-            for projection in (
-                *(getattr(layer.self_attn, f"{n}_proj") for n in "qkvo"),
-                *(getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down")),
-            )
-        ]
-        all_linear = all(type(getattr(p, "base_layer", p)) is nn.Linear for p in projections)
-        if rope not in ROPE_TYPES or slides or not all_linear or config.hidden_act != "silu":
-            return None
+        body: Any = model.model
         weight = body.norm.weight
         eps = torch.tensor(
-            config.rms_norm_eps,
+            cast("Any", model.config).rms_norm_eps,
             dtype=torch.promote_types(weight.dtype, torch.float32),
             device=weight.device,
         )
@@ -128,6 +111,50 @@ class FusedDecoder:
         if torch.is_grad_enabled():
             return _RMSNorm.apply, _Rotate.apply, _SwiGLU.apply
         return rms_norm, rotate, swiglu
+
+
+def why_not_fused(model: nn.Module, longest: int | None = None) -> str:
+    """Why only the model's own code can compute it; "" where FusedDecoder can.
+
+    longest: tokens of the longest text. A window of attention that no text exceeds hides nothing.
+    """
+    config: Any = getattr(model, "config", None)
+    body: Any = getattr(model, "model", None)
+    kind = getattr(config, "model_type", None)
+    if kind not in ARCHITECTURES or not hasattr(body, "layers"):
+        return f"there is no fused decoder for {kind or type(model).__name__}"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ROPE_TYPES:
+        return f"its rotary angles are of the kind {rope}"
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
+        kind == "mistral" and window is not None
+    )
+    if slides and (longest is None or window is None or longest > window):
+        return f"its layers see the last {window} tokens only"
+    if config.hidden_act != "silu":
+        return f"its gate is {config.hidden_act}"
+    for layer in body.layers:
+        for name in _PROJECTIONS:
+            projection: Any = layer.get_submodule(name)
+            if not _is_product(getattr(projection, "base_layer", projection)):
+                return f"its layers have products of the kind {type(projection).__name__}"
+    return ""
+
+
+_PROJECTIONS = (
+    *(f"self_attn.{n}_proj" for n in "qkvo"),
+    *(f"mlp.{n}_proj" for n in ("gate", "up", "down")),
+)
+
+
+def _is_product(layer: nn.Module) -> bool:
+    """Whether a layer computes x·Wᵀ + b: torch's own, or one whose W is kept in four bits."""
+    kind = type(layer)
+    return kind is nn.Linear or (kind.__module__, kind.__name__) == _FOUR_BITS
+
+
+_FOUR_BITS = ("bitsandbytes.nn.modules", "Linear4bit")
 
 
 # Keeps only the inputs, and computes the rest again in the backward pass.
@@ -317,58 +344,7 @@ class _SwiGLU(torch.autograd.Function):
         return by_gate, F.silu(gate).mul_(gradient)
 
 
-# ---- for decoding ------------------------------------------------------------------------------
-
-# Elements of a fused weight up to which a second copy is worth its memory: 16 MiB in float32.
-MAX_FUSED_ELEMENTS = 2**22
-
-
-@dataclass(frozen=True, slots=True)
-class FusedLayer:
-    """A layer's weights for decoding. Small matrices that read the same input are one matrix."""
-
-    input_norm: Tensor
-    qkv: Callable[[Tensor], Tensor]
-    qk_norm: Tensor | None  # (heads + K, d)
-    kv_heads: int
-    output: Callable[[Tensor], Tensor]
-    post_norm: Tensor
-    gate_up: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor], Tensor]
-
-
-def fuse_layer(layer: Any, num_rows: int) -> FusedLayer:
-    """Fuse the present weights for at most `num_rows` rows. Fuse again after every update."""
-    attention, mlp = layer.self_attn, layer.mlp
-    heads = attention.q_proj.out_features // attention.head_dim
-    kv_heads = attention.k_proj.out_features // attention.head_dim
-    qk_norm = None
-    if hasattr(attention, "q_norm"):
-        q_norm = attention.q_norm.weight.expand(heads, -1)
-        qk_norm = torch.cat([q_norm, attention.k_norm.weight.expand(kv_heads, -1)])
-    return FusedLayer(
-        input_norm=layer.input_layernorm.weight,
-        qkv=_fused_linear(num_rows, attention.q_proj, attention.k_proj, attention.v_proj),
-        qk_norm=qk_norm,
-        kv_heads=kv_heads,
-        output=_fused_linear(num_rows, attention.o_proj),
-        post_norm=layer.post_attention_layernorm.weight,
-        gate_up=_fused_linear(num_rows, mlp.gate_proj, mlp.up_proj),
-        down=_fused_linear(num_rows, mlp.down_proj),
-    )
-
-
-def _fused_linear(num_rows: int, *linears: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """x -> the outputs of all layers, concatenated. Layers with adapters are called as they are."""
-    if any(type(p) is not nn.Linear for p in linears):
-        return linears[0] if len(linears) == 1 else lambda x: torch.cat([p(x) for p in linears], -1)
-    if sum(p.weight.numel() for p in linears) > MAX_FUSED_ELEMENTS:
-        return lambda x: torch.cat([linear(x, p.weight, p.bias) for p in linears], -1)
-    if len(linears) == 1:
-        return prepared_linear(linears[0].weight, linears[0].bias, num_rows)
-    weight = torch.cat([p.weight for p in linears])
-    bias = torch.cat([p.bias for p in linears]) if linears[0].bias is not None else None
-    return prepared_linear(weight, bias, num_rows)
+# ---- the model's own forward ---------------------------------------------------------------------
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -70,6 +70,12 @@ def adapter_layers(model: nn.Module) -> list[LoraLayer]:
     return [cast("LoraLayer", m) for m in model.modules() if hasattr(m, "lora_A")]
 
 
+def without_merged(layer: nn.Module) -> nn.Module:
+    """The plain layer below adapters that are merged into its weight; else the layer itself."""
+    is_merged = hasattr(layer, "lora_A") and cast("LoraLayer", layer).merged
+    return cast("LoraLayer", layer).get_base_layer() if is_merged else layer
+
+
 @torch.no_grad()
 def scale_adapters(layers: Sequence[LoraLayer], factor: float) -> None:
     """W + BA -> W + factor·BA: what every adapter adds to its layer's weight, in place."""

@@ -24,7 +24,8 @@ def decode_batches(
     for members in by_length.values():
         longest = max(len(prompts[p]) for p in members)
         row_bytes = _row_bytes(policy, longest + max_new_tokens)
-        size = max(1, int(budget // (group_size * row_bytes)))
+        prompt_bytes = group_size * row_bytes + _reading_bytes(policy, longest)
+        size = max(1, int(budget // prompt_bytes))
         yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
@@ -49,3 +50,12 @@ def _row_bytes(policy: Policy, num_tokens: int) -> int:
     assert head is not None
     cache = num_tokens * cache_bytes(policy.model.config, head.weight.element_size())
     return cache + 24 * head.weight.shape[0]
+
+
+def _reading_bytes(policy: Policy, length: int) -> int:
+    """Memory of a layer's attention while a prompt is read: two masks and the scores of all heads.
+
+    Most kernels on a GPU keep no scores; those of older cards do.
+    """
+    heads = getattr(text_config(policy.model), "num_attention_heads", None) or 1
+    return length**2 * (heads + 2) * policy.model.dtype.itemsize

@@ -7,8 +7,7 @@ K key-value heads, R = heads/K, d head width.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,25 +16,9 @@ from torch import Tensor
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models import Policy
 from grpo_core.models.attention_spans import new_angles_after
-from grpo_core.models.decoder import (
-    FusedDecoder,
-    forward,
-    fuse_layer,
-    masked_attention,
-    positions,
-    rms_norm,
-    rotate,
-    swiglu,
-)
-from grpo_core.models.products import prepared_linear
-
-UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be recorded
-SHORT = (
-    64  # tokens; up to here copying a prompt to each of its rows costs less than keeping it apart
-)
-
-
-log = logging.getLogger("grpo_studio")
+from grpo_core.models.decoder import FusedDecoder, forward, positions, why_not_fused
+from grpo_core.models.once import say_once
+from grpo_core.rollout.fused import FixedCaches, GrowingCaches, padded
 
 
 class Decoder(Protocol):
@@ -56,25 +39,21 @@ class Decoder(Protocol):
         ...
 
 
-def decoder(policy: Policy) -> Decoder:
-    family = FusedDecoder.of(policy.model)
-    if family is None:
-        return _Plain(policy)
-    return _Recorded(policy, family) if policy.device.type == "cuda" else _Shared(policy, family)
+def decoder(policy: Policy, longest: int, fixed: bool) -> Decoder:
+    """What decodes texts of at most `longest` tokens; with shapes that stay, if `fixed`."""
+    family = FusedDecoder.of(policy.model, longest)
+    if family is not None:
+        return (FixedCaches if fixed else GrowingCaches)(policy, family)
+    if fixed:
+        reason = why_not_fused(policy.model, longest)
+        say_once(
+            policy.model,
+            f"Sampling uses the model's own code, which is slower on a GPU: {reason}.",
+        )
+    return OwnForward(policy)
 
 
-def _padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, (P, L), padded on the left."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor(
-        [[policy.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=policy.device
-    )
-    return ids, torch.tensor(
-        [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=policy.device
-    )
-
-
-class _Plain:
+class OwnForward:
     """The model's own forward and cache: read a prompt once, then expand its cache to the group."""
 
     moves_at = 0.75  # moving the cache costs about one token's work
@@ -85,7 +64,7 @@ class _Plain:
     def read(
         self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
     ) -> Tensor:
-        ids, mask = _padded(self._policy, prompts)
+        ids, mask = padded(self._policy, prompts)
         out = forward(
             self._policy.model,
             input_ids=ids,
@@ -139,278 +118,3 @@ class _Plain:
         problem = "its architecture keeps no cache that its completions could share"
         name, hint = self._policy.tokenizer.name_or_path, "Choose another model."
         raise InvalidConfig([FieldProblem("model.name", name, problem, hint)])
-
-
-class _Shared:
-    """Fused. All rows of a long prompt share one cache of it; each row caches its own tokens only.
-
-    With long prompts, reading a cache of their own G times is most of the memory traffic of a step.
-    The cache of a short prompt is copied to every row: then attention is one product, and for a
-    small model the number of operations decides.
-    """
-
-    moves_at = 0.75
-    _place: Tensor  # (b,) position of the next token
-
-    def __init__(self, policy: Policy, family: FusedDecoder):
-        self._policy, self._family = policy, family
-        head = policy.model.get_output_embeddings()
-        assert head is not None  # FusedDecoder.of checks it
-        self._head = head
-        self._to_logits: Callable[[Tensor], Tensor] = self._head
-
-    def read(
-        self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
-    ) -> Tensor:
-        ids, mask = _padded(self._policy, prompts)
-        num_prompts, width = ids.shape
-        num_rows, dtype, device = len(prompts) * group_size, self._head.weight.dtype, ids.device
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        sees = causal & mask[:, None, :].bool()  # (P, L, L)
-        # Padding attends to itself: a row of nothing but -inf is nan.
-        sees |= torch.eye(width, dtype=torch.bool, device=device)
-        attend = masked_attention(_additive(sees, dtype)[:, None])
-        shares = width > SHORT and group_size > 1
-        self._written = 0 if shares else width  # of each row's own cache
-        # Of each layer: shared keys (P·K, d, L) and values (P·K, L, d) of the prompts.
-        self._prompt: list[tuple[Tensor, Tensor]] = []
-        self._own: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, (b, K, T, d)
-
-        def keeping(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            kv_heads, head_dim = k.shape[2:]
-            own = [
-                t.new_empty(num_rows, kv_heads, self._written + max_new_tokens, head_dim)
-                for t in (k, v)
-            ]
-            if shares:
-                self._prompt.append(
-                    (
-                        k.permute(0, 2, 3, 1).reshape(-1, head_dim, width),
-                        v.transpose(1, 2).reshape(-1, width, head_dim),
-                    )
-                )
-            else:
-                for cache, t in zip(own, (k, v), strict=True):
-                    cache.view(num_prompts, group_size, *cache.shape[1:])[:, :, :, :width] = (
-                        t.transpose(1, 2)[:, None]
-                    )
-            self._own.append((own[0], own[1]))
-            return attend(layer, q, k, v)
-
-        last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
-        self._num_prompts, self._group_size, self._shares = num_prompts, group_size, shares
-        # (b, L): masks the padding of a row's prompt; None: no padding.
-        self._hidden = (
-            _additive(mask.bool(), dtype).repeat_interleave(group_size, 0)
-            if bool((mask == 0).any())
-            else None
-        )
-        self._alive = torch.arange(num_rows, device=ids.device)
-        self._place = mask.sum(1).repeat_interleave(group_size)  # (b,)
-        self._layers = [fuse_layer(layer, num_rows) for layer in self._family.body.layers]
-        where = torch.arange(width + max_new_tokens, device=ids.device)[None]
-        self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[
-            :, 0, :, : self._family.head_dim // 2
-        ]  # (2, L + T, d/2)
-        if type(self._head) is torch.nn.Linear:
-            self._to_logits = prepared_linear(self._head.weight, self._head.bias, num_rows)
-        return self._to_logits(last).repeat_interleave(group_size, 0)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        x = self._family.body.embed_tokens(tokens)  # (b, H)
-        cos, sin = self._angles[:, self._place, None].unbind(0)  # (b, 1, d/2)
-        eps, head_dim = self._family.eps, self._family.head_dim
-        # Not kept on self: a reference cycle would keep the caches until it is collected.
-        attend = self._with_prompt if self._shares else self._alone
-        for i, layer in enumerate(self._layers):
-            h = rms_norm(x, layer.input_norm, eps)
-            qkv = layer.qkv(h).view(len(x), -1, head_dim)  # (b, heads + 2K, d)
-            turning, v = qkv[:, : -layer.kv_heads], qkv[:, -layer.kv_heads :]
-            if layer.qk_norm is not None:
-                turning = rms_norm(turning, layer.qk_norm, eps)
-            turning = rotate(turning, cos, sin)
-            attended = attend(i, turning[:, : -layer.kv_heads], turning[:, -layer.kv_heads :], v)
-            x = layer.output(attended).add_(x)
-            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
-            x = layer.down(swiglu(gate, up)).add_(x)
-        self._advance()
-        return self._to_logits(rms_norm(x, self._family.body.norm.weight, eps))
-
-    def _advance(self) -> None:
-        self._place += 1
-        self._written += 1
-
-    def keep(self, rows: Tensor) -> None:
-        self._alive, self._place = self._alive[rows], self._place[rows]
-        self._own = [(self._kept(k, rows), self._kept(v, rows)) for k, v in self._own]
-        if self._hidden is not None:
-            self._hidden = self._hidden[rows]
-
-    def _kept(self, cache: Tensor, rows: Tensor) -> Tensor:
-        kept = cache.new_empty(len(rows), *cache.shape[1:])
-        kept[:, :, : self._written] = cache[:, :, : self._written].index_select(0, rows)
-        return kept
-
-    def _remembered(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All of a row's own keys and values, (b, K, t, d), these (b, K, d) included."""
-        keys, values = self._own[layer]
-        keys[:, :, self._written], values[:, :, self._written] = k, v
-        return keys[:, :, : self._written + 1], values[:, :, : self._written + 1]
-
-    def _alone(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (b, heads, d) -> (b, heads·d); every row has the prompt among its own."""
-        keys, values = self._remembered(layer, k, v)
-        kv_heads, head_dim = k.shape[1:]
-        scores = torch.bmm(
-            (q * head_dim**-0.5).view(len(q) * kv_heads, -1, head_dim), keys.flatten(0, 1).mT
-        )  # (b·K, R, t)
-        if self._hidden is not None:
-            scores.view(len(q), -1, scores.shape[-1])[..., : self._hidden.shape[1]] += self._hidden[
-                :, None
-            ]
-        return torch.bmm(self._of_written(scores).softmax(-1), values.flatten(0, 1)).view(
-            len(q), -1
-        )
-
-    def _with_prompt(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (b, heads, d) -> (b, heads·d): one softmax over prompt and own tokens."""
-        keys, values = self._remembered(layer, k, v)
-        prompt_keys, prompt_values = self._prompt[layer]
-        kv_heads, head_dim = k.shape[1:]
-        q = (q * head_dim**-0.5).view(len(q), kv_heads, -1, head_dim)
-        to_prompt = self._rows(torch.bmm(self._grid(q), prompt_keys), kv_heads)
-        if self._hidden is not None:
-            to_prompt = to_prompt + self._hidden[:, None, None]
-        weights = torch.cat([to_prompt, self._of_written(q @ keys.transpose(2, 3))], -1).softmax(-1)
-        on_prompt, on_own = weights.split([to_prompt.shape[-1], keys.shape[2]], -1)
-        return (
-            self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads)
-            .add_(on_own @ values)
-            .reshape(len(q), -1)
-        )
-
-    def _of_written(self, scores: Tensor) -> Tensor:
-        """(…, t) scores of a row's own places."""
-        return scores
-
-    def _grid(self, rows: Tensor) -> Tensor:
-        """(b, K, R, n) -> (P·K, G·R, n): the rows of a prompt side by side, ended rows empty."""
-        groups, size = self._num_prompts, self._group_size
-        if len(rows) < groups * size:
-            rows = rows.new_zeros(groups * size, *rows.shape[1:]).index_copy_(0, self._alive, rows)
-        return (
-            rows.view(groups, size, *rows.shape[1:])
-            .transpose(1, 2)
-            .reshape(groups * rows.shape[1], -1, rows.shape[-1])
-        )
-
-    def _rows(self, grid: Tensor, kv_heads: int) -> Tensor:
-        """The inverse."""
-        size = self._group_size
-        rows = (
-            grid.view(-1, kv_heads, size, grid.shape[1] // size, grid.shape[2])
-            .transpose(1, 2)
-            .reshape(-1, kv_heads, grid.shape[1] // size, grid.shape[2])
-        )
-        return rows if len(rows) == len(self._alive) else rows[self._alive]
-
-
-class _Recorded(_Shared):
-    """The same with fixed shapes, so that CUDA records a step as a graph: one launch, not hundreds.
-
-    A token attends to its row's whole cache; what is not written yet is masked. The first replay is
-    compared with the plain step. If they differ, or recording fails, this model's steps stay plain.
-    On a CPU they always are.
-    """
-
-    moves_at = 0.5  # recording anew costs several tokens' work
-
-    def read(
-        self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
-    ) -> Tensor:
-        logits = super().read(prompts, group_size, max_new_tokens)
-        self._settle()
-        return logits
-
-    def keep(self, rows: Tensor) -> None:
-        super().keep(rows)
-        self._settle()
-
-    def _settle(self) -> None:
-        """After a change of shapes: drop the graph; fill the unwritten cache with masked zeros."""
-        keys = self._own[0][0]
-        for cache in (t for pair in self._own for t in pair):
-            cache[:, :, self._written :] = 0
-        # Where the next token is written.
-        self._at = torch.tensor([self._written], device=keys.device)
-        written = torch.arange(keys.shape[2], device=keys.device) < self._written
-        self._unwritten = _additive(written, keys.dtype)  # (t,)
-        self._graph: torch.cuda.CUDAGraph | None = None
-
-    def step(self, tokens: Tensor) -> Tensor:
-        self._written += 1
-        if self._graph is not None:
-            self._tokens.copy_(tokens)
-            self._graph.replay()
-            return self._logits
-        logits = super().step(tokens)
-        if (
-            tokens.is_cuda
-            and not getattr(self._policy.model, UNRECORDED, False)
-            and not self._record(tokens, logits)
-        ):
-            setattr(self._policy.model, UNRECORDED, True)
-        return logits
-
-    def _record(self, tokens: Tensor, expected: Tensor) -> bool:
-        """Record the last step as a graph. False: impossible, or another result."""
-        graph = torch.cuda.CUDAGraph()
-        before = self._place.clone(), self._at.clone()
-        self._tokens = tokens.clone()
-        try:
-            # thread_local: the playground may sample in another thread.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._logits = super().step(self._tokens)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as problem:
-            log.warning(
-                "Decoding steps cannot be recorded on this device and stay plain: %s",
-                str(problem).splitlines()[0],
-            )
-            return False
-        for counter in (self._place, self._at):
-            counter -= 1
-        graph.replay()
-        if torch.allclose(self._logits.float(), expected.float(), rtol=1e-2, atol=1e-2):
-            self._graph = graph
-            return True
-        log.warning(
-            "A recorded decoding step gives other logits than the step itself; steps stay plain."
-        )
-        for counter, value in zip((self._place, self._at), before, strict=True):
-            counter.copy_(value - 1)
-        super().step(tokens)
-        return False
-
-    def _advance(self) -> None:
-        self._place += 1
-        self._at += 1
-
-    def _remembered(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self._own[layer]
-        keys.index_copy_(2, self._at, k[:, :, None])
-        values.index_copy_(2, self._at, v[:, :, None])
-        if layer == 0:
-            self._unwritten.index_fill_(0, self._at, 0.0)
-        return keys, values
-
-    def _of_written(self, scores: Tensor) -> Tensor:
-        return scores.add_(self._unwritten)
-
-
-def _additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where True, the lowest number where False."""
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(
-        ~sees, torch.finfo(dtype).min
-    )

@@ -61,6 +61,9 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
         "logits": _logits_bytes(part_tokens * vocabulary, device),
         "activations": per_token * part_tokens,
     }
+    # While sampling there is a copy of the weights with the adapters merged, and none of these.
+    later = parts["gradients"] + parts["logits"] + parts["activations"]
+    parts["merged adapters"] = max(0, _merged_bytes(config, model) - later)
     return parts, max(1.0, per_token)
 
 
@@ -79,6 +82,17 @@ def _weight_bytes(config: RunConfig, model: ModelSize, hidden: int) -> int:
     whole = 2 * (getattr(text_config(model.shape), "vocab_size", None) or 0) * hidden
     quantised = int(BYTES_4BIT * max(0, model.parameters - whole))
     return quantised + min(model.parameters, whole) * model.dtype.itemsize
+
+
+def _merged_bytes(config: RunConfig, model: ModelSize) -> int:
+    """Of the linear layers' weights with adapters merged; 4-bit weights are never merged."""
+    if not config.model.lora_rank or config.model.base_bits == "4":
+        return 0
+    shape = text_config(model.shape)
+    vocabulary = getattr(shape, "vocab_size", None) or 0
+    hidden = getattr(shape, "hidden_size", None) or 0
+    tables = 1 if getattr(shape, "tie_word_embeddings", False) else 2
+    return max(0, model.parameters - tables * vocabulary * hidden) * model.dtype.itemsize
 
 
 def recomputes_layers(config: RunConfig, policy: Policy) -> bool:

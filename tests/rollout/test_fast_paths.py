@@ -25,7 +25,15 @@ from grpo_core.models.decoder import (
     swiglu,
 )
 from grpo_core.models.lora import AdapterOff, adapter_layers, merge_adapters
-from grpo_core.rollout import SamplingHooks, SamplingParams, decoders, sample, sample_groups
+from grpo_core.rollout import (
+    SamplingHooks,
+    SamplingParams,
+    decoders,
+    fused,
+    sample,
+    sample_groups,
+    steps,
+)
 from grpo_core.rollout import decode_batches as decode_batches
 
 EPS = torch.tensor(1e-6)
@@ -130,9 +138,9 @@ def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_prompts(monkeypatch
     whole = draw(whole_reported)
     make, sizes = decoders.decoder, []
 
-    def full_after_five_tokens(policy):
+    def full_after_five_tokens(*arguments):
         """A decoder for more than one prompt runs out of memory at its sixth token."""
-        model, tokens = make(policy), []
+        model, tokens = make(*arguments), []
         read, step = model.read, model.step
 
         def counted_read(prompts, *sizes_of):
@@ -159,7 +167,7 @@ def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_prompts(monkeypatch
 def test_a_single_prompt_that_does_not_fit_in_memory_raises(monkeypatch):
     policy = Policy(make_model("Qwen3"), IdsAsText(), frozenset({7}), 0, 128)
 
-    def full(policy):
+    def full(*_):
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr("grpo_core.rollout.sample.decoder", full)
@@ -232,8 +240,8 @@ def test_a_model_with_adapters_writes_as_its_merged_copy():
 )
 def test_greedy_decoding_equals_generate(shape, short, way, monkeypatch):
     if way == "of one shape":  # what is recorded on CUDA, here computed plainly
-        monkeypatch.setattr(decoders, "_Shared", decoders._Recorded)
-    monkeypatch.setattr(decoders, "SHORT", short)
+        monkeypatch.setitem(steps.CAPTURE, "cpu", lambda step: step)
+    monkeypatch.setattr(fused, "SHORT", short)
     model = make_model(shape, torch.float64)
     model.generation_config.eos_token_id = None
     batch = ragged(2, seed=3)

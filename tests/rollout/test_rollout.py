@@ -11,7 +11,7 @@ import torch
 
 from grpo_core.config import ModelConfig
 from grpo_core.models import Policy, load_policy, products
-from grpo_core.rollout import SamplingHooks, SamplingParams, decoders, sample_groups
+from grpo_core.rollout import SamplingHooks, SamplingParams, fused, sample_groups
 
 CPU = torch.device("cpu")
 
@@ -107,7 +107,7 @@ def test_decoding_with_reordered_weights_draws_the_same_tokens(policy, longer, m
 
 def test_one_long_prompt_is_continued_as_without_a_cache(policy):
     prompt = policy.tokenizer("Q: " + "1+2*" * 30)["input_ids"]
-    assert len(prompt) > decoders.SHORT, "the case must be of those whose cache stands once"
+    assert len(prompt) > fused.SHORT, "the case must be of those whose cache stands once"
     sampled = sample_groups(
         ends_at(policy, -1), [prompt], SamplingParams(3, 6, 0.0), torch.Generator().manual_seed(0)
     )
@@ -118,14 +118,14 @@ def test_one_long_prompt_is_continued_as_without_a_cache(policy):
     "longer", [0, 80]
 )  # a short prompt is copied to its rows, a long one stands once
 def test_a_steps_caches_are_freed_without_garbage_collection(policy, longer, monkeypatch):
-    made, settle = [], decoders._Shared.read
+    made, settle = [], fused.GrowingCaches.read
 
     def read(self, *arguments):
         logits = settle(self, *arguments)
         made.extend(weakref.ref(cache) for pair in self._own for cache in pair)
         return logits
 
-    monkeypatch.setattr(decoders._Shared, "read", read)
+    monkeypatch.setattr(fused.GrowingCaches, "read", read)
     gc.collect()
     gc.disable()
     try:
