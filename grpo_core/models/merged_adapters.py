@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from grpo_core.models.device import free_memory, is_out_of_memory, release_memory
 from grpo_core.models.lora import adapter_layers
@@ -36,9 +37,9 @@ def adapters_merged(model: nn.Module, num_tokens: int) -> Iterator[None]:
     then differ by rounding, as they do without adapters: log-probabilities at sampling time are
     those of the merged weights.
     """
-    layers = adapter_layers(model)
+    layers = [layer for layer in adapter_layers(model) if _may_merge(layer)]
     kept: Kept = []
-    if not _may_merge(layers) or not _pays(layers, num_tokens):
+    if not _pays(layers, num_tokens):
         yield
         return
     if _copy_bytes(layers) > SHARE * free_memory(next(model.parameters()).device):
@@ -62,15 +63,15 @@ def adapters_merged(model: nn.Module, num_tokens: int) -> Iterator[None]:
         _restore(layers, kept)
 
 
-def _may_merge(layers: Sequence[LoraLayer]) -> bool:
-    """Whether all layers below the adapters have a weight to which numbers can be added.
+def _may_merge(layer: LoraLayer) -> bool:
+    """Whether the layer below is a plain product, with a weight to which numbers can be added.
 
-    Those in four bits have none: rounded to four bits again, small adapters would vanish.
+    A weight in four bits is none: rounded to four bits again, small adapters would vanish. Adapters
+    of a mixture of experts stay apart too.
     """
-    weights = [layer.get_base_layer().weight for layer in layers]
-    return bool(weights) and all(
-        isinstance(w, Tensor) and w.is_floating_point() and w.element_size() > 1 for w in weights
-    )
+    base = layer.get_base_layer()
+    is_product = type(base) in (nn.Linear, Conv1D)
+    return is_product and cast("nn.Linear", base).weight.is_floating_point()
 
 
 def _pays(layers: Sequence[LoraLayer], num_tokens: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from test_steps import in_four_bits
 from tiny_shapes import IdsAsText, make_model, ragged, with_adapters
 
 from grpo_core.config import parse
@@ -189,20 +188,24 @@ def test_a_few_tokens_are_not_worth_merging():
     assert merged_adapters._pays(square, 17)
 
 
-def test_a_base_in_four_bits_is_not_merged():
-    model = in_four_bits(make_model("Llama"))
-    for layer in model.model.layers:
-        quantised = layer.self_attn.q_proj
-        quantised.weight = torch.nn.Parameter(quantised.levels.to(torch.uint8), requires_grad=False)
+def test_a_base_in_four_bits_is_not_merged(monkeypatch):
+    model = with_adapters(make_model("Llama"))
+    expected = drawn(model)
+    for layer in adapter_layers(model):  # the adapters stay, the base is quantised below them
+        layer.get_base_layer().__class__ = type("Linear4bit", (torch.nn.Linear,), {})
+    computed = products_of_adapters(model)
+    assert [r.completion_ids for r in drawn(model)] == [r.completion_ids for r in expected]
+    assert computed
 
-    class Adapted:
-        def __init__(self, base):
-            self.base = base
 
-        def get_base_layer(self):
-            return self.base
-
-    assert not merged_adapters._may_merge([Adapted(model.model.layers[0].self_attn.q_proj)])
+def test_adapters_of_experts_stay_apart_beside_merged_ones(monkeypatch):
+    model = with_adapters(make_model("Mixtral", unusual=True))
+    merged = drawn(model)
+    kept_apart(monkeypatch)
+    apart = drawn(model)
+    for a, b in zip(merged, apart, strict=True):
+        assert a.completion_ids == b.completion_ids
+        assert a.sampling_logprobs == pytest.approx(b.sampling_logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize(("bits", "tied", "weights"), [("16", 0, 900), ("16", 1, 950), ("4", 0, 0)])
