@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from grpo_core.config import RunConfig, parse
+from grpo_core.config.devices import AUTO, CPU, first_free
 from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.exporting.trained_model import PlayResult, export_model, heldout_prompt, play
 from grpo_core.models import Reader, load_reader, pick_device
 from grpo_core.models.context_fit import too_long_rows
+from grpo_core.models.device import device_names
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.models.policy import text_of
 from grpo_core.preflight.model_report import ModelReport, report
@@ -27,6 +29,7 @@ from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.rubric import Rubric, RunningStd, build_rubric, resolve_rubric, total
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
+from grpo_core.runs.device_queue import placed
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
@@ -91,12 +94,12 @@ class Trial:
 class ServiceOptions:
     """How a server differs from a local program.
 
-    busy: whether a run uses the device. check: raises for a configuration that is not allowed.
-    train: the trainer that takes preflight's step. lease_seconds: length of a ZeroGPU lease; None
-    elsewhere. may_push: whether users may push models with the server's own Hub token.
+    in_use: names of the devices that runs use. check: raises for a configuration that is not
+    allowed. train: the trainer that takes preflight's step. lease_seconds: length of a ZeroGPU
+    lease; None elsewhere. may_push: whether users may push models with the server's own Hub token.
     """
 
-    busy: Callable[[], bool] = lambda: False
+    in_use: Callable[[], Collection[str]] = tuple
     check: Callable[[RunConfig], None] = lambda config: None
     train: Train = train
     lease_seconds: int | None = None
@@ -120,13 +123,18 @@ class PreflightService:
         self.may_push = self._options.may_push
         self.lease_seconds = self._options.lease_seconds
 
-    def _device(self) -> torch.device:
-        """Where questions are answered: not on the device on which a run goes on."""
-        return torch.device("cpu") if self._options.busy() else pick_device()
+    def _device(self, wanted: str) -> torch.device:
+        """Where questions are answered: not on a GPU on which a run goes on.
+
+        A recorded run may name a device of another machine; then any free one does.
+        """
+        there = device_names()
+        wanted = wanted if wanted in there else AUTO
+        return torch.device(first_free(wanted, there, self._options.in_use()) or CPU)
 
     def release_models(self) -> None:
         """Leave the GPU to a run that starts. An answer that takes over a minute keeps it."""
-        if pick_device().type != "cpu":
+        if pick_device().type != CPU:
             with contextlib.suppress(StudioError):
                 self._models.clear()
 
@@ -163,7 +171,8 @@ class PreflightService:
         The answer is "" without `sample`, or if the report has problems.
         """
         self._options.check(config)
-        model_report = report(config)
+        device = first_free(config.model.device, device_names(), self._options.in_use())
+        model_report = report(placed(config, device or config.model.device))
         if not sample or model_report.problems:
             return model_report, ""
         task = load_task(config.task)
@@ -178,12 +187,15 @@ class PreflightService:
     def preflight(self, config: RunConfig) -> list[Finding]:
         """The report before step 1; takes a real first step on a copy of the model."""
         self._options.check(config)
-        if self._options.busy():
+        key = _settings(config)
+        device = first_free(config.model.device, device_names(), self._options.in_use())
+        if device is None:
             raise StudioError(
                 "A run is going on this device. Preflight takes a step of its own: "
-                "pause or stop the run, or wait."
+                "stop the run, wait, or name another device."
             )
         self._models.clear()
+        config = placed(config, device)
         task = load_task(config.task)
         heldout_prompts(task, config.task.heldout_size)  # raises if there are too few
         model_report, reader = report(config), load_reader(config.model)
@@ -193,7 +205,7 @@ class PreflightService:
         else:
             first = first_step(config, self._options.train)
             result = findings(config, model_report, counts, first)
-        _keep(self._reports, _settings(config), result)
+        _keep(self._reports, key, result)
         return result
 
     def refusal(self, config: RunConfig, anyway: bool) -> str:

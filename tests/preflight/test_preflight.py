@@ -7,7 +7,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-import torch
+from pretended_cards import pretend_cards
 
 from grpo_core.config import Criterion, ModelConfig, RubricConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
@@ -296,7 +296,7 @@ def test_a_kl_that_is_not_zero_at_first_is_red(tiny_settings):
 
 def test_preflight_waits_for_a_run_that_is_going():
     with pytest.raises(StudioError, match="A run is going"):
-        PreflightService(options=ServiceOptions(busy=lambda: True)).preflight(parse(nest({})))
+        PreflightService(options=ServiceOptions(in_use=lambda: {"cpu"})).preflight(parse(nest({})))
 
 
 # ---- the workbench -------------------------------------------------------------------------------
@@ -380,17 +380,17 @@ def test_changed_weights_apply_to_the_groups_in_view_without_sampling():
 
 
 def test_while_a_run_has_the_gpu_questions_are_answered_on_the_cpu(monkeypatch):
-    loaded, busy = [], [False]
+    loaded, in_use = [], [()]
 
     def load(config, seed, device):
         loaded.append(device.type)
         return SimpleNamespace(num_parameters=1)
 
     monkeypatch.setattr("grpo_core.models.model_cache.load_policy", load)
-    monkeypatch.setattr("grpo_core.preflight.service.pick_device", lambda: torch.device("cuda"))
-    service = PreflightService(options=ServiceOptions(busy=lambda: busy[0]))
-    for state in (False, True, True, False):  # a model that is loaded is used again
-        busy[0] = state
+    pretend_cards(monkeypatch, 1)
+    service = PreflightService(options=ServiceOptions(in_use=lambda: in_use[0]))
+    for state in ((), {"cuda:0"}, {"cuda:0"}, ()):  # a model that is loaded is used again
+        in_use[0] = state
         with service._models.use(ModelConfig()):
             pass
     assert loaded == ["cuda", "cpu"]

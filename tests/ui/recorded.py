@@ -42,6 +42,7 @@ class FakeRuns:
     """What the page needs of RunManager. `refuse` is raised by start()."""
 
     device = "CPU · 2 threads"
+    devices = ("auto", "cpu")
 
     def __init__(self, store: Store):
         self.store, self.refuse = store, None

@@ -527,7 +527,7 @@ def test_a_waiting_run_says_why_and_the_log_is_shown_as_text(views, store):
     banner = status.run_banner(store.run(run_id))
     assert "before the update of step 4.</b>" in banner
     assert "&lt;b&gt;Resume" in banner
-    with RunLog(store.log_file(run_id)) as log:
+    with RunLog(store.log_file(run_id), run_id) as log:
         log.write("info", "\x1b[31m<script>alert(1)</script>")
     shown = RunCommands(None, views).log(run_id)
     assert "step 3 (2.0 MB)" in shown

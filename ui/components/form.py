@@ -38,6 +38,7 @@ MULTILINE = ("task.template", "task.instruction", "task.system")
 LABELS = {"algorithm.preset": "Algorithm"}  # where the label is not the field's title
 CHOICES: dict[str, list[Any]] = {
     "model.name": [("bundled · tiny reasoner", "bundled")],
+    "model.device": ["auto"],  # build_train adds the server's devices
     "task.name": [(task.title, name) for name, task in TASKS.items()],
     "rubric.name": [*RUBRICS, "custom"],
     "algorithm.preset": list(PRESETS),
@@ -94,7 +95,7 @@ def component(name: str) -> Component:
         "interactive": True,
     }
     if name in CHOICES:
-        free = name == "model.name"
+        free = name in ("model.name", "model.device")
         return gr.Dropdown(CHOICES[name], allow_custom_value=free, filterable=free, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), filterable=False, **common)

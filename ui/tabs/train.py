@@ -57,6 +57,7 @@ def build_train(frame: Frame, views: Views, runs: Runs, service: Service) -> Tra
     """Build the tab and connect its events. Call it inside gr.Blocks."""
     with gr.Row(elem_id="train-row", equal_height=False):
         form_panel = build_setup(service, frame.refresh)
+        form_panel.fields.controls["model.device"].choices = [(n, n) for n in runs.devices]
         with gr.Column(elem_id="live", elem_classes="stack", min_width=0, scale=1):
             live = _build_live()
             pin, at, order, seen = hidden_values("state-", pin="", at="", order="best", seen="{}")
