@@ -57,10 +57,12 @@ class DeviceQueue:
     def start_next(self) -> tuple[Job, str] | None:
         """Give the oldest run for which a device is free that device; None if there is none.
 
-        A run that waits for one device does not hold up a later one for another device.
+        A run that waits for one device does not hold up a later one for another device. A resumed
+        run waits until its last thread has ended.
         """
+        ending = {job.run_id for job in self.running.values()}
         for job in self.waiting:
-            if (device := self.free_device(job.config)) is not None:
+            if job.run_id not in ending and (device := self.free_device(job.config)) is not None:
                 self.waiting.remove(job)
                 self.running[device] = job
                 return job, device

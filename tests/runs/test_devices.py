@@ -16,11 +16,13 @@ from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.models import check_model
 from grpo_core.models.device import describe_machine, device_names, pick_device
 from grpo_core.preflight.room import check_room
-from grpo_core.runs.device_queue import Machine
+from grpo_core.runs.device_queue import DeviceQueue, Machine
+from grpo_core.runs.execution import Job
 from grpo_core.runs.manager import RunManager
 from grpo_core.runs.resume import plan_branch
 from grpo_core.runs.run_log import tail
 from grpo_core.store import Store
+from grpo_core.training.control import RunControl
 from grpo_core.training.timing import RunTimer
 from grpo_core.types import (
     Checkpointed,
@@ -74,6 +76,13 @@ def until(manager, run_id, status, seconds=5.0):
     while (now := manager.store.run(run_id).status) != status and time.monotonic() < deadline:
         time.sleep(0.01)
     assert now == status, manager.store.run(run_id).error
+
+
+def until_idle(manager, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while manager.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not manager.running
 
 
 # ---- names ---------------------------------------------------------------------------------------
@@ -181,6 +190,17 @@ def test_pause_resume_and_stop_reach_one_run_and_not_the_other(manager, trainer)
     manager.resume(second)  # the card that it had is free again
     until(manager, second, RunStatus.RUNNING)
     assert manager.running == {"cuda:0": third, "cuda:1": second}
+
+
+def test_a_resumed_run_waits_for_its_own_last_thread():
+    queue = DeviceQueue(TWO)
+    old, again, other = (Job(i, config(), RunControl()) for i in ("a", "a", "b"))
+    queue.waiting.extend([old, again, other])
+    assert queue.start_next() == (old, "cuda:0")
+    assert queue.start_next() == (other, "cuda:1")  # not `again`: its old thread is not done
+    assert queue.start_next() is None
+    del queue.running["cuda:0"]
+    assert queue.start_next() == (again, "cuda:0")
 
 
 def test_a_queued_run_is_stopped_beside_two_that_go_on(manager):
@@ -304,7 +324,7 @@ def test_a_queued_run_is_checked_when_its_turn_comes(tmp_path, trainer):
     until(manager, second, RunStatus.FAILED)
     until(manager, third, RunStatus.FAILED)
     assert trainer.trained == ["cuda:0"]
-    assert not manager.running
+    until_idle(manager)
 
 
 def test_a_resumed_run_is_checked_for_room_too(tmp_path, trainer):
@@ -319,9 +339,7 @@ def test_a_resumed_run_is_checked_for_room_too(tmp_path, trainer):
     until(manager, run_id, RunStatus.RUNNING)
     manager.stop(run_id)
     until(manager, run_id, RunStatus.STOPPED)
-    deadline = time.monotonic() + 5
-    while manager.running and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until_idle(manager)
     room.free["cuda0"] = False
     with pytest.raises(InvalidConfig):
         manager.resume(run_id)
