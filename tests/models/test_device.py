@@ -35,6 +35,7 @@ CUDA = torch.device("cuda")
     ],
 )
 def test_every_text_of_memory_that_ran_out_is_known(error, expected):
+    """Row `memory.py:79` of the reading: texts of CUDA and cuBLAS are missed."""
     assert is_out_of_memory(error) is expected
 
 
@@ -50,6 +51,7 @@ def test_every_text_of_memory_that_ran_out_is_known(error, expected):
 def test_automatic_precision_is_what_the_device_computes_in(
     monkeypatch, device, capability, expected
 ):
+    """Row `load.py:103` of the reading: no capability check."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision(ModelConfig(), device) == expected
 
@@ -101,6 +103,7 @@ def test_peak_memory_is_of_the_step_alone(monkeypatch):
 
 
 def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
+    """Rows on TF32 and on cuDNN's plans of the reading, and that a thread is bound to its card."""
     calls = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", calls.append)
@@ -113,6 +116,7 @@ def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
 
 
 def test_what_this_process_reserved_is_free_for_it_alone(monkeypatch):
+    """Row `environment.py:39` of the reading: cached memory counts as free for other processes."""
     # 10 GB free on the card; this process holds 6 GB, of which it uses 1 GB.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6)

@@ -7,6 +7,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
 from pretended_cards import pretend_cards
 
 from grpo_core.config import Criterion, ModelConfig, RubricConfig, nest, parse
@@ -380,6 +381,7 @@ def test_changed_weights_apply_to_the_groups_in_view_without_sampling():
 
 
 def test_while_a_run_has_the_gpu_questions_are_answered_on_the_cpu(monkeypatch):
+    """Row `app.py:112, desk.py:146, lending.py:42` of the reading: the server keeps the memory."""
     loaded, in_use = [], [()]
 
     def load(config, seed, device):
@@ -398,3 +400,17 @@ def test_while_a_run_has_the_gpu_questions_are_answered_on_the_cpu(monkeypatch):
     with service._models.use(ModelConfig()):
         pass
     assert loaded == ["cuda", "cpu", "cuda"]
+
+
+def test_questions_use_another_card_while_a_run_has_the_first(monkeypatch):
+    """Row `app.py:112, desk.py:146, lending.py:42` of the reading: or on another GPU."""
+    pretend_cards(monkeypatch, 2)
+    in_use = {"cuda:0"}
+    service = PreflightService(options=ServiceOptions(in_use=lambda: in_use))
+    assert service._device("auto") == torch.device("cuda:1")
+    assert service._device("cuda:0") == torch.device("cpu")  # its run needs that card
+    assert service._device("cuda:9") == torch.device("cuda:1")  # recorded on another machine
+    in_use.add("cuda:1")
+    assert service._device("auto") == torch.device("cpu")
+    with pytest.raises(StudioError, match="A run is going on this device"):
+        service.preflight(parse(nest({"model.device": "cuda:1"})))
