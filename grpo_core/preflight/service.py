@@ -23,6 +23,7 @@ from grpo_core.models.context_fit import too_long_rows
 from grpo_core.models.device import device_names
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.models.policy import text_of
+from grpo_core.preflight.estimate import Estimate, from_runs, from_steps, same_work
 from grpo_core.preflight.model_report import ModelReport, report
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
 from grpo_core.rollout import SamplingParams, sample_groups
@@ -62,6 +63,7 @@ class Preview:
     chat_template: bool
     context: int | None
     counts: dict[str, Any]
+    columns: tuple[str, ...] = ()  # of a file or dataset
 
 
 def prompt_counts(task: Task, reader: Reader, config: RunConfig) -> dict[str, Any]:
@@ -120,6 +122,7 @@ class PreflightService:
         self._models = ModelCache(self._device)
         self._trials: OrderedDict[str, Trial] = OrderedDict()
         self._reports: OrderedDict[str, list[Finding]] = OrderedDict()  # settings -> report
+        self._measured: OrderedDict[str, tuple[RunConfig, Estimate]] = OrderedDict()
         self.may_push = self._options.may_push
         self.lease_seconds = self._options.lease_seconds
 
@@ -145,6 +148,15 @@ class PreflightService:
         measured = measured_before(self._store.runs(), self._store.steps, config)
         return outlook(self.lease_seconds, config, measured)
 
+    def estimate(self, config: RunConfig) -> Estimate | None:
+        """Time and memory of a step, measured by Preflight or in a run of the same size."""
+        for measured, estimate in reversed(self._measured.values()):
+            if same_work(measured, config):
+                return estimate
+        if self._optional_store is None:
+            return None
+        return from_runs(self._store.runs(), self._store.steps, config)
+
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first `count` training prompts and one held-out prompt, as the model reads them."""
         self._options.check(config)
@@ -163,6 +175,7 @@ class PreflightService:
             bool(reader.tokenizer.chat_template),
             reader.context,
             prompt_counts(task, reader, config),
+            _column_names(prompts[0][0]) if task.table is not None and prompts else (),
         )
 
     def check_model(self, config: RunConfig, sample: bool = True) -> tuple[ModelReport, str]:
@@ -205,6 +218,8 @@ class PreflightService:
         else:
             first = first_step(config, self._options.train)
             result = findings(config, model_report, counts, first)
+            if first.metrics and (measured := from_steps([asdict(first.metrics)], "one step")):
+                _keep(self._measured, key, (config, measured))
         _keep(self._reports, key, result)
         return result
 
@@ -324,6 +339,14 @@ def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:
     kept[key] = value
     while len(kept) > MAX_KEPT:
         kept.popitem(last=False)
+
+
+def _column_names(prompt: Prompt) -> tuple[str, ...]:
+    """The columns of the row that a prompt of a file or dataset was read from."""
+    named = [prompt.meta.get("prompt_column"), prompt.meta.get("answer_column")]
+    others = prompt.meta.get("columns")
+    names = [*named, *(others if isinstance(others, dict) else ())]
+    return tuple(dict.fromkeys(str(name) for name in names if name))
 
 
 def _num_tokens(reader: Reader, text: str) -> int:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from playwright.sync_api import Page
+from set_up import open_section
+
+from ui.components import form
 
 GROUP_VIEWS = ("Completions", "Best and worst", "Tokens", "What if", "Through time", "Two runs")
 
@@ -18,8 +21,9 @@ def views(page: Page) -> Iterator[tuple[str, Callable[[], None]]]:
     New tabs of the page are included automatically.
     """
     yield "train", lambda: page.locator("#group article").first.wait_for()
-    yield "train, all fields", lambda: _unfold(page)
-    for tab in page.get_by_role("tab").all_inner_texts():
+    for section in form.SECTIONS:
+        yield f"train, {section}", lambda section=section: open_section(page, section)
+    for tab in page.locator("#tabs > .tab-wrapper").get_by_role("tab").all_inner_texts():
         if tab == "Train":
             continue
         yield tab.lower(), lambda tab=tab: _tab(page, tab)
@@ -29,11 +33,6 @@ def views(page: Page) -> Iterator[tuple[str, Callable[[], None]]]:
             yield "inspect, list of completions", lambda: _completions(page)
         if tab == "Runs":
             yield "runs, two compared", lambda: _compare(page)
-
-
-def _unfold(page: Page) -> None:
-    page.get_by_role("button", name="More fields").click()
-    page.get_by_label("Warm-up").wait_for()
 
 
 def _tab(page: Page, tab: str) -> None:

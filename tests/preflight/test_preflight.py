@@ -320,7 +320,7 @@ def test_pasted_completions_are_compared_as_one_group_of_the_tasks_first_prompt(
 
 
 def test_sampled_groups_have_the_runs_size_and_are_shown_as_text():
-    from ui.tabs.workbench import findings as shown_findings
+    from ui.tabs.start_bar import findings as shown_findings
     from ui.tabs.workbench import probes as shown_probes
     from ui.tabs.workbench import tried as shown
 
@@ -335,7 +335,7 @@ def test_sampled_groups_have_the_runs_size_and_are_shown_as_text():
 
 
 def test_changed_weights_apply_to_the_groups_in_view_without_sampling():
-    from ui.tabs.setup import default_values
+    from ui.tabs.form_fields import default_values
     from ui.tabs.workbench import reweighed, try_groups
 
     service, config = PreflightService(), parse(nest({}))

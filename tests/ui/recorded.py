@@ -81,6 +81,9 @@ class FakeService:
     def refusal(self, config, anyway):
         return "" if anyway else self.refuses
 
+    def estimate(self, config):
+        return None
+
     def __init__(self, answer=None):
         self.answer, self.asked = answer or StudioError("this service knows nothing"), []
 
