@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from grpo_core.config import RunConfig, parse
 from grpo_core.config.places import is_hub_name
 from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import StudioError
-from grpo_core.exporting.play_request import PlayRequest
+from grpo_core.exporting.play_request import PlayRequest, PlayResult, Side
 from grpo_core.exporting.recipes import as_command
 from grpo_core.models import Policy, load_policy
 from grpo_core.models.lora import lora_config, merge_adapters
@@ -32,25 +32,9 @@ from grpo_core.tasks import FILE, heldout_prompts, load_task, prompt_id, train_p
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
 from grpo_core.training.scoring import Progress, score_groups
-from grpo_core.types import Prompt, Rollout
+from grpo_core.types import Prompt
 
 CURVE_ROWS = 10  # about so many rows in the model card's training table
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """Answers of the policy after `step` steps (0 = before training)."""
-
-    step: int
-    rollouts: tuple[Rollout, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlayResult:
-    """One prompt, answered after several steps, scored by the run's rubric."""
-
-    prompt: Prompt
-    sides: tuple[Side, ...]
 
 
 def load_checkpoint(policy: Policy, row: CheckpointRow) -> None:
@@ -85,12 +69,17 @@ def _asked(config: RunConfig, request: PlayRequest) -> Prompt:
 
 
 def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) -> PlayResult:
-    """Sample the requested answers. Each step uses the same random numbers. Raises StudioError."""
+    """Answer greedily and by sampling, with the same random numbers for each step.
+
+    Raises StudioError.
+    """
     run = store.run(run_id)
     config = parse(run.config)
     task, rubric = load_task(config.task), build_rubric(config.rubric)
     prompt, room = _asked(config, request), config.train.max_new_tokens
-    params = SamplingParams(request.count, room, request.temperature)
+    asked = [SamplingParams(1, room, 0.0)]  # greedy
+    if request.temperature > 0:
+        asked.append(SamplingParams(request.count, room, request.temperature))
     sides = []
     for step in request.steps:
         state_key, after_load = None, None
@@ -106,12 +95,12 @@ def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) ->
                     f"the context of {policy.context:,}. Shorten it."
                 )
             rng = torch.Generator(policy.device).manual_seed(config.train.seed)
-            rollouts = sample_groups(policy, [ids], params, rng)
+            rollouts = [r for params in asked for r in sample_groups(policy, [ids], params, rng)]
         with time_limit(SCORING_SECONDS):
             progress = Progress(step, config.train.steps)
-        [(_, answers)], _ = score_groups([prompt], rollouts, rubric, progress=progress)
-        sides.append(Side(step, answers))
-    return PlayResult(prompt, tuple(sides))
+            [(_, answers)], _ = score_groups([prompt], rollouts, rubric, progress=progress)
+        sides.append(Side(step, answers[0], answers[1:]))
+    return PlayResult(prompt, rubric.outcome, tuple(sides))
 
 
 # ---- a folder for plain transformers ------------------------------------------------------------
@@ -210,8 +199,8 @@ def model_card(store: Store, run: RunRow, step: int) -> str:
     machine = (
         f"Versions: {', '.join(versions)}. "
         f"Device: {_line(str(env.get('device', 'not recorded')))}. "
-        f"Precision: {env.get('dtype', 'not recorded')}. {_line(str(env.get('repeats', '')))}"
-    ).rstrip()
+        f"Precision: {env.get('dtype', 'not recorded')}."
+    )
     return f"""---
 library_name: transformers
 tags: [grpo, reinforcement-learning]

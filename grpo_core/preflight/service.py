@@ -6,31 +6,28 @@ import contextlib
 import secrets
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grpo_core.config import RunConfig, parse
-from grpo_core.config.devices import AUTO, CPU, first_free
+from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
-from grpo_core.exporting.play_request import PlayRequest
-from grpo_core.exporting.trained_model import PlayResult, export_model, heldout_prompt, play
+from grpo_core.exporting.play_request import PlayRequest, PlayResult
+from grpo_core.exporting.trained_model import export_model
 from grpo_core.models import Reader, load_reader, pick_device
 from grpo_core.models.context_fit import too_long_rows
-from grpo_core.models.device import device_names
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.models.policy import text_of
-from grpo_core.preflight.estimate import Estimate, from_runs, from_steps, same_work
 from grpo_core.preflight.model_report import ModelReport, report
+from grpo_core.preflight.playground import Playground
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
 from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.rubric import Rubric, RunningStd, build_rubric, resolve_rubric, total
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
-from grpo_core.runs.device_queue import placed
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
@@ -63,7 +60,6 @@ class Preview:
     chat_template: bool
     context: int | None
     counts: dict[str, Any]
-    columns: tuple[str, ...] = ()  # of a file or dataset
 
 
 def prompt_counts(task: Task, reader: Reader, config: RunConfig) -> dict[str, Any]:
@@ -96,12 +92,12 @@ class Trial:
 class ServiceOptions:
     """How a server differs from a local program.
 
-    in_use: names of the devices that runs use. check: raises for a configuration that is not
-    allowed. train: the trainer that takes preflight's step. lease_seconds: length of a ZeroGPU
-    lease; None elsewhere. may_push: whether users may push models with the server's own Hub token.
+    busy: whether a run uses the device. check: raises for a configuration that is not allowed.
+    train: the trainer that takes preflight's step. lease_seconds: length of a ZeroGPU lease; None
+    elsewhere. may_push: whether users may push models with the server's own Hub token.
     """
 
-    in_use: Callable[[], Collection[str]] = tuple
+    busy: Callable[[], bool] = lambda: False
     check: Callable[[RunConfig], None] = lambda config: None
     train: Train = train
     lease_seconds: int | None = None
@@ -120,24 +116,20 @@ class PreflightService:
         self._options = options or ServiceOptions()
         self._optional_store = store
         self._models = ModelCache(self._device)
+        if store is not None:
+            self._playground = Playground(store, self._models, self._device)
         self._trials: OrderedDict[str, Trial] = OrderedDict()
         self._reports: OrderedDict[str, list[Finding]] = OrderedDict()  # settings -> report
-        self._measured: OrderedDict[str, tuple[RunConfig, Estimate]] = OrderedDict()
         self.may_push = self._options.may_push
         self.lease_seconds = self._options.lease_seconds
 
-    def _device(self, wanted: str) -> torch.device:
-        """Where questions are answered: not on a GPU on which a run goes on.
-
-        A recorded run may name a device of another machine; then any free one does.
-        """
-        there = device_names()
-        wanted = wanted if wanted in there else AUTO
-        return torch.device(first_free(wanted, there, self._options.in_use()) or CPU)
+    def _device(self) -> torch.device:
+        """Where questions are answered: not on the device on which a run goes on."""
+        return torch.device("cpu") if self._options.busy() else pick_device()
 
     def release_models(self) -> None:
         """Leave the GPU to a run that starts. An answer that takes over a minute keeps it."""
-        if pick_device().type != CPU:
+        if pick_device().type != "cpu":
             with contextlib.suppress(StudioError):
                 self._models.clear()
 
@@ -147,15 +139,6 @@ class PreflightService:
             return ""
         measured = measured_before(self._store.runs(), self._store.steps, config)
         return outlook(self.lease_seconds, config, measured)
-
-    def estimate(self, config: RunConfig) -> Estimate | None:
-        """Time and memory of a step, measured by Preflight or in a run of the same size."""
-        for measured, estimate in reversed(self._measured.values()):
-            if same_work(measured, config):
-                return estimate
-        if self._optional_store is None:
-            return None
-        return from_runs(self._store.runs(), self._store.steps, config)
 
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first `count` training prompts and one held-out prompt, as the model reads them."""
@@ -175,7 +158,6 @@ class PreflightService:
             bool(reader.tokenizer.chat_template),
             reader.context,
             prompt_counts(task, reader, config),
-            _column_names(prompts[0][0]) if task.table is not None and prompts else (),
         )
 
     def check_model(self, config: RunConfig, sample: bool = True) -> tuple[ModelReport, str]:
@@ -184,8 +166,7 @@ class PreflightService:
         The answer is "" without `sample`, or if the report has problems.
         """
         self._options.check(config)
-        device = first_free(config.model.device, device_names(), self._options.in_use())
-        model_report = report(placed(config, device or config.model.device))
+        model_report = report(config)
         if not sample or model_report.problems:
             return model_report, ""
         task = load_task(config.task)
@@ -200,15 +181,12 @@ class PreflightService:
     def preflight(self, config: RunConfig) -> list[Finding]:
         """The report before step 1; takes a real first step on a copy of the model."""
         self._options.check(config)
-        key = _settings(config)
-        device = first_free(config.model.device, device_names(), self._options.in_use())
-        if device is None:
+        if self._options.busy():
             raise StudioError(
                 "A run is going on this device. Preflight takes a step of its own: "
-                "stop the run, wait, or name another device."
+                "pause or stop the run, or wait."
             )
         self._models.clear()
-        config = placed(config, device)
         task = load_task(config.task)
         heldout_prompts(task, config.task.heldout_size)  # raises if there are too few
         model_report, reader = report(config), load_reader(config.model)
@@ -218,9 +196,7 @@ class PreflightService:
         else:
             first = first_step(config, self._options.train)
             result = findings(config, model_report, counts, first)
-            if first.metrics and (measured := from_steps([asdict(first.metrics)], "one step")):
-                _keep(self._measured, key, (config, measured))
-        _keep(self._reports, key, result)
+        _keep(self._reports, _settings(config), result)
         return result
 
     def refusal(self, config: RunConfig, anyway: bool) -> str:
@@ -300,14 +276,18 @@ class PreflightService:
 
     def run_prompt(self, run_id: str, number: int) -> Prompt:
         """A held-out prompt of the run's task."""
-        return heldout_prompt(parse(self._store.run(run_id).config), number)
+        return self._playground.prompt(run_id, number)
+
+    def reason_to_wait(self, run_id: str) -> str:
+        """Why this run's models answer only when somebody asks; "" if they may at once."""
+        return self._playground.reason_to_wait(run_id)
 
     def play(self, run_id: str, request: PlayRequest) -> PlayResult:
         """Answers to one prompt by the policy after several steps, scored by the run's rubric.
 
         Also works while the run is paused.
         """
-        return play(self._store, self._models, run_id, request)
+        return self._playground.play(run_id, request)
 
     def export_model(
         self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False
@@ -339,14 +319,6 @@ def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:
     kept[key] = value
     while len(kept) > MAX_KEPT:
         kept.popitem(last=False)
-
-
-def _column_names(prompt: Prompt) -> tuple[str, ...]:
-    """The columns of the row that a prompt of a file or dataset was read from."""
-    named = [prompt.meta.get("prompt_column"), prompt.meta.get("answer_column")]
-    others = prompt.meta.get("columns")
-    names = [*named, *(others if isinstance(others, dict) else ())]
-    return tuple(dict.fromkeys(str(name) for name in names if name))
 
 
 def _num_tokens(reader: Reader, text: str) -> int:

@@ -6,15 +6,14 @@ answers in the Playground.
 
 from __future__ import annotations
 
-from set_up import field, fill, open_section
-from test_main_job import start, wait_until
+from test_main_job import start, wait_until, write
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
 
 
 def choose(page, label: str, option: str) -> None:
-    field(page, label).click()
+    page.get_by_label(label, exact=True).first.click()
     page.get_by_role("option", name=option).first.click()
 
 
@@ -27,28 +26,26 @@ def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_
     )
     page = open_page(server)
     choose(page, "Task", "Your own prompts")
-    fill(page, "Prompts from", str(prompts))
+    page.get_by_label("Prompts from", exact=True).fill(str(prompts))
     page.get_by_role("button", name="Preview prompts").click()
     wait_until(lambda: "62 rows read" in page.locator("#prompt-preview").inner_text())
     shown = page.locator("#prompt-preview").inner_text()
-    assert "1 duplicate removed" in shown
+    assert "used once" in shown
     assert "=?" in page.locator("#prompt-preview pre").first.inner_text()
 
-    open_section(page, "model")
     page.get_by_role("button", name="Check model").click()
     wait_until(lambda: "821,376 parameters" in page.locator("#model-answer").inner_text())
     assert "It answers" in page.locator("#model-answer").inner_text()
 
-    open_section(page, "rubric")
-    page.get_by_role("tab", name="Probe").click()
     page.get_by_role("button", name="Probe rubric").click()
-    wait_until(lambda: "honest answer" in page.locator("#probe-result").inner_text())
-    page.get_by_role("tab", name="Preview groups").click()
+    wait_until(lambda: "honest answer" in page.locator("#workbench").inner_text())
     page.get_by_role("button", name="Preview groups").click()
     wait_until(lambda: page.locator("#workbench td.said").count() == 24)  # three prompts of eight
-    fill(page, "Steps", "3")
-    fill(page, "Held-out prompts", "4")
-    page.get_by_role("button", name="Preflight", exact=True).click()
+    page.get_by_label("Steps", exact=True).fill("3")
+    page.get_by_text("More fields").click()
+    write(page, "Held-out prompts", "4")
+    page.get_by_label("Held-out prompts", exact=True).blur()
+    page.get_by_role("button", name="Preflight").click()
     wait_until(lambda: "KL at first" in page.locator("#preflight-report").inner_text(), 60)
 
     start(page)
@@ -58,12 +55,10 @@ def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_
 
     page.get_by_role("tab", name="Playground").click()
     wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
-    page.get_by_role("button", name="Take a held-out prompt").click()
-    wait_until(lambda: page.get_by_role("textbox", name="Prompt", exact=True).input_value())
-    page.get_by_role("button", name="Answer", exact=True).click()
-    wait_until(lambda: page.locator("#play-answers section").count() == 2, 60)
+    wait_until(lambda: page.locator("#play-answers section").count() == 1 + 4, 60)
+    assert page.get_by_role("textbox", name="Prompt", exact=True).input_value()
     assert [t.lower() for t in page.locator("#play-answers h3").all_inner_texts()] == [
         "before training",
         "after step 3",
     ]
-    assert page.locator("#play-answers article").count() == 8
+    assert page.locator("#play-answers article").count() == 10

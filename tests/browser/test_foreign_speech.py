@@ -156,9 +156,11 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
 
     page.get_by_role("tab", name="Playground").click()
     wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
+    wait_until(lambda: page.locator("#play-answers section").count() == 1 + 4, 60)
+    no_payload_became_an_element()
     page.get_by_role("textbox", name="Prompt", exact=True).fill("".join(SAID))
     page.get_by_label("Answers", exact=True).fill("16")
     page.get_by_role("button", name="Answer", exact=True).click()
-    wait_until(lambda: page.locator("#play-answers section").count() == 2, 60)
+    wait_until(lambda: page.locator("#play-answers section").count() == 1 + 16, 60)
     assert len(shown("#play-answers")) >= 40
     no_payload_became_an_element()

@@ -19,8 +19,10 @@ from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.exporting.trained_model import export_model, model_card
+from grpo_core.models import pick_device
 from grpo_core.preflight.service import PreflightService
-from grpo_core.store import Store
+from grpo_core.store import Recorder, Store
+from grpo_core.types import ModelLoaded, RunStatus
 
 SETTINGS = {
     "task.heldout_size": 8,
@@ -80,7 +82,7 @@ def test_an_exported_model_gives_the_same_text_in_plain_transformers(trained, ki
         prompt = service.run_prompt(run_id, number)
         request = PlayRequest(prompt.text, prompt.answer, [0, 2], 1, 0.0)
         played = service.play(run_id, request)
-        before, after = (side.rollouts[0].completion.text for side in played.sides)
+        before, after = (side.greedy.completion.text for side in played.sides)
         assert greedy(folder, prompt.text) == after
         assert (
             greedy(Path(__file__).parents[2] / "grpo_core" / "models" / "bundled", prompt.text)
@@ -149,9 +151,48 @@ def test_both_sides_share_random_numbers_and_a_typed_prompt_needs_no_answer(trai
     store, run_id = trained["whole"]
     request = PlayRequest("Q: 1+1+1=?", "", [0, 0], 3, 1.0)
     played = PreflightService(store).play(run_id, request)
-    left, right = ([r.completion.text for r in side.rollouts] for side in played.sides)
+    left, right = ([r.completion.text for r in side.sampled] for side in played.sides)
     assert left == right
-    assert all(r.scores["accuracy"] is None for r in played.sides[0].rollouts)
+    assert len(left) == 3
+    assert all(r.scores["accuracy"] is None for r in played.sides[0].sampled)
+
+
+def test_a_greedy_answer_stands_beside_the_sampled_ones(trained):
+    store, run_id = trained["whole"]
+    service = PreflightService(store)
+    [cold], [hot] = (
+        service.play(run_id, PlayRequest("Q: 1+1+1=?", "3", [2], 5, temperature)).sides
+        for temperature in (0.0, 1.0)
+    )
+    assert cold.sampled == ()
+    assert hot.greedy == cold.greedy
+    assert len(hot.sampled) == 5
+
+
+def test_an_equal_question_is_answered_once(trained):
+    store, run_id = trained["whole"]
+    service = PreflightService(store)
+    request = PlayRequest("Q: 1+1+1=?", "3", [0, 2], 2, 1.0)
+    assert service.play(run_id, request) is service.play(run_id, replace(request))
+    unscored = replace(request, answer="")  # accuracy cannot be scored, the next time it may be
+    assert service.play(run_id, unscored) is not service.play(run_id, unscored)
+
+
+def test_a_run_answers_unasked_only_while_nothing_trains(trained):
+    store, run_id = trained["whole"]
+    service = PreflightService(store)
+    assert service.reason_to_wait(run_id) == ""
+    other = store.create_run(parse(nest({})), "goes on")
+    store.set_status(other, RunStatus.RUNNING)
+    assert service.reason_to_wait(run_id).startswith("Another run is training")
+    assert service.reason_to_wait(other).startswith("This run is training")
+    store.set_status(other, RunStatus.PAUSED)
+    assert service.reason_to_wait(run_id) == ""
+    with Recorder(store, other) as record:
+        record(ModelLoaded({"parameters": 7_000_000_000}))
+    if pick_device().type == "cpu":
+        assert "slowly on the CPU" in service.reason_to_wait(other)
+    store.set_status(other, RunStatus.STOPPED)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

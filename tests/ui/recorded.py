@@ -42,7 +42,6 @@ class FakeRuns:
     """What the page needs of RunManager. `refuse` is raised by start()."""
 
     device = "CPU · 2 threads"
-    devices = ("auto", "cpu")
 
     def __init__(self, store: Store):
         self.store, self.refuse = store, None
@@ -76,13 +75,13 @@ class FakeService:
 
     lease_seconds: int | None = None
     may_push = True
-    refuses = ""
+    refuses = waits = ""
 
     def refusal(self, config, anyway):
         return "" if anyway else self.refuses
 
-    def estimate(self, config):
-        return None
+    def reason_to_wait(self, run_id):
+        return self.waits
 
     def __init__(self, answer=None):
         self.answer, self.asked = answer or StudioError("this service knows nothing"), []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from grpo_core.config import RunConfig
-from grpo_core.exporting.play_request import PlayRequest
+from grpo_core.exporting.play_request import PlayRequest, PlayResult
 from grpo_core.types import Prompt
 
 
@@ -24,8 +24,6 @@ class Service(Protocol):
     may_push: bool
 
     def outlook(self, config: RunConfig) -> str: ...
-
-    def estimate(self, config: RunConfig) -> Any: ...
 
     def preview(self, config: RunConfig, count: int = 5) -> Any: ...
 
@@ -45,7 +43,9 @@ class Service(Protocol):
 
     def run_prompt(self, run_id: str, number: int) -> Prompt: ...
 
-    def play(self, run_id: str, request: PlayRequest) -> Any: ...
+    def reason_to_wait(self, run_id: str) -> str: ...
+
+    def play(self, run_id: str, request: PlayRequest) -> PlayResult: ...
 
     def export_model(
         self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False

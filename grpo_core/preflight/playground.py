@@ -1,0 +1,60 @@
+"""Answers of the saved states of runs, sampled beside training."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+
+from grpo_core.config import parse
+from grpo_core.exporting.play_request import PlayRequest, PlayResult
+from grpo_core.exporting.trained_model import heldout_prompt, play
+from grpo_core.models.model_cache import SMALL_MODEL, ModelCache
+from grpo_core.store import Store
+from grpo_core.types import Prompt, RunStatus
+
+MAX_KEPT = 16  # results
+
+
+class Playground:
+    """Answers one prompt by several states of a run, and keeps the last results.
+
+    device: where it answers now. It is the CPU while a run has the GPU.
+    """
+
+    def __init__(self, store: Store, models: ModelCache, device: Callable[[], torch.device]):
+        self._store, self._models, self._device = store, models, device
+        self._kept: OrderedDict[str, PlayResult] = OrderedDict()
+
+    def prompt(self, run_id: str, number: int) -> Prompt:
+        """A held-out prompt of the run's task."""
+        return heldout_prompt(parse(self._store.run(run_id).config), number)
+
+    def reason_to_wait(self, run_id: str) -> str:
+        """Why nothing is answered before somebody asks for it; "" if nothing is in the way."""
+        for run in self._store.runs():
+            if run.status in (RunStatus.LOADING, RunStatus.RUNNING):
+                which = "This run" if run.id == run_id else "Another run"
+                return f"{which} is training, and answers would slow it down."
+        env = self._store.run(run_id).env or {}
+        if self._device().type == "cpu" and env.get("parameters", 0) > SMALL_MODEL:
+            return "A model of this size answers slowly on the CPU."
+        return ""
+
+    def play(self, run_id: str, request: PlayRequest) -> PlayResult:
+        """Answers by the policy after several steps, scored by the run's rubric.
+
+        The random numbers are the run's, so an equal request gets the result that was kept.
+        """
+        saved = {row.step: row.sha256 for row in self._store.checkpoints(run_id)}
+        key = repr((run_id, request, [saved.get(step) for step in request.steps]))
+        result = self._kept.get(key)
+        if result is None:
+            result = play(self._store, self._models, run_id, request)
+            # What could not be scored may be scored the next time, as by a judge that was away.
+            if all(None not in r.scores.values() for s in result.sides for r in s.sampled):
+                self._kept[key] = result
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        return result

@@ -1,0 +1,125 @@
+"""The Playground: a run in view gets a prompt and its answers, and never another run's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from live_server import Server
+from playwright.sync_api import Page, expect
+
+from grpo_core.config import nest, parse
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.manager import prepare
+from grpo_core.store import Store
+from grpo_core.training.control import RunControl
+from grpo_core.training.trainer import train
+
+SETTINGS = {
+    "task.heldout_size": 8,
+    "train.prompts_per_step": 2,
+    "train.group_size": 4,
+    "train.learning_rate": 1e-2,
+    "train.warmup_steps": 0,
+    "train.eval_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Iterator[Server]:
+    """A server over two finished runs of the bundled model; “first” is the older one."""
+    db = tmp_path_factory.mktemp("played") / "runs.sqlite"
+    store = Store(db)
+    for name, steps in (("first", 3), ("second", 2)):
+        settings = prepare(parse(nest({**SETTINGS, "train.steps": steps})))
+        run_id = store.create_run(settings, name)
+        job = Job(run_id, settings, RunControl(store.checkpoint_folder(run_id)))
+        assert execute(store, job, train) == "finished"
+    store.close()
+    server = Server(db)
+    yield server
+    server.close()
+
+
+def show_run(page: Page, name: str) -> None:
+    page.locator("#run input").click()
+    page.get_by_role("option", name=name).click()
+
+
+def test_a_prompt_is_answered_when_the_tab_is_opened(trained, open_page):
+    page = open_page(trained)
+    page.get_by_role("tab", name="Playground").click()
+    answers = page.locator("#play-answers")
+    expect(answers.locator("article")).to_have_count(2 * (1 + 4))
+    expect(answers).to_contain_text("Answers of second to")
+    prompt = page.get_by_role("textbox", name="Prompt", exact=True).input_value()
+    assert page.get_by_label("Right answer").input_value()
+    expect(answers.locator("q")).to_have_text(prompt)
+    texts = answers.locator("article").all_inner_texts()
+    assert all(("✓ right" in t) == bool(re.search(r"accuracy\s*1", t)) for t in texts)
+    assert all(("✗ wrong" in t) != ("✓ right" in t) for t in texts)
+
+    # Each side's share, beside the greedy answer and the held-out prompts.
+    before = [t for t in texts[2::2] if "✓ right" in t]
+    expect(answers.locator(".heads")).to_contain_text(f"{len(before)} of 4 sampled answers right")
+    expect(answers.locator(".heads")).to_contain_text("of held-out prompts right")
+    expect(answers.locator("article").first).to_have_accessible_name("Greedy, before training")
+
+    # Pairs stand beside each other, and what differs is marked.
+    for pair in answers.locator("section").all():
+        tops = "cards => cards.map(card => card.getBoundingClientRect().top)"
+        assert len(set(pair.locator("article").evaluate_all(tops))) == 1
+        texts = pair.locator("pre").all_inner_texts()
+        assert (pair.locator("ins, del").count() > 0) == (texts[0] != texts[1])
+    assert answers.locator("ins, del").count() > 0
+
+
+def test_another_prompt_is_answered_at_once(trained, open_page):
+    page = open_page(trained, "?tab=playground")
+    quoted = page.locator("#play-answers q")
+    first = quoted.inner_text()
+    page.get_by_role("button", name="Another prompt").click()
+    expect(quoted).not_to_have_text(first)
+    assert page.get_by_role("textbox", name="Prompt", exact=True).input_value() in (
+        quoted.inner_text()
+    )
+    expect(page.locator("#play-answers article")).to_have_count(10)
+
+
+def test_answers_never_stand_under_another_run(trained, open_page):
+    page = open_page(trained, "?tab=playground")
+    answers = page.locator("#play-answers")
+    expect(answers).to_contain_text("Answers of second to")
+    page.route("**/gradio_api/run/**", lambda route: None)  # the answer is on its way
+    page.get_by_role("button", name="Answer", exact=True).click()
+    expect(answers).to_contain_text("Answering")
+    show_run(page, "first")
+    expect(answers).to_have_text("")  # before the server has answered
+    page.evaluate(
+        "() => new MutationObserver(() => { window.said = (window.said || '') +"
+        " document.querySelector('#play-answers').innerText; })"
+        ".observe(document.querySelector('#play-answers'), {childList: true, subtree: true})"
+    )
+    page.unroute_all()  # what was held goes on
+    expect(answers).to_contain_text("Answers of first to")
+    assert "Answers of second" not in page.evaluate("window.said")
+    expect(page.get_by_label("Right", exact=True)).to_have_value("after step 3")
+
+
+def test_a_typed_prompt_is_asked_of_the_next_run_too(trained, open_page):
+    page = open_page(trained, "?tab=playground")
+    answers = page.locator("#play-answers")
+    expect(answers).to_contain_text("Answers of second to")
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("Q: 1+1+1=?")
+    page.get_by_label("Right answer").fill("3")
+    show_run(page, "first")
+    expect(answers).to_contain_text(re.compile("Answers of first to .*Q: 1.1.1=.*right answer 3"))
+
+
+def test_a_server_that_is_away_is_named(trained, open_page):
+    page = open_page(trained, "?tab=playground")
+    expect(page.locator("#play-answers article")).to_have_count(10)
+    page.route("**/gradio_api/run/**", lambda route: route.fulfill(status=503, body="{}"))
+    page.get_by_role("button", name="Answer", exact=True).click()
+    expect(page.locator("#play-answers")).to_contain_text("The server did not answer")
