@@ -30,6 +30,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
 from grpo_core.config import RunConfig
+from grpo_core.config.devices import AUTO, CPU, use_only
 from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from grpo_core.runs.manager import RunManager
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
-    from grpo_core.training.control import Emit, RunControl, Train
+    from grpo_core.training.control import Train
     from ui.page import Page
 
 ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
@@ -136,6 +137,7 @@ def _build(
 ) -> tuple[Page, RunManager]:
     from grpo_core.preflight.service import PreflightService, ServiceOptions
     from grpo_core.rubric import add_plugins
+    from grpo_core.runs.device_queue import Machine
     from grpo_core.runs.manager import RunManager
     from ui.page import build_app
 
@@ -146,21 +148,21 @@ def _build(
 
     used_bytes = _used_bytes(store, limits)
 
-    def train_alone(config: RunConfig, emit: Emit, control: RunControl) -> None:
-        service.release_models()
-        trainer.run(config, emit, control)
+    def check_room(config: RunConfig) -> None:
+        service.release_models()  # its memory is free for the run
+        trainer.check_room(config)
 
     runs = RunManager(
         store,
-        train_alone,
-        check=_check(store, limits, used_bytes),
-        device=trainer.device,
+        trainer.run,
+        check=_check(store, limits, used_bytes, lambda config: runs.check_room(config)),
+        machine=Machine(trainer.device, trainer.devices, check_room),
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
     )
     service = PreflightService(
         store,
         ServiceOptions(
-            busy=lambda: runs.current is not None,
+            in_use=lambda: runs.running,
             check=_check_reading(limits, used_bytes),
             train=trainer.run,
             lease_seconds=trainer.lease_seconds,
@@ -224,7 +226,10 @@ def _check_reading(limits: Limits, used_bytes: Callable[[], int]) -> Callable[[R
 
 
 def _check(
-    store: Store, limits: Limits, used_bytes: Callable[[], int]
+    store: Store,
+    limits: Limits,
+    used_bytes: Callable[[], int],
+    check_room: Callable[[RunConfig], None],
 ) -> Callable[[RunConfig], None]:
     """The check of a configuration before its run starts. It raises StudioError."""
     from grpo_core.models import check_model
@@ -237,6 +242,7 @@ def _check(
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
         limits.check_disk(used_bytes())
         check_model(config.model)
+        check_room(config)
         visitors.admit(visitor())  # last, so that a refused run does not count
 
     return check
@@ -247,13 +253,15 @@ class _Trainer:
     """How this server trains."""
 
     run: Train  # a whole run, or the one step of Preflight
-    device: str
+    device: str  # for the page
+    devices: tuple[str, ...] = (AUTO,)
+    check_room: Callable[[RunConfig], None] = lambda config: None
     lease_seconds: int | None = None  # of a lease of ZeroGPU
 
 
 def _trainer(plugins: Sequence[str]) -> _Trainer:
-    from grpo_core.models import describe_device, pick_device
-    from grpo_core.models.device import DEVICE_VARIABLE
+    from grpo_core.models.device import describe_machine, device_names
+    from grpo_core.preflight.room import check_room
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.subprocess_trainer import in_subprocess, warm_up
     from grpo_core.training.trainer import train
@@ -262,15 +270,15 @@ def _trainer(plugins: Sequence[str]) -> _Trainer:
         # Starts now and goes on beside what follows, so that the first run need not wait.
         warm_up(train)
         run = in_subprocess(train, partial(add_plugins, plugins))
-        return _Trainer(run, describe_device(pick_device()))
+        return _Trainer(run, describe_machine(), device_names(), check_room)
 
     from grpo_core.runs.zerogpu import leased, seconds_from
 
     # Outside a lease there is no GPU: questions about models are answered on the CPU.
-    os.environ[DEVICE_VARIABLE] = "cpu"
+    use_only(CPU)
     seconds = seconds_from(os.environ)
     in_lease = leased(train, spaces.GPU, seconds)
-    return _Trainer(in_lease, f"ZeroGPU, leases of {seconds} s", seconds)
+    return _Trainer(in_lease, f"ZeroGPU, leases of {seconds} s", lease_seconds=seconds)
 
 
 def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | None) -> None:

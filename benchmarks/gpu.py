@@ -33,6 +33,7 @@ PARTS: dict[str, tuple[Callable[[Scale], dict[str, Any]], float]] = {
     "lora": (gpu_parts.lora, 60),
     "memory": (gpu_parts.memory, 60),
     "resume": (gpu_parts.resume, 60),
+    "deterministic": (gpu_parts.deterministic, 60),
     "default-run": (gpu_parts.default_run, 120),
     "W4": (gpu_parts.w4, 150),
     "W4-ragged": (gpu_parts.w4_ragged, 150),

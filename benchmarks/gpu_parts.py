@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -333,7 +333,28 @@ def resume(scale: Scale) -> dict[str, Any]:
         store = Store(f"{folder}/runs.sqlite")
         rows = [store.steps_between(r["run_id"], 3, 4) for r in (whole, branch)]
         store.close()
-    pairs = list(zip(*rows, strict=True))
+    return _differences(*rows)
+
+
+def deterministic(scale: Scale) -> dict[str, Any]:
+    """Twice the same 4 steps with train.deterministic: differences of 0; and what it costs."""
+    common = ("train.steps=4", "train.checkpoint_every=0", "task.heldout_size=0")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for on in ("true", "true", "false"):  # first: cuBLAS reads its setting when it starts
+            options = (*common, f"train.deterministic={on}")
+            run = _command(folder, "train", *(x for o in options for x in ("--set", o)))
+            store = Store(f"{folder}/runs.sqlite")
+            rows.append(store.steps_between(run["run_id"], 1, 4))
+            store.close()
+    # The first step also loads kernels.
+    seconds = [statistics.fmean(s["step_seconds"] for s in steps[1:]) for steps in rows]
+    return _differences(rows[0], rows[1]) | {"seconds_of_plain": seconds[1] / seconds[2]}
+
+
+def _differences(one: Sequence[Any], other: Sequence[Any]) -> dict[str, Any]:
+    """How far two runs are apart in the same steps."""
+    pairs = list(zip(one, other, strict=True))
     return {
         f"{name}_largest_difference": max(abs(a[name] - b[name]) for a, b in pairs)
         for name in ("loss", "kl", "reward_mean")

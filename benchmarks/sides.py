@@ -32,11 +32,15 @@ LEARNING_RATE = 1e-5  # with random weights
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of every step: its seconds, the seconds of its phases (ours only), its tokens."""
+    """Of every step: its seconds, the seconds of its phases (ours only), its tokens.
+
+    peak_mib: of our steps; a GPU's peak is reset before each.
+    """
 
     seconds: list[float]
     tokens: list[int]
     phases: dict[str, list[float]] = field(default_factory=dict)
+    peak_mib: float = 0.0
 
 
 def run_side(side: str, work: Workload, folder: str, threads: int) -> dict[str, float]:
@@ -47,7 +51,7 @@ def run_side(side: str, work: Workload, folder: str, threads: int) -> dict[str, 
     result = {
         "step_seconds": statistics.fmean(seconds),
         "tokens_per_second": sum(tokens) / sum(seconds),
-        "memory_mib": peak_memory_mib(),
+        "memory_mib": max(measured.peak_mib, peak_memory_mib()),
     }
     for name, values in measured.phases.items():
         result[f"{name}_seconds"] = statistics.fmean(values[work.warm :])
@@ -147,7 +151,8 @@ def _ours(work: Workload, folder: str, recorded: bool) -> Measured:
     # By the clock, because a step's own time leaves out the writing.
     seconds = [b - a for a, b in pairwise(times)]
     phases = {name: [getattr(s, f"{name}_seconds") for s in steps] for name in PHASES}
-    return Measured(seconds, [s.tokens for s in steps], phases)
+    peak = max(s.peak_memory_mib or 0.0 for s in steps)
+    return Measured(seconds, [s.tokens for s in steps], phases, peak)
 
 
 def _recorder(config: RunConfig, folder: str) -> AbstractContextManager[Any]:

@@ -42,9 +42,16 @@ def shot(page: Page, name: str) -> None:
     page.screenshot(path=OUT / f"{name}.png")
 
 
+def write(page: Page, label: str, number: int) -> None:
+    """Fill a field of the section "Run"."""
+    page.locator("#setup-cards [data-section=run]").click()
+    time.sleep(1)  # the section is built when it is opened
+    page.get_by_label(label, exact=True).fill(str(number))
+    page.get_by_label(label, exact=True).blur()
+
+
 def start(page: Page, seed: int) -> None:
-    page.get_by_label("Seed", exact=True).fill(str(seed))
-    page.get_by_label("Seed", exact=True).blur()
+    write(page, "Seed", seed)
     time.sleep(1)
     page.get_by_role("button", name="Start training").click()
 
@@ -84,7 +91,7 @@ def shoot_training(pages: dict[str, Page], store: Store) -> None:
         wait_for_step(page, 38)
         shot(page, name)
     wait_until_finished(store, 1)
-    desk.get_by_label("Steps", exact=True).fill("40")
+    write(desk, "Steps", 40)
     start(desk, 1)
     wait_until_finished(store, 2)
 

@@ -418,7 +418,7 @@ class StepMetrics:
     peak_memory_mib: float | None = metric(
         "Peak memory",
         "MiB",
-        "Peak memory: of the device on CUDA, else resident memory of the process.",
+        "Peak memory: on CUDA what the step allocated; else the process's resident memory so far.",
         "Near the limit: lower micro_batch_tokens or group size.",
     )
 

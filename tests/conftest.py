@@ -72,7 +72,7 @@ def manager(store: Store) -> Iterator[RunManager]:
     """A run manager that really trains, with no queue for the device."""
     from grpo_core.training.trainer import train  # torch takes seconds
 
-    manager = RunManager(store, train, device="none")
+    manager = RunManager(store, train)
     yield manager
     manager.close()
 

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/runs/doctor.py": {"sqlite3"},
     "grpo_core/exporting/trained_model.py": {"torch", "transformers"},
     "grpo_core/preflight/service.py": {"torch"},
+    "grpo_core/preflight/playground.py": {"torch"},
     "grpo_core/preflight/model_report.py": {"torch", "transformers"},
     "ui": {"gradio"},
     "ui/render": set(),

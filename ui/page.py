@@ -30,12 +30,17 @@ from ui.tabs.frame import SKIP, Frame, Tab
 from ui.tabs.inspect import Inspect, build_inspect
 from ui.tabs.playground import build_playground
 from ui.tabs.runs import build_runs
+from ui.tabs.setup import restore_draft
 from ui.tabs.train import Train, build_train
 
 POLL_SECONDS = 1.0
 STORAGE_SECONDS = 15.0
 TABS = ("train", "inspect", "runs", "playground")
 DAY = 24 * 3600
+# setup.js opens the section that was open last.
+NEW_RUN = '<button type="button" class="quiet" data-section="">New run</button>'
+# Without any run there is nothing else to look at.
+WELCOME_JS = "(run, tab) => { if (!run && tab === 'train') window.studioWelcome?.(); }"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,9 @@ def build_app(
         _wire_poll(poll, frame)
         _wire_address(tabs, frame)
         arrival = _arrival(poll, tabs, frame, views)
-        page.load(None, **arrival, **QUIET)
+        arrived = page.load(None, **arrival, **QUIET)
+        arrived.then(None, [frame.run, frame.tab], None, js=WELCOME_JS)
+        page.load(**restore_draft(tabs.train.setup), **QUIET)
         notice.arrive(None, **arrival, **QUIET)  # Back and Forward
     return page
 
@@ -102,6 +109,7 @@ def _build_header(device: str, space: bool) -> tuple[gr.Dropdown, gr.HTML]:
         html_panel(status.brand(device), script=script("theme.js"), elem_id="brand")
         run = gr.Dropdown([], label="Run", elem_id="run", interactive=True, scale=0, min_width=240)
         pill = html_panel(status.run_pill(None), elem_id="run-pill")
+        html_panel(NEW_RUN, elem_id="new-run")
         if space:
             gr.DuplicateButton("Duplicate this Space", size="sm", scale=0, min_width=180)
     return run, pill
@@ -119,7 +127,7 @@ def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Ta
     with gr.Tabs(elem_id="tabs") as tabs:
         # render_children: a tab that was left keeps its charts and their zoom.
         with gr.Tab("Train", id="train", elem_id="tab-train", render_children=True) as on_train:
-            train = build_train(frame, views, runs, service)
+            train = build_train(frame, tabs, views, runs, service)
         with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as on_inspect:
             inspect = build_inspect(frame, views, train.setup, tabs)
         with gr.Tab("Runs", id="runs", elem_id="tab-runs") as on_runs:
@@ -272,8 +280,8 @@ def launch_options(
         ),
         "head": (
             f'<meta name="plotly-js" content="{plotly}">\n<style>{styles()}</style>'
-            f"\n<script>{script('refresh.js')}{script('choices.js')}{script('playground.js')}"
-            "</script>"
+            f"\n<script>{script('refresh.js')}{script('choices.js')}{script('draft.js')}"
+            f"{script('playground.js')}</script>"
         ),
         "footer_links": [],
         "run_history": False,

@@ -26,6 +26,7 @@ from grpo_core.cli.terminal import (
     run_line,
 )
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
+from grpo_core.config.devices import use_only
 from grpo_core.errors import StudioError
 from grpo_core.store import Store
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
@@ -106,10 +107,10 @@ def train_command(arguments: argparse.Namespace) -> int:
     config = build_config(arguments.config, arguments.preset, arguments.set)
     parse_breakpoints(arguments.wait_when or "")
     # Imported late: torch takes seconds to import, and a refused configuration does not need it.
-    from grpo_core.models import check_model
+    from grpo_core.preflight.room import check_start
     from grpo_core.runs.manager import default_name, prepare
 
-    config = prepare(config, lambda c: check_model(c.model))
+    config = prepare(config, check_start)
     if arguments.preflight and not _preflight_allows(config, arguments):
         return 1
     store = Store(arguments.db)
@@ -145,7 +146,7 @@ def _preflight_allows(config: RunConfig, arguments: argparse.Namespace) -> bool:
 
 
 def resume_command(arguments: argparse.Namespace) -> int:
-    from grpo_core.models import check_model
+    from grpo_core.preflight.room import check_start
     from grpo_core.runs.manager import prepare
     from grpo_core.runs.resume import plan_branch, plan_resume
 
@@ -159,7 +160,7 @@ def resume_command(arguments: argparse.Namespace) -> int:
         store.recover()
         if changes or arguments.step is not None or arguments.name:
             config, start = plan_branch(store, parent.id, arguments.step, changes)
-            config = prepare(config, lambda c: check_model(c.model))
+            config = prepare(config, check_start)
             run_id = store.create_run(
                 config,
                 arguments.name or f"{parent.name}, from step {start.step}",
@@ -169,7 +170,7 @@ def resume_command(arguments: argparse.Namespace) -> int:
         else:
             run_id = parent.id
             config, start = plan_resume(store, parent.id)
-            config = prepare(config, lambda c: check_model(c.model))
+            config = prepare(config, check_start)
         origin = f"continues after step {start.step}"
         if not start.path:
             origin = "starts from the beginning: there is no checkpoint"
@@ -188,6 +189,7 @@ def _train_here(
     from grpo_core.runs.stop_in_time import Patience
     from grpo_core.training.trainer import train
 
+    use_only(config.model.device)
     control = RunControl(store.checkpoint_folder(run_id), start)
     if arguments.wait_when is not None:
         store.set_breakpoints(run_id, as_text(parse_breakpoints(arguments.wait_when)))

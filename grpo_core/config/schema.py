@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,8 @@ def _problem(error: Mapping[str, Any]) -> FieldProblem:
     dotted = ".".join(map(str, error["loc"])) or "config"
     known = fields_by_name()
     if error["type"] == "extra_forbidden":
-        section = dotted.rpartition(".")[0]
-        names = [n for n in known if n.rpartition(".")[0] == section]
-        names = names or sorted({n.split(".")[0] for n in known})
         return FieldProblem(
-            dotted, error["input"], "there is no such field", f"Known: {', '.join(names)}."
+            dotted, error["input"], "there is no such field", _fields_like(dotted, [*known])
         )
     message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
     message = message.replace("should be greater than or equal to", "must be at least")
@@ -64,6 +62,16 @@ def _problem(error: Mapping[str, Any]) -> FieldProblem:
     message = message.replace("should be", "must be").rstrip(".")
     extra = known[dotted].json_schema_extra if dotted in known else None
     return FieldProblem(dotted, error["input"], message, (extra or {}).get("hint", ""))
+
+
+def _fields_like(dotted: str, known: list[str]) -> str:
+    """Which fields may have been meant: the same name in another section, or a similar one."""
+    section, _, name = dotted.rpartition(".")
+    like = [n for n in known if n.rpartition(".")[2] == name]
+    if like or (like := get_close_matches(dotted, known, n=3, cutoff=0.8)):
+        return f"Did you mean {' or '.join(like)}?"
+    names = [n for n in known if n.rpartition(".")[0] == section]
+    return f"Known: {', '.join(names or sorted({n.split('.')[0] for n in known}))}."
 
 
 def fields_by_name() -> dict[str, Any]:

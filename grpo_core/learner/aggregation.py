@@ -64,9 +64,8 @@ def entropy_threshold(entropy: Tensor, share: float) -> float:
     if not len(entropy):
         return -math.inf
     position = (1 - share) * (len(entropy) - 1)
-    values = entropy.float()
-    low = values.kthvalue(math.floor(position) + 1).values
-    high = values.kthvalue(math.ceil(position) + 1).values
+    ranked = entropy.float().sort().values  # on CUDA kthvalue does not repeat its results
+    low, high = ranked[math.floor(position)], ranked[math.ceil(position)]
     return float(torch.lerp(low, high, position - math.floor(position)))
 
 

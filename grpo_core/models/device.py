@@ -15,11 +15,10 @@ import transformers
 from transformers import PreTrainedConfig
 
 import grpo_core
+from grpo_core.config import devices
 from grpo_core.models.policy import Policy
 from grpo_core.models.shape import text_config
 
-# "cpu" disables the GPU. "lent" is set in the forked process of a ZeroGPU lease.
-DEVICE_VARIABLE = "GRPO_DEVICE"
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -31,6 +30,7 @@ def environment(policy: Policy, learning_rate: float) -> dict[str, object]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": describe_device(policy.device),
+        "device_name": str(policy.device),
         "dtype": str(policy.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "parameters": policy.num_parameters,
@@ -40,10 +40,16 @@ def environment(policy: Policy, learning_rate: float) -> dict[str, object]:
     }
 
 
-def peak_memory_mib(policy: Policy) -> float:
-    """Peak memory in MiB: allocated on the GPU, else the resident memory of the process."""
-    if policy.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(policy.device) / 2**20
+def reset_peak_memory(device: torch.device) -> None:
+    """Measure a GPU's peak memory from here on. That of a process on a CPU only ever rises."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB: allocated on the GPU since the reset, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -62,6 +68,14 @@ def free_memory(device: torch.device, another_process: bool = False) -> int:
         return free + reserved - torch.cuda.memory_allocated(device)
     _, free = host_memory()
     return free
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the GPU's memory, else of the machine's or its container's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total, _ = host_memory()
+    return total
 
 
 def host_memory(drops_caches: bool = False) -> tuple[int, int]:
@@ -95,13 +109,24 @@ def cache_bytes(shape: PreTrainedConfig, element_bytes: int) -> int:
     return 2 * layers * kv_heads * head_dim * element_bytes
 
 
-def pick_device() -> torch.device:
-    """CUDA, else MPS, else the CPU; the CPU if the environment variable GRPO_DEVICE is "cpu"."""
-    if os.environ.get(DEVICE_VARIABLE) == "cpu":
-        return torch.device("cpu")
+def device_names() -> tuple[str, ...]:
+    """The devices of this machine by the names of `model.device`, the fastest kind first.
+
+    Only the one that the environment variable GRPO_DEVICE names, if it names one.
+    """
+    if (only := devices.only_device(os.environ)) is not None:
+        return (only,)
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return (*(f"cuda:{n}" for n in range(torch.cuda.device_count())), devices.CPU)
+    return ("mps", devices.CPU) if torch.backends.mps.is_available() else (devices.CPU,)
+
+
+def pick_device(wanted: str = devices.AUTO) -> torch.device:
+    """The device that is wanted, by default the first of the fastest kind.
+
+    Raises InvalidConfig on `model.device` if it is not there.
+    """
+    return torch.device(devices.candidates(wanted, device_names())[0])
 
 
 # Texts of errors that torch, CUDA's libraries and the CPU's allocator raise as a RuntimeError.
@@ -129,12 +154,17 @@ def release_memory() -> None:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Choose the kernels of this process for an NVIDIA card; nothing on other devices.
+    """Bind this thread to an NVIDIA card and choose its kernels; nothing on other devices.
 
     float32 products use TF32. Attention does not use cuDNN, which plans each new shape for a second
     or more: a step of training has as many shapes as micro-batches.
     """
     if device.type == "cuda":
+        # By index, never by CUDA_VISIBLE_DEVICES. That variable renumbers the cards, so `cuda:1`
+        # would name one card in the form and another in the run's process; and it counts only if
+        # it is set before CUDA starts. A run's process inherits the server's, so both number the
+        # cards alike. A graph is captured on the thread's current card, so each thread is bound.
+        torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
         torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -147,7 +177,7 @@ def share_cores(num_parameters: int) -> None:
     Applies to the whole process. A forked process gets one thread: OpenMP's threads do not
     survive the fork, and torch would wait for them for ever.
     """
-    if os.environ.get(DEVICE_VARIABLE) == "lent":
+    if os.environ.get(devices.VARIABLE) == "lent":
         torch.set_num_threads(1)
         return
     if hasattr(os, "sched_getaffinity"):
@@ -158,8 +188,19 @@ def share_cores(num_parameters: int) -> None:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device's name for the page: "CPU, 2 cores" or "NVIDIA H200, 139 GB"."""
+    """The device's kind for the page: "CPU, 2 cores" or "NVIDIA H200, 139 GB"."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
     return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {os.cpu_count()} cores"
+
+
+def describe_machine() -> str:
+    """The devices that runs train on unless a run names another: "2 GPUs: …" or one device."""
+    names = devices.candidates(devices.AUTO, device_names())
+    kinds = [describe_device(torch.device(name)) for name in names]
+    if len(kinds) == 1:
+        return kinds[0]
+    return f"{len(kinds)} GPUs: " + " · ".join(
+        f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)
+    )

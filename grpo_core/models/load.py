@@ -24,6 +24,7 @@ from grpo_core.models.device import free_memory, host_memory, pick_device, prepa
 from grpo_core.models.folder import BadModel
 from grpo_core.models.lora import add_adapters
 from grpo_core.models.policy import Policy, Reader
+from grpo_core.models.precision import precision
 from grpo_core.models.shape import (
     check_memory,
     context_tokens,
@@ -48,7 +49,6 @@ __all__ = [
     "load_classifier",
     "load_policy",
     "load_reader",
-    "precision",
     "read_tokenizer",
     "refuse",
 ]
@@ -62,9 +62,9 @@ logging.getLogger("transformers.modeling_utils").addFilter(
 
 
 def check_model(config: ModelConfig) -> None:
-    """Check what needs no weights: name, folder, configuration, and size.
+    """Check what needs no weights: name, folder, configuration, size, and that the device is there.
 
-    Runs before a run is created. Raises InvalidConfig on `model.name` or `model.base_bits`.
+    Runs before a run is created. Raises InvalidConfig on `model.name`, `.device` or `.base_bits`.
     """
     try:
         examine(config)
@@ -75,9 +75,9 @@ def check_model(config: ModelConfig) -> None:
 def examine(config: ModelConfig) -> tuple[Source, PreTrainedConfig, PreTrainedModel]:
     """The model's source, its configuration, and the model without memory, after all their checks.
 
-    Raises BadModel, or InvalidConfig on `model.base_bits`.
+    Raises BadModel, or InvalidConfig on `model.device` or `model.base_bits`.
     """
-    device = pick_device()
+    device = pick_device(config.device)
     source = find_source(config)
     shape = _language_shape(source, config, device)
     model = empty_model(shape)
@@ -90,11 +90,13 @@ def examine(config: ModelConfig) -> tuple[Source, PreTrainedConfig, PreTrainedMo
 def load_policy(config: ModelConfig, seed: int, device: torch.device | None = None) -> Policy:
     """Load model and tokenizer onto the device, with adapters if `lora_rank` is set.
 
+    device: None for that of the configuration.
+
     init "random": the same architecture with fresh weights drawn from `seed`.
     Raises InvalidConfig on `model.name`.
     """
     try:
-        return _load_policy(config, seed, device or pick_device())
+        return _load_policy(config, seed, device or pick_device(config.device))
     except BadModel as error:
         refuse(config, error.problem, error.hint)
 
@@ -288,16 +290,6 @@ def _load_classifier(
         tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
     # As in load_policy.
     return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
-
-
-def precision(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The dtype of the weights; "auto" is bfloat16 where the device computes in it, else float32.
-
-    NVIDIA cards before Ampere emulate bfloat16, and so do most CPUs: both are slower with it.
-    """
-    has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    automatic = "bfloat16" if has_bfloat16 else "float32"
-    return getattr(torch, automatic if config.dtype == "auto" else config.dtype)
 
 
 def _random_weights(shape: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:

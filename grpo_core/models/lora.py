@@ -14,6 +14,7 @@ from grpo_core.config import ModelConfig
 if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
 
 
 def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -120,3 +121,13 @@ class AdapterOff(nn.Module):
         finally:
             for layer in layers:
                 layer._disable_adapters = False
+
+
+def num_adapter_parameters(model: PreTrainedModel, rank: int) -> int:
+    """Parameters of adapters: rank x (inputs + outputs) for every linear layer but the head."""
+    head = model.get_output_embeddings()
+    return sum(
+        rank * sum(m.get_parameter("weight").shape)
+        for m in model.modules()
+        if m is not head and type(m).__name__ in ("Linear", "Conv1D")
+    )

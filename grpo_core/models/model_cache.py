@@ -12,7 +12,7 @@ import torch
 from grpo_core.config import ModelConfig
 from grpo_core.errors import StudioError
 from grpo_core.models import Policy, load_policy, pick_device
-from grpo_core.models.device import release_memory
+from grpo_core.models.device import prepare_device, release_memory
 
 LOCK_TIMEOUT_SECONDS = 60.0
 # Two models of at most so many parameters stay in memory together, e.g. before and after training.
@@ -22,10 +22,10 @@ SMALL_MODEL = 100_000_000
 class ModelCache:
     """Keeps the most recently used model, or two where both are small.
 
-    device: where models are used now; it may change from one use to the next.
+    device: where a model that wants this device is used now; it may change from use to use.
     """
 
-    def __init__(self, device: Callable[[], torch.device] = pick_device) -> None:
+    def __init__(self, device: Callable[[str], torch.device] = pick_device) -> None:
         self._device = device
         self._lock = threading.Lock()
         self._policies: OrderedDict[Hashable, Policy] = OrderedDict()
@@ -44,7 +44,8 @@ class ModelCache:
         Raises StudioError if another caller uses a model for longer than 60 s.
         """
         with self._locked():
-            device = self._device()
+            device = self._device(config.device)
+            prepare_device(device)  # this thread: another one may have loaded the model
             key = (config, seed, state_key, device)
             if key not in self._policies:
                 self._make_room()

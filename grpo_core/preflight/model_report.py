@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from grpo_core.config import RunConfig
 from grpo_core.models.device import describe_device, free_memory, pick_device
 from grpo_core.models.end_tokens import as_ids, template_end
 from grpo_core.models.folder import BadModel
-from grpo_core.models.load import examine, precision, read_tokenizer, refuse
+from grpo_core.models.load import examine, read_tokenizer, refuse
+from grpo_core.models.lora import num_adapter_parameters
+from grpo_core.models.precision import precision, why_precision
 from grpo_core.models.shape import context_tokens
 from grpo_core.models.source import Source, one_line
 from grpo_core.training.memory_estimate import RESERVE, ModelSize, memory
@@ -58,7 +59,7 @@ def report(config: RunConfig) -> ModelReport:
     Raises InvalidConfig on `model.name`.
     """
     m = config.model
-    device = pick_device()
+    device = pick_device(m.device)
     dtype = precision(m, device)
     try:
         source, shape, model = examine(m)
@@ -67,7 +68,7 @@ def report(config: RunConfig) -> ModelReport:
     except BadModel as error:
         refuse(m, error.problem, error.hint)
     parameters = sum(p.numel() for p in model.parameters())
-    trained = _adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
+    trained = num_adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
 
     free = free_memory(device, another_process=True)
     recomputes = config.train.gradient_checkpointing == "on"
@@ -96,7 +97,7 @@ def report(config: RunConfig) -> ModelReport:
         problems.append(
             f"train.max_new_tokens is {new_tokens:,}, and the context holds {context:,} tokens."
         )
-    remarks = []
+    remarks = [why_precision(m, device)]
     if recomputes:
         remarks.append(
             "The run keeps only each layer's input and computes the rest again for the gradient: "
@@ -106,8 +107,6 @@ def report(config: RunConfig) -> ModelReport:
         remarks.append(ENDS_DIFFER)
     if not tokenizer.chat_template:
         remarks.append("There is no chat template: the model reads prompts as bare text.")
-    if dtype == torch.bfloat16 and not m.lora_rank:
-        remarks.append("Weights in bfloat16 round small updates away; float32 or LoRA keep them.")
     return ModelReport(
         name=m.name,
         architecture=type(model).__name__,
@@ -124,16 +123,6 @@ def report(config: RunConfig) -> ModelReport:
         fitting_micro_batch=max(0, int(room / per_token)),
         problems=tuple(problems),
         remarks=tuple(remarks),
-    )
-
-
-def _adapter_parameters(model: PreTrainedModel, rank: int) -> int:
-    """Parameters of adapters: rank x (inputs + outputs) for every linear layer but the head."""
-    head = model.get_output_embeddings()
-    return sum(
-        rank * sum(m.get_parameter("weight").shape)
-        for m in model.modules()
-        if m is not head and type(m).__name__ in ("Linear", "Conv1D")
     )
 
 

@@ -20,10 +20,10 @@ MAX_KEPT = 16  # results
 class Playground:
     """Answers one prompt by several states of a run, and keeps the last results.
 
-    device: where it answers now. It is the CPU while a run has the GPU.
+    device: where a model answers now, by the device that its run names; not a GPU that is in use.
     """
 
-    def __init__(self, store: Store, models: ModelCache, device: Callable[[], torch.device]):
+    def __init__(self, store: Store, models: ModelCache, device: Callable[[str], torch.device]):
         self._store, self._models, self._device = store, models, device
         self._kept: OrderedDict[str, PlayResult] = OrderedDict()
 
@@ -33,12 +33,14 @@ class Playground:
 
     def reason_to_wait(self, run_id: str) -> str:
         """Why nothing is answered before somebody asks for it; "" if nothing is in the way."""
-        for run in self._store.runs():
-            if run.status in (RunStatus.LOADING, RunStatus.RUNNING):
-                which = "This run" if run.id == run_id else "Another run"
+        run = self._store.run(run_id)
+        if self._device(parse(run.config).model.device).type != "cpu":
+            return ""
+        for other in self._store.runs():
+            if other.status in (RunStatus.LOADING, RunStatus.RUNNING):
+                which = "This run" if other.id == run_id else "Another run"
                 return f"{which} is training, and answers would slow it down."
-        env = self._store.run(run_id).env or {}
-        if self._device().type == "cpu" and env.get("parameters", 0) > SMALL_MODEL:
+        if (run.env or {}).get("parameters", 0) > SMALL_MODEL:
             return "A model of this size answers slowly on the CPU."
         return ""
 

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from typing import Any
 import torch
 
 from grpo_core.config import RunConfig
+from grpo_core.config.devices import AUTO, CPU, first_free
 from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayResult
 from grpo_core.exporting.trained_model import export_model
 from grpo_core.models import Reader, load_reader, pick_device
 from grpo_core.models.context_fit import too_long_rows
+from grpo_core.models.device import device_names
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.models.policy import text_of
+from grpo_core.preflight.estimate import Estimate, from_runs, from_steps, same_work
 from grpo_core.preflight.model_report import ModelReport, report
 from grpo_core.preflight.playground import Playground
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
@@ -28,6 +31,7 @@ from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.rubric import Rubric, RunningStd, build_rubric, resolve_rubric, total
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
+from grpo_core.runs.device_queue import placed
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
@@ -60,6 +64,7 @@ class Preview:
     chat_template: bool
     context: int | None
     counts: dict[str, Any]
+    columns: tuple[str, ...] = ()  # of a file or dataset
 
 
 def prompt_counts(task: Task, reader: Reader, config: RunConfig) -> dict[str, Any]:
@@ -92,12 +97,12 @@ class Trial:
 class ServiceOptions:
     """How a server differs from a local program.
 
-    busy: whether a run uses the device. check: raises for a configuration that is not allowed.
-    train: the trainer that takes preflight's step. lease_seconds: length of a ZeroGPU lease; None
-    elsewhere. may_push: whether users may push models with the server's own Hub token.
+    in_use: names of the devices that runs use. check: raises for a configuration that is not
+    allowed. train: the trainer that takes preflight's step. lease_seconds: length of a ZeroGPU
+    lease; None elsewhere. may_push: whether users may push models with the server's own Hub token.
     """
 
-    busy: Callable[[], bool] = lambda: False
+    in_use: Callable[[], Collection[str]] = tuple
     check: Callable[[RunConfig], None] = lambda config: None
     train: Train = train
     lease_seconds: int | None = None
@@ -120,16 +125,22 @@ class PreflightService:
             self._playground = Playground(store, self._models, self._device)
         self._trials: OrderedDict[str, Trial] = OrderedDict()
         self._reports: OrderedDict[str, list[Finding]] = OrderedDict()  # settings -> report
+        self._measured: OrderedDict[str, tuple[RunConfig, Estimate]] = OrderedDict()
         self.may_push = self._options.may_push
         self.lease_seconds = self._options.lease_seconds
 
-    def _device(self) -> torch.device:
-        """Where questions are answered: not on the device on which a run goes on."""
-        return torch.device("cpu") if self._options.busy() else pick_device()
+    def _device(self, wanted: str) -> torch.device:
+        """Where questions are answered: not on a GPU on which a run goes on.
+
+        A recorded run may name a device of another machine; then any free one does.
+        """
+        there = device_names()
+        wanted = wanted if wanted in there else AUTO
+        return torch.device(first_free(wanted, there, self._options.in_use()) or CPU)
 
     def release_models(self) -> None:
         """Leave the GPU to a run that starts. An answer that takes over a minute keeps it."""
-        if pick_device().type != "cpu":
+        if pick_device().type != CPU:
             with contextlib.suppress(StudioError):
                 self._models.clear()
 
@@ -139,6 +150,15 @@ class PreflightService:
             return ""
         measured = measured_before(self._store.runs(), self._store.steps, config)
         return outlook(self.lease_seconds, config, measured)
+
+    def estimate(self, config: RunConfig) -> Estimate | None:
+        """Time and memory of a step, measured by Preflight or in a run of the same size."""
+        for measured, estimate in reversed(self._measured.values()):
+            if same_work(measured, config):
+                return estimate
+        if self._optional_store is None:
+            return None
+        return from_runs(self._store.runs(), self._store.steps, config)
 
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first `count` training prompts and one held-out prompt, as the model reads them."""
@@ -158,6 +178,7 @@ class PreflightService:
             bool(reader.tokenizer.chat_template),
             reader.context,
             prompt_counts(task, reader, config),
+            _column_names(prompts[0][0]) if task.table is not None and prompts else (),
         )
 
     def check_model(self, config: RunConfig, sample: bool = True) -> tuple[ModelReport, str]:
@@ -166,7 +187,8 @@ class PreflightService:
         The answer is "" without `sample`, or if the report has problems.
         """
         self._options.check(config)
-        model_report = report(config)
+        device = first_free(config.model.device, device_names(), self._options.in_use())
+        model_report = report(placed(config, device or config.model.device))
         if not sample or model_report.problems:
             return model_report, ""
         task = load_task(config.task)
@@ -181,12 +203,15 @@ class PreflightService:
     def preflight(self, config: RunConfig) -> list[Finding]:
         """The report before step 1; takes a real first step on a copy of the model."""
         self._options.check(config)
-        if self._options.busy():
+        key = _settings(config)
+        device = first_free(config.model.device, device_names(), self._options.in_use())
+        if device is None:
             raise StudioError(
                 "A run is going on this device. Preflight takes a step of its own: "
-                "pause or stop the run, or wait."
+                "stop the run, wait, or name another device."
             )
         self._models.clear()
+        config = placed(config, device)
         task = load_task(config.task)
         heldout_prompts(task, config.task.heldout_size)  # raises if there are too few
         model_report, reader = report(config), load_reader(config.model)
@@ -196,7 +221,9 @@ class PreflightService:
         else:
             first = first_step(config, self._options.train)
             result = findings(config, model_report, counts, first)
-        _keep(self._reports, _settings(config), result)
+            if first.metrics and (measured := from_steps([asdict(first.metrics)], "one step")):
+                _keep(self._measured, key, (config, measured))
+        _keep(self._reports, key, result)
         return result
 
     def refusal(self, config: RunConfig, anyway: bool) -> str:
@@ -319,6 +346,14 @@ def _keep(kept: OrderedDict[str, Any], key: str, value: Any) -> None:
     kept[key] = value
     while len(kept) > MAX_KEPT:
         kept.popitem(last=False)
+
+
+def _column_names(prompt: Prompt) -> tuple[str, ...]:
+    """The columns of the row that a prompt of a file or dataset was read from."""
+    named = [prompt.meta.get("prompt_column"), prompt.meta.get("answer_column")]
+    others = prompt.meta.get("columns")
+    names = [*named, *(others if isinstance(others, dict) else ())]
+    return tuple(dict.fromkeys(str(name) for name in names if name))
 
 
 def _num_tokens(reader: Reader, text: str) -> int:

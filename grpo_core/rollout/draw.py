@@ -116,15 +116,33 @@ def _invert_cdf(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     else:
         blocks = weights[:, :full].unflatten(1, (-1, BLOCK)).sum(-1)
         sums = torch.cat([blocks, weights[:, full:].sum(-1, keepdim=True)], 1)
-    ends = sums.double().cumsum(-1)  # (b, number of blocks)
+    ends = running_sum(sums)  # (b, number of blocks)
     target = uniform[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # (b, 1)
     ids = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # (b, 256)
     inside = torch.where(ids < size, weights.gather(1, ids.clamp(max=size - 1)), 0.0)
-    inside = inside.double().cumsum(-1)
+    inside = running_sum(inside)
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
     # Rounding may leave the target just beyond the block's own sum: then take its last token.
     rest = (target - before).clamp(max=inside[:, -1:] * (1 - 1e-12))
     column = torch.searchsorted(inside, rest, right=True).clamp(max=BLOCK - 1)
     # Sums that are not finite lead anywhere, also beyond the last token.
     return ids.gather(1, column).squeeze(1).clamp(max=size - 1), ends[:, -1]
+
+
+def running_sum(values: Tensor, doubling: bool | None = None) -> Tensor:
+    """The sum of each row up to each column, in float64.
+
+    doubling: add the column 1, 2, 4, … places before, which repeats to the last bit on every
+    device. None: where torch must repeat its results, because its own sum on CUDA does not.
+    """
+    values = values.double()
+    if doubling is None:
+        doubling = values.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if not doubling:
+        return values.cumsum(-1)
+    distance = 1
+    while distance < values.shape[-1]:
+        values = values + torch.nn.functional.pad(values[..., :-distance], (distance, 0))
+        distance *= 2
+    return values

@@ -48,9 +48,9 @@ def examine(db: str) -> Iterator[Finding]:
             yield Finding(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             yield Finding(f"{name} is not installed", True, "pip install -r requirements.txt")
-    from grpo_core.models import describe_device, pick_device  # imports torch: seconds
+    from grpo_core.models.device import describe_machine  # imports torch: seconds
 
-    yield Finding(f"device: {describe_device(pick_device())}")
+    yield Finding(f"device: {describe_machine()}")
     if not Path(db).exists():
         yield Finding(f"there is no store at {db!r} yet; the first run creates it")
         return

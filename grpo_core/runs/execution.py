@@ -50,7 +50,7 @@ def execute(
     run_id, control = job.run_id, job.control
     with (
         Recorder(store, run_id) as record,
-        RunLog(store.log_file(run_id)) as run_log,
+        RunLog(store.log_file(run_id), run_id) as run_log,
         Reserve(store.path.with_name(f"{store.path.name}.reserve")) as reserve,
     ):
         recording = Recording(record, control, reserve)
@@ -89,7 +89,7 @@ def execute(
         finally:
             done.set()
             heartbeat.join()
-        reserve.release()
+        reserve.leave()
         run_log.write("error" if error else "info", f"{status}{f': {error}' if error else ''}")
         recording.write(lambda: store.set_status(run_id, status, error))
         _update_advice(store, run_id)

@@ -1,4 +1,4 @@
-"""RunManager trains one run at a time in a background thread, and queues others.
+"""RunManager trains one run at a time on each device, each in a thread, and queues the others.
 
 The store holds all lasting state, so that another process can take over after a crash.
 """
@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from grpo_core.config import RunConfig, parse, with_changes
+from grpo_core.config.devices import AUTO
 from grpo_core.errors import NotFound, StoreError, StudioError
 from grpo_core.rubric import build_rubric, resolve_rubric
+from grpo_core.runs.device_queue import DeviceQueue, Machine, placed
 from grpo_core.runs.execution import Job, Limit, execute, with_traceback
 from grpo_core.runs.resume import plan_branch, plan_resume, where_to_start
 from grpo_core.store import Store
 from grpo_core.tasks import heldout_prompts, load_task, second_task
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
-from grpo_core.training.control import RunControl, Start, Train
+from grpo_core.training.control import Emit, RunControl, Start, Train
 from grpo_core.types import RunStatus
 
 log = logging.getLogger("grpo_studio")
@@ -55,15 +58,16 @@ class RunManager:
         store: Store,
         train: Train,
         check: Callable[[RunConfig], None] | None = None,
-        device: str = "",
+        machine: Machine | None = None,
         limit: Limit | None = None,
     ):
-        self.store, self.device = store, device
+        self.store, self.machine = store, machine or Machine()
+        # For the page.
+        self.device, self.devices = self.machine.text, (AUTO, *self.machine.named)
         self._train, self._check, self._limit = train, check, limit
-        self._lock = threading.Lock()
-        self._queue: deque[Job] = deque()
-        self._current: Job | None = None
-        self._thread: threading.Thread | None = None
+        self._lock = threading.RLock()  # resume() checks the room with it
+        self._jobs = DeviceQueue(self.machine.devices)
+        self._threads: set[threading.Thread] = set()
         self._closed = False
         self._told = ""  # why the store could not be recovered
         self.recover()
@@ -71,7 +75,7 @@ class RunManager:
     # ---- starting ------------------------------------------------------------------------------
 
     def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str:
-        """Start a run, or queue it behind the current one; returns its id.
+        """Start a run, or queue it until a device for it is free; returns its id.
 
         conditions: its breakpoints. Raises InvalidConfig, StoreError.
         """
@@ -89,7 +93,7 @@ class RunManager:
         A second call changes nothing. Raises StudioError.
         """
         with self._lock:
-            job = self._job(run_id)
+            job = self._jobs.job(run_id)
             # A run that has just ended still has a job until its thread notices.
             if job is not None and self.store.cursor(run_id).status.is_live:
                 job.control.resume()
@@ -128,10 +132,33 @@ class RunManager:
         control = RunControl(self.store.checkpoint_folder(run_id), start)
         control.set_breakpoints(parse_breakpoints(self.store.run(run_id).breakpoints))
         control.saving_seconds = self.store.saving_seconds(run_id)
-        self._queue.append(Job(run_id, config, control))
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="trainer", daemon=True)
-            self._thread.start()
+        self._jobs.waiting.append(Job(run_id, config, control))
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        """Start a thread for each run that need not wait any more. Call it with the lock."""
+        while (started := self._jobs.start_next()) is not None:
+            name = f"trainer {started[0].run_id}"
+            thread = threading.Thread(target=self._work, args=started, name=name, daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def check_room(self, config: RunConfig) -> None:
+        """Raise StudioError if the run would start now and fits on no device that is free.
+
+        A run that must wait is checked when its turn comes.
+        """
+        problem, tried = None, list[str]()
+        while True:
+            with self._lock:
+                device = self._jobs.free_device(config, tried)
+            if device is None:
+                break
+            if (problem := self.machine.no_room(config, device)) is None:
+                return
+            tried.append(device)
+        if problem is not None:
+            raise problem
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -145,15 +172,15 @@ class RunManager:
         Raises StudioError if another process works on it.
         """
         with self._lock:
-            job = self._job(run_id)
+            job = self._jobs.job(run_id)
             if job is None:
                 if self.store.cursor(run_id).status.is_live:
                     raise self._not_ours(run_id)
                 return
-            if job in self._queue:
+            if job in self._jobs.waiting:
                 # First its row: a run that left the queue and is still "queued" would never start.
                 self.store.set_status(run_id, RunStatus.STOPPED)
-                self._queue.remove(job)
+                self._jobs.waiting.remove(job)
             job.control.stop()
         self._note(run_id, "stop")
 
@@ -198,13 +225,9 @@ class RunManager:
         except StoreError as problem:
             log.warning("run %s: %s was not recorded: %s", run_id, kind, problem)
 
-    def _job(self, run_id: str) -> Job | None:
-        jobs = (*self._queue, self._current)
-        return next((job for job in jobs if job is not None and job.run_id == run_id), None)
-
     def _control(self, run_id: str) -> RunControl:
         with self._lock:
-            job = self._job(run_id)
+            job = self._jobs.job(run_id)
         # A run that has just ended still has a job until its thread notices.
         if job is None or not self.store.cursor(run_id).status.is_live:
             raise self._not_ours(run_id)
@@ -220,10 +243,10 @@ class RunManager:
     # ---- lifetime ------------------------------------------------------------------------------
 
     @property
-    def current(self) -> str | None:
-        """Id of the run that this process is training."""
-        current = self._current
-        return current.run_id if current else None
+    def running(self) -> dict[str, str]:
+        """The runs that this process is training: name of the device -> id."""
+        with self._lock:
+            return {device: job.run_id for device, job in self._jobs.running.items()}
 
     def recover(self) -> list[str]:
         """Mark runs whose process has died as interrupted, and take over their queue.
@@ -231,7 +254,7 @@ class RunManager:
         Returns the ids of the interrupted runs. Cheap: the server calls it regularly while idle.
         """
         with self._lock:
-            if self._closed or self._current or self._queue:
+            if self._closed or self._jobs:
                 return []
             try:
                 lost, adopted = self.store.recover(), self.store.adopt_queued()
@@ -252,40 +275,48 @@ class RunManager:
             return lost
 
     def close(self, timeout: float = 8.0) -> None:
-        """Stop the current run and wait up to `timeout` seconds for it to end.
+        """Stop all runs and wait up to `timeout` seconds for them to end.
 
         Queued runs stay queued in the store; the next server trains them.
         """
+        until = time.monotonic() + timeout
         with self._lock:
             self._closed = True
-            waiting, thread = [job.run_id for job in self._queue], self._thread
-            self._queue.clear()
-            if self._current is not None:
-                self._current.control.stop()
+            waiting, threads = [job.run_id for job in self._jobs.waiting], list(self._threads)
+            self._jobs.waiting.clear()
+            for job in self._jobs.running.values():
+                job.control.stop()
         for run_id in waiting:
             self.store.disown(run_id)
-        if thread is not None:
-            thread.join(timeout)
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._queue:
-                    self._thread = None  # so that the next start() creates a new thread
-                    return
-                self._current = job = self._queue.popleft()
-            try:
-                job.context.run(execute, self.store, job, self._train, limit=self._limit)
-            except NotFound:
-                log.warning("run %s was deleted", job.run_id)
-            except BaseException as problem:  # execute() could not write to the store
-                trace = None if isinstance(problem, StudioError) else problem
-                text = "run %s ended: its record cannot be written: %s"
-                log.error(text, job.run_id, problem, exc_info=trace)
-                self._mark_failed(job.run_id, with_traceback(problem))
-            finally:
+    def _work(self, job: Job, device: str) -> None:
+        """Train a run on the device that is kept for it, or on another free one where it fits."""
+        tried, train = [device], self._train
+        try:
+            while (problem := self.machine.no_room(job.config, device)) is not None:
                 with self._lock:
-                    self._current = None
+                    other = self._jobs.move(device, tried)
+                    self._start_waiting()
+                if other is None:
+                    train = _refusing(problem)
+                    break
+                tried.append(device := other)
+            job = replace(job, config=placed(job.config, device))
+            job.context.run(execute, self.store, job, train, limit=self._limit)
+        except NotFound:
+            log.warning("run %s was deleted", job.run_id)
+        except BaseException as problem:  # execute() could not write to the store
+            trace = None if isinstance(problem, StudioError) else problem
+            text = "run %s ended: its record cannot be written: %s"
+            log.error(text, job.run_id, problem, exc_info=trace)
+            self._mark_failed(job.run_id, with_traceback(problem))
+        finally:
+            with self._lock:
+                del self._jobs.running[device]
+                self._threads.discard(threading.current_thread())
+                self._start_waiting()
 
     def _mark_failed(self, run_id: str, error: str) -> None:
         try:
@@ -293,3 +324,12 @@ class RunManager:
         except StudioError:
             # recover() marks it as interrupted as soon as the file can be written again.
             self.store.disown(run_id)
+
+
+def _refusing(problem: StudioError) -> Train:
+    """A trainer that refuses the run with this reason."""
+
+    def refuse(config: RunConfig, emit: Emit, control: RunControl) -> None:
+        raise problem
+
+    return refuse

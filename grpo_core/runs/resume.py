@@ -16,6 +16,8 @@ from grpo_core.types import RunStatus
 
 log = logging.getLogger("grpo_studio")
 
+MAY_CHANGE = ("model.device",)  # of the model's settings, in a branch
+
 
 def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
     """Configuration and start of a resumed run. Raises StudioError.
@@ -90,7 +92,7 @@ def plan_branch(
             "Start a new run instead.",
         )
         for name in before
-        if name.startswith("model.") and after[name] != before[name]
+        if name.startswith("model.") and name not in MAY_CHANGE and after[name] != before[name]
     ]
     had_critic = before["algorithm.advantage"] == "value"
     has_critic = config.algorithm.advantage == "value"

@@ -28,17 +28,20 @@ from grpo_core.types import (
 MAX_BYTES = 1_000_000  # of one file
 OLD_FILES = 2
 MAX_CHARS = 4000  # of one message
+THREADS = ("trainer", "heartbeat")  # of a run; its id follows in a thread's name
 log = logging.getLogger("grpo_studio")
 
 
 class RunLog(logging.Handler):
     """Writes a run's events and the program's own log messages, one JSON object per line.
 
-    Write errors, such as a full disk, are ignored.
+    Messages from the threads of another run belong to that run. Write errors, such as a full disk,
+    are ignored.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, run_id: str):
         super().__init__(logging.INFO)
+        self._run_id = run_id
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,6 +61,9 @@ class RunLog(logging.Handler):
         self._file.close()
 
     def emit(self, record: logging.LogRecord) -> None:
+        kind, _, run_id = (record.threadName or "").partition(" ")
+        if kind in THREADS and run_id not in ("", self._run_id):
+            return
         try:
             more = {}
             if record.exc_info:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from grpo_core.child_process import kill_all
 from grpo_core.config import RunConfig
+from grpo_core.config.devices import use_only
 from grpo_core.errors import StopRequested, StudioError
 from grpo_core.runs.command_pipe import CommandPipe, DistantTimer
 from grpo_core.runs.stop_in_time import GRACE_SECONDS, LATE, Patience, killed_if_late
@@ -210,6 +211,7 @@ class _Run:
 def _train_here(run: _Run, events: Connection, commands: Connection) -> None:
     # The fork server may have started before an environment variable was set.
     os.environ.update(run.environment)
+    use_only(run.config.model.device)
     control, recorded = RunControl(run.folder, run.start), threading.Semaphore(0)
     # Ctrl-C reaches every process of a terminal. The parent process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -24,8 +24,8 @@ from traceback import format_exc
 from typing import Any
 
 from grpo_core.config import RunConfig, parse
+from grpo_core.config.devices import VARIABLE as DEVICE_VARIABLE
 from grpo_core.errors import FieldProblem, InvalidConfig, StopRequested, StudioError
-from grpo_core.models.device import DEVICE_VARIABLE
 from grpo_core.runs.stop_in_time import LATE, Patience, killed_if_late
 from grpo_core.training.control import Emit, RunControl, Start, Train
 from grpo_core.training.timing import RunTimer

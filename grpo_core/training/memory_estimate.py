@@ -49,7 +49,7 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
     # Of LoRA the reference is the model itself without its adapters.
     has_copy = config.algorithm.measure_kl and not config.model.lora_rank
     step_tokens = t.prompts_per_step * t.group_size * (t.max_new_tokens + PROMPT_TOKENS)
-    device = pick_device()
+    device = pick_device(config.model.device)
     part_tokens = min(max_part_tokens(t.micro_batch_tokens, device), step_tokens)
     vocabulary = getattr(shape, "vocab_size", None) or 0
     parts = {

@@ -12,13 +12,15 @@ from grpo_core.config import RunConfig, with_changes
 from grpo_core.learner import Batch, Learner, LearnerSettings, NonFinite
 from grpo_core.models import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.models.context_fit import fit_to_context
-from grpo_core.models.device import environment, peak_memory_mib
+from grpo_core.models.device import environment, peak_memory_mib, reset_peak_memory
 from grpo_core.models.download import fetch
+from grpo_core.models.precision import why_precision
 from grpo_core.rollout import SamplingParams
 from grpo_core.rubric import RunningStd, build_rubric
 from grpo_core.tasks import Task, heldout_prompts, load_task, remarks, second_task
 from grpo_core.training.checkpoint import CheckpointManager
 from grpo_core.training.control import RunControl
+from grpo_core.training.determinism import determinism, how_it_repeats
 from grpo_core.training.memory_estimate import recomputes_layers
 from grpo_core.training.rollout_batch import (
     RolloutBatch,
@@ -62,9 +64,15 @@ def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl)
     """Train a policy by GRPO (arXiv:2402.03300). `emit` gets every event; `control` has commands.
 
     With the same settings the same seed gives the same run on the same machine, in one go or
-    resumed: every random number comes from a generator keyed by (seed, step). Raises InvalidConfig
-    for what cannot be run, and StopRequested when the run is stopped.
+    resumed: every random number comes from a generator keyed by (seed, step). On a CPU it is the
+    same bit for bit; on CUDA only with `train.deterministic`. Raises InvalidConfig for what cannot
+    be run, and StopRequested when the run is stopped.
     """
+    with determinism(config.train.deterministic):
+        _train(config, emit, control)
+
+
+def _train(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
     t, points = config.train, control.points
     points.timer = RunTimer(emit)
     points.begin_phase(PhaseStarted(Phase.LOADING, 0, t.steps))
@@ -102,6 +110,7 @@ def take_step(
     points, rubric = session.points, session.rubric
     timer = points.timer
     started = timer.now()
+    reset_peak_memory(session.policy.device)
     config = with_changes(session.config, points.begin_step(step))
     session = replace(session, config=config)
     rate = learning_rate(config, session.policy)
@@ -159,7 +168,7 @@ def take_step(
         scoring_seconds=sampled.scoring_seconds,
         update_seconds=now - update_from,
         step_seconds=now - started,
-        peak_memory_mib=peak_memory_mib(session.policy),
+        peak_memory_mib=peak_memory_mib(session.policy.device),
     )
     extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
     for name, notes in sampled.notes.items():
@@ -197,9 +206,13 @@ def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
 
 def run_environment(session: Session, learner: Learner) -> dict[str, Any]:
     """What a reader of the record needs to repeat the run: versions, device, prompts."""
-    table = session.task.table
+    config, table, device = session.config, session.task.table, session.policy.device
     prompts = {"prompts": table.fingerprint} if table else {}
-    return environment(session.policy, learner.learning_rate) | prompts
+    said = {
+        "precision": why_precision(config.model, device),
+        "repeats": how_it_repeats(device, config.train.deterministic),
+    }
+    return environment(session.policy, learner.learning_rate) | said | prompts
 
 
 def learner_batch(session: Session, sampled: RolloutBatch) -> Batch:

@@ -6,14 +6,15 @@ answers in the Playground.
 
 from __future__ import annotations
 
-from test_main_job import start, wait_until, write
+from set_up import field, fill, open_section
+from test_main_job import start, wait_until
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
 
 
 def choose(page, label: str, option: str) -> None:
-    page.get_by_label(label, exact=True).first.click()
+    field(page, label).click()
     page.get_by_role("option", name=option).first.click()
 
 
@@ -26,26 +27,28 @@ def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_
     )
     page = open_page(server)
     choose(page, "Task", "Your own prompts")
-    page.get_by_label("Prompts from", exact=True).fill(str(prompts))
+    fill(page, "Prompts from", str(prompts))
     page.get_by_role("button", name="Preview prompts").click()
     wait_until(lambda: "62 rows read" in page.locator("#prompt-preview").inner_text())
     shown = page.locator("#prompt-preview").inner_text()
-    assert "used once" in shown
+    assert "1 duplicate removed" in shown
     assert "=?" in page.locator("#prompt-preview pre").first.inner_text()
 
+    open_section(page, "model")
     page.get_by_role("button", name="Check model").click()
     wait_until(lambda: "821,376 parameters" in page.locator("#model-answer").inner_text())
     assert "It answers" in page.locator("#model-answer").inner_text()
 
+    open_section(page, "rubric")
+    page.get_by_role("tab", name="Probe").click()
     page.get_by_role("button", name="Probe rubric").click()
-    wait_until(lambda: "honest answer" in page.locator("#workbench").inner_text())
+    wait_until(lambda: "honest answer" in page.locator("#probe-result").inner_text())
+    page.get_by_role("tab", name="Preview groups").click()
     page.get_by_role("button", name="Preview groups").click()
     wait_until(lambda: page.locator("#workbench td.said").count() == 24)  # three prompts of eight
-    page.get_by_label("Steps", exact=True).fill("3")
-    page.get_by_text("More fields").click()
-    write(page, "Held-out prompts", "4")
-    page.get_by_label("Held-out prompts", exact=True).blur()
-    page.get_by_role("button", name="Preflight").click()
+    fill(page, "Steps", "3")
+    fill(page, "Held-out prompts", "4")
+    page.get_by_role("button", name="Preflight", exact=True).click()
     wait_until(lambda: "KL at first" in page.locator("#preflight-report").inner_text(), 60)
 
     start(page)

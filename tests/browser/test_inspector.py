@@ -7,6 +7,7 @@ import re
 import struct
 
 from playwright.sync_api import expect
+from set_up import field
 
 from grpo_core.config import RunConfig, nest, parse
 from grpo_core.runs.execution import Job, execute
@@ -56,8 +57,8 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
     expect(page.locator("#look-body")).to_contain_text("would have been pushed the other way")
     expect(page.locator("#look-controls output").nth(3)).to_have_text("2")
     page.get_by_role("button", name="Use in a new run").click()
-    expect(page.locator("#notice")).to_contain_text("The form has the settings of “tiny”")
-    expect(page.get_by_label("Group size", exact=True)).to_have_value("4")
+    expect(page.locator("#notice")).to_contain_text("The set-up has the settings of “tiny”")
+    expect(field(page, "Group size")).to_have_value("4")
 
     page.get_by_role("tab", name="Inspect").click()
     page.locator("#list-mode").get_by_role("radio", name="Completions").check(force=True)

@@ -29,6 +29,7 @@ from grpo_core.types import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 from live_server import Server
+from set_up import close, field, fill
 from test_main_job import start, step_shown, stop, wait_until
 
 PAYLOADS = [
@@ -82,11 +83,10 @@ def test_config_asks_for_no_heartbeat_connection(idle_server):
         assert json.load(answer)["connect_heartbeat"] is False
 
 
-def test_zoom_scroll_and_an_open_panel_survive_ten_refreshes(server, open_page):
+def test_zoom_scroll_and_the_set_up_survive_ten_refreshes(server, open_page):
     page = open_page(server)
     store = Store(server.db)
-    page.get_by_role("button", name="More fields").click()
-    page.get_by_label("Warm-up").wait_for()
+    fill(page, "Warm-up", "4")
     start(page)
     plot = "#curve-reward .js-plotly-plot"
     page.locator(f"{plot} .scatterlayer .trace").first.wait_for()
@@ -111,7 +111,8 @@ def test_zoom_scroll_and_an_open_panel_survive_ten_refreshes(server, open_page):
     assert state[1] == [1, 3]
     assert state[2] > 3
     assert page.evaluate("window.scrollY") == 300
-    assert page.get_by_label("Warm-up").is_visible()
+    assert field(page, "Warm-up").input_value() == "4"
+    close(page)
     stop(page, store, store.runs()[0].id)
 
 
@@ -233,7 +234,7 @@ def test_hostile_text_is_shown_as_that_very_text_in_every_view(hostile, open_pag
     time.sleep(1)
     page.get_by_role("tab", name="Runs").click()
     page.locator("#run-table [role=checkbox]").first.click()
-    page.get_by_text("<img src=x onerror=alert('name')>").first.wait_for()
+    page.locator("#run-table").get_by_text("<img src=x onerror=alert('name')>").first.wait_for()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Keep").click()
     page.get_by_role("tab", name="Train").click()

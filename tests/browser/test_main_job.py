@@ -7,6 +7,7 @@ import re
 import time
 
 import pytest
+from set_up import field, fill
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -98,10 +99,8 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     page.get_by_text("stopped").first.wait_for()
 
     # a second, shorter run with another seed, to the end
-    page.get_by_label("Steps", exact=True).fill("3")
-    page.get_by_label("Seed", exact=True).fill("1")
-    page.get_by_label("Seed", exact=True).blur()
-    time.sleep(1)
+    fill(page, "Steps", "3")
+    fill(page, "Seed", "1")
     start(page)
     wait_until(
         lambda: store.runs()[0].id != run.id and store.runs()[0].status == RunStatus.FINISHED, 60
@@ -157,7 +156,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     # rename and delete it: it asks first
     page.get_by_label("New name").fill("to be deleted")
     page.get_by_role("button", name="Rename", exact=True).click()
-    page.get_by_text("to be deleted").first.wait_for()
+    page.locator("#run-table").get_by_text("to be deleted").wait_for()
     assert store.run(other.id).name == "to be deleted"
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete for good").click()
@@ -176,13 +175,15 @@ def test_wrong_input_is_reported_beside_its_field_and_kept(
     idle_server, open_page, label, value, says
 ):
     page = open_page(idle_server)
-    field = page.get_by_label(label, exact=True).first
-    field.fill(value)
+    control = field(page, label)
     if label == "Model":
-        field.press("Enter")
-    field.blur()
-    time.sleep(0.7)
+        control.fill(value)
+        control.press("Enter")
+        control.blur()
+    else:
+        fill(page, label, value)
     start(page)
     page.get_by_text(says).first.wait_for()
-    assert field.input_value() == value
+    page.locator("#start-problems").get_by_role("button", name=label).wait_for()
+    assert control.input_value() == value
     assert Store(idle_server.db).runs() == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from set_up import fill
 from test_main_job import start, step_shown, wait_until, write
 
 from grpo_core.store import Store
@@ -23,7 +24,7 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
     def is_now(status: RunStatus):
         return wait_until(lambda: (run := store.runs()[0]).status is status and run, 20)
 
-    page.get_by_label("Group size").fill("4")
+    fill(page, "Group size", "4")
     start(page)
     wait_until(lambda: store.runs() and store.runs()[0].steps_done >= 1)
     press("Pause")

@@ -41,8 +41,16 @@ def test_every_wrong_field_is_reported_at_once():
     }
 
 
-def test_an_unknown_field_is_refused_and_the_known_ones_are_named():
-    assert "train.steps" in problems({"train.stepz": 3})["train.stepz"]
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("train.stepz", "Did you mean train.steps?"),
+        ("algorithm.temperature", "Did you mean train.temperature?"),
+        ("train.xyzzy", "Known: train.steps, "),
+    ],
+)
+def test_an_unknown_field_is_refused_and_the_likely_ones_are_named(field, says):
+    assert says in problems({field: 3})[field]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.exporting.trained_model import export_model, model_card
-from grpo_core.models import pick_device
 from grpo_core.preflight.service import PreflightService
 from grpo_core.store import Recorder, Store
 from grpo_core.types import ModelLoaded, RunStatus
@@ -178,7 +177,8 @@ def test_an_equal_question_is_answered_once(trained):
     assert service.play(run_id, unscored) is not service.play(run_id, unscored)
 
 
-def test_a_run_answers_unasked_only_while_nothing_trains(trained):
+def test_a_run_answers_unasked_only_while_nothing_trains(trained, monkeypatch):
+    monkeypatch.setenv("GRPO_DEVICE", "cpu")
     store, run_id = trained["whole"]
     service = PreflightService(store)
     assert service.reason_to_wait(run_id) == ""
@@ -190,8 +190,7 @@ def test_a_run_answers_unasked_only_while_nothing_trains(trained):
     assert service.reason_to_wait(run_id) == ""
     with Recorder(store, other) as record:
         record(ModelLoaded({"parameters": 7_000_000_000}))
-    if pick_device().type == "cpu":
-        assert "slowly on the CPU" in service.reason_to_wait(other)
+    assert "slowly on the CPU" in service.reason_to_wait(other)
     store.set_status(other, RunStatus.STOPPED)
 
 

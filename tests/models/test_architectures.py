@@ -357,9 +357,9 @@ def test_sampling_uses_trained_adapters(folders, family):
     ],
 )
 def test_a_base_in_four_bits_is_refused_where_it_cannot_be(folders, settings, says, monkeypatch):
-    from grpo_core.models.device import DEVICE_VARIABLE
+    from grpo_core.config.devices import VARIABLE
 
-    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    monkeypatch.setenv(VARIABLE, "cpu")
     with pytest.raises(InvalidConfig) as refused:
         load_policy(ModelConfig(name=str(folders["Llama"]), base_bits="4", **settings), 0)
     assert f"model.base_bits = '4': {says}" in str(refused.value)

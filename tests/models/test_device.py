@@ -6,11 +6,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pretended_cards import pretend_cards
 
 from grpo_core.config import ModelConfig, nest, parse
-from grpo_core.models.device import free_memory, is_out_of_memory, prepare_device
-from grpo_core.models.load import precision
-from grpo_core.training import memory_estimate
+from grpo_core.models.device import (
+    free_memory,
+    is_out_of_memory,
+    peak_memory_mib,
+    prepare_device,
+    reset_peak_memory,
+)
+from grpo_core.models.precision import bfloat16_units, precision, why_precision
 from grpo_core.training.memory_estimate import ModelSize, memory
 
 CUDA = torch.device("cuda")
@@ -29,6 +35,7 @@ CUDA = torch.device("cuda")
     ],
 )
 def test_every_text_of_memory_that_ran_out_is_known(error, expected):
+    """Row `memory.py:79` of the reading: texts of CUDA and cuBLAS are missed."""
     assert is_out_of_memory(error) is expected
 
 
@@ -44,21 +51,72 @@ def test_every_text_of_memory_that_ran_out_is_known(error, expected):
 def test_automatic_precision_is_what_the_device_computes_in(
     monkeypatch, device, capability, expected
 ):
+    """Row `load.py:103` of the reading: no capability check."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision(ModelConfig(), device) == expected
 
 
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "units", "says"),
+    [
+        (CUDA, (9, 0), "auto", set(), "bfloat16: this card computes in it."),
+        (CUDA, (7, 5), "auto", set(), "float32: this card only emulates bfloat16, so"),
+        (CUDA, (7, 5), "bfloat16", set(), "bfloat16: as set, but this card only emulates it"),
+        (CPU, None, "auto", set(), "float32: this CPU only emulates bfloat16, so"),
+        (CPU, None, "auto", {"amx_bf16"}, "float32: the default on a CPU, although this one"),
+        (CPU, None, "bfloat16", set(), "bfloat16: as set, but this CPU only emulates it"),
+        (CPU, None, "bfloat16", {"avx512_bf16"}, "bfloat16: as set."),
+        (CPU, None, "float32", set(), "float32: as set."),
+    ],
+)
+def test_one_sentence_says_the_precision_and_why(
+    monkeypatch, device, capability, dtype, units, says
+):
+    """Rows `load.py:103` of the reading: a T4 emulates bfloat16, and so do most CPUs."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    sentence = why_precision(ModelConfig(dtype=dtype), device, frozenset(units))
+    assert sentence.startswith(says)
+    assert sentence.count(".") == 1
+
+
+def test_bfloat16_units_are_read_from_the_cpus_flags():
+    assert bfloat16_units("flags : fpu avx512f avx512_bf16 amx_bf16") == {"avx512_bf16", "amx_bf16"}
+    assert bfloat16_units("Features : fp asimd bf16") == {"bf16"}
+    assert bfloat16_units("flags : fpu avx512f avx2") == set()
+
+
+def test_peak_memory_is_of_the_step_alone(monkeypatch):
+    """Row `environment.py:31` of the reading: the peak is never reset."""
+    peaks = {"allocated": 9 * 2**20}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks["allocated"])
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: peaks.update(allocated=2 * 2**20)
+    )
+    assert peak_memory_mib(CUDA) == 9
+    reset_peak_memory(CUDA)  # 2 MiB are still in use
+    assert peak_memory_mib(CUDA) == 2
+    reset_peak_memory(CPU)  # the peak of a process only rises
+    assert peak_memory_mib(CPU) > 10
+
+
 def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
+    """Rows on TF32 and on cuDNN's plans of the reading, and that a thread is bound to its card."""
     calls = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", calls.append)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     prepare_device(torch.device("cpu"))
     assert calls == []
-    prepare_device(CUDA)
-    assert calls == ["high", False]
+    card = torch.device("cuda:1")
+    prepare_device(card)
+    assert calls == [card, "high", False]
 
 
 def test_what_this_process_reserved_is_free_for_it_alone(monkeypatch):
+    """Row `environment.py:39` of the reading: cached memory counts as free for other processes."""
     # 10 GB free on the card; this process holds 6 GB, of which it uses 1 GB.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6)
@@ -70,9 +128,7 @@ def test_what_this_process_reserved_is_free_for_it_alone(monkeypatch):
 def test_the_estimate_counts_masters_and_a_cards_logits(monkeypatch):
     # 1000 trained weights in bfloat16: gradients 2 + 4 bytes, Adam 8 and masters 4 bytes each.
     # A part of 64 tokens and 100 words has 6,400 logits of 10 bytes.
-    monkeypatch.setattr(memory_estimate, "pick_device", lambda: CUDA)
-    properties = SimpleNamespace(total_memory=80_000_000_000)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    pretend_cards(monkeypatch, 1)
     config = parse(nest({"train.micro_batch_tokens": 64}))
     shape = SimpleNamespace(vocab_size=100, hidden_size=8, num_hidden_layers=2)
     parts, _ = memory(config, ModelSize(shape, 1000, 1000, torch.bfloat16), recomputes=False)

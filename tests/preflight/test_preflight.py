@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pretended_cards import pretend_cards
 
 from grpo_core.config import Criterion, ModelConfig, RubricConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
@@ -296,7 +297,7 @@ def test_a_kl_that_is_not_zero_at_first_is_red(tiny_settings):
 
 def test_preflight_waits_for_a_run_that_is_going():
     with pytest.raises(StudioError, match="A run is going"):
-        PreflightService(options=ServiceOptions(busy=lambda: True)).preflight(parse(nest({})))
+        PreflightService(options=ServiceOptions(in_use=lambda: {"cpu"})).preflight(parse(nest({})))
 
 
 # ---- the workbench -------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ def test_pasted_completions_are_compared_as_one_group_of_the_tasks_first_prompt(
 
 
 def test_sampled_groups_have_the_runs_size_and_are_shown_as_text():
-    from ui.tabs.workbench import findings as shown_findings
+    from ui.tabs.start_bar import findings as shown_findings
     from ui.tabs.workbench import probes as shown_probes
     from ui.tabs.workbench import tried as shown
 
@@ -334,7 +335,7 @@ def test_sampled_groups_have_the_runs_size_and_are_shown_as_text():
 
 
 def test_changed_weights_apply_to_the_groups_in_view_without_sampling():
-    from ui.tabs.setup import default_values
+    from ui.tabs.form_fields import default_values
     from ui.tabs.workbench import reweighed, try_groups
 
     service, config = PreflightService(), parse(nest({}))
@@ -380,17 +381,18 @@ def test_changed_weights_apply_to_the_groups_in_view_without_sampling():
 
 
 def test_while_a_run_has_the_gpu_questions_are_answered_on_the_cpu(monkeypatch):
-    loaded, busy = [], [False]
+    """Row `app.py:112, desk.py:146, lending.py:42` of the reading: the server keeps the memory."""
+    loaded, in_use = [], [()]
 
     def load(config, seed, device):
         loaded.append(device.type)
         return SimpleNamespace(num_parameters=1)
 
     monkeypatch.setattr("grpo_core.models.model_cache.load_policy", load)
-    monkeypatch.setattr("grpo_core.preflight.service.pick_device", lambda: torch.device("cuda"))
-    service = PreflightService(options=ServiceOptions(busy=lambda: busy[0]))
-    for state in (False, True, True, False):  # a model that is loaded is used again
-        busy[0] = state
+    pretend_cards(monkeypatch, 1)
+    service = PreflightService(options=ServiceOptions(in_use=lambda: in_use[0]))
+    for state in ((), {"cuda:0"}, {"cuda:0"}, ()):  # a model that is loaded is used again
+        in_use[0] = state
         with service._models.use(ModelConfig()):
             pass
     assert loaded == ["cuda", "cpu"]
@@ -398,3 +400,17 @@ def test_while_a_run_has_the_gpu_questions_are_answered_on_the_cpu(monkeypatch):
     with service._models.use(ModelConfig()):
         pass
     assert loaded == ["cuda", "cpu", "cuda"]
+
+
+def test_questions_use_another_card_while_a_run_has_the_first(monkeypatch):
+    """Row `app.py:112, desk.py:146, lending.py:42` of the reading: or on another GPU."""
+    pretend_cards(monkeypatch, 2)
+    in_use = {"cuda:0"}
+    service = PreflightService(options=ServiceOptions(in_use=lambda: in_use))
+    assert service._device("auto") == torch.device("cuda:1")
+    assert service._device("cuda:0") == torch.device("cpu")  # its run needs that card
+    assert service._device("cuda:9") == torch.device("cuda:1")  # recorded on another machine
+    in_use.add("cuda:1")
+    assert service._device("auto") == torch.device("cpu")
+    with pytest.raises(StudioError, match="A run is going on this device"):
+        service.preflight(parse(nest({"model.device": "cuda:1"})))

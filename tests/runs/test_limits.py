@@ -95,7 +95,8 @@ def test_a_public_server_reads_files_below_the_allowed_folders_only(tmp_path):
 
 def test_scoring_a_text_reads_no_file_outside_either(tmp_path, monkeypatch):
     from ui.components import form
-    from ui.tabs import setup
+    from ui.tabs.form_fields import default_values
+    from ui.tabs.score_text import score_text
 
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
     secret = tmp_path / "secret.csv"
@@ -104,15 +105,15 @@ def test_scoring_a_text_reads_no_file_outside_either(tmp_path, monkeypatch):
     )
     fields = [
         {"task.name": "file", "task.path": str(secret)}.get(n, v)
-        for n, v in zip(form.NAMES, setup.default_values(), strict=True)
+        for n, v in zip(form.NAMES, default_values(), strict=True)
     ]
-    assert "whose answer is 1" in setup.score_text("x", fields)  # seen, and in the cache
+    assert "whose answer is 1" in score_text("x", fields)  # seen, and in the cache
     monkeypatch.setenv("GRPO_STUDIO_ROOTS", str(tmp_path / "elsewhere"))
-    assert "Choose a task first" in setup.score_text("x", fields)
+    assert "Choose a task first" in score_text("x", fields)
     monkeypatch.setenv(
         "GRPO_STUDIO_ROOTS", os.pathsep.join([str(tmp_path / "elsewhere"), str(tmp_path)])
     )
-    assert "whose answer is 1" in setup.score_text("x", fields)
+    assert "whose answer is 1" in score_text("x", fields)
 
 
 def test_the_preflight_service_checks_the_limits_before_it_reads_a_file(tmp_path):

@@ -37,7 +37,7 @@ def script():
 def manager(tmp_path, script, monkeypatch):
     monkeypatch.setattr("grpo_core.store.connection.BUSY_SECONDS", 0.05)
     monkeypatch.setattr(recording, "RETRY_SECONDS", 0.02)
-    manager = RunManager(Store(tmp_path / "runs.sqlite"), script, device="none")
+    manager = RunManager(Store(tmp_path / "runs.sqlite"), script)
     yield manager
     manager.close()
 
@@ -185,7 +185,7 @@ def test_stop_ends_a_run_whose_file_was_deleted(manager, script, caplog, end):
     script.go.release(1)
     until(lambda: manager.store.trouble, 5)
     manager.stop(run_id)
-    until(lambda: manager.current is None, 5)
+    until(lambda: not manager.running, 5)
     assert "its record cannot be written" in caplog.text
     assert "Traceback" not in caplog.text
     with pytest.raises(StoreError):

@@ -40,7 +40,7 @@ def script():
 
 @pytest.fixture
 def manager(tmp_path, script):
-    manager = RunManager(Store(tmp_path / "runs.sqlite"), script, device="none")
+    manager = RunManager(Store(tmp_path / "runs.sqlite"), script)
     yield manager
     manager.close()
 
@@ -167,7 +167,7 @@ def test_closing_stops_the_run_and_leaves_the_queue_to_the_next_server(manager, 
     with pytest.raises(StudioError, match="shutting down"):
         manager.start(config())
     script.go.release(2)
-    later = RunManager(manager.store, script, device="none")
+    later = RunManager(manager.store, script)
     wait_for(later, second, RunStatus.FINISHED)
     assert manager.store.run(first).status == RunStatus.STOPPED
 
@@ -182,13 +182,13 @@ def test_a_hundred_runs_leave_no_thread_behind(manager, script):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
-    assert manager.current is None
+    assert not manager.running
 
 
 def test_stop_requested_reaches_training_through_control_alone(manager, script):
     run_id = manager.start(config(steps=1))
     wait_for(manager, run_id, RunStatus.RUNNING)
-    control = manager._current.control
+    control = manager._control(run_id)
     manager.stop(run_id)
     with pytest.raises(StopRequested):
         control.points.check_interrupt()

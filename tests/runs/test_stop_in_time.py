@@ -33,7 +33,7 @@ def config(**settings) -> RunConfig:
 def manager(tmp_path, monkeypatch):
     monkeypatch.setattr(stop_in_time, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr("grpo_core.runs.subprocess_trainer.GRACE_SECONDS", 0.5)
-    manager = RunManager(Store(tmp_path / "runs.sqlite"), in_subprocess(hangs), device="none")
+    manager = RunManager(Store(tmp_path / "runs.sqlite"), in_subprocess(hangs))
     yield manager
     manager.close()
 

@@ -32,7 +32,7 @@ def warm():
 @pytest.fixture
 def distant(tmp_path):
     """A manager whose runs train in processes of their own."""
-    manager = RunManager(Store(tmp_path / "apart.sqlite"), in_subprocess(train), device="none")
+    manager = RunManager(Store(tmp_path / "apart.sqlite"), in_subprocess(train))
     yield manager
     manager.close()
 

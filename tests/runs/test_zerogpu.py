@@ -42,14 +42,14 @@ torch.set_num_threads(1)
 from forked_gpu import GPU
 from grpo_core.config import nest, parse
 from grpo_core.runs.zerogpu import leased
-from grpo_core.models.device import DEVICE_VARIABLE
+from grpo_core.config.devices import use_only
 from grpo_core.runs.manager import RunManager
 from grpo_core.rubric import build_rubric
 from grpo_core.store import Store
 from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Prompt
 
-os.environ[DEVICE_VARIABLE] = "cpu"
+use_only("cpu")
 store = Store(Path(sys.argv[2]))
 plan = json.loads(sys.argv[3])
 settings = {
@@ -73,7 +73,7 @@ def until(*statuses, seconds=40):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         row = store.run(run_id)
-        ending = row.status in ("stopped", "finished", "failed") and runs.current
+        ending = row.status in ("stopped", "finished", "failed") and runs.running
         if row.status in statuses and not ending:
             return row
         time.sleep(0.02)
@@ -188,7 +188,7 @@ row = until('stopped', 'failed')
 out['first'], out['first_steps'], out['said'] = row.status, row.steps_done, row.error
 for _ in range(5):  # on a busy machine a lease may be over before its first step
     runs.resume(run_id)
-    while runs.current is None:
+    while not runs.running:
         time.sleep(0.01)
     row = until('stopped', 'failed')
     if row.steps_done > out['first_steps']:

@@ -125,7 +125,7 @@ def test_a_run_on_a_hub_dataset_continues_and_resumes_without_the_hub(tiny_setti
         from grpo_core.runs.manager import RunManager
         from grpo_core.store import Store
         from grpo_core.training.trainer import train
-        manager = RunManager(Store(sys.argv[1]), train, device="none")
+        manager = RunManager(Store(sys.argv[1]), train)
         run_id = manager.start(parse(nest(json.loads(sys.argv[2]))), conditions="step = 3")
         def wait(*ends):
             while (run := manager.store.run(run_id)).status not in ends: time.sleep(.02)

@@ -229,7 +229,7 @@ def test_breakpoints_are_kept_for_a_resume_by_another_server(manager, tiny_setti
     manager.set_breakpoints(run_id, "step=5, kl > 1e6")
     manager.close()  # stops it after step 1
     assert wait_for(manager, run_id, RunStatus.STOPPED).steps_done == 1
-    other = RunManager(manager.store, train, device="none")
+    other = RunManager(manager.store, train)
     other.resume(run_id)
     run = wait_for(other, run_id, RunStatus.PAUSED)
     assert run.steps_done == 4
@@ -281,7 +281,7 @@ def test_a_paused_run_lends_its_policies_to_the_playground_unchanged(manager, ti
     alone = manager.start(config)
     wait_for(manager, alone, RunStatus.FINISHED)
     run_id = started_paused(manager, config, "step = 4")
-    desk = PreflightService(store, ServiceOptions(busy=lambda: manager.current is not None))
+    desk = PreflightService(store, ServiceOptions(in_use=lambda: manager.running))
     played = desk.play(run_id, PlayRequest("Q: 1+2=?", "3", [0, 2], 4, 1.0))
     before, after = ([r.completion.text for r in side.sampled] for side in played.sides)
     assert len(before) == len(after) == 4

@@ -42,6 +42,7 @@ class FakeRuns:
     """What the page needs of RunManager. `refuse` is raised by start()."""
 
     device = "CPU · 2 threads"
+    devices = ("auto", "cpu")
 
     def __init__(self, store: Store):
         self.store, self.refuse = store, None
@@ -79,6 +80,9 @@ class FakeService:
 
     def refusal(self, config, anyway):
         return "" if anyway else self.refuses
+
+    def estimate(self, config):
+        return None
 
     def reason_to_wait(self, run_id):
         return self.waits

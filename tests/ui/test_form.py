@@ -10,17 +10,18 @@ from recorded import HOSTILE
 from grpo_core.config import PRESETS, RunConfig, flatten, with_preset
 from grpo_core.rubric import PRESETS as RUBRICS
 from grpo_core.rubric import resolve_rubric
-from ui.components import form
-from ui.tabs import setup
+from ui.components import form, form_help
+from ui.tabs import rubric, setup
+from ui.tabs.algorithm import choose_preset
+from ui.tabs.form_fields import default_values
+from ui.tabs.score_text import score_text
 
 
 def values(**typed) -> list:
     """The form's first values with some replaced; a__b means a.b."""
     typed = {k.replace("__", "."): v for k, v in typed.items()}
     assert set(typed) <= set(form.NAMES)
-    return [
-        typed.get(n, default) for n, default in zip(form.NAMES, setup.default_values(), strict=True)
-    ]
+    return [typed.get(n, default) for n, default in zip(form.NAMES, default_values(), strict=True)]
 
 
 def test_the_untouched_form_is_the_default_run_with_its_rubric_written_out():
@@ -38,13 +39,18 @@ def test_every_configuration_field_has_a_control_a_label_and_help():
         "rubric.name",
         form.CRITERIA,
         "algorithm.preset",
+        *form.MODEL,
+        *form.PROMPTS,
+        *form.HELDOUT,
+        *form.REWARD,
         *form.ALGORITHM,
         *form.NUMBERS,
-        *form.PROMPTS,
-        *form.MORE,
+        *form.EVALUATION,
+        *form.SAVING,
+        *form.OPTIMISER,
     }
     assert placed == set(form.NAMES)
-    notes = form.notes(values())
+    notes = form_help.notes(values())
     assert all(len(notes[n]) > 25 and form.label(n) for n in form.NAMES if n != form.CRITERIA)
 
 
@@ -84,10 +90,10 @@ def test_the_labels_that_tests_and_scripts_rely_on():
 def test_wrong_input_is_answered_under_its_own_field_with_the_way_out(field, typed, says):
     config, problems = form.read(values(**{field: typed}))
     assert config is None
-    said = form.messages(problems)
+    said = form_help.messages(problems)
     assert list(said) == [field]
     assert says in said[field].lower()
-    assert form.label(field) in form.summary(problems)
+    assert form.label(field) in form_help.summary(problems)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +103,8 @@ def test_wrong_input_is_answered_under_its_own_field_with_the_way_out(field, typ
 def test_any_browser_input_is_answered_without_a_traceback(field, typed):
     answers = setup.check(*values(**{field: typed}), "some text")
     assert (
-        len(answers) == len(form.NAMES) + 3
-    )  # a line for every field, the summary, the objective, the scores
+        len(answers) == len(form.NAMES) + 4
+    )  # a line for every field, the summary, the cards, the objective, the scores
 
 
 def test_numbers_are_read_as_they_were_typed():
@@ -154,14 +160,14 @@ def rows(*criteria) -> list[dict]:
 def test_a_wrong_criterion_is_answered_under_the_table(row, says):
     config, problems = form.read(values(rubric__criteria=rows(row)))
     assert config is None
-    said = form.messages(problems)
+    said = form_help.messages(problems)
     assert set(said) == {form.CRITERIA}
     assert says.lower() in said[form.CRITERIA].lower()
 
 
 def test_a_message_says_which_criterion_it_means():
     _, problems = form.read(values(rubric__criteria=rows({}, {"name": "b", "weight": "x"})))
-    assert "Criterion 2, weight:" in form.messages(problems)[form.CRITERIA]
+    assert "Criterion 2, weight:" in form_help.messages(problems)[form.CRITERIA]
 
 
 @pytest.mark.parametrize("name", RUBRICS)
@@ -189,7 +195,7 @@ def test_a_saved_rubric_can_be_loaded_and_a_wrong_file_changes_nothing(tmp_path)
             }
         )
     )
-    loaded, name, said = setup.load_rubric(str(good))
+    loaded, name, said = rubric.load_rubric(str(good))
     assert loaded == [
         {
             "name": "a",
@@ -202,8 +208,8 @@ def test_a_saved_rubric_can_be_loaded_and_a_wrong_file_changes_nothing(tmp_path)
     assert (name, said) == ("custom", "")
     for content in ("not json", "{}", "[]", '{"criteria": [1]}', '"x"'):
         bad.write_text(content)
-        unchanged, _, said = setup.load_rubric(str(bad))
-        assert unchanged == setup.gr.skip()
+        unchanged, _, said = rubric.load_rubric(str(bad))
+        assert unchanged == rubric.SKIP
         assert 'class="problem"' in said
 
 
@@ -212,11 +218,11 @@ def test_the_score_box_answers_with_each_criterion_and_the_reward():
 
     prompt = train_prompts(TASKS["sums"], 0, 1, 1)[0]
     # answer preset: accuracy 1·1 + format 1·0.2 + language 1·0.1 + reasoning 0·0 = 1.3
-    said = setup.score_text(f"<answer>{prompt.answer}</answer>", values())
+    said = score_text(f"<answer>{prompt.answer}</answer>", values())
     assert "<b>1.300</b>" in said
     assert all(name in said for name in ("accuracy", "format", "language", "reasoning"))
-    assert setup.score_text("", values()) == ""
-    assert "Fix the rubric" in setup.score_text("x", values(rubric__criteria=rows({"params": "{"})))
+    assert score_text("", values()) == ""
+    assert "Fix the rubric" in score_text("x", values(rubric__criteria=rows({"params": "{"})))
 
 
 # ---- the algorithm ---------------------------------------------------------------------------
@@ -224,24 +230,24 @@ def test_the_score_box_answers_with_each_criterion_and_the_reward():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_sets_its_fields_and_the_rest_to_their_defaults(preset):
-    shown = dict(zip(form.ALGORITHM, setup.choose_preset(preset), strict=True))
+    shown = dict(zip(form.ALGORITHM, choose_preset(preset), strict=True))
     typed = {**dict(zip(form.NAMES, values(), strict=True)), **shown, "algorithm.preset": preset}
     config, problems = form.read([typed[n] for n in form.NAMES])
     assert problems == []
     expected = with_preset({}, preset)
     assert {k: v for k, v in flatten(config).items() if k in expected} == expected
-    assert form.departures(typed) == []
+    assert form_help.departures(typed) == []
 
 
 def test_a_departure_from_the_preset_is_named():
     assert (
         "Changed from the preset: KL coefficient."
-        in form.notes(values(algorithm__kl_coef="0.5"))["algorithm.preset"]
+        in form_help.notes(values(algorithm__kl_coef="0.5"))["algorithm.preset"]
     )
 
 
 def test_the_objective_is_printed_with_the_chosen_values_in_it():
-    said = form.formula(
+    said = form_help.formula(
         values(
             algorithm__clip_eps_low="0.2",
             algorithm__clip_eps_high="0.28",
@@ -250,10 +256,10 @@ def test_the_objective_is_printed_with_the_chosen_values_in_it():
     )
     assert "A = (r − mean)/(std + 1e-4)" in said
     assert "L = −min(w·A, clip(w, 0.8, 1.28)·A) + 0.04·KL" in said
-    assert "KL" not in form.formula(values(algorithm__kl_coef="0"))
-    assert "−A·log p" in form.formula(values(algorithm__objective="reinforce"))
-    assert "clip(w, ?, 1.2)" in form.formula(values(algorithm__clip_eps_low="x"))
-    assert "(completions · 48)" in form.formula(
+    assert "KL" not in form_help.formula(values(algorithm__kl_coef="0"))
+    assert "−A·log p" in form_help.formula(values(algorithm__objective="reinforce"))
+    assert "clip(w, ?, 1.2)" in form_help.formula(values(algorithm__clip_eps_low="x"))
+    assert "(completions · 48)" in form_help.formula(
         values(algorithm__aggregation="constant", train__max_new_tokens=48)
     )
 
@@ -268,7 +274,7 @@ def test_a_judge_is_not_called_at_every_key():
             "params": '{"url": "http://127.0.0.1:9/v1"}',
         },
     )
-    said = setup.score_text("some text", values(rubric__criteria=criteria))
+    said = score_text("some text", values(rubric__criteria=criteria))
     assert "not while you type" in said
     assert "could not be scored" not in said
     assert "<b>1.000</b>" in said  # the length alone

@@ -33,12 +33,15 @@ from ui.server.api import ENDPOINTS, Api
 from ui.server.guard import Guard, own_hosts
 from ui.server.login import Login
 from ui.server.views import CURVES, Newest
-from ui.tabs import runs, setup
+from ui.tabs import runs
+from ui.tabs.form_fields import default_values
 from ui.tabs.run_control import RunCommands, states
-from ui.tabs.train import pinned_step, start_run
+from ui.tabs.start_bar import start_run
+from ui.tabs.train import pinned_step
 from ui.tabs.train_view import ShowTrain
 
 SKIP = gr.skip()
+UPLOADS = gr.UploadButton, gr.File
 PICKER, PILL, LINE, BANNER, STOP, SLIDER, FOLLOW, GROUP, ADVICE, AT, SEEN = (
     0,
     1,
@@ -144,7 +147,7 @@ def test_every_handler_answers_any_input(recorded_page, junk):
     page, store = recorded_page
     client = TestClient(App.create_app(page))
     for number, event in page.fns.items():
-        if event.fn is None or any(isinstance(c, gr.UploadButton) for c in event.inputs):
+        if event.fn is None or any(isinstance(c, UPLOADS) for c in event.inputs):
             continue
         for data in (
             junk,
@@ -185,10 +188,8 @@ def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
     )
     page.has_launched = True  # Gradio checks paths only after the launch
     client = TestClient(App.create_app(page))
-    numbers = [
-        n for n, e in page.fns.items() if any(isinstance(c, gr.UploadButton) for c in e.inputs)
-    ]
-    assert len(numbers) == 2  # a rubric, prompts
+    numbers = [n for n, e in page.fns.items() if any(isinstance(c, UPLOADS) for c in e.inputs)]
+    assert len(numbers) == 3  # a rubric, prompts, settings
     for number, name in itertools.product(numbers, ("/etc/passwd", str(tmp_path / "theirs.json"))):
         answer = client.post(
             "/gradio_api/run/predict",
@@ -385,30 +386,30 @@ def test_the_running_run_is_in_view_first(views, store):
 
 
 def test_starting_submits_the_form_and_shows_the_new_run(views, runs, store):
-    values = setup.default_values()
+    values = default_values()
     values[form.NAMES.index("train.steps")] = 7
-    picked, pin, notice, *complaints = start_run(runs, views, values, "  mine ")
+    picked, pin, notice, answer, *complaints = start_run(runs, views, values, "  mine ")
     [(config, name)] = runs.started
     assert (config.train.steps, name) == (7, "mine")
     assert picked["value"] == store.runs()[0].id
-    assert (pin, notice, complaints[-1]) == ("", "", "")
+    assert (pin, notice, answer, complaints[len(form.NAMES)]) == ("", "", "", "")
 
 
 def test_a_wrong_field_starts_nothing_and_touches_nothing_that_was_typed(views, runs):
-    values = setup.default_values()
+    values = default_values()
     values[form.NAMES.index("train.group_size")] = 1
-    picked, _, _, *complaints = start_run(runs, views, values, "")
+    picked, _, _, _, *complaints = start_run(runs, views, values, "")
     assert runs.started == []
     assert picked == SKIP
     assert "at least 2" in complaints[form.NAMES.index("train.group_size")]
     assert (
-        len(complaints) == len(form.NAMES) + 1
-    )  # only the lines beside the fields are written, never a field
+        len(complaints) == len(form.NAMES) + 2
+    )  # only the lines beside the fields and the cards are written, never a field
 
 
 def test_the_run_managers_errors_appear_beside_their_field(views, runs, no_such_model):
     runs.refuse = no_such_model
-    _, _, notice, *complaints = start_run(runs, views, setup.default_values(), "")
+    _, _, notice, _, *complaints = start_run(runs, views, default_values(), "")
     assert (
         "there is no folder &lt;b&gt;/nowhere&lt;/b&gt;"
         in complaints[form.NAMES.index("model.name")].lower()
@@ -418,8 +419,8 @@ def test_the_run_managers_errors_appear_beside_their_field(views, runs, no_such_
 
 def test_an_error_of_no_field_becomes_a_banner(views, runs):
     runs.refuse = StudioError("the disk is full <b>")
-    _, _, notice, *_ = start_run(runs, views, setup.default_values(), "")
-    assert "the disk is full &lt;b&gt;" in notice
+    _, _, _, answer, *_ = start_run(runs, views, default_values(), "")
+    assert "the disk is full &lt;b&gt;" in answer
 
 
 def test_only_a_run_that_exists_is_stopped(views, runs, store):
@@ -527,7 +528,7 @@ def test_a_waiting_run_says_why_and_the_log_is_shown_as_text(views, store):
     banner = status.run_banner(store.run(run_id))
     assert "before the update of step 4.</b>" in banner
     assert "&lt;b&gt;Resume" in banner
-    with RunLog(store.log_file(run_id)) as log:
+    with RunLog(store.log_file(run_id), run_id) as log:
         log.write("info", "\x1b[31m<script>alert(1)</script>")
     shown = RunCommands(None, views).log(run_id)
     assert "step 3 (2.0 MB)" in shown

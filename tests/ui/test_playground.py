@@ -14,7 +14,7 @@ from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayResult, Side
 from grpo_core.types import Completion, Prompt, Rollout
 from ui.render.played import Asked, played
-from ui.tabs import setup
+from ui.tabs.form_fields import default_values
 from ui.tabs.model import model_card, show_model
 from ui.tabs.playground import (
     SKIP,
@@ -25,7 +25,8 @@ from ui.tabs.playground import (
     take_prompt,
 )
 from ui.tabs.prompts import counted, show_preview, take_upload
-from ui.tabs.workbench import findings, pasted, probes, tried
+from ui.tabs.start_bar import Starter, findings
+from ui.tabs.workbench import pasted, probes, tried
 
 
 def rollout(text: str, **scores: float | None) -> Rollout:
@@ -42,6 +43,7 @@ def test_output_of_models_files_and_graders_is_shown_as_text(payload):
         prompts=[Record(text=payload, num_tokens=1, heldout=False, answer=payload)],
         chat_template=True,
         context=1,
+        columns=(),
         counts={
             "rows": 1,
             "train": 1,
@@ -74,7 +76,7 @@ def test_output_of_models_files_and_graders_is_shown_as_text(payload):
         remarks=(payload,),
     )
     shown = [
-        show_preview(FakeService(preview), setup.default_values()),
+        show_preview(FakeService(preview), default_values())[0],
         counted(preview.counts),
         model_card(report, payload),
         played(
@@ -193,8 +195,8 @@ def test_an_error_of_the_service_becomes_one_line(views, store):
         InvalidConfig([FieldProblem("model.name", "<x>", "no such <model>", "Choose another.")])
     )
     for page in (
-        show_model(wrong, setup.default_values()),
-        show_preview(wrong, setup.default_values()),
+        show_model(wrong, default_values()),
+        show_preview(wrong, default_values())[0],
     ):
         assert "&lt;model&gt;" in page
 
@@ -280,31 +282,32 @@ def test_pasted_completions_are_split_at_lines_of_dashes():
         pasted("only one")
 
 
-def test_an_upload_without_prompts_changes_nothing_and_a_good_one_stays(tmp_path, monkeypatch):
+def test_an_upload_without_prompts_changes_nothing_and_a_good_one_becomes_the_task(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "x.exe").write_text("MZ")
-    unchanged, said = take_upload(str(tmp_path / "x.exe"))
-    assert unchanged == SKIP
+    *unchanged, said, _ = take_upload(str(tmp_path / "x.exe"))
+    assert unchanged == [SKIP] * 4
     assert 'class="problem"' in said
     (tmp_path / "my prompts.csv").write_text("question,answer\n1+1?,2\n")
-    kept, _ = take_upload(str(tmp_path / "my prompts.csv"))
+    task, kept, *_ = take_upload(str(tmp_path / "my prompts.csv"))
     (tmp_path / "my prompts.csv").unlink()
+    assert task == "file"
     assert "1+1?" in Path(kept).read_text()
     assert "/my-prompts-" in kept
 
 
 def test_preflight_problems_hold_a_start_until_a_person_confirms(views, runs):
-    from recorded import FakeService
-
-    from ui.tabs.setup import default_values
-    from ui.tabs.train import preflight_refusal
-
     service = FakeService()
-    assert preflight_refusal(service, default_values(), False) == ""
+    starter, insist = Starter(runs, views, service), Record(_data={"anyway": "1"})
     service.refuses = (
-        "Preflight would stop this run. Rubric: <i> Null. Mend it, or choose to start anyway."
+        "Preflight would stop this run. Rubric: <i> Null. Fix it, or choose to start anyway."
     )
-    held = preflight_refusal(service, default_values(), False)
+    held = starter.press(*default_values(), "")[3]
     assert "<b>Preflight would stop this run.</b>" in held
     assert "&lt;i&gt;" in held
-    assert preflight_refusal(service, default_values(), True) == ""
+    assert "Start anyway" in held
+    assert runs.started == []
+    starter.insist(insist, *default_values(), "")
+    assert len(runs.started) == 1

@@ -54,8 +54,9 @@ def test_page_updates_do_not_go_through_gradio(page):
     many = {
         event.name for event in page.fns.values() if event.fn is not None and len(event.outputs) > 5
     }
-    # One click each: Start answers beside every field, “Use in a new run” fills the form.
-    assert many == {"start", "use"}
+    # One click each: Start answers beside every field, the others fill the form.
+    fills = {"use", "from_defaults", "from_run", "from_address", "copy_file", "take_upload"}
+    assert many == {"press", "insist", *fills}
 
 
 def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):

@@ -11,7 +11,8 @@ from grpo_core.store import Recorder
 from grpo_core.types import ModelLoaded
 from ui.page import build_app
 from ui.render import status
-from ui.tabs.setup import default_values, show_outlook
+from ui.tabs.form_fields import default_values
+from ui.tabs.start_bar import show_outlook
 
 
 def parts(app) -> list[dict]:

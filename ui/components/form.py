@@ -6,7 +6,6 @@ Titles, types, bounds and help texts come from the fields themselves (config.sec
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -17,12 +16,10 @@ from gradio.components import Component
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, parse
 from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.rubric import CHECKS, build_rubric
 from grpo_core.rubric import PRESETS as RUBRICS
+from grpo_core.rubric import build_rubric
 from grpo_core.tasks import CHOICES as TASKS
 from grpo_core.tasks import FILE, check_task
-from ui.render.formula import objective_lines
-from ui.render.text import esc, plain
 
 CRITERIA = "rubric.criteria"
 FIELDS = fields_by_name()
@@ -34,10 +31,12 @@ EMPTY = {
     "task.second": "none",
     "task.heldout_size": f"up to {MAX_DEFAULT_HELDOUT}",
 }
+COLUMNS = ("task.prompt_column", "task.answer_column")  # of a source; it can be read for them
 MULTILINE = ("task.template", "task.instruction", "task.system")
 LABELS = {"algorithm.preset": "Algorithm"}  # where the label is not the field's title
 CHOICES: dict[str, list[Any]] = {
     "model.name": [("bundled · tiny reasoner", "bundled")],
+    "model.device": ["auto"],  # build_train adds the server's devices
     "task.name": [(task.title, name) for name, task in TASKS.items()],
     "rubric.name": [*RUBRICS, "custom"],
     "algorithm.preset": list(PRESETS),
@@ -49,7 +48,26 @@ OPTIONS: dict[str, dict[str, str]] = {
     if "options" in (extra := info.json_schema_extra or {})
 }
 
-# The fields by their part of the form.
+# The sections of the set-up, and their fields by the part of a field's name before its first dot.
+SECTIONS = {
+    "model": "Model",
+    "prompts": "Prompts",
+    "rubric": "Rubric",
+    "algorithm": "Algorithm",
+    "run": "Run",
+}
+_SECTION_OF = {"task": "prompts", "train": "run"}
+
+# The fields by their part of a section.
+MODEL = tuple(n for n in NAMES if n.startswith("model.") and n != "model.name")
+# How prompts are read from a file or a dataset.
+SOURCE = ("task.path", "task.prompt_column", "task.answer_column")
+HELDOUT = ("task.heldout_size", "task.second")
+PROMPTS = tuple(n for n in NAMES if n.startswith("task.") and n not in ("task.name", *HELDOUT))
+REWARD = tuple(
+    n for n in NAMES if n.startswith("rubric.") and n not in ("rubric.name", "rubric.criteria")
+)
+ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
 NUMBERS = (
     "train.steps",
     "train.seed",
@@ -58,15 +76,22 @@ NUMBERS = (
     "train.max_new_tokens",
     "train.learning_rate",
 )
-MAIN = ("model.name", "task.name", "rubric.name", CRITERIA, "algorithm.preset")
-ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n not in MAIN)
-# How prompts are read from a file or a dataset.
-PROMPTS = tuple(
-    n
-    for n in NAMES
-    if n.startswith("task.") and n not in ("task.name", "task.heldout_size", "task.second")
+EVALUATION = ("train.eval_every", "train.eval_samples", "train.eval_mode")
+SAVING = (
+    "train.checkpoint_every",
+    "train.checkpoint_keep",
+    "train.checkpoint_keep_every",
+    "train.token_records",
 )
-MORE = tuple(n for n in NAMES if n not in (*MAIN, *NUMBERS, *ALGORITHM, *PROMPTS))
+OPTIMISER = tuple(
+    n for n in NAMES if n.startswith("train.") and n not in (*NUMBERS, *EVALUATION, *SAVING)
+)
+
+
+def section_of(name: str) -> str:
+    """The key in SECTIONS of a field's section."""
+    prefix = name.partition(".")[0]
+    return _SECTION_OF.get(prefix, prefix)
 
 
 # ---- controls --------------------------------------------------------------------------------
@@ -94,31 +119,21 @@ def component(name: str) -> Component:
         "interactive": True,
     }
     if name in CHOICES:
-        free = name == "model.name"
+        free = name in ("model.name", "model.device")
         return gr.Dropdown(CHOICES[name], allow_custom_value=free, filterable=free, **common)
+    if name in COLUMNS:
+        return gr.Dropdown([], allow_custom_value=True, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), filterable=False, **common)
     if kind is bool:
         return gr.Checkbox(**common)
-    if kind is int:
-        return gr.Number(placeholder=EMPTY.get(name), **common)
+    if kind is int and not _may_be_empty(name):  # an empty gr.Number becomes 0 when it is built
+        return gr.Number(**common)
     if name in MULTILINE:
         return gr.Textbox(lines=2, max_lines=8, **common)
     # Fractions are text too: 1e-4 stays as it was typed, and a message can quote invalid input.
     placeholder = EMPTY.get(name, "off" if default == "" else None)
     return gr.Textbox(max_lines=1, placeholder=placeholder, **common)
-
-
-def help_line(name: str, text: str | None = None) -> str:
-    """The line of help under a control; `code` in the text becomes code.
-
-    A problem takes its place, so nothing moves. text: replaces the field's description.
-    """
-    info = FIELDS[name]
-    unit = (info.json_schema_extra or {}).get("unit", "")
-    if not text:
-        text = (info.description or "") + (f" In {unit}." if unit and name in MORE else "")
-    return '<p class="help">' + re.sub("`([^`]*)`", r"<code>\1</code>", esc(text)) + "</p>"
 
 
 def _kind(name: str) -> Any:
@@ -129,13 +144,22 @@ def _kind(name: str) -> Any:
     return next(kind for kind in get_args(annotation) if kind is not NoneType)
 
 
+def _may_be_empty(name: str) -> bool:
+    return NoneType in get_args(FIELDS[name].annotation)
+
+
 def shown(name: str, value: Any) -> Any:
     """A field's value as its control shows it."""
     if name == CRITERIA:
         return [row_of(criterion) for criterion in value]
-    if _kind(name) is float:
-        return "" if value is None else plain(value)
+    if _kind(name) is float or (_kind(name) is int and _may_be_empty(name)):
+        return "" if value is None else _number(value)
     return value
+
+
+def _number(value: float) -> str:
+    """A number as a person would type it, without losing digits."""
+    return f"{value:.12g}"
 
 
 def row_of(criterion: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +169,7 @@ def row_of(criterion: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": str(criterion.get("name", "")),
         "check": str(criterion.get("check", "")),
-        "weight": plain(weight) if is_number else str(weight),
+        "weight": _number(weight) if is_number else str(weight),
         "params": json.dumps(criterion.get("params") or {}, ensure_ascii=False),
         "outcome": bool(criterion.get("outcome", False)),
     }
@@ -161,6 +185,12 @@ def rubric_name(rows: Sequence[Mapping[str, Any]]) -> str:
     return next((name for name in RUBRICS if preset_rows(name) == list(rows)), "custom")
 
 
+def preset_values(preset: str) -> dict[str, Any]:
+    """Every algorithm field as its control shows it under a preset; the rest has its default."""
+    named = {f"algorithm.{name}": value for name, value in PRESETS.get(preset, {}).items()}
+    return {name: shown(name, named.get(name, DEFAULTS[name])) for name in ALGORITHM}
+
+
 # ---- reading ---------------------------------------------------------------------------------
 
 
@@ -174,7 +204,7 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
     for name in NAMES:
         if isinstance(flat[name], str) and name != CRITERIA:
             flat[name] = flat[name].strip()
-        if flat[name] == "" and NoneType in get_args(FIELDS[name].annotation):
+        if flat[name] == "" and _may_be_empty(name):
             flat[name] = None
     if flat["task.name"] != FILE.name:
         # These controls are hidden then, so nobody could see or correct what they hold.
@@ -199,10 +229,18 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
 
 
 def _readable(problem: FieldProblem) -> FieldProblem:
-    """An empty control sends None or ''; the message says that it is empty."""
+    """The problem in words for a person. An empty control sends None or ''."""
     if problem.value in (None, ""):
         return FieldProblem(problem.field, problem.value, "must not be empty", problem.hint)
+    if problem.field in FIELDS and "parse string as a number" in problem.problem:
+        return FieldProblem(problem.field, problem.value, "is not a number", _number_hint(problem))
     return problem
+
+
+def _number_hint(problem: FieldProblem) -> str:
+    example = shown(problem.field, DEFAULTS[problem.field]) or "1e-4"
+    or_empty = ", or leave empty" if _may_be_empty(problem.field) else ""
+    return f"Enter a number such as {example}{or_empty}."
 
 
 def read_rows(rows: Any) -> tuple[list[dict[str, Any]], list[FieldProblem]]:
@@ -237,104 +275,3 @@ def read_rows(rows: Any) -> tuple[list[dict[str, Any]], list[FieldProblem]]:
         problem = "a rubric needs at least one criterion"
         problems.append(FieldProblem(CRITERIA, [], problem, "Add one, or choose a preset."))
     return criteria, problems
-
-
-# ---- messages --------------------------------------------------------------------------------
-
-
-def messages(problems: Sequence[FieldProblem]) -> dict[str, str]:
-    """Field -> HTML for the line under its control.
-
-    A problem of a criterion goes under the rubric table and names the criterion.
-    """
-    lines: dict[str, list[str]] = {}
-    for problem in problems:
-        where = ""
-        if problem.field.startswith(f"{CRITERIA}."):
-            index, _, rest = problem.field.removeprefix(f"{CRITERIA}.").partition(".")
-            number = int(index) + 1 if index.isdigit() else index
-            where = f"Criterion {number}, {rest.replace('.', ' ')}: "
-        line = f"{where}{problem.problem}. {problem.hint}".strip()
-        name = CRITERIA if where else problem.field
-        lines.setdefault(name, []).append(f"{line[:1].upper()}{line[1:]}")
-    return {
-        name: "".join(f'<p class="problem" role="alert">{esc(line)}</p>' for line in texts)
-        for name, texts in lines.items()
-    }
-
-
-def summary(problems: Sequence[FieldProblem]) -> str:
-    """Above the start button: the fields to correct, because an accordion may hide them.
-
-    Problems of anything but a field of the form are shown in full.
-    """
-    if not problems:
-        return ""
-    fields = [_field_of(problem) for problem in problems]
-    labels = list(dict.fromkeys(label(field) for field in fields if field in FIELDS))
-    text = "This cannot be started."
-    if labels:
-        text = f"To start, correct: {esc(', '.join(labels))}."
-    for field, problem in zip(fields, problems, strict=True):
-        if field not in FIELDS:
-            text += f"<br>{esc(problem)}"
-    return f'<p class="problem" role="alert">{text}</p>'
-
-
-def _field_of(problem: FieldProblem) -> str:
-    return CRITERIA if problem.field.startswith(CRITERIA) else problem.field
-
-
-def notes(values: Sequence[Any]) -> dict[str, str]:
-    """Field -> the line under its control while it has no problem: its help, or the choice's."""
-    flat = dict(zip(NAMES, values, strict=True))
-    lines = {name: help_line(name) for name in NAMES if name != CRITERIA}
-    for name, options in OPTIONS.items():
-        value = flat[name]
-        if isinstance(value, str) and value in options:
-            text = f"{FIELDS[name].description} `{value}`: {options[value]}."
-            lines[name] = help_line(name, text)
-    task = flat["task.name"]
-    if isinstance(task, str) and task in TASKS:
-        lines["task.name"] = help_line("task.name", TASKS[task].help)
-    if changed := departures(flat):
-        text = f"Changed from the preset: {', '.join(changed)}."
-        lines["algorithm.preset"] = help_line("algorithm.preset", text)
-    return lines
-
-
-def departures(flat: Mapping[str, Any]) -> list[str]:
-    """Labels of the algorithm fields that differ from the chosen preset."""
-    preset = str(flat["algorithm.preset"])
-    if preset not in PRESETS:
-        return []
-    wanted = preset_values(preset)
-    return [label(name) for name in ALGORITHM if str(flat[name]) != str(wanted[name])]
-
-
-def preset_values(preset: str) -> dict[str, Any]:
-    """Every algorithm field as its control shows it under a preset; the rest has its default."""
-    named = {f"algorithm.{name}": value for name, value in PRESETS.get(preset, {}).items()}
-    return {name: shown(name, named.get(name, DEFAULTS[name])) for name in ALGORITHM}
-
-
-def formula(values: Sequence[Any]) -> str:
-    """The objective with the chosen values in it."""
-    flat = dict(zip(NAMES, values, strict=True))
-    lines = objective_lines(
-        {name.removeprefix("algorithm."): flat[name] for name in ALGORITHM},
-        flat["train.max_new_tokens"],
-        gate=flat["rubric.gate"] is True,
-        scale=flat["rubric.scale"] is True,
-    )
-    text = esc("\n".join(lines))
-    return f'<pre class="formula" aria-label="Objective">\n{text}</pre>'
-
-
-def check_help() -> dict[str, str]:
-    """Check -> its help and the names of its parameters, plug-ins included."""
-    texts = {}
-    for name, check in CHECKS.items():
-        params = ", ".join(check.params.model_fields)
-        texts[name] = f"{check.help} Parameters: {params}." if params else check.help
-    return texts

@@ -26,6 +26,13 @@ element.addEventListener('click', event => {
 });
 """
 
+# The script of a panel with results of the set-up: it marks those for earlier settings.
+MARK = """
+const mark = () => requestAnimationFrame(() => window.studioMark?.());
+watch('value', mark);
+mark();
+"""
+
 
 def html_panel(
     value: str = "", events: tuple[str, ...] = (), script: str = "", **options: Any
@@ -53,7 +60,7 @@ def script(name: str) -> str:
 
 def styles() -> str:
     """The style sheets of the page. Their order matters: later rules override earlier ones."""
-    names = ("theme", "page", "train", "group", "inspect", "narrow", "reports")
+    names = ("theme", "page", "setup", "train", "group", "inspect", "narrow", "reports")
     return "".join(script(f"{name}.css") for name in names)
 
 

@@ -57,7 +57,26 @@ def pill(status: RunStatus) -> str:
 
 
 def run_pill(run: RunRow | None) -> str:
-    return pill(run.status) if run else '<span class="pill plain">no run yet</span>'
+    if run is None:
+        return '<span class="pill plain">no run yet</span>'
+    device = device_of(run)
+    return (
+        f'<span title="on {esc(device)}">{pill(run.status)}</span>' if device else pill(run.status)
+    )
+
+
+def device_of(run: RunRow) -> str:
+    """The device that the run trains on, or did, e.g. "cuda:1"; "" in older files."""
+    return str((run.env or {}).get("device_name") or "")
+
+
+def _device_fact(run: RunRow) -> list[str]:
+    """Device and precision, with the reason for it as a title; empty in older files."""
+    if not (device := device_of(run)):
+        return []
+    env = run.env or {}
+    why, dtype = str(env.get("precision") or ""), str(env.get("dtype") or "")
+    return [f'<span title="{esc(why)}">on {esc(device)} in {esc(dtype)}</span>']
 
 
 def brand(device: str) -> str:
@@ -169,13 +188,13 @@ def _live_facts(run: RunRow, recent: Sequence[Mapping[str, Any]], now: float) ->
         facts.append("time left is known after the first step")
     if run.breakpoints:
         facts.append(f"waits when {esc(run.breakpoints)}")
-    return facts
+    return facts + _device_fact(run)
 
 
 def _ended_facts(run: RunRow, blocking: RunRow | None) -> list[str]:
     if run.status is RunStatus.QUEUED:
         if blocking is None:
-            return ["starts as soon as the device is free"]
+            return ["starts as soon as a device for it is free"]
         return [f"waits for “{esc(blocking.name)}”, then starts by itself"]
     facts = []
     if is_number(run.duration_seconds):
@@ -183,7 +202,7 @@ def _ended_facts(run: RunRow, blocking: RunRow | None) -> list[str]:
     if is_number(run.heldout_before):
         after = f" → {percent(run.heldout_after)}" if is_number(run.heldout_after) else ""
         facts.append(f"held-out {percent(run.heldout_before)}{after}")
-    return facts
+    return facts + _device_fact(run)
 
 
 def store_banner(trouble: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import GroupPage, GroupSummary, RunRow
-from ui.render.status import pill
+from ui.render.status import device_of, pill
 from ui.render.text import (
     NONE,
     count,
@@ -249,8 +249,12 @@ def _run_row(
     indent = f' style="--depth:{depth}"' if depth else ""
     # A folder's path is long: show its last part, and the whole path in the tooltip.
     model = run.model.replace("\\", "/").rstrip("/").rpartition("/")[2] or run.model
+    device = device_of(run)
+    title = f' title="on {esc(device)}"' if device else ""
+    # On a machine without a card it would be the same in every row.
+    where = f'<span class="by">on {esc(device)}</span>' if device not in ("", "cpu") else ""
     cells = (
-        f"<td>{pill(run.status)}</td>",
+        f"<td{title}>{pill(run.status)}{where}</td>",
         f'<td title="{esc(run.model)}">{esc(model)}</td>',
         f"<td>{esc(run.task)}</td>",
         f"<td>{esc(run.rubric)}</td>",

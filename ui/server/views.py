@@ -29,6 +29,7 @@ class Runs(Protocol):
     """What the page needs of RunManager."""
 
     device: str
+    devices: tuple[str, ...]  # the names that model.device takes here
 
     def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str: ...
 
@@ -117,9 +118,16 @@ class Views:
         return active.id if active else next((r.id for r in self.runs()), None)
 
     def _active(self) -> RunRow | None:
-        """The run that has the device: live and not queued."""
-        live = (r for r in self.runs() if r.status.is_live)
-        return next((r for r in live if r.status is not RunStatus.QUEUED), None)
+        """The newest run that has a device: live and not queued."""
+        return next(iter(self._on_devices()), None)
+
+    def _blocking(self) -> RunRow | None:
+        """The run that queued runs wait for; None if several go on, on different devices."""
+        active = self._on_devices()
+        return active[0] if len(active) == 1 else None
+
+    def _on_devices(self) -> list[RunRow]:
+        return [r for r in self.runs() if r.status.is_live and r.status is not RunStatus.QUEUED]
 
     def label(self, run: RunRow) -> str:
         """The run's name. Runs of equal names also show the last part of their ids."""
@@ -148,7 +156,7 @@ class Views:
         recent: Sequence[Mapping[str, Any]] = []
         if run and run.status.is_live:
             recent = self.curves(run).steps[-status.RECENT_STEPS :]
-        return status.status_line(run, recent, len(queued), self._active(), time.time())
+        return status.status_line(run, recent, len(queued), self._blocking(), time.time())
 
     def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
         """A key that changes when a curve of the run changes.

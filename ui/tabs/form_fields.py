@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.components import form
+from ui.components import form, form_help
 from ui.components.html_panel import html_panel, script
 
 
@@ -16,7 +16,7 @@ class FormFields:
     def __init__(self) -> None:
         self.controls: dict[str, Any] = {}
         self.messages: dict[str, gr.HTML] = {}
-        self._notes = form.notes(default_values())
+        self._notes = form_help.notes(default_values())
 
     def add(self, *names: str) -> None:
         """Build these controls. Call it inside gr.Blocks."""
@@ -25,6 +25,13 @@ class FormFields:
                 is_table = name == form.CRITERIA
                 self.controls[name] = _rubric_table() if is_table else form.component(name)
                 self.messages[name] = html_panel(self._notes.get(name, ""), elem_classes="beside")
+
+    def add_group(self, title: str, *names: str) -> None:
+        """Build these controls in columns below a heading."""
+        if title:
+            html_panel(f"<h3>{title}</h3>")
+        with gr.Row(elem_classes="field-grid"):
+            self.add(*names)
 
     @property
     def values(self) -> list[Any]:
@@ -52,5 +59,5 @@ def _rubric_table() -> gr.HTML:
         apply_default_css=False,
         padding=False,
         elem_id=form.element_id(form.CRITERIA),
-        checks=form.check_help(),
+        checks=form_help.check_help(),
     )

@@ -236,7 +236,7 @@ def _wire_use(side: GroupSide, frame: Frame, views: Views, setup: Setup, tabs: g
     def use(run_id: Any, options: Any) -> list[Any]:
         return use_in_new_run(views, run_id, options)
 
-    outputs = [*setup.values, tabs, frame.tab, frame.notice]
+    outputs = [*setup.filled, tabs, frame.tab, frame.notice]
     side.controls.use(use, [frame.run, side.inputs.options], outputs, **QUIET)
 
 

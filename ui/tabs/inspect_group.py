@@ -25,6 +25,7 @@ from ui.server.refresh import RefreshEvents
 from ui.server.views import Views
 from ui.tabs import what_if
 from ui.tabs.frame import SKIP, hidden_values, parse_tokens, token
+from ui.tabs.start_from import fill
 
 VIEWS = [
     ("Completions", "cards"),
@@ -104,9 +105,9 @@ def wire_group(side: GroupSide, at: gr.Textbox, refresh: RefreshEvents) -> None:
 def use_in_new_run(views: Views, run_id: Any, options: Any) -> list[Any]:
     """The run's settings with the changes of “What if”, for the form of the Train tab.
 
-    Returns the values of the form, the tabs, the name of the tab, and the notice.
+    Returns the values of Setup.filled, the tabs, the name of the tab, and the notice.
     """
-    run, unchanged = views.run(run_id), [SKIP] * (len(form.NAMES) + 2)
+    run, unchanged = views.run(run_id), [SKIP] * (len(form.NAMES) + 3)
     if run is None:
         return [*unchanged, SKIP]
     try:
@@ -115,14 +116,12 @@ def use_in_new_run(views: Views, run_id: Any, options: Any) -> list[Any]:
         flat = flatten(analysis.settings(run.config, weights, **fields))
     except (InvalidConfig, ValueError) as error:
         return [*unchanged, status.banner("These settings cannot be used.", str(error))]
-    flat["rubric.name"] = form.rubric_name([form.row_of(c) for c in flat[form.CRITERIA]])
     notice = status.banner(
-        f"The form has the settings of “{run.name}”, with your changes.",
+        f"The set-up has the settings of “{run.name}”, with your changes.",
         "Check them and press Start training.",
         tone="good",
     )
-    values = [form.shown(name, flat[name]) for name in form.NAMES]
-    return [*values, gr.update(selected="train"), "train", notice]
+    return [*fill(flat), gr.update(selected="train"), "train", notice]
 
 
 # ---- what is shown ---------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from typing import Any
 import gradio as gr
 
 from grpo_core.errors import StudioError
-from ui.components import form
-from ui.components.html_panel import QUIET, html_panel
+from ui.components import form, form_help
+from ui.components.html_panel import MARK, QUIET, html_panel
 from ui.render.text import count, esc, size
 from ui.server.calls import slow
 from ui.server.service import Service
 from ui.tabs.form_fields import FormFields
+from ui.tabs.setup_cards import dated
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,14 @@ class ModelBox:
 
 
 def build_model(fields: FormFields) -> ModelBox:
-    fields.add("model.name")
-    return ModelBox(gr.Button("Check model", size="sm"), html_panel(elem_id="model-answer"))
+    """The section "Model". Call it inside gr.Blocks."""
+    html_panel("<h2>Model</h2>")
+    with gr.Row(elem_classes="wide-first"):
+        fields.add("model.name")
+        check = gr.Button("Check model", size="sm", scale=0)
+    answer = html_panel(script=MARK, elem_id="model-answer")
+    fields.add_group("", *form.MODEL)
+    return ModelBox(check, answer)
 
 
 def wire_model(fields: FormFields, box: ModelBox, service: Service) -> None:
@@ -37,11 +44,12 @@ def show_model(service: Service, values: Sequence[Any]) -> str:
     """The report on the model in the form, or which fields are wrong."""
     config, problems = form.read(values)
     if config is None:
-        return form.summary(problems)
+        return form_help.summary(problems)
     try:
-        return model_card(*service.check_model(config))
+        answer = model_card(*service.check_model(config))
     except StudioError as error:
-        return f'<p class="problem" role="alert">{esc(error)}</p>'
+        answer = f'<p class="problem" role="alert">{esc(error)}</p>'
+    return dated(answer, values, "model", "prompts", "run")
 
 
 def model_card(report: Any, sample: str) -> str:

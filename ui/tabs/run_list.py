@@ -104,14 +104,15 @@ class ShowRuns:
 
 
 def search_runs(runs: Sequence[RunRow], search: str) -> list[RunRow]:
-    """The runs whose name, model, task, rubric, algorithm or status contains the text."""
+    """The runs whose name, model, task, rubric, algorithm, status or device has the text."""
     text = search.casefold().strip()
     return [r for r in runs if text in _searched(r).casefold()]
 
 
 def _searched(run: RunRow) -> str:
     algorithm = tables.algorithm_of(run)
-    return f"{run.name} {run.model} {run.task} {run.rubric} {algorithm} {run.status}"
+    device = status.device_of(run)
+    return f"{run.name} {run.model} {run.task} {run.rubric} {algorithm} {run.status} {device}"
 
 
 def run_table(runs: Sequence[RunRow], search: str, view: TableView) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from grpo_core.errors import InvalidConfig, StudioError
-from ui.components import form
+from grpo_core.errors import StudioError
 from ui.components.html_panel import QUIET, data_of, html_panel, script
 from ui.components.live_chart import live_chart
 from ui.render import charts, status
@@ -18,19 +16,23 @@ from ui.server.refresh import RefreshEvents
 from ui.server.service import Service
 from ui.server.views import CURVES, Runs, Views
 from ui.tabs import run_control as control
-from ui.tabs import setup
+from ui.tabs.form_fields import FormFields
 from ui.tabs.frame import LATEST, SKIP, Frame, Tab, components_of, hidden_values
-from ui.tabs.setup import Setup, build_setup
+from ui.tabs.setup import Setup, build_bar, build_pane, build_summary, wire_setup
+from ui.tabs.setup_live import beside
+from ui.tabs.start_bar import Starter
+from ui.tabs.start_from import wire_start_from
 from ui.tabs.train_view import ShowTrain, TrainInputs, breakpoints_of, no_group
 
 AXES = [("step", "step"), ("time", "time"), ("tokens", "tokens")]
 DETAILS = [("entropy", "entropy"), ("clip", "clip"), ("gradient", "gradient")]
 
-# On a phone the run is above the form: scroll up to it after the start.
+# A started run takes the place of the set-up.
 TO_THE_RUN_JS = """() => {
-  const row = document.querySelector('#train-row');
-  const is_column = getComputedStyle(row).flexDirection === 'column';
-  if (is_column && !document.querySelector('#start-problems .problem')) window.scrollTo({top: 0});
+  if (document.querySelector('#start-problems .problem, #start-answer .banner')) return;
+  window.studioClose?.();
+  document.documentElement.dataset.report = '';
+  window.scrollTo({top: 0});
 }"""
 
 
@@ -53,13 +55,18 @@ class _Live:
     figures: dict[str, gr.HTML]  # by name, in the order of CURVES
 
 
-def build_train(frame: Frame, views: Views, runs: Runs, service: Service) -> Train:
-    """Build the tab and connect its events. Call it inside gr.Blocks."""
+def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: Service) -> Train:
+    """Build the tab and connect its events. Call it inside gr.Blocks. tabs: those of the page."""
+    fields = FormFields()
     with gr.Row(elem_id="train-row", equal_height=False):
-        form_panel = build_setup(service, frame.refresh)
+        summary, pane = build_summary(), build_pane(fields)
+        fields.controls["model.device"].choices = [(n, n) for n in runs.devices]
         with gr.Column(elem_id="live", elem_classes="stack", min_width=0, scale=1):
             live = _build_live()
             pin, at, order, seen = hidden_values("state-", pin="", at="", order="best", seen="{}")
+    setup = Setup(fields, summary, pane, *build_bar())
+    wire_setup(setup, [tabs, frame.tab], service, frame.refresh)
+    wire_start_from(summary.start_from, setup.filled, frame, views)
     tools = live.tools
     inputs = components_of(
         TrainInputs(
@@ -111,15 +118,12 @@ def build_train(frame: Frame, views: Views, runs: Runs, service: Service) -> Tra
     refresh.after(group.order(None, None, order, js="() => studioPressed.order", **QUIET))
     _wire_advisor(live.status.advisor, frame, views, refresh)
 
-    def start(*values: Any) -> list[Any]:
-        return press_start(runs, views, service, values)
-
-    _wire_start(form_panel, frame, pin, start)
+    _wire_start(setup, frame, pin, Starter(runs, views, service))
     commands = control.RunCommands(runs, views)
     control.wire(
         commands, control.Controls(live.status.buttons, live.status.more), frame, at, refresh
     )
-    return Train(inputs, outputs, show, form_panel, pin)
+    return Train(*beside(show, inputs, outputs, setup, views), setup, pin)
 
 
 # ---- layout ----------------------------------------------------------------------------------
@@ -267,54 +271,20 @@ def _wire_advisor(advisor: gr.HTML, frame: Frame, views: Views, refresh: Refresh
     refresh.after(advisor.dismiss(dismiss_clicked, frame.run, frame.notice, **QUIET))
 
 
-def _wire_start(
-    form_panel: Setup, frame: Frame, pin: gr.Textbox, start: Callable[..., list[Any]]
-) -> None:
-    form_panel.start.click(
-        start,
-        [*form_panel.values, form_panel.name, form_panel.anyway],
-        [frame.run, pin, frame.notice, *form_panel.complaints, form_panel.anyway],
-        **QUIET,
-    ).then(None, None, None, js=TO_THE_RUN_JS)
+def _wire_start(setup: Setup, frame: Frame, pin: gr.Textbox, starter: Starter) -> None:
+    bar = setup.bar
+    inputs = [*setup.values, setup.pane.name]
+    outputs = [frame.run, pin, frame.notice, bar.answer, *setup.complaints]
+
+    # Gradio passes the event to a parameter of this annotation.
+    def insist(event: gr.EventData, *values: Any) -> list[Any]:
+        return starter.insist(event, *values)
+
+    for event, start in ((bar.start.click, starter.press), (bar.answer.start, insist)):
+        event(start, inputs, outputs, **QUIET).then(None, None, None, js=TO_THE_RUN_JS)
 
 
 # ---- what a person does ----------------------------------------------------------------------
-
-
-def press_start(runs: Runs, views: Views, service: Service, values: Sequence[Any]) -> list[Any]:
-    """The Start button. values: those of the form, the name, and whether to start anyway."""
-    *fields, name, anyway = values
-    refusal = preflight_refusal(service, fields, anyway is True)
-    if refusal:
-        return [SKIP, SKIP, refusal, *setup.complain(fields, []), gr.update(visible=True)]
-    return [*start_run(runs, views, fields, name), gr.update(visible=False, value=False)]
-
-
-def preflight_refusal(service: Service, fields: Sequence[Any], anyway: bool) -> str:
-    """Why Preflight refuses these settings, as a banner; empty if they may start."""
-    config, _ = form.read(fields)
-    reason = "" if config is None else service.refusal(config, anyway)
-    if not reason:
-        return ""
-    what, _, then = reason.partition(". ")
-    return status.banner(f"{what}.", then, tone="warn")
-
-
-def start_run(runs: Runs, views: Views, fields: Sequence[Any], name: Any) -> list[Any]:
-    """Start or queue a run and show it; or show beside the fields what is wrong.
-
-    Returns the run picker, the pinned group, the notice, and the complaints of Setup.
-    """
-    config, problems = form.read(fields)
-    if config is not None:
-        try:
-            run_id = runs.start(config, str(name or "").strip()[:200] or None)
-            return [views.picked(run_id), "", "", *setup.complain(fields, [])]
-        except InvalidConfig as error:
-            problems = error.problems
-        except StudioError as error:
-            return [SKIP, SKIP, setup.refused(error), *setup.complain(fields, [])]
-    return [SKIP, SKIP, "", *setup.complain(fields, problems)]
 
 
 def pinned_step(step: Any) -> Any:

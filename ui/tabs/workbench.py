@@ -1,4 +1,4 @@
-"""The rubric workbench and Preflight: what completions earn, what a cheat earns, and one report."""
+"""The rubric workbench: what a text, sampled completions and cheats earn."""
 
 from __future__ import annotations
 
@@ -11,51 +11,78 @@ import gradio as gr
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
-from ui.components import form
-from ui.components.html_panel import QUIET, html_panel
-from ui.render.text import count, esc, format_number, percent, signed
+from ui.components import form, form_help
+from ui.components.html_panel import MARK, QUIET, html_panel
+from ui.render.text import esc, format_number, percent, signed
 from ui.server.calls import slow
 from ui.server.service import Service
 from ui.tabs.form_fields import FormFields
 from ui.tabs.frame import LATEST, hidden_values
+from ui.tabs.setup_cards import dated
 
 MAX_TEXTS = 64
 MAX_CHARS = 20_000
 SHOWN_CHARS = 400
+GROUPS_DEPEND_ON = ("model", "prompts", "rubric", "algorithm", "run")
+SAMPLED_HELP = (
+    "Samples and scores groups of three prompts, without training. A changed weight is applied to "
+    "them at once."
+)
+PASTED_HELP = "Write several completions with a line of --- between them to compare them."
+PROBE_HELP = "Scores texts that deserve nothing: an empty one, a loop, the prompt itself."
 _SEPARATOR = re.compile(r"^-{3,}\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Tried groups on show, and the key with which a changed weight is applied to them."""
+
+    button: gr.Button
+    result: gr.HTML
+    key: gr.Textbox
 
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
     text: gr.Textbox
     scores: gr.HTML  # of the text
-    sample: gr.Button
-    paste: gr.Button
+    pasted: Groups
+    sampled: Groups
     probe: gr.Button
-    result: gr.HTML
+    probed: gr.HTML
 
 
 def build_workbench() -> Workbench:
-    text = gr.Textbox(
-        label="Score this text",
-        placeholder="Paste or type a completion",
-        lines=2,
-        max_lines=6,
-        elem_id="score-text",
-    )
-    scores = html_panel(elem_id="score-result")
-    with gr.Row(elem_classes="buttons"):
-        sample, paste, probe = (
-            gr.Button(n, size="sm", min_width=90)
-            for n in ("Preview groups", "Score as group", "Probe rubric")
-        )
-    return Workbench(text, scores, sample, paste, probe, html_panel(elem_id="workbench"))
+    """Three tabs beside the criteria: a text, sampled groups, cheats. Call it inside gr.Blocks."""
+    keys = hidden_values("state-", pasted="", sampled="")
+    with gr.Tabs(elem_id="bench-tabs"):
+        with gr.Tab("Score a text", id="score"):
+            text = gr.Textbox(
+                label="Score this text",
+                placeholder="Paste or type a completion",
+                lines=3,
+                max_lines=10,
+                elem_id="score-text",
+            )
+            scores = html_panel(elem_id="score-result")
+            pasted = _build_groups("Score as group", PASTED_HELP, "pasted-groups", keys[0])
+        with gr.Tab("Preview groups", id="preview"):
+            sampled = _build_groups("Preview groups", SAMPLED_HELP, "workbench", keys[1])
+        with gr.Tab("Probe", id="probe"):
+            html_panel(f'<p class="help">{PROBE_HELP}</p>')
+            probe = gr.Button("Probe rubric", size="sm", elem_classes="narrow-button")
+            probed = html_panel(script=MARK, elem_id="probe-result")
+    return Workbench(text, scores, pasted, sampled, probe, probed)
+
+
+def _build_groups(label: str, text: str, name: str, key: gr.Textbox) -> Groups:
+    html_panel(f'<p class="help">{text}</p>')
+    button = gr.Button(label, size="sm", elem_classes="narrow-button")
+    return Groups(button, html_panel(script=MARK, elem_id=name), key)
 
 
 def wire_workbench(fields: FormFields, bench: Workbench, service: Service) -> None:
-    values = fields.values
-    # The key of the groups on show: a changed weight is applied to these.
-    [key] = hidden_values("state-", tried="")
+    values, table = fields.values, fields.controls[form.CRITERIA]
 
     def sample(*values: Any) -> list[str]:
         return try_groups(values, service.try_rubric)
@@ -64,33 +91,28 @@ def wire_workbench(fields: FormFields, bench: Workbench, service: Service) -> No
         *form_values, text = values
         return try_groups(form_values, lambda config: service.score_texts(config, pasted(text)))
 
-    def probe(*values: Any) -> list[str]:
-        return [answer_for(values, lambda config: probes(service.probe(config))), ""]
+    def probe(*values: Any) -> str:
+        html = answer_for(values, lambda config: probes(service.probe(config)))
+        return dated(html, values, "model", "prompts", "rubric", "run")
 
     def reweigh(*values: Any) -> Any:
         *form_values, tried_key = values
         return reweighed(service, form_values, tried_key)
 
-    bench.sample.click(slow(sample), values, [bench.result, key], **QUIET)
-    bench.paste.click(slow(paste), [*values, bench.text], [bench.result, key], **QUIET)
-    bench.probe.click(slow(probe), values, [bench.result, key], **QUIET)
-    fields.controls[form.CRITERIA].change(slow(reweigh), [*values, key], bench.result, **LATEST)
-
-
-def wire_preflight(
-    fields: FormFields, button: gr.Button, report: gr.HTML, service: Service
-) -> None:
-    def preflight(*values: Any) -> str:
-        return answer_for(values, lambda config: findings(service.preflight(config)))
-
-    button.click(slow(preflight), fields.values, report, **QUIET)
+    groups = bench.sampled
+    groups.button.click(slow(sample), values, [groups.result, groups.key], **QUIET)
+    groups = bench.pasted
+    groups.button.click(slow(paste), [*values, bench.text], [groups.result, groups.key], **QUIET)
+    bench.probe.click(slow(probe), values, bench.probed, **QUIET)
+    for groups in (bench.pasted, bench.sampled):
+        table.change(slow(reweigh), [*values, groups.key], groups.result, **LATEST)
 
 
 def answer_for(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
     """The answer for the settings in the form, or what is wrong with them, as HTML."""
     config, problems = form.read(values)
     if config is None:
-        return form.summary(problems)
+        return form_help.summary(problems)
     try:
         return answer(config)
     except StudioError as error:
@@ -108,7 +130,7 @@ def try_groups(values: Sequence[Any], try_rubric: Callable[[RunConfig], Any]) ->
         return tried(result)
 
     html = answer_for(values, answer)
-    return [html, key]
+    return [dated(html, values, *GROUPS_DEPEND_ON), key]
 
 
 def reweighed(service: Service, values: Sequence[Any], key: Any) -> Any:
@@ -123,7 +145,9 @@ def reweighed(service: Service, values: Sequence[Any], key: Any) -> Any:
         result = service.reweigh(config, key)
     except StudioError:
         return gr.skip()
-    return gr.skip() if result is None else tried(result)
+    if result is None:
+        return gr.skip()
+    return dated(tried(result), values, *GROUPS_DEPEND_ON)
 
 
 def pasted(text: Any) -> list[str]:
@@ -201,22 +225,3 @@ def _probe(p: Any) -> str:
         f'<tr><th scope="row">{esc(p.name)}</th><td><b>{format_number(p.reward, 3)}</b></td>'
         f"<td>{'cheats' if p.cheats else ''}</td><td>{esc(scores)}</td></tr>"
     )
-
-
-LEVEL_WORDS = {"red": "stops", "amber": "look", "green": "fine"}
-
-
-def findings(results: Sequence[Any]) -> str:
-    """HTML for preflight.Finding rows, worst first."""
-    reds, ambers = (sum(f.level == level for f in results) for level in ("red", "amber"))
-    head = "All is well: press Start training."
-    if reds:
-        head = f"{count(reds, 'thing')} would stop this run."
-    elif ambers:
-        head = f"{count(ambers, 'thing')} to look at first."
-    rows = "".join(
-        f'<li class="{f.level}"><b>{esc(LEVEL_WORDS[f.level])} · {esc(f.title)}</b> '
-        f"{esc(f.text)}</li>"
-        for f in results
-    )
-    return f'<div class="bench"><b>{esc(head)}</b><ul class="findings">{rows}</ul></div>'

@@ -40,8 +40,8 @@ def truncation(f: Facts) -> Notice | None:
         )
     if at_start > now + 0.1:
         message += (
-            f" At the start it was {percent(at_start)}: the model learns shorter answers, "
-            "not better ones."
+            f" At the start it was {percent(at_start)}: a part of the gain may come from shorter "
+            "answers alone."
         )
     return Notice(
         "truncation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from grpo_core.config.devices import AUTO
 from grpo_core.config.places import Name
 from grpo_core.config.sections.fields import Section, setting
 
@@ -28,6 +29,15 @@ class ModelConfig(Section):
         "Initial weights",
         "`weights` loads the trained weights. "
         "`random` keeps the model's configuration and starts from random weights.",
+    )
+    device: Name = setting(
+        AUTO,
+        "Device",
+        "`auto`: the first NVIDIA card that no run uses, else the CPU. `cpu`, or a card such as "
+        "`cuda:0`. Runs on different devices train side by side; on one device they queue.",
+        min_length=1,
+        max_length=16,
+        hint="Write auto, cpu, or cuda:0 for the first NVIDIA card.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",

@@ -55,7 +55,19 @@ class TrainConfig(Section):
         hint="Leave it empty, or try 1e-4 for a tiny and 1e-6 for a large model.",
     )
     seed: int = setting(
-        0, "Seed", "The same seed, settings and machine give the same run.", ge=0, le=2**31 - 1
+        0,
+        "Seed",
+        "The same seed, settings and machine give the same run: bit for bit on a CPU, "
+        "statistically on an NVIDIA card.",
+        ge=0,
+        le=2**31 - 1,
+    )
+    deterministic: bool = setting(
+        False,
+        "Deterministic",
+        "On an NVIDIA card the same seed then gives the same run bit for bit. Steps take longer, "
+        "attention's gradient most, and an operation that cannot repeat its result ends the run. "
+        "A CPU's results repeat without it.",
     )
     temperature: float = setting(
         1.0,

@@ -1,0 +1,65 @@
+"""Whether a run fits beside what other programs keep in a GPU's memory, before it starts."""
+
+from __future__ import annotations
+
+from grpo_core.config import RunConfig
+from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.models import check_model, pick_device
+from grpo_core.models.device import free_memory, total_memory
+from grpo_core.models.folder import BadModel
+from grpo_core.models.load import examine, refuse
+from grpo_core.models.lora import num_adapter_parameters
+from grpo_core.models.precision import precision
+from grpo_core.training.memory_estimate import ModelSize, memory
+
+# What no smaller wave and no smaller micro-batch saves.
+FIXED = ("weights", "reference", "gradients", "optimiser")
+CONTEXT_BYTES = 600 * 2**20  # what CUDA itself and its libraries take in a process
+
+
+def check_start(config: RunConfig) -> None:
+    """Check model, device and room before a run is created. Raises InvalidConfig."""
+    check_model(config.model)
+    check_room(config)
+
+
+def check_room(config: RunConfig) -> None:
+    """Raise InvalidConfig on `model.device` if the least that a run needs is not free on its GPU.
+
+    What other processes use is not free: on a shared card a run starts if it fits beside them.
+    Between this least and the estimate of "Check model" it runs in smaller parts. On a CPU the
+    weights' own check decides, when they are loaded.
+    """
+    device = pick_device(config.model.device)
+    if device.type != "cuda":
+        return
+    needed = least_bytes(config)
+    free = free_memory(device, another_process=True)
+    if needed > free:
+        problem = (
+            f"the run needs at least {_gb(needed)}, and {_gb(free)} of {_gb(total_memory(device))} "
+            f"are free on {device}; other programs use the rest"
+        )
+        hint = "End them, name another device, or use LoRA or a smaller model."
+        raise InvalidConfig([FieldProblem("model.device", config.model.device, problem, hint)])
+
+
+def least_bytes(config: RunConfig) -> int:
+    """What the run's process needs on its GPU however small its waves and micro-batches are.
+
+    Raises InvalidConfig.
+    """
+    device, rank = pick_device(config.model.device), config.model.lora_rank
+    try:
+        _, shape, model = examine(config.model)
+    except BadModel as error:
+        refuse(config.model, error.problem, error.hint)
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = num_adapter_parameters(model, rank) if rank else parameters
+    size = ModelSize(shape, parameters, trained, precision(config.model, device))
+    parts, _ = memory(config, size, recomputes=True)
+    return CONTEXT_BYTES + sum(parts[name] for name in FIXED)
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GB"

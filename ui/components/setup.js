@@ -1,0 +1,80 @@
+// The set-up of a run: which section is open, the draft that survives a reload, and which results
+// belong to earlier settings. <html data-setup="rubric"> names the open section; without it the
+// run is in view.
+const page = document.documentElement;
+let opener = null; // what had the focus when the pane was opened
+
+function show(section) {
+  page.dataset.setup = section || page.dataset.section || 'model';
+  page.dataset.section = page.dataset.setup; // "New run" opens the last one again
+  marked();
+  trigger('go', {});
+}
+
+window.studioOpen = (section, field) => {
+  if (!page.dataset.setup) opener = document.activeElement;
+  show(section);
+  if (field) focusSoon(`#field-${field.replace(/[._]/g, '-')}`);
+  else reveal();
+};
+
+// Without any run the set-up opens by itself.
+window.studioWelcome = () => { if (page.dataset.setup === undefined) show('model'); };
+
+window.studioClose = () => {
+  if (!page.dataset.setup) return;
+  page.dataset.setup = '';
+  marked();
+  window.dispatchEvent(new Event('resize')); // charts that were hidden
+  const back = opener && opener.isConnected ? opener : document.querySelector('#new-run button');
+  back?.focus({preventScroll: true});
+  opener = null;
+};
+
+// On a phone the sections are below their summary.
+function reveal() {
+  const pane = document.querySelector('#new-run-pane');
+  requestAnimationFrame(() => {
+    const top = pane.getBoundingClientRect().top;
+    if (top < 0 || top > innerHeight / 2) pane.scrollIntoView({block: 'start'});
+  });
+}
+
+// The section of a field is built when it is opened, so its field may come a little later.
+function focusSoon(selector, tries = 40) {
+  const box = document.querySelector(selector);
+  const control = box?.querySelector('input, textarea, select') || box;
+  if (control) {
+    control.focus();
+    control.scrollIntoView({block: 'center'});
+  } else if (tries) setTimeout(focusSoon, 50, selector, tries - 1);
+}
+
+function marked() {
+  for (const card of document.querySelectorAll('#setup-cards [data-section]')) {
+    card.setAttribute('aria-expanded', String(card.dataset.section === page.dataset.setup));
+  }
+}
+
+// A result names the settings that it was made with: data-for="model=1a2b run=3c4d".
+window.studioMark = () => {
+  marked();
+  const words = text => (text || '').split(' ').filter(Boolean);
+  const now = new Set(words(document.querySelector('#setup-cards [data-now]')?.dataset.now));
+  for (const result of document.querySelectorAll('[data-for]')) {
+    result.toggleAttribute('data-stale', !words(result.dataset.for).every(word => now.has(word)));
+  }
+};
+document.addEventListener('click', event => {
+  const button = event.target.closest('button[data-section], button[data-close-setup]');
+  if (!button) return;
+  if (button.dataset.closeSetup !== undefined) window.studioClose();
+  else window.studioOpen(button.dataset.section, button.dataset.field);
+});
+document.addEventListener('keydown', event => {
+  if (event.key !== 'Escape' || event.defaultPrevented) return;
+  const busy = event.target.closest?.('[aria-expanded="true"][role="listbox"], [role="combobox"]');
+  if (busy?.getAttribute('aria-expanded') === 'true') return;
+  if (page.dataset.report === 'on') page.dataset.report = '';
+  else window.studioClose();
+});
