@@ -131,6 +131,10 @@ class Batch:
             self._layouts[key] = make()
         return self._layouts[key]
 
+    def forget_layouts(self) -> None:
+        """Free the layouts: a mask is as large as the square of its row."""
+        self._layouts.clear()
+
 
 def input_tokens(completion: Sequence[int]) -> Sequence[int]:
     """A completion without its last token, which predicts nothing; one token is always kept."""

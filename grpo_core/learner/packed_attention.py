@@ -48,8 +48,13 @@ class FlatLayout:
     attend: Attend
 
 
-# A batch, and the lengths (B,) of its completions' inputs -> attention over the flat layout.
-MakeAttend = Callable[[Batch, Sequence[int]], Attend]
+# Lengths of P prompts, and of the inputs of each one's completions -> attention of their tokens.
+MakeAttend = Callable[[Sequence[int], Sequence[Sequence[int]], torch.device], Attend]
+
+# The tokens of a layout are rounded up to a multiple of this. Of ragged rows every micro-batch has
+# another number of tokens, and a GPU would choose the kernels of every product anew. Its products
+# take tiles of this many rows, so the padding costs them nothing.
+MULTIPLE = {"cuda": 128}
 
 
 def flat_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> MakeAttend | None:
@@ -60,18 +65,22 @@ def flat_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> M
     return None if kernel is None else partial(attend_by_kernel, kernel=kernel)
 
 
-def attend_in_grids(batch: Batch, lengths: Sequence[int]) -> Attend:
+def attend_in_grids(
+    prompts: Sequence[int], completions: Sequence[Sequence[int]], device: torch.device
+) -> Attend:
     """This module's attention, for a CPU."""
-    prompt_lengths, sizes = [len(p) for p in batch.prompts], [len(rows) for rows in batch.siblings]
-    grids = TokenGrids(prompt_lengths, lengths, sizes, batch.device)
+    grids = TokenGrids(prompts, [*chain(*completions)], [*map(len, completions)], device)
     return lambda _, q, k, v: _Attention.apply(q, k, v, grids)
 
 
-def attend_by_kernel(batch: Batch, lengths: Sequence[int], kernel: Kernel) -> Attend:
+def attend_by_kernel(
+    prompts: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    device: torch.device,
+    kernel: Kernel,
+) -> Attend:
     """The attention of varlen_attention.py, which does not pad."""
-    by_group = [lengths[rows.start : rows.stop] for rows in batch.siblings]
-    spans = varlen_attention.Spans.of([len(p) for p in batch.prompts], by_group, batch.device)
-    return varlen_attention.attend(spans, kernel)
+    return varlen_attention.attend(varlen_attention.Spans.of(prompts, completions, device), kernel)
 
 
 def flat(batch: Batch, make_attend: MakeAttend = attend_in_grids) -> FlatLayout:
@@ -84,6 +93,7 @@ def _flat(batch: Batch, make_attend: MakeAttend) -> FlatLayout:
     ids = [*chain.from_iterable(batch.prompts)]
     positions = [i for prompt in batch.prompts for i in range(len(prompt))]
     predicted_at: list[int] = []
+    lengths: list[list[int]] = []  # of each prompt's completions
     prompt_ends = accumulate(map(len, batch.prompts))
     for prompt, siblings, end in zip(batch.prompts, batch.siblings, prompt_ends, strict=True):
         for i in siblings:
@@ -92,14 +102,19 @@ def _flat(batch: Batch, make_attend: MakeAttend) -> FlatLayout:
             predicted_at += [end - 1, *range(len(ids), len(ids) + num_tokens - 1)][:num_tokens]
             ids += inputs[i]
             positions += range(len(prompt), len(prompt) + len(inputs[i]))
-    lengths = [len(tokens) for tokens in inputs]
+        lengths.append([len(inputs[i]) for i in siblings])
+    if padding := -len(ids) % MULTIPLE.get(batch.device.type, 1):
+        # One completion more, which nobody reads: it changes no number of the others.
+        ids += [batch.pad_id] * padding
+        positions += range(len(batch.prompts[-1]), len(batch.prompts[-1]) + padding)
+        lengths[-1].append(padding)
     tokens = torch.tensor([ids, positions], device=batch.device)
     columns = torch.tensor(predicted_at, device=batch.device)
     return FlatLayout(
         input_ids=tokens[:1],
         position_ids=tokens[1:],
         predicted_at=(torch.zeros_like(columns), columns),
-        attend=make_attend(batch, lengths),
+        attend=make_attend([*map(len, batch.prompts)], lengths, batch.device),
     )
 
 

@@ -129,6 +129,7 @@ class Passes:
             result = self._part(part, inputs)
             result.loss.backward()
             self.weights.collect_gradients()
+            part.forget_layouts()
             total += result.sums
             ratio_max = torch.maximum(ratio_max, result.ratio_max)
         if not parts:
@@ -250,6 +251,7 @@ class Passes:
             log.write(log.ref_logprobs, part, reference.logprobs)
             log.write(log.logprobs[0], part, policy.logprobs)
             log.write(log.entropy[0], part, policy.entropy)
+            part.forget_layouts()
             log_ratio = torch.where(mask, reference.logprobs - policy.logprobs, 0.0)
             x = Divergence(log_ratio, policy.distribution, reference.distribution)
             kl += float(KL_ESTIMATORS[self.algorithm.kl_estimator](x)[mask].double().sum())
@@ -273,6 +275,7 @@ class Passes:
             outputs = self.score(self.model, part)
             assert outputs.entropy is not None
             entropies.append(outputs.entropy[part.loss_mask])
+            part.forget_layouts()
         entropy = torch.cat(entropies)
         threshold = entropy_threshold(entropy, self.algorithm.entropy_quantile)
         num_carrying = int((entropy >= threshold).sum())

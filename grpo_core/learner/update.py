@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
+from grpo_core.learner.adam import allocate_averages, take_step
 from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.batch import Batch, packed
 from grpo_core.learner.clipping import clip_gradient
@@ -150,6 +151,8 @@ class Learner:
         """
         a = self.algorithm
         estimates = advantages if isinstance(advantages, ValueEstimates) else None
+        if a.objective not in CONSTRAINED:
+            allocate_averages(self.optimizer)
         inputs = self._batch_inputs(batch, advantages, check_interrupt)
         self.num_steps += 1
         measured: tuple[float | None, float | None] = (None, None)
@@ -171,9 +174,10 @@ class Learner:
             )
             if a.objective in CONSTRAINED:
                 trust = self._trust_region_step(inputs, size)
+                self.midway = True
             else:
+                self.midway = True  # already while the weights move
                 self._optimizer_step()
-            self.midway = True
             self.coefficients = self.coefficients.after_update(result.high_entropy, a)
         kl_coef = self.coefficients.kl_coef
         measured_kl, measured_entropy = measured
@@ -258,7 +262,7 @@ class Learner:
         warmup = min(1.0, self.num_steps / steps) if steps else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * warmup * group["speed"]
-        self.optimizer.step()
+        take_step(self.optimizer)
         self.weights.publish()
 
     def _trust_region_step(self, inputs: _BatchInputs, size: LossNormalizer) -> TrustRegionStep:

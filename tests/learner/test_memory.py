@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -172,6 +173,31 @@ def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
 
     assert learner.micro_batcher.retry_on_oom(batch, work)
     assert all(later < earlier for earlier, later in pairwise(tried)), tried
+
+
+@pytest.mark.parametrize("options", [{"kl_coef": 0.1}, {"entropy_quantile": 0.5}, {}])
+def test_only_one_micro_batch_has_its_masks_at_a_time(options, monkeypatch):
+    """Review: batch.py:213, the masks of all parts are alive."""
+    model, alive, most = make_model("Gemma"), weakref.WeakSet(), []
+    settings = AlgorithmConfig(**{"kl_coef": 0.0, **options})
+    learner = Learner(
+        model, make_model("Gemma"), LearnerSettings(settings, TrainConfig(micro_batch_tokens=60), 0)
+    )
+    make = batches._packed
+
+    def counted(batch, dtype):
+        layout = make(batch, dtype)
+        alive.add(layout.attention_mask)
+        most.append(len(alive))
+        return layout
+
+    batch = ragged(8)
+    learner.packing.exact_to = ANY_SIZE
+    monkeypatch.setattr(batches, "_packed", counted)
+    learner.update(batch, torch.tensor([1.0, -1.0] * (len(batch) // 2)))
+    assert len(most) > 3
+    # The next part's mask is made while the last one's is still a local of the pass.
+    assert max(most) <= 2
 
 
 # ---- logits in chunks ----------------------------------------------------------------------------

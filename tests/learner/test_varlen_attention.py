@@ -12,10 +12,17 @@ import torch
 from tiny_shapes import make_model, ragged, with_adapters
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
-from grpo_core.learner import Learner, LearnerSettings, logprobs, memory, varlen_attention
+from grpo_core.learner import (
+    Learner,
+    LearnerSettings,
+    logprobs,
+    memory,
+    packed_attention,
+    varlen_attention,
+)
 from grpo_core.learner.batch import separate, whole_groups
 from grpo_core.learner.logprobs import token_logprobs
-from grpo_core.learner.packed_attention import attend_by_kernel
+from grpo_core.learner.packed_attention import attend_by_kernel, attend_in_grids
 from grpo_core.learner.varlen_attention import REFERENCE, Spans, attend, kernel_for
 
 BY_KERNEL = partial(attend_by_kernel, kernel=REFERENCE)
@@ -103,3 +110,41 @@ def test_a_cpu_and_float32_have_no_such_kernel():
     assert kernel_for(torch.device("cpu"), torch.bfloat16, 64) is None
     assert kernel_for(torch.device("cuda"), torch.float32, 64) is None
     assert kernel_for(torch.device("cuda"), torch.bfloat16, 100) is None
+
+
+@pytest.mark.parametrize("make_attend", [attend_in_grids, BY_KERNEL], ids=["grids", "kernel"])
+@pytest.mark.parametrize("multiple", [8, 128])
+def test_tokens_rounded_up_change_no_number(make_attend, multiple, monkeypatch):
+    """Review: family.py:106, a ragged workload plans kernels at each new shape."""
+    monkeypatch.setattr(logprobs, "make_flat_attention", lambda *_: make_attend)
+    widths: list[int] = []
+
+    def found():
+        model = make_model("Qwen3", torch.float64)
+        model.model.layers[0].mlp.down_proj.register_forward_hook(
+            lambda _, inputs, __: widths.append(inputs[0].shape[1])
+        )
+        numbers, _ = token_logprobs(model, ragged(5), 0.7)
+        numbers.sum().backward()
+        return numbers.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    exact, gradient = found()
+    monkeypatch.setitem(packed_attention.MULTIPLE, "cpu", multiple)
+    padded, padded_gradient = found()
+    assert widths[0] % multiple, "the case must have something to round up"
+    assert widths[1] == -(-widths[0] // multiple) * multiple
+    assert (padded - exact).abs().max() <= 1e-12
+    assert (padded_gradient - gradient).norm() <= 1e-12 * gradient.norm()
+
+
+def test_ragged_steps_have_few_shapes(monkeypatch, as_on_a_gpu):
+    """Review: family.py:106, a ragged workload plans kernels at each new shape."""
+    monkeypatch.setitem(packed_attention.MULTIPLE, "cpu", 64)
+    sizes = {
+        packed_attention.flat(ragged(6, seed), BY_KERNEL).input_ids.shape[1] for seed in range(20)
+    }
+    plain = {
+        sum(map(len, ragged(6, seed).prompts + ragged(6, seed).completions)) for seed in range(20)
+    }
+    assert len(plain) > 12
+    assert len(sizes) <= 3
