@@ -78,6 +78,17 @@ def total_memory(device: torch.device) -> int:
     return total
 
 
+def room_for_sampling(device: torch.device) -> float:
+    """Bytes for sampling and what else a run needs now.
+
+    A run that must repeat has half of all: batches of other sizes round differently, and what is
+    free differs from run to run.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return total_memory(device) / 2
+    return free_memory(device)
+
+
 def host_memory(drops_caches: bool = False) -> tuple[int, int]:
     """Bytes of the machine's memory or of its container's, and how many of them are free.
 

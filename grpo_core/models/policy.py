@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,12 @@ def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[: next(starts, 0)]
 
 
+def _num_weights(p: nn.Parameter) -> int:
+    """Those of the layer: a parameter in four bits holds two weights in a byte."""
+    packed = getattr(p, "quant_state", None)
+    return p.numel() if packed is None else math.prod(packed.shape)
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """A policy without its weights: enough to encode and count prompts."""
@@ -127,7 +134,7 @@ class Policy:
 
     @property
     def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
+        return sum(map(_num_weights, self.model.parameters()))
 
     def encode(self, prompt: Prompt, instruction: str) -> list[int]:
         return encode_prompt(self.tokenizer, prompt, instruction)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from grpo_core.models import Policy
 from grpo_core.models.attention_spans import longest_independent_row, text_config
-from grpo_core.models.device import cache_bytes, free_memory, total_memory
+from grpo_core.models.device import cache_bytes, room_for_sampling
 
 # Share of the free memory for decoding. The update comes while the allocator still holds the cache.
 SHARE = 0.4
@@ -22,24 +20,13 @@ def decode_batches(
     by_length: dict[int, list[int]] = {}
     for p, prompt in enumerate(prompts):
         by_length.setdefault(0 if pads else len(prompt), []).append(p)
-    budget = SHARE * _room(policy.device)
+    budget = SHARE * room_for_sampling(policy.device)
     for members in by_length.values():
         longest = max(len(prompts[p]) for p in members)
         row_bytes = _row_bytes(policy, longest + max_new_tokens)
         prompt_bytes = group_size * row_bytes + _reading_bytes(policy, longest)
         size = max(1, int(budget // prompt_bytes))
         yield from (members[start : start + size] for start in range(0, len(members), size))
-
-
-def _room(device: torch.device) -> float:
-    """Bytes for decoding and what else a run needs now.
-
-    A run that must repeat has half of all: batches of other sizes round differently, and what is
-    free differs from run to run.
-    """
-    if torch.are_deterministic_algorithms_enabled():
-        return total_memory(device) / 2
-    return free_memory(device)
 
 
 def _can_pad(policy: Policy) -> bool:

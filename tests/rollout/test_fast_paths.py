@@ -95,7 +95,7 @@ def test_groups_too_large_for_memory_are_sampled_in_turn_and_equal(monkeypatch):
         policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5)
     )
     assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [[0, 1, 2]]
-    monkeypatch.setattr(decode_batches, "free_memory", lambda device: 0)
+    monkeypatch.setattr(decode_batches, "room_for_sampling", lambda device: 0)
     assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [
         [0],
         [1],

@@ -157,7 +157,7 @@ def test_a_copy_that_does_not_fit_is_said_once_and_not_made(monkeypatch, caplog)
     model = with_adapters(make_model("Qwen3"))
     expected = drawn(model)
     computed = products_of_adapters(model)
-    monkeypatch.setattr(merged_adapters, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(merged_adapters, "room_for_sampling", lambda device: 1000)
     for _ in range(2):
         assert [r.completion_ids for r in drawn(model)] == [r.completion_ids for r in expected]
     assert computed

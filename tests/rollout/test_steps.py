@@ -5,6 +5,8 @@ CUDA's graphs are imitated by replayed_ops.py.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from replayed_ops import ReplayedOps
@@ -257,6 +259,18 @@ def test_a_model_in_four_bits_has_recorded_steps(graphs):
         assert r.completion_ids == out[0, len(r.prompt_ids) :].tolist()
 
 
+def test_weights_in_four_bits_are_counted_as_weights():
+    """Review: policy.py:57, 4-bit parameters counted as bytes."""
+    model = make_model("Llama")
+    expected = policy_of(model).num_parameters
+    layer = model.model.layers[0].mlp.down_proj
+    packed = torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8)  # as bitsandbytes packs
+    shape = layer.weight.shape
+    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    layer.weight.quant_state = SimpleNamespace(shape=shape)
+    assert policy_of(model).num_parameters == expected
+
+
 def test_steps_with_adapters_are_recorded_too(graphs, monkeypatch):
     """Review: family.py:260, LoRA while decoding."""
     model = with_adapters(make_model("Qwen3", EXACT))
@@ -276,7 +290,7 @@ def test_a_decode_batch_has_room_to_read_its_prompts(monkeypatch):
     prompt = 2 * (1010 * 256 + 960) + 16_000_000
     prompts = [[5] * 1000] * 4
     for room, sizes in ((2 * prompt, [2, 2]), (2 * prompt - 1, [1] * 4)):
-        monkeypatch.setattr(decode_batches, "free_memory", lambda _, room=room: room)
+        monkeypatch.setattr(decode_batches, "room_for_sampling", lambda _, room=room: room)
         monkeypatch.setattr(decode_batches, "SHARE", 1)
         batches = decode_batches.decode_batches(policy, prompts, 2, 10)
         assert [len(members) for members in batches] == sizes

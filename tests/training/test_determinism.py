@@ -14,7 +14,7 @@ from pretended_cards import GB, pretend_cards
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.learner.aggregation import entropy_threshold
-from grpo_core.rollout import decode_batches
+from grpo_core.models import device
 from grpo_core.rollout.draw import running_sum
 from grpo_core.training.control import RunControl
 from grpo_core.training.determinism import CUBLAS_VARIABLE, determinism, how_it_repeats
@@ -110,6 +110,6 @@ def test_the_size_of_decode_batches_does_not_depend_on_other_programs(monkeypatc
     for free in (5 * GB, 70 * GB):
         pretend_cards(monkeypatch, 1, free=free)
         with determinism(True):
-            sizes.add(decode_batches._room(cuda))
-        assert decode_batches._room(cuda) == free
+            sizes.add(device.room_for_sampling(cuda))
+        assert device.room_for_sampling(cuda) == free
     assert sizes == {40 * GB}
