@@ -185,10 +185,13 @@ def _train_here(
 
     Ctrl-C stops it. A second one ends the process at once.
     """
+    from grpo_core.preflight.room import choose_device
+    from grpo_core.runs.device_queue import placed
     from grpo_core.runs.execution import Job, execute
     from grpo_core.runs.stop_in_time import Patience
     from grpo_core.training.trainer import train
 
+    config = placed(config, choose_device(config))
     use_only(config.model.device)
     control = RunControl(store.checkpoint_folder(run_id), start)
     if arguments.wait_when is not None:

@@ -140,6 +140,13 @@ def pick_device(wanted: str = devices.AUTO) -> torch.device:
     return torch.device(devices.candidates(wanted, device_names())[0])
 
 
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+# Since torch 2.9, and before. At run time: the environment of a fork server was read long ago.
+_ALLOCATOR_SETTERS = (
+    "_accelerator_setAllocatorSettings",
+    "_cuda_cudaCachingAllocator_set_allocator_settings",
+)
+
 # Texts of errors that torch, CUDA's libraries and the CPU's allocator raise as a RuntimeError.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -176,8 +183,22 @@ def prepare_device(device: torch.device) -> None:
         # it is set before CUDA starts. A run's process inherits the server's, so both number the
         # cards alike. A graph is captured on the thread's current card, so each thread is bound.
         torch.cuda.set_device(device)
+        _grow_segments()
         torch.set_float32_matmul_precision("high")
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _grow_segments() -> None:
+    """Let memory that CUDA's allocator holds grow in place: lengths that change leave no gaps.
+
+    What a person set by torch's own environment variables stays.
+    """
+    if any(map(os.environ.get, ALLOCATOR_VARIABLES)):
+        return
+    for name in _ALLOCATOR_SETTERS:
+        if (set_allocator := getattr(torch._C, name, None)) is not None:
+            set_allocator("expandable_segments:True")
+            return
 
 
 def share_cores(num_parameters: int) -> None:

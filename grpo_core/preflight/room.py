@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import torch
+
 from grpo_core.config import RunConfig
+from grpo_core.config.devices import candidates
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models import check_model, pick_device
-from grpo_core.models.device import free_memory, total_memory
+from grpo_core.models.device import device_names, free_memory, total_memory
 from grpo_core.models.folder import BadModel
 from grpo_core.models.load import examine, refuse
 from grpo_core.models.lora import num_adapter_parameters
 from grpo_core.models.precision import precision
+from grpo_core.runs.device_queue import placed
 from grpo_core.training.memory_estimate import ModelSize, memory
 
 # What no smaller wave and no smaller micro-batch saves.
 FIXED = ("weights", "reference", "gradients", "optimiser")
+IDLE = 0.9  # of its memory is free on a card that no run uses
 CONTEXT_BYTES = 600 * 2**20  # what CUDA itself and its libraries take in a process
 
 
 def check_start(config: RunConfig) -> None:
     """Check model, device and room before a run is created. Raises InvalidConfig."""
     check_model(config.model)
-    check_room(config)
+    choose_device(config)
+
+
+def choose_device(config: RunConfig) -> str:
+    """The device for a run of this process: an idle one if there is one, and with room for it.
+
+    Raises InvalidConfig as `check_room` for the first device if there is no room anywhere.
+    """
+    problems, shared = [], list[str]()
+    # No further than needed: a look at a card leaves half a gigabyte of CUDA's own there.
+    for name in candidates(config.model.device, device_names()):
+        try:
+            check_room(placed(config, name))
+        except InvalidConfig as problem:
+            problems.append(problem)
+            continue
+        if not _is_in_use(name):
+            return name
+        shared.append(name)
+    if not shared:
+        raise problems[0]
+    return shared[0]
+
+
+def _is_in_use(name: str) -> bool:
+    """Whether programs, such as another run, use more than a tenth of a card's memory."""
+    device = torch.device(name)
+    if device.type != "cuda":
+        return False
+    return free_memory(device, another_process=True) < IDLE * total_memory(device)
 
 
 def check_room(config: RunConfig) -> None:

@@ -110,9 +110,14 @@ def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     prepare_device(torch.device("cpu"))
     assert calls == []
+    setter = "_accelerator_setAllocatorSettings"
+    monkeypatch.setattr(torch._C, setter, calls.append, raising=False)
     card = torch.device("cuda:1")
     prepare_device(card)
-    assert calls == [card, "high", False]
+    assert calls == [card, "expandable_segments:True", "high", False]
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:512")
+    prepare_device(card)  # what a person set stays
+    assert calls[4:] == [card, "high", False]
 
 
 def test_what_this_process_reserved_is_free_for_it_alone(monkeypatch):

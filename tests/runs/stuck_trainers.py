@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+from grpo_core.config.devices import VARIABLE
+from grpo_core.training.timing import RunTimer
 from grpo_core.types import ModelLoaded, StepCompleted, StepMetrics
 
 
@@ -21,3 +23,12 @@ def hangs(config, emit, control):
         os._exit(0)
     if config.train.seed < 2:
         time.sleep(600)
+
+
+def tells_its_device(config, emit, control):
+    """Records the only device that its process may use, and goes on until it is stopped."""
+    control.points.timer = RunTimer(emit)
+    emit(ModelLoaded({"device_name": os.environ.get(VARIABLE), "process": os.getpid()}))
+    while True:
+        control.points.check_interrupt()
+        time.sleep(0.01)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 
 import pytest
 import torch
 from pretended_cards import GB, pretend_cards
+from stuck_trainers import tells_its_device
 
 from grpo_core.config import nest, parse
 from grpo_core.config.devices import VARIABLE, candidates, first_free
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.models import check_model
 from grpo_core.models.device import describe_machine, device_names, pick_device
-from grpo_core.preflight.room import check_room
+from grpo_core.preflight.room import check_room, choose_device
 from grpo_core.runs.device_queue import DeviceQueue, Machine
 from grpo_core.runs.execution import Job
 from grpo_core.runs.manager import RunManager
 from grpo_core.runs.resume import plan_branch
 from grpo_core.runs.run_log import tail
+from grpo_core.runs.subprocess_trainer import in_subprocess
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.timing import RunTimer
@@ -257,6 +260,33 @@ def test_a_branch_may_go_on_on_another_device(tmp_path, trainer):
         plan_branch(store, run_id, 1, {"model.lora_rank": 4})
 
 
+def test_two_processes_train_each_on_its_own_device(tmp_path):
+    manager = RunManager(
+        Store(tmp_path / "runs.sqlite"),
+        in_subprocess(tells_its_device),
+        machine=Machine("two", TWO),
+    )
+    ids = [manager.start(config()) for _ in range(3)]
+    try:
+        for run_id in ids[:2]:
+            until(manager, run_id, RunStatus.RUNNING, 60)
+        envs = [manager.store.run(i).env for i in ids[:2]]
+        assert [e["device_name"] for e in envs] == ["cuda:0", "cuda:1"]
+        assert envs[0]["process"] != envs[1]["process"]
+        assert VARIABLE not in os.environ  # the server's own process may use all
+        manager.pause(ids[0])
+        until(manager, ids[0], RunStatus.PAUSED)
+        manager.stop(ids[1])
+        until(manager, ids[1], RunStatus.STOPPED)
+        until(manager, ids[2], RunStatus.RUNNING, 60)
+        assert manager.store.run(ids[2]).env["device_name"] == "cuda:1"
+        assert manager.store.run(ids[0]).status is RunStatus.PAUSED
+        manager.resume(ids[0])
+        until(manager, ids[0], RunStatus.RUNNING)
+    finally:
+        manager.close()
+
+
 # ---- room ----------------------------------------------------------------------------------------
 
 
@@ -271,6 +301,17 @@ def test_a_card_that_other_programs_fill_is_refused_before_the_start(monkeypatch
     )
     check_room(config("cuda:1"))  # fits beside the 10 GB that another program uses there
     check_room(config("cpu"))
+
+
+def test_the_command_line_takes_an_idle_card_and_one_with_room(monkeypatch):
+    pretend_cards(monkeypatch, 3, free=[50 * GB, 79 * GB, 79 * GB])
+    assert choose_device(config()) == "cuda:1"  # a run of another process uses the first
+    assert choose_device(config("cuda:0")) == "cuda:0"  # they share it
+    pretend_cards(monkeypatch, 2, free=[GB // 2, 50 * GB])
+    assert choose_device(config()) == "cuda:1"
+    pretend_cards(monkeypatch, 2, free=GB // 2)
+    with pytest.raises(InvalidConfig, match="are free on cuda:0"):
+        choose_device(config())
 
 
 def test_what_this_process_keeps_on_a_card_counts_as_used(monkeypatch):
