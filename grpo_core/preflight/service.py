@@ -211,7 +211,8 @@ class PreflightService:
                 "stop the run, wait, or name another device."
             )
         self._models.clear()
-        config = placed(config, device)
+        if self.lease_seconds is None:  # the process of a lease finds its GPU by itself
+            config = placed(config, device)
         task = load_task(config.task)
         heldout_prompts(task, config.task.heldout_size)  # raises if there are too few
         model_report, reader = report(config), load_reader(config.model)

@@ -11,6 +11,7 @@ import torch
 from pretended_cards import pretend_cards
 
 from grpo_core.config import Criterion, ModelConfig, RubricConfig, nest, parse
+from grpo_core.config.devices import VARIABLE
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.preflight.preflight import Finding, FirstStep, findings, first_step, refusal, verdict
 from grpo_core.preflight.service import PreflightService, ServiceOptions
@@ -414,3 +415,19 @@ def test_questions_use_another_card_while_a_run_has_the_first(monkeypatch):
     assert service._device("auto") == torch.device("cpu")
     with pytest.raises(StudioError, match="A run is going on this device"):
         service.preflight(parse(nest({"model.device": "cuda:1"})))
+
+
+@pytest.mark.parametrize(("lease_seconds", "device"), [(None, "cpu"), (60, "auto")])
+def test_preflight_takes_its_step_on_the_device_of_the_run(lease_seconds, device, monkeypatch):
+    """On ZeroGPU the server has only a CPU, and the process of a lease finds its GPU by itself."""
+    monkeypatch.setenv(VARIABLE, "cpu")
+    asked = []
+
+    def train(config, emit, control):
+        asked.append(config.model.device)
+        raise StudioError("enough")
+
+    service = PreflightService(options=ServiceOptions(train=train, lease_seconds=lease_seconds))
+    with pytest.raises(StudioError, match="enough"):
+        service.preflight(parse(nest({})))
+    assert asked == [device]
