@@ -26,7 +26,7 @@ from grpo_core.cli.terminal import (
     run_line,
 )
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
-from grpo_core.config.devices import use_only
+from grpo_core.config.devices import using_only
 from grpo_core.errors import StudioError
 from grpo_core.store import Store
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
@@ -192,7 +192,6 @@ def _train_here(
     from grpo_core.training.trainer import train
 
     config = placed(config, choose_device(config))
-    use_only(config.model.device)
     control = RunControl(store.checkpoint_folder(run_id), start)
     if arguments.wait_when is not None:
         store.set_breakpoints(run_id, as_text(parse_breakpoints(arguments.wait_when)))
@@ -209,6 +208,7 @@ def _train_here(
     print(f"run {run_id} in {store.path}", file=sys.stderr)
     started = time.monotonic()
     with (
+        using_only(config.model.device),
         stopped_by_signals(control, patience, lambda why: _end_now(store, run_id, why)),
         tqdm(
             total=config.train.steps,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 
@@ -28,6 +29,19 @@ def use_only(name: str) -> None:
     """Keep this process on one device, that of its run: reward models then load there too."""
     if _NAME.fullmatch(name):
         os.environ[VARIABLE] = name
+
+
+@contextmanager
+def using_only(name: str) -> Iterator[None]:
+    """The same inside the `with` block alone."""
+    before = os.environ.get(VARIABLE)
+    use_only(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def candidates(wanted: str, there: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pretended_cards import GB, pretend_cards
 from stuck_trainers import tells_its_device
 
 from grpo_core.config import nest, parse
-from grpo_core.config.devices import VARIABLE, candidates, first_free
+from grpo_core.config.devices import VARIABLE, candidates, first_free, using_only
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.models import check_model
 from grpo_core.models.device import describe_machine, device_names, pick_device
@@ -133,6 +133,17 @@ def test_the_environment_keeps_a_process_on_one_device(monkeypatch):
     assert pick_device() == torch.device("cuda:1")
     monkeypatch.setenv(VARIABLE, "lent")
     assert device_names() == TWO
+
+
+def test_a_command_keeps_its_process_on_the_runs_device_only_while_it_trains(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with using_only("cuda:1"):
+        assert os.environ[VARIABLE] == "cuda:1"
+    assert VARIABLE not in os.environ
+    monkeypatch.setenv(VARIABLE, "cpu")
+    with using_only("auto"):
+        assert os.environ[VARIABLE] == "cpu"
+    assert os.environ[VARIABLE] == "cpu"
 
 
 def test_the_header_counts_the_cards(monkeypatch):
