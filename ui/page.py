@@ -29,7 +29,7 @@ from ui.server.views import Runs, Views
 from ui.tabs.frame import SKIP, Frame, Tab
 from ui.tabs.inspect import Inspect, build_inspect
 from ui.tabs.playground import build_playground
-from ui.tabs.runs import build_runs
+from ui.tabs.runs import Neighbours, build_runs
 from ui.tabs.setup import restore_draft
 from ui.tabs.train import Train, build_train
 
@@ -131,7 +131,8 @@ def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Ta
         with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as on_inspect:
             inspect = build_inspect(frame, views, train.setup, tabs)
         with gr.Tab("Runs", id="runs", elem_id="tab-runs") as on_runs:
-            listing = build_runs(frame, views, tabs, runs, service)
+            around = Neighbours(tabs, train.setup)
+            listing = build_runs(frame, views, around, runs, service)
         with gr.Tab("Playground", id="playground", elem_id="tab-playground") as on_playground:
             playground = build_playground(frame, views, service)
     for name, tab in zip(TABS, (on_train, on_inspect, on_runs, on_playground), strict=True):
@@ -281,7 +282,7 @@ def launch_options(
         "head": (
             f'<meta name="plotly-js" content="{plotly}">\n<style>{styles()}</style>'
             f"\n<script>{script('refresh.js')}{script('choices.js')}{script('draft.js')}"
-            f"{script('playground.js')}</script>"
+            f"{script('playground.js')}{script('ellipsis.js')}</script>"
         ),
         "footer_links": [],
         "run_history": False,

@@ -18,6 +18,7 @@ from grpo_core.config.sections import (
     RubricConfig,
     TaskConfig,
     TrainConfig,
+    default_learning_rate,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "TaskConfig",
     "TrainConfig",
+    "default_learning_rate",
     "fields_by_name",
     "flatten",
     "nest",

@@ -60,6 +60,7 @@ class Queries(GroupQueries):
                 "phase": row["phase"] and Phase(row["phase"]),
                 "config": json.loads(row["config"]),
                 "env": row["env"] and json.loads(row["env"]),
+                "tags": tuple(json.loads(row["tags"])),
             }
         return RunRow(**values)
 

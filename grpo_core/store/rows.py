@@ -70,6 +70,8 @@ class RunRow:
     )
     waiting_since: float | None = None
     breakpoints: str = ""
+    tags: tuple[str, ...] = ()  # words and a text that a person gave the run
+    note: str = ""
 
     @property
     def duration_seconds(self) -> float | None:

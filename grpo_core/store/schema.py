@@ -193,6 +193,13 @@ def _saving_time(db: Database) -> None:
     db.execute("ALTER TABLE checkpoints ADD COLUMN seconds REAL")
 
 
+@MIGRATIONS(name="8 tags and note")
+def _tags_and_note(db: Database) -> None:
+    # What a person writes about a run. tags: a JSON list of words.
+    for column in ("tags TEXT NOT NULL DEFAULT '[]'", "note TEXT NOT NULL DEFAULT ''"):
+        db.execute(f"ALTER TABLE runs ADD COLUMN {column}")
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

@@ -266,6 +266,17 @@ class Store(Queries):
             if not done.rowcount:
                 raise no_run(run_id)
 
+    def annotate(self, run_id: str, tags: Sequence[str], note: str) -> None:
+        """Replace the tags and the note of a run. Empty and repeated tags are dropped."""
+        words = list(dict.fromkeys(word for tag in tags if (word := text(tag).strip())))
+        with self.writing() as writer, writer.transaction() as db:
+            done = db.execute(
+                "UPDATE runs SET tags = ?, note = ?, revision = revision + 1 WHERE id = ?",
+                (to_json(words), text(note).strip(), text(run_id)),
+            )
+            if not done.rowcount:
+                raise no_run(run_id)
+
     def add_intervention(self, run_id: str, kind: str) -> None:
         """A person gave the run a command: "pause", "resume", "step", "checkpoint" or "stop"."""
         with self.writing() as writer, writer.transaction() as db:

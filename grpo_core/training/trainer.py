@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from grpo_core.config import RunConfig, with_changes
+from grpo_core.config import RunConfig, default_learning_rate, with_changes
 from grpo_core.learner import Batch, Learner, LearnerSettings, NonFinite
 from grpo_core.models import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.models.context_fit import fit_to_context
@@ -274,6 +274,6 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
 
 
 def learning_rate(config: RunConfig, policy: Policy) -> float:
-    """As set; else 1e-4 below 50 M parameters and 1e-6 above, ten times that for adapters."""
-    default = 1e-4 if policy.num_parameters < 50e6 else 1e-6
-    return config.train.learning_rate or default * (10 if config.model.lora_rank else 1)
+    """As set, or the default for the policy's size."""
+    t, lora = config.train, bool(config.model.lora_rank)
+    return t.learning_rate or default_learning_rate(policy.num_parameters, lora)

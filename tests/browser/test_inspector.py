@@ -110,7 +110,10 @@ def test_runs_are_selected_and_sorted_as_fast_as_one_clicks(server, open_page):
     for name in ("b", "a"):
         store.set_status(store.create_run(RunConfig(), name), RunStatus.FINISHED)
     page = open_page(server, "?tab=runs")
-    names, boxes = page.locator("#run-table td.name"), page.locator("#run-table [data-do=select]")
+    names, boxes = (
+        page.locator("#run-table td.name .link"),
+        page.locator("#run-table [data-do=select]"),
+    )
     expect(names).to_have_text(["a", "b"])  # the newest first
     page.evaluate(SLOW_ANSWERS)
     boxes.nth(0).click()

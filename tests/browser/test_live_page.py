@@ -235,6 +235,7 @@ def test_hostile_text_is_shown_as_that_very_text_in_every_view(hostile, open_pag
     page.get_by_role("tab", name="Runs").click()
     page.locator("#run-table [role=checkbox]").first.click()
     page.locator("#run-table").get_by_text("<img src=x onerror=alert('name')>").first.wait_for()
+    page.get_by_role("button", name="More", exact=True).click()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Keep").click()
     page.get_by_role("tab", name="Train").click()

@@ -143,21 +143,25 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     # export one
     boxes.nth(1).click()
     wait_until(lambda: page.locator("#run-table [role=checkbox][aria-checked=true]").count() == 1)
+    page.get_by_role("button", name="Export", exact=True).click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Export JSONL").click()
     download.value.save_as(tmp_path / "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(lines) == 3 * 8 * 8
+    page.get_by_role("button", name="Export", exact=True).click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Export CSV").click()
     download.value.save_as(tmp_path / "out.csv")
     assert len((tmp_path / "out.csv").read_text().splitlines()) >= 4
 
     # rename and delete it: it asks first
-    page.get_by_label("New name").fill("to be deleted")
-    page.get_by_role("button", name="Rename", exact=True).click()
+    page.get_by_role("button", name=f"Rename {other.name}", exact=True).click()
+    page.locator("#run-editor").get_by_label("Name").fill("to be deleted")
+    page.get_by_role("button", name="Save", exact=True).click()
     page.locator("#run-table").get_by_text("to be deleted").wait_for()
     assert store.run(other.id).name == "to be deleted"
+    page.get_by_role("button", name="More", exact=True).click()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete for good").click()
     wait_until(lambda: [r.id for r in store.runs()] == [run.id])

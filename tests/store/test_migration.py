@@ -73,3 +73,9 @@ def test_checkpoints_of_version_six_are_listed_without_their_seconds(tmp_path):
     assert [(c.step, c.seconds) for c in store.checkpoints(run.id)] == [(1, None), (2, None)]
     assert store.saving_seconds(run.id) is None
     assert (run.name, run.status, run.steps_done) == ("with a checkpoint", "finished", 2)
+
+
+def test_runs_of_an_old_file_have_no_tags_and_no_note_until_given(store):
+    assert (store.run(RUN).tags, store.run(RUN).note) == ((), "")
+    store.annotate(RUN, ["keep"], "why")
+    assert (store.run(RUN).tags, store.run(RUN).note) == (("keep",), "why")

@@ -11,7 +11,17 @@ from recorded import CONFIG, HOSTILE, group, record_run, rollout
 
 from grpo_core.store import GroupPage, GroupSummary
 from grpo_core.types import RunStatus
-from ui.render import arithmetic, cards, recorded_config, status, tables, text
+from ui.render import (
+    arithmetic,
+    cards,
+    comparison,
+    recorded_config,
+    run_table,
+    status,
+    tables,
+    text,
+)
+from ui.render.run_bar import Bar, run_bar
 
 
 class Shown(HTMLParser):
@@ -78,12 +88,12 @@ def test_prompt_answer_completion_and_criterion_names_are_shown_as_that_very_tex
 @pytest.mark.parametrize("payload", HOSTILE)
 def test_names_and_error_texts_are_shown_literally(payload, store):
     run = store.run(record_run(store, payload, **{"model.name": payload}))
-    shown = assert_harmless(tables.run_table([run], [], None, tables.Sort("created", True)))
+    shown = assert_harmless(run_table.run_table([run], [], None, tables.Sort("created", True)))
     assert payload in shown.text
     assert payload in assert_harmless(status.banner(payload, payload, payload)).text
-    assert (
-        payload in assert_harmless(tables.differences({payload: {"a": 1}, "other": {"a": 2}})).text
-    )
+    differing = comparison.differences({payload: {"a": 1}, "other": {"a": 2}})
+    assert payload in assert_harmless(differing).text
+    assert payload in assert_harmless(run_bar(Bar([payload], 0, [], [], []))).text
 
 
 @pytest.mark.parametrize("payload", HOSTILE)
@@ -306,7 +316,7 @@ def test_a_reward_strip_is_full_at_the_highest_reward_and_labelled():
 
 def test_only_the_settings_in_which_runs_differ_are_listed():
     shown = Shown(
-        tables.differences(
+        comparison.differences(
             {"a": {"train.steps": 10, "train.seed": 0}, "b": {"train.steps": 20, "train.seed": 0}}
         )
     ).text

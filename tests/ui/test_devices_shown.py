@@ -11,7 +11,7 @@ from grpo_core.runs.manager import RunManager
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
 from ui.page import build_app
-from ui.render import status, tables
+from ui.render import run_table, status, tables
 from ui.tabs.run_list import search_runs
 
 ENV = {
@@ -37,14 +37,14 @@ def test_the_status_line_tells_device_and_precision_and_why(store):
 def test_the_header_and_the_table_of_runs_name_the_device(store):
     run = run_on_a_card(store)
     assert 'title="on cuda:1"' in status.run_pill(run)
-    table = tables.run_table([run], [], run.id, tables.Sort("created", True))
+    table = run_table.run_table([run], [], run.id, tables.Sort("created", True))
     assert '<span class="by">on cuda:1</span>' in table
     assert search_runs([run, store.run(run.id)], "cuda:1") == [run]
 
 
 def test_on_a_cpu_the_table_says_it_in_a_tooltip_only(store):
     run = replace(run_on_a_card(store), env=ENV | {"device_name": "cpu"})
-    table = tables.run_table([run], [], run.id, tables.Sort("created", True))
+    table = run_table.run_table([run], [], run.id, tables.Sort("created", True))
     assert 'title="on cpu"' in table
     assert 'class="by">on cpu' not in table
 

@@ -54,9 +54,11 @@ def test_page_updates_do_not_go_through_gradio(page):
     many = {
         event.name for event in page.fns.values() if event.fn is not None and len(event.outputs) > 5
     }
-    # One click each: Start answers beside every field, the others fill the form.
-    fills = {"use", "from_defaults", "from_run", "from_address", "copy_file", "take_upload"}
-    assert many == {"press", "insist", *fills}
+    # One click each: Start answers beside every field, some fill the form, and the questions of the
+    # Runs tab fill their fields and close one another.
+    fills = {"use", "copy", "from_defaults", "from_run", "from_address", "copy_file", "take_upload"}
+    asks = {"deletion_of", "branch_of", "push_of"}
+    assert many == {"press", "insist", *fills, *asks}
 
 
 def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):

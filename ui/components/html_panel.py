@@ -19,7 +19,9 @@ _CLICKS = """
 const events = new Set([%s]);
 element.addEventListener('click', event => {
   const button = event.target.closest('[data-do]');
-  if (button && element.contains(button) && !button.disabled && events.has(button.dataset.do)) {
+  if (!button || !element.contains(button)) return;
+  const disabled = button.disabled || button.getAttribute('aria-disabled') === 'true';
+  if (!disabled && events.has(button.dataset.do)) {
     window.studioPressed = {...button.dataset};
     trigger(button.dataset.do, window.studioPressed);
   }
@@ -60,7 +62,7 @@ def script(name: str) -> str:
 
 def styles() -> str:
     """The style sheets of the page. Their order matters: later rules override earlier ones."""
-    names = ("theme", "page", "setup", "train", "group", "inspect", "narrow", "reports")
+    names = ("theme", "page", "setup", "train", "group", "inspect", "runs", "narrow", "reports")
     return "".join(script(f"{name}.css") for name in names)
 
 

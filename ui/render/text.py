@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MINUS, NONE = "−", "–"
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -107,11 +108,12 @@ def size(num_bytes: float) -> str:
 
 
 def when(timestamp: float | None, now: float | None = None) -> str:
-    """The time of day; the date too if it was not today. In the server's time zone."""
+    """The date and the time of day, in the server's time zone; the year if it is another one."""
     if not is_number(timestamp):
         return NONE
-    then, today = time.localtime(timestamp), time.localtime(now)
-    return time.strftime("%H:%M" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
+    then = time.localtime(timestamp)
+    year = "" if then.tm_year == time.localtime(now).tm_year else f" {then.tm_year}"
+    return f"{then.tm_mday} {MONTHS[then.tm_mon - 1]}{year} {then.tm_hour:02}:{then.tm_min:02}"
 
 
 def indexing(unsearched: int) -> str:

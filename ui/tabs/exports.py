@@ -11,6 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
+import gradio as gr
+
+from grpo_core.analysis.html_report import write_report
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.exporting.recipes import as_command, as_trl_script
@@ -18,6 +21,7 @@ from grpo_core.store import RunRow, Store, export
 from ui.render import status
 from ui.server.service import Service
 from ui.server.views import Views
+from ui.tabs.frame import SKIP
 from ui.tabs.run_actions import read_selected
 
 # Gradio copies each file that it hands out, so ours can be deleted later.
@@ -41,16 +45,20 @@ def _recipe(write: Callable[[RunConfig], str]) -> Write:
     return to_file
 
 
+REPORT, MODEL = "Report", "Export model"
 # label -> (how the file's name ends, how it is written)
 EXPORTS: dict[str, tuple[str, Write | None]] = {
+    REPORT: ("report.html", _text_file(write_report)),
     "Export CSV": ("metrics.csv", _text_file(export.export_metrics_csv)),
     "Export JSONL": ("rollouts.jsonl", _text_file(export.export_rollouts_jsonl)),
     "Export Parquet": ("rollouts.parquet", export.export_rollouts_parquet),
     "Export config": ("config.json", _text_file(export.export_config_json)),
     "Export command": ("command.sh", _recipe(as_command)),
     "Export TRL script": ("trl.py", _recipe(as_trl_script)),
-    "Export model": ("model.zip", None),  # by the service: it needs torch
+    MODEL: ("model.zip", None),  # by the service: it needs torch
 }
+NEEDS_CHECKPOINT = (MODEL,)
+NEEDS_SETTINGS = ("Export command", "Export TRL script")  # that this version can read
 
 
 def file_name(run: RunRow, ending: str) -> str:
@@ -59,10 +67,13 @@ def file_name(run: RunRow, ending: str) -> str:
     return f"{readable}-{re.sub(r'[^A-Za-z0-9-]+', '', run.id)}-{ending}"
 
 
-def export_run(views: Views, service: Service, name: str, selected: Any) -> list[Any]:
-    """The first selected run as a file, for the hidden download button, and a message."""
-    run = _first_selected(views, selected)
-    if run is None:
+def export_run(views: Views, service: Service, name: Any, selected: Any) -> list[Any]:
+    """The selected run as a file, for the hidden download button, and a message.
+
+    name: a key of EXPORTS.
+    """
+    run = _only_selected(views, selected)
+    if run is None or not isinstance(name, str) or name not in EXPORTS:
         return [None, status.banner("Nothing was exported.", "Select one run.")]
     ending, write = EXPORTS[name]
     try:
@@ -78,21 +89,23 @@ def export_run(views: Views, service: Service, name: str, selected: Any) -> list
     return [str(path), ""]
 
 
-def push_run(views: Views, service: Service, repository: Any, selected: Any) -> str:
-    """Push the model of the first selected run to the Hub. Returns a message."""
-    run = _first_selected(views, selected)
+def push_run(views: Views, service: Service, repository: Any, asked: Any) -> list[Any]:
+    """Push the model of a run to the Hub. Returns a message, and closes the question if it went."""
+    run = _only_selected(views, asked)
     if run is None:
-        return status.banner("Nothing was pushed.", "Select one run.")
+        return [status.banner("Nothing was pushed.", "Select one run."), SKIP]
     try:
         address = service.push_model(run.id, str(repository or "").strip()[:200])
     except (StudioError, OSError) as error:
-        return status.banner("Nothing was pushed.", str(error))
-    return status.banner("The model is on the Hub.", address, tone="good")
+        return [status.banner("Nothing was pushed.", str(error)), SKIP]
+    message = status.banner(f"The model of “{run.name}” is on the Hub.", address, tone="good")
+    return [message, gr.update(visible=False)]
 
 
-def _first_selected(views: Views, selected: Any) -> RunRow | None:
-    runs = (views.run(run_id) for run_id in read_selected(views, selected))
-    return next((run for run in runs if run is not None), None)
+def _only_selected(views: Views, selected: Any) -> RunRow | None:
+    """The selected run; None unless it is exactly one."""
+    chosen = read_selected(views, selected)
+    return views.run(chosen[0]) if len(chosen) == 1 else None
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Actions on the selected runs: rename, resume, branch, delete.
+"""Actions on runs: describe, resume, copy settings, branch, delete.
 
 Each returns the values of the components that the Runs tab connects to it.
 """
@@ -6,16 +6,24 @@ Each returns the values of the components that the Runs tab connects to it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
 from grpo_core.errors import StudioError
+from grpo_core.store import CheckpointRow
 from ui.components.html_panel import one_of
-from ui.render import status, tables
-from ui.render.text import count, esc, size
+from ui.render import status
+from ui.render.run_table import RUN_SORTS
+from ui.render.tables import Sort
+from ui.render.text import count, esc, plain, size
 from ui.server.views import Runs, Views
 from ui.tabs.frame import SKIP, parse_tokens
+from ui.tabs.start_from import copy_run
+
+MAX_NAME, MAX_TAG, MAX_TAGS, MAX_NOTE = 200, 40, 12, 2000  # characters, and number of tags
+MAX_LISTED = 12  # saved steps that are named one by one
 
 
 def read_selected(views: Views, text: Any) -> list[str]:
@@ -29,23 +37,28 @@ def read_selected(views: Views, text: Any) -> list[str]:
     return [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)]
 
 
-def read_sort(text: Any) -> tables.Sort:
+def read_sort(text: Any) -> Sort:
     data = parse_tokens(text)
-    return tables.Sort(
-        one_of(data.get("key"), tables.RUN_COLUMNS, "created"),
+    return Sort(
+        one_of(data.get("key"), RUN_SORTS, "created"),
         data.get("descending") is not False,
     )
 
 
-def rename_run(views: Views, selected: Any, name: Any) -> list[Any]:
-    chosen = read_selected(views, selected)
-    if len(chosen) != 1:
-        return [status.banner("Nothing was renamed.", "Select one run."), SKIP]
+def describe_run(views: Views, data: Mapping[str, Any]) -> str:
+    """Give a run the name, tags and note that a person typed. Returns a message."""
+    run = views.run(data.get("run"))
+    if run is None:
+        return status.banner("Nothing was saved.", "This run was deleted. Choose another one.")
+    name, tags, note = (str(data.get(key) or "") for key in ("name", "tags", "note"))
+    words = [tag.strip().lstrip("#")[:MAX_TAG] for tag in tags.split(",")][:MAX_TAGS]
     try:
-        views.store.rename(chosen[0], str(name or "")[:200])
+        if name.strip() != run.name:
+            views.store.rename(run.id, name[:MAX_NAME])
+        views.store.annotate(run.id, words, note[:MAX_NOTE])
     except StudioError as error:
-        return [status.banner("Nothing was renamed.", str(error)), SKIP]
-    return ["", ""]
+        return status.banner("Nothing was saved.", str(error))
+    return ""
 
 
 def resume_run(runs: Runs, views: Views, selected: Any) -> str:
@@ -60,30 +73,65 @@ def resume_run(runs: Runs, views: Views, selected: Any) -> str:
     return ""
 
 
+def copy_settings(views: Views, selected: Any) -> list[Any]:
+    """The settings of the selected run, for the form of the Train tab, and the notice there."""
+    chosen = read_selected(views, selected)
+    return copy_run(views, chosen[0] if len(chosen) == 1 else None)
+
+
 def ask_branch(views: Views, selected: Any) -> list[Any]:
-    """Show the checkpoints of the selected run, newest first, with their sizes."""
+    """Show the saved steps of the selected run, newest first, with their sizes.
+
+    Returns the question, the step, how far to train, the learning rate, the changes, and the run
+    that the question is about.
+    """
     chosen = read_selected(views, selected)
-    saved = views.store.checkpoints(chosen[0])[::-1] if len(chosen) == 1 else []
-    if not saved:
-        return [
-            SKIP,
-            gr.update(visible=False),
-            status.banner(
-                "There is nothing to branch from.",
-                "Select one run that has a checkpoint (train.checkpoint_every).",
-            ),
-        ]
-    choices = [(f"step {c.step:,} · {size(c.bytes)}", c.step) for c in saved]
-    return [gr.update(choices=choices, value=choices[0][1]), gr.update(visible=True), ""]
+    run = views.run(chosen[0]) if len(chosen) == 1 else None
+    saved = views.store.checkpoints(run.id)[::-1] if run else []
+    if run is None or not saved:
+        return [SKIP] * 5 + ["[]"]
+    steps = [(f"step {c.step:,} · {size(c.bytes)}", c.step) for c in saved]
+    newest, planned = saved[0].step, run.num_steps or 0
+    rate = (run.config.get("train") or {}).get("learning_rate")
+    question = (
+        f"<p tabindex='-1'><b>Go on from a saved step of {_named(run.name)}, in a new run</b></p>"
+        f'<p class="note">{esc(_saved_steps(saved))} What you leave empty stays as in that run.</p>'
+    )
+    return [
+        question,
+        gr.update(choices=steps, value=newest),
+        str(planned if newest < planned else newest + planned),
+        gr.update(value="", placeholder=plain(rate) if isinstance(rate, float) else "as before"),
+        "",
+        json.dumps([run.id]),
+    ]
 
 
-def branch_run(runs: Runs, views: Views, selected: Any, step: Any, changes: Any) -> list[Any]:
-    """Start a run from another run's checkpoint and show it, or a message of what is wrong."""
-    chosen = read_selected(views, selected)
+def _saved_steps(saved: Sequence[CheckpointRow]) -> str:
+    """Which steps have a checkpoint; saved: newest first."""
+    if len(saved) == 1:
+        return f"Step {saved[0].step:,} is saved."
+    steps = [f"{c.step:,}" for c in reversed(saved)]
+    if len(steps) > MAX_LISTED:
+        return f"{len(steps):,} steps from {steps[0]} to {steps[-1]} are saved."
+    return f"Saved steps: {', '.join(steps)}."
+
+
+def branch_run(
+    runs: Runs, views: Views, asked: Any, step: Any, changes: Mapping[str, Any]
+) -> list[Any]:
+    """Start a run from another run's checkpoint and show it, or a message of what is wrong.
+
+    changes: field -> what was typed for it, and under "" further section.field=value pairs.
+    """
+    chosen = read_selected(views, asked)
     try:
         if len(chosen) != 1 or not isinstance(step, (int, float)):
-            raise StudioError("Select one run and one of its steps.")
-        child = runs.branch(chosen[0], int(step), read_changes(changes))
+            raise StudioError("Select one run and one of its saved steps.")
+        typed = {
+            k: _value(str(v).strip()) for k, v in changes.items() if k and str(v or "").strip()
+        }
+        child = runs.branch(chosen[0], int(step), typed | read_changes(changes.get("")))
     except StudioError as error:
         return [SKIP, SKIP, SKIP, SKIP, status.banner("No branch was started.", str(error))]
     return [views.picked(child), gr.update(selected="train"), "train", gr.update(visible=False), ""]
@@ -102,40 +150,38 @@ def read_changes(text: Any) -> dict[str, Any]:
                 f"{part!r:.80}: there is no = in it. "
                 "Write section.field=value, e.g. train.steps=160."
             )
-        try:
-            changes[name] = json.loads(value)
-        except (ValueError, RecursionError):
-            changes[name] = value
+        changes[name] = _value(value)
     return changes
 
 
+def _value(text: str) -> Any:
+    """A typed value: a number, true or false, a list; else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def ask_delete(views: Views, selected: Any) -> list[Any]:
-    """Ask before the selected runs are deleted; refuse live runs."""
+    """The question before the selected runs are deleted, and the runs that it is about."""
     runs = [r for i in read_selected(views, selected) if (r := views.run(i))]
-    live = [r for r in runs if r.status.is_live]
-    if live:
-        message = status.banner(
-            f"“{live[0].name}” is still running.", "Stop it first, then delete it."
-        )
-        return ["", gr.update(visible=False), message]
-    if not runs:
-        message = status.banner("Nothing is selected.", "Select the runs to delete.")
-        return ["", gr.update(visible=False), message]
+    if not runs or any(run.status.is_live for run in runs):
+        return [SKIP, "[]"]
     steps = count(sum(r.steps_done for r in runs), "step")
-    names = ", ".join(f"“{r.name}”" for r in runs[:3])
+    names = ", ".join(_named(r.name) for r in runs[:3])
     if len(runs) > 3:
         names += f" and {len(runs) - 3} more"
     question = (
-        f"<p><b>Delete {esc(names)}?</b> {esc(steps)} with every group and completion. "
+        f"<p tabindex='-1'><b>Delete {names}?</b> {esc(steps)} with every group and completion. "
         "This cannot be undone.</p>"
     )
-    return [question, gr.update(visible=True), ""]
+    return [question, json.dumps([run.id for run in runs])]
 
 
-def delete_runs(views: Views, selected: Any) -> list[Any]:
-    """Delete the selected runs. Returns the message, the question's box and the selection."""
+def delete_runs(views: Views, asked: Any, selected: Any) -> list[Any]:
+    """Delete the runs that the question is about. Returns a message, its box and the selection."""
     freed, num_deleted, problem = 0, 0, ""
-    for run_id in read_selected(views, selected):
+    for run_id in read_selected(views, asked):
         try:
             freed += views.store.delete(run_id)
             num_deleted += 1
@@ -149,3 +195,8 @@ def delete_runs(views: Views, selected: Any) -> list[Any]:
             tone="good",
         )
     return [message, gr.update(visible=False), json.dumps(read_selected(views, selected))]
+
+
+def _named(name: str) -> str:
+    """A run's name in a sentence: a long one is cut, and whole on hover."""
+    return f'“<span class="cut">{esc(name)}</span>”'

@@ -1,4 +1,4 @@
-"""What the Runs tab shows: the table, which buttons are enabled, and the selected runs compared."""
+"""What the Runs tab shows: the table, what the selected runs offer, and those runs compared."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from typing import Any
 
 import gradio as gr
 
+from grpo_core.analysis import heldout
 from grpo_core.config import flatten, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.store import RunRow
-from grpo_core.types import RunStatus
-from ui.render import charts, status, tables
+from ui.render import charts, comparison, status
+from ui.render.charts.frame import DASHES
+from ui.render.run_bar import run_bar
+from ui.render.run_table import run_table, run_values, words_of
+from ui.render.tables import Sort
+from ui.render.text import count
 from ui.server.views import Views
-from ui.tabs.exports import EXPORTS
 from ui.tabs.frame import SKIP, parse_tokens, token
 from ui.tabs.run_actions import read_selected, read_sort
+from ui.tabs.run_offers import offers
 
 COMPARED = ("compared reward", "heldout", "kl")  # the curves of the selected runs
 SMOOTHING = {"compared reward": 0.6}
 FIRST_SORT = {"key": "created", "descending": True}
-NUM_BUTTONS = 5 + len(EXPORTS)
-NUM_OUTPUTS = 1 + NUM_BUTTONS + 1 + len(COMPARED) + 2  # as build_runs lists them
-RESUMABLE = (RunStatus.PAUSED, RunStatus.STOPPED, RunStatus.FAILED, RunStatus.INTERRUPTED)
+NUM_DIALOGS = 3
+NUM_COMPARE = 2 + len(COMPARED) + 2  # the box and its heading, the curves, the two tables
+NUM_OUTPUTS = 2 + NUM_DIALOGS + NUM_COMPARE + 1  # as build_runs lists them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +50,14 @@ class TableView:
 
     selected: Sequence[str]
     in_view: Any  # id of the run in view
-    sort: tables.Sort
+    sort: Sort
 
 
 class ShowRuns:
     """Fills every output that is out of date and skips the rest, as ShowTrain does."""
 
-    def __init__(self, views: Views):
-        self.views = views
+    def __init__(self, views: Views, may_push: bool = True):
+        self.views, self.may_push = views, may_push
 
     def __call__(self, *values: Any) -> list[Any]:
         given = RunsInputs(*values)
@@ -62,75 +67,90 @@ class ShowRuns:
         runs, search = views.runs(), str(given.search or "")
         selected, sort = read_selected(views, given.selected), read_sort(given.sort)
         chosen = [r for run_id in selected if (r := views.run(run_id))]
+        listed = search_runs(runs, search)
+        num_hidden = len(set(selected) - {run.id for run in listed})
+        saved = [bool(views.store.checkpoints(r.id)) for r in chosen]
         parts = {
             "table": [given.run, [(r.id, r.revision) for r in runs], search, selected, sort],
-            "tools": [selected, [(r.status, r.steps_done) for r in chosen]],
+            "bar": [num_hidden, saved, [(r.id, views.label(r), r.status) for r in chosen]],
+            "dialogs": selected,
             "compare": [views.curves_key(r) for r in chosen],
         }
         now = {key: token(value) for key, value in parts.items()}
         new = {key for key in now if now[key] != was.get(key)}
-        table = SKIP
+        table, bar, dialogs, compare = SKIP, SKIP, [SKIP] * NUM_DIALOGS, [SKIP] * NUM_COMPARE
         if "table" in new:
-            table = run_table(runs, search, TableView(selected, given.run, sort))
-        buttons: list[Any] = [SKIP] * NUM_BUTTONS
-        if "tools" in new:
-            buttons = [gr.update(interactive=on) for on in self._enabled(chosen)]
-        compare = self._compare(chosen) if "compare" in new else [SKIP] * (len(COMPARED) + 2)
-        return [table, *buttons, *compare, json.dumps(now)]
-
-    def _enabled(self, chosen: Sequence[RunRow]) -> list[bool]:
-        """Which of open, resume, branch, rename, delete and the exports have an effect now."""
-        one = chosen[0] if len(chosen) == 1 else None
-        return [
-            one is not None,
-            one is not None and one.status in RESUMABLE,
-            one is not None and bool(self.views.store.checkpoints(one.id)),
-            one is not None,
-            bool(chosen) and not any(r.status.is_live for r in chosen),
-            *[one is not None] * len(EXPORTS),
-        ]
+            table = show_table(runs, listed, TableView(selected, given.run, sort))
+        if "bar" in new:
+            bar = run_bar(offers(views, chosen, num_hidden, self.may_push))
+        if "dialogs" in new:  # they ask about the runs that were selected before
+            dialogs = [gr.update(visible=False)] * NUM_DIALOGS
+        if "compare" in new:
+            compare = self._compare(chosen)
+        return [table, bar, *dialogs, *compare, json.dumps(now)]
 
     def _compare(self, chosen: Sequence[RunRow]) -> list[Any]:
-        """The box, its curves and the differing settings; hidden below two runs."""
+        """The box, its heading, curves and tables; hidden below two runs."""
         if len(chosen) < 2:
-            return [gr.update(visible=False), *[SKIP] * len(COMPARED), SKIP]
+            return [gr.update(visible=False), *[SKIP] * (NUM_COMPARE - 1)]
         run_ids = [r.id for r in chosen]
         figures = [
             self.views.figure(name, run_ids, charts.View(smoothing=SMOOTHING.get(name, 0)))
             for name in COMPARED
         ]
-        differences = tables.differences(settings(self.views, chosen))
-        return [gr.update(visible=True), *figures, differences]
+        heading = f"<h2 tabindex='-1'>{count(len(chosen), 'run')} compared</h2>"
+        if len(chosen) > len(DASHES):
+            heading += f'<p class="note">The curves show the first {len(DASHES)} of them.</p>'
+        return [
+            gr.update(visible=True),
+            heading,
+            *figures,
+            comparison.results(results(self.views, chosen)),
+            comparison.differences(settings(self.views, chosen)),
+        ]
 
 
 def search_runs(runs: Sequence[RunRow], search: str) -> list[RunRow]:
-    """The runs whose name, model, task, rubric, algorithm, status or device has the text."""
-    text = search.casefold().strip()
-    return [r for r in runs if text in _searched(r).casefold()]
+    """The runs that contain every word of the search in what is said about them."""
+    words = search.casefold().split()
+    if not words:
+        return list(runs)
+    return [run for run in runs if all(word in words_of(run) for word in words)]
 
 
-def _searched(run: RunRow) -> str:
-    algorithm = tables.algorithm_of(run)
-    device = status.device_of(run)
-    return f"{run.name} {run.model} {run.task} {run.rubric} {algorithm} {run.status} {device}"
-
-
-def run_table(runs: Sequence[RunRow], search: str, view: TableView) -> str:
+def show_table(runs: Sequence[RunRow], listed: Sequence[RunRow], view: TableView) -> str:
     """The table of the runs that match, or what to do when there is none."""
     if not runs:
         return status.empty(
             "Your runs appear here",
             "With their reward, held-out accuracy and settings. Start one on the Train tab.",
         )
-    matching = search_runs(runs, search)
-    if not matching:
+    if not listed:
         return status.empty("No run matches", "Empty the search box.")
     sort = view.sort
-    values = {r.id: tables.run_values(r)[sort.key] for r in matching}
-    known = [r for r in matching if values[r.id] is not None]
-    unknown = [r for r in matching if values[r.id] is None]
+    values = {r.id: run_values(r)[sort.key] for r in listed}
+    known = [r for r in listed if values[r.id] is not None]
+    unknown = [r for r in listed if values[r.id] is None]
     known.sort(key=lambda r: values[r.id], reverse=sort.descending)
-    return tables.run_table([*known, *unknown], view.selected, view.in_view, sort)
+    return run_table([*known, *unknown], view.selected, view.in_view, sort)
+
+
+def results(views: Views, runs: Sequence[RunRow]) -> list[comparison.Result]:
+    """The held-out results of the runs, each compared with the first one."""
+    first, *others = runs
+    base = heldout.heldout(views.store, first.id)
+    out = [comparison.Result(views.label(first), base)]
+    for run in others:
+        result = heldout.heldout(views.store, run.id)
+        difference, why_not = None, ""
+        if base.after is None or result.after is None:
+            why_not = "no evaluation after training"
+        elif not heldout.same_prompts(first, run):
+            why_not = "other held-out prompts"
+        elif (difference := heldout.unpaired(base.after, result.after)) is None:
+            why_not = "no interval was recorded"
+        out.append(comparison.Result(views.label(run), result, difference, why_not))
+    return out
 
 
 def settings(views: Views, runs: Sequence[RunRow]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The Runs tab: all runs in a table; open, rename, delete, export and compare the selected ones."""
+"""The Runs tab: all runs in a table, what can be done with the selected ones, and a comparison."""
 
 from __future__ import annotations
 
@@ -9,241 +9,175 @@ from typing import Any
 
 import gradio as gr
 
-from ui.components.html_panel import QUIET, data_of, html_panel, typing
+from ui.components.html_panel import QUIET, data_of, html_panel, script, typing
 from ui.components.live_chart import live_chart
 from ui.render import charts
+from ui.render.run_table import RUN_COLUMNS
+from ui.render.text import esc
 from ui.server.calls import slow
 from ui.server.refresh import RefreshEvents
 from ui.server.service import Service
 from ui.server.views import Runs, Views
-from ui.tabs.exports import EXPORTS, export_run, push_run
+from ui.tabs.exports import export_run
 from ui.tabs.frame import SKIP, Frame, Tab, components_of, hidden_values
 from ui.tabs.run_actions import (
-    ask_branch,
-    ask_delete,
-    branch_run,
-    delete_runs,
+    MAX_NAME,
+    MAX_NOTE,
+    copy_settings,
+    describe_run,
     read_selected,
-    rename_run,
     resume_run,
 )
+from ui.tabs.run_dialogs import Around, Dialogs, build_dialogs, wire_dialogs
 from ui.tabs.run_list import COMPARED, FIRST_SORT, RunsInputs, ShowRuns
+from ui.tabs.setup import Setup
 
 # Columns of words sort from A first; columns of numbers from the largest first.
 WORDS = ["name", "status", "model", "task", "rubric", "algorithm"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tools:
-    search: gr.Textbox
-    open: gr.Button
-    resume: gr.Button
-    branch: gr.Button
-    delete: gr.Button
-    new_name: gr.Textbox
-    rename: gr.Button
-    exports: list[gr.Button]  # in the order of EXPORTS
-
-    @property
-    def buttons(self) -> list[gr.Button]:
-        """In the order in which ShowRuns enables them."""
-        return [self.open, self.resume, self.branch, self.rename, self.delete, *self.exports]
-
-
-@dataclass(frozen=True, slots=True)
-class _Push:
-    repository: gr.Textbox
-    button: gr.Button
-
-
-@dataclass(frozen=True, slots=True)
-class _DeleteBox:
-    """The question before runs are deleted."""
-
-    box: gr.Row
-    question: gr.HTML
-    confirm: gr.Button
-    cancel: gr.Button
-
-
-@dataclass(frozen=True, slots=True)
-class _BranchBox:
-    box: gr.Row
-    step: gr.Dropdown
-    changes: gr.Textbox
-    start: gr.Button
-    cancel: gr.Button
+BAR = ("open", "resume", "branch", "copy", "compare", "export", "push", "delete", "clear")
+# A hidden heading has no place to scroll to yet: wait until the comparison is shown.
+COMPARE_JS = """() => requestAnimationFrame(() => {
+  const heading = document.querySelector('#compare h2');
+  heading?.focus({preventScroll: true});
+  heading?.scrollIntoView({block: 'start'});
+})"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Compare:
     box: gr.Column
+    heading: gr.HTML
     figures: list[gr.HTML]  # in the order of COMPARED
+    results: gr.HTML
     differences: gr.HTML
+
+    @property
+    def outputs(self) -> list[Any]:
+        """In the order in which ShowRuns fills them."""
+        return [self.box, self.heading, *self.figures, self.results, self.differences]
 
 
 @dataclass(frozen=True, slots=True)
 class _RunsBox:
-    tools: _Tools
-    push: _Push | None  # where the server may push to the Hub
+    search: gr.Textbox
+    bar: gr.HTML
     message: gr.HTML
-    delete: _DeleteBox
-    branch: _BranchBox
+    dialogs: Dialogs
     table: gr.HTML
+    editor: gr.HTML
     file: gr.DownloadButton  # hidden
 
 
-def build_runs(frame: Frame, views: Views, tabs: gr.Tabs, runs: Runs, service: Service) -> Tab:
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What the tab needs of the page around it."""
+
+    tabs: gr.Tabs
+    setup: Setup
+
+
+def build_runs(
+    frame: Frame, views: Views, neighbours: Neighbours, runs: Runs, service: Service
+) -> Tab:
     """Build the tab and connect its events. Call it inside gr.Blocks."""
-    box = _build_box(service.may_push)
+    box = _build_box()
     compare = _build_compare()
     selected, sort, seen = hidden_values(
         "state-runs-", selected="[]", sort=json.dumps(FIRST_SORT), seen="{}"
     )
-    tools, table = box.tools, box.table
     inputs = components_of(
         RunsInputs(
             run=frame.run,
             tab=frame.tab,
-            search=tools.search,
+            search=box.search,
             selected=selected,
             sort=sort,
             seen=seen,
         )
     )
-    outputs = [
-        table,
-        *tools.buttons,
-        compare.box,
-        *compare.figures,
-        compare.differences,
-        seen,
-    ]
-    show = ShowRuns(views)
+    outputs = [box.table, box.bar, *box.dialogs.boxes, *compare.outputs, seen]
+    show = ShowRuns(views, service.may_push)
     refresh = frame.refresh.events("runs", show, inputs, outputs)
-    refresh.on(typing(tools.search), trigger_mode="always_last")
-    toggle = "selected => studioToggle(selected, studioPressed.run)"
-    refresh.after(table.select(None, selected, selected, js=toggle, **QUIET))
-    sort_js = f"sort => studioSort(sort, {json.dumps(WORDS)})"
-    refresh.after(table.sort(None, sort, sort, js=sort_js, **QUIET))
-    in_view = [frame.run, tabs, frame.tab]
+    _wire_table(box, selected, sort, refresh)
+    in_view = [frame.run, neighbours.tabs, frame.tab]
     _wire_open(box, views, selected, in_view)
-    _wire_rename_and_delete(box, views, selected, refresh)
-    refresh.after(
-        tools.resume.click(partial(resume_run, runs, views), selected, box.message, **QUIET)
-    )
-    _wire_branch(box, runs, views, selected, in_view)
-    _wire_exports(box, views, service, selected)
+    _wire_bar(box, views, runs, selected, refresh)
+    around = Around(box.bar, box.message, selected, in_view, refresh)
+    wire_dialogs(box.dialogs, around, views, runs, service)
+    _wire_export(box, views, service, selected)
+    filled = [*neighbours.setup.filled, frame.notice]
+
+    def copy(chosen: Any) -> list[Any]:
+        return copy_settings(views, chosen)
+
+    box.bar.copy(copy, selected, filled, **QUIET)
     return Tab(inputs, outputs, show)
 
 
 # ---- layout ----------------------------------------------------------------------------------
 
 
-def _small_button(label: str, min_width: int = 72, **options: Any) -> gr.Button:
-    return gr.Button(label, size="sm", scale=0, min_width=min_width, **options)
-
-
-def _build_box(may_push: bool) -> _RunsBox:
+def _build_box() -> _RunsBox:
     with gr.Column(elem_id="runs-box", elem_classes="card-box stack", min_width=0):
-        return _RunsBox(
-            tools=_build_tools(),
-            push=_build_push() if may_push else None,
-            message=html_panel(elem_id="runs-message"),
-            delete=_build_delete(),
-            branch=_build_branch(),
-            table=html_panel(events=("select", "open", "sort"), elem_id="run-table"),
-            file=gr.DownloadButton("File", visible="hidden", elem_id="export-file"),
-        )
-
-
-def _build_tools() -> _Tools:
-    with gr.Row(elem_id="runs-tools"):
-        return _Tools(
-            search=gr.Textbox(
-                label="Filter the list",
-                placeholder="Name, model, task, status",
+        with gr.Row(elem_id="runs-tools"):
+            search = gr.Textbox(
+                label="Search runs",
+                placeholder="Search names, tags, notes, settings",
                 show_label=False,
                 max_lines=1,
                 elem_id="search-runs",
                 interactive=True,
                 scale=1,
                 min_width=160,
+            )
+            html_panel(_columns(), script=script("run_columns.js"), elem_id="run-columns-box")
+        with gr.Column(elem_id="run-head", min_width=0):
+            bar = html_panel(events=BAR, script=script("run_bar.js"), elem_id="run-bar")
+            message = html_panel(elem_id="runs-message")
+        return _RunsBox(
+            search=search,
+            bar=bar,
+            message=message,
+            dialogs=build_dialogs(),
+            table=html_panel(
+                events=("select", "open", "sort", "tag"),
+                script=script("run_table.js"),
+                elem_id="run-table",
             ),
-            open=_small_button("Open", interactive=False),
-            resume=_small_button("Resume", interactive=False),
-            branch=_small_button("Branch from step…", interactive=False),
-            delete=_small_button("Delete", interactive=False),
-            new_name=gr.Textbox(
-                label="New name",
-                placeholder="New name",
-                show_label=False,
-                max_lines=1,
-                max_length=200,
-                elem_id="new-name",
-                interactive=True,
-                scale=0,
-                min_width=160,
-            ),
-            rename=_small_button("Rename", interactive=False),
-            exports=[_small_button(name, interactive=False) for name in EXPORTS],
+            editor=html_panel(_EDITOR, script=script("run_editor.js"), elem_id="run-editor-box"),
+            file=gr.DownloadButton("File", visible="hidden", elem_id="export-file"),
         )
 
 
-def _build_push() -> _Push:
-    with gr.Row(elem_id="push-row", elem_classes="control-row"):
-        return _Push(
-            repository=gr.Textbox(
-                label="Repository on the Hub",
-                placeholder="owner/name, made private if it is new",
-                max_lines=1,
-                max_length=200,
-                elem_id="push-repository",
-                interactive=True,
-            ),
-            button=_small_button("Push model to Hub", min_width=140),
-        )
+def _columns() -> str:
+    """A button that opens the choice of columns; run_columns.js reads it."""
+    boxes = "".join(
+        f'<label><input type="checkbox" value="{key}" checked> {esc(column.title)}</label>'
+        for key, column in RUN_COLUMNS.items()
+        if key != "name"
+    )
+    return (
+        '<button type="button" class="quiet" popovertarget="run-columns">Columns</button>'
+        '<div id="run-columns" class="menu" popover role="group" aria-label="Columns">'
+        f"{boxes}</div><style></style>"
+    )
 
 
-def _build_delete() -> _DeleteBox:
-    with gr.Row(visible=False, elem_id="confirm", elem_classes="banner warn") as box:
-        return _DeleteBox(
-            box,
-            question=html_panel(elem_id="confirm-question"),
-            confirm=_small_button("Delete for good", variant="stop", min_width=120),
-            cancel=_small_button("Keep"),
-        )
-
-
-def _build_branch() -> _BranchBox:
-    with gr.Row(visible=False, elem_id="branch", elem_classes="banner warn control-row") as box:
-        return _BranchBox(
-            box,
-            step=gr.Dropdown(
-                [],
-                label="From step",
-                filterable=False,
-                elem_id="branch-step",
-                interactive=True,
-                scale=0,
-                min_width=200,
-            ),
-            changes=gr.Textbox(
-                label="Changed settings",
-                placeholder="train.learning_rate=1e-5 algorithm.kl_coef=0.1",
-                max_lines=1,
-                max_length=2000,
-                elem_id="branch-changes",
-                interactive=True,
-            ),
-            start=_small_button("Start branch", variant="primary", min_width=110),
-            cancel=_small_button("Cancel"),
-        )
+# run_editor.js fills it, moves it over the run's name and sends what was typed.
+_EDITOR = f"""<form id="run-editor" class="menu" popover aria-label="Name, tags and note">
+<label>Name <input name="name" required maxlength="{MAX_NAME}" autocomplete="off"></label>
+<label>Tags <input name="tags" maxlength="500" autocomplete="off"
+placeholder="baseline, keep"></label>
+<label>Note <textarea name="note" rows="3" maxlength="{MAX_NOTE}"></textarea></label>
+<input type="hidden" name="run"><div class="tools">
+<button type="submit" class="quiet">Save</button>
+<button type="button" class="quiet" popovertarget="run-editor"
+popovertargetaction="hide">Cancel</button></div></form>"""
 
 
 def _build_compare() -> _Compare:
     with gr.Column(visible=False, elem_id="compare", elem_classes="stack", min_width=0) as box:
-        html_panel("<h2>Selected runs</h2>")
+        heading = html_panel(elem_id="compare-heading")
         with gr.Row(elem_classes="curves"):
             figures = [
                 live_chart(
@@ -254,12 +188,29 @@ def _build_compare() -> _Compare:
                 for name in COMPARED
             ]
         with gr.Column(elem_classes="card-box", min_width=0):
+            html_panel("<h3>Held-out accuracy</h3>")
+            results = html_panel(elem_id="results")
+        with gr.Column(elem_classes="card-box", min_width=0):
             html_panel("<h3>Where their settings differ</h3>")
             differences = html_panel(elem_id="differences")
-    return _Compare(box, figures, differences)
+    return _Compare(box, heading, figures, results, differences)
 
 
 # ---- events ----------------------------------------------------------------------------------
+
+
+def _wire_table(
+    box: _RunsBox, selected: gr.Textbox, sort: gr.Textbox, refresh: RefreshEvents
+) -> None:
+    table = box.table
+    refresh.on(typing(box.search), trigger_mode="always_last")
+    toggle = "selected => [studioToggle(selected, studioPressed.run), '']"
+    refresh.after(table.select(None, selected, [selected, box.message], js=toggle, **QUIET))
+    none = "() => ['[]', '']"
+    refresh.after(box.bar.clear(None, None, [selected, box.message], js=none, **QUIET))
+    sort_js = f"sort => studioSort(sort, {json.dumps(WORDS)})"
+    refresh.after(table.sort(None, sort, sort, js=sort_js, **QUIET))
+    table.tag(None, None, box.search, js="() => `#${studioPressed.tag}`", **QUIET)
 
 
 def _wire_open(box: _RunsBox, views: Views, selected: gr.Textbox, in_view: list[Any]) -> None:
@@ -277,49 +228,28 @@ def _wire_open(box: _RunsBox, views: Views, selected: gr.Textbox, in_view: list[
         return show_run(next(iter(read_selected(views, chosen)), None))
 
     box.table.open(open_row, None, in_view, **QUIET)
-    box.tools.open.click(open_selected, selected, in_view, **QUIET)
+    box.bar.open(open_selected, selected, in_view, **QUIET)
 
 
-def _wire_rename_and_delete(
-    box: _RunsBox, views: Views, selected: gr.Textbox, refresh: RefreshEvents
+def _wire_bar(
+    box: _RunsBox, views: Views, runs: Runs, selected: gr.Textbox, refresh: RefreshEvents
 ) -> None:
-    tools, delete, message = box.tools, box.delete, box.message
-    rename = partial(rename_run, views)
-    for event in (tools.rename.click, tools.new_name.submit):
-        refresh.after(event(rename, [selected, tools.new_name], [message, tools.new_name], **QUIET))
-    question = [delete.question, delete.box, message]
-    tools.delete.click(partial(ask_delete, views), selected, question, **QUIET)
-    delete.cancel.click(_hide, None, delete.box, **QUIET)
-    deleted = [message, delete.box, selected]
-    refresh.after(delete.confirm.click(partial(delete_runs, views), selected, deleted, **QUIET))
+    """Resume, compare, and what a person writes about a run."""
+
+    def describe(event: gr.EventData) -> str:
+        return describe_run(views, data_of(event))
+
+    refresh.after(box.editor.save(describe, None, box.message, **QUIET))
+    resume = partial(resume_run, runs, views)
+    refresh.after(box.bar.resume(resume, selected, box.message, **QUIET))
+    box.bar.compare(None, None, None, js=COMPARE_JS)
 
 
-def _wire_branch(
-    box: _RunsBox, runs: Runs, views: Views, selected: gr.Textbox, in_view: list[Any]
-) -> None:
-    branch, message = box.branch, box.message
-    question = [branch.step, branch.box, message]
-    box.tools.branch.click(partial(ask_branch, views), selected, question, **QUIET)
-    branch.cancel.click(_hide, None, branch.box, **QUIET)
-    branch.start.click(
-        partial(branch_run, runs, views),
-        [selected, branch.step, branch.changes],
-        [*in_view, branch.box, message],
-        **QUIET,
-    )
+def _wire_export(box: _RunsBox, views: Views, service: Service, selected: gr.Textbox) -> None:
+    def export(chosen: Any, event: gr.EventData) -> list[Any]:
+        return export_run(views, service, data_of(event).get("kind"), chosen)
 
-
-def _hide() -> dict[str, Any]:
-    return gr.update(visible=False)
-
-
-def _wire_exports(box: _RunsBox, views: Views, service: Service, selected: gr.Textbox) -> None:
     download = "(file) => { if (file) document.querySelector('#export-file').click(); }"
-    for button, name in zip(box.tools.exports, EXPORTS, strict=True):
-        export = slow(partial(export_run, views, service, name))
-        button.click(export, selected, [box.file, box.message], **QUIET).success(
-            None, box.file, None, js=download
-        )
-    if box.push is not None:
-        push = slow(partial(push_run, views, service))
-        box.push.button.click(push, [box.push.repository, selected], box.message, **QUIET)
+    box.bar.export(slow(export), selected, [box.file, box.message], **QUIET).success(
+        None, box.file, None, js=download
+    )

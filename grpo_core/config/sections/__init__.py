@@ -5,7 +5,7 @@ from grpo_core.config.sections.fields import Section
 from grpo_core.config.sections.model import ModelConfig
 from grpo_core.config.sections.rubric import Criterion, RubricConfig
 from grpo_core.config.sections.task import TaskConfig
-from grpo_core.config.sections.train import TrainConfig
+from grpo_core.config.sections.train import TrainConfig, default_learning_rate
 
 __all__ = [
     "AlgorithmConfig",
@@ -16,6 +16,7 @@ __all__ = [
     "Sections",
     "TaskConfig",
     "TrainConfig",
+    "default_learning_rate",
 ]
 
 

@@ -176,3 +176,8 @@ class TrainConfig(Section):
         le=1_000_000,
         hint="1 keeps all, 0 none.",
     )
+
+
+def default_learning_rate(num_parameters: int, lora: bool) -> float:
+    """1e-4 below 50 M parameters and 1e-6 above, ten times that for adapters."""
+    return (1e-4 if num_parameters < 50e6 else 1e-6) * (10 if lora else 1)

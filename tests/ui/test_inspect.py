@@ -1,28 +1,21 @@
-"""The Inspect and Runs tabs without a browser: search, comparison, export and deletion."""
+"""The Inspect tab without a browser: search, filters, views and export."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from recorded import FakeService, record_run, record_step
+from recorded import record_run, record_step
 
-from grpo_core.config import parse
 from grpo_core.errors import StudioError
 from grpo_core.store import Page, Recorder, Wanted, search
-from grpo_core.types import Checkpointed, RunStatus
+from grpo_core.types import RunStatus
 from ui.components import form
-from ui.tabs import exports, run_actions
 from ui.tabs.inspect import FIRST, ShowInspect, choose_steps, export_selection
 from ui.tabs.inspect_group import use_in_new_run
-from ui.tabs.run_actions import ask_branch, branch_run, read_changes, resume_run
-from ui.tabs.run_list import ShowRuns
-
-COMPARE = 6 + len(exports.EXPORTS)  # in the outputs of ShowRuns: after the table and its buttons
 
 SKIP = gr.skip()
 
@@ -290,158 +283,3 @@ def test_tried_settings_are_carried_to_the_form_of_a_new_run(views, store):
         "cannot be used"
         in use_in_new_run(views, run_id, json.dumps({"whatif": {"w:format": "nan"}}))[-1]
     )
-
-
-# ---- the Runs tab ----------------------------------------------------------------------------
-
-
-def listing(views, selected=(), search="", sort=None, seen="{}"):
-    return ShowRuns(views)(
-        None,
-        "runs",
-        search,
-        json.dumps(list(selected)),
-        json.dumps(sort or {"key": "created", "descending": True}),
-        seen,
-    )
-
-
-def test_two_selected_runs_are_overlaid_and_only_their_differences_listed(views, store):
-    a, b = record_run(store, "a"), record_run(store, "b", **{"train.seed": 5})
-    out = listing(views, [a, b])
-    compare, figures, differ = out[COMPARE], out[COMPARE + 1 : COMPARE + 4], out[COMPARE + 4]
-    assert compare["visible"] is True
-    assert [entry["name"] for entry in figures[0]["legend"]] == ["a", "b"]
-    assert "train.seed" in differ
-    assert "train.steps" not in differ
-
-
-def test_buttons_work_on_the_selected_runs(views, store):
-    a, b, live = record_run(store), record_run(store), record_run(store, status=RunStatus.RUNNING)
-    enabled = [
-        [u["interactive"] for u in listing(views, chosen)[1:COMPARE]]
-        for chosen in ([], [a], [a, b], [live])
-    ]
-    # Open, Resume, Branch, Rename, Delete, then the exports. The runs have no checkpoint.
-    num = len(exports.EXPORTS)
-    one = [True, False, False, True, True, *[True] * num]
-    assert enabled == [
-        [False] * (5 + num),
-        one,
-        [False] * 4 + [True] + [False] * num,
-        [True, False, False, True, False, *[True] * num],
-    ]
-
-
-def test_runs_are_searched_and_sorted_with_unknown_values_last(views, store):
-    low, none, high = (
-        record_run(store, "low", 1),
-        record_run(store, "none", 1),
-        record_run(store, "high", 3),
-    )
-    with store.writing() as writer, writer.transaction() as db:
-        db.execute("UPDATE runs SET reward_last = NULL WHERE id = ?", (none,))
-    for descending, order in ((True, [high, low, none]), (False, [low, high, none])):
-        table = listing(views, sort={"key": "reward", "descending": descending})[0]
-        assert sorted(order, key=lambda i: table.index(f'data-run="{i}"')) == order
-    assert "No run matches" in listing(views, search="nosuch")[0]
-
-
-def test_deleting_asks_first_refuses_live_runs_and_says_how_much_was_freed(views, store):
-    gone, live = record_run(store, "<b>gone</b>", 50), record_run(store, status=RunStatus.RUNNING)
-    question, confirm, message = run_actions.ask_delete(views, json.dumps([gone]))
-    assert "Delete “&lt;b&gt;gone&lt;/b&gt;”?" in question
-    assert "50 steps" in question
-    assert confirm["visible"] is True
-    assert store.run(gone)
-    assert "still running" in run_actions.ask_delete(views, json.dumps([live]))[2]
-    message, confirm, selected = run_actions.delete_runs(views, json.dumps([gone, live]))
-    assert "Deleted 1 run" in message
-    assert "freed" in message
-    assert "Stop it first" in message  # the store refuses the live run too
-    assert (confirm["visible"], selected) == (False, json.dumps([live]))
-
-
-@pytest.mark.parametrize(("name", "ending"), [(n, e) for n, (e, _) in exports.EXPORTS.items()])
-def test_a_run_is_exported_to_a_file_with_a_safe_name(views, store, name, ending, tmp_path):
-    run_id = record_run(store, "../../etc/<passwd> ${x} 名")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    path, message = exports.export_run(
-        views, FakeService(tmp_path / "model"), name, json.dumps([run_id])
-    )
-    assert message == ""
-    assert Path(path).name == f"etc-passwd-x-{run_id}-{ending}"
-    assert Path(path).stat().st_size > 0
-
-
-def test_renaming_needs_one_run_and_a_name(views, store):
-    run_id = record_run(store)
-    assert run_actions.rename_run(views, json.dumps([run_id]), " new ") == ["", ""]
-    assert store.run(run_id).name == "new"
-    assert "needs a name" in run_actions.rename_run(views, json.dumps([run_id]), "  ")[0]
-    assert "Select one run" in run_actions.rename_run(views, "[]", "x")[0]
-
-
-def test_runs_of_one_name_are_distinguished_in_every_list(views, store):
-    a, b = record_run(store, "same"), record_run(store, "same", 2)
-    labels = [f"same · {run_id.rpartition('-')[2]}" for run_id in (a, b)]
-    assert sorted(label for label, _ in views.choices()) == sorted(labels)
-    out = listing(views, [a, b])
-    assert [entry["name"] for entry in out[COMPARE + 1]["legend"]] == labels
-    assert all(label in out[COMPARE + 4] for label in labels)
-
-
-def test_a_branch_starts_from_a_checkpoint_and_is_listed_below_its_parent(views, store, runs):
-    parent = record_run(store, "the <parent>")
-    assert "nothing to branch from" in ask_branch(views, json.dumps([parent]))[2]
-    with Recorder(store, parent) as record:
-        for step in (2, 3):
-            record(
-                Checkpointed(
-                    step,
-                    str(store.checkpoint_folder(parent) / f"step-0000000{step}"),
-                    1_500_000,
-                    "0" * 64,
-                )
-            )
-    which, box, _ = ask_branch(views, json.dumps([parent]))
-    assert (which["choices"], which["value"], box["visible"]) == (
-        [("step 3 · 1.5 MB", 3), ("step 2 · 1.5 MB", 2)],
-        3,
-        True,
-    )
-    assert (
-        "No branch was started"
-        in branch_run(runs, views, json.dumps([parent]), 3, "no equals sign")[-1]
-    )
-    runs.refuse = StudioError("train.steps = 2: the branch <b>starts</b> after step 3.")
-    assert (
-        "&lt;b&gt;starts" in branch_run(runs, views, json.dumps([parent]), 3, "train.steps=2")[-1]
-    )
-    assert read_changes("train.learning_rate=1e-5 task.name=sort rubric.gate=true") == {
-        "train.learning_rate": 1e-5,
-        "task.name": "sort",
-        "rubric.gate": True,
-    }
-    child = store.create_run(parse(store.run(parent).config), "child", parent=(parent, 3))
-    table = listing(views)[0]
-    assert "↳ from “the &lt;parent&gt;”, step 3" in table
-    grandchild = store.create_run(parse(store.run(parent).config), "grandchild", parent=(child, 4))
-    newest = record_run(store, "newest, by itself")
-    rows = re.findall(
-        r'<td class="name"(?: style="--depth:(\d)")?><button [^>]*data-run="([^"]+)"',
-        listing(views)[0],
-    )
-    assert rows == [
-        ("", newest),
-        ("", parent),
-        ("1", child),
-        ("2", grandchild),
-    ]  # without the tree the newest run would be first
-    assert re.findall(
-        r'<td class="name"(?: style="--depth:(\d)")?><button', listing(views, search="child")[0]
-    ) == ["", "1"]  # the parent is filtered away
-    runs.refuse = None
-    assert resume_run(runs, views, json.dumps([child])) == ""
-    assert runs.commands == [("resume", child)]

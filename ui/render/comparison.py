@@ -1,0 +1,91 @@
+"""Two or more runs compared: held-out results, and where settings differ. Escaped HTML; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_core.analysis.heldout import Difference, Estimate, Heldout
+from ui.render.changed import setting
+from ui.render.text import MINUS, NONE, count, esc, percent
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The held-out result of a run.
+
+    difference: of its last accuracy to that of the first run; None for the first one, and where
+    there is nothing to compare, which `why_not` explains.
+    """
+
+    label: str
+    heldout: Heldout
+    difference: Difference | None = None
+    why_not: str = ""
+
+
+def results(rows: Sequence[Result]) -> str:
+    """Accuracy before and after training, with 95 % intervals, and differences to the first run."""
+    first = esc(rows[0].label)
+    body = "".join(
+        f'<tr><th scope="row"><span class="cut">{esc(row.label)}</span></th>'
+        f"<td>{_estimate(row.heldout.before)}</td><td>{_estimate(row.heldout.after)}</td>"
+        f"<td>{_difference(row) if n else NONE}</td></tr>"
+        for n, row in enumerate(rows)
+    )
+    return (
+        '<div class="scroll"><table class="list diff"><thead><tr><th scope="col">run</th>'
+        '<th scope="col">before</th><th scope="col">after</th>'
+        f'<th scope="col"><span class="cut">after, less that of {first}</span></th></tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        '<p class="note">In brackets: 95 % intervals.</p>'
+    )
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return NONE
+    if estimate.low is None or estimate.high is None:
+        return percent(estimate.value)
+    bounds = f"{100 * estimate.low:.0f} to {100 * estimate.high:.0f}"
+    return f'{percent(estimate.value)} <span class="by">[{bounds}]</span>'
+
+
+def _difference(row: Result) -> str:
+    if row.difference is None:
+        return f'<span class="by">{esc(row.why_not)}</span>'
+    d = row.difference
+    how = (
+        f"paired over {count(d.num_prompts, 'prompt')}"
+        if d.num_prompts
+        else "not paired: answers to single prompts were not recorded"
+    )
+    told = "shows no difference" if d.low <= 0 <= d.high else "a difference"
+    return (
+        f'<b>{_points(d.value)}</b> points <span class="by">[{_points(d.low)} to {_points(d.high)}]'
+        f" · {told} · {how}</span>"
+    )
+
+
+def _points(share: float) -> str:
+    text = f"{100 * share:+.0f}"
+    return "0" if text in ("+0", "-0") else text.replace("-", MINUS)
+
+
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The settings in which the runs differ. configs: run name -> dotted field -> value."""
+    fields = dict.fromkeys(field for values in configs.values() for field in values)
+    body = ""
+    for field in fields:
+        values = [config.get(field) for config in configs.values()]
+        if any(value != values[0] for value in values):
+            cells = "".join(f"<td>{esc(setting(value))}</td>" for value in values)
+            body += f'<tr><th scope="row"><code>{esc(field)}</code></th>{cells}</tr>'
+    if not body:
+        return '<p class="note">All settings are the same, seed included.</p>'
+    head = "".join(f'<th scope="col"><span class="cut">{esc(name)}</span></th>' for name in configs)
+    return (
+        '<div class="scroll"><table class="list diff"><thead><tr><th scope="col">setting</th>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
