@@ -240,9 +240,13 @@ def _synchronisations(policy: Policy, prompts: list[list[int]], work: Workload) 
     """Times a token on which the host reads a value from the device and so waits for it."""
     params = SamplingParams(work.group_size, min(32, work.new_tokens), 1.0)
     _sample(policy, prompts, params)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    activities, waits = [ProfilerActivity.CPU], {"aten::_local_scalar_dense", "aten::nonzero"}
+    if policy.device.type == "cuda":
+        # Whatever reads a value waits by one of these; the recording of a step does, too.
+        activities.append(ProfilerActivity.CUDA)
+        waits = {f"cuda{what}Synchronize" for what in ("Stream", "Device", "Event")}
+    with profile(activities=activities) as profiled:
         _sample(policy, prompts, params)
-    waits = {"aten::_local_scalar_dense", "aten::nonzero"}
     count = sum(e.count for e in profiled.key_averages() if e.key in waits)
     return {"host_waits_per_token": count / params.max_new_tokens}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -207,32 +208,42 @@ class _DecodeBatch:
     def _report_ended(self, done: OnGroupDone, ended: Sequence[bool]) -> None:
         """Call `done` with each group once, as soon as all of its rows have ended."""
         size = self.params.group_size
-        for p in range(len(self.prompts)):
-            if p not in self.reported and all(ended[p * size : (p + 1) * size]):
-                self.reported[p] = self._rollouts(p)
-                done(p, self.reported[p])
+        have_ended = [p for p in self._unreported() if all(ended[p * size : (p + 1) * size])]
+        for p, rollouts in self._rollouts(have_ended).items():
+            self.reported[p] = rollouts
+            done(p, rollouts)
 
     def groups(self) -> list[list[Rollout]]:
         """The completions of every prompt, as text too."""
-        return [self.reported.get(p) or self._rollouts(p) for p in range(len(self.prompts))]
+        found = self._rollouts(self._unreported()) | self.reported
+        return [found[p] for p in range(len(self.prompts))]
 
-    def _rollouts(self, p: int) -> list[Rollout]:
-        """The completions of one prompt, as text too."""
-        size, prompt_ids = self.params.group_size, self.prompts[p]
-        rows = slice(p * size, (p + 1) * size)
-        written = self.rows
+    def _unreported(self) -> list[int]:
+        return [p for p in range(len(self.prompts)) if p not in self.reported]
+
+    def _rollouts(self, groups: Sequence[int]) -> dict[int, list[Rollout]]:
+        """The completions of these prompts, as text too.
+
+        They are read from the device together, because each reading waits for it.
+        """
+        if not groups:
+            return {}
+        size, written = self.params.group_size, self.rows
+        rows = [row for p in groups for row in range(p * size, (p + 1) * size)]
+        index = torch.tensor(rows, device=written.tokens.device)
         columns = (written.tokens, written.lengths, written.ended, written.logprobs)
-        opening = self.policy.opening(prompt_ids)
-        rollouts = []
-        for ids, length, ended, logprobs in zip(*(c[rows].tolist() for c in columns), strict=True):
-            ids = ids[:length]
-            reason = "stop" if ended else "length"
-            rollouts.append(
-                Rollout(
-                    Completion(opening + self.policy.decode(ids), reason, length),
-                    prompt_ids=prompt_ids,
-                    completion_ids=ids,
-                    sampling_logprobs=logprobs[:length] if self.params.keep_logprobs else None,
+        values = zip(*(column[index].tolist() for column in columns), strict=True)
+        rollouts: dict[int, list[Rollout]] = {p: [] for p in groups}
+        for p in groups:
+            opening = self.policy.opening(self.prompts[p])
+            for ids, length, ended, logprobs in islice(values, size):
+                text = opening + self.policy.decode(ids[:length])
+                rollouts[p].append(
+                    Rollout(
+                        Completion(text, "stop" if ended else "length", length),
+                        prompt_ids=self.prompts[p],
+                        completion_ids=ids[:length],
+                        sampling_logprobs=logprobs[:length] if self.params.keep_logprobs else None,
+                    )
                 )
-            )
         return rollouts
