@@ -51,7 +51,8 @@ def test_a_prompt_is_answered_when_the_tab_is_opened(trained, open_page):
     page = open_page(trained)
     page.get_by_role("tab", name="Playground").click()
     answers = page.locator("#play-answers")
-    expect(answers.locator("article")).to_have_count(2 * (1 + 4))
+    # The first answer waits until the server has imported torch and loaded the model.
+    expect(answers.locator("article")).to_have_count(2 * (1 + 4), timeout=30_000)
     expect(answers).to_contain_text("Answers of second to")
     prompt = page.get_by_role("textbox", name="Prompt", exact=True).input_value()
     assert page.get_by_label("Right answer").input_value()
@@ -90,7 +91,7 @@ def test_another_prompt_is_answered_at_once(trained, open_page):
 def test_answers_never_stand_under_another_run(trained, open_page):
     page = open_page(trained, "?tab=playground")
     answers = page.locator("#play-answers")
-    expect(answers).to_contain_text("Answers of second to")
+    expect(answers).to_contain_text("Answers of second to", timeout=30_000)
     page.route("**/gradio_api/run/**", lambda route: None)  # the answer is on its way
     page.get_by_role("button", name="Answer", exact=True).click()
     expect(answers).to_contain_text("Answering")
@@ -110,7 +111,7 @@ def test_answers_never_stand_under_another_run(trained, open_page):
 def test_a_typed_prompt_is_asked_of_the_next_run_too(trained, open_page):
     page = open_page(trained, "?tab=playground")
     answers = page.locator("#play-answers")
-    expect(answers).to_contain_text("Answers of second to")
+    expect(answers).to_contain_text("Answers of second to", timeout=30_000)
     page.get_by_role("textbox", name="Prompt", exact=True).fill("Q: 1+1+1=?")
     page.get_by_label("Right answer").fill("3")
     show_run(page, "first")
@@ -119,7 +120,7 @@ def test_a_typed_prompt_is_asked_of_the_next_run_too(trained, open_page):
 
 def test_a_server_that_is_away_is_named(trained, open_page):
     page = open_page(trained, "?tab=playground")
-    expect(page.locator("#play-answers article")).to_have_count(10)
+    expect(page.locator("#play-answers article")).to_have_count(10, timeout=30_000)
     page.route("**/gradio_api/run/**", lambda route: route.fulfill(status=503, body="{}"))
     page.get_by_role("button", name="Answer", exact=True).click()
     expect(page.locator("#play-answers")).to_contain_text("The server did not answer")

@@ -48,13 +48,15 @@ def group_head(group: GroupRow, num_groups: int, order: str) -> str:
     """Prompt, position and buttons. html_panel.py turns a button's `data-do` into an event."""
     answer = ""
     if group.answer != "":
-        answer = f'<span class="fact">answer <b>{esc(group.answer)}</b></span>'
+        whole = esc(group.answer)
+        answer = f'<span class="fact cut" title="{whole}">answer <b>{whole}</b></span>'
     is_best_first = order == "best"
     other = "sampled" if is_best_first else "best"
+    scrolls = ' tabindex="0" role="region"' if LONG.match(group.prompt) else ""
     walk = f'<button type="button" class="icon" data-do="walk" data-groups="{num_groups}"'
     return (
         '<div class="group-head">'
-        f'<pre class="prompt" aria-label="Prompt">\n{esc(group.prompt)}</pre>{answer}'
+        f'<pre class="prompt" aria-label="Prompt"{scrolls}>\n{esc(group.prompt)}</pre>{answer}'
         f'<span class="fact">step <b>{group.step:,}</b> · '
         f"group <b>{group.position + 1}</b> of {num_groups}</span>"
         f'<span class="tools">{walk} data-by="-1" aria-label="Previous group">‹</button>'

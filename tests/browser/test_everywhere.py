@@ -1,0 +1,143 @@
+"""Long names and prompts: no view scrolls sideways, and Tab reaches every control visibly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "ui"))
+
+from live_server import Server
+from playwright.sync_api import Page
+from recorded import record_run
+from views import views
+
+from grpo_core.store import Recorder, Store
+from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, StepCompleted
+from grpo_core.types import StepMetrics as Metrics
+
+SIZES = [{"width": 2560, "height": 1300}, {"width": 1440, "height": 900}]
+SIZES += [{"width": 380, "height": 820}]
+RUN_NAME = "a " + "very" * 25 + " long name <b>of</b> " + "\u05d0\u05d1\u05d2" * 26
+# One unbroken word, text from right to left, and HTML.
+LONG = "w" * 3000 + " \u0645\u0631\u062d\u0628\u0627" * 150
+LONG = (LONG + "<table><td>" + "<img src=x onerror=alert(1)>" * 40).ljust(5000, "_")[:5000]
+
+
+def record_long(store: Store, name: str) -> None:
+    """A run of four steps; the last one has only long texts."""
+    run_id = record_run(store, name)
+    rollouts = tuple(
+        Rollout(Completion(text, "length", 2000), {"accuracy": reward}, reward, reward - 0.5)
+        for text, reward in ((LONG, 1.0), (LONG[::-1], 0.0))
+    )
+    group = Group(Prompt("long", LONG, LONG, "file"), rollouts, 0.5, 0.7, "healthy")
+    with Recorder(store, run_id) as record:
+        record(GroupsScored(4, (group,)))
+        record(StepCompleted(4, Metrics(reward_mean=0.5, loss=0.0, kl=0.1), {}))
+
+
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory) -> Iterator[Server]:
+    db = tmp_path_factory.mktemp("long") / "runs.sqlite"
+    store = Store(db)
+    for end in ("one", "other"):
+        record_long(store, RUN_NAME[: 200 - len(end)] + end)
+    store.close()
+    server = Server(db)
+    yield server
+    server.close()
+
+
+# What sticks out on the right of the page, outside of what scrolls or is cut by itself.
+STICKS_OUT = """() => {
+  if (document.scrollingElement.scrollWidth <= innerWidth) return [];
+  const cuts = e => getComputedStyle(e).overflowX !== 'visible';
+  const out = [...document.querySelectorAll('body *')].filter(e => {
+    if (e.getBoundingClientRect().right <= innerWidth + 0.5) return false;
+    for (let p = e.parentElement; p && p !== document.body; p = p.parentElement) {
+      if (cuts(p) && p.getBoundingClientRect().right <= innerWidth + 0.5) return false;
+    }
+    return true;
+  });
+  return out.slice(0, 4).map(e => `${e.tagName} #${e.closest('[id]')?.id} .${e.className}`)
+    .concat(`${document.scrollingElement.scrollWidth} px wide`);
+}"""
+
+
+def sideways(page: Page, size: dict[str, int]) -> list[str]:
+    """What makes the page scroll sideways at this size; empty if it does not."""
+    page.set_viewport_size(size)
+    if page.evaluate(STICKS_OUT):
+        page.wait_for_timeout(400)  # a chart fits itself to its new place
+    found = []
+    for theme in ("dark", "light"):
+        page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
+        found += [f"{theme}, {size['width']} px: {w}" for w in page.evaluate(STICKS_OUT)]
+    return found
+
+
+def test_no_view_scrolls_sideways_with_long_names_and_prompts(long_texts, open_page):
+    page = open_page(long_texts)
+    found = []
+    for name, go in views(page, tokens=False):
+        page.set_viewport_size(SIZES[1])
+        go()
+        if name == "playground":
+            page.get_by_role("textbox", name="Prompt", exact=True).fill(LONG)
+            page.get_by_role("textbox", name="Right answer").fill(LONG)
+        found += [f"{name}, {what}" for size in SIZES for what in sideways(page, size)]
+    if found:
+        pytest.fail("\n".join(found))
+
+
+# Notes which elements get the focus, and whether each then looks different.
+WATCH_FOCUS = """() => {
+  const look = e => {
+    const near = [e, e.nextElementSibling, e.parentElement, e.parentElement?.parentElement,
+      e.closest('label'), e.closest('.wrap, .container')].filter(Boolean);
+    const parts = near.flatMap(n => [null, '::after', '::-webkit-slider-thumb'].map(
+      part => getComputedStyle(n, part)));
+    return parts.map(s => [s.outlineStyle, s.outlineWidth, s.outlineColor, s.boxShadow,
+      s.borderColor, s.backgroundColor].join()).join();
+  };
+  window.reached ??= new Map();
+  reached.clear();
+  if (!window.controls) {
+    document.addEventListener('focusin', event => {
+      const e = event.target;
+      if (!reached.has(e)) reached.set(e, e.unfocused !== look(e));
+    }, true);
+  }
+  window.controls = [...document.querySelectorAll(
+    'button, input, select, textarea, summary, a[href], [tabindex]')]
+    .filter(e => e.tabIndex >= 0 && !e.disabled && e.checkVisibility({visibilityProperty: true}));
+  for (const e of controls) e.unfocused = look(e);
+  return controls.length;
+}"""
+MISSED = """() => {
+  const name = e => [e.tagName, e.id || e.closest('[id]')?.id, e.ariaLabel || e.name || '',
+    e.innerText?.slice(0, 20) || ''].join(' ');
+  return [
+    ...controls.filter(e => e.isConnected && (e.type !== 'radio' || e.checked) && !reached.has(e))
+      .map(e => 'not reached: ' + name(e)),
+    ...controls.filter(e => e.isConnected && reached.get(e) === false)
+      .map(e => 'no visible focus: ' + name(e)),
+  ];
+}"""
+
+
+def test_tab_reaches_every_control_and_shows_where_it_is(long_texts, open_page):
+    page = open_page(long_texts)
+    found = []
+    for name, go in views(page, tokens=False):
+        go()
+        page.evaluate("document.activeElement.blur()")
+        for _ in range(page.evaluate(WATCH_FOCUS) + 10):
+            page.keyboard.press("Tab")
+        found += [f"{name}, {what}" for what in page.evaluate(MISSED)]
+    if found:
+        pytest.fail("\n".join(dict.fromkeys(found)))
