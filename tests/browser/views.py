@@ -18,8 +18,7 @@ GROUP_VIEWS = ("Completions", "Best and worst", "Tokens", "What if", "Through ti
 def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], None]]]:
     """(name, how to open it) for each view of a finished run, beside a second run.
 
-    New tabs of the page are included automatically. tokens: whether the run has recorded tokens,
-    and saved states for the Playground.
+    New tabs of the page are included automatically. tokens: whether the run has recorded tokens.
     """
     yield "train", lambda: page.locator("#group article").first.wait_for()
     for section in form.SECTIONS:
@@ -27,7 +26,7 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
     for tab in page.locator("#tabs > .tab-wrapper").get_by_role("tab").all_inner_texts():
         if tab == "Train":
             continue
-        yield tab.lower(), lambda tab=tab: _tab(page, tab, tokens)
+        yield tab.lower(), lambda tab=tab: _tab(page, tab)
         if tab == "Inspect":
             for view in GROUP_VIEWS[1:]:
                 if view == "Tokens" and not tokens:
@@ -38,15 +37,13 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
             yield "runs, two compared", lambda: _compare(page)
 
 
-def _tab(page: Page, tab: str, has_states: bool) -> None:
+def _tab(page: Page, tab: str) -> None:
     page.get_by_role("tab", name=tab, exact=True).click()
     page.get_by_role("tabpanel", name=tab, exact=True).or_(
         page.locator(f"#tab-{tab.lower()}")
     ).first.wait_for()
     if tab == "Inspect":
         page.locator("#look-body article").first.wait_for()
-    if tab == "Playground" and has_states:
-        page.locator("#play-answers article").first.wait_for()
 
 
 def _group_view(page: Page, view: str) -> None:
