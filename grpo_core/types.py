@@ -233,7 +233,8 @@ class StepMetrics:
         "nats/token",
         "Mean over completion tokens of the chosen estimator of KL(policy, reference), before "
         "coefficient and ratio correction.",
-        "0 at step 0; grows as the policy leaves its reference. A burst means too large steps.",
+        "Starts at 0; grows as the policy leaves its reference. A spike means the learning rate "
+        "is too high.",
     )
     kl_coef: float | None = metric(
         "KL coefficient",

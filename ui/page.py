@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from grpo_core.store import Store
 from ui.components.html_panel import QUIET, html_panel, script, styles
-from ui.components.live_chart import plotly_js
+from ui.components.live_chart import chart_scripts, plotly_js
 from ui.render import status
 from ui.render.text import esc
 from ui.server import group_ref
@@ -282,7 +282,7 @@ def launch_options(
         "head": (
             f'<meta name="plotly-js" content="{plotly}">\n<style>{styles()}</style>'
             f"\n<script>{script('refresh.js')}{script('choices.js')}{script('draft.js')}"
-            f"{script('playground.js')}{script('ellipsis.js')}</script>"
+            f"{script('playground.js')}{script('ellipsis.js')}{chart_scripts()}</script>"
         ),
         "footer_links": [],
         "run_history": False,

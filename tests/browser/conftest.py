@@ -10,13 +10,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from live_server import Server
+from watch import Watch
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -69,26 +69,6 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
-
-
-class Watch:
-    """What must not happen on a page: a dialog, an error, a request to another machine."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def follow(self, page) -> None:
-        page.on("dialog", lambda d: (self.problems.append(f"dialog: {d.message}"), d.dismiss()))
-        page.on("pageerror", lambda e: self.problems.append(f"error: {e}"))
-        page.on("request", lambda r: self._request(r.url))
-
-    def _request(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in (
-            "127.0.0.1",
-            "localhost",
-        ):
-            self.problems.append(f"request to {url}")
 
 
 @pytest.fixture

@@ -33,9 +33,9 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
 
     # Set a breakpoint before the next update and edit a reward there. The advantages change too.
     page.get_by_role("button", name="Run control").click()
-    write(page, "Wait when", f"step = {store.runs()[0].step + 2}")
+    write(page, "Pause when", f"step = {store.runs()[0].step + 2}")
     press("Set breakpoints")
-    page.get_by_text("The run will wait when").wait_for()
+    page.get_by_text("The run will pause when").wait_for()
     press("Resume")
     run = wait_until(
         lambda: (

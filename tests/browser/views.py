@@ -21,6 +21,7 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
     New tabs of the page are included automatically. tokens: whether the run has recorded tokens.
     """
     yield "train", lambda: page.locator("#group article").first.wait_for()
+    yield "train, all tools", lambda: _ask_for_tools(page)
     for section in form.SECTIONS:
         yield f"train, {section}", lambda section=section: open_section(page, section)
     for tab in page.locator("#tabs > .tab-wrapper").get_by_role("tab").all_inner_texts():
@@ -35,6 +36,13 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
             yield "inspect, list of completions", lambda: _completions(page)
         if tab == "Runs":
             yield "runs, two compared", lambda: _compare(page)
+
+
+def _ask_for_tools(page: Page) -> None:
+    for name in ("Run control", "Chart tools"):
+        page.get_by_role("button", name=name, exact=True).click()
+    page.locator("#curve-kl .curve-title").press("Enter")
+    page.locator("#curve-kl .curve-meaning").wait_for()
 
 
 def _tab(page: Page, tab: str) -> None:

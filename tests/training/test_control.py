@@ -234,7 +234,7 @@ def test_breakpoints_are_kept_for_a_resume_by_another_server(manager, tiny_setti
     run = wait_for(other, run_id, RunStatus.PAUSED)
     assert run.steps_done == 4
     assert run.breakpoints == "step = 5, kl > 1000000"
-    assert "waits when step = 5, kl &gt; 1000000" in status_line(run, [], 0, None, time.time())
+    assert "pauses when step = 5, kl &gt; 1000000" in status_line(run, [], 0, None, time.time())
     other.set_breakpoints(run_id, "")
     other.stop(run_id)
     wait_for(other, run_id, RunStatus.STOPPED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -16,7 +17,9 @@ from ui.render import (
     cards,
     comparison,
     recorded_config,
+    run_end,
     run_table,
+    siblings,
     status,
     tables,
     text,
@@ -47,6 +50,8 @@ OURS = {
     "i",
     "pre",
     "code",
+    "em",
+    "mark",
     "article",
     "button",
     "table",
@@ -230,6 +235,70 @@ def test_a_criterion_shows_its_score_times_its_weight():
     assert view.index("accuracy") < view.index("format")  # the rubric's order, not the record's
 
 
+def test_each_card_holds_its_own_arithmetic_and_marks_what_earned_or_cost_it_most():
+    # rewards 1.1 and 0.2, mean 0.65, std 0.6364; the second: (0.2 − 0.65)/0.6364 = −0.707
+    rows = [
+        rollout(0, 1.1, 0.707, "a 1", scores={"accuracy": 1.0, "format": 0.5}),
+        rollout(1, 0.2, -0.707, "a 2", scores={"accuracy": 0.0, "format": 1.0}),
+    ]
+    first, second = (
+        card.split("</article>")[0]
+        for card in cards.group_view(group(rows, 0.65, 0.6364), 8, CONFIG).split("<article ")[1:]
+    )
+    assert 'aria-current="true"' in first
+    assert "aria-current" not in second
+    shown = Shown(second).text
+    assert "#2 A = (r − mean)/(std + 1e-4) = (0.20 − 0.650)/(0.636 + 1e-4) = −0.71" in shown
+    assert "accuracy cost most: (0 − 0.5) × 1 = −0.500" in shown
+    assert 'class="score cost">accuracy' in second
+    # accuracy +0.5, format 0.2 · (0.5 − 0.75) = −0.05
+    assert "accuracy earned most: (1 − 0.5) × 1 = +0.500" in Shown(first).text
+    assert 'class="score earned">accuracy' in first
+
+
+def test_a_tied_completion_has_no_cause():
+    tied = group([rollout(0, 1.0, 0.0), rollout(1, 1.0, 0.0, "other")], 1.0, 0.0, "all_right")
+    assert "most:" not in cards.group_view(tied, 8, CONFIG)
+
+
+def test_equal_completions_share_a_card_with_their_number():
+    rows = [rollout(i, 1.0, 0.2) for i in range(27)] + [rollout(27, 0.0, -5.0, "no")]
+    view = cards.group_view(group(rows), 8, CONFIG)
+    assert view.count("<article") == 2
+    assert ">×27</b>" in view
+    assert "27 equal completions: #1–#27" in view
+
+
+def test_a_large_group_begins_with_a_histogram_of_its_rewards():
+    rows = [rollout(i, [0.0, 0.2, 1.2][i % 3], 0.1, f"text {i % 5}") for i in range(64)]
+    view = cards.group_view(group(rows), 8, CONFIG)
+    label = "Rewards of 64 completions: 22 with reward 0.00, 21 with reward 0.20, 21 with"
+    assert label in view  # 64 = 22 + 21 + 21
+    assert view.count("<article") == 15  # 3 rewards times 5 texts
+    assert "64 rewards, 3 different" in Shown(view).text
+    assert "histogram" not in cards.group_view(group(rows[:8]), 8, CONFIG)
+    ranges = siblings.histogram(group([rollout(i, i / 10, 0.1) for i in range(40)]))
+    assert ranges.count("<b>4</b>") == 10  # 40 different rewards in 10 ranges
+
+
+def test_words_that_the_best_sibling_lacks_are_marked():
+    rows = [
+        rollout(0, 1.0, 0.7, "7+8=15 <answer>15</answer>"),
+        rollout(1, 0.0, -0.7, "7+8=16 <answer>16</answer>"),
+    ]
+    view = cards.group_view(group(rows), 8, CONFIG)
+    assert "<pre>\n7+8=15 &lt;answer&gt;15&lt;/answer&gt;</pre>" in view
+    assert "<pre>\n7+8=<mark>16</mark> &lt;answer&gt;<mark>16</mark>&lt;/answer&gt;</pre>" in view
+
+
+def test_a_group_of_64_long_texts_is_drawn_in_time():
+    words = [f"w{i * i % 97}" for i in range(4000)]
+    rows = [rollout(i, i / 64, 0.1, " ".join(words[i:])) for i in range(64)]
+    began = time.perf_counter()
+    cards.group_view(group(rows), 8, CONFIG)
+    assert time.perf_counter() - began < 1.0
+
+
 def test_equal_completions_share_a_row_of_the_why_table():
     rows = [
         rollout(i, 1.0 if i in (0, 3, 4, 5) else 0.0, 0.9 if i in (0, 3, 4, 5) else -0.9)
@@ -342,7 +411,7 @@ def test_a_run_that_waits_for_scores_shows_why(store):
     reason = "First reason of mine (8 times): line 2: ZeroDivisionError: division by <b>zero</b>."
     message = f"8 of 8 completions could not be scored (null: mine 8 times). {reason} Press Resume."
     store.set_status(run_id, RunStatus.PAUSED, message)
-    banner = status.run_banner(store.run(run_id))
+    banner = run_end.run_banner(store.run(run_id))
     assert reason in Shown(banner).text
     assert "<b>zero" not in banner
 
@@ -354,13 +423,58 @@ def test_a_failed_run_states_the_error_what_is_kept_and_a_hint(store):
         RunStatus.FAILED,
         "RuntimeError: CUDA out of memory\n\nTraceback (most recent call last):\n  File …",
     )
-    shown = Shown(status.run_banner(store.run(run_id))).text
+    shown = Shown(run_end.run_banner(store.run(run_id))).text
     assert (
         shown.index("CUDA out of memory")
         < shown.index("Kept: 3 steps")
         < shown.index("press Start training")
     )
     assert "Traceback" in shown
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ((0.36, 0.30, 0.42), (0.95, 0.91, 0.97), "Clearly better"),
+        ((0.95, 0.91, 0.97), (0.36, 0.30, 0.42), "Clearly worse"),
+        ((0.36, 0.30, 0.42), (0.40, 0.34, 0.46), "No clear change"),
+    ],
+)
+def test_a_finished_run_compares_held_out_accuracy_with_its_intervals(store, before, after, says):
+    run = store.run(record_run(store))
+    heldout = [run_end.Accuracy(*before), run_end.Accuracy(*after)]
+    shown = Shown(run_end.run_banner(run, heldout, can_try=True)).text
+    assert f"{100 * before[0]:.0f} % ({100 * before[1]:.0f}–{100 * before[2]:.0f}) → " in shown
+    assert says in shown
+    for button in ("Try it", "See why", "Export"):
+        assert button in shown
+    assert "Try it" not in run_end.run_banner(run, heldout)  # there is no trained state of it
+
+
+def test_only_the_first_and_the_last_evaluation_are_compared():
+    metrics = {
+        "heldout/accuracy": [(0, 0.4), (5, 0.9), (9, 0.5)],
+        "heldout/accuracy_low": [(0, 0.3), (5, 0.8), (9, 0.45)],
+    }
+    before, after = run_end.accuracies(metrics)
+    assert (before.value, before.low, before.high) == (0.4, 0.3, None)
+    assert (after.value, after.low) == (0.5, 0.45)
+    assert len(run_end.accuracies({"heldout/accuracy": [(0, 0.4)]})) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (RunStatus.PAUSED, "Paused. Press Resume to go on, or Step for one step."),
+        (RunStatus.STOPPED, "Stopped after 3 of 3 steps. Kept: 3 steps with every group and curve"),
+        (RunStatus.INTERRUPTED, "The server stopped while this run was going. Kept: 3 steps"),
+    ],
+)
+def test_a_run_that_ended_early_says_what_is_kept_and_what_to_do(store, state, says):
+    shown = Shown(run_end.run_banner(store.run(record_run(store, status=state)))).text
+    assert says in shown
+    assert "Resume" in shown
+    assert "See why" in shown
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import re
 import pytest
 from recorded import HOSTILE
 
+from grpo_core.store import VerdictCounts
 from grpo_core.types import STEP_METRICS
 from ui.render import charts
 from ui.render.charts import Axis, Curves, View, figure, smoothed
+from ui.render.run_colours import NUM_COLOURS, run_colours
 
 STEPS = [
     {
@@ -51,9 +53,62 @@ def test_the_kl_curve_says_whether_kl_is_trained_measured_or_neither():
             "note"
         ]
 
-    assert note().startswith("Coefficient 0.02. ")
-    assert note(kl_coef=0.0).startswith("Coefficient 0: measured, not trained on. ")
+    assert note().startswith("KL coefficient 0.02. ")
+    assert note(kl_coef=0.0).startswith("KL coefficient 0: measured, not trained on. ")
     assert note(kl_coef=0.0, kl=None).startswith("Not measured: measure_kl is off. ")
+
+
+def test_captions_of_a_comparison_speak_of_each_run():
+    free = Curves("r", "n", [{**row, "kl_coef": 0.0} for row in STEPS], METRICS)
+    assert figure("kl", [RUN, free], View())["note"].startswith("KL coefficient 0.02 and 0. ")
+    note = figure("reward", [RUN, free], View())["note"]
+    assert note.startswith("Held-out accuracy 40 % → 50 %. ")  # the same for both
+    once = Curves("r2", "m", STEPS, {"heldout/accuracy": [(0, 0.2)]})
+    note = figure("reward", [RUN, once], View())["note"]
+    assert note.startswith("Held-out accuracy 40 % → 50 % and 20 %. ")
+    for name in ("criteria", "detail"):
+        view = View(detail="clip")
+        assert figure(name, [RUN, free], view)["note"].startswith("Only “first”. "), name
+
+
+def test_a_run_has_its_own_colour_in_every_chart():
+    mine = Curves("a", "a", STEPS, METRICS, colour="--run-5")
+    for name in ("reward", "kl", "loss", "heldout"):
+        for runs in ([mine], [RUN, mine]):
+            own = [t for t in figure(name, runs, View())["traces"] if t.get("legendgroup") == "a"]
+            assert {t["line"]["color"] for t in own if t.get("yaxis") != "y2"} == {"--run-5"}, name
+    legend = figure("kl", [RUN, mine], View())["legend"]
+    assert [(e["run"], e["value"]) for e in legend] == [("run-1", "0.0300"), ("a", "0.0300")]
+
+
+def test_runs_in_a_row_never_share_a_colour_and_keep_theirs():
+    ids = [f"2026-{i}" for i in range(60)]
+    colours = run_colours(ids)
+    for i in range(len(ids) - NUM_COLOURS):
+        assert len({colours[r] for r in ids[i : i + NUM_COLOURS]}) == NUM_COLOURS
+    assert run_colours(ids[:20]) == {r: colours[r] for r in ids[:20]}
+
+
+def test_every_chart_explains_its_metric():
+    for name in charts.FIGURES:
+        assert len(figure(name, [RUN], View())["definition"]["help"]) > 20, name
+    assert figure("kl", [RUN], View())["definition"]["unit"] == "nats/token"
+
+
+def test_long_run_names_are_shortened_in_the_chart_and_whole_on_hover():
+    drawn = figure("kl", [RUN, Curves("r", "long " * 40, STEPS, {})], View())
+    assert len(lines(drawn)[1]["name"]) <= 28
+    assert lines(drawn)[1]["meta"] == drawn["legend"][1]["name"] == "long " * 40
+
+
+def test_verdicts_of_a_single_step_are_bars():
+    drawn = charts.verdicts([VerdictCounts(1, 1, {"healthy": 3, "phantom": 1})], "r")
+    assert [(t["type"], t["x"], t["y"]) for t in drawn["traces"]] == [
+        ("bar", [1], [0.75]),
+        ("bar", [1], [0.25]),
+    ]
+    assert drawn["layout"]["barmode"] == "stack"
+    assert "still push" in drawn["legend"][1]["title"]  # what “phantom” means
 
 
 @pytest.mark.parametrize("name", charts.FIGURES)
@@ -151,7 +206,7 @@ def test_a_gap_stays_a_gap():
 def test_kl_without_a_coefficient_is_labelled_as_measured_only():
     free = Curves("r", "n", [{**row, "kl_coef": 0.0} for row in STEPS], {})
     assert "measured, not trained on" in figure("kl", [free], View())["note"]
-    assert figure("kl", [RUN], View())["note"].startswith("Coefficient 0.02.")
+    assert figure("kl", [RUN], View())["note"].startswith("KL coefficient 0.02.")
 
 
 def test_zoom_belongs_to_a_run_and_an_axis_and_outlives_new_points():

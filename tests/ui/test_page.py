@@ -27,7 +27,7 @@ from grpo_core.store import Recorder
 from grpo_core.types import Checkpointed, Intervened, Intervention, Paused, RunStatus
 from ui.components import form
 from ui.page import Arrival, build_app, launch_options, read_address
-from ui.render import charts, status
+from ui.render import charts, run_end
 from ui.server import group_ref
 from ui.server.api import ENDPOINTS, Api
 from ui.server.guard import Guard, own_hosts
@@ -525,7 +525,7 @@ def test_a_waiting_run_says_why_and_the_log_is_shown_as_text(views, store):
                 3, str(store.checkpoint_folder(run_id) / "step-00000003"), 2_000_000, "0" * 64
             )
         )
-    banner = status.run_banner(store.run(run_id))
+    banner = run_end.run_banner(store.run(run_id))
     assert "before the update of step 4.</b>" in banner
     assert "&lt;b&gt;Resume" in banner
     with RunLog(store.log_file(run_id), run_id) as log:

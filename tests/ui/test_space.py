@@ -10,7 +10,7 @@ from grpo_core.runs.zerogpu import measured_before
 from grpo_core.store import Recorder
 from grpo_core.types import ModelLoaded
 from ui.page import build_app
-from ui.render import status
+from ui.render import run_end
 from ui.tabs.form_fields import default_values
 from ui.tabs.start_bar import show_outlook
 
@@ -68,8 +68,8 @@ def test_only_a_run_stopped_by_a_limit_says_so(store):
         "The GPU's lease of 60 s is over. Saved after step 3 of 9: "
         "press Resume for the next lease.",
     )
-    said = status.run_banner(store.run(run_id))
+    said = run_end.run_banner(store.run(run_id))
     assert "<b>The GPU&#x27;s lease of 60 s is over.</b>" in said
     assert "press Resume" in said
     store.set_status(run_id, "stopped")
-    assert status.run_banner(store.run(run_id)) == ""
+    assert "<b>Stopped after 3 of 3 steps.</b>" in run_end.run_banner(store.run(run_id))

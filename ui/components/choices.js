@@ -60,3 +60,16 @@ window.studioWalk = groupRef => {
   const {by, groups} = window.studioPressed;
   return groupRef && `${step}/${(group + Number(by) + Number(groups)) % Number(groups)}`;
 };
+
+// Opens a tab; on Runs it also selects the run of the button that was pressed.
+window.studioOpenTab = name => {
+  document.getElementById(`tab-${name}-button`)?.click();
+  const run = window.studioPressed.run;
+  if (name !== 'runs' || !run) return;
+  const select = left => {
+    const box = document.querySelector(`#run-table [role=checkbox][data-run="${CSS.escape(run)}"]`);
+    if (box?.getAttribute('aria-checked') === 'false') box.click();
+    else if (!box && left) setTimeout(select, 100, left - 1);
+  };
+  select(50);
+};

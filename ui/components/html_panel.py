@@ -62,7 +62,18 @@ def script(name: str) -> str:
 
 def styles() -> str:
     """The style sheets of the page. Their order matters: later rules override earlier ones."""
-    names = ("theme", "page", "setup", "train", "group", "inspect", "runs", "narrow", "reports")
+    names = (
+        "theme",
+        "page",
+        "setup",
+        "live",
+        "charts",
+        "group",
+        "inspect",
+        "runs",
+        "narrow",
+        "reports",
+    )
     return "".join(script(f"{name}.css") for name in names)
 
 

@@ -13,7 +13,7 @@ TITLES = {
     "dead_groups": "Tied groups",
     "truncation": "Cut short",
     "end_token": "End token does not stop generation",
-    "kl_burst": "KL burst",
+    "kl_burst": "KL spike",
     "non_finite": "Not a number",
     "entropy_collapse": "Entropy collapse",
     "length_drift": "Length drifts",
@@ -36,9 +36,16 @@ def advice(notices: Sequence[Notice], group_refs: Mapping[int, tuple[int, int]])
         return ""
     shown = "".join(_notice(n, group_refs.get(n.group_id or 0)) for n in notices[:SHOWN])
     more = ""
+    if len(notices) > 1:
+        # One notice leaves room for the cards on the first screen; live.css hides the others.
+        others = count(min(len(notices), SHOWN) - 1, "more notice")
+        more = (
+            '<button type="button" class="more-notices" data-toggle="notices" '
+            f'aria-pressed="false">{others}</button>'
+        )
     if len(notices) > SHOWN:
         others = esc(count(len(notices) - SHOWN, "smaller notice"))
-        more = f'<p class="note">and {others}, shown when these are dismissed.</p>'
+        more += f'<p class="note">and {others}, shown when these are dismissed.</p>'
     return f'<section class="advice" aria-label="Advisor">{shown}{more}</section>'
 
 
@@ -59,6 +66,6 @@ def _notice(notice: Notice, group_ref: tuple[int, int] | None) -> str:
     )
     return (
         f'<article class="notice {tone}"><div><b>{title}</b> <span>{esc(notice.message)}</span>'
-        f'<p><em>Try</em> {esc(notice.advice)}</p><p class="note">{evidence}</p></div>'
+        f'<p><em>Try</em> {esc(notice.advice)} <span class="note">{evidence}</span></p></div>'
         f'<div class="tools">{show}{dismiss}</div></article>'
     )

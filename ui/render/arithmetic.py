@@ -15,6 +15,7 @@ from ui.render.recorded_config import (
     estimator_of,
     wider_grouping,
 )
+from ui.render.siblings import MANY, Cause, cause_of, positions
 from ui.render.text import digits_apart, esc, format_number, is_number, plain, signed
 from ui.render.verdicts import verdict_line
 
@@ -26,18 +27,55 @@ WORKED: dict[str, str] = {
 }
 
 
-def arithmetic(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) -> str:
-    """A line with rewards, mean, std and the formula, and the verdict in a sentence."""
+def arithmetic(group: GroupRow, chosen: RolloutRow | None, config: Config) -> str:
+    """A line with rewards, mean, std and the formula of one completion, and the verdict.
+
+    chosen: the completion whose advantage the formula computes; None: of no completion.
+    """
     digits = reward_digits(group)
-    rewards = " ".join(reward_text(r.reward, digits) for r in rollouts)
     mean = format_number(group.reward_mean, digits + 1)
     std = format_number(group.reward_std, digits + 1)
-    formula = esc(_formula(group, rollouts, config))
     return (
-        f'<div class="sum"><span>rewards <code>{rewards}</code></span>'
-        f"<span>mean <code>{mean}</code></span><span>std <code>{std}</code></span>"
-        f'<span class="formula-inline"><code>{formula}</code></span></div>'
-        f"{verdict_line(group, config)}"
+        f'<div class="sum">{_rewards(group, digits)}'
+        f'<span title="mean of the rewards">mean <code>{mean}</code></span>'
+        f'<span title="standard deviation of the rewards">std <code>{std}</code></span>'
+        f'<span class="formula-inline" aria-live="polite">{one_formula(group, chosen, config)}'
+        f"</span></div>{verdict_line(group, config)}"
+    )
+
+
+def _rewards(group: GroupRow, digits: int) -> str:
+    """All rewards, best first; of a large group only how many differ."""
+    rewards = sorted((r.reward for r in group.rollouts if is_number(r.reward)), reverse=True)
+    if len(group.rollouts) > MANY:
+        return f"<span><b>{len(group.rollouts)}</b> rewards, {len(set(rewards))} different</span>"
+    texts = [reward_text(r, digits) for r in rewards]
+    texts += ["null"] * (len(group.rollouts) - len(rewards))
+    return f"<span>rewards <code>{' '.join(texts)}</code></span>"
+
+
+def one_formula(group: GroupRow, rollout: RolloutRow | None, config: Config) -> str:
+    """The formula with one completion's numbers, and what earned or cost it most."""
+    if rollout is None:
+        return f"<code>{esc(_formula(group, [], config))}</code>"
+    formula = f"<code>{esc(_formula(group, [rollout], config))}</code>"
+    if not is_number(rollout.reward):
+        formula += " <span>could not be scored</span>"
+    cause = cause_of(group, rollout, config)
+    return f'<b class="of">#{rollout.position + 1}</b> {formula}{_cause(cause)}'
+
+
+def _cause(cause: Cause | None) -> str:
+    """The criterion with the largest effect: accuracy cost most: (0 − 0.625) × 1 = −0.625."""
+    if cause is None:
+        return ""
+    verb = "earned" if cause.effect > 0 else "cost"
+    score = "null" if cause.score is None else plain(round(cause.score, 3))
+    mean = plain(round(cause.mean, 3))
+    sum_ = f"({score} − {mean}) × {plain(cause.weight)} = {signed(cause.effect, 3)}"
+    return (
+        f' <span class="cause" title="score − mean score, times weight">'
+        f"<b>{esc(cause.name)}</b> {verb} most: <code>{sum_}</code></span>"
     )
 
 
@@ -89,7 +127,7 @@ def _why_row(
         together = ' <i class="times">together</i>' if len(equal) > 1 else ""
         share = f"<td>{_share(sum(gradient.get(r.id, 0.0) for r in equal))}{together}</td>"
     return (
-        f'<tr><th scope="row">{_positions(equal)}</th>{scores}'
+        f'<tr><th scope="row">{positions(equal)}</th>{scores}'
         f"<td>{reward_text(first.reward, digits)}</td>"
         f'<td class="{side_of(first.advantage)}"><b>{signed(first.advantage, 3)}</b></td>'
         f"{share}</tr>"
@@ -122,7 +160,7 @@ def _totals(
 
 
 def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) -> str:
-    """The estimator's formula, with the numbers of the first scored completion where possible.
+    """The estimator's formula, with the numbers of the first scored of `rollouts` where possible.
 
     A = (r − mean)/(std + 1e-4) = (1.60 − 0.850)/(0.598 + 1e-4) = +1.25
     """
@@ -136,7 +174,7 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) ->
     formula = f"A = {filled}"
     if suffix := _formula_suffix(config):
         return formula + suffix
-    scored = [r.reward for r in rollouts if is_number(r.reward)]
+    scored = [r.reward for r in group.rollouts if is_number(r.reward)]
     if name not in WORKED or len(scored) < 2:
         return formula
     digits = reward_digits(group)
@@ -172,23 +210,6 @@ def _group_equal(rollouts: Sequence[RolloutRow]) -> list[list[RolloutRow]]:
     for r in rollouts:
         equal.setdefault((tuple(sorted(r.scores.items())), r.reward, r.advantage), []).append(r)
     return list(equal.values())
-
-
-def _positions(rollouts: Sequence[RolloutRow]) -> str:
-    """#1, #4–#6: three or more neighbours as a range."""
-    spans: list[list[int]] = []
-    for n in sorted(r.position + 1 for r in rollouts):
-        if spans and n == spans[-1][1] + 1:
-            spans[-1][1] = n
-        else:
-            spans.append([n, n])
-    texts = []
-    for first, last in spans:
-        if first == last:
-            texts.append(f"#{first}")
-        else:
-            texts.append(f"#{first}, #{last}" if last == first + 1 else f"#{first}–#{last}")
-    return ", ".join(texts)
 
 
 def _share(value: float) -> str:

@@ -8,10 +8,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from grpo_core.store import GroupRow, RolloutRow
-from ui.render.arithmetic import arithmetic, reward_digits, score_text, side_of, times_weight
+from ui.render.arithmetic import (
+    arithmetic,
+    one_formula,
+    reward_digits,
+    score_text,
+    side_of,
+    times_weight,
+)
 from ui.render.recorded_config import Config, advantage_scale, criteria_of
+from ui.render.siblings import (
+    MANY,
+    Cause,
+    cause_of,
+    histogram,
+    marked_texts,
+    merge_equal,
+    positions,
+)
 from ui.render.text import esc, format_number, is_number, signed
 
 # If most completions are longer, all cards get more lines. All have the same number of lines, so
@@ -36,12 +53,13 @@ def in_order(rollouts: Sequence[RolloutRow], order: str) -> list[RolloutRow]:
 
 
 def group_view(group: GroupRow, num_groups: int, config: Config, order: str = "best") -> str:
-    """The group on the Train tab: prompt, arithmetic and every completion."""
+    """The group on the Train tab: prompt, arithmetic and every distinct completion."""
     rollouts = in_order(group.rollouts, order)
-    return (
-        f"{group_head(group, num_groups, order)}{arithmetic(group, rollouts, config)}"
-        f"{card_grid(group, rollouts, config)}"
+    head = group_head(group, num_groups, order) + arithmetic(
+        group, rollouts[0] if rollouts else None, config
     )
+    chart = histogram(group) if len(rollouts) > MANY else ""
+    return f"{head}{chart}{card_grid(group, rollouts, config, choose=True)}"
 
 
 def group_head(group: GroupRow, num_groups: int, order: str) -> str:
@@ -69,19 +87,56 @@ def group_head(group: GroupRow, num_groups: int, order: str) -> str:
     )
 
 
-def card_grid(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) -> str:
+def card_grid(
+    group: GroupRow, rollouts: Sequence[RolloutRow], config: Config, choose: bool = False
+) -> str:
+    """A card for each distinct completion; words that differ from the best one are marked.
+
+    choose: a press on a card puts its arithmetic into the formula line; group.js does it.
+    """
     scale = advantage_scale(config, len(rollouts))
     digits = reward_digits(group)
-    cards = "".join(completion_card(r, config, scale, digits) for r in rollouts)
-    long = " long" if sum(len(r.text) > LONG_CHARS for r in rollouts) * 2 > len(rollouts) else ""
+    merged = merge_equal(rollouts)
+    texts = []
+    if merged:
+        best = in_order(group.rollouts, "best")[0]
+        texts = marked_texts([equal[0] for equal in merged], best)
+    cards = ""
+    for i, (equal, text) in enumerate(zip(merged, texts, strict=True)):
+        formula, cause = "", None
+        if choose:
+            formula = one_formula(group, equal[0], config)
+            cause = cause_of(group, equal[0], config)
+        more = Extras(equal, text, formula, cause, choose and i == 0)
+        cards += completion_card(equal[0], config, scale, digits, more)
+    lengths = [len(equal[0].text) > LONG_CHARS for equal in merged]
+    long = " long" if sum(lengths) * 2 > len(lengths) else ""
     return f'<div class="cards{long}">{cards}</div>'
 
 
-def completion_card(rollout: RolloutRow, config: Config, scale: float, digits: int = 2) -> str:
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a card shows because of its siblings.
+
+    equal: the completions that share the card. text: HTML with marks. formula: HTML, shown in the
+    formula line while the card is chosen. cause: the criterion to mark then.
+    """
+
+    equal: Sequence[RolloutRow] = ()
+    text: str | None = None
+    formula: str = ""
+    cause: Cause | None = None
+    chosen: bool = False
+
+
+def completion_card(
+    rollout: RolloutRow, config: Config, scale: float, digits: int = 2, more: Extras | None = None
+) -> str:
     """One completion: its advantage as sign, number and bar; its text; its reward and scores.
 
     scale: the advantage that fills the bar. digits: decimals of the reward.
     """
+    more = more or Extras()
     share = min(1.0, abs(rollout.advantage) / scale) if is_number(rollout.advantage) else 0.0
     reward = "could not be scored"
     if is_number(rollout.reward):
@@ -89,18 +144,28 @@ def completion_card(rollout: RolloutRow, config: Config, scale: float, digits: i
     ended = ENDS.get(rollout.finish_reason, esc(rollout.finish_reason))
     edited = '<span class="score edited">edited</span>' if rollout.edited else ""
     number = rollout.position + 1
+    times = ""
+    if len(more.equal) > 1:
+        title = f"{len(more.equal)} equal completions: {positions(more.equal)}"
+        times = f'<b class="count" title="{title}">×{len(more.equal)}</b>'
+    choice = mine = ""
+    if more.formula:
+        current = ' aria-current="true"' if more.chosen else ""
+        choice = f' tabindex="0" data-card="{number}"{current}'
+        mine = f'<div class="mine" hidden>{more.formula}</div>'
+    place = f"#{number}" + (" …" if times else "")
     return (
-        f'<article class="card {side_of(rollout.advantage)}" aria-label="Completion {number}">'
-        f'<div class="adv"><b title="advantage">{signed(rollout.advantage)}</b>'
-        f'<span class="axis" aria-hidden="true"><i style="--part:{share:.3f}"></i></span>'
-        f'<span class="place">#{number}</span></div>{_text(rollout)}'
+        f'<article class="card {side_of(rollout.advantage)}" aria-label="Completion {number}"'
+        f'{choice}><div class="adv"><b title="advantage">{signed(rollout.advantage)}</b>'
+        f'<span class="axis" aria-hidden="true"><i style="--part:{share:.3f}"></i></span>{times}'
+        f'<span class="place">{place}</span></div>{_text(rollout, more.text)}'
         f'<div class="scores"><span class="score total">reward <b>{reward}</b></span>'
-        f"{_scores(rollout, config)}{edited}"
-        f'<span class="score end">{ended} · {rollout.num_tokens:,} tok</span></div></article>'
+        f"{_scores(rollout, config, more.cause)}{edited}"
+        f'<span class="score end">{ended} · {rollout.num_tokens:,} tok</span></div>{mine}</article>'
     )
 
 
-def _text(rollout: RolloutRow) -> str:
+def _text(rollout: RolloutRow, marked: str | None) -> str:
     if not rollout.text:
         return '<pre class="nothing">(empty)</pre>'
     scrolls = ""
@@ -108,16 +173,17 @@ def _text(rollout: RolloutRow) -> str:
         label = f"Text of completion {rollout.position + 1}"
         scrolls = f' tabindex="0" role="region" aria-label="{label}"'
     # The parser drops one line break after <pre>: this one, not the completion's own.
-    return f"<pre{scrolls}>\n{esc(rollout.text)}</pre>"
+    return f"<pre{scrolls}>\n{esc(rollout.text) if marked is None else marked}</pre>"
 
 
-def _scores(rollout: RolloutRow, config: Config) -> str:
+def _scores(rollout: RolloutRow, config: Config, cause: Cause | None) -> str:
     """The scores with their weights, in the rubric's order; unknown criteria last."""
     weights = {c["name"]: c.get("weight") for c in criteria_of(config)}
     names = [name for name in weights if name in rollout.scores]
     names += [name for name in rollout.scores if name not in weights]
+    marks = {cause.name: "earned" if cause.effect > 0 else "cost"} if cause else {}
     return "".join(
-        f'<span class="score">{esc(name)} <b>{score_text(rollout.scores[name])}</b>'
-        f"{times_weight(weights.get(name))}</span>"
+        f'<span class="score {marks.get(name, "")}">{esc(name)} '
+        f"<b>{score_text(rollout.scores[name])}</b>{times_weight(weights.get(name))}</span>"
         for name in names
     )

@@ -187,7 +187,7 @@ def _live_facts(run: RunRow, recent: Sequence[Mapping[str, Any]], now: float) ->
     else:
         facts.append("time left is known after the first step")
     if run.breakpoints:
-        facts.append(f"waits when {esc(run.breakpoints)}")
+        facts.append(f"pauses when {esc(run.breakpoints)}")
     return facts + _device_fact(run)
 
 
@@ -199,9 +199,6 @@ def _ended_facts(run: RunRow, blocking: RunRow | None) -> list[str]:
     facts = []
     if is_number(run.duration_seconds):
         facts.append(f"{duration(run.duration_seconds)} in all")
-    if is_number(run.heldout_before):
-        after = f" → {percent(run.heldout_after)}" if is_number(run.heldout_after) else ""
-        facts.append(f"held-out {percent(run.heldout_before)}{after}")
     return facts + _device_fact(run)
 
 
@@ -210,43 +207,17 @@ def store_banner(trouble: str) -> str:
     return banner("Nothing can be recorded at present.", trouble) if trouble else ""
 
 
-def run_banner(run: RunRow | None) -> str:
-    """What happened to a run that waits or ended early, what was kept, and what to do."""
-    if run is None:
-        return ""
-    if run.status in (RunStatus.STOPPED, RunStatus.PAUSED):
-        # A run that a person stopped has no message and needs no explanation; a limit has one.
-        message = run.error or ("Paused." if run.status is RunStatus.PAUSED else "")
-        what, _, then = message.partition(". ")
-        return banner(f"{what.removesuffix('.')}.", then, tone="warn") if what else ""
-    if run.status not in (RunStatus.FAILED, RunStatus.INTERRUPTED):
-        return ""
-    kept = "No step was finished, so there is nothing to keep."
-    if run.steps_done:
-        kept = f"Kept: {count(run.steps_done, 'step')} with every group and curve."
-    if run.status is RunStatus.INTERRUPTED:
-        return banner(
-            "The server stopped while this run was going.",
-            f"{kept} Press Resume to go on from its last checkpoint.",
-        )
-    # The first line is the message; the traceback follows.
-    lines = (run.error or "").strip().splitlines() or ["no message was recorded"]
-    return banner(
-        f"The run failed: {lines[0].strip()}",
-        f"{kept} Correct what the message names and press Start training. "
-        "If the machine caused the failure, press Resume.",
-        run.error if len(lines) > 1 else "",
-    )
+def banner(what: str, then: str, detail: str | None = "", tone: str = "bad", more: str = "") -> str:
+    """A message: what happened, what to do then, and optionally a text that scrolls.
 
-
-def banner(what: str, then: str, detail: str | None = "", tone: str = "bad") -> str:
-    """A message: what happened, what to do then, and optionally a text that scrolls."""
-    more = ""
+    more: HTML after the message, such as buttons.
+    """
+    scrolled = ""
     if detail:
-        more = f'<pre tabindex="0" role="region" aria-label="Details">\n{esc(detail)}</pre>'
+        scrolled = f'<pre tabindex="0" role="region" aria-label="Details">\n{esc(detail)}</pre>'
     return (
         f'<div class="banner {tone}" role="alert"><b>{esc(what)}</b> '
-        f"<span>{esc(then)}</span>{more}</div>"
+        f"<span>{esc(then)}</span>{more}{scrolled}</div>"
     )
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "percent",
     "plain",
     "short",
+    "shorten",
     "signed",
     "size",
     "visible",
@@ -74,6 +75,14 @@ def plain(value: float) -> str:
     """A setting in its shortest form: 0.2, 1, 1e-06."""
     text = f"{value:g}"
     return text.replace("-", MINUS, 1) if value < 0 else text
+
+
+def shorten(text: str, most: int = 28) -> str:
+    """A long name with an ellipsis in its middle, so that its beginning and its end are seen."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
 
 
 def percent(value: float | None) -> str:

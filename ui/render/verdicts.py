@@ -25,10 +25,26 @@ TONES = {
     "dominated": "warn",
 }
 
+# What the labels mean, shown on hover.
+MEANINGS = {
+    "healthy": "Some completions are right and some are wrong: the policy learns which to prefer.",
+    "graded": "Rewards differ: the policy learns better from worse.",
+    "polish": "All completions are right. Only smaller criteria, such as format, still differ.",
+    "all_right": "All completions are right and have equal rewards: nothing to prefer.",
+    "all_wrong": "All completions are wrong and have equal rewards: nothing to prefer.",
+    "tied": "All rewards are equal: nothing to prefer.",
+    "phantom": "No completion is right, yet smaller criteria still push the policy.",
+    "gated": "No completion is right, so the gate holds the smaller criteria back.",
+    "truncated": "Many completions were cut at the token limit and scored without their end.",
+    "dominated": "One criterion decides nearly all of the reward and hides the others.",
+    "unscored": "Too few completions could be scored to compare them.",
+}
+
 
 def verdict_pill(code: str) -> str:
     label = VERDICTS.get(code, (code, ""))[0]
-    return f'<span class="verdict {TONES.get(code, "plain")}">{esc(label)}</span>'
+    meaning = f' title="{esc(MEANINGS[code])}"' if code in MEANINGS else ""
+    return f'<span class="verdict {TONES.get(code, "plain")}"{meaning}>{esc(label)}</span>'
 
 
 def verdict_line(group: GroupRow, config: Config) -> str:

@@ -19,10 +19,11 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import NotFound
 from grpo_core.store import Cursor, RunRow, Store, VerdictCounts
 from grpo_core.types import Notice, RunStatus
-from ui.render import advice, cards, charts, status
+from ui.render import advice, cards, charts, run_end, status
+from ui.render.run_colours import run_colours
 
 POINTS = 5_000  # steps read for a curve; charts.DRAWN of them are drawn
-CURVES = ("reward", "kl", "loss", "length", "criteria", "detail")
+CURVES = ("reward", "kl", "criteria", "loss", "length", "detail")  # in the order of the page
 
 
 class Runs(Protocol):
@@ -90,6 +91,7 @@ class Views:
     def __init__(self, store: Store):
         self.store = store
         self._runs = lru_cache(maxsize=2)(lambda token: store.runs())
+        self._colours = lru_cache(maxsize=2)(self._read_colours)
         self._curves = Newest(16, self._read_curves)
         self._figure = Newest(128, self._draw)
         self._advised = Newest(16, self._draw_advice)
@@ -135,6 +137,14 @@ class Views:
             return run.name
         return f"{run.name} · {run.id.rpartition('-')[2]}"
 
+    def run_colour(self, run_id: str) -> str:
+        """The run's colour everywhere on the page, as the name of a CSS variable."""
+        return self._colours(self.store.runs_token()).get(run_id, "--accent")
+
+    def _read_colours(self, token: Any) -> dict[str, str]:
+        oldest_first = sorted(self.runs(), key=lambda run: (run.created_at, run.id))
+        return run_colours([run.id for run in oldest_first])
+
     def choices(self) -> list[tuple[str, str]]:
         """The choices of the run picker: (label, id)."""
         return [(self.label(run), run.id) for run in self.runs()]
@@ -158,6 +168,13 @@ class Views:
             recent = self.curves(run).steps[-status.RECENT_STEPS :]
         return status.status_line(run, recent, len(queued), self._blocking(), time.time())
 
+    def run_banner(self, run: RunRow | None) -> str:
+        """What the run came to; empty while it goes on."""
+        if run is None or (run.status.is_live and run.status is not RunStatus.PAUSED):
+            return ""
+        heldout = run_end.accuracies(self.curves(run).metrics)
+        return run_end.run_banner(run, heldout, bool(self.store.checkpoints(run.id)))
+
     def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
         """A key that changes when a curve of the run changes.
 
@@ -173,6 +190,7 @@ class Views:
             run.heldout_after,
             run.reward_last,
             run.status,
+            self.run_colour(run.id),
         )
 
     def curves(self, run: RunRow) -> charts.Curves:
@@ -185,6 +203,7 @@ class Views:
             self.store.steps_with_spikes(run_id, charts.SPIKED, POINTS),
             self.store.metrics_with_spikes(run_id, POINTS),
             self.store.interventions(run_id),
+            key[-1],
         )
 
     def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:

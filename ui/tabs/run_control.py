@@ -47,8 +47,9 @@ class Buttons:
 
 @dataclass(frozen=True, slots=True)
 class More:
-    """The controls in the fold below the status line."""
+    """The controls that “Run control” shows below the status line."""
 
+    why: gr.HTML
     stride: gr.Radio
     checkpoint: gr.Button
     knob: gr.Dropdown
@@ -63,6 +64,12 @@ class More:
     show_log: gr.Button
     message: gr.HTML
     log: gr.HTML
+
+    @property
+    def guarded(self) -> list[gr.Component]:
+        """What `guarded_updates` enables and disables, in its order."""
+        live = [self.stride, self.checkpoint, self.knob, self.value, self.turn]
+        return [*live, self.conditions, self.arm, self.completion, self.reward]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +88,8 @@ def build_buttons() -> Buttons:
 
 
 def build_more() -> More:
-    with gr.Accordion(
-        "Run control", open=False, elem_id="control", elem_classes="card-box fold-box"
-    ):
+    with gr.Column(elem_id="control", elem_classes="card-box", min_width=0):
+        why = html_panel(elem_id="control-why")
         with gr.Row(elem_classes="control-row"):
             stride = gr.Radio(STRIDES, value="step", label="Step goes", elem_id="stride")
             checkpoint = gr.Button("Checkpoint now", size="sm", scale=0, min_width=140)
@@ -102,7 +108,7 @@ def build_more() -> More:
             turn = gr.Button("Change", size="sm", scale=0, min_width=100)
         with gr.Row(elem_classes="control-row"):
             conditions = gr.Textbox(
-                label="Wait when",
+                label="Pause when",
                 max_lines=1,
                 max_length=1000,
                 placeholder="kl > 0.2, verdict = phantom, step = 40",
@@ -131,6 +137,7 @@ def build_more() -> More:
         message = html_panel(elem_id="control-said")
         log = html_panel(elem_id="run-log")
     return More(
+        why=why,
         stride=stride,
         checkpoint=checkpoint,
         knob=knob,
@@ -146,6 +153,30 @@ def build_more() -> More:
         message=message,
         log=log,
     )
+
+
+def build_asks() -> None:
+    """Buttons that show what most people do not need; live.css reads data-control and so on."""
+    html_panel(
+        '<div class="asks"><button type="button" data-toggle="control" aria-pressed="false">'
+        'Run control</button><button type="button" data-toggle="tools" aria-pressed="false">'
+        "Chart tools</button></div>",
+        elem_id="asks",
+    )
+
+
+def ended(run: RunRow | None) -> str:
+    """Why a run takes no commands, as a sentence; empty if it takes them."""
+    if run is None:
+        return "There is no run yet."
+    return "" if run.status.is_live else f"This run is {run.status}, so nothing can be changed."
+
+
+def guarded_updates(ended: str, refusal: str) -> list[Any]:
+    """Updates of `why` and of More.guarded. refusal: why no reward can be set."""
+    note = f'<p class="note">{esc(ended)}</p>' if ended else ""
+    fields = [not ended] * 7 + [not refusal] * 2
+    return [note, *(gr.update(interactive=on) for on in fields)]
 
 
 def states(run: RunRow | None) -> list[dict[str, Any]]:
@@ -232,7 +263,7 @@ class RunCommands:
             run_id,
             "No checkpoint is saved.",
             self.runs.checkpoint,
-            "The last complete step is saved at the next interruption point.",
+            "Saving at the end of this step.",
         )
 
     def turn(self, run_id: Any, name: Any, value: Any) -> str:
@@ -255,7 +286,7 @@ class RunCommands:
             run_id,
             "The breakpoints stay as they were.",
             lambda r: self.runs.set_breakpoints(r, text),
-            f"The run will wait when {text}." if text else "Breakpoints cleared.",
+            f"The run will pause when {text}." if text else "Breakpoints cleared.",
         )
 
     def edit(self, run_id: Any, at: Any, completion: Any, reward: Any) -> str:

@@ -11,6 +11,7 @@ from grpo_core.errors import StudioError
 from ui.components.html_panel import QUIET, data_of, html_panel, script
 from ui.components.live_chart import live_chart
 from ui.render import charts, status
+from ui.render.run_end import ACTS
 from ui.server import group_ref
 from ui.server.refresh import RefreshEvents
 from ui.server.service import Service
@@ -97,6 +98,8 @@ def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: 
         seen,
         live.status.more.edit,
         live.status.more.edit_refusal,
+        live.status.more.why,
+        *live.status.more.guarded,
     ]
     show = ShowTrain(views)
     refresh = frame.refresh.events("train", show, inputs, outputs)
@@ -117,6 +120,7 @@ def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: 
     group = live.group.group
     refresh.after(group.order(None, None, order, js="() => studioPressed.order", **QUIET))
     _wire_advisor(live.status.advisor, frame, views, refresh)
+    _wire_acts(live.status.trouble)
 
     _wire_start(setup, frame, pin, Starter(runs, views, service))
     commands = control.RunCommands(runs, views)
@@ -154,6 +158,7 @@ class _GroupBox:
 
 
 def _build_live() -> _Live:
+    """The group comes before the loss: cards are on the first screen."""
     status_parts = _build_status()
     tools = _build_curve_tools()
     with gr.Row(elem_classes="curves"):
@@ -175,17 +180,23 @@ def _build_status() -> _Status:
             status.status_line(None, [], 0, None, 0), script=script("status.js"), elem_id="status"
         )
         buttons = control.build_buttons()
+        control.build_asks()
     return _Status(
         line,
         buttons,
-        trouble=html_panel(elem_id="run-banner"),
         more=control.build_more(),
-        advisor=html_panel(events=("show", "dismiss"), elem_id="advisor"),
+        trouble=html_panel(elem_id="run-banner", events=tuple(ACTS)),
+        advisor=html_panel(
+            events=("show", "dismiss"),
+            # A refresh replaces the attributes of toggle buttons.
+            script="watch('value', () => window.studioToggles?.());",
+            elem_id="advisor",
+        ),
     )
 
 
 def _build_curve_tools() -> _CurveTools:
-    with gr.Row(elem_id="curve-tools"):
+    with gr.Row(elem_id="curve-tools", elem_classes="card-box"):
         return _CurveTools(
             x=gr.Radio(AXES, value="step", label="Horizontal axis", elem_id="axis", scale=0),
             smoothing=gr.Slider(
@@ -269,6 +280,12 @@ def _wire_advisor(advisor: gr.HTML, frame: Frame, views: Views, refresh: Refresh
         return dismiss(views, run_id, event)
 
     refresh.after(advisor.dismiss(dismiss_clicked, frame.run, frame.notice, **QUIET))
+
+
+def _wire_acts(trouble: gr.HTML) -> None:
+    """The buttons of an ended run open the tab that does it, for this run."""
+    for event, tab in (("tryit", "playground"), ("why", "inspect"), ("export", "runs")):
+        getattr(trouble, event)(None, None, None, js=f"() => studioOpenTab('{tab}')", **QUIET)
 
 
 def _wire_start(setup: Setup, frame: Frame, pin: gr.Textbox, starter: Starter) -> None:

@@ -18,8 +18,8 @@ from ui.tabs import reward_edit
 from ui.tabs import run_control as control
 from ui.tabs.frame import SKIP, parse_tokens, token
 
-NUM_OUTPUTS = 17 + len(CURVES)  # as build_train lists them
-NUM_BUTTONS = 4
+NUM_BUTTONS, NUM_GUARDED = 4, 10
+NUM_OUTPUTS = 13 + NUM_BUTTONS + len(CURVES) + NUM_GUARDED  # as build_train lists them
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,9 @@ class ShowTrain:
         set_reward: list[Any] = [SKIP, SKIP]
         if "refusal" in new:
             set_reward = control.reward_states(parts["refusal"])
+        guarded: list[Any] = [SKIP] * NUM_GUARDED
+        if new & {"ended", "refusal"}:
+            guarded = control.guarded_updates(parts["ended"], parts["refusal"])
         buttons: list[Any] = [SKIP] * NUM_BUTTONS
         if new & {"runs", "run"}:
             chosen: dict[str, Any] = {}
@@ -88,7 +91,7 @@ class ShowTrain:
             overlay = gr.update(choices=[(n, r) for n, r in choices if r != shown.run_id])
         if "line" in new:
             pill = status.run_pill(shown.run)
-            trouble = status.store_banner(views.store.trouble) + status.run_banner(shown.run)
+            trouble = status.store_banner(views.store.trouble) + views.run_banner(shown.run)
             line, buttons = views.status_line(shown.run), control.states(shown.run)
         return [
             picker,
@@ -105,6 +108,7 @@ class ShowTrain:
             group_ref.text(shown.ref),
             json.dumps(now),
             *set_reward,
+            *guarded,
         ]
 
     def _read(self, given: TrainInputs) -> _Shown:
@@ -140,6 +144,7 @@ class ShowTrain:
                 [r.revision for r in views.runs() if r.status.is_live],
                 views.store.trouble,
             ],
+            "ended": control.ended(run),
             "curves": [views.curves_key(run), overlay_keys, view.x, view.smoothing, view.log],
             "detail": view.detail,
             "steps": [shown.run_id, shown.last, ref and ref[0]],
@@ -197,6 +202,6 @@ def _curve_view(given: TrainInputs) -> charts.View:
 
 
 def breakpoints_of(views: Views, run_id: Any) -> str:
-    """The run's breakpoints for “Wait when”, also after a restart of the server."""
+    """The run's breakpoints for “Pause when”, also after a restart of the server."""
     run = views.run(run_id)
     return (run.breakpoints or "") if run else ""

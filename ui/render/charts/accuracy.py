@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ui.render.charts.curves import Axis, Curves, View, rounded
 from ui.render.charts.frame import (
-    COLOURS,
     DASHES,
     Figure,
+    colour_of,
+    definition,
+    each,
     empty_figure,
     finish,
     run_legend,
     safe,
 )
-from ui.render.text import is_number, percent
+from ui.render.text import is_number, percent, shorten
 
 SYMBOLS = ("diamond", "square", "circle", "x", "cross", "star")
 
@@ -30,13 +32,14 @@ class MarkerStyle:
     symbol: str
     yaxis: str
     clickable: bool
+    run: str = ""
 
 
 # eval set -> its title in notes, its name in the legend, and its markers on the right axis
 BESIDE_REWARD = {
     "heldout": (
         "Held-out accuracy",
-        "held-out accuracy, 95 %",
+        "held-out, 95 %",
         MarkerStyle("held-out", "--held", "dot", "diamond", "y2", True),
     ),
     "second": (
@@ -51,33 +54,66 @@ def heldout(runs: Sequence[Curves], view: View) -> Figure:
     """Held-out accuracy of every run. Unlike the reward, it is always on the same prompts."""
     out = empty_figure("Held-out accuracy", runs, view)
     for i, run in enumerate(runs):
-        style = MarkerStyle(safe(run.name), COLOURS[i], DASHES[i], SYMBOLS[i], "y", i == 0)
+        style = MarkerStyle(
+            safe(shorten(run.name)),
+            colour_of(runs, i),
+            DASHES[i],
+            SYMBOLS[i],
+            "y",
+            i == 0,
+            run.run_id,
+        )
         out["traces"] += accuracy_traces(run, view, "heldout", style)
     out["legend"] = run_legend(runs)
     out["note"] = (
         "Every evaluation of a task uses the same prompts. "
         "Intervals that overlap widely show no difference."
     )
+    out["definition"] = definition(
+        "Share of the held-out prompts that the policy answers right, with 95 % Wilson intervals.",
+        "share",
+    )
     out["layout"]["yaxis"] = {"tickformat": ".0%", "rangemode": "tozero"}
     return finish(out, runs, view)
 
 
-def add_accuracies(out: Figure, run: Curves, view: View) -> None:
-    """Add the accuracies of BESIDE_REWARD to a figure, on a right axis from 0 to 100 %."""
-    for eval_set, (title, legend, style) in BESIDE_REWARD.items():
-        traces = accuracy_traces(run, view, eval_set, style)
-        if not traces:
+def add_accuracies(out: Figure, runs: Sequence[Curves], view: View) -> None:
+    """Add the accuracies of BESIDE_REWARD to a figure, on a right axis from 0 to 100 %.
+
+    Of several runs, each has its own colour and symbol.
+    """
+    for eval_set, (title, legend, alone) in BESIDE_REWARD.items():
+        spoken = []
+        for i, run in enumerate(runs):
+            style = alone
+            if len(runs) > 1:
+                style = replace(
+                    alone,
+                    name=f"{safe(shorten(run.name, 18))}, {alone.name}",
+                    colour=colour_of(runs, i),
+                    clickable=i == 0,
+                    run=run.run_id,
+                )
+            traces = accuracy_traces(run, view, eval_set, style)
+            if traces:
+                out["traces"] += traces
+                spoken.append(_first_and_last(run, eval_set))
+        if not spoken:
             continue
-        out["traces"] += traces
-        out["legend"].append({"name": legend, "colour": style.colour, "dash": "point"})
+        colour = alone.colour if len(runs) == 1 else "--mute"
+        out["legend"].append({"name": legend, "colour": colour, "dash": "point"})
         out["layout"]["yaxis2"] = {
             "range": [-0.02, 1.02],
             "tickformat": ".0%",
             "tickvals": [0, 0.5, 1],
         }
-        known = [v for _, v in run.metrics[f"{eval_set}/accuracy"] if is_number(v)]
-        last = f" → {percent(known[-1])}" if len(known) > 1 else ""
-        out["note"] = f"{title} {percent(known[0])}{last}. {out['note']}"
+        out["note"] = f"{title} {each(spoken)}. {out['note']}"
+
+
+def _first_and_last(run: Curves, eval_set: str) -> str:
+    known = [v for _, v in run.metrics[f"{eval_set}/accuracy"] if is_number(v)]
+    last = f" → {percent(known[-1])}" if len(known) > 1 else ""
+    return f"{percent(known[0])}{last}"
 
 
 def accuracy_traces(run: Curves, view: View, eval_set: str, style: MarkerStyle) -> list[Figure]:
@@ -93,6 +129,7 @@ def accuracy_traces(run: Curves, view: View, eval_set: str, style: MarkerStyle) 
         "mode": "lines+markers",
         "yaxis": style.yaxis,
         "name": style.name,
+        "legendgroup": style.run,
         "x": [axis.at(s) for s, _ in points],
         "y": [rounded(v) for _, v in points],
         "customdata": [s for s, _ in points] if style.clickable else None,

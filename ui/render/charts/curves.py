@@ -23,6 +23,7 @@ class Curves:
     steps: rows of the table `steps` in order, each with its `step`.
     metrics: name of an open metric -> its (step, value) pairs.
     interventions: what people changed during the run.
+    colour: the run's own, as the name of a CSS variable; empty: by its place in the chart.
     """
 
     run_id: str
@@ -30,6 +31,7 @@ class Curves:
     steps: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, Sequence[tuple[int, float | None]]]
     interventions: Sequence[Intervention] = ()
+    colour: str = ""
 
 
 @dataclass(frozen=True, slots=True)

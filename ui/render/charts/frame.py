@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_core.config import fields_by_name
 from ui.render.charts.curves import Axis, Curves, Points, View, rounded, smoothed
-from ui.render.text import is_number, plain, visible
+from ui.render.text import is_number, plain, short, shorten, visible
 
 AXES = {"step": "step", "time": "seconds", "tokens": "tokens"}
 FIELDS = fields_by_name()
@@ -23,11 +23,31 @@ Figure = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LineStyle:
-    """One line. index: which colour and dash. clickable: a click opens the point's step."""
+    """One line. index: its dash, and without a colour of its own its colour.
+
+    clickable: a click opens the point's step. run: the id of the run that the line belongs to.
+    """
 
     name: str
     index: int
     clickable: bool
+    colour: str = ""
+    run: str = ""
+
+    @classmethod
+    def of_run(cls, runs: Sequence[Curves], i: int) -> LineStyle:
+        """The line of the i-th run; without a name if it is the only one."""
+        name = runs[i].name if len(runs) > 1 else ""
+        return cls(name, i, i == 0, colour_of(runs, i), runs[i].run_id)
+
+
+def colour_of(runs: Sequence[Curves], i: int) -> str:
+    return runs[i].colour or COLOURS[i]
+
+
+def faint(colour: str) -> str:
+    """The colour of an area behind lines; live_chart.js reads the part after the slash."""
+    return f"{colour}/.14"
 
 
 def safe(name: str) -> str:
@@ -35,12 +55,27 @@ def safe(name: str) -> str:
     return escape(visible(name), quote=False)
 
 
+def definition(help: str, unit: str = "", reading: str = "") -> dict[str, str]:
+    """What a metric means, shown by a press on the chart's title."""
+    return {"help": help, "unit": "" if unit == "1" else unit, "reading": reading}
+
+
+def each(texts: Sequence[str]) -> str:
+    """What is true of each run, in the legend's order: "0.02 and 0". Equal texts stand once."""
+    if len(set(texts)) == 1:
+        return texts[0]
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""
+
+
 def empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
     unit = AXES.get(view.x, "step")
     return {
         # Plotly keeps the zoom while this key stays the same: one zoom for each run and axis.
         "key": f"{runs[0].run_id if runs else ''}|{view.x}|{view.log}|{title}",
+        # Charts of one value share their horizontal range.
+        "range_of": f"{runs[0].run_id}|{view.x}" if runs else "",
         "title": title,
+        "definition": definition(""),
         "now": "",
         "note": "",
         "spoken": title,
@@ -56,13 +91,13 @@ def empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
 
 
 def finish(out: Figure, runs: Sequence[Curves], view: View) -> Figure:
-    """Drop empty traces, mark changed settings of the first run, and apply the logarithmic axis."""
+    """Drop empty traces, mark the settings that people changed, and apply the logarithmic axis."""
     out["traces"] = [t for t in out["traces"] if any(is_number(y) for y in t["y"])]
     if not out["traces"]:
         out["legend"] = []
-    if changes := _changes(runs[0], view) if runs else []:
-        out["layout"]["shapes"] = [_vertical_line(x) for x, _ in changes]
-        texts = ", ".join(dict.fromkeys(text for _, text in changes[-3:]))
+    if changed := [(run, changes) for run in runs if (changes := _changes(run, view))]:
+        out["layout"]["shapes"] = [_vertical_line(x) for _, all_of in changed for x, _ in all_of]
+        texts = "; ".join(_spoken(run, all_of, len(runs) > 1) for run, all_of in changed)
         out["note"] = f"Changed by hand: {texts}. {out['note']}"
     if view.x == "step" and all(x <= 6 for t in out["traces"] for x in t["x"]):
         out["layout"]["xaxis"]["dtick"] = 1  # there is no step 0.5
@@ -99,31 +134,51 @@ def _changes(run: Curves, view: View) -> list[tuple[float, str]]:
     return changes
 
 
+def _spoken(run: Curves, changes: Sequence[tuple[float, str]], named: bool) -> str:
+    """The last three changes of a run, with its name if there are several runs."""
+    texts = ", ".join(dict.fromkeys(text for _, text in changes[-3:]))
+    return f"{shorten(visible(run.name))}: {texts}" if named else texts
+
+
 def _vertical_line(x: float) -> Figure:
     line = {"color": "--held", "width": 1, "dash": "dot"}
     return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line}
 
 
-def run_legend(runs: Sequence[Curves]) -> list[Figure]:
-    return [
-        {"name": visible(run.name), "colour": COLOURS[i], "dash": DASHES[i]}
-        for i, run in enumerate(runs)
-    ]
+def run_legend(runs: Sequence[Curves], column: str = "") -> list[Figure]:
+    """An entry for each run, which can be pressed to hide it. column: also say its last value."""
+    entries = []
+    for i, run in enumerate(runs):
+        last = run.steps[-1].get(column) if run.steps else None
+        entries.append(
+            {
+                "name": visible(run.name),
+                "value": short(last) if is_number(last) else "",
+                "colour": colour_of(runs, i),
+                "dash": DASHES[i],
+                "run": run.run_id,
+            }
+        )
+    return entries
 
 
 def line_traces(view: View, points: Points, style: LineStyle) -> list[Figure]:
     """A line. If it is smoothed, the raw values are drawn faintly behind it."""
     x, y, steps = points
     i = style.index
+    colour = style.colour or COLOURS[i]
+    name = safe(shorten(style.name))
     line = {
         "type": "scatter",
         "mode": "lines" if len(x) > 1 else "markers",
-        "name": style.name,
+        "name": name,
+        "meta": visible(style.name),
+        "legendgroup": style.run,
         "x": x,
         "y": y,
-        "hovertemplate": "%{y:.4~g}" + ("" if style.name else "<extra></extra>"),
-        "line": {"color": COLOURS[i], "width": 2 if i == 0 else 1.6, "dash": DASHES[i]},
-        "marker": {"color": COLOURS[i]},
+        "hovertemplate": "%{y:.4~g}" + ("" if name else "<extra></extra>"),
+        "line": {"color": colour, "width": 2 if i == 0 else 1.6, "dash": DASHES[i]},
+        "marker": {"color": colour},
         "customdata": steps if style.clickable else None,
     }
     if not view.smoothing or len(x) < 2:
@@ -132,12 +187,14 @@ def line_traces(view: View, points: Points, style: LineStyle) -> list[Figure]:
         **line,
         "opacity": RAW_OPACITY,
         "line": {**line["line"], "width": 1},
-        "name": f"{style.name}, raw" if style.name else "raw",
+        "name": f"{name}, raw" if name else "raw",
+        "meta": f"{line['meta']}, raw" if name else "raw",
         "hovertemplate": "%{y:.4~g}",
     }
     average = {
         **line,
-        "name": style.name or "smoothed",
+        "name": name or "smoothed",
+        "meta": line["meta"] or "smoothed",
         "hovertemplate": "%{y:.4~g}",
         "y": [None if v is None else rounded(v) for v in smoothed(y, view.smoothing)],
     }

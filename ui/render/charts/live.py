@@ -24,13 +24,16 @@ from ui.render.charts.frame import (
     DASHES,
     Figure,
     LineStyle,
+    colour_of,
+    definition,
+    each,
     empty_figure,
+    faint,
     finish,
     line_traces,
     run_legend,
-    safe,
 )
-from ui.render.text import is_number, plain, short, visible
+from ui.render.text import is_number, plain, short, shorten, visible
 
 METRICS: dict[str, Mapping[str, str]] = {f.name: f.metadata for f in fields(StepMetrics)}
 # The columns of `steps` that are drawn. Thinning in the store keeps their spikes.
@@ -65,7 +68,7 @@ def metric(
     """One column of `steps`, a line for each run. behind: traces below the lines."""
     traces = list(behind)
     for i, run in enumerate(runs):
-        style = LineStyle(safe(run.name) if len(runs) > 1 else "", i, clickable=i == 0)
+        style = LineStyle.of_run(runs, i)
         traces += line_traces(view, column_points(run, view, column), style)
     out = _described(column, runs, view)
     out["traces"] = traces
@@ -82,11 +85,10 @@ def reward(runs: Sequence[Curves], view: View) -> Figure:
     else:
         out = metric("reward_mean", runs, view, _band(runs[0], view))
         out["legend"] = [
-            {"name": "mean", "colour": COLOURS[0]},
-            {"name": "± spread", "colour": "--accent-band", "dash": "area"},
+            {"name": "mean", "colour": colour_of(runs, 0)},
+            {"name": "± spread", "colour": faint(colour_of(runs, 0)), "dash": "area"},
         ]
-    if runs:
-        add_accuracies(out, runs[0], view)
+    add_accuracies(out, runs, view)
     return out
 
 
@@ -94,18 +96,24 @@ def kl(runs: Sequence[Curves], view: View) -> Figure:
     """KL to the reference. The note says whether it is in the loss, only measured, or neither."""
     out = metric("kl", runs, view)
     out["layout"]["yaxis"].setdefault("rangemode", "tozero")
-    steps = runs[0].steps if runs else ()
-    coefs = [row["kl_coef"] for row in steps if is_number(row.get("kl_coef"))]
-    if not coefs:
-        return out
-    if coefs[-1] > 0:
-        meaning = f"Coefficient {plain(coefs[-1])}."
-    elif any(is_number(row.get("kl")) for row in steps):
-        meaning = "Coefficient 0: measured, not trained on."
-    else:
+    texts = [text for run in runs if (text := _kl_coefficient(run))]
+    if texts == ["0 (not measured)"]:
         meaning = "Not measured: measure_kl is off."
-    out["note"] = f"{meaning} {out['note']}"
+    elif texts == ["0"]:
+        meaning = "KL coefficient 0: measured, not trained on."
+    else:
+        meaning = f"KL coefficient {each(texts)}."
+    out["note"] = f"{meaning} {out['note']}" if texts else out["note"]
     return out
+
+
+def _kl_coefficient(run: Curves) -> str:
+    """The last coefficient; empty before the first step."""
+    coefs = [row["kl_coef"] for row in run.steps if is_number(row.get("kl_coef"))]
+    if not coefs:
+        return ""
+    measured = coefs[-1] > 0 or any(is_number(row.get("kl")) for row in run.steps)
+    return plain(coefs[-1]) + ("" if measured else " (not measured)")
 
 
 def criteria(runs: Sequence[Curves], view: View) -> Figure:
@@ -116,11 +124,15 @@ def criteria(runs: Sequence[Curves], view: View) -> Figure:
         for i, name in enumerate(names[: len(COLOURS)]):
             label = name.removeprefix("score/")
             points = metric_points(runs[0], view, name)
-            out["traces"] += line_traces(view, points, LineStyle(safe(label), i, clickable=True))
+            out["traces"] += line_traces(view, points, LineStyle(label, i, clickable=True))
             out["legend"].append({"name": visible(label), "colour": COLOURS[i], "dash": DASHES[i]})
+    of = f"Only “{shorten(visible(runs[0].name))}”. " if len(runs) > 1 else ""
     out["note"] = (
-        "Mean scores, before weights. A flat score teaches nothing. "
+        f"{of}Mean scores, before weights. A flat score teaches nothing. "
         "A score that rises while accuracy falls is being gamed."
+    )
+    out["definition"] = definition(
+        "Mean score of each criterion over the step’s completions, before its weight.", "0 to 1"
     )
     out["layout"]["yaxis"] = {"range": [-0.03, 1.03], "tickvals": [0, 0.5, 1]}
     return finish(out, runs, view)
@@ -135,9 +147,11 @@ def detail(runs: Sequence[Curves], view: View) -> Figure:
     for i, column in enumerate(columns):
         title = METRICS[column]["title"]
         for run in runs[:1]:
-            style = LineStyle(safe(title), i, clickable=True)
+            style = LineStyle(title, i, clickable=True)
             out["traces"] += line_traces(view, column_points(run, view, column), style)
     out = finish(out, runs[:1], view)
+    if len(runs) > 1:
+        out["note"] = f"Only “{shorten(visible(runs[0].name))}”. {out['note']}"
     out["legend"] = [
         {"name": METRICS[column]["title"], "colour": COLOURS[i], "dash": DASHES[i]}
         for i, column in enumerate(columns)
@@ -154,7 +168,8 @@ def _described(name: str, runs: Sequence[Curves], view: View, column: str | None
     column = column or name
     out = empty_figure(meta["title"], runs, view)
     out["note"] = meta["reading"]
-    out["legend"] = run_legend(runs) if len(runs) > 1 else []
+    out["definition"] = definition(meta["help"], meta["unit"], meta["reading"])
+    out["legend"] = run_legend(runs, column) if len(runs) > 1 else []
     if not runs:
         return out
     steps = runs[0].steps
@@ -202,7 +217,7 @@ def _band(run: Curves, view: View) -> list[Figure]:
         "name": "mean + spread",
         "y": [rounded(m + s) for m, s in pairs],
         "fill": "tonexty",
-        "fillcolor": "--accent-band",
+        "fillcolor": faint(colour_of([run], 0)),
     }
     return [low, high]
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import VerdictCounts
 from ui.render.charts.curves import View, rounded
-from ui.render.charts.frame import Figure, empty_figure, safe
+from ui.render.charts.frame import Figure, definition, empty_figure, safe
+from ui.render.verdicts import MEANINGS
 
 # Stacked from the bottom up: groups that teach, groups that mislead, groups that teach nothing.
 VERDICT_COLOURS = {
@@ -39,16 +40,30 @@ def verdicts(series: Sequence[VerdictCounts], key: str) -> Figure:
     for code in codes:
         label, colour = VERDICTS[code][0], VERDICT_COLOURS[code]
         out["traces"].append(_area(series, code, safe(label), colour))
-        out["legend"].append({"name": label, "colour": colour, "dash": "area"})
+        entry = {"name": label, "colour": colour, "dash": "area", "title": MEANINGS[code]}
+        out["legend"].append(entry)
+    if len(series) == 1:
+        _show_one_column(out, series[0].first)
     out["layout"]["yaxis"] = {"range": [0, 1], "tickformat": ".0%", "tickvals": [0, 0.5, 1]}
     num_steps = series[0].last - series[0].first + 1
     groups = "each step's groups" if num_steps == 1 else f"the groups of {num_steps} steps"
+    out["definition"] = definition(
+        "Share of the groups with each verdict: what the policy can learn from a group.", "share"
+    )
     out["note"] = f"Share of {groups}. Click a point to see its groups."
     totals = {code: sum(s.counts.get(code, 0) for s in series) for code in codes}
     out["spoken"] = "Verdicts over the steps: " + ", ".join(
         f"{VERDICTS[code][0]} {total:,}" for code, total in totals.items()
     )
     return out
+
+
+def _show_one_column(out: Figure, step: int) -> None:
+    """Draw stacked bars: an area between fewer than two points has no width."""
+    for trace in out["traces"]:
+        trace.update({"type": "bar", "width": [0.5], "marker": {"color": trace["fillcolor"]}})
+    out["layout"]["barmode"] = "stack"
+    out["layout"]["xaxis"] |= {"range": [step - 1, step + 1], "dtick": 1}
 
 
 def _area(series: Sequence[VerdictCounts], code: str, name: str, colour: str) -> Figure:
