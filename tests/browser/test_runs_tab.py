@@ -181,8 +181,8 @@ def test_runs_are_searched_by_their_changed_settings(page):
     expect(page.locator("#run-table tr", has_text="kl 0")).to_have_count(1)
     page.get_by_label("Search runs").fill("kl 0")
     expect(page.locator("#run-table tbody tr")).to_have_count(1)
-    page.locator("#run-table .changed .tag").first.hover()
-    expect(page.locator("#run-table .changed .tag").first).to_have_attribute(
+    page.locator("#run-table .differs .tag").first.hover()
+    expect(page.locator("#run-table .differs .tag").first).to_have_attribute(
         "title", "KL coefficient: 0, usually 0.02"
     )
 
@@ -230,5 +230,7 @@ def test_runs_are_cards_on_a_phone(page):
     assert row.evaluate("e => getComputedStyle(e).display") == "flex"
     assert row.bounding_box()["width"] <= 380
     assert row.locator("td.c-heldout").bounding_box()["x"] < 380
-    select(page, "kl")
+    select(page, "kl", "stopped")
     assert no_sideways_scroll(page)
+    cell = page.locator("#differences tbody th").first
+    assert cell.bounding_box()["width"] >= 96, "one letter a line"

@@ -84,7 +84,7 @@ def chips(run: RunRow) -> str:
     out = "".join(_chip(c.short, c.whole) for c in changes[:SHOWN])
     if rest := changes[SHOWN:]:
         out += _chip(f"+{len(rest)}", "\n".join(c.whole for c in rest))
-    return f'<span class="changed">{out}</span>' if out else NONE
+    return f'<span class="differs">{out}</span>' if out else NONE
 
 
 def _chip(short: str, whole: str) -> str:
