@@ -89,9 +89,19 @@ class Rollout:
     sampling_logprobs: Sequence[float] | None = None  # nats, of each token as it was sampled
 
 
+class GroupKind(StrEnum):
+    """What a group was sampled for."""
+
+    TRAINING = "training"
+    EVALUATION = "evaluation"  # a held-out prompt after so many steps; nothing learns from it
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The G siblings of one prompt at one step. `verdict` is one of rubric.verdict.VERDICTS."""
+    """The siblings of one prompt at one step. `verdict` is one of rubric.verdict.VERDICTS.
+
+    A group of an evaluation has no advantages, and the verdict "evaluation".
+    """
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
@@ -493,6 +503,7 @@ class Evaluated:
 
     step: int
     metrics: Mapping[str, float | None]
+    groups: tuple[Group, ...] = ()  # of the first held-out prompts, to look at
 
 
 @dataclass(frozen=True, slots=True)

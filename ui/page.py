@@ -222,7 +222,7 @@ def _arrival(poll: Poll, tabs: _Tabs, frame: Frame, views: Views) -> dict[str, A
 
 
 def _checked(ref: Any) -> str:
-    return group_ref.text(group_ref.parse(ref))
+    return ref if group_ref.parse_place(ref) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +250,10 @@ def read_address(views: Views, query: Mapping[str, str]) -> Arrival:
                 "It may have been deleted, or belong to another file. This is the newest one.",
             )
         return Arrival(views.default_run(), tab, "", "", notice)
-    ref = group_ref.text(group_ref.from_query(query))
-    return Arrival(run_id, tab, ref if tab == "train" else "", ref if tab == "inspect" else "", "")
+    place = group_ref.from_query(query)
+    ref = "" if place is None else str(place)
+    pin = ref if tab == "train" and group_ref.parse(ref) else ""
+    return Arrival(run_id, tab, pin, ref if tab == "inspect" else "", "")
 
 
 def launch_options(

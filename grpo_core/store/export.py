@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from grpo_core.errors import StudioError
-from grpo_core.types import STEP_METRICS
+from grpo_core.types import STEP_METRICS, GroupKind
 
 if TYPE_CHECKING:
     from grpo_core.store.rollouts import Wanted
@@ -36,7 +36,7 @@ def export_metrics_csv(store: Store, run_id: str, out: TextIO) -> None:
 
 
 def export_rollouts_jsonl(store: Store, run_id: str, out: TextIO) -> None:
-    """One rollout a line, in order of step, group and position.
+    """One rollout a line, in order of step, group and position; evaluations come last.
 
     Pure ASCII, so no terminal code passes.
     """
@@ -117,17 +117,20 @@ COLUMNS = (
     "advantage",
     "scores",
     "verdict",
+    "kind",
 )
 
 
 def _rollouts(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
+    """Those of training in order, then those of evaluations; the column `kind` says which."""
     store.run(run_id)
-    for group in store.iter_groups(run_id):
-        for rollout in group.rollouts:
-            yield {
-                name: getattr(rollout if hasattr(rollout, name) else group, name)
-                for name in COLUMNS
-            }
+    for kind in GroupKind:
+        for group in store.iter_groups(run_id, kind=kind):
+            for rollout in group.rollouts:
+                yield {
+                    name: getattr(rollout if hasattr(rollout, name) else group, name)
+                    for name in COLUMNS
+                }
 
 
 def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
 from grpo_core.errors import NotFound, StudioError
-from grpo_core.store import rollouts
+from grpo_core.store import rollouts, visited
 from grpo_core.store import search as fulltext
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.downsample import stride
@@ -20,12 +20,14 @@ from grpo_core.store.rows import (
     GroupPage,
     GroupRow,
     GroupSummary,
+    PromptVisits,
     RolloutPage,
     RolloutRow,
     ScoredRow,
     TokenRow,
     VerdictCounts,
 )
+from grpo_core.types import GroupKind
 
 EXCERPT = 200  # characters of a completion in a list of groups
 MAX_PAGE = 1000
@@ -48,6 +50,7 @@ COUNTED = 1_000  # groups with a common text are counted this far beyond the pag
 class GroupsWanted(TypedDict, total=False):
     """Conditions on a group, bounds included, and which page in which order."""
 
+    kind: str  # default "training"
     verdict: str | None
     search: str | None
     step_from: int | None
@@ -77,18 +80,18 @@ class GroupQueries:
         # Only for building the search index, and to know whether the file is damaged.
         self._writer = writer
 
-    def group_ids(self, run_id: str, step: int) -> list[int]:
+    def group_ids(self, run_id: str, step: int, kind: str = GroupKind.TRAINING) -> list[int]:
         """Ids of the groups of a step, in order."""
         rows = self._readers.all(
-            "SELECT id FROM groups WHERE run_id = ? AND step = ? ORDER BY position",
-            (text(run_id), integer(step)),
+            "SELECT id FROM groups WHERE run_id = ? AND kind = ? AND step = ? ORDER BY position",
+            (text(run_id), text(kind), integer(step)),
         )
         return [row["id"] for row in rows]
 
     def last_step_with_groups(self, run_id: str) -> int | None:
-        return self._readers.all("SELECT MAX(step) FROM groups WHERE run_id = ?", (text(run_id),))[
-            0
-        ][0]
+        return self._readers.all(
+            "SELECT MAX(step) FROM groups WHERE run_id = ? AND kind = 'training'", (text(run_id),)
+        )[0][0]
 
     def group(self, group_id: int) -> GroupRow:
         """A group with all its rollouts."""
@@ -107,7 +110,8 @@ class GroupQueries:
         """The last groups of a run with their rollouts, newest first."""
         return self._with_rollouts(
             self._readers.all(
-                "SELECT * FROM groups WHERE run_id = ? ORDER BY step DESC, position LIMIT ?",
+                "SELECT * FROM groups WHERE run_id = ? AND kind = 'training' "
+                "ORDER BY step DESC, position LIMIT ?",
                 (text(run_id), limit),
             )
         )
@@ -120,7 +124,8 @@ class GroupQueries:
             "SELECT g.step, g.id, g.position, g.prompt_id, g.prompt, r.id, r.position, r.scores, "
             "r.reward, r.advantage, r.edited, r.num_tokens, r.finish_reason "
             "FROM groups g JOIN rollouts r ON r.group_id = g.id "
-            "WHERE g.run_id = ? AND g.step BETWEEN ? AND ? ORDER BY g.step, g.position, r.position",
+            "WHERE g.run_id = ? AND g.kind = 'training' AND g.step BETWEEN ? AND ? "
+            "ORDER BY g.step, g.position, r.position",
             (text(run_id), integer(step_from), integer(2**62 if step_to is None else step_to)),
         )
         return [ScoredRow._make(row) for row in rows]
@@ -158,7 +163,10 @@ class GroupQueries:
         )
 
     def visits(self, run_id: str, prompt_id: str, limit: int = 200) -> list[GroupRow]:
-        """The groups of one prompt in a run, in order of steps; the last `limit` of them."""
+        """The groups of one prompt in a run, in order of steps; the last `limit` of them.
+
+        Those of evaluations too.
+        """
         rows = self._readers.all(
             "SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step DESC, "
             "position DESC LIMIT ?",
@@ -174,6 +182,19 @@ class GroupQueries:
                 "SELECT DISTINCT run_id FROM groups WHERE prompt_id = ?", (text(prompt_id),)
             )
         ]
+
+    def repeated_prompts(self, run_id: str, limit: int = 50) -> list[PromptVisits]:
+        """The prompts that came up more than once in a run: held-out ones first, then the most."""
+        return visited.repeated(self._readers, text(run_id), limit)
+
+    def shared_prompts(self, run_id: str, limit: int = 50) -> list[PromptVisits]:
+        """The prompts of a run that another run met too: held-out ones first, then the most."""
+        return visited.shared(self._readers, text(run_id), limit)
+
+    def num_evaluation_groups(self, run_id: str) -> int:
+        return self._readers.all(
+            "SELECT COUNT(*) FROM groups WHERE run_id = ? AND kind = 'evaluation'", (text(run_id),)
+        )[0][0]
 
     def find_rollouts(self, run_id: str, wanted: Wanted, page: Page | None = None) -> RolloutPage:
         """One page of the rollouts that meet every condition, see rollouts.py."""
@@ -199,8 +220,8 @@ class GroupQueries:
 
     def verdict_counts(self, run_id: str) -> dict[str, int]:
         rows = self._readers.all(
-            "SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? GROUP BY verdict ORDER "
-            "BY verdict",
+            "SELECT verdict, COUNT(*) AS n FROM groups WHERE run_id = ? AND kind = 'training' "
+            "GROUP BY verdict ORDER BY verdict",
             (text(run_id),),
         )
         return {row["verdict"]: row["n"] for row in rows}
@@ -212,16 +233,16 @@ class GroupQueries:
         """
         run_id = text(run_id)
         first, last = self._readers.all(
-            "SELECT MIN(step), MAX(step) FROM groups WHERE run_id = ?", (run_id,)
+            "SELECT MIN(step), MAX(step) FROM groups WHERE run_id = ? AND kind = 'training'",
+            (run_id,),
         )[0]
         if first is None:
             return []
         every = stride(first, last, max_points)
         spans: dict[int, dict[str, int]] = {}
         for at, verdict, n in self._readers.all(
-            "SELECT (step - ?) / ? AS at, verdict, COUNT(*) FROM groups WHERE run_id = ? GROUP "
-            "BY at, verdict "
-            "ORDER BY at",
+            "SELECT (step - ?) / ? AS at, verdict, COUNT(*) FROM groups "
+            "WHERE run_id = ? AND kind = 'training' GROUP BY at, verdict ORDER BY at",
             (first, every, run_id),
         ):
             spans.setdefault(first + at * every, {})[verdict] = n
@@ -282,7 +303,7 @@ class GroupQueries:
         groups = {
             row["id"]: row
             for row in self._in(
-                "SELECT id, step, position, prompt, answer, reward_mean, reward_std, verdict "
+                "SELECT id, step, position, prompt, answer, reward_mean, reward_std, verdict, kind "
                 "FROM groups WHERE id IN ({})",
                 group_ids,
             )
@@ -309,21 +330,23 @@ class GroupQueries:
     def _in(self, sql: str, ids: Sequence[int], *before: Any) -> list[sqlite3.Row]:
         return self._readers.all(sql.format(", ".join("?" * len(ids))), (*before, *ids))
 
-    def iter_groups(self, run_id: str, chunk: int = 200) -> Iterator[GroupRow]:
+    def iter_groups(
+        self, run_id: str, chunk: int = 200, kind: str = GroupKind.TRAINING
+    ) -> Iterator[GroupRow]:
         """Every group of a run with its rollouts, in order. Reads `chunk` groups at a time."""
         step, position = -1, -1
         while rows := self._readers.all(
-            "SELECT * FROM groups WHERE run_id = ? AND (step, position) > (?, ?) ORDER BY step, "
-            "position LIMIT ?",
-            (text(run_id), step, position, chunk),
+            "SELECT * FROM groups WHERE run_id = ? AND kind = ? AND (step, position) > (?, ?) "
+            "ORDER BY step, position LIMIT ?",
+            (text(run_id), text(kind), step, position, chunk),
         ):
             yield from self._with_rollouts(rows)
             step, position = rows[-1]["step"], rows[-1]["position"]
 
 
 def _group_conditions(run_id: str, wanted: GroupsWanted) -> tuple[str, list[Any]]:
-    where = ["g.run_id = ?"]
-    values: list[Any] = [text(run_id)]
+    where = ["g.run_id = ?", "g.kind = ?"]
+    values: list[Any] = [text(run_id), text(wanted.get("kind", GroupKind.TRAINING))]
     for name, condition in GROUP_CONDITIONS.items():
         value = wanted.get(name)
         if value is None or value == "":

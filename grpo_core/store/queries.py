@@ -276,7 +276,7 @@ class Queries(GroupQueries):
             (row["id"], row["reward"])
             for row in self._readers.all(
                 "SELECT r.id, r.reward FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE "
-                "g.run_id = ? AND g.step = ? AND r.edited ORDER BY r.id",
+                "g.run_id = ? AND g.kind = 'training' AND g.step = ? AND r.edited ORDER BY r.id",
                 (text(run_id), integer(step)),
             )
         )

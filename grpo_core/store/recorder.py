@@ -21,6 +21,7 @@ from grpo_core.types import (
     Evaluated,
     Event,
     Group,
+    GroupKind,
     GroupsScored,
     Intervened,
     Intervention,
@@ -87,8 +88,9 @@ class Recorder:
                 self._insert_metrics(db, step, extra)
                 if tokens:
                     self._insert_tokens(db, step, tokens)
-            case Evaluated(step, metrics):
+            case Evaluated(step, metrics, groups):
                 self._insert_metrics(db, step, metrics)
+                self._insert_groups(db, step, groups, GroupKind.EVALUATION)
             case Intervened(interventions):
                 insert_interventions(db, self.run_id, interventions)
             case Checkpointed():
@@ -186,15 +188,24 @@ class Recorder:
         self._written_phase = phase
         self._written_at = time.monotonic()
 
-    def _insert_groups(self, db: sqlite3.Connection, step: int, groups: Sequence[Group]) -> None:
-        where = (self.run_id, step)
-        if db.execute("DELETE FROM groups WHERE run_id = ? AND step = ?", where).rowcount:
+    def _insert_groups(
+        self,
+        db: sqlite3.Connection,
+        step: int,
+        groups: Sequence[Group],
+        kind: GroupKind = GroupKind.TRAINING,
+    ) -> None:
+        deleted = db.execute(
+            "DELETE FROM groups WHERE run_id = ? AND kind = ? AND step = ?",
+            (self.run_id, kind, step),
+        )
+        if deleted.rowcount:
             search.forget(db)
         for position, group in enumerate(groups):
             prompt = group.prompt
             group_id = db.execute(
                 "INSERT INTO groups (run_id, step, position, prompt_id, prompt, answer, "
-                "reward_mean, reward_std, verdict) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "reward_mean, reward_std, verdict, kind) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     self.run_id,
                     step,
@@ -205,6 +216,7 @@ class Recorder:
                     finite_or_none(group.reward_mean),
                     finite_or_none(group.reward_std),
                     text(group.verdict),
+                    kind,
                 ),
             ).lastrowid
             db.executemany(
@@ -218,7 +230,7 @@ class Recorder:
             (group, position): rollout_id
             for group, position, rollout_id in db.execute(
                 "SELECT g.position, r.position, r.id FROM groups g JOIN rollouts r "
-                "ON r.group_id = g.id WHERE g.run_id = ? AND g.step = ?",
+                "ON r.group_id = g.id WHERE g.run_id = ? AND g.kind = 'training' AND g.step = ?",
                 (self.run_id, step),
             ).fetchall()
         }

@@ -11,6 +11,7 @@ from grpo_core.store import search
 from grpo_core.store.connection import Readers, Writer
 from grpo_core.store.plain import text
 from grpo_core.store.rows import FoundRollout, RolloutPage
+from grpo_core.types import GroupKind
 
 # Matches are counted up to this: counting half a million takes longer than finding 25.
 COUNTED = 10_000
@@ -40,9 +41,11 @@ class Wanted:
     advantage_to: float | None = None
     tokens_from: float | None = None
     tokens_to: float | None = None
+    kind: str = GroupKind.TRAINING  # of its group
 
 
 CONDITIONS = {
+    "kind": "g.kind = ?",
     "verdict": "g.verdict = ?",
     "finish_reason": "r.finish_reason = ?",
     "step_from": "g.step >= ?",
@@ -161,8 +164,8 @@ def _rows(readers: Readers, ids: list[int], query: str) -> Iterator[FoundRollout
     rows = {
         r["id"]: r
         for r in readers.all(
-            "SELECT r.id, g.step, g.position AS grp, r.position, g.verdict, r.finish_reason, "
-            "r.num_tokens, r.reward, r.advantage, "
+            "SELECT r.id, g.step, g.position AS grp, r.position, g.verdict, g.kind, "
+            "r.finish_reason, r.num_tokens, r.reward, r.advantage, "
             f"substr(r.text, max(1, instr(lower(r.text), lower(?)) - 40), {EXCERPT + 1}) AS "
             "text, instr(lower(r.text), lower(?)) AS at "
             f"{_FROM} WHERE r.id IN ({', '.join('?' * len(ids))})",
@@ -184,4 +187,5 @@ def _rows(readers: Readers, ids: list[int], query: str) -> Iterator[FoundRollout
             r["num_tokens"],
             r["reward"],
             r["advantage"],
+            r["kind"],
         )

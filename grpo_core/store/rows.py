@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_core.types import Phase, RunStatus
+from grpo_core.types import GroupKind, Phase, RunStatus
 
 
 class ScoredRow(NamedTuple):
@@ -133,6 +133,7 @@ class GroupRow:
     reward_std: float | None
     verdict: str
     rollouts: tuple[RolloutRow, ...]
+    kind: str = GroupKind.TRAINING
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ class GroupSummary:
     rewards: tuple[float | None, ...]
     best_text: str | None  # None: nothing in the group could be scored
     worst_text: str | None
+    kind: str = GroupKind.TRAINING
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,17 @@ class FoundRollout:
     num_tokens: int
     reward: float | None
     advantage: float | None
+    kind: str = GroupKind.TRAINING  # of its group
+
+
+@dataclass(frozen=True, slots=True)
+class PromptVisits:
+    """A prompt that came up several times, in a run or in several."""
+
+    prompt_id: str
+    prompt: str
+    num_visits: int  # in the run that was asked about
+    is_heldout: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,16 @@ def _tags_and_note(db: Database) -> None:
         db.execute(f"ALTER TABLE runs ADD COLUMN {column}")
 
 
+@MIGRATIONS(name="9 kinds of groups")
+def _kinds_of_groups(db: Database) -> None:
+    """Groups of an evaluation beside those of the step; older files have none."""
+    db.execute("ALTER TABLE groups ADD COLUMN kind TEXT NOT NULL DEFAULT 'training'")
+    groups = db.table("groups")
+    for columns, unique in ((["step", "position"], True), (["verdict", "step"], False)):
+        db.execute(f"DROP INDEX idx_groups_run_id_{'_'.join(columns)}")
+        groups.create_index(["run_id", "kind", *columns], unique=unique)
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

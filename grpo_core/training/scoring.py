@@ -1,4 +1,4 @@
-"""Score rollouts, compare siblings, and summarise a step or an evaluation."""
+"""Score rollouts, compare siblings, and summarise a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from grpo_core.rubric import (
     variance_shares,
     verdict,
 )
-from grpo_core.rubric.predict import mean_interval, pass_at
 from grpo_core.rubric.shaping import Scores
 from grpo_core.training.async_scoring import AsyncScorer
 from grpo_core.types import TIE_TOLERANCE, Group, Prompt, Rollout
@@ -270,67 +269,6 @@ def _first_reason(criterion: str, notes: Notes | None, groups: Sequence[Group]) 
     if not any(g.prompt.answer for g in groups):
         return f"Reason of {criterion}: the prompts have no right answer."
     return f"{criterion} gave no reason: it does not apply to these completions."
-
-
-def eval_metrics(
-    prompts: Sequence[Prompt],
-    rollouts: Sequence[Rollout],
-    rubric: Rubric,
-    progress: Progress | None = None,
-) -> dict[str, float | None]:
-    """Means over the completions of an evaluation set; those of one prompt stand together.
-
-    accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 %
-    interval: Wilson's for one completion a prompt, over prompts for several. With several there is
-    pass@k for k = 2, 4, … too.
-    """
-    size = len(rollouts) // len(prompts)
-    completions = [r.completion for r in rollouts]
-    run = progress.with_ids(rollouts) if progress else None
-    repeated = [p for p in prompts for _ in range(size)]
-    scored = rubric.score_all(completions, repeated, run=run)
-    results = {name: mean(scores[name] for scores in scored.scores) for name in rubric.weights}
-    results["reward"] = mean(scored.rewards)
-    results["completion_tokens"] = mean(c.num_tokens for c in completions)
-    if rubric.outcome:
-        outcomes = [scores[rubric.outcome] for scores in scored.scores]
-        by_prompt = [
-            [o >= 1 for o in outcomes[i : i + size] if o is not None]
-            for i in range(0, len(outcomes), size)
-        ]
-        results |= passes([reached for reached in by_prompt if reached])
-    return results
-
-
-def passes(known: Sequence[Sequence[bool]]) -> dict[str, float | None]:
-    """Accuracy and pass@k with intervals. known: for each prompt, which completions were right.
-
-    Prompts with fewer than k scored completions are left out of pass@k.
-    """
-    if not known:
-        return {}
-    if max(map(len, known)) == 1:
-        reached = sum(right[0] for right in known)
-        low, high = wilson_interval(reached, len(known))
-        return {"accuracy": reached / len(known), "accuracy_low": low, "accuracy_high": high}
-    results: dict[str, float | None] = {}
-    for k in (2**i for i in range(max(map(len, known)).bit_length())):
-        if rates := [pass_at(k, sum(right), len(right)) for right in known if len(right) >= k]:
-            name = "accuracy" if k == 1 else f"pass@{k}"
-            results |= dict(
-                zip((name, f"{name}_low", f"{name}_high"), mean_interval(rates), strict=True)
-            )
-    return results
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion      Wilson 1927
-
-    (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)
-    """
-    p, n = successes / trials, trials
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

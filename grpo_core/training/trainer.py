@@ -21,6 +21,7 @@ from grpo_core.tasks import Task, heldout_prompts, load_task, remarks, second_ta
 from grpo_core.training.checkpoint import CheckpointManager
 from grpo_core.training.control import RunControl
 from grpo_core.training.determinism import determinism, how_it_repeats
+from grpo_core.training.evaluation import eval_groups, eval_metrics, with_scores
 from grpo_core.training.memory_estimate import recomputes_layers
 from grpo_core.training.rollout_batch import (
     RolloutBatch,
@@ -34,7 +35,6 @@ from grpo_core.training.rollout_batch import (
 from grpo_core.training.scoring import (
     Progress,
     compare_groups,
-    eval_metrics,
     group_metrics,
     mean,
     too_many_unscored,
@@ -254,7 +254,7 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
     """Score `eval_samples` completions of every evaluation prompt; return held-out accuracy.
 
     They are sampled from the same random numbers each time, or greedily. The name of a set
-    prefixes the names of its metrics.
+    prefixes the names of its metrics. The first `eval_records` held-out groups are recorded.
     """
     if not any(prompts for _, prompts in eval_sets.values()):
         return None
@@ -263,13 +263,17 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
     temperature = t.temperature if t.eval_mode == "sampled" else 0.0
     params = SamplingParams(t.eval_samples, t.max_new_tokens, temperature)
     metrics: dict[str, float | None] = {}
+    kept: tuple[Group, ...] = ()
     for name, (task, prompts) in eval_sets.items():
         of_task = replace(session, task=task)
         prompt_ids = [encode(of_task, prompt) for prompt in prompts]
         rollouts = sample(of_task, prompt_ids, params, generator(policy, t.seed, -1))
-        results = eval_metrics(prompts, rollouts, session.rubric, Progress(step, t.steps))
+        scored = with_scores(prompts, rollouts, session.rubric, Progress(step, t.steps))
+        results = eval_metrics(prompts, scored, session.rubric)
+        if name == "heldout":
+            kept = eval_groups(prompts, scored, t.eval_records)
         metrics |= {f"{name}/{what}": value for what, value in results.items()}
-    session.points.emit(Evaluated(step, metrics))
+    session.points.emit(Evaluated(step, metrics, kept))
     return metrics.get("heldout/accuracy")
 
 

@@ -13,9 +13,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "ui"))
 from live_server import Server
 from recorded import record_run
 
-from grpo_core.store import Store
+from grpo_core.store import Recorder, Store
+from grpo_core.types import Completion, Evaluated, Group, Prompt, Rollout
 
-LONG_NAME = "a run with a long name, " * 8
+expect.set_options(timeout=20_000)
+
+
+def record_evaluation(store: Store, run_id: str, step: int, text: str) -> None:
+    """Two held-out groups of one completion each."""
+    groups = tuple(
+        Group(
+            Prompt(f"held-{n}", f"H: {n}+9=?", "50", "sums"),
+            (Rollout(Completion(text, "stop", 4), {"accuracy": float(step > 0)}, float(step > 0)),),
+            float(step > 0),
+            None,
+            "evaluation",
+        )
+        for n in (41, 42)
+    )
+    with Recorder(store, run_id) as record:
+        record(Evaluated(step, {"heldout/accuracy": 0.5}, groups))
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +41,9 @@ def recorded_server(tmp_path_factory):
     db = tmp_path_factory.mktemp("inspect") / "runs.sqlite"
     store = Store(db)
     first, second = record_run(store, "first"), record_run(store, "second", steps=4)
+    record_evaluation(store, first, 0, "does not know")
+    record_evaluation(store, first, 3, "knows <answer>50</answer>")
+    record_evaluation(store, second, 4, "says <answer>50</answer>")
     store.close()
     server = Server(db)
     server.runs = {"first": first, "second": second}
@@ -148,3 +168,48 @@ def test_a_row_tapped_on_a_phone_brings_its_group_into_view(recorded_server, ope
     page.set_viewport_size({"width": 380, "height": 820})
     page.get_by_role("button", name="Open group 2 of step 1").click()
     expect(page.locator("#opened-group .group-head")).to_be_in_viewport()
+
+
+def look(page, name: str) -> None:
+    page.locator("#look").get_by_role("radio", name=name).check(force=True)
+
+
+def test_held_out_groups_are_marked_and_have_a_filter(recorded_server, open_page):
+    page = open_page(recorded_server, f"?run={recorded_server.runs['first']}&tab=inspect")
+    chips, table = page.locator("#chips"), page.locator("#group-table")
+    expect(chips.get_by_role("button", name="all 6")).to_be_visible()
+    chips.get_by_role("button", name="evaluation 4").click()
+    expect(table).to_contain_text("1–4 of 4 groups")
+    page.get_by_role("button", name="Open group 2 of evaluation after step 3").click()
+    head = page.locator("#opened-group")
+    expect(head).to_contain_text("H: 42+9=?")
+    expect(head).to_contain_text("A held-out prompt, answered after step 3.")
+    expect(head.locator(".verdict")).to_have_text("evaluation")
+    for view in ("Tokens", "What if"):
+        look(page, view)
+        expect(page.locator("#look-body")).to_contain_text("Open a group of a training step.")
+    page.reload()  # the address names it
+    expect(head).to_contain_text("H: 42+9=?")
+    head.get_by_role("button", name="Next group").click()
+    expect(head).to_contain_text("H: 41+9=?")
+    expect(head).to_contain_text("group 1 of 2")
+
+
+def test_through_time_and_two_runs_begin_with_something_to_show(recorded_server, open_page):
+    page = open_page(recorded_server, f"?run={recorded_server.runs['first']}&tab=inspect")
+    expect(page.locator("#opened-group")).to_contain_text("Q: 3+0=?")  # came up once
+    body, controls = page.locator("#look-body"), page.locator("#look-controls")
+    look(page, "Through time")
+    expect(body).to_contain_text("H: 41+9=?")
+    expect(body.locator("tbody tr")).to_have_count(2)
+    expect(body.locator(".two")).to_contain_text("knows")
+    expect(controls).to_contain_text("came up once")
+    controls.get_by_label("Prompt").select_option(label="H: 42+9=? (held-out, 2 visits)")
+    expect(body).to_contain_text("H: 42+9=?")
+    look(page, "Two runs")
+    expect(body.locator(".two").first).to_contain_text("first")
+    expect(body.locator(".two").first).to_contain_text("second")
+    expect(body).to_contain_text("Q: 3+0=?")  # both runs met the open group's prompt
+    controls.get_by_label("Prompt").select_option(label="H: 41+9=? (held-out, 2 visits)")
+    expect(body).to_contain_text("says")
+    expect(body).to_contain_text("knows")

@@ -18,7 +18,7 @@ from grpo_core.preflight.service import PreflightService, ServiceOptions
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import mean_interval, pass_at, tied_share
 from grpo_core.rubric.probes import probe
-from grpo_core.training.scoring import passes
+from grpo_core.training.evaluation import passes
 from grpo_core.types import Prompt
 
 PROMPT = Prompt("p", "Q: 12+30+44=?", "86", "sums")

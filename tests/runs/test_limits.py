@@ -330,6 +330,7 @@ OTHERS = {
     "train.warmup_steps",
     "train.micro_batch_tokens",
     "train.checkpoint_every",
+    "train.eval_records",
     "train.checkpoint_keep",
     "train.checkpoint_keep_every",
     "train.token_records",

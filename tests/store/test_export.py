@@ -166,6 +166,7 @@ def test_rollouts_come_back_from_json_lines_as_they_were(
         "advantage": 0.125,
         "scores": {"accuracy": 1.0, "format": None},
         "verdict": "informative",
+        "kind": "training",
     }
     assert rows[0]["reward"] is None
 

@@ -79,3 +79,15 @@ def test_runs_of_an_old_file_have_no_tags_and_no_note_until_given(store):
     assert (store.run(RUN).tags, store.run(RUN).note) == ((), "")
     store.annotate(RUN, ["keep"], "why")
     assert (store.run(RUN).tags, store.run(RUN).note) == (("keep",), "why")
+
+
+@pytest.mark.parametrize("sample", ["version-5.sqlite", "version-6.sqlite"])
+def test_all_groups_of_an_old_file_are_of_training(tmp_path, sample):
+    shutil.copyfile(SAMPLE.with_name(sample), tmp_path / "runs.sqlite")
+    store = Store(tmp_path / "runs.sqlite")
+    for run in store.runs():
+        groups = list(store.iter_groups(run.id))
+        assert groups
+        assert {g.kind for g in groups} == {"training"}
+        assert store.groups(run.id).total == len(groups)
+        assert store.num_evaluation_groups(run.id) == 0

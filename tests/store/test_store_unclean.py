@@ -47,7 +47,7 @@ def root_page(path: Path, table: str) -> int:
         return conn.execute(sql, (table,)).fetchone()[0] - 1
 
 
-@pytest.mark.parametrize("table", ["groups", "rollouts", "idx_groups_run_id_step_position"])
+@pytest.mark.parametrize("table", ["groups", "rollouts", "idx_groups_run_id_kind_step_position"])
 def test_a_damaged_page_after_a_kill_makes_the_file_read_only(store, tmp_path, table):
     path = killed(store, tmp_path)
     damage(path, root_page(path, table))

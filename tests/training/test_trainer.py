@@ -13,7 +13,8 @@ from grpo_core.errors import InvalidConfig, StopRequested
 from grpo_core.models import Policy
 from grpo_core.rubric import build_rubric
 from grpo_core.training.control import RunControl
-from grpo_core.training.scoring import group, mean, wilson_interval
+from grpo_core.training.evaluation import wilson_interval
+from grpo_core.training.scoring import group, mean
 from grpo_core.training.trainer import train
 from grpo_core.types import (
     Completion,
@@ -248,3 +249,28 @@ def test_a_run_says_which_rows_it_leaves_out(tiny_settings, tmp_path, monkeypatc
             "2 of 43 rows have no prompt: left out. 1 of 41 prompts have no answer.",
         )
     ]
+
+
+def test_kept_evaluation_groups_change_nothing_else(tiny_settings):
+    settings = tiny_settings | {"train.eval_every": 2, "rubric.name": "answer"}
+    kept, none = (run(settings | {"train.eval_records": n}) for n in (3, 0))
+    assert [(e.step, [g.prompt.id for g in e.groups]) for e in of(none, Evaluated)] == [
+        (0, []),
+        (2, []),
+        (3, []),
+    ]
+    evaluations = of(kept, Evaluated)
+    assert [(e.step, len(e.groups)) for e in evaluations] == [(0, 3), (2, 3), (3, 3)]
+    first = [g.prompt.id for g in evaluations[0].groups]
+    assert [[g.prompt.id for g in e.groups] for e in evaluations[1:]] == [first, first]
+    for group_ in evaluations[0].groups:
+        [rollout] = group_.rollouts  # eval_samples is 1
+        assert (rollout.advantage, group_.verdict) == (None, "evaluation")
+        assert group_.reward_mean == rollout.reward
+    numbers = [
+        [(e.step, e.metrics) for e in of(events, Evaluated)]
+        + [(e.step, e.groups) for e in of(events, GroupsScored)]
+        + [(e.step, e.metrics.loss, e.metrics.grad_norm) for e in of(events, StepCompleted)]
+        for events in (kept, none)
+    ]
+    assert numbers[0] == numbers[1]

@@ -47,18 +47,18 @@ window.studioSort = (sort, words) => {
 };
 
 // The pressed row's group. Where it opens below the list, as on a phone, the page scrolls to it.
-window.studioOpen = () => {
+window.studioOpenRow = () => {
   const group = document.querySelector('#opened');
   if (getComputedStyle(group.parentElement).flexDirection === 'column') group.scrollIntoView();
   return window.studioPressed.at;
 };
 
 // The next or previous group of the step; the last is followed by the first.
-// groupRef: "37/2" is step 37, third group.
+// groupRef: "37/2" is step 37, third group; "e37/2" is of the evaluation after it.
 window.studioWalk = groupRef => {
-  const [step, group] = groupRef.split('/').map(Number);
+  const [step, group] = groupRef.split('/');
   const {by, groups} = window.studioPressed;
-  return groupRef && `${step}/${(group + Number(by) + Number(groups)) % Number(groups)}`;
+  return groupRef && `${step}/${(Number(group) + Number(by) + Number(groups)) % Number(groups)}`;
 };
 
 // Opens a tab; on Runs it also selects the run of the button that was pressed.

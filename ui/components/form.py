@@ -76,7 +76,7 @@ NUMBERS = (
     "train.max_new_tokens",
     "train.learning_rate",
 )
-EVALUATION = ("train.eval_every", "train.eval_samples", "train.eval_mode")
+EVALUATION = tuple(f"train.eval_{name}" for name in ("every", "samples", "mode", "records"))
 SAVING = (
     "train.checkpoint_every",
     "train.checkpoint_keep",

@@ -13,17 +13,21 @@ window.addEventListener('popstate', () => {
   trigger('arrive');
 });
 
+// The first values of what was chosen for another run; nothing if the address brought this one.
+window.studioAnew = first => window.studioRefresh.arrived ? [] : first;
+
 // Writes what the page shows into the address, so that it can be shared and reloaded.
 window.studioAddress = (tab, run, pin, opened) => {
   const url = new URL(window.location.href);
   const query = url.searchParams;
   const set = (key, value) => value ? query.set(key, value) : query.delete(key);
   const ref = (tab === 'inspect' ? opened : tab === 'train' ? pin : '') || '';
-  const [step, position] = ref.split('/');
+  const [, kind, step, position] = /^(e?)(\d+)\/(\d+)$/.exec(ref) || [];
   set('tab', tab === 'train' ? '' : tab);
   set('run', run || '');
   set('step', step);
   set('group', step ? String(Number(position) + 1) : '');
+  set('kind', kind ? 'evaluation' : '');
   if (url.href === window.location.href) return;
   if (acted) history.pushState(null, '', url);
   else history.replaceState(history.state, '', url);

@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_core.config.options import ADVANTAGES
 from grpo_core.store import GroupRow, RolloutRow
+from grpo_core.types import GroupKind
 from ui.render.recorded_config import (
     Config,
     algorithm_of,
@@ -104,13 +105,16 @@ def why_table(
         _why_row(equal, [c["name"] for c in criteria], gradient, reward_digits(group))
         for equal in _group_equal(rollouts)
     )
+    is_evaluation = group.kind == GroupKind.EVALUATION
+    title = "Scores" if is_evaluation else "Why these advantages"
+    totals = "" if is_evaluation else _totals(group, rollouts, config, gradient)
     return (
-        f"{verdict_line(group, config)}<h2>Why these advantages</h2>"
+        f"{verdict_line(group, config)}<h2>{title}</h2>"
         '<div class="scroll" tabindex="0" role="region" '
         'aria-label="Scores, reward and advantage of every completion">'
         '<table class="why"><thead><tr><th scope="col"><span class="sr">completion</span></th>'
         f'{head}<th scope="col">reward</th><th scope="col">A</th>{gradient_head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{_totals(group, rollouts, config, gradient)}"
+        f"<tbody>{body}</tbody></table></div>{totals}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from grpo_core.store import RolloutPage
 from grpo_core.store.rows import FoundRollout
+from ui.render.place import Place
 from ui.render.tables import pager
 from ui.render.text import esc, format_number, indexing, signed
 from ui.render.verdicts import verdict_pill
@@ -67,12 +68,12 @@ def read(form: Any) -> dict[str, Any]:
     return filters
 
 
-def rollout_table(page: RolloutPage, offset: int, selected: tuple[int, int] | None) -> str:
+def rollout_table(page: RolloutPage, offset: int, selected: Place | None) -> str:
     """One page of completions. The text is a button that opens the completion's group.
 
-    offset: completions on the pages before. selected: (step, position) of the group that is open.
+    offset: completions on the pages before. selected: the group that is open.
     """
-    rows = "".join(_row(r, selected == (r.step, r.group)) for r in page.rows)
+    rows = "".join(_row(r, selected) for r in page.rows)
     more = page.total > page.counted
     total = f"more than {page.counted:,}" if more else f"{page.total:,}"
     last = offset + len(page.rows)
@@ -87,14 +88,15 @@ def rollout_table(page: RolloutPage, offset: int, selected: tuple[int, int] | No
     )
 
 
-def _row(r: FoundRollout, selected: bool) -> str:
-    chosen = " class=chosen" if selected else ""
-    label = f"Open completion {r.position + 1} of group {r.group + 1}, step {r.step}"
+def _row(r: FoundRollout, selected: Place | None) -> str:
+    place = Place(r.step, r.group, r.kind)
+    chosen = " class=chosen" if place == selected else ""
+    label = f"Open completion {r.position + 1} of group {r.group + 1}, {place.when}"
     cut = " ✂" if r.finish_reason == "length" else ""
     return (
         f'<tr{chosen}><td class="num">{r.step:,}</td>'
         '<td class="prompt-cell wide"><button type="button" class="row-button" data-do="open" '
-        f'data-at="{r.step}/{r.group}" aria-label="{label}">{esc(r.text) or "(empty)"}</button>'
+        f'data-at="{place}" aria-label="{label}">{esc(r.text) or "(empty)"}</button>'
         f'</td><td class="num" data-label="reward">{format_number(r.reward)}</td>'
         f'<td class="num" data-label="A">{signed(r.advantage)}</td>'
         f'<td class="num" data-label="tokens">{r.num_tokens:,}{cut}</td>'

@@ -9,14 +9,16 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from grpo_core.store import GroupRow, RolloutRow, RunRow
+from grpo_core.store import GroupRow, PromptVisits, RolloutRow, RunRow
 from ui.render.arithmetic import side_of
+from ui.render.place import Place
 from ui.render.status import empty
 from ui.render.text import count, esc, format_number, is_number, percent, signed
 from ui.render.verdicts import verdict_pill
 
 WORD = re.compile(r"\s+|\w+|[^\w\s]")
 MAX_WORDS = 1500  # compared; the rest of a longer text is shown without marks
+ONCE = "The open group’s prompt came up once. This is one that came up again."
 MARKS = '<p class="note">Marked words are in only one of the two texts.</p>'
 
 
@@ -34,6 +36,33 @@ def best_and_worst(group: GroupRow) -> str:
     )
 
 
+def choose_prompt(
+    group: GroupRow, prompts: Sequence[PromptVisits], chosen: str, has_own: bool
+) -> str:
+    """A menu of prompts that have something to show.
+
+    chosen: the id of a prompt. has_own: the open group's prompt has something to show.
+    """
+    options = ""
+    if has_own:
+        own = "selected" if group.prompt_id == chosen else ""
+        options = f'<option value="{esc(group.prompt_id)}" {own}>the open group’s</option>'
+    for p in prompts:
+        if p.prompt_id == group.prompt_id:
+            continue
+        marked = " selected" if p.prompt_id == chosen else ""
+        kind = "held-out, " if p.is_heldout else ""
+        text = f"{' '.join(p.prompt.split())[:60]} ({kind}{count(p.num_visits, 'visit')})"
+        options += f'<option value="{esc(p.prompt_id)}"{marked}>{esc(text)}</option>'
+    if not options:
+        return ""
+    note = "" if has_own else f'<span class="note">{ONCE}</span>'
+    return (
+        f'<label class="knob"><span>Prompt</span><select name="prompt">{options}</select></label>'
+        f"{note}"
+    )
+
+
 def through_time(visits: Sequence[GroupRow], now: GroupRow, outcome: str | None) -> str:
     """Every visit to a prompt with its best and worst completion, and what changed since the first.
 
@@ -41,13 +70,14 @@ def through_time(visits: Sequence[GroupRow], now: GroupRow, outcome: str | None)
     """
     if len(visits) < 2:
         return empty(
-            "This prompt came up once",
-            "The task has many prompts, so most come up once. "
-            "The run’s other prompts are in the table on the left.",
+            "No prompt of this run came up twice",
+            "Held-out prompts come up at every evaluation. Held-out groups kept, a setting, says "
+            "how many of them are recorded.",
         )
     rows = "".join(_visit(v, v.id == now.id, outcome) for v in visits)
     return (
-        f'<p class="calc"><span>{count(len(visits), "visit")}</span></p>'
+        f'<p class="calc"><span>{esc(visits[0].prompt[:200])}</span>'
+        f"<span>{count(len(visits), 'visit')}</span></p>"
         '<div class="scroll"><table class="list"><thead><tr>'
         '<th scope="col" class="num">Step</th><th scope="col" class="num">Right</th>'
         '<th scope="col" class="num">Mean</th><th scope="col">Best</th>'
@@ -58,14 +88,14 @@ def through_time(visits: Sequence[GroupRow], now: GroupRow, outcome: str | None)
 
 def _change(first: GroupRow, last: GroupRow) -> str:
     """The best completions of two visits to a prompt; empty if one has nothing to compare."""
-    first_ends, last_ends = _ends(first), _ends(last)
-    if first_ends is None or last_ends is None:
+    first_best, last_best = _best(first), _best(last)
+    if first_best is None or last_best is None:
         return ""
-    left, right = diff(first_ends[0].text, last_ends[0].text)
+    left, right = diff(first_best.text, last_best.text)
     return (
         f"<h2>Best completion, step {first.step:,} and step {last.step:,}</h2>"
-        f'<div class="two">{_card(first_ends[0], left, f"Step {first.step:,}")}'
-        f"{_card(last_ends[0], right, f'Step {last.step:,}')}</div>{MARKS}"
+        f'<div class="two">{_card(first_best, left, f"Step {first.step:,}")}'
+        f"{_card(last_best, right, f'Step {last.step:,}')}</div>{MARKS}"
     )
 
 
@@ -79,20 +109,23 @@ def two_runs(name: str, group: GroupRow, other: RunRow, other_group: GroupRow | 
             f"“{other.name}” never met this prompt",
             "Runs of one task with the same seed meet the same prompts at the same steps.",
         )
+    best, other_best = _best(group), _best(other_group)
+    if best is None or other_best is None:
+        return empty("Nothing to compare", "In one of the runs no completion could be scored.")
+    cards = _pair(best, other_best, "Best")
     ends, other_ends = _ends(group), _ends(other_group)
-    if ends is None or other_ends is None:
-        return empty(
-            "Nothing to compare",
-            "In one of the runs fewer than two completions could be scored.",
-        )
-    best = diff(ends[0].text, other_ends[0].text)
-    worst = diff(ends[1].text, other_ends[1].text)
+    if ends is not None and other_ends is not None:
+        cards += _pair(ends[1], other_ends[1], "Worst")
     return (
+        f'<p class="calc"><span>{esc(group.prompt[:200])}</span></p>'
         f'<div class="two">{_facts(name, group)}{_facts(other.name, other_group)}</div>'
-        f'<div class="two">{_card(ends[0], best[0], "Best")}'
-        f"{_card(other_ends[0], best[1], 'Best')}{_card(ends[1], worst[0], 'Worst')}"
-        f"{_card(other_ends[1], worst[1], 'Worst')}</div>{MARKS}"
+        f'<div class="two">{cards}</div>{MARKS}'
     )
+
+
+def _pair(left: RolloutRow, right: RolloutRow, title: str) -> str:
+    texts = diff(left.text, right.text)
+    return _card(left, texts[0], title) + _card(right, texts[1], title)
 
 
 def _facts(run_name: str, group: GroupRow) -> str:
@@ -108,16 +141,16 @@ def choose_run(runs: Sequence[tuple[str, str]], chosen: str | None) -> str:
     """A menu of the other runs that met the prompt. runs: (label, id)."""
     if not runs:
         return (
-            '<p class="note">No other run of this file met this prompt. '
-            "Runs of one task with the same seed meet the same prompts.</p>"
+            '<p class="note">No other run of this file met a prompt of this run. '
+            "Runs of one task have the same held-out prompts.</p>"
         )
     options = "".join(
         f'<option value="{esc(i)}"{" selected" if i == chosen else ""}>{esc(label)}</option>'
         for label, i in runs
     )
     return (
-        '<form class="whatif" onsubmit="return false"><label class="knob">'
-        f'<span>Compare with</span><select name="other">{options}</select></label></form>'
+        '<label class="knob"><span>Compare with</span>'
+        f'<select name="other">{options}</select></label>'
     )
 
 
@@ -138,6 +171,12 @@ def diff(before: str, after: str) -> tuple[str, str]:
     return "".join(left) + esc("".join(a[MAX_WORDS:])), "".join(right) + esc("".join(b[MAX_WORDS:]))
 
 
+def _best(group: GroupRow) -> RolloutRow | None:
+    """Best by reward, the first sampled of equals; None if nothing was scored."""
+    scored = [(r.reward, -r.position, r) for r in group.rollouts if is_number(r.reward)]
+    return max(scored, key=lambda row: row[:2])[2] if scored else None
+
+
 def _ends(group: GroupRow) -> tuple[RolloutRow, RolloutRow] | None:
     """Best and worst by reward, the first sampled of equals; None with fewer than two scored."""
     scored = [(r.reward, r.position, r) for r in group.rollouts if is_number(r.reward)]
@@ -152,11 +191,13 @@ def _visit(group: GroupRow, current: bool, outcome: str | None) -> str:
     scores = [s for r in group.rollouts if outcome and (s := r.scores.get(outcome)) is not None]
     right = percent(sum(s >= 1 for s in scores) / len(scores)) if scores else "–"
     ends = _ends(group)
-    best, worst = (esc(ends[0].text[:120]), esc(ends[1].text[:120])) if ends else ("", "")
+    top, bottom = _best(group), ends[1] if ends else None
+    best, worst = (esc(r.text[:120]) if r else "" for r in (top, bottom))
     chosen = ' class="chosen" aria-current="true"' if current else ""
+    place = Place(group.step, group.position, group.kind)
     return (
         f'<tr{chosen}><td class="num"><button type="button" class="link" data-do="open" '
-        f'data-at="{group.step}/{group.position}">{group.step:,}</button></td>'
+        f'data-at="{place}">{group.step:,}</button></td>'
         f'<td class="num">{right}</td><td class="num">{format_number(group.reward_mean)}</td>'
         f'<td class="excerpt"><code>{best}</code></td>'
         f'<td class="excerpt"><code>{worst}</code></td>'

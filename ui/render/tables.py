@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import GroupPage, GroupSummary
+from grpo_core.types import GroupKind
+from ui.render.place import Place
 from ui.render.text import count, digits_apart, esc, format_number, indexing, is_number
 from ui.render.verdicts import verdict_pill
 
@@ -41,14 +43,20 @@ SORTS = tuple(key for key, column in GROUP_COLUMNS.items() if column.sortable)
 
 
 def verdict_chips(
-    counts: Mapping[str, int], chosen: str | None, steps: Sequence[int] | None = None
+    counts: Mapping[str, int],
+    num_evaluation: int,
+    chosen: str | None,
+    steps: Sequence[int] | None = None,
 ) -> str:
     """A filter button for all groups and for each verdict, with counts.
 
+    num_evaluation: groups of evaluations, which have a button of their own: they are in no other.
     steps: first and last step of a filter by steps; a further button removes it.
     """
     chips = [("", "all", sum(counts.values()))]
     chips += [(code, VERDICTS[code][0], counts[code]) for code in VERDICTS if counts.get(code)]
+    if num_evaluation or chosen == GroupKind.EVALUATION:
+        chips.append((GroupKind.EVALUATION, "evaluation", num_evaluation))
     buttons = ""
     for code, label, n in chips:
         pressed = "true" if code == (chosen or "") else "false"
@@ -87,15 +95,15 @@ def group_table(
     highest: float,
     offset: int,
     sort: Sort,
-    selected: tuple[int, int] | None,
+    selected: Place | None,
 ) -> str:
     """One page of groups. The prompt is a button that opens the group; headings sort.
 
     highest: the reward of a full bar. offset: groups on the pages before.
-    selected: (step, position) of the group that is open.
+    selected: the group that is open.
     """
     head = "".join(heading(key, column, sort) for key, column in GROUP_COLUMNS.items())
-    rows = "".join(_group_row(g, highest, selected == (g.step, g.position)) for g in page.rows)
+    rows = "".join(_group_row(g, highest, selected) for g in page.rows)
     total = f"{'more than ' if page.more else ''}{count(page.total, 'group')}"
     last = offset + len(page.rows)
     at_end = not page.more and last >= page.total
@@ -121,14 +129,15 @@ def _disabled(disabled: bool) -> str:
     return " disabled" if disabled else ""
 
 
-def _group_row(group: GroupSummary, highest: float, selected: bool) -> str:
-    chosen = ' class="chosen" aria-current="true"' if selected else ""
+def _group_row(group: GroupSummary, highest: float, selected: Place | None) -> str:
+    place = Place(group.step, group.position, group.kind)
+    chosen = ' class="chosen" aria-current="true"' if place == selected else ""
     prompt = esc(group.prompt[:200])
-    label = f"Open group {group.position + 1} of step {group.step}: {esc(group.prompt[:80])}"
+    label = f"Open group {place.position + 1} of {place.when}: {esc(group.prompt[:80])}"
     return (
         f'<tr{chosen}><td class="num">{group.step:,}</td>'
         '<td class="prompt-cell"><button type="button" class="row-button" data-do="open" '
-        f'data-at="{group.step}/{group.position}" aria-label="{label}">{prompt}</button></td>'
+        f'data-at="{place}" aria-label="{label}">{prompt}</button></td>'
         f"<td>{reward_strip(group.rewards, highest)}</td>"
         f'<td class="num" data-label="mean">{format_number(group.reward_mean)}</td>'
         f'<td class="num" data-label="spread">{format_number(group.reward_std)}</td>'

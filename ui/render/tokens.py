@@ -15,6 +15,7 @@ from typing import Any
 
 from grpo_core.analysis.token_loss import TokenTerms
 from grpo_core.store import GroupRow, TokenRow
+from grpo_core.types import GroupKind
 from ui.render.status import empty
 from ui.render.text import esc, is_number, plain, short, signed
 
@@ -135,17 +136,22 @@ def controls(group: GroupRow, chosen: int, by: str) -> str:
     )
 
 
-def token_view(row: TokenRow | None, terms: TokenTerms | None, by: str, text: str = "") -> str:
+def no_tokens(group: GroupRow) -> str:
+    """Why a group has no token records."""
+    if group.kind == GroupKind.EVALUATION:
+        return empty("Evaluations keep no tokens", "Open a group of a training step.")
+    return empty(
+        "No tokens were recorded here",
+        "Token records every (More fields) says how often they are kept.",
+    )
+
+
+def token_view(row: TokenRow, terms: TokenTerms | None, by: str, text: str = "") -> str:
     """The tokens of a completion in colour, a legend, and a line for the values of one token.
 
     terms: None if the update left the completion out. by: a key of SCALES. text: the completion's;
     what its prompt wrote of it has no tokens and is drawn without colour.
     """
-    if row is None:
-        return empty(
-            "No tokens were recorded here",
-            "Token records every (More fields) says how often they are kept.",
-        )
     num_drawn = min(len(row.token_ids), MAX_TOKENS)
     scale = SCALES[by]
     values = [math.nan if terms is None else value_of(by, terms, i) for i in range(num_drawn)]

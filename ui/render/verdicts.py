@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grpo_core.rubric.verdict import VERDICTS, SiblingScores, explain, variance_shares
 from grpo_core.store import GroupRow
+from grpo_core.types import GroupKind
 from ui.render.recorded_config import (
     Config,
     algorithm_of,
@@ -55,6 +56,11 @@ def verdict_line(group: GroupRow, config: Config) -> str:
 
 def verdict_sentence(group: GroupRow, config: Config) -> str:
     """What the group teaches, with its own numbers; empty for a verdict of a newer version."""
+    if group.kind == GroupKind.EVALUATION:
+        return (
+            f"A held-out prompt, answered after step {group.step:,}. "
+            "The run never trains on it, so there are no advantages."
+        )
     if group.verdict not in VERDICTS:
         return ""
     criteria = criteria_of(config)

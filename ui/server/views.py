@@ -17,7 +17,7 @@ import gradio as gr
 from grpo_core.analysis.advisor import advise
 from grpo_core.config import RunConfig
 from grpo_core.errors import NotFound
-from grpo_core.store import Cursor, RunRow, Store, VerdictCounts
+from grpo_core.store import Cursor, PromptVisits, RunRow, Store, VerdictCounts
 from grpo_core.types import Notice, RunStatus
 from ui.render import advice, cards, charts, run_end, status
 from ui.render.run_colours import run_colours
@@ -97,6 +97,8 @@ class Views:
         self._advised = Newest(16, self._draw_advice)
         self._advice = Newest(16, lambda run_id, key: advise(store, run_id))
         self._verdicts = Newest(8, lambda run_id, groups: store.verdict_series(run_id))
+        self._repeated = Newest(8, lambda run_id, key: store.repeated_prompts(run_id))
+        self._shared = Newest(8, lambda run_id, key: store.shared_prompts(run_id))
         self._group = lru_cache(maxsize=64)(self._draw_group)
 
     # ---- runs ----------------------------------------------------------------------------
@@ -243,6 +245,14 @@ class Views:
             if n.group_id is not None and (ref := self.store.group_ref_of(n.group_id))
         }
         return advice.advice(notices, refs)
+
+    def repeated(self, run: RunRow) -> list[PromptVisits]:
+        """The prompts that came up more than once in the run."""
+        return self._repeated(run.id, self.curves_key(run))
+
+    def shared(self, run: RunRow) -> list[PromptVisits]:
+        """The prompts of the run that another run met too."""
+        return self._shared(run.id, self.store.runs_token())
 
     # ---- groups --------------------------------------------------------------------------
 

@@ -129,17 +129,16 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
 
     refresh.after(listed.over_time.pick(pick_step, [filters, frame.run], filters, **QUIET))
     opened = side.opened
-    refresh.after(listed.table.open(None, None, opened, js="() => studioOpen()", **QUIET))
+    refresh.after(listed.table.open(None, None, opened, js="() => studioOpenRow()", **QUIET))
     wire_group(side, at, refresh)
     _wire_use(side, frame, views, setup, tabs)
     # Another run: neither its group nor its steps are those that were chosen, unless the address
     # names them.
     anew = frame.run.change(
         None,
+        None,
         [opened, filters],
-        [opened, filters],
-        js="(opened, filters) => studioRefresh.arrived ? [opened, filters] "
-        f": ['', JSON.stringify({json.dumps(FIRST)})]",
+        js=f"() => studioAnew(['', JSON.stringify({json.dumps(FIRST)})])",
         **QUIET,
     )
     refresh.on_change(anew.then)
@@ -293,6 +292,6 @@ class ShowInspect:
         )
         listed = self.list(query, given.opened, given.seen)
         *_, opened, _ = listed
-        run, ref = self.views.run(given.run), group_ref.parse(opened)
+        run, ref = self.views.run(given.run), group_ref.parse_place(opened)
         inputs = GroupInputs(given.view, given.order, given.options, given.group_seen)
         return [*listed, *self.group(run, ref, inputs)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import Wanted
+from grpo_core.types import GroupKind
 from ui.components.html_panel import one_of
 from ui.render import completion_list, tables
 from ui.render.text import is_number
@@ -21,7 +22,7 @@ MAX_SEARCH_CHARS = 200
 class Filters:
     """The hidden value of the filters."""
 
-    verdict: str = ""  # empty: all
+    verdict: str = ""  # empty: all; "evaluation": the groups of evaluations, and no others
     sort: str = "step"
     descending: bool = True
     offset: int = 0
@@ -29,6 +30,11 @@ class Filters:
     steps: list[int] | None = None  # first and last step, both included
     mode: str = "groups"  # or "rollouts"
     where: dict[str, Any] = field(default_factory=dict)  # bounds on completions
+
+    @property
+    def kind(self) -> GroupKind:
+        is_evaluation = self.verdict == GroupKind.EVALUATION
+        return GroupKind.EVALUATION if is_evaluation else GroupKind.TRAINING
 
     @property
     def step_bounds(self) -> tuple[int | None, int | None]:
@@ -60,7 +66,7 @@ def read_filters(text: Any) -> Filters:
     data = parse_tokens(text)
     offset, fresh = data.get("offset"), data.get("fresh")
     return Filters(
-        verdict=one_of(data.get("verdict"), VERDICTS, ""),
+        verdict=one_of(data.get("verdict"), (*VERDICTS, GroupKind.EVALUATION), ""),
         sort=one_of(data.get("sort"), tables.SORTS, "step"),
         descending=data.get("descending") is not False,
         offset=offset if isinstance(offset, int) and 0 <= offset < MAX_OFFSET else 0,
@@ -86,6 +92,7 @@ def wanted(filters: Filters, search: Any) -> Wanted:
         finish_reason=filters.where.get("finish") or None,
         step_from=step_from,
         step_to=step_to,
+        kind=filters.kind,
         **bounds,
     )
 

@@ -15,16 +15,18 @@ from grpo_core.analysis import what_if as analysis
 from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import GroupRow, RunRow
+from grpo_core.types import GroupKind
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel, one_of, script
 from ui.render import arithmetic, cards, history, status, tokens
-from ui.render.recorded_config import criteria_of
+from ui.render.place import Place
 from ui.render.text import esc
-from ui.server.group_ref import GroupRef
 from ui.server.refresh import RefreshEvents
 from ui.server.views import Views
 from ui.tabs import what_if
 from ui.tabs.frame import SKIP, hidden_values, parse_tokens, token
+from ui.tabs.inspect_prompts import VIEWS as PROMPT_VIEWS
+from ui.tabs.inspect_prompts import PromptView, prompts_of
 from ui.tabs.start_from import fill
 
 VIEWS = [
@@ -146,7 +148,7 @@ class ShowGroup:
         self._cached_answer = lru_cache(maxsize=16)(self._answer)
         self._cached_check = lru_cache(maxsize=64)(self._check)
 
-    def __call__(self, run: RunRow | None, ref: GroupRef | None, given: GroupInputs) -> list[Any]:
+    def __call__(self, run: RunRow | None, ref: Place | None, given: GroupInputs) -> list[Any]:
         was = parse_tokens(given.seen)
         view = one_of(given.view, [key for _, key in VIEWS], "cards")
         order = one_of(given.order, ("best", "sampled"), "best")
@@ -155,8 +157,8 @@ class ShowGroup:
         which = [run and run.id, ref, edited]
         now = {
             "head": token([*which, order]),
-            "controls": token([*which, view]),
-            "body": token([*which, view, order, options]),
+            "controls": token([*which, view, prompts_of(self.views, run, view)]),
+            "body": token([*which, view, order, options, self._rest(run, view, options)]),
         }
         new = {key for key in now if now[key] != was.get(key)}
         if not new:
@@ -172,21 +174,32 @@ class ShowGroup:
             json.dumps(now),
         ]
 
-    def _group(self, run: RunRow | None, ref: GroupRef | None) -> GroupRow | None:
+    def _rest(self, run: RunRow | None, view: str, options: Any) -> Any:
+        """What a view shows of the run beyond the open group changes with this."""
+        whole_run = isinstance(options, Mapping) and options.get("run") is True
+        if run is not None and (view in PROMPT_VIEWS or (view == "whatif" and whole_run)):
+            return self.views.curves_key(run)
+        return None
+
+    def _group(self, run: RunRow | None, ref: Place | None) -> GroupRow | None:
         if run is None or ref is None:
             return None
-        step, position = ref
-        ids = self.views.store.group_ids(run.id, step)
-        return self.views.store.group(ids[position]) if position < len(ids) else None
+        ids = self.views.store.group_ids(run.id, ref.step, ref.kind)
+        return self.views.store.group(ids[ref.position]) if ref.position < len(ids) else None
 
     def _head(self, shown: _Shown) -> str:
         run, group = shown.run, shown.group
+        rollouts = cards.in_order(group.rollouts, shown.order)
+        if group.kind == GroupKind.EVALUATION:
+            num_groups = len(self.views.store.group_ids(run.id, group.step, group.kind))
+            return cards.group_head(group, num_groups, shown.order) + arithmetic.why_table(
+                group, rollouts, run.config
+            )
         step = self.views.store.scored(run.id, group.step, group.step)
         weights = [(r.advantage or 0.0, r.num_tokens, r.finish_reason) for r in step]
         shares = token_loss.share_of_gradient(weights, run.config)
         by_rollout = {r.rollout_id: share for r, share in zip(step, shares, strict=True)}
         num_groups = len({r.group_id for r in step})
-        rollouts = cards.in_order(group.rollouts, shown.order)
         return (
             cards.group_head(group, num_groups, shown.order)
             + self._cached_check(run.id, group.id)
@@ -208,65 +221,53 @@ class ShowGroup:
 
     def _controls(self, shown: _Shown) -> str:
         config, group = shown.run.config, shown.group
-        if shown.view == "whatif":
+        if shown.view == "whatif" and group.kind == GroupKind.TRAINING:
             return what_if.controls(config, what_if.read(config, shown.options))
-        if shown.view == "tokens":
+        if shown.view == "tokens" and group.kind == GroupKind.TRAINING:
             return tokens.controls(group, *tokens.read(shown.options, len(group.rollouts)))
-        if shown.view == "runs":
-            return history.choose_run(*self._others(shown))
+        if shown.view in PROMPT_VIEWS:
+            return self._prompt_view(shown).controls()
         return ""
 
     def _body(self, shown: _Shown) -> str:
-        run, group, views = shown.run, shown.group, self.views
+        run, group = shown.run, shown.group
         if shown.view == "ends":
             return history.best_and_worst(group)
         if shown.view == "tokens":
             return self._tokens(shown)
         if shown.view == "whatif":
             return self._what_if(shown)
-        if shown.view == "time":
-            outcomes = (c["name"] for c in criteria_of(run.config) if c.get("outcome"))
-            visits = views.store.visits(run.id, group.prompt_id)
-            return history.through_time(visits, group, next(outcomes, None))
-        if shown.view == "runs":
-            return self._two_runs(shown)
+        if shown.view in PROMPT_VIEWS:
+            return self._prompt_view(shown).body()
         return cards.card_grid(group, cards.in_order(group.rollouts, shown.order), run.config)
 
-    def _others(self, shown: _Shown) -> tuple[list[tuple[str, str]], str | None]:
-        """The other runs that met this prompt, as (label, id), and the chosen one's id."""
-        met = set(self.views.store.runs_with_prompt(shown.group.prompt_id)) - {shown.run.id}
-        others = [(label, run_id) for label, run_id in self.views.choices() if run_id in met]
-        if not others:
-            return [], None
-        chosen = shown.options.get("other") if isinstance(shown.options, Mapping) else None
-        return others, chosen if isinstance(chosen, str) and chosen in met else others[0][1]
-
-    def _two_runs(self, shown: _Shown) -> str:
-        _, chosen = self._others(shown)
-        other, group = self.views.run(chosen), shown.group
-        if other is None:
-            return ""
-        visits = self.views.store.visits(other.id, group.prompt_id)
-        name, visit = self.views.label(shown.run), history.nearest(visits, group.step)
-        return history.two_runs(name, group, other, visit)
+    def _prompt_view(self, shown: _Shown) -> PromptView:
+        return PromptView(self.views, shown.run, shown.group, shown.view, shown.options)
 
     def _tokens(self, shown: _Shown) -> str:
         run, group, store = shown.run, shown.group, self.views.store
+        if group.kind == GroupKind.EVALUATION:
+            return tokens.no_tokens(group)
         position, by = tokens.read(shown.options, len(group.rollouts))
         rollout = group.rollouts[position]
         row, terms = store.token_row(rollout.id), None
+        if row is None:
+            return tokens.no_tokens(group)
         try:
             context = token_loss.loss_context(store, run.id, group.step, parse(run.config))
-            if row:
-                terms = token_loss.token_terms(
-                    row, rollout.advantage or 0.0, rollout.finish_reason, context
-                )
+            terms = token_loss.token_terms(
+                row, rollout.advantage or 0.0, rollout.finish_reason, context
+            )
         except InvalidConfig:  # a configuration of another version
             terms = None
         return tokens.token_view(row, terms, by, rollout.text)
 
     def _what_if(self, shown: _Shown) -> str:
         run, group, views = shown.run, shown.group, self.views
+        if group.kind == GroupKind.EVALUATION:
+            return status.empty(
+                "A held-out group has no advantages to change", "Open a group of a training step."
+            )
         changed = what_if.read(run.config, shown.options)
         whole_run = changed.get("run") is True
         try:
@@ -294,14 +295,15 @@ class ShowGroup:
         return analysis.what_if(self.views.store, run_id, parsed, group_id)
 
 
-def _no_group(run: RunRow | None, ref: GroupRef | None) -> str:
+def _no_group(run: RunRow | None, ref: Place | None) -> str:
     if run is None or ref is None:
         return status.empty(
             "A group opens here",
             "Its prompt, the arithmetic of its advantages, and every completion.",
         )
-    step, position = ref
-    return status.empty(f"Step {step:,} has no group {position + 1}.", "Choose a row of the table.")
+    has_none = f"has no group {ref.position + 1}."
+    where = ref.when[0].upper() + ref.when[1:]
+    return status.empty(f"{where} {has_none}", "Choose a row of the table.")
 
 
 def mismatch(answer: analysis.Answer) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 
 from grpo_core.errors import StudioError
 from grpo_core.store import Page, RunRow
+from grpo_core.types import GroupKind
 from ui.render import charts, completion_list, status, tables
+from ui.render.place import Place
 from ui.render.recorded_config import highest_reward
 from ui.render.text import count, esc, indexing
 from ui.server import group_ref
-from ui.server.group_ref import GroupRef
 from ui.server.views import Views
 from ui.tabs.frame import SKIP, parse_tokens, token
 from ui.tabs.inspect_filters import ListQuery, wanted
@@ -23,7 +24,7 @@ PAGE = 25  # rows in the table
 @dataclass(frozen=True, slots=True)
 class _Table:
     html: str
-    first: GroupRef | None = None  # the group of the first row
+    first: Place | None = None  # the group of the first row
     is_indexing: bool = False  # more rows may come when the search index is built
 
 
@@ -45,10 +46,12 @@ class ShowList:
         views, was, filters = self.views, parse_tokens(seen), query.filters
         run = views.run(query.run_id)
         counts = views.store.verdict_counts(run.id) if run else {}
-        total = sum(counts.values())
-        ref = group_ref.parse(opened)
+        num_evaluation = views.store.num_evaluation_groups(run.id) if run else 0
+        is_evaluation = filters.kind == GroupKind.EVALUATION
+        total = num_evaluation if is_evaluation else sum(counts.values())
+        ref = group_ref.parse_place(opened)
         now = {
-            "chips": token([query.run_id, counts, filters.verdict, filters.steps]),
+            "chips": token([query.run_id, counts, num_evaluation, filters.verdict, filters.steps]),
             "series": token([query.run_id, counts]),
             "table": token([query, ref]),
             "run": token(query.run_id),
@@ -62,7 +65,7 @@ class ShowList:
         redraw = was.get("table") != now["table"] or (num_shown == 0 and total > 0)
         if was.get("query") != now["query"] or num_shown == 0:
             num_shown = total
-        first, table = group_ref.parse(was.get("first")), SKIP
+        first, table = group_ref.parse_place(was.get("first")), SKIP
         if redraw:
             drawn = self._table(run, query, ref)
             first = drawn.first
@@ -75,7 +78,7 @@ class ShowList:
         new = {key for key in ("chips", "series", "mode", "newer") if now[key] != was.get(key)}
         chips = series = bounds = newer = SKIP
         if "chips" in new:
-            chips = tables.verdict_chips(counts, filters.verdict, filters.steps)
+            chips = tables.verdict_chips(counts, num_evaluation, filters.verdict, filters.steps)
         if "series" in new:
             verdicts = views.verdict_series(run.id) if run else []
             series = charts.verdicts(verdicts, str(query.run_id))
@@ -84,18 +87,18 @@ class ShowList:
             bounds = completion_list.controls(filters.where) if is_completions else ""
         if "newer" in new:
             newer = _newer(total - num_shown)
-        state = now | {"total": num_shown, "first": group_ref.text(first)}
+        state = now | {"total": num_shown, "first": str(first or "")}
         return [
             chips,
             series,
             bounds,
             table,
             newer,
-            group_ref.text(ref or first),
+            str(ref or first or ""),
             json.dumps(state),
         ]
 
-    def _table(self, run: RunRow | None, query: ListQuery, ref: GroupRef | None) -> _Table:
+    def _table(self, run: RunRow | None, query: ListQuery, ref: Place | None) -> _Table:
         if run is None:
             return _Table(
                 status.empty(
@@ -107,12 +110,13 @@ class ShowList:
             return self._completions(run, query, ref)
         return self._groups(run, query, ref)
 
-    def _groups(self, run: RunRow, query: ListQuery, ref: GroupRef | None) -> _Table:
+    def _groups(self, run: RunRow, query: ListQuery, ref: Place | None) -> _Table:
         filters = query.filters
         step_from, step_to = filters.step_bounds
         try:
             page = self.views.store.groups(
                 run.id,
+                kind=filters.kind,
                 verdict=filters.verdict or None,
                 search=query.search.strip() or None,
                 reward_from=query.reward_from,
@@ -132,9 +136,10 @@ class ShowList:
             return _Table(html, is_indexing=is_indexing)
         sort = tables.Sort(filters.sort, filters.descending)
         html = tables.group_table(page, highest_reward(run.config), filters.offset, sort, ref)
-        return _Table(html, (page.rows[0].step, page.rows[0].position), is_indexing)
+        first = page.rows[0]
+        return _Table(html, Place(first.step, first.position, filters.kind), is_indexing)
 
-    def _completions(self, run: RunRow, query: ListQuery, ref: GroupRef | None) -> _Table:
+    def _completions(self, run: RunRow, query: ListQuery, ref: Place | None) -> _Table:
         filters = query.filters
         try:
             sort = filters.where.get("sort") or "newest"
@@ -153,7 +158,8 @@ class ShowList:
             )
             return _Table(html, is_indexing=is_indexing)
         html = completion_list.rollout_table(page, filters.offset, ref)
-        return _Table(html, (page.rows[0].step, page.rows[0].group), is_indexing)
+        first = page.rows[0]
+        return _Table(html, Place(first.step, first.group, filters.kind), is_indexing)
 
 
 def _no_groups(run: RunRow, is_filtered: bool) -> str:

@@ -166,6 +166,16 @@ class TrainConfig(Section):
         "Held-out answers",
         "`sampled` at the training temperature, or `greedy`: always the likeliest token.",
     )
+    eval_records: int = setting(
+        16,
+        "Held-out groups kept",
+        "Held-out prompts whose answers each evaluation keeps, to be looked at. "
+        "They are not used in training. 0: none are kept.",
+        unit="prompts",
+        ge=0,
+        le=10_000,
+        hint="The same prompts each time, so one prompt can be followed through training.",
+    )
     token_records: int = setting(
         1,
         "Token records every",
