@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from grpo_core.store import RunRow, Store
+from grpo_core.types import GroupKind
 
 Z = 1.96  # of a 95 % interval
 
@@ -51,6 +52,20 @@ def heldout(store: Store, run_id: str) -> Heldout:
         if value is not None
     ]
     return Heldout(known[0] if known else None, known[-1] if len(known) > 1 else None)
+
+
+def answers(store: Store, run: RunRow) -> dict[str, float]:
+    """Prompt id -> share of right answers in the last evaluation, for the recorded prompts."""
+    criteria = (run.config.get("rubric") or {}).get("criteria") or []
+    outcome = next((c["name"] for c in criteria if c.get("outcome")), "")
+    steps = [step for step, _ in store.metrics(run.id, ["heldout/accuracy"])["heldout/accuracy"]]
+    shares: dict[str, float] = {}
+    for group_id in store.group_ids(run.id, steps[-1], GroupKind.EVALUATION) if steps else ():
+        group = store.group(group_id)
+        scores = [score for r in group.rollouts if (score := r.scores.get(outcome)) is not None]
+        if scores:
+            shares[group.prompt_id] = sum(score >= 1 for score in scores) / len(scores)
+    return shares
 
 
 def same_prompts(a: RunRow, b: RunRow) -> bool:

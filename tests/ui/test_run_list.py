@@ -12,7 +12,16 @@ from recorded import FakeService, record_run
 from grpo_core.config import PRESETS, nest, parse
 from grpo_core.errors import StudioError
 from grpo_core.store import Recorder
-from grpo_core.types import Checkpointed, Evaluated, ModelLoaded, RunStatus
+from grpo_core.types import (
+    Checkpointed,
+    Completion,
+    Evaluated,
+    Group,
+    ModelLoaded,
+    Prompt,
+    Rollout,
+    RunStatus,
+)
 from ui.components import form
 from ui.render.changed import changed
 from ui.render.run_bar import Bar
@@ -264,9 +273,24 @@ def test_a_comparison_tells_the_difference_with_its_interval(views, store):
     assert "no evaluation after training" in listing(views, [low, other])[COMPARE + 5]
 
 
-def evaluated(store, accuracy, low, high):
+def test_recorded_held_out_answers_are_compared_pair_by_pair(views, store):
+    low = evaluated(store, 0.4, 0.3, 0.5, right="ab")
+    high = evaluated(store, 0.8, 0.7, 0.9, right="bcd")
+    table = listing(views, [low, high])[COMPARE + 5]
+    # of the four prompts a is lost, c and d are won
+    assert "pair by pair on 4 recorded prompts:</span> <b>+25</b> points" in table
+
+
+def evaluated(store, accuracy, low, high, right=""):
+    """A run with a last evaluation. right: of the prompts a to d those it answers."""
     run_id = record_run(store, f"reaches {accuracy}")
+    bounds = {"heldout/accuracy_low": low, "heldout/accuracy_high": high}
+    groups = tuple(answered(prompt, prompt in right) for prompt in "abcd") if right else ()
     with Recorder(store, run_id) as record:
-        bounds = {"heldout/accuracy_low": low, "heldout/accuracy_high": high}
-        record(Evaluated(3, {"heldout/accuracy": accuracy, **bounds}))
+        record(Evaluated(3, {"heldout/accuracy": accuracy, **bounds}, groups))
     return run_id
+
+
+def answered(prompt, is_right):
+    answer = Rollout(Completion("7", "stop", 1), {"accuracy": float(is_right)}, None, None)
+    return Group(Prompt(prompt, f"Q: {prompt}", "7", "sums"), (answer,), None, None, "evaluation")

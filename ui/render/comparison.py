@@ -16,12 +16,14 @@ class Result:
     """The held-out result of a run.
 
     difference: of its last accuracy to that of the first run; None for the first one, and where
-    there is nothing to compare, which `why_not` explains.
+    there is nothing to compare, which `why_not` explains. paired: of the answers to the prompts
+    that both runs recorded.
     """
 
     label: str
     heldout: Heldout
     difference: Difference | None = None
+    paired: Difference | None = None
     why_not: str = ""
 
 
@@ -55,16 +57,20 @@ def _estimate(estimate: Estimate | None) -> str:
 def _difference(row: Result) -> str:
     if row.difference is None:
         return f'<span class="by">{esc(row.why_not)}</span>'
-    d = row.difference
-    how = (
-        f"paired over {count(d.num_prompts, 'prompt')}"
-        if d.num_prompts
-        else "not paired: answers to single prompts were not recorded"
+    line = _with_interval(row.difference)
+    if row.paired is None:
+        return line
+    prompts = count(row.paired.num_prompts, "recorded prompt")
+    return f'{line}<br><span class="by">pair by pair on {prompts}:</span> ' + _with_interval(
+        row.paired
     )
+
+
+def _with_interval(d: Difference) -> str:
     told = "shows no difference" if d.low <= 0 <= d.high else "a difference"
     return (
         f'<b>{_points(d.value)}</b> points <span class="by">[{_points(d.low)} to {_points(d.high)}]'
-        f" · {told} · {how}</span>"
+        f" · {told}</span>"
     )
 
 

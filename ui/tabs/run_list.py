@@ -141,15 +141,16 @@ def results(views: Views, runs: Sequence[RunRow]) -> list[comparison.Result]:
     base = heldout.heldout(views.store, first.id)
     out = [comparison.Result(views.label(first), base)]
     for run in others:
-        result = heldout.heldout(views.store, run.id)
-        difference, why_not = None, ""
+        label, result = views.label(run), heldout.heldout(views.store, run.id)
         if base.after is None or result.after is None:
-            why_not = "no evaluation after training"
+            out.append(comparison.Result(label, result, why_not="no evaluation after training"))
         elif not heldout.same_prompts(first, run):
-            why_not = "other held-out prompts"
+            out.append(comparison.Result(label, result, why_not="other held-out prompts"))
         elif (difference := heldout.unpaired(base.after, result.after)) is None:
-            why_not = "no interval was recorded"
-        out.append(comparison.Result(views.label(run), result, difference, why_not))
+            out.append(comparison.Result(label, result, why_not="no interval was recorded"))
+        else:
+            answers = [heldout.answers(views.store, r) for r in (first, run)]
+            out.append(comparison.Result(label, result, difference, heldout.paired(*answers)))
     return out
 
 
