@@ -45,7 +45,7 @@ def fill(page: Page, label: str, text: str) -> Locator:
     while time.monotonic() < deadline:
         control.fill(text)
         control.blur()
-        page.wait_for_timeout(300)
+        page.wait_for_timeout(200)
         if control.input_value() == text:
             return control
     raise AssertionError(f"{label} did not keep {text!r}")

@@ -7,7 +7,7 @@ import json
 import pytest
 from recorded import HOSTILE
 
-from grpo_core.config import PRESETS, RunConfig, flatten, with_preset
+from grpo_core.config import PRESETS, RunConfig, flatten, nest, parse, with_preset
 from grpo_core.rubric import PRESETS as RUBRICS
 from grpo_core.rubric import resolve_rubric
 from ui.components import form, form_help
@@ -15,6 +15,7 @@ from ui.tabs import rubric, setup
 from ui.tabs.algorithm import choose_preset
 from ui.tabs.form_fields import default_values
 from ui.tabs.score_text import score_text
+from ui.tabs.start_from import fill
 
 
 def values(**typed) -> list:
@@ -278,3 +279,44 @@ def test_a_judge_is_not_called_at_every_key():
     assert "not while you type" in said
     assert "could not be scored" not in said
     assert "<b>1.000</b>" in said  # the length alone
+
+
+# ---- what the form hides, and what it copies -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown", "hidden"),
+    [
+        ({}, "algorithm.clip_eps_low", "algorithm.cispo_cap"),
+        ({"algorithm__objective": "cispo"}, "algorithm.cispo_cap", "algorithm.clip_eps_low"),
+        ({"algorithm__objective": "spo"}, "algorithm.clip_eps_low", "algorithm.clip_delta"),
+        ({"algorithm__advantage": "value"}, "algorithm.gae_lambda", "task.path"),
+        ({"algorithm__kl_control": "hard"}, "algorithm.kl_target", "algorithm.kl_horizon"),
+        ({"model__lora_rank": 8}, "model.lora_alpha", "model.revision"),
+        ({"task__name": "file", "task__path": "a.csv"}, "task.template", "task.split"),
+        ({"task__name": "file", "task__path": "openai/gsm8k"}, "task.split", "model.lora_alpha"),
+    ],
+)
+def test_a_field_without_effect_is_hidden(typed, shown, hidden):
+    notes = form_help.notes(values(**typed))
+    assert "unused" not in notes[shown]
+    assert "unused" in notes[hidden]
+
+
+def test_copied_settings_keep_every_value():
+    settings = {
+        "rubric.clip_low": -1.5,
+        "train.learning_rate": 1.2345678e-5,
+        "task.heldout_size": 7,
+        "train.steps": 9,
+    }
+    *copied, _ = fill(flatten(parse(nest(settings))))
+    config, problems = form.read(copied)
+    assert problems == []
+    assert {name: flatten(config)[name] for name in settings} == settings
+
+
+def test_a_number_that_is_none_says_what_to_enter():
+    _, problems = form.read(values(train__learning_rate="fast"))
+    said = form_help.messages(problems)["train.learning_rate"]
+    assert "Enter a number such as 1e-4, or leave empty." in said

@@ -13,6 +13,7 @@ from recorded import HOSTILE, FakeService, record_run
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayResult, Side
 from grpo_core.types import Completion, Prompt, Rollout
+from ui.components import form
 from ui.render.played import Asked, played
 from ui.tabs.form_fields import default_values
 from ui.tabs.model import model_card, show_model
@@ -25,7 +26,7 @@ from ui.tabs.playground import (
     take_prompt,
 )
 from ui.tabs.prompts import counted, show_preview, take_upload
-from ui.tabs.start_bar import Starter, findings
+from ui.tabs.start_bar import Starter, findings, start_label
 from ui.tabs.workbench import pasted, probes, tried
 
 
@@ -311,3 +312,17 @@ def test_preflight_problems_hold_a_start_until_a_person_confirms(views, runs):
     assert runs.started == []
     starter.insist(insist, *default_values(), "")
     assert len(runs.started) == 1
+
+
+def test_a_second_identical_start_asks_first(views, runs, store):
+    starter = Starter(runs, views, FakeService())
+    starter.press(*default_values(), "first")
+    assert start_label(views.runs()) == "Queue another"
+    asked = starter.press(*default_values(), "second")[3]
+    assert "“first” has exactly these settings." in asked
+    assert len(runs.started) == 1
+    other = default_values()
+    other[form.NAMES.index("train.seed")] = 1
+    assert starter.press(*other, "another seed")[3] == ""
+    starter.insist(Record(_data={"again": "1"}), *default_values(), "second")
+    assert [name for _, name in runs.started] == ["first", "another seed", "second"]

@@ -6,7 +6,7 @@ const TEXT_CHARS = 20000, MAX_ROWS = 32;
 const isPlain = value => value === null || ['string', 'boolean'].includes(typeof value)
   || Number.isFinite(value);
 const isRows = value => Array.isArray(value) && value.length <= MAX_ROWS && value.every(
-  row => row && typeof row === 'object' && Object.values(row).every(isPlain));
+  row => row && typeof row === 'object' && !Array.isArray(row) && Object.values(row).every(isPlain));
 const isSame = (a, b) => JSON.stringify(a ?? '') === JSON.stringify(b ?? '');
 
 // A password in an address, or a parameter that may hold a key, is never kept.

@@ -233,14 +233,14 @@ def _readable(problem: FieldProblem) -> FieldProblem:
     if problem.value in (None, ""):
         return FieldProblem(problem.field, problem.value, "must not be empty", problem.hint)
     if problem.field in FIELDS and "parse string as a number" in problem.problem:
-        return FieldProblem(problem.field, problem.value, "is not a number", _number_hint(problem))
+        return FieldProblem(problem.field, problem.value, _number_wanted(problem.field), "")
     return problem
 
 
-def _number_hint(problem: FieldProblem) -> str:
-    example = shown(problem.field, DEFAULTS[problem.field]) or "1e-4"
-    or_empty = ", or leave empty" if _may_be_empty(problem.field) else ""
-    return f"Enter a number such as {example}{or_empty}."
+def _number_wanted(name: str) -> str:
+    example = shown(name, DEFAULTS[name]) or "1e-4"
+    or_empty = ", or leave empty" if _may_be_empty(name) else ""
+    return f"enter a number such as {example}{or_empty}"
 
 
 def read_rows(rows: Any) -> tuple[list[dict[str, Any]], list[FieldProblem]]:

@@ -111,8 +111,9 @@ function criterion(row, i) {
   const times = make('span', {className: 'by', textContent: '×', 'aria-hidden': 'true'});
   return make('div',
     {className: 'criterion', role: 'group', 'aria-label': `Criterion ${i + 1}`},
-    make('div', {className: 'line'}, field(i, 'name', 'name'), times, weight, more),
-    weightSlider(row, i, weight), help, body);
+    make('div', {className: 'line'},
+      field(i, 'name', 'name'), weightSlider(row, i, weight), times, weight, more),
+    help, body);
 }
 
 function add() {

@@ -34,17 +34,17 @@ window.studioClose = () => {
 // On a phone the sections are below their summary.
 function reveal() {
   const pane = document.querySelector('#new-run-pane');
-  requestAnimationFrame(() => {
+  setTimeout(() => { // the section is built
     const top = pane.getBoundingClientRect().top;
     if (top < 0 || top > innerHeight / 2) pane.scrollIntoView({block: 'start'});
-  });
+  }, 150);
 }
 
 // The section of a field is built when it is opened, so its field may come a little later.
 function focusSoon(selector, tries = 40) {
   const box = document.querySelector(selector);
   const control = box?.querySelector('input, textarea, select') || box;
-  if (control) {
+  if (control?.offsetParent) { // in view
     control.focus();
     control.scrollIntoView({block: 'center'});
   } else if (tries) setTimeout(focusSoon, 50, selector, tries - 1);

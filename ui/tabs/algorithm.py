@@ -14,7 +14,7 @@ from ui.tabs.form_fields import FormFields, default_values
 
 TOOLS = (
     '<div class="field-tools"><input type="search" placeholder="Search names and help" '
-    'aria-label="Search the fields of the algorithm"><button type="button" data-toggle="all-fields"'
+    'aria-label="Search the fields of the algorithm"><button type="button" data-toggle="everything"'
     ' aria-pressed="false">Show all</button><span class="by" role="status"></span></div>'
 )
 
@@ -50,13 +50,14 @@ def choose_preset(preset: Any) -> list[Any]:
 def build_run(fields: FormFields) -> gr.Textbox:
     """The section "Run". Returns the run's name. Call it inside gr.Blocks."""
     html_panel("<h2>Run</h2>")
-    name = gr.Textbox(
-        label="Name",
-        placeholder="made from the settings",
-        max_lines=1,
-        max_length=200,
-        elem_id="run-name",
-    )
+    with gr.Row(elem_classes="field-grid"):
+        name = gr.Textbox(
+            label="Name",
+            placeholder="made from the settings",
+            max_lines=1,
+            max_length=200,
+            elem_id="run-name",
+        )
     fields.add_group("", *form.NUMBERS)
     fields.add_group("Evaluation", *form.EVALUATION)
     fields.add_group("Saving", *form.SAVING)

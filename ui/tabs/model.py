@@ -63,16 +63,16 @@ def model_card(report: Any, sample: str) -> str:
     )
     parts = ", ".join(f"{name} {size(n)}" for name, n in report.bytes_by_part.items() if n)
     memory = f"about {size(report.needed_bytes)} of {size(report.free_bytes)} free: {parts}"
+    fits = "" if report.problems else "✓ "
+    chips = [
+        report.architecture,
+        f"{parameters}, {trained}",
+        f"{report.dtype} on {report.device}",
+        f"context {report.context:,} tokens" if report.context else "context not given",
+        "chat template" if report.chat_template else "no chat template: prompts are plain text",
+        f"{fits}{size(report.needed_bytes)} of {size(report.free_bytes)} free",
+    ]
     rows = [
-        (
-            "Model",
-            f"{report.architecture}, {parameters}, {trained}, {report.dtype} on {report.device}",
-        ),
-        ("Context", f"{report.context:,} tokens" if report.context else "not given"),
-        (
-            "Chat template",
-            "yes" if report.chat_template else "none: the model reads prompts as plain text",
-        ),
         ("End tokens", ends + (" (they agree)" if report.ends_agree else " (they differ)")),
         ("Memory", memory),
         ("Micro-batch that fits", f"about {count(report.fitting_micro_batch, 'token')}"),
@@ -82,7 +82,9 @@ def model_card(report: Any, sample: str) -> str:
     body = "".join(f'<tr><th scope="row">{esc(k)}</th><td>{esc(v)}</td></tr>' for k, v in rows)
     problems = "".join(f'<p class="problem" role="alert">{esc(p)}</p>' for p in report.problems)
     remarks = "".join(f'<p class="help">{esc(p)}</p>' for p in report.remarks)
+    line = "".join(f"<li>{esc(chip)}</li>" for chip in chips)
     return (
-        f'<table class="scored checked"><tbody>{body}</tbody></table>{problems}{remarks}'
+        f'<ul class="chips-line">{line}</ul>{problems}{remarks}'
+        f'<table class="scored checked"><tbody>{body}</tbody></table>'
         '<p class="help">Memory is an estimate; the first step measures it.</p>'
     )

@@ -25,6 +25,7 @@ from ui.tabs.frame import SKIP, UPLOADED
 from ui.tabs.setup_cards import dated
 
 SHOWN_PROMPTS = 8
+UPLOAD_HELP = "A CSV, TSV, JSONL or Parquet file. It becomes the task."
 REST = tuple(n for n in form.PROMPTS if n not in form.SOURCE)
 
 
@@ -45,10 +46,10 @@ def build_prompts(fields: FormFields) -> PromptsBox:
             upload = gr.File(
                 label="Upload prompts",
                 file_types=list(SUFFIXES),
-                height=92,
+                height=120,
                 elem_id="upload-prompts",
             )
-            html_panel('<p class="help">Drop a CSV, TSV, JSONL or Parquet file, or click.</p>')
+            html_panel(f'<p class="help">{UPLOAD_HELP}</p>')
     fields.add_group("", *form.SOURCE)
     preview = gr.Button("Preview prompts", size="sm", elem_classes="narrow-button")
     result = html_panel(script=MARK, elem_id="prompt-preview")

@@ -60,7 +60,7 @@ def build_start_bar() -> StartBar:
 
 def wire_preflight(fields: FormFields, bar: StartBar, service: Service) -> None:
     def preflight(*values: Any) -> list[str]:
-        return run_preflight(service, values)
+        return [*run_preflight(service, values), show_outlook(service, values)]
 
     busy = "() => { document.documentElement.dataset.preflight = 'busy'; }"
     done = (
@@ -68,7 +68,7 @@ def wire_preflight(fields: FormFields, bar: StartBar, service: Service) -> None:
     )
     bar.preflight.click(None, None, None, js=busy)
     asked = bar.preflight.click(
-        slow(preflight), fields.values, [bar.state, bar.report, bar.answer], **QUIET
+        slow(preflight), fields.values, [bar.state, bar.report, bar.answer, bar.outlook], **QUIET
     )
     asked.then(None, None, None, js=done)
 
@@ -158,7 +158,7 @@ def show_outlook(service: Service, fields: Sequence[Any]) -> str:
 def _estimated(estimate: Any, config: RunConfig) -> str:
     """Words for a preflight.estimate.Estimate."""
     if estimate is None:
-        return "Time and memory: not measured yet. Preflight measures one step."
+        return "Not measured yet: Preflight takes one step."
     parts = [f"About {duration(estimate.step_seconds * config.train.steps)}"]
     if estimate.memory_mib:
         parts.append(size(round(estimate.memory_mib * 2**20)))

@@ -63,7 +63,10 @@ def start_links(run: RunRow | None) -> str:
     """HTML: where settings can be copied from. run: the one in view."""
     view = ""
     if run is not None:
-        view = f' · <button type="button" class="link" data-do="run">{esc(run.name)}</button>'
+        view = (
+            f' · <button type="button" class="link" data-do="run" title="{esc(run.name)}">'
+            f"{esc(run.name)}</button>"
+        )
     return (
         '<p class="start-links">Start from: '
         f'<button type="button" class="link" data-do="defaults">defaults</button>{view} · '

@@ -25,7 +25,7 @@ else:
 class AlgorithmConfig(Section):
     """How a group's rewards become an update of the policy."""
 
-    preset: str = setting("GRPO", "Preset", "A named set of the values below.", max_length=64)
+    preset: str = setting("GRPO", "Preset", "Fills the fields below.", max_length=64)
     grouping: Grouping = choice(
         "prompt", "Grouping", "Which completions are compared with each other.", options.GROUPINGS
     )
