@@ -18,11 +18,12 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves the machine
 # Without this pandas sums up the times of all calls after each call. Monitoring is off.
@@ -30,17 +31,20 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
 from grpo_core.config import RunConfig
-from grpo_core.config.devices import AUTO, CPU, use_only
+from grpo_core.config.devices import AUTO, CPU, describe_cpu, has_only_cpu, use_only
 from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
 if TYPE_CHECKING:
+    from grpo_core.preflight.late import LateService
+    from grpo_core.preflight.service import PreflightService
     from grpo_core.runs.limits import Limits
     from grpo_core.runs.manager import RunManager
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
     from grpo_core.training.control import Train
     from ui.page import Page
+    from ui.server.service import Service
 
 ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 # Imported before torch, because it replaces torch's CUDA until a lease begins.
@@ -91,24 +95,25 @@ def _serve(
     options: argparse.Namespace, auth: tuple[str, str] | None, reserved: socket.socket
 ) -> int:
     from grpo_core.store import Store
+    from grpo_core.store.example import add_example
     from grpo_core.store.snapshot import Snapshots
 
     snapshots = Snapshots(Path(options.db), Path(options.snapshots)) if options.snapshots else None
     if snapshots is not None and snapshots.restore():
         print(f"restored {options.db} from {options.snapshots}", flush=True)
-    # Before torch is imported, which takes seconds: a wrong --db is reported at once.
+    # Before Gradio is imported, which takes seconds: a wrong --db is reported at once.
     store = Store(options.db)
-    page, runs = _build(options, store, _storage(snapshots))
     _tell_what_is_missing(store)
+    if options.example and not store.unlisted() and add_example(store):
+        _say("added a recorded example run; delete it on the Runs tab")
+    _say("starting the page …")
+    page, runs, service = _build(options, store, _storage(snapshots))
     reserved.close()
     _launch(page, options, auth)
-    # The page's half a million objects stay. Full collections would look through them, which makes
-    # these slow and so rare that closed connections pile up: tens of MiB under load.
-    gc.collect()
-    gc.freeze()
-    print(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})", flush=True)
+    _say(f"GRPO Studio: {page.local_url}  ({runs.device}; runs in {store.path})")
     if page.share_url:
-        print(f"public: {page.share_url}", flush=True)
+        _say(f"public: {page.share_url}")
+    _in_background(service.load)
     _wait_for_signal(runs, snapshots)
     runs.close(STOP_SECONDS)
     # A run that did not end in time: Python would wait for its process.
@@ -119,6 +124,30 @@ def _serve(
         snapshots.renew(now=True)
     page.close(verbose=False)
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _in_background(load: Callable[[], None]) -> None:
+    """Import torch while the page is already served. A failure ends the server."""
+
+    def finish() -> None:
+        try:
+            load()
+            _say("ready")
+        except BaseException:
+            traceback.print_exc()
+            os.kill(os.getpid(), signal.SIGTERM)
+        # The half a million objects of page and torch stay. Full collections would look through
+        # them, which makes these slow and so rare that closed connections pile up: tens of MiB
+        # under load.
+        gc.collect()
+        gc.freeze()
+
+    _say("loading PyTorch; the page can be used meanwhile …")
+    threading.Thread(target=finish, name="load", daemon=True).start()
 
 
 def _tell_what_is_missing(store: Store) -> None:
@@ -134,8 +163,8 @@ def _tell_what_is_missing(store: Store) -> None:
 
 def _build(
     options: argparse.Namespace, store: Store, storage: Callable[[], str] | None
-) -> tuple[Page, RunManager]:
-    from grpo_core.preflight.service import PreflightService, ServiceOptions
+) -> tuple[Page, RunManager, LateService]:
+    from grpo_core.preflight.late import LateService
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.device_queue import Machine
     from grpo_core.runs.manager import RunManager
@@ -148,6 +177,22 @@ def _build(
 
     used_bytes = _used_bytes(store, limits)
 
+    def make_service() -> PreflightService:
+        from grpo_core.preflight.service import PreflightService, ServiceOptions
+
+        return PreflightService(
+            store,
+            ServiceOptions(
+                in_use=lambda: runs.running,
+                check=_check_reading(limits, used_bytes),
+                train=trainer.run,
+                lease_seconds=trainer.lease_seconds,
+                may_push=not is_public,
+            ),
+        )
+
+    service = LateService(make_service, lease_seconds=trainer.lease_seconds, may_push=not is_public)
+
     def check_room(config: RunConfig) -> None:
         service.release_models()  # its memory is free for the run
         trainer.check_room(config)
@@ -159,19 +204,10 @@ def _build(
         machine=Machine(trainer.device, trainer.devices, check_room),
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
     )
-    service = PreflightService(
-        store,
-        ServiceOptions(
-            in_use=lambda: runs.running,
-            check=_check_reading(limits, used_bytes),
-            train=trainer.run,
-            lease_seconds=trainer.lease_seconds,
-            may_push=not is_public,
-        ),
-    )
-    page = build_app(store, runs, service, bool(os.environ.get("SPACE_ID")), storage)
+    asked = cast("Service", service)  # it has every method of PreflightService
+    page = build_app(store, runs, asked, bool(os.environ.get("SPACE_ID")), storage)
     page.check_upload = lambda: limits.check_disk(used_bytes())
-    return page, runs
+    return page, runs, service
 
 
 def _storage(snapshots: Snapshots | None) -> Callable[[], str] | None:
@@ -232,13 +268,14 @@ def _check(
     check_room: Callable[[RunConfig], None],
 ) -> Callable[[RunConfig], None]:
     """The check of a configuration before its run starts. It raises StudioError."""
-    from grpo_core.models import check_model
     from grpo_core.runs.limits import Visitors
     from ui.server.visitor import visitor
 
     visitors = Visitors(limits.per_visitor)
 
     def check(config: RunConfig) -> None:
+        from grpo_core.models import check_model  # imports torch
+
         limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
         limits.check_disk(used_bytes())
         check_model(config.model)
@@ -260,19 +297,23 @@ class _Trainer:
 
 
 def _trainer(plugins: Sequence[str]) -> _Trainer:
-    from grpo_core.models.device import describe_machine, device_names
-    from grpo_core.preflight.room import check_room
     from grpo_core.rubric import add_plugins
-    from grpo_core.runs.subprocess_trainer import in_subprocess, warm_up
-    from grpo_core.training.trainer import train
+    from grpo_core.runs.subprocess_trainer import in_subprocess, train_later, warm_up
 
     if spaces is None:
         # Starts now and goes on beside what follows, so that the first run need not wait.
-        warm_up(train)
-        run = in_subprocess(train, partial(add_plugins, plugins))
+        warm_up()
+        run = in_subprocess(train_later, partial(add_plugins, plugins))
+        if has_only_cpu(os.environ):
+            return _Trainer(run, describe_cpu(), (CPU,))
+
+        from grpo_core.models.device import describe_machine, device_names
+        from grpo_core.preflight.room import check_room
+
         return _Trainer(run, describe_machine(), device_names(), check_room)
 
     from grpo_core.runs.zerogpu import leased, seconds_from
+    from grpo_core.training.trainer import train
 
     # Outside a lease there is no GPU: questions about models are answered on the CPU.
     use_only(CPU)
@@ -373,6 +414,12 @@ def _parser() -> argparse.ArgumentParser:
         "--db",
         default="runs/grpo.sqlite",
         help="the SQLite file with all runs (default runs/grpo.sqlite)",
+    )
+    parser.add_argument(
+        "--no-example",
+        dest="example",
+        action="store_false",
+        help="do not show a recorded example run in a new file",
     )
     parser.add_argument(
         "--files",

@@ -75,13 +75,13 @@ class Server(Page):
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port), "--db", str(db)],
+            [sys.executable, "app.py", "--no-example", "--port", str(port), "--db", str(db)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        wait_for_line(self.process)
+        wait_for_line(self.process, "ready")
         super().__init__(f"http://127.0.0.1:{port}")
 
     def memory_mib(self) -> float:
@@ -93,7 +93,10 @@ class Server(Page):
         self.process.wait(30)
 
 
-def wait_for_line(process: subprocess.Popen[str]) -> None:
-    """Wait until the process prints a line, which says that it is ready."""
+def wait_for_line(process: subprocess.Popen[str], beginning: str = "") -> None:
+    """Wait until the process prints a line that begins so."""
     assert process.stdout is not None
-    process.stdout.readline()
+    while line := process.stdout.readline():
+        if line.startswith(beginning):
+            return
+    raise RuntimeError(f"the process ended before it printed {beginning!r}")

@@ -120,7 +120,7 @@ def main() -> int:
     config = parse(nest(settings))
     with tempfile.TemporaryDirectory() as folder:
         manager = RunManager(Store(Path(folder) / "runs.sqlite"), in_subprocess(train))
-        warm_up(train)
+        warm_up()
         print("| when | threads | open files | connections | resident MiB |\n|---|---|---|---|---|")
         for _ in range(FIRST_CYCLES):
             start_and_stop(manager, config)

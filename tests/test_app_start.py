@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from locked_server import free_port
 
 import app
+from grpo_core.config.devices import VARIABLE, has_only_cpu
 from grpo_core.errors import StudioError
 from grpo_core.store import Store
 
@@ -48,3 +54,28 @@ def test_a_deleted_file_is_told_when_its_runs_left_checkpoints(tmp_path, capsys)
     assert "1 runs left checkpoints beside it, such as 20261128-070000-abcd" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.skipif(not has_only_cpu(os.environ), reason="a GPU is named by torch")
+def test_the_page_is_built_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys, app; from grpo_core.store import Store\n"
+        f"options = app._parser().parse_args(['--db', {str(tmp_path / 'runs.sqlite')!r}])\n"
+        "page, runs, service = app._build(options, Store(options.db), None)\n"
+        "assert not {'torch', 'transformers', 'plotly'} & set(sys.modules)\n"
+        "from grpo_core.models.device import describe_machine, device_names\n"
+        "assert (runs.device, runs.machine.devices) == (describe_machine(), device_names())"
+    )
+    folder = Path(app.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "only_cpu"),
+    [("", "tty", True), ("", "nvidia0", False), ("", "kfd", False), ("cpu", "nvidia0", True)],
+)
+def test_a_gpu_is_expected_where_it_has_a_file(variable, file, only_cpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    (tmp_path / file).touch()
+    assert has_only_cpu({VARIABLE: variable}, tmp_path) is only_cpu

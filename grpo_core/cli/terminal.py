@@ -89,9 +89,9 @@ def run_line(row: RunRow) -> str:
     heldout = f"held-out {format_number(row.heldout_before)} → {format_number(row.heldout_after)}"
     reward = f"reward {format_number(row.reward_first)} → {format_number(row.reward_last)}"
     seconds = "" if row.duration_seconds is None else f"  {row.duration_seconds:.0f} s"
+    name = printable(row.name) + (" (example)" if row.example else "")
     return (
-        f"{row.id}  {row.status:<11}  {printable(row.name)}  {row.steps_done} steps  "
-        f"{reward}  {heldout}{seconds}"
+        f"{row.id}  {row.status:<11}  {name}  {row.steps_done} steps  {reward}  {heldout}{seconds}"
     )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 
@@ -42,6 +44,21 @@ def using_only(name: str) -> Iterator[None]:
         os.environ.pop(VARIABLE, None)
         if before is not None:
             os.environ[VARIABLE] = before
+
+
+def has_only_cpu(environment: Mapping[str, str], files: Path = Path("/dev")) -> bool:
+    """Whether this machine can have no GPU, without importing torch, which takes seconds.
+
+    On Linux a GPU has a file: nvidia0 (NVIDIA), kfd (AMD), dxg (Windows' own). Elsewhere: unknown.
+    """
+    if (only := only_device(environment)) is not None:
+        return only == CPU
+    gpus = (*files.glob("nvidia[0-9]*"), *files.glob("kfd"), *files.glob("dxg"))
+    return sys.platform == "linux" and not gpus
+
+
+def describe_cpu() -> str:
+    return f"CPU, {os.cpu_count()} cores"
 
 
 def candidates(wanted: str, there: Sequence[str]) -> tuple[str, ...]:

@@ -224,7 +224,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
-    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {os.cpu_count()} cores"
+    return "Apple GPU (MPS)" if device.type == "mps" else devices.describe_cpu()
 
 
 def describe_machine() -> str:

@@ -113,6 +113,11 @@ def plan_branch(
 def checkpoint_of(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
     """The checkpoint of `step`, or the last one; its hashes are checked. Raises StudioError."""
     rows = store.checkpoints(run.id)
+    if run.example:
+        raise StudioError(
+            f"“{run.name}” is the recorded example. Its weights are not shipped. "
+            "Start a run of your own first."
+        )
     if not rows:
         raise StudioError(
             f"“{run.name}” has no saved state. Set train.checkpoint_every in a new run."

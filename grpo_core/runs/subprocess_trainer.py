@@ -61,7 +61,14 @@ class Logged:
 Unsent = queue.Queue[Event | Ended | Logged]
 
 
-def warm_up(train: Train) -> None:
+def train_later(config: RunConfig, emit: Emit, control: RunControl) -> None:
+    """trainer.train for a process that must not import torch only to name the function."""
+    from grpo_core.training.trainer import train
+
+    train(config, emit, control)
+
+
+def warm_up() -> None:
     """Start the process from which runs are forked. It imports torch, so that a run need not."""
     if START_METHOD != "forkserver":
         return
@@ -70,7 +77,7 @@ def warm_up(train: Train) -> None:
     root = str(Path(__file__).parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, before)))
     try:
-        multiprocessing.set_forkserver_preload([train.__module__])
+        multiprocessing.set_forkserver_preload(["grpo_core.training.trainer"])
         forkserver.ensure_running()
     except OSError:
         log.warning("the fork server did not start; runs start some seconds later", exc_info=True)

@@ -40,10 +40,12 @@ class Queries(GroupQueries):
         return tuple(tuple(row) for row in self._readers.all("SELECT id, revision FROM runs"))
 
     def runs(self) -> list[RunRow]:
-        """Every run with its summary, newest first."""
+        """Every run with its summary, newest first; the example after all others."""
         return [
             self._run(row)
-            for row in self._readers.all("SELECT * FROM runs ORDER BY created_at DESC, rowid DESC")
+            for row in self._readers.all(
+                "SELECT * FROM runs ORDER BY example, created_at DESC, rowid DESC"
+            )
         ]
 
     def run(self, run_id: str) -> RunRow:
@@ -61,6 +63,7 @@ class Queries(GroupQueries):
                 "config": json.loads(row["config"]),
                 "env": row["env"] and json.loads(row["env"]),
                 "tags": tuple(json.loads(row["tags"])),
+                "example": bool(row["example"]),
             }
         return RunRow(**values)
 

@@ -72,6 +72,7 @@ class RunRow:
     breakpoints: str = ""
     tags: tuple[str, ...] = ()  # words and a text that a person gave the run
     note: str = ""
+    example: bool = False  # recorded elsewhere and shipped with the program, see example.py
 
     @property
     def duration_seconds(self) -> float | None:

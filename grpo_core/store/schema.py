@@ -210,6 +210,13 @@ def _kinds_of_groups(db: Database) -> None:
         groups.create_index(["run_id", "kind", *columns], unique=unique)
 
 
+@MIGRATIONS(name="10 example")
+def _example(db: Database) -> None:
+    # The recorded example run, and whether this file ever had it: a deleted one stays away.
+    db.execute("ALTER TABLE runs ADD COLUMN example INTEGER NOT NULL DEFAULT 0")
+    _create(db, "once", "what str, at float", pk="what")
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class Server:
-    """app.py on a free port."""
+    """app.py on a free port. example: a new file shows the recorded example run."""
 
-    def __init__(self, db: Path):
-        self.db = db
+    def __init__(self, db: Path, example: bool = False):
+        self.db, self.flags = db, [] if example else ["--no-example"]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -26,7 +26,7 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(self.port), "--db", str(self.db)],
+            [sys.executable, "app.py", "--port", str(self.port), "--db", str(self.db), *self.flags],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

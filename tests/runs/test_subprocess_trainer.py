@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    warm_up(train)
+    warm_up()
 
 
 @pytest.fixture

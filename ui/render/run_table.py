@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_core.store import RunRow
 from ui.render.changed import changed, chips
-from ui.render.status import device_of, pill
+from ui.render.status import device_of, example_pill, pill
 from ui.render.tables import Column, Sort, heading
 from ui.render.text import NONE, duration, esc, format_number, percent, when
 
@@ -107,7 +107,7 @@ def _name_cell(run: RunRow, depth: int, names: Mapping[str, str]) -> str:
     """The name, and what a person wrote about the run."""
     name, run_id = esc(run.name), esc(run.id)
     indent = f' style="--depth:{depth}"' if depth else ""
-    below = ""
+    below = example_pill() if run.example else ""
     if run.parent_run_id:
         parent = names.get(run.parent_run_id, run.parent_run_id)
         line = esc(f"↳ from “{parent}”, step {run.parent_step or 0:,}")

@@ -79,6 +79,11 @@ def _device_fact(run: RunRow) -> list[str]:
     return [f'<span title="{esc(why)}">on {esc(device)} in {esc(dtype)}</span>']
 
 
+def example_pill() -> str:
+    """The mark of the recorded example run."""
+    return '<span class="pill plain">example</span>'
+
+
 def brand(device: str) -> str:
     return (
         '<div class="brand"><h1>GRPO Studio</h1>'
@@ -118,7 +123,7 @@ def status_line(
         facts.append(f"{count(num_queued, 'run')} queued")
     return (
         f'<div class="status" data-live="{int(live)}">'
-        f'<b class="phase">{esc(_headline(run))}</b>'
+        f'<b class="phase">{esc(_headline(run))}</b>{example_pill() if run.example else ""}'
         f'<span class="fact">{_progress(run)}</span>{_progress_bar(run)}'
         f'<span class="fact facts">{" · ".join(facts)}</span>{time_bar(recent) if live else ""}'
         "</div>"
@@ -199,6 +204,12 @@ def _ended_facts(run: RunRow, blocking: RunRow | None) -> list[str]:
     facts = []
     if is_number(run.duration_seconds):
         facts.append(f"{duration(run.duration_seconds)} in all")
+    if run.example:
+        return [
+            *facts,
+            "a recorded example",
+            "press <b>Start training</b> for a run of your own",
+        ]
     return facts + _device_fact(run)
 
 

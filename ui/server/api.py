@@ -95,6 +95,7 @@ class Api:
             "id",
             "name",
             "status",
+            "example",
             "phase",
             "step",
             "num_steps",

@@ -117,7 +117,10 @@ class Views:
         return next((r for r in self.runs() if r.id == run_id), None)
 
     def default_run(self) -> str | None:
-        """The run to show when none was chosen: the active one, else the newest."""
+        """The run to show when none was chosen: the active one, else the newest.
+
+        The example is shown while there is no other.
+        """
         active = self._active()
         return active.id if active else next((r.id for r in self.runs()), None)
 
@@ -135,6 +138,8 @@ class Views:
 
     def label(self, run: RunRow) -> str:
         """The run's name. Runs of equal names also show the last part of their ids."""
+        if run.example:
+            return f"{run.name} (example)"
         if [r.name for r in self.runs()].count(run.name) < 2:
             return run.name
         return f"{run.name} · {run.id.rpartition('-')[2]}"

@@ -255,6 +255,12 @@ def _problem(field: str, hint: str) -> str:
 def _about(run: RunRow | None, steps: list[int]) -> str:
     if run is None:
         return status.empty("Ask a model before and after its training", NO_RUN)
+    if run.example:
+        return (
+            '<p class="help">This is the recorded example. Its trained weights are not shipped, '
+            "so only the model before training answers. Start a run on the Train tab to compare "
+            "before with after.</p>"
+        )
     if not steps:
         return (
             f'<p class="help">“{esc(run.name)}” has no saved state yet, so there is only the '

@@ -1,0 +1,37 @@
+"""A first visit: every tab shows the recorded example run, until it is deleted for good."""
+
+from __future__ import annotations
+
+import pytest
+from live_server import Server
+
+from grpo_core.store import Store
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(tmp_path / "runs.sqlite", example=True)
+    yield server
+    server.close()
+
+
+def test_a_first_visit_finds_an_example_in_every_tab(server, open_page):
+    page = open_page(server)
+    page.locator("#group article").first.wait_for()
+    assert page.get_by_label("Run", exact=True).input_value() == "Sums of three numbers (example)"
+    assert "example" in page.locator(".status").inner_text()
+    page.wait_for_function("document.querySelector('.brand .chip').innerText.includes('CPU')")
+    page.get_by_role("tab", name="Inspect").click()
+    page.locator("table.groups tbody tr").first.wait_for()
+    page.get_by_role("tab", name="Playground").click()
+    page.get_by_text("This is the recorded example. Its trained weights are not shipped").wait_for()
+    page.get_by_role("tab", name="Runs").click()
+    row = page.locator("table.runs tbody tr")
+    assert row.locator(".pill").filter(has_text="example").count() == 1
+    row.get_by_role("checkbox").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_text("Your runs appear here").wait_for()
+    server.close()
+    server.start()
+    assert Store(server.db).runs() == []
