@@ -57,7 +57,7 @@ RECORD_SECONDS = 1.5  # then for its thread to record how it ended
 # asks for the lock at every row.
 SWITCH_SECONDS = 0.0005
 EPHEMERAL = (
-    "This Space's disk is lost at every restart, and the runs with it. Mount a bucket and set "
+    "This Space loses its disk, and all runs, at every restart. Mount a bucket and set "
     "GRPO_SNAPSHOTS to a folder in it, or export what you want to keep."
 )
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

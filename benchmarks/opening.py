@@ -18,11 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.first_visit import group_shown_seconds, new_browser
 from benchmarks.inspector import Size, add_size_arguments, fill
 from benchmarks.server import Server
 from grpo_core.store import RunRow, Store
@@ -145,32 +147,17 @@ def answer_seconds(server: Server, shown: dict[str, Any]) -> float:
 
 
 def opening_seconds(server: Server, run_id: str) -> list[float]:
-    """Seconds from the address to a group on the screen, a fresh browser context each time.
+    """Seconds from the address to a group on the screen, a fresh browser each time.
 
     Empty where there is no browser.
     """
-    chromium = shutil.which("chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if chromium is None or sync_playwright is None:
+    if shutil.which("chromium") is None or find_spec("playwright") is None:
         print("open the page in a browser: not measured, there is no chromium or no playwright")
         return []
     seconds = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
-        for n in range(NUM_BROWSERS):
-            context = browser.new_context()
-            page = context.new_page()
-            started = time.perf_counter()
-            page.goto(f"{server.url}/?tab=inspect&run={run_id}&step={n + 2}")
-            page.locator("#look-body article").first.wait_for(timeout=60_000)
-            seconds.append(time.perf_counter() - started)
-            context.close()
-        browser.close()
+    for n in range(NUM_BROWSERS):
+        with new_browser() as page:
+            seconds.append(group_shown_seconds(page, server.url, run_id, n + 2))
     return seconds
 
 

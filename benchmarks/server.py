@@ -68,20 +68,29 @@ class Page:
 
 
 class Server(Page):
-    """app.py on a free port, with a store of its own."""
+    """app.py on a free port, with a store of its own.
 
-    def __init__(self, db: Path | str):
+    up_seconds: from the command to the line that tells the address.
+    """
+
+    def __init__(self, db: Path | str, *, is_new: bool = False):
+        """is_new: as at a first start: with the example run, and at once, before torch is there."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        began = time.perf_counter()
+        flags = [] if is_new else ["--no-example"]
         self.process = subprocess.Popen(
-            [sys.executable, "app.py", "--no-example", "--port", str(port), "--db", str(db)],
+            [sys.executable, "app.py", "--port", str(port), "--db", str(db), *flags],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        wait_for_line(self.process, "ready")
+        wait_for_line(self.process, "GRPO Studio")
+        self.up_seconds = time.perf_counter() - began
+        if not is_new:
+            wait_for_line(self.process, "ready")
         super().__init__(f"http://127.0.0.1:{port}")
 
     def memory_mib(self) -> float:

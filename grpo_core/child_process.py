@@ -71,7 +71,7 @@ class Child:
         try:
             question = json.dumps({"number": number, "ask": message}).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
-            raise ChildFailed(f"the question is no JSON ({type(error).__name__})") from None
+            raise ChildFailed(f"the question is not JSON ({type(error).__name__})") from None
         with self._turn():
             seconds = min(seconds, seconds_left())
             process = self._running()
@@ -82,7 +82,7 @@ class Child:
                 return read(_answer_to(number, self._line(process, deadline, too_late)))
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 self._kill()
-                raise ChildFailed("it wrote something that is no answer") from None
+                raise ChildFailed("it wrote something that is not an answer") from None
             except OSError as error:
                 self._kill()
                 raise ChildFailed(f"the process died ({type(error).__name__})") from None
@@ -256,7 +256,7 @@ def serve(
         try:
             _write(answers, {"number": number, "answer": _answer(functions, question["ask"])})
         except (TypeError, ValueError, RecursionError):
-            _write(answers, {"number": number, "answer": {"null": "its value is no JSON"}})
+            _write(answers, {"number": number, "answer": {"null": "its value is not JSON"}})
 
 
 def limit(which: int, most: int) -> None:

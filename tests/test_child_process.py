@@ -227,8 +227,8 @@ def test_functions_of_a_helper_give_a_value_or_a_reason(tmp_path):
     }
     assert found == {
         "one": {"value": 1},
-        "nan": {"null": "its value is no JSON"},
-        "object": {"null": "its value is no JSON"},
+        "nan": {"null": "its value is not JSON"},
+        "object": {"null": "its value is not JSON"},
         "boom": {"null": "ZeroDivisionError: by zero"},
         "refuse": {"null": "line 3: no"},
         "leave": {"null": "SystemExit: 3"},

@@ -102,5 +102,5 @@ def find_run(store: Store, run: str) -> RunRow:
 def count(text: str) -> int:
     """The type of an argument that is a whole number from 1 up."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)

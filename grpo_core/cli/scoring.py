@@ -110,7 +110,7 @@ def read_rows(file: str, task: TaskConfig) -> list[Row]:
     except OSError as error:
         raise StudioError(f"{name!r} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError:
-        raise StudioError(f"{name!r} is no UTF-8 text. Save it as UTF-8.") from None
+        raise StudioError(f"{name!r} is not UTF-8 text. Save it as UTF-8.") from None
     if not numbered:
         raise StudioError(f"{name!r} has no rows. {_HINT}")
     return _read(name, numbered, task)

@@ -241,7 +241,7 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         "algorithm.objective",
         lambda c: _critic(c) and c.algorithm.objective in ("vespo", "gmpo"),
-        "it needs one advantage per completion, but a critic gives each token its own",
+        "it needs one advantage per completion, but a critic gives each token a different one",
         "Use clip, or an advantage without a critic.",
     ),
     Conflict(

@@ -50,7 +50,7 @@ ADVANTAGES = {
     ),
     "leave_one_out": Option("against the mean of the other siblings", "r − mean of the siblings"),
     "rank": Option(
-        "by rank in the group alone; how far apart the rewards are does not matter",
+        "by rank in the group; the size of the differences does not matter",
         "(rank − mean rank)/(std of ranks)",
     ),
     "per_criterion": Option(
@@ -59,7 +59,7 @@ ADVANTAGES = {
         "Σ w·(s − mean)/(std + 1e-4), over its std in the step",
     ),
     "value": Option(
-        "not with siblings: each token is compared with a critic's prediction before it (PPO)",
+        "each token is compared with a critic's prediction, not with siblings (PPO)",
         "GAE(γ = {gae_gamma}, λ = {gae_lambda}) of a critic, whitened over the step's tokens",
     ),
 }
@@ -89,7 +89,7 @@ OBJECTIVES = {
         "−A·σ(τ·(w − 1))·4/τ; τ = {sapo_tau_pos} if A > 0 else {sapo_tau_neg}",
     ),
     "vespo": Option(
-        "a whole completion counts less as its probability leaves the one it was sampled with",
+        "a completion counts less the more its probability has changed since sampling",
         "−sg(φ)·A·log p; φ = e^λ·W^k·e^(−λW), W = p/p_old of the completion; "
         "(k, λ) = ({vespo_k_pos}, {vespo_lambda_pos}) if A ≥ 0 "
         "else ({vespo_k_neg}, {vespo_lambda_neg})",
@@ -100,8 +100,8 @@ OBJECTIVES = {
         "−A·exp(mean over tokens of log w, clipped at ±{gmpo_eps})",
     ),
     "spo": Option(
-        "a token has less effect the further its ratio moved, none at the edge of the clip range, "
-        "and is pulled back beyond it",
+        "a token has less effect the further its ratio has moved, and none at the edge of the clip "
+        "range; beyond the edge it is pulled back",
         "−(w·A − |A|·(w − 1)²/(2ε)); ε = {clip_eps_high} if A > 0 else {clip_eps_low}",
     ),
     "reinforce": Option("every token counts by its advantage, without a limit", "−A·log p"),
@@ -137,8 +137,9 @@ KL_ESTIMATORS = {
 KL_CONTROLS = {
     "fixed": Option("the coefficient does not change"),
     "adaptive": Option(
-        "the coefficient rises while KL is above its target, and falls while KL is below it, "
-        "once KL has reached it; with group_std start it near 0.8 to hold a low target"
+        "the coefficient rises while KL is above its target and falls while KL is below it; "
+        "it stays fixed until KL first reaches the target. "
+        "With group_std and a low target, start it near 0.8"
     ),
     "hard": Option(
         "no update is made while KL is above its target; "

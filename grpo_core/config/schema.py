@@ -56,10 +56,7 @@ def _problem(error: Mapping[str, Any]) -> FieldProblem:
         return FieldProblem(
             dotted, error["input"], "there is no such field", _fields_like(dotted, [*known])
         )
-    message = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    message = message.replace("should be greater than or equal to", "must be at least")
-    message = message.replace("should be less than or equal to", "must be at most")
-    message = message.replace("should be", "must be").rstrip(".")
+    message = _PLAIN.get(error["type"]) or _plain(error["msg"])
     extra = known[dotted].json_schema_extra if dotted in known else None
     return FieldProblem(dotted, error["input"], message, (extra or {}).get("hint", ""))
 
@@ -72,6 +69,40 @@ def _fields_like(dotted: str, known: list[str]) -> str:
         return f"Did you mean {' or '.join(like)}?"
     names = [n for n in known if n.rpartition(".")[0] == section]
     return f"Known: {', '.join(names or sorted({n.split('.')[0] for n in known}))}."
+
+
+# Messages of pydantic that are not plain English, by their type.
+_PLAIN = {
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "has too many digits",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_pattern_mismatch": "may contain only letters, digits, _ . and -",
+    "missing": "is missing",
+    "model_type": "must be an object with the fields of this section",
+}
+
+
+def _plain(message: str) -> str:
+    """A message of pydantic, as the end of a sentence that begins with the field's name."""
+    message = message.removeprefix("Input ").removeprefix("Value error, ")
+    message = message.removeprefix("String ").removeprefix("Tuple ")
+    for theirs, ours in (
+        ("should be greater than or equal to", "must be at least"),
+        ("should be greater than", "must be more than"),
+        ("should be less than or equal to", "must be at most"),
+        ("should be less than", "must be less than"),
+        ("should be", "must be"),
+        ("should have", "must have"),
+        (" after validation", ""),
+    ):
+        message = message.replace(theirs, ours)
+    return message.rstrip(".")
 
 
 def fields_by_name() -> dict[str, Any]:
@@ -103,7 +134,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         section, dot, name = dotted.partition(".")
         if not dot or not name:
             hint = "Use section.field, e.g. train.steps."
-            raise InvalidConfig([FieldProblem(dotted, value, "this is no field", hint)])
+            raise InvalidConfig([FieldProblem(dotted, value, "there is no such field", hint)])
         data.setdefault(section, {})[name] = value
     return data
 

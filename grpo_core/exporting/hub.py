@@ -30,7 +30,7 @@ def check_repository(name: str) -> str:
     """Return the name if it has the form owner/name. Raises InvalidConfig."""
     if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
         raise _error(
-            name, "is no repository of the Hub", "Write owner/name, e.g. me/tiny-reasoner."
+            name, "is not a repository on the Hub", "Write owner/name, e.g. me/tiny-reasoner."
         )
     return name
 

@@ -215,7 +215,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(data) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:100]!r} stands in it twice")
+        raise ValueError(f"the key {twice[:100]!r} occurs twice")
     return data
 
 
@@ -264,7 +264,7 @@ def _check_settings(
         # AutoTokenizer would call itself without end.
         if name is not None and (not is_tokenizer or name == "AutoTokenizer"):
             problem = f"{file} gives {str(name)[:100]!r} as tokenizer_class"
-            raise BadModel(f"{problem}, which is no tokenizer")
+            raise BadModel(f"{problem}, which is not a tokenizer")
     if tokenizer.get("init_inputs"):
         hint = "Remove init_inputs from it."
         raise BadModel("tokenizer_config.json names arguments by init_inputs", hint)

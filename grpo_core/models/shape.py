@@ -92,7 +92,7 @@ def check_memory(model: PreTrainedModel, dtype: torch.dtype, bits: str, room: in
     if needed > room:
         name = "4 bits" if bits == "4" else str(dtype).removeprefix("torch.")
         raise BadModel(
-            f"its weights alone take {needed / GIB:,.1f} GiB in {name}, "
-            f"and {room / GIB:,.1f} GiB are there",
+            f"its weights alone need {needed / GIB:,.1f} GiB in {name}, "
+            f"but only {room / GIB:,.1f} GiB are available",
             "Name a smaller model, or lower the precision (model.dtype, model.base_bits).",
         )

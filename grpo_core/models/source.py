@@ -93,7 +93,7 @@ def find_source(config: ModelConfig) -> Source:
         return _local(path, config)
     if path.exists():
         raise BadModel("this is a file, not a model folder", NAME_HINT)
-    raise BadModel("there is no such folder, and it is no Hub id", NAME_HINT)
+    raise BadModel("there is no such folder, and it is not a Hub id", NAME_HINT)
 
 
 def _local(folder: Path, config: ModelConfig) -> Source:
@@ -103,9 +103,11 @@ def _local(folder: Path, config: ModelConfig) -> Source:
 def _on_hub(config: ModelConfig) -> Source:
     name, revision = config.name, config.revision
     if not _HUB_ID.fullmatch(name) or ".." in name:
-        raise BadModel("there is no such folder, and it is no Hub id", NAME_HINT)
+        raise BadModel("there is no such folder, and it is not a Hub id", NAME_HINT)
     if not _REVISION.fullmatch(revision) or ".." in revision:
-        raise BadModel(f"{revision!r} is no revision of a Hub model", "Set model.revision to main.")
+        raise BadModel(
+            f"{revision!r} is not a revision of a Hub model", "Set model.revision to main."
+        )
     if model_unreachable(name, revision):
         snapshot = cached_snapshot(name, revision)
         if snapshot is None:

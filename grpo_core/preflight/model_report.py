@@ -100,8 +100,8 @@ def report(config: RunConfig) -> ModelReport:
     remarks = [why_precision(m, device)]
     if recomputes:
         remarks.append(
-            "The run keeps only each layer's input and computes the rest again for the gradient: "
-            "about a third more time, several times fewer activations."
+            "Each layer is computed twice to save memory: about a third more time, several times "
+            "less memory for activations."
         )
     if not ends_agree:
         remarks.append(ENDS_DIFFER)

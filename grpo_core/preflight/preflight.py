@@ -279,7 +279,7 @@ def refusal(report: Sequence[Finding], anyway: bool) -> str:
         reasons = _joined(f for f in report if f.final)
         return (
             f"Preflight: this run cannot work. {reasons} "
-            "Change these settings; the run cannot be started anyway."
+            "Change these settings. Starting anyway is not possible."
         )
     level = verdict(report)
     if anyway or level == "green":

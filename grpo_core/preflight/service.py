@@ -207,8 +207,8 @@ class PreflightService:
         device = first_free(config.model.device, device_names(), self._options.in_use())
         if device is None:
             raise StudioError(
-                "A run is going on this device. Preflight takes a step of its own: "
-                "stop the run, wait, or name another device."
+                "A run is using this device, and Preflight needs the device for one step. "
+                "Stop the run, wait, or name another device."
             )
         self._models.clear()
         if self.lease_seconds is None:  # the process of a lease finds its GPU by itself

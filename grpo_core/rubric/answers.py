@@ -82,7 +82,7 @@ class SchemaParams(Params):
             _check_schema(text)
         except (SchemaError, RecursionError) as error:
             raise ValueError(
-                f"this is no JSON Schema: {str(error).splitlines()[0][:200]}"
+                f"this is not a JSON Schema: {str(error).splitlines()[0][:200]}"
             ) from None
         return schema
 

@@ -62,18 +62,18 @@ def read_scores(values: Any, count: int) -> list[float | None]:
     Raises ValueError unless they are a list of `count` finite numbers or None.
     """
     if not isinstance(values, list) or len(values) != count:
-        raise ValueError(f"no list of {count} scores")
+        raise ValueError(f"not a list of {count} scores")
     return [None if value is None else finite(value) for value in values]
 
 
 def finite(value: Any) -> float:
     """A finite number as a float. Raises ValueError for anything else."""
     if not isinstance(value, bool | int | float) or not abs(value) < math.inf:
-        raise ValueError("no finite number")
+        raise ValueError("not a finite number")
     try:
         return float(value)
     except OverflowError:  # an int of more than 308 digits
-        raise ValueError("no finite number") from None
+        raise ValueError("not a finite number") from None
 
 
 UNIT = Bounds(0.0, 1.0)
@@ -124,7 +124,9 @@ class Check:
             notes[_failure(error)] += len(completions)
             return [None] * len(completions)
         if not isinstance(given, list) or len(given) != len(completions):
-            notes[f"the check gave no list of {len(completions)} scores"] += len(completions)
+            notes[f"the check did not return a list of {len(completions)} scores"] += len(
+                completions
+            )
             return [None] * len(completions)
         return [_score(value, notes) for value in given]
 
@@ -168,7 +170,7 @@ def _score(value: Any, notes: Notes) -> float | None:
             return number
         notes[f"a score of {number:g} is beyond {MAX_SCORE:g}"] += 1
     except ValueError:
-        notes[f"a score was no finite number but {type(value).__name__}"] += 1
+        notes[f"a score was not a finite number: {type(value).__name__}"] += 1
     return None
 
 

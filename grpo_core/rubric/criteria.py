@@ -39,7 +39,7 @@ class FormatParams(Params):
     def _are_tag_names(self) -> FormatParams:
         for tag in (*self.required, *self.optional):
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", tag):
-                raise ValueError(f"{tag!r} is no tag name: letters, digits, - and _ only")
+                raise ValueError(f"{tag!r} is not a tag name: use letters, digits, - and _ only")
         return self
 
 

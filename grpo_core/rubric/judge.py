@@ -288,7 +288,7 @@ def _read(content: str, top: float) -> tuple[float, str]:
         raise ValueError("this may not be the verdict")
     score = data["score"]
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError("the score is no number")
+        raise ValueError("the score is not a number")
     if not 0 <= score <= top:  # nan and inf are out of range too
         raise ValueError("the score is out of range")
     reason = data.get("reason")

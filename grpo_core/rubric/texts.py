@@ -48,8 +48,7 @@ class RegexParams(Params):
             if "too large" in text:
                 raise ValueError(TOO_LARGE) from None
             raise ValueError(
-                "no pattern in RE2's syntax, which has no look-around and no back-references: "
-                f"{text}"
+                f"not a pattern in RE2 syntax (no look-around, no back-references): {text}"
             ) from None
         if size > MAX_PROGRAM:
             raise ValueError(TOO_LARGE)

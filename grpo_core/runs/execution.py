@@ -109,8 +109,8 @@ def _check_folder(store: Store, job: Job) -> None:
     if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
         raise StudioError(
             f"train.checkpoint_every = {job.config.train.checkpoint_every}: no checkpoint can be "
-            f"saved, because {str(nearest)!r} is no folder that can be written. Make it one, or "
-            "set 0 to save none."
+            f"saved, because {str(nearest)!r} is not a folder that can be written. Correct that, "
+            "or set 0 to save none."
         )
 
 

@@ -161,9 +161,7 @@ class Visitors:
         self._starts = {key: times for key, times in recent.items() if times}
 
     def _refusal(self, num_runs: int, wait_seconds: float) -> InvalidConfig:
-        problem = (
-            f"this server allows a visitor {self._limit} runs a day (GRPO_MAX_RUNS_PER_VISITOR)"
-        )
+        problem = f"each visitor may start {self._limit} runs a day (GRPO_MAX_RUNS_PER_VISITOR)"
         hint = (
             f"Come back in {wait_seconds / 3600:.1f} hours, or run your own copy of the studio, "
             "which has no limits."

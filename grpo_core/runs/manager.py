@@ -237,7 +237,7 @@ class RunManager:
         status = self.store.run(run_id).status
         return StudioError(
             f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, "
-            "so this process cannot control it."
+            "so it cannot be controlled here."
         )
 
     # ---- lifetime ------------------------------------------------------------------------------

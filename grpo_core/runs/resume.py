@@ -28,7 +28,7 @@ def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
     if run.status.is_live:
         raise StudioError(
             f"run {run_id!r} is {run.status}, so there is nothing to resume. "
-            "Wait until it has ended, or stop it first."
+            "Wait until it ends, or stop it first."
         )
     if run.status is RunStatus.FINISHED:
         raise StudioError(
@@ -44,7 +44,7 @@ def _check_prompts(run: RunRow, config: RunConfig) -> None:
     """Raises InvalidConfig if the prompts are missing or have changed since the run started."""
     known, table = (run.env or {}).get("prompts"), load_task(config.task).table
     if known and table is not None and table.fingerprint != known:
-        problem = "it holds other prompts than when the run started"
+        problem = "its prompts have changed since the run started"
         hint = "Restore the old prompts, or branch from a checkpoint to continue with the new ones."
         raise InvalidConfig([FieldProblem("task.path", config.task.path, problem, hint)])
 

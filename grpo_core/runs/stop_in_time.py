@@ -17,8 +17,8 @@ SAVED_BYTES = 12  # of a trained parameter: weight and two moments, in 32 bits
 SLOW_DISK = 100e6  # bytes per second, for the first save of a run
 POLL_SECONDS = 0.1
 LATE = (
-    "The trainer did not stop in time and was killed. What was recorded is kept, and its last "
-    "checkpoint counts: press Resume to continue from there."
+    "The trainer did not stop in time and was killed. What was recorded is kept. "
+    "Press Resume to continue from its last checkpoint."
 )
 
 

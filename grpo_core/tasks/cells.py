@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
         try:
             return bytes(value).decode()
         except UnicodeDecodeError:
-            return {_UNREADABLE: "bytes that are no UTF-8 text"}
+            return {_UNREADABLE: "bytes that are not UTF-8 text"}
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return _from_array(value)
     if isinstance(value, (float, Decimal, date, time, timedelta, UUID)):

@@ -63,7 +63,7 @@ def _from_text(text: str) -> list[Message] | None:
     except (ValueError, RecursionError):
         printed = _PRINTED.match(text)
         if printed and printed[1].lower() in ROLES:
-            raise BadCell("it holds a chat as Python prints it, which is no JSON") from None
+            raise BadCell("it holds a chat as Python prints it, which is not JSON") from None
         return None
     value = _unwrapped(value)
     if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
@@ -137,5 +137,5 @@ def _part_text(part: Any, number: int) -> str:
     more = kind is None and sum(v is not None for v in part.values()) > 1  # such as an image
     if kind not in TEXT_PARTS or not isinstance(text, str) or more:
         what = f"a part of type {kind!r:.60}" if kind is not None else kind_of(part)
-        raise BadCell(f"message {number} of its chat holds {what}, which is no text")
+        raise BadCell(f"message {number} of its chat holds {what}, which is not text")
     return text

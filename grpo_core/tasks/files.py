@@ -32,7 +32,7 @@ def why_no_file(path: str) -> str:
         return ""
     if place.is_dir():
         return "it is a folder on this machine"
-    return "it is no regular file but a pipe, a socket or a device"
+    return "it is not a regular file: it is a pipe, a socket or a device"
 
 
 def _place(path: str) -> Path | None:
@@ -49,7 +49,7 @@ def _place(path: str) -> Path | None:
 def open_file(path: str) -> BinaryIO:
     """Open a file that `is_file` allows. Raises OSError."""
     if (place := _place(path)) is None:
-        raise OSError(0, "it is no file that may be read")
+        raise OSError(0, "it is not a file that may be read")
     return open_regular(place)
 
 
@@ -58,5 +58,5 @@ def open_regular(path: Path) -> BinaryIO:
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise OSError(0, "it is no regular file")
+        raise OSError(0, "it is not a regular file")
     return open(number, "rb")

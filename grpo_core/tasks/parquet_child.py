@@ -115,7 +115,7 @@ def _finite(value: Any) -> Any:
 
 def _unreadable(error: Exception) -> NoValue:
     first = (str(error) or type(error).__name__).splitlines()[0][:150]
-    return NoValue(f"it is no readable Parquet file: {first}")
+    return NoValue(f"it is not a readable Parquet file: {first}")
 
 
 if __name__ == "__main__":

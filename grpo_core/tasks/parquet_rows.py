@@ -26,7 +26,7 @@ def parquet_rows(path: str) -> Iterator[dict[str, Any]]:
         try:
             answer = child.request(question, SECONDS + KILL_AFTER, _shaped)
         except ChildFailed as error:
-            problem = f"it is no readable Parquet file: {error}"
+            problem = f"it is not a readable Parquet file: {error}"
             raise BadSource(path, problem, HINT) from None
         if isinstance(answer, str):
             raise BadSource(path, answer, HINT)

@@ -48,7 +48,7 @@ def check_source(path: str, field: str = "task.path") -> None:
     elif path.lower().endswith(tuple(SUFFIXES)) and not path.startswith(PREFIX):
         raise BadSource(path, "there is no such file", HINT, field)
     elif not hub_id(path):
-        raise BadSource(path, "there is no such file, and it is no Hub dataset", HINT, field)
+        raise BadSource(path, "there is no such file, and it is not a Hub dataset", HINT, field)
 
 
 def check_kind(path: str, field: str = "task.path") -> None:
@@ -69,7 +69,7 @@ def check_sources(config: TaskConfig) -> None:
     if heldout and (reads_file or is_file(heldout)):
         check_source(heldout, "task.heldout_source")
     elif heldout and (not is_split(heldout) or heldout.lower().endswith(tuple(SUFFIXES))):
-        problem = "there is no such file, and it is no split of a dataset"
+        problem = "there is no such file, and it is not a split of a dataset"
         raise BadSource(heldout, problem, "Write a split such as test.", "task.heldout_source")
     if not is_subset(config.subset):
         hint = "Write its name, such as main, or leave it empty."

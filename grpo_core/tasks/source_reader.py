@@ -116,8 +116,8 @@ def _check_template(template: str, row: Row) -> None:
         problem = FieldProblem(
             "task.template",
             template,
-            "it has no {prompt} in it, so all prompts would be equal",
-            "Write {prompt} where the prompt goes.",
+            "it does not contain {prompt}, so all prompts would be equal",
+            "Write {prompt} where the prompt belongs.",
         )
         raise InvalidConfig([problem])
 

@@ -111,8 +111,8 @@ def remarks(task: Task, heldout: Sequence[Prompt], size: int | None) -> str:
             lines.append(f"{counts.unanswered:,} of {prompts:,} prompts have no answer.")
         if counts.contradictions:
             lines.append(
-                f"{counts.contradictions:,} rows repeat a prompt with another answer: "
-                "its first answer counts."
+                f"{counts.contradictions:,} rows repeat a prompt with a different answer. "
+                "The first answer is used."
             )
     if size is None and not heldout:
         lines.append("No prompt is held out, so accuracy is not measured.")

@@ -109,11 +109,11 @@ def object_rows(path: str, text: IO[str]) -> Iterator[tuple[int, dict[str, Any]]
         try:
             row = json.loads(line, object_pairs_hook=_distinct)
         except (ValueError, RecursionError) as error:
-            problem = f"line {number:,} is no JSON: {str(error)[:100]}"
+            problem = f"line {number:,} is not JSON: {str(error)[:100]}"
             raise BadSource(path, problem, JSONL_HINT) from None
         if not isinstance(row, dict):
             hint = 'Write lines such as {"prompt": …, "answer": …}.'
-            raise BadSource(path, f"line {number:,} is no JSON object", hint)
+            raise BadSource(path, f"line {number:,} is not a JSON object", hint)
         if len(row) > MAX_COLUMNS or _is_deeper(row, MAX_DEPTH):
             raise BadSource(
                 path,

@@ -65,7 +65,7 @@ def as_text(breakpoints: Sequence[Breakpoint]) -> str:
 def _parse(text: str) -> Breakpoint:
     found = _FORM.fullmatch(text)
     if not found:
-        raise _refused(text, "this is no condition", _HINT)
+        raise _refused(text, "this is not a condition", _HINT)
     name, sign, value = found.groups()
     if name == "verdict":
         if sign != "=" or value not in VERDICTS:
@@ -82,7 +82,7 @@ def _parse(text: str) -> Breakpoint:
     except ValueError:
         number = math.nan
     if math.isnan(number):  # nothing compares with it, so the condition would never hold
-        raise _refused(text, f"{value!r} is no number", _HINT)
+        raise _refused(text, f"{value!r} is not a number", _HINT)
     return Breakpoint(name, sign, number)
 
 

@@ -178,7 +178,7 @@ def test_a_stopped_run_is_resumed_and_a_finished_one_branched_from(db, tmp_path)
     [
         (["train", "--set", "train.group_size=1"], "train.group_size = 1: must be at least 2"),
         (["train", "--set", "train.steps=0"], "train.steps = 0: must be at least 1"),
-        (["train", "--set", "steps=3"], "steps = 3: this is no field"),
+        (["train", "--set", "steps=3"], "steps = 3: there is no such field"),
         (["train", "--set", "nonsense"], "there is no ="),
         (["train", "--preset", "nope"], "Known: GRPO"),
         (["train", "--config", "nowhere.json"], "does not exist"),

@@ -136,8 +136,8 @@ def test_standard_input_and_a_table_for_people(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (['{"prompt": "a", "completion": "b"}', "", "{"], "line 3 is no JSON"),
-        (['{"prompt": "a", "completion": "b"}', "[1]"], "line 2 is no JSON object"),
+        (['{"prompt": "a", "completion": "b"}', "", "{"], "line 3 is not JSON"),
+        (['{"prompt": "a", "completion": "b"}', "[1]"], "line 2 is not a JSON object"),
         (['{"prompt": "a"}'], "line 1: there is no 'completion'"),
         (['{"prompt": "a", "completion": null}'], "line 1: there is no 'completion'"),
         (['{"prompt": "a", "completion": 5}'], "line 1: 'completion' is neither text nor chat"),

@@ -251,4 +251,4 @@ def test_weights_larger_than_the_free_memory_are_refused_unread(folder, monkeypa
     load(folder)
     monkeypatch.setattr(loading, "host_memory", lambda drops_caches=False: (needed, needed - 1))
     monkeypatch.setattr(loading, "_with_weights", lambda *a, **k: pytest.fail("it was read"))
-    assert "its weights alone take" in refusal(folder)
+    assert "its weights alone need" in refusal(folder)

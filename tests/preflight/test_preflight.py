@@ -181,7 +181,7 @@ def test_a_sound_rubric_is_not_cheated_and_a_hollow_one_is():
     assert "bare tags" not in cheats(
         {"name": "form", "check": "format"}
     )  # blank tags earn nothing there
-    assert "tags around nothing much" in cheats({"name": "form", "check": "format"})
+    assert "tags around filler text" in cheats({"name": "form", "check": "format"})
 
 
 def test_honest_answers_come_first_and_get_their_reward():
@@ -243,7 +243,7 @@ def test_red_stops_amber_asks_and_anyway_answers_except_where_nothing_could_work
         == "Preflight would stop this run. Rubric: Null. Fix it, or choose to start anyway."
     )
     assert refusal([red, amber], True) == refusal([amber], True) == ""
-    assert "cannot be started anyway" in refusal(
+    assert "Starting anyway is not possible" in refusal(
         [Finding("red", "Model", "Too large.", final=True)], True
     )
 

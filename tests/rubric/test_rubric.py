@@ -296,11 +296,11 @@ class PanicException(BaseException):
         (MemoryError(), "it needed too much memory"),
         (RecursionError("x" * 9999), "RecursionError: " + "x" * 200),
         (PanicException("index out of bounds"), "PanicException: index out of bounds"),
-        (math.nan, "a score was no finite number but float"),
-        (10**400, "a score was no finite number but int"),
+        (math.nan, "a score was not a finite number: float"),
+        (10**400, "a score was not a finite number: int"),
         (-1e200, "a score of -1e+200 is beyond 1e+15"),
-        ("0.0", "a score was no finite number but str"),
-        ([0.0], "a score was no finite number but list"),
+        ("0.0", "a score was not a finite number: str"),
+        ([0.0], "a score was not a finite number: list"),
     ],
 )
 @pytest.mark.parametrize("many", [False, True])
@@ -340,7 +340,7 @@ def test_a_check_with_a_wrong_number_of_scores_gives_null(given):
     assert (
         check.scores([Completion("", "stop", 1)] * 2, [PROMPT] * 2, Params(), notes) == [None] * 2
     )
-    assert notes == {"the check gave no list of 2 scores": 2}
+    assert notes == {"the check did not return a list of 2 scores": 2}
 
 
 def test_a_mistake_in_the_configuration_of_a_check_is_raised():

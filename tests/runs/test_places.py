@@ -150,7 +150,7 @@ def test_the_offered_models_are_compared_without_blanks():
 @pytest.mark.parametrize("revision", ["../../x", "/etc/passwd", "..", "a b", "-x", "x\0"])
 def test_a_revision_is_no_path(revision, monkeypatch):
     config = ModelConfig(name="owner/name", revision=revision)
-    with pytest.raises(InvalidConfig, match="is no revision"):
+    with pytest.raises(InvalidConfig, match="is not a revision"):
         check_model(config)
 
 

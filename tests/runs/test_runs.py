@@ -227,7 +227,7 @@ def test_every_control_of_a_run_in_another_process_is_refused_alike(tmp_path, sc
                     control(run_id)
                 assert str(refusal.value) == (
                     f"run {run_id!r} is {status} in another process, "
-                    "so this process cannot control it."
+                    "so it cannot be controlled here."
                 )
         with pytest.raises(StoreBusy, match="another process is writing"):
             manager.start(config())

@@ -51,7 +51,7 @@ def test_a_stuck_trainer_is_killed_and_the_queue_goes_on(manager, seed):
     run = manager.store.run(stuck)
     assert (run.status, run.steps_done) == (RunStatus.STOPPED, 1)
     assert "killed" in run.error
-    assert "last checkpoint counts" in run.error
+    assert "continue from its last checkpoint" in run.error
 
 
 @pytest.mark.slow
@@ -197,6 +197,6 @@ def test_sigterm_while_saving_leaves_the_checkpoint_before(tmp_path):
     store = Store(db)
     [run] = store.runs()
     assert (run.status, run.steps_done) == (RunStatus.STOPPED, 2)
-    assert "last checkpoint counts" in run.error
+    assert "continue from its last checkpoint" in run.error
     assert list(saved_steps(store.checkpoint_folder(run.id))) == [1]
     assert where_to_start(store, run).step == 1

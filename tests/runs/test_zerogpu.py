@@ -307,5 +307,5 @@ def test_stop_ends_a_lease_whose_process_hangs(tmp_path):
         train__steps=10_000,
     )
     assert out["status"] == "stopped"
-    assert "last checkpoint counts" in out["error"]
+    assert "continue from its last checkpoint" in out["error"]
     assert out["steps"]

@@ -92,7 +92,7 @@ def test_a_run_continues_when_its_prompts_change_and_only_resume_refuses(
             match=r"task\.path.*"
             + {
                 "gone": "there is no such file",
-                "other prompts": "other prompts than when the run started",
+                "other prompts": "its prompts have changed since the run started",
             }[fault],
         ):
             manager.resume(run_id)

@@ -358,7 +358,7 @@ def test_a_refused_push_says_why_and_leaves_nothing(tiny_model, tmp_path):
     assert refused in wrong
     assert "HF_TOKEN" in without
     assert len(misnamed) == 4
-    assert all("is no repository of the Hub. Write owner/name" in text for text in misnamed)
+    assert all("is not a repository on the Hub. Write owner/name" in text for text in misnamed)
     assert "HF_HUB_OFFLINE forbids" in offline
     assert hub.files == {}
     cut = UploadHub(fail="/commit/")

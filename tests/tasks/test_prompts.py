@@ -341,7 +341,7 @@ def test_no_two_texts_make_the_comparison_raise(a, b):
         ("p.csv", ",".join(f"c{i}" for i in range(1001)).encode() + b"\n", "1,001 columns"),
         ("p.csv", b"", "no row"),
         ("p.csv", b"question,answer\n", "no row"),
-        ("p.jsonl", b'{"question": 1}\n{oops', "line 2 is no JSON"),
+        ("p.jsonl", b'{"question": 1}\n{oops', "line 2 is not JSON"),
         ("p.jsonl", b"[1, 2]", "one JSON list"),
         ("p.jsonl", b"3", "no JSON object"),
         ("p.jsonl", b'{"question": ' + b"[" * 50 + b"]" * 50 + b"}", "nested deeper"),

@@ -92,7 +92,7 @@ def test_a_table_that_is_not_clear_is_refused_with_its_line(tmp_path, text, says
 
 def test_a_json_name_that_occurs_twice_is_refused(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"question": "a"}\n{"question": "b", "question": "c"}\n')
-    assert "line 2 is no JSON: the name 'question' occurs twice" in refusal(tmp_path / "p.jsonl")
+    assert "line 2 is not JSON: the name 'question' occurs twice" in refusal(tmp_path / "p.jsonl")
 
 
 # ---- names ---------------------------------------------------------------------------------------

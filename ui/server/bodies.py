@@ -23,7 +23,7 @@ def announced(scope: Scope) -> int:
     """The length of the body by its header; 0 if it is not stated. Raises Refusal."""
     length = read_headers(scope).get("content-length", "0")
     if not (length.isascii() and length.isdigit() and len(length) < 20):
-        raise Refusal(400, "Content-Length is no number.")
+        raise Refusal(400, "Content-Length is not a number.")
     return int(length)
 
 

@@ -37,7 +37,7 @@ def read_call(scope: Scope, body: bytes) -> dict[str, Any]:
     except ValueError:
         raise Refusal(400, "The body is not JSON in UTF-8 with finite numbers.") from None
     if not isinstance(content, dict):
-        raise Refusal(400, "The body is no JSON object.")
+        raise Refusal(400, "The body is not a JSON object.")
     if path.startswith(CALLS):
         content = _fields(content)
         _check_function(scope, content)

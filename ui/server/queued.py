@@ -30,7 +30,7 @@ class QueuedCalls:
             self._forget(other, queue)
         mine = self._sessions.get(visitor, {})
         if sum(len(queue.pending_event_ids_session.get(s, ())) for s in mine) >= MAX_CALLS:
-            text = f"{MAX_CALLS} calls of yours are not finished, or you did not fetch the answers."
+            text = f"You have {MAX_CALLS} calls without a fetched answer. Fetch the answers first."
             raise Refusal(429, text, 5)
         self._sessions.setdefault(visitor, OrderedDict())[session] = time.monotonic()
 

@@ -44,7 +44,7 @@ PAGES = ("", "/config", "/info", "/openapi.json")
 SHOW_SECONDS = 20.0  # refresh.js waits as long
 CALL_SECONDS = 900.0  # preflight and export of a large model
 PATIENCE_SECONDS = 1.0  # before a visitor is told of too many requests
-TOO_MANY = 429, "Too many requests of yours are waiting here. Try again in a moment.", 5
+TOO_MANY = 429, "You have too many requests waiting here. Try again in a moment.", 5
 STREAMS = ("/queue/data", "/heartbeat/", "/upload_progress", "/call/")
 LOGIN = "/login"
 

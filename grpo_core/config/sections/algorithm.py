@@ -46,7 +46,7 @@ class AlgorithmConfig(Section):
     gae_gamma: float = setting(
         1.0,
         "Discount γ",
-        "Advantage `value`: a reward is multiplied by this for each token that it comes later.",
+        "Advantage `value`: a later reward counts less. It is multiplied by this once per token.",
         gt=0,
         le=1,
         hint="1 is usual for text, because the reward comes at the end.",
@@ -54,7 +54,7 @@ class AlgorithmConfig(Section):
     gae_lambda: float = setting(
         0.95,
         "GAE λ",
-        "Advantage `value`: 1 uses the reward that came, 0 the critic's next prediction.",
+        "Advantage `value`: 1 relies on the reward alone, 0 on the critic's next prediction alone.",
         ge=0,
         le=1,
         hint="0.95 is usual.",
@@ -76,8 +76,8 @@ class AlgorithmConfig(Section):
     trust_region_delta: float = setting(
         0.01,
         "Trust region",
-        "`trust_region` only, replaces the learning rate: "
-        "the largest mean KL(old, new policy) of one step.",
+        "Objective `trust_region`: the largest mean KL between the old and the new policy in one "
+        "step. It replaces the learning rate.",
         unit="nats/token",
         gt=0,
         le=1,
@@ -86,12 +86,12 @@ class AlgorithmConfig(Section):
     trust_region_damping: float = setting(
         10.0,
         "Trust region, damping",
-        "`trust_region` only: keeps a step small in directions "
-        "about which the batch has too few completions to say anything.",
+        "Objective `trust_region`: a higher value makes smaller steps in directions that the batch "
+        "measures poorly.",
         gt=0,
         le=1e6,
-        hint="10 is usual here. With 0.1, usual for large batches, the policy forgot again what "
-        "it had learned.",
+        hint="10 is usual here. With 0.1, which suits large batches, small runs lost what they had "
+        "learned.",
     )
     ratio_level: RatioLevel = choice(
         "token",
@@ -102,8 +102,8 @@ class AlgorithmConfig(Section):
     clip_eps_low: float = setting(
         0.2,
         "Clip range, low",
-        "How far below 1 the ratio of a token with a negative advantage may fall "
-        "before the token has no more effect.",
+        "A token with a negative advantage has no more effect once its ratio falls below "
+        "1 minus this.",
         gt=0,
         lt=1,
         hint="0.2 is usual.",
@@ -111,8 +111,8 @@ class AlgorithmConfig(Section):
     clip_eps_high: float = setting(
         0.2,
         "Clip range, high",
-        "How far above 1 the ratio of a token with a positive advantage may rise "
-        "before the token has no more effect.",
+        "A token with a positive advantage has no more effect once its ratio rises above "
+        "1 plus this.",
         gt=0,
         le=10,
         hint="0.2 is usual, DAPO uses 0.28.",
@@ -120,11 +120,11 @@ class AlgorithmConfig(Section):
     clip_delta: float | None = setting(
         None,
         "Clip, second side",
-        "Largest ratio up to which a token with a negative advantage has an effect. "
+        "A token with a negative advantage has no more effect once its ratio rises above this. "
         "Empty: no limit.",
         gt=1,
         le=1000,
-        hint="Leave it empty, or try 4; it must lie above 1 + the high clip range.",
+        hint="Leave it empty, or try 4. It must be more than 1 + the high clip range.",
     )
     cispo_cap: float = setting(
         5.0,
@@ -236,7 +236,7 @@ class AlgorithmConfig(Section):
         unit="completions",
         ge=1,
         le=100_000_000,
-        hint="About the completions of 8 steps; KL takes some ten steps to respond.",
+        hint="Use the number of completions in 8 steps. KL takes about ten steps to respond.",
     )
     ref_every: int = setting(
         0,
@@ -287,7 +287,7 @@ class AlgorithmConfig(Section):
     entropy_target: float | None = setting(
         None,
         "Entropy target",
-        "The bonus grows while entropy is below this, and applies only then. "
+        "The bonus applies, and grows, only while entropy is below this. "
         "Empty: the bonus is fixed.",
         unit="nats/token",
         ge=0,
@@ -323,8 +323,8 @@ class AlgorithmConfig(Section):
     off_policy_threshold: float | None = setting(
         None,
         "Off-policy drop",
-        "A completion with a negative advantage is not trained on once its mean token "
-        "log-probability fell by more than this since sampling. Empty: off.",
+        "Skip a completion with a negative advantage if its mean token log-probability has fallen "
+        "by more than this since sampling. Empty: off.",
         unit="nats/token",
         gt=0,
         le=100,

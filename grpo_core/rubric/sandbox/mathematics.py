@@ -41,7 +41,7 @@ def math_equal(given: str, right: str) -> float:
     except Words:
         return 0.0  # the caller has compared the texts
     except Malformed as error:
-        raise Unread(f"the right answer is no formula: {error}") from None
+        raise Unread(f"the right answer is not a formula: {error}") from None
     except Unread as error:
         raise Unread(f"of the right answer this was not read: {error}") from None
     try:

@@ -86,7 +86,7 @@ def _python_file(path: str) -> Path:
         if file.is_file() and file.suffix == ".py":
             return file
     raise StudioError(
-        f"--rewards {path!r} is no Python file. "
+        f"--rewards {path!r} is not a Python file. "
         "Name one with functions f(completions, prompts, **columns)."
     )
 
@@ -123,7 +123,7 @@ def _scorer(child: Child, function: str) -> Many:
                 return [None] * count, why
             for value in values:
                 if isinstance(value, str):
-                    why[f"{function} returned {_line(value)}, which is no finite number"] += 1
+                    why[f"{function} returned {_line(value)}, which is not a finite number"] += 1
             return [None if v is None or isinstance(v, str) else finite(v) for v in values], why
 
         try:

@@ -118,7 +118,7 @@ def _finite(value: Any) -> tuple[float | None, str | None]:
         what = repr(value)
     else:
         what = value[:60] if isinstance(value, str) else "something"
-    return None, f"the snippet returned {what}, which is no finite number up to {MAX_SCORE:g}"
+    return None, f"the snippet returned {what}, which is not a finite number up to {MAX_SCORE:g}"
 
 
 def _reason(error: BaseException) -> str:
