@@ -66,23 +66,23 @@ def honest(helper):
         ("drip", "longer than 0.3 s"),
         ("die", "died"),
         ("x" * 9_000_000, "more than"),
-        ("not json\n", "no answer"),
-        ("{}\n", "no answer"),
-        ("[]\n", "no answer"),
-        ("0.0\n", "no answer"),
-        ('{"answer": 0.0}\n', "no answer"),
-        ('{"number": 1, "answer": 0.0}\n', "no answer"),
-        ('{"number": "{number}"}\n', "no answer"),
-        ('{"number": "{number}", "answer": 0.0, "more": 1}\n', "no answer"),
-        ('{"number": "{number}", "answer": NaN}\n', "no answer"),
-        ('{"number": "{number}", "answer": -Infinity}\n', "no answer"),
-        ('{"number": "{number}", "answer": 1e400}\n', "no answer"),
-        ('{"number": "{number}", "answer": "0.0"}\n', "no answer"),
-        ('{"number": "{number}", "answer": ' + "9" * 5000 + "}\n", "no answer"),
-        ('{"number": "{number}", "answer": ' + "[" * 100_000 + "\n", "no answer"),
+        ("not json\n", "not an answer"),
+        ("{}\n", "not an answer"),
+        ("[]\n", "not an answer"),
+        ("0.0\n", "not an answer"),
+        ('{"answer": 0.0}\n', "not an answer"),
+        ('{"number": 1, "answer": 0.0}\n', "not an answer"),
+        ('{"number": "{number}"}\n', "not an answer"),
+        ('{"number": "{number}", "answer": 0.0, "more": 1}\n', "not an answer"),
+        ('{"number": "{number}", "answer": NaN}\n', "not an answer"),
+        ('{"number": "{number}", "answer": -Infinity}\n', "not an answer"),
+        ('{"number": "{number}", "answer": 1e400}\n', "not an answer"),
+        ('{"number": "{number}", "answer": "0.0"}\n', "not an answer"),
+        ('{"number": "{number}", "answer": ' + "9" * 5000 + "}\n", "not an answer"),
+        ('{"number": "{number}", "answer": ' + "[" * 100_000 + "\n", "not an answer"),
         ('{"number": "{number}", "answer": 0.5}\n{"number": "{number}", "answer": 0.0}\n', "no"),
-        ("\xff\xfe\n", "no answer"),
-        ("\n", "no answer"),
+        ("\xff\xfe\n", "not an answer"),
+        ("\n", "not an answer"),
     ],
 )
 def test_anything_but_one_answer_ends_the_helper(helper, ask, says):
@@ -132,7 +132,7 @@ def test_an_interrupted_request_leaves_no_answer_behind(helper):
 
 def test_a_message_that_is_no_json_is_refused(helper):
     honest(helper)
-    with pytest.raises(ChildFailed, match="no JSON"):
+    with pytest.raises(ChildFailed, match="not JSON"):
         helper.request(object(), 5)
     assert honest(helper) == 0.5
 

@@ -21,9 +21,9 @@ def problems(settings: dict[str, object]) -> dict[str, str]:
         ("train.group_size", 1, "at least 2"),
         ("train.steps", 0, "at least 1"),
         ("train.learning_rate", float("nan"), "finite"),
-        ("train.temperature", 0, "greater than 0"),
+        ("train.temperature", 0, "more than 0"),
         ("algorithm.kl_coef", -0.1, "at least 0"),
-        ("train.seed", 1.5, "integer"),
+        ("train.seed", 1.5, "whole number"),
         ("model.dtype", "int3", "'auto', 'float32' or 'bfloat16'"),
     ],
 )

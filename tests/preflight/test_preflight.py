@@ -297,7 +297,7 @@ def test_a_kl_that_is_not_zero_at_first_is_red(tiny_settings):
 
 
 def test_preflight_waits_for_a_run_that_is_going():
-    with pytest.raises(StudioError, match="A run is going"):
+    with pytest.raises(StudioError, match="A run is using"):
         PreflightService(options=ServiceOptions(in_use=lambda: {"cpu"})).preflight(parse(nest({})))
 
 

@@ -149,7 +149,7 @@ def test_hostile_code_at_the_top_of_the_file_is_locked_up_too(tmp_path, monkeypa
         (tmp_path / "mine.py").write_text(body)
         with pytest.raises(StudioError, match=says):
             load_plugins([str(tmp_path / "mine.py")])
-    with pytest.raises(StudioError, match="no Python file"):
+    with pytest.raises(StudioError, match="not a Python file"):
         load_plugins([str(tmp_path / "nowhere.py")])
 
 
@@ -380,13 +380,13 @@ def test_two_files_of_one_name_and_odd_paths_are_refused(tmp_path):
     with pytest.raises(StudioError, match="same name"):
         load_plugins([str(tmp_path / "a/mine.py"), str(tmp_path / "b/mine.py")])
     for path in ("~nobody-of-this-name/x.py", "x\0.py", "x" * 5000 + ".py", str(tmp_path), ""):
-        with pytest.raises(StudioError, match="no Python file"):
+        with pytest.raises(StudioError, match="not a Python file"):
             load_plugins([path])
 
 
 def test_a_function_with_a_name_that_is_no_name_is_refused(tmp_path):
     body = "def f(completions): return [1.0]\nglobals()['<b>\\x1b[2J'] = f\n"
-    with pytest.raises(StudioError, match="no answer"):
+    with pytest.raises(StudioError, match="not an answer"):
         plugin(tmp_path, body)
 
 

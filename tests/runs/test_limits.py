@@ -173,9 +173,7 @@ def test_a_visitors_runs_are_limited_and_the_refusal_gives_a_time():
     visitors.admit("address 10.0.0.1")
     now[0] += 3600
     visitors.admit("address 10.0.0.1")
-    refusal = (
-        r"allows a visitor 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours"
-    )
+    refusal = r"may start 2 runs a day \(GRPO_MAX_RUNS_PER_VISITOR\). Come back in 23.0 hours"
     with pytest.raises(InvalidConfig, match=refusal):
         visitors.admit("address 10.0.0.1")
     visitors.admit("address 10.0.0.2")

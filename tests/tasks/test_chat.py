@@ -142,7 +142,7 @@ def test_a_cell_without_a_question_is_an_empty_row(cell):
         ),
         (str(user("a")), "as Python prints it"),
         (json.dumps(user([{"type": "image_url", "image_url": "x"}])), "type 'image_url'"),
-        (b"\xff\xfe", "no UTF-8"),
+        (b"\xff\xfe", "not UTF-8"),
         (object(), "type object"),
     ],
 )
@@ -215,7 +215,7 @@ def test_an_answer_is_the_text_that_a_person_would_write(cell, text):
         ([1, [2]], "2 answers"),
         ({"value": 48}, "an object with 'value'"),
         ([{"value": 48}], "an object with 'value'"),
-        (b"\xff", "no UTF-8"),
+        (b"\xff", "not UTF-8"),
         (object(), "type object"),
         ([*user("a"), *user("b")], "a chat of 2 messages"),
     ],

@@ -74,7 +74,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(tmp_path):
     whole = (tmp_path / "whole.parquet").read_bytes()
     for size in (4, len(whole) // 2, len(whole) - 1):
         (tmp_path / "p.parquet").write_bytes(whole[:size])
-        assert "no readable Parquet file" in refusal(tmp_path / "p.parquet")
+        assert "not a readable Parquet file" in refusal(tmp_path / "p.parquet")
 
 
 @pytest.mark.slow

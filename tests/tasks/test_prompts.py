@@ -255,7 +255,7 @@ def test_a_template_fills_columns_once_and_runs_nothing():
 
 
 def test_a_template_without_the_prompt_is_refused(tmp_path):
-    assert "no {prompt} in it" in refusal(write(tmp_path / "p.csv"), template="Say hello")
+    assert "does not contain {prompt}" in refusal(write(tmp_path / "p.csv"), template="Say hello")
 
 
 @pytest.mark.parametrize(
@@ -343,12 +343,12 @@ def test_no_two_texts_make_the_comparison_raise(a, b):
         ("p.csv", b"question,answer\n", "no row"),
         ("p.jsonl", b'{"question": 1}\n{oops', "line 2 is not JSON"),
         ("p.jsonl", b"[1, 2]", "one JSON list"),
-        ("p.jsonl", b"3", "no JSON object"),
+        ("p.jsonl", b"3", "not a JSON object"),
         ("p.jsonl", b'{"question": ' + b"[" * 50 + b"]" * 50 + b"}", "nested deeper"),
         ("p.jsonl", b"[" * 200_000, "JSON list"),
-        ("p.jsonl", b'{"a":' * 100_000, "no JSON"),
-        ("p.parquet", b"PAR1" + b"\0" * 100, "no readable Parquet"),
-        ("p.parquet", b"no", "no readable Parquet"),
+        ("p.jsonl", b'{"a":' * 100_000, "not JSON"),
+        ("p.parquet", b"PAR1" + b"\0" * 100, "not a readable Parquet"),
+        ("p.parquet", b"no", "not a readable Parquet"),
         ("p.exe", b"MZ", "'.exe' are not read"),
     ],
 )

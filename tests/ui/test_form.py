@@ -76,7 +76,7 @@ def test_the_labels_that_tests_and_scripts_rely_on():
     [
         ("train.group_size", 1, "at least 2"),
         ("train.steps", None, "must not be empty"),
-        ("train.steps", 2.5, "integer"),
+        ("train.steps", 2.5, "whole number"),
         ("train.learning_rate", "abc", "number"),
         ("train.temperature", "", "must not be empty"),
         ("train.temperature", "nan", "finite"),
@@ -149,7 +149,7 @@ def rows(*criteria) -> list[dict]:
         ({"weight": "-1"}, "at least 0"),
         ({"check": "nosuch"}, "no such check"),
         ({"name": ""}, "must not be empty"),
-        ({"name": "a b"}, "pattern"),
+        ({"name": "a b"}, "only letters"),
         ({"weight": "0"}, "all weights are 0"),
         (
             {"check": "length", "params": '{"min_tokens": 9, "max_tokens": 3}'},
