@@ -191,7 +191,9 @@ def _build(
             ),
         )
 
-    service = LateService(make_service, lease_seconds=trainer.lease_seconds, may_push=not is_public)
+    service = LateService(
+        store, make_service, lease_seconds=trainer.lease_seconds, may_push=not is_public
+    )
 
     def check_room(config: RunConfig) -> None:
         service.release_models()  # its memory is free for the run
@@ -204,6 +206,8 @@ def _build(
         machine=Machine(trainer.device, trainer.devices, check_room),
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
     )
+    if trainer.lease_seconds is not None:
+        service.load()  # the page says from the start how much fits into a lease
     asked = cast("Service", service)  # it has every method of PreflightService
     page = build_app(store, runs, asked, bool(os.environ.get("SPACE_ID")), storage)
     page.check_upload = lambda: limits.check_disk(used_bytes())

@@ -10,6 +10,7 @@ from typing import Any
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import StudioError
 from grpo_core.runs.zerogpu import same_size
+from grpo_core.store import Store
 
 NEWEST_RUNS = 50
 
@@ -42,6 +43,12 @@ def from_steps(steps: Iterable[Mapping[str, Any]], source: str) -> Estimate | No
         return None
     memory = [s["peak_memory_mib"] for s in steps if s.get("peak_memory_mib")]
     return Estimate(statistics.median(seconds), max(memory, default=None), source)
+
+
+def from_store(store: Store, config: RunConfig) -> Estimate | None:
+    """From the runs of a store. The example was recorded on another machine."""
+    runs = [run for run in store.runs() if not run.example]
+    return from_runs(runs, store.steps, config)
 
 
 def from_runs(

@@ -23,7 +23,7 @@ from grpo_core.models.context_fit import too_long_rows
 from grpo_core.models.device import device_names
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.models.policy import text_of
-from grpo_core.preflight.estimate import Estimate, from_runs, from_steps, same_work
+from grpo_core.preflight.estimate import Estimate, from_steps, from_store, same_work
 from grpo_core.preflight.model_report import ModelReport, report
 from grpo_core.preflight.playground import Playground
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
@@ -156,9 +156,7 @@ class PreflightService:
         for measured, estimate in reversed(self._measured.values()):
             if same_work(measured, config):
                 return estimate
-        if self._optional_store is None:
-            return None
-        return from_runs(self._store.runs(), self._store.steps, config)
+        return from_store(self._store, config) if self._optional_store else None
 
     def preview(self, config: RunConfig, count: int = 5) -> Preview:
         """The first `count` training prompts and one held-out prompt, as the model reads them."""
