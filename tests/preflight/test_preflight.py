@@ -413,7 +413,7 @@ def test_questions_use_another_card_while_a_run_has_the_first(monkeypatch):
     assert service._device("cuda:9") == torch.device("cuda:1")  # recorded on another machine
     in_use.add("cuda:1")
     assert service._device("auto") == torch.device("cpu")
-    with pytest.raises(StudioError, match="A run is going on this device"):
+    with pytest.raises(StudioError, match="A run is using this device"):
         service.preflight(parse(nest({"model.device": "cuda:1"})))
 
 
