@@ -115,7 +115,7 @@ def checkpoint_of(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
     rows = store.checkpoints(run.id)
     if run.example:
         raise StudioError(
-            f"“{run.name}” is the recorded example. Its weights are not shipped. "
+            f"“{run.name}” is the recorded example. Its trained weights are not shipped. "
             "Start a run of your own first."
         )
     if not rows:

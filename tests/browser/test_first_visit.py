@@ -20,7 +20,6 @@ def test_a_first_visit_finds_an_example_in_every_tab(server, open_page):
     page.locator("#group article").first.wait_for()
     assert page.get_by_label("Run", exact=True).input_value() == "Sums of three numbers (example)"
     assert "example" in page.locator(".status").inner_text()
-    page.wait_for_function("document.querySelector('.brand .chip').innerText.includes('CPU')")
     page.get_by_role("tab", name="Inspect").click()
     page.locator("table.groups tbody tr").first.wait_for()
     page.get_by_role("tab", name="Playground").click()
@@ -29,6 +28,7 @@ def test_a_first_visit_finds_an_example_in_every_tab(server, open_page):
     row = page.locator("table.runs tbody tr")
     assert row.locator(".pill").filter(has_text="example").count() == 1
     row.get_by_role("checkbox").click()
+    page.get_by_role("button", name="More", exact=True).click()
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("button", name="Delete for good").click()
     page.get_by_text("Your runs appear here").wait_for()

@@ -49,7 +49,9 @@ def test_any_run_of_ones_own_comes_before_the_example(store):
 
 def test_the_example_says_why_it_cannot_be_branched(store):
     add_example(store)
-    with pytest.raises(StudioError, match=r"is the recorded example\. Its weights are not shipped"):
+    with pytest.raises(
+        StudioError, match=r"is the recorded example\. Its trained weights are not shipped"
+    ):
         plan_branch(store, store.runs()[0].id, None, {})
 
 

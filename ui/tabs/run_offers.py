@@ -60,6 +60,8 @@ def offers(views: Views, chosen: Sequence[RunRow], num_hidden: int, may_push: bo
 def _why_unsaved(views: Views, run: RunRow) -> str:
     if views.store.checkpoints(run.id):
         return ""
+    if run.example:
+        return "This is the recorded example. Its trained weights are not shipped."
     title = fields_by_name()["train.checkpoint_every"].title
     return f"No step of this run is saved. Set “{title}” in a new run."
 
