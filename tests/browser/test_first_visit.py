@@ -26,7 +26,7 @@ def test_a_first_visit_finds_an_example_in_every_tab(server, open_page):
     page.get_by_text("This is the recorded example. Its trained weights are not shipped").wait_for()
     page.get_by_role("tab", name="Runs").click()
     row = page.locator("table.runs tbody tr")
-    assert row.locator(".pill").filter(has_text="example").count() == 1
+    row.locator(".pill").filter(has_text="example").wait_for()
     row.get_by_role("checkbox").click()
     page.get_by_role("button", name="More", exact=True).click()
     page.get_by_role("button", name="Delete", exact=True).click()
