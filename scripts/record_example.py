@@ -25,9 +25,8 @@ KEPT_TOKENS = "SELECT id FROM groups WHERE step = 1 OR step % 10 = 0"
 
 
 def pack(path: Path) -> bytes:
-    """The store at `path`, marked as the example, made small and compressed."""
+    """The store at `path`, made small and compressed."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        conn.execute("UPDATE runs SET example = 1")
         conn.execute("DELETE FROM checkpoints")
         conn.execute(
             "DELETE FROM token_records WHERE rollout_id IN "

@@ -51,5 +51,6 @@ def _copy(source: sqlite3.Connection, store: Store) -> bool:
                 f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
                 rows,
             )
+        db.execute("UPDATE runs SET example = 1")
         db.execute("INSERT INTO once (what, at) VALUES ('example', ?)", (time.time(),))
     return True
