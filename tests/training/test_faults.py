@@ -257,7 +257,7 @@ def test_a_dead_training_thread_leaves_a_traceback_and_the_next_run_starts(manag
     until(lambda: manager.store.run(run_id).steps_done >= 1)
     # An exception between any two instructions of the thread, as a bug in C code or a kill of the
     # thread would cause.
-    thread = manager._thread
+    [thread] = manager._threads
 
     thrown = [0.0]
 

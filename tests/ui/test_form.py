@@ -319,4 +319,4 @@ def test_copied_settings_keep_every_value():
 def test_a_number_that_is_none_says_what_to_enter():
     _, problems = form.read(values(train__learning_rate="fast"))
     said = form_help.messages(problems)["train.learning_rate"]
-    assert "Enter a number such as 1e-4, or leave empty." in said
+    assert "Must be a number. Leave it empty, or try 1e-4" in said
