@@ -142,7 +142,7 @@ def no_tokens(group: GroupRow) -> str:
         return empty("Evaluations keep no tokens", "Open a group of a training step.")
     return empty(
         "No tokens were recorded here",
-        "Token records every (More fields) says how often they are kept. "
+        "Token records every (section Run) says how often they are kept. "
         "The recorded example keeps those of step 1 and of every tenth step.",
     )
 
