@@ -81,7 +81,7 @@ def test_cards_say_what_was_changed_and_what_is_wrong(page):
     fill(page, "Learning rate", "fast")
     expect(card(page, "run")).to_contain_text("fix")
     expect(page.locator("#new-run-pane")).to_contain_text(
-        "Enter a number such as 1e-4, or leave empty."
+        "Must be a number. Leave it empty, or try 1e-4"
     )
     open_section(page, "model")
     problems = page.locator("#start-problems")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,9 @@ def test_export_writes_every_step_and_every_rollout(db, tmp_path):
             "export", "last", "--db", str(path), "--format", "jsonl"
         ).stdout.splitlines()
     ]
-    assert len(rollouts) == 3 * 2 * 4
+    # 3 steps of 2 groups of 4; one answer to each of 8 held-out prompts, before and after.
+    kinds = Counter(row["kind"] for row in rollouts)
+    assert kinds == {"training": 3 * 2 * 4, "evaluation": 2 * 8}
     out = tmp_path / "r.parquet"
     printed = json.loads(
         cli(

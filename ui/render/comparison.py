@@ -37,7 +37,8 @@ def results(rows: Sequence[Result]) -> str:
         for n, row in enumerate(rows)
     )
     return (
-        '<div class="scroll"><table class="list diff"><thead><tr><th scope="col">run</th>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Held-out accuracy by run">'
+        '<table class="list diff"><thead><tr><th scope="col">run</th>'
         '<th scope="col">before</th><th scope="col">after</th>'
         f'<th scope="col"><span class="cut">after, less that of {first}</span></th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -92,6 +93,7 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> str:
         return '<p class="note">All settings are the same, seed included.</p>'
     head = "".join(f'<th scope="col"><span class="cut">{esc(name)}</span></th>' for name in configs)
     return (
-        '<div class="scroll"><table class="list diff"><thead><tr><th scope="col">setting</th>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Settings that differ, by run">'
+        '<table class="list diff"><thead><tr><th scope="col">setting</th>'
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
