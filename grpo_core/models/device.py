@@ -113,11 +113,15 @@ def cache_bytes(shape: PreTrainedConfig, element_bytes: int) -> int:
     """Bytes of the keys and values of one token in all layers. shape: a model's configuration."""
     shape = text_config(shape)
     heads = getattr(shape, "num_attention_heads", None) or 1  # a state-space model has none
-    hidden = getattr(shape, "hidden_size", None) or 0
     layers = getattr(shape, "num_hidden_layers", None) or 0
     kv_heads = getattr(shape, "num_key_value_heads", None) or heads
-    head_dim = getattr(shape, "head_dim", None) or hidden // heads
-    return 2 * layers * kv_heads * head_dim * element_bytes
+    return 2 * layers * kv_heads * head_width(shape) * element_bytes
+
+
+def head_width(shape: PreTrainedConfig) -> int:
+    """Elements of one attention head. shape: the configuration of a text model."""
+    heads = getattr(shape, "num_attention_heads", None) or 1
+    return getattr(shape, "head_dim", None) or (getattr(shape, "hidden_size", None) or 0) // heads
 
 
 def device_names() -> tuple[str, ...]:

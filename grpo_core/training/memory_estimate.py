@@ -10,7 +10,8 @@ import torch
 from grpo_core.config import RunConfig
 from grpo_core.learner.memory import max_part_tokens
 from grpo_core.models import Policy, pick_device
-from grpo_core.models.device import cache_bytes, free_memory
+from grpo_core.models.decoder import ARCHITECTURES
+from grpo_core.models.device import cache_bytes, free_memory, head_width
 from grpo_core.models.lm_head import GPU_LOGIT_BYTES, MAX_LOGITS, max_logits
 from grpo_core.models.shape import text_config
 
@@ -34,15 +35,15 @@ class ModelSize:
 def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[str, int], float]:
     """Estimated bytes by purpose, and bytes of activations for one token of a micro-batch.
 
-    Activations: 34 bytes x hidden size x layers a token in half precision (arXiv:2205.05198 eq. 2,
-    without attention scores), twice that in float32. With `recomputes` 2 bytes x hidden size x
-    layers for the inputs of the layers, and one whole layer.
+    Activations: those of `layer_bytes` for every layer. With `recomputes` the inputs of the layers,
+    and one whole layer.
     """
     t, size = config.train, model.dtype.itemsize
     shape = text_config(model.shape)
     hidden = getattr(shape, "hidden_size", None) or 0
     layers = getattr(shape, "num_hidden_layers", None) or 0
-    per_token = hidden * size * (layers + 17 if recomputes else 17 * layers)
+    layer = layer_bytes(shape, size, config.model.lora_rank > 0)
+    per_token = layers * hidden * size + layer if recomputes else layers * layer
     # Adapters are float32; half-precision weights have float32 masters.
     trained_bytes = model.trained * 4
     half_bytes = model.trained * size if size < 4 and not config.model.lora_rank else 0
@@ -65,6 +66,38 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
     later = parts["gradients"] + parts["logits"] + parts["activations"]
     parts["merged adapters"] = max(0, _merged_bytes(config, model) - later)
     return parts, max(1.0, per_token)
+
+
+def layer_bytes(shape: Any, size: int, adapters: bool) -> int:
+    """Bytes of one token that one layer keeps for the backward pass. size: bytes of an element.
+
+    With hidden size h, heads x head width A, key heads x head width K and width I of the gate:
+
+        4h + 3A + 2K + 3I elements, and A + K more with norms of queries and keys
+
+    They are the inputs of both norms and of what follows them; queries, keys, values, result and
+    its flat copy; gate, up and their product. The model's own code, where no fused decoder knows
+    it, keeps 4h + I more. Adapters under half precision keep their layers' inputs in float32,
+    5h + A + I, in place of 2h + A + I elements. Scores of attention are not counted: the kernels
+    that are used keep none, but for those of older cards. Without a known width I it is 17h
+    (arXiv:2205.05198 eq. 2, without attention scores).
+    """
+    h = getattr(shape, "hidden_size", None) or 0
+    width = getattr(shape, "intermediate_size", None)
+    if not width or not h:
+        return 17 * h * size
+    queries = (getattr(shape, "num_attention_heads", None) or 1) * head_width(shape)
+    keys = cache_bytes(shape, 1) // (2 * (getattr(shape, "num_hidden_layers", None) or 1))
+    elements = 4 * h + 3 * queries + 2 * keys + 3 * width
+    kind = getattr(shape, "model_type", None)
+    if kind == "qwen3":
+        elements += queries + keys
+    if kind not in ARCHITECTURES:
+        elements += 4 * h + width
+    if not adapters or size >= 4:
+        return elements * size
+    inputs = queries + width
+    return (elements - 2 * h - inputs) * size + (5 * h + inputs) * 4
 
 
 def _logits_bytes(num_logits: int, device: torch.device) -> int:
