@@ -51,7 +51,7 @@ ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 spaces = importlib.import_module("spaces") if ZERO else None
 
 RECOVER_SECONDS = 1.0
-STOP_SECONDS = 7.0  # for the run to save its state when the server ends, of ten in all
+STOP_SECONDS = 7.0  # for runs to save their state when the server ends; containers give ten in all
 RECORD_SECONDS = 1.5  # then for its thread to record how it ended
 # How long a computing thread may keep Python's lock (default 5 ms). The thread that records a run
 # asks for the lock at every row.
@@ -115,7 +115,9 @@ def _serve(
         _say(f"public: {page.share_url}")
     _in_background(service.load)
     _wait_for_signal(runs, snapshots)
-    runs.close(STOP_SECONDS)
+    if runs.running:
+        _say(f"saving what trains, for at most {options.stop_seconds:g} s …")
+    runs.close(options.stop_seconds)
     # A run that did not end in time: Python would wait for its process.
     for child in multiprocessing.active_children():
         child.kill()
@@ -450,6 +452,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a plug-in file with reward functions f(completions, prompts, **columns); may be "
         "repeated. It runs in a sandbox, but load only files that you trust",
+    )
+    parser.add_argument(
+        "--stop-seconds",
+        metavar="N",
+        type=float,
+        default=STOP_SECONDS,
+        help="how long a run may take to save itself when the server ends (default "
+        f"{STOP_SECONDS:g}); a model of billions of parameters needs more",
     )
     parser.add_argument(
         "--auth", metavar="USER:PASSWORD", help="require this login before showing anything"
