@@ -99,7 +99,9 @@ def build_app(
         arrived = page.load(None, **arrival, **QUIET)
         arrived.then(None, [frame.run, frame.tab], None, js=WELCOME_JS)
         page.load(**restore_draft(tabs.train.setup), **QUIET)
-        notice.arrive(None, **arrival, **QUIET)  # Back and Forward
+        back = notice.arrive(None, **arrival, **QUIET)  # Back and Forward
+        for shown in (arrived, back):
+            shown.then(None, frame.run, None, js="run => { studioRefresh.arrivedRun = run; }")
     return page
 
 

@@ -118,7 +118,9 @@ def test_context_and_memory_are_those_of_the_language_model(folders, family):
     # 8 rows of 6 new and 128 prompt tokens
     assert found.bytes_by_part["cache while sampling"] == 8 * 134 * 256
     # float32: 4 bytes x hidden size x 17 x layers for each token
-    assert found.bytes_by_part["activations"] == 8 * 134 * 4 * 32 * 17 * 2
+    assert (
+        found.bytes_by_part["activations"] == 8 * 134 * 4 * (8 * 32 + 3 * 32 + 2 * 16 + 4 * 48) * 2
+    )
     problems = report(run_config(folders[family], **{"train.max_new_tokens": 128})).problems
     assert "the context holds 128 tokens" in str(problems)
 

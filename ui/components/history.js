@@ -13,8 +13,14 @@ window.addEventListener('popstate', () => {
   trigger('arrive');
 });
 
-// The first values of what was chosen for another run; nothing if the address brought this one.
-window.studioAnew = first => window.studioRefresh.arrived ? [] : first;
+// The first values of what was chosen for another run; nothing if the address brought this one. A
+// click may come before the page has handled what the address brought, so its run is remembered.
+window.studioAnew = (run, first) => {
+  const state = window.studioRefresh;
+  if (state.arrived || run === state.arrivedRun) return [];
+  state.arrivedRun = null;
+  return first;
+};
 
 // Writes what the page shows into the address, so that it can be shared and reloaded.
 window.studioAddress = (tab, run, pin, opened) => {

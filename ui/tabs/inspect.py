@@ -136,9 +136,9 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     # names them.
     anew = frame.run.change(
         None,
-        None,
+        frame.run,
         [opened, filters],
-        js=f"() => studioAnew(['', JSON.stringify({json.dumps(FIRST)})])",
+        js=f"run => studioAnew(run, ['', JSON.stringify({json.dumps(FIRST)})])",
         **QUIET,
     )
     refresh.on_change(anew.then)
