@@ -75,8 +75,10 @@ class Locked:
             stdout=self.log,
             stderr=self.log,
         )
+        # "ready" comes after the page: torch is loaded, and its memory is taken.
+        log = folder / "log"
         deadline = time.monotonic() + 90
-        while self.ask("/", raw=True)[0] == 0 and time.monotonic() < deadline:
+        while "ready\n" not in log.read_text() and time.monotonic() < deadline:
             assert self.process.poll() is None, "it did not start"
             time.sleep(0.2)
 
