@@ -35,7 +35,7 @@ def use_only(name: str) -> None:
 
 @contextmanager
 def using_only(name: str) -> Iterator[None]:
-    """The same inside the `with` block alone."""
+    """Like `use_only`, until the `with` block ends."""
     before = os.environ.get(VARIABLE)
     use_only(name)
     try:
@@ -47,9 +47,10 @@ def using_only(name: str) -> Iterator[None]:
 
 
 def has_only_cpu(environment: Mapping[str, str], files: Path = Path("/dev")) -> bool:
-    """Whether this machine can have no GPU, without importing torch, which takes seconds.
+    """Whether it is certain that no GPU can be used here. Does not import torch (seconds).
 
-    On Linux a GPU has a file: nvidia0 (NVIDIA), kfd (AMD), dxg (Windows' own). Elsewhere: unknown.
+    On Linux a GPU has a file: nvidia0 (NVIDIA), kfd (AMD), dxg (any, in Windows' WSL). On other
+    systems it is never certain.
     """
     if (only := only_device(environment)) is not None:
         return only == CPU

@@ -54,7 +54,8 @@ class Playground:
         result = self._kept.get(key)
         if result is None:
             result = play(self._store, self._models, run_id, request)
-            # What could not be scored may be scored the next time, as by a judge that was away.
+            # A result with an answer that could not be scored is not kept: a judge that could not
+            # be reached may score it the next time.
             if all(None not in r.scores.values() for s in result.sides for r in s.sampled):
                 self._kept[key] = result
             while len(self._kept) > MAX_KEPT:

@@ -16,9 +16,9 @@ from grpo_core.models.precision import precision
 from grpo_core.runs.device_queue import placed
 from grpo_core.training.memory_estimate import ModelSize, memory
 
-# What no smaller wave and no smaller micro-batch saves.
+# The parts of the memory that do not shrink with smaller waves or micro-batches.
 FIXED = ("weights", "reference", "gradients", "optimiser")
-IDLE = 0.9  # of its memory is free on a card that no run uses
+IDLE = 0.9  # a card counts as unused while more than this share of its memory is free
 CONTEXT_BYTES = 600 * 2**20  # what CUDA itself and its libraries take in a process
 
 
@@ -31,10 +31,10 @@ def check_start(config: RunConfig) -> None:
 def choose_device(config: RunConfig) -> str:
     """The device for a run of this process: an idle one if there is one, and with room for it.
 
-    Raises InvalidConfig as `check_room` for the first device if there is no room anywhere.
+    If no device has room, raises the InvalidConfig of the first one.
     """
     problems, shared = [], list[str]()
-    # No further than needed: a look at a card leaves half a gigabyte of CUDA's own there.
+    # Stops at the first unused card: CUDA takes half a gigabyte on each card that is looked at.
     for name in candidates(config.model.device, device_names()):
         try:
             check_room(placed(config, name))
@@ -61,8 +61,8 @@ def check_room(config: RunConfig) -> None:
     """Raise InvalidConfig on `model.device` if the least that a run needs is not free on its GPU.
 
     What other processes use is not free: on a shared card a run starts if it fits beside them.
-    Between this least and the estimate of "Check model" it runs in smaller parts. On a CPU the
-    weights' own check decides, when they are loaded.
+    With less than the estimate of "Check model" it starts too, and works in smaller parts. A CPU is
+    not checked here: loading the weights checks its memory.
     """
     device = pick_device(config.model.device)
     if device.type != "cuda":

@@ -65,7 +65,7 @@ class RunManager:
         # For the page.
         self.device, self.devices = self.machine.text, (AUTO, *self.machine.named)
         self._train, self._check, self._limit = train, check, limit
-        self._lock = threading.RLock()  # resume() checks the room with it
+        self._lock = threading.RLock()  # resume() holds it when check_room() takes it again
         self._jobs = DeviceQueue(self.machine.devices)
         self._threads: set[threading.Thread] = set()
         self._closed = False

@@ -16,7 +16,7 @@ from grpo_core.types import RunStatus
 
 log = logging.getLogger("grpo_studio")
 
-MAY_CHANGE = ("model.device",)  # of the model's settings, in a branch
+MAY_CHANGE = ("model.device",)  # the settings of the model that a branch may change
 
 
 def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:

@@ -28,15 +28,15 @@ from grpo_core.types import (
 MAX_BYTES = 1_000_000  # of one file
 OLD_FILES = 2
 MAX_CHARS = 4000  # of one message
-THREADS = ("trainer", "heartbeat")  # of a run; its id follows in a thread's name
+THREADS = ("trainer", "heartbeat")  # names of a run's threads; the run's id follows after a space
 log = logging.getLogger("grpo_studio")
 
 
 class RunLog(logging.Handler):
     """Writes a run's events and the program's own log messages, one JSON object per line.
 
-    Messages from the threads of another run belong to that run. Write errors, such as a full disk,
-    are ignored.
+    Leaves out messages from the threads of another run: that run's own file has them. Write errors,
+    such as a full disk, are ignored.
     """
 
     def __init__(self, path: Path, run_id: str):

@@ -122,7 +122,7 @@ COLUMNS = (
 
 
 def _rollouts(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
-    """Those of training in order, then those of evaluations; the column `kind` says which."""
+    """The rollouts of training in order, then those of evaluations; `kind` tells them apart."""
     store.run(run_id)
     for kind in GroupKind:
         for group in store.iter_groups(run_id, kind=kind):

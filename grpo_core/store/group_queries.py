@@ -184,11 +184,11 @@ class GroupQueries:
         ]
 
     def repeated_prompts(self, run_id: str, limit: int = 50) -> list[PromptVisits]:
-        """The prompts that came up more than once in a run: held-out ones first, then the most."""
+        """The prompts that came up more than once in a run: held-out first, most visits first."""
         return visited.repeated(self._readers, text(run_id), limit)
 
     def shared_prompts(self, run_id: str, limit: int = 50) -> list[PromptVisits]:
-        """The prompts of a run that another run met too: held-out ones first, then the most."""
+        """The prompts of a run that another run met too, in the same order."""
         return visited.shared(self._readers, text(run_id), limit)
 
     def num_evaluation_groups(self, run_id: str) -> int:

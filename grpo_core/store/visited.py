@@ -9,7 +9,7 @@ from grpo_core.store.rows import PromptVisits
 
 
 def repeated(readers: Readers, run_id: str, limit: int) -> list[PromptVisits]:
-    """The prompts that came up more than once in a run: held-out ones first, then the most."""
+    """The prompts that came up more than once in a run: held-out ones first, most visits first."""
     return _found(readers, "run_id = ?", "HAVING COUNT(*) > 1", (run_id, limit))
 
 
