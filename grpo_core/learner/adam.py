@@ -1,4 +1,4 @@
-"""AdamW under a shortage of memory: its averages are there early, and a step is whole or not made.
+"""AdamW when memory is short: its averages are made early, and a step is made whole or not at all.
 
 AdamW: arXiv:1711.05101.
 """
@@ -56,8 +56,9 @@ def _averages(p: Tensor) -> dict[str, Tensor]:
 def take_step(optimizer: torch.optim.AdamW) -> None:
     """optimizer.step(). If memory runs out, weight by weight, which needs less.
 
-    Averages and gradients are there already, so only a kernel that is loaded at its first launch
-    asks for memory: no weight of its group has moved then, but the steps may be counted.
+    Averages and gradients exist already, so only the loading of a kernel, at its first launch, can
+    ask for memory. At that moment no weight of the group has moved, but AdamW may have counted the
+    step already.
     """
     groups = optimizer.param_groups
     try:

@@ -48,12 +48,14 @@ class FlatLayout:
     attend: Attend
 
 
-# Lengths of P prompts, and of the inputs of each one's completions -> attention of their tokens.
+# Lengths of P prompts, and for each prompt the lengths of its completions' inputs -> attention of
+# all these tokens.
 MakeAttend = Callable[[Sequence[int], Sequence[Sequence[int]], torch.device], Attend]
 
-# The tokens of a layout are rounded up to a multiple of this. Of ragged rows every micro-batch has
-# another number of tokens, and a GPU would choose the kernels of every product anew. Its products
-# take tiles of this many rows, so the padding costs them nothing.
+# The number of tokens in a layout is rounded up to a multiple of this. Rows differ in length, so
+# every micro-batch would have another number of tokens, and for each new number a GPU chooses the
+# kernels of every product anew. It computes products in tiles of this many rows, so the padding
+# costs nothing.
 MULTIPLE = {"cuda": 128}
 
 
@@ -104,7 +106,7 @@ def _flat(batch: Batch, make_attend: MakeAttend) -> FlatLayout:
             positions += range(len(prompt), len(prompt) + len(inputs[i]))
         lengths.append([len(inputs[i]) for i in siblings])
     if padding := -len(ids) % MULTIPLE.get(batch.device.type, 1):
-        # One completion more, which nobody reads: it changes no number of the others.
+        # The padding is one more completion, which nobody reads and no other token attends to.
         ids += [batch.pad_id] * padding
         positions += range(len(batch.prompts[-1]), len(batch.prompts[-1]) + padding)
         lengths[-1].append(padding)

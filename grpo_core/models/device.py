@@ -79,10 +79,10 @@ def total_memory(device: torch.device) -> int:
 
 
 def room_for_sampling(device: torch.device) -> float:
-    """Bytes for sampling and what else a run needs now.
+    """Bytes that sampling may plan with.
 
-    A run that must repeat has half of all: batches of other sizes round differently, and what is
-    free differs from run to run.
+    They are the free ones. A run that must repeat takes half of all memory instead: free memory
+    differs from run to run, and decode batches of another size round differently.
     """
     if torch.are_deterministic_algorithms_enabled():
         return total_memory(device) / 2
@@ -145,7 +145,8 @@ def pick_device(wanted: str = devices.AUTO) -> torch.device:
 
 
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-# Since torch 2.9, and before. At run time: the environment of a fork server was read long ago.
+# torch's function since version 2.9, and the one before. They are called at run time, because a
+# run's process is forked from one in which torch has already read the environment variables.
 _ALLOCATOR_SETTERS = (
     "_accelerator_setAllocatorSettings",
     "_cuda_cudaCachingAllocator_set_allocator_settings",
@@ -193,9 +194,9 @@ def prepare_device(device: torch.device) -> None:
 
 
 def _grow_segments() -> None:
-    """Let memory that CUDA's allocator holds grow in place: lengths that change leave no gaps.
+    """Let CUDA's allocator grow its blocks of memory in place: changing lengths leave no gaps.
 
-    What a person set by torch's own environment variables stays.
+    Settings that a person made by torch's own environment variables stay.
     """
     if any(map(os.environ.get, ALLOCATOR_VARIABLES)):
         return

@@ -17,7 +17,9 @@ from grpo_core.models.once import say_once
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-SEED = 1502_02551  # of the rounding; weights that a seed of 0 drew would depend on it
+# Of the rounding. A common seed, such as 0, may have drawn the weights too: then the random numbers
+# of the rounding would not be independent of them.
+SEED = 1502_02551
 SHARE = 0.5  # of the room for sampling that the copy may take
 TOO_LARGE = (
     "A copy of the weights with the adapters merged does not fit in memory: sampling computes the "
@@ -32,10 +34,10 @@ Kept = list[tuple[nn.Parameter, Tensor]]
 def adapters_merged(model: nn.Module, num_tokens: int) -> Iterator[None]:
     """Within the context each layer with adapters computes one product: W + s·B·A is its weight.
 
-    Afterwards the layers have the very weights that they had before; they never changed. Where it
-    does not pay for `num_tokens` tokens, or not fit, the adapters stay apart. Sampling and learning
-    then differ by rounding, as they do without adapters: log-probabilities at sampling time are
-    those of the merged weights.
+    Afterwards the layers have the very weights that they had before; they never changed. The
+    adapters stay apart where merging does not pay for `num_tokens` tokens, or where the copy does
+    not fit in memory. Sampling with merged weights and learning with adapters differ by rounding,
+    and log-probabilities at sampling time are those of the merged weights.
     """
     layers = [layer for layer in adapter_layers(model) if _may_merge(layer)]
     kept: Kept = []
@@ -66,8 +68,8 @@ def adapters_merged(model: nn.Module, num_tokens: int) -> Iterator[None]:
 def _may_merge(layer: LoraLayer) -> bool:
     """Whether the layer below is a plain product, with a weight to which numbers can be added.
 
-    A weight in four bits is none: rounded to four bits again, small adapters would vanish. Adapters
-    of a mixture of experts stay apart too.
+    A weight in four bits is not one: rounded to four bits again, small adapters would vanish.
+    Adapters of a mixture of experts stay apart too.
     """
     base = layer.get_base_layer()
     is_product = type(base) in (nn.Linear, Conv1D)
@@ -78,9 +80,10 @@ def _pays(layers: Sequence[LoraLayer], num_tokens: int) -> bool:
     """Whether merging takes fewer operations than it saves.
 
     Apart, each layer takes 2r·(inputs + outputs) operations more for every token. Merging takes
-    2r·inputs·outputs once. So it pays from some half of the layers' width on, in tokens of all rows
-    together: for Qwen2.5-1.5B from 1,140, which is 32 rows of 36 tokens. A GPU saves more than
-    that: there the launches decide, and apart each layer takes some five more for every token.
+    2r·inputs·outputs once. So it pays if all rows together have more tokens than about half of the
+    layers' width: for Qwen2.5-1.5B more than 1,140, which is 32 rows of 36 tokens. A GPU saves more
+    than that: there the number of kernels decides, and adapters that are apart take about five more
+    in each layer for every token.
     """
     merging = saved = 0
     for layer in layers:

@@ -12,7 +12,7 @@ _SAID = "grpo_studio_said"  # on a model: the remarks made about it
 
 
 def say_once(model: nn.Module, text: str) -> None:
-    """Warn, unless this was said of this model before."""
+    """Log a warning, unless the same was logged about this model before."""
     said: set[str] = vars(model).setdefault(_SAID, set())
     if text not in said:
         said.add(text)

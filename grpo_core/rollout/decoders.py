@@ -40,7 +40,10 @@ class Decoder(Protocol):
 
 
 def decoder(policy: Policy, longest: int, fixed: bool) -> Decoder:
-    """What decodes texts of at most `longest` tokens; with shapes that stay, if `fixed`."""
+    """A decoder for texts of at most `longest` tokens. fixed: its steps should have fixed shapes.
+
+    Where FusedDecoder does not know the model, the model's own code decodes, and shapes change.
+    """
     family = FusedDecoder.of(policy.model, longest)
     if family is not None:
         return (FixedCaches if fixed else GrowingCaches)(policy, family)

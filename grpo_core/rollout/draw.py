@@ -13,7 +13,7 @@ BLOCK = 256  # tokens of the vocabulary that are summed together
 class Rows:
     """What the B rows of a decode batch have written, b of which are still decoded.
 
-    Every number is a tensor that keeps its place, and the column too is counted on the device. So
+    All of it is kept in tensors that `draw` changes in place, the column of the next token too. So
     `draw` can be recorded as a part of a CUDA graph. uniforms (B, T): the random numbers of all
     tokens, in [0, 1).
     """
@@ -62,7 +62,7 @@ class Rows:
         self.alive, self.last = self.alive[rows], self.last[rows]
 
     def changing(self) -> list[Tensor]:
-        """All that `draw` changes, but for `top`."""
+        """All that `draw` changes in place: everything but `top`."""
         return [
             self.tokens,
             self.logprobs,

@@ -219,8 +219,9 @@ class GrowingCaches:
 class FixedCaches(GrowingCaches):
     """The same with fixed shapes, so that a step can be recorded (recording.py).
 
-    A token attends to its row's whole cache; what is not written yet is masked. Where the next
-    token is written stands on the device, so a step reads no number of Python's that changes.
+    A token attends to its row's whole cache; what is not written yet is masked. The place of the
+    next token is a tensor on the device, because a recorded step repeats the Python numbers that it
+    read while it was recorded.
     """
 
     moves_at = 0.5  # recording anew costs several tokens' work
@@ -239,7 +240,10 @@ class FixedCaches(GrowingCaches):
         self._settle()
 
     def changing(self) -> list[Tensor]:
-        """What a step counts on. It also writes to the caches, where the next one will not look."""
+        """The counters that a step advances. If they are reset, the step can be made again.
+
+        It then writes its keys and values to the same places of the caches as before.
+        """
         return [self._place, self._at]
 
     def _settle(self) -> None:

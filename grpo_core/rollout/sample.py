@@ -70,6 +70,7 @@ def sample_groups(
         with adapters_merged(policy.model, num_tokens), torch.inference_mode():
             return _sample(policy, prompts, params, generator, hooks)
     except _NotFinite:
+        # Now the adapters are apart again: merged, a broken one would break the weight below it.
         raise _not_finite(policy) from None
 
 

@@ -46,12 +46,12 @@ def decode_step(decoder: Decoder, rows: Rows) -> None:
 
 
 def records(policy: Policy) -> bool:
-    """Whether this model's steps shall be recorded, and so need shapes that stay."""
+    """Whether this model's steps are to be recorded, and so need fixed shapes."""
     return policy.device.type in CAPTURE and not hasattr(policy.model, UNRECORDED)
 
 
 def step_taker(model: nn.Module, decoder: Decoder, rows: Rows) -> Step:
-    """A function that decodes a token of every row. Make it anew when rows have left."""
+    """A function that decodes one token of every row. Make a new one after rows have left."""
     if isinstance(decoder, FixedCaches) and not hasattr(model, UNRECORDED):
         return RecordedSteps(model, decoder, rows)
     return lambda: decode_step(decoder, rows)

@@ -62,7 +62,8 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
         "logits": _logits_bytes(part_tokens * vocabulary, device),
         "activations": per_token * part_tokens,
     }
-    # While sampling there is a copy of the weights with the adapters merged, and none of these.
+    # The copy of the weights with merged adapters exists only while the run samples, and these do
+    # not exist then: the copy counts only as far as it is larger than they are.
     later = parts["gradients"] + parts["logits"] + parts["activations"]
     parts["merged adapters"] = max(0, _merged_bytes(config, model) - later)
     return parts, max(1.0, per_token)

@@ -117,7 +117,7 @@ def test_context_and_memory_are_those_of_the_language_model(folders, family):
     assert found.parameters == policy.num_parameters
     # 8 rows of 6 new and 128 prompt tokens
     assert found.bytes_by_part["cache while sampling"] == 8 * 134 * 256
-    # float32: 4 bytes x hidden size x 17 x layers for each token
+    # float32: for each token and layer 4 bytes x (8h + 3A + 2K + 4I), see layer_bytes
     assert (
         found.bytes_by_part["activations"] == 8 * 134 * 4 * (8 * 32 + 3 * 32 + 2 * 16 + 4 * 48) * 2
     )
