@@ -31,12 +31,13 @@ EMPTY = {
     "task.second": "none",
     "task.heldout_size": f"up to {MAX_DEFAULT_HELDOUT}",
 }
-COLUMNS = ("task.prompt_column", "task.answer_column")  # of a source; it can be read for them
+# Columns of the file or dataset; a preview reads their names and offers them.
+COLUMNS = ("task.prompt_column", "task.answer_column")
 MULTILINE = ("task.template", "task.instruction", "task.system")
 LABELS = {"algorithm.preset": "Algorithm"}  # where the label is not the field's title
 CHOICES: dict[str, list[Any]] = {
     "model.name": [("bundled · tiny reasoner", "bundled")],
-    "model.device": ["auto"],  # build_train adds the server's devices
+    "model.device": ["auto"],  # build_train puts the server's devices here
     "task.name": [(task.title, name) for name, task in TASKS.items()],
     "rubric.name": [*RUBRICS, "custom"],
     "algorithm.preset": list(PRESETS),
@@ -61,12 +62,10 @@ _SECTION_OF = {"task": "prompts", "train": "run"}
 # The fields by their part of a section.
 MODEL = tuple(n for n in NAMES if n.startswith("model.") and n != "model.name")
 # How prompts are read from a file or a dataset.
-SOURCE = ("task.path", "task.prompt_column", "task.answer_column")
+SOURCE = ("task.path", *COLUMNS)
 HELDOUT = ("task.heldout_size", "task.second")
 PROMPTS = tuple(n for n in NAMES if n.startswith("task.") and n not in ("task.name", *HELDOUT))
-REWARD = tuple(
-    n for n in NAMES if n.startswith("rubric.") and n not in ("rubric.name", "rubric.criteria")
-)
+REWARD = tuple(n for n in NAMES if n.startswith("rubric.") and n not in ("rubric.name", CRITERIA))
 ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
 NUMBERS = (
     "train.steps",

@@ -132,8 +132,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
     refresh.after(listed.table.open(None, None, opened, js="() => studioOpenRow()", **QUIET))
     wire_group(side, at, refresh)
     _wire_use(side, frame, views, setup, tabs)
-    # Another run: neither its group nor its steps are those that were chosen, unless the address
-    # names them.
+    # Another run: forget the chosen group and steps, unless the address names them.
     anew = frame.run.change(
         None,
         frame.run,

@@ -175,7 +175,7 @@ class ShowGroup:
         ]
 
     def _rest(self, run: RunRow | None, view: str, options: Any) -> Any:
-        """What a view shows of the run beyond the open group changes with this."""
+        """A key of what a view shows beyond the open group: it changes when that changes."""
         whole_run = isinstance(options, Mapping) and options.get("run") is True
         if run is not None and (view in PROMPT_VIEWS or (view == "whatif" and whole_run)):
             return self.views.curves_key(run)

@@ -1,6 +1,7 @@
-"""“Through time” and “Two runs”: a prompt of the run that was answered several times.
+"""“Through time” and “Two runs”: a prompt that one run, or two runs, answered several times.
 
-It is the open group's prompt if that was; otherwise one that was, a held-out one if there is one.
+A view starts with the open group's prompt. If that was answered only once, it starts with another
+one, held-out if possible.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
     show = ShowPlayground(views, service)
     shown, outputs = [frame.run, seen, ask, taken], [about, tools.left, tools.right, seen, ask]
     fill = frame.refresh.js("playground", show, shown)
-    # What was shown comes back at once, and then the question is asked.
+    # Each new `seen` refreshes the tab once more, and that refresh may ask the first question.
     seen.change(None, shown, outputs, js=fill, **QUIET)
     in_view = f"(tab, ...given) => tab === 'playground' ? ({fill})(...given) : []"
     frame.run.change(None, [frame.tab, *shown], outputs, js=in_view, **QUIET)
