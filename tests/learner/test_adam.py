@@ -34,7 +34,7 @@ def updated(learner, steps: int = 2):
 def test_a_step_without_memory_moves_weight_after_weight(
     text, options, failing, monkeypatch, caplog
 ):
-    """Review: update.py:161, Adam outside the guard against a lack of memory."""
+    """Adam's own step, too, may find no memory."""
     options = {"kl_coef": 0.0, **options}
     expected = updated(make_learner(TinyLM(), **options))
     calls, kernel = [], torch._fused_adamw_
@@ -57,7 +57,7 @@ def test_a_step_without_memory_moves_weight_after_weight(
 
 
 def test_half_precision_weights_stay_those_of_their_masters(monkeypatch):
-    """Review: update.py:161, no half-updated parameter."""
+    """A failed step must leave no parameter half updated."""
 
     def trained():
         model = make_model("Llama", torch.bfloat16)
@@ -81,7 +81,7 @@ def test_half_precision_weights_stay_those_of_their_masters(monkeypatch):
 
 
 def test_averages_are_there_before_the_first_pass():
-    """Review: update.py:161, Adam's first allocation."""
+    """Otherwise Adam would ask for them when the passes have filled the memory."""
     seen = []
 
     class Watched(TinyLM):

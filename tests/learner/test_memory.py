@@ -177,7 +177,7 @@ def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
 
 @pytest.mark.parametrize("options", [{"kl_coef": 0.1}, {"entropy_quantile": 0.5}, {}])
 def test_only_one_micro_batch_has_its_masks_at_a_time(options, monkeypatch):
-    """Review: batch.py:213, the masks of all parts are alive."""
+    """The masks of all parts together would fill the memory."""
     model, alive, most = make_model("Gemma"), weakref.WeakSet(), []
     settings = AlgorithmConfig(**{"kl_coef": 0.0, **options})
     learner = Learner(

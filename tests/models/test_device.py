@@ -35,7 +35,7 @@ CUDA = torch.device("cuda")
     ],
 )
 def test_every_text_of_memory_that_ran_out_is_known(error, expected):
-    """Row `memory.py:79` of the reading: texts of CUDA and cuBLAS are missed."""
+    """CUDA and cuBLAS raise other texts than torch."""
     assert is_out_of_memory(error) is expected
 
 
@@ -51,7 +51,7 @@ def test_every_text_of_memory_that_ran_out_is_known(error, expected):
 def test_automatic_precision_is_what_the_device_computes_in(
     monkeypatch, device, capability, expected
 ):
-    """Row `load.py:103` of the reading: no capability check."""
+    """A device that only emulates bfloat16 is slower with it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision(ModelConfig(), device) == expected
 
@@ -75,7 +75,7 @@ CPU = torch.device("cpu")
 def test_one_sentence_says_the_precision_and_why(
     monkeypatch, device, capability, dtype, units, says
 ):
-    """Rows `load.py:103` of the reading: a T4 emulates bfloat16, and so do most CPUs."""
+    """A T4 emulates bfloat16, and so do most CPUs."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     sentence = why_precision(ModelConfig(dtype=dtype), device, frozenset(units))
     assert sentence.startswith(says)
@@ -89,7 +89,7 @@ def test_bfloat16_units_are_read_from_the_cpus_flags():
 
 
 def test_peak_memory_is_of_the_step_alone(monkeypatch):
-    """Row `environment.py:31` of the reading: the peak is never reset."""
+    """Without the reset each step would report the largest peak of the run so far."""
     peaks = {"allocated": 9 * 2**20}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks["allocated"])
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_peak_memory_is_of_the_step_alone(monkeypatch):
 
 
 def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
-    """Rows on TF32 and on cuDNN's plans of the reading, and that a thread is bound to its card."""
+    """The thread is bound to its card, too, and the allocator may grow its memory."""
     calls = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", calls.append)
@@ -121,7 +121,7 @@ def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
 
 
 def test_what_this_process_reserved_is_free_for_it_alone(monkeypatch):
-    """Row `environment.py:39` of the reading: cached memory counts as free for other processes."""
+    """Memory that one process caches is not free for another."""
     # 10 GB free on the card; this process holds 6 GB, of which it uses 1 GB.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6)

@@ -42,7 +42,7 @@ def kept_bytes(model) -> float:
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("shape", ["Llama", "Qwen3", "Gemma"])
 def test_activations_are_estimated_within_a_quarter(shape, width, adapters, dtype):
-    """Row "estimate omits real MLP width and LoRA's float32 inputs" (report.py:95)."""
+    """The gate's real width and the adapters' float32 inputs count."""
     hidden, gate, heads, kv_heads = width
     model = make_model(
         shape,
