@@ -95,7 +95,7 @@ def _row(r: FoundRollout, selected: Place | None) -> str:
     cut = " ✂" if r.finish_reason == "length" else ""
     return (
         f'<tr{chosen}><td class="num">{r.step:,}</td>'
-        '<td class="prompt-cell wide"><button type="button" class="row-button" data-do="open" '
+        '<td class="prompt-cell"><button type="button" class="row-button" data-do="open" '
         f'data-at="{place}" aria-label="{label}">{esc(r.text) or "(empty)"}</button>'
         f'</td><td class="num" data-label="reward">{format_number(r.reward)}</td>'
         f'<td class="num" data-label="A">{signed(r.advantage)}</td>'
