@@ -13,8 +13,9 @@ window.addEventListener('popstate', () => {
   trigger('arrive');
 });
 
-// The first values of what was chosen for another run; nothing if the address brought this one. A
-// click may come before the page has handled what the address brought, so its run is remembered.
+// Values for a run that has just come into view: `first`, or no change if the address named the run
+// and with it the values. A click may come before the page has handled the address, so the run that
+// the address named is remembered.
 window.studioAnew = (run, first) => {
   const state = window.studioRefresh;
   if (state.arrived || run === state.arrivedRun) return [];

@@ -8,7 +8,7 @@ window.studioWaits = ask => ask
   ? '<p class="note" role="status">Answering. A model that is not in memory is loaded first.</p>'
   : '';
 
-// Another run is in view: its answers are not there yet.
+// When another run comes into view, the question and the answers of the one before are cleared.
 window.studioOtherRun = (run, ask) =>
   !ask || JSON.parse(ask).run === run ? [] : ['', ''];
 

@@ -14,7 +14,7 @@ from ui.render.text import NONE, esc, is_number, plain
 
 SHOWN = 2  # chips in a row of the table; the others are in a tooltip
 FIELDS = fields_by_name()
-# In this order the chips tell most. Each section is one of RunConfig.
+# Sections of RunConfig, the most telling first: only the first few changes are shown as chips.
 SECTIONS = ("algorithm", "train", "task", "model", "rubric")
 # They have columns of their own.
 IN_COLUMNS = {
@@ -58,7 +58,7 @@ def changed(run: RunRow) -> list[Change]:
             field = f"{section}.{name}"
             if field not in IN_COLUMNS and field in usual and value not in (usual[field], None):
                 found.append(Change(field, value, usual[field]))
-    return sorted(found, key=lambda change: change.field == "train.seed")  # says least
+    return sorted(found, key=lambda change: change.field == "train.seed")  # the seed last
 
 
 def _chosen_by_size(run: RunRow) -> dict[str, Any]:
