@@ -101,7 +101,7 @@ def build_app(
         page.load(**restore_draft(tabs.train.setup), **QUIET)
         back = notice.arrive(None, **arrival, **QUIET)  # Back and Forward
         for shown in (arrived, back):
-            shown.then(None, frame.run, None, js="run => { studioRefresh.arrivedRun = run; }")
+            shown.then(None, frame.run, None, js="studioArrived")
     return page
 
 
