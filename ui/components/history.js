@@ -13,6 +13,9 @@ window.addEventListener('popstate', () => {
   trigger('arrive');
 });
 
+// After the page has shown what an address names.
+window.studioArrived = run => { window.studioRefresh.arrivedRun = run; };
+
 // Values for a run that has just come into view: `first`, or no change if the address named the run
 // and with it the values. A click may come before the page has handled the address, so the run that
 // the address named is remembered.
