@@ -34,7 +34,7 @@ def updated(learner, steps: int = 2):
 def test_a_step_without_memory_moves_weight_after_weight(
     text, options, failing, monkeypatch, caplog
 ):
-    """Adam's own step, too, may find no memory."""
+    """GPU review, update.py:161: Adam's own step, too, may find no memory."""
     options = {"kl_coef": 0.0, **options}
     expected = updated(make_learner(TinyLM(), **options))
     calls, kernel = [], torch._fused_adamw_
@@ -57,7 +57,7 @@ def test_a_step_without_memory_moves_weight_after_weight(
 
 
 def test_half_precision_weights_stay_those_of_their_masters(monkeypatch):
-    """A failed step must leave no parameter half updated."""
+    """GPU review, update.py:161: a failed step must leave no parameter half updated."""
 
     def trained():
         model = make_model("Llama", torch.bfloat16)
@@ -81,7 +81,9 @@ def test_half_precision_weights_stay_those_of_their_masters(monkeypatch):
 
 
 def test_averages_are_there_before_the_first_pass():
-    """Otherwise Adam would ask for them when the passes have filled the memory."""
+    """GPU review, update.py:161: otherwise Adam would ask for them when the passes have filled the
+    memory.
+    """
     seen = []
 
     class Watched(TinyLM):

@@ -175,9 +175,11 @@ def test_every_retry_after_a_lack_of_memory_is_made_with_smaller_parts():
     assert all(later < earlier for earlier, later in pairwise(tried)), tried
 
 
-@pytest.mark.parametrize("options", [{"kl_coef": 0.1}, {"entropy_quantile": 0.5}, {}])
+@pytest.mark.parametrize(
+    "options", [{"kl_coef": 0.1}, {"entropy_quantile": 0.5}, {"advantage": "value"}, {}]
+)
 def test_only_one_micro_batch_has_its_masks_at_a_time(options, monkeypatch):
-    """The masks of all parts together would fill the memory."""
+    """GPU review, batch.py:213: the masks of all parts together would fill the memory."""
     model, alive, most = make_model("Gemma"), weakref.WeakSet(), []
     settings = AlgorithmConfig(**{"kl_coef": 0.0, **options})
     learner = Learner(
@@ -194,7 +196,8 @@ def test_only_one_micro_batch_has_its_masks_at_a_time(options, monkeypatch):
     batch = ragged(8)
     learner.packing.exact_to = ANY_SIZE
     monkeypatch.setattr(batches, "_packed", counted)
-    learner.update(batch, torch.tensor([1.0, -1.0] * (len(batch) // 2)))
+    advantages = torch.tensor([1.0, -1.0] * (len(batch) // 2))
+    learner.update(batch, learner.estimate_values(batch, advantages) or advantages)
     assert len(most) > 3
     # The next part's mask is made while the last one's is still a local of the pass.
     assert max(most) <= 2

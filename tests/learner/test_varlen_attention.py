@@ -115,7 +115,9 @@ def test_a_cpu_and_float32_have_no_such_kernel():
 @pytest.mark.parametrize("make_attend", [attend_in_grids, BY_KERNEL], ids=["grids", "kernel"])
 @pytest.mark.parametrize("multiple", [8, 128])
 def test_tokens_rounded_up_change_no_number(make_attend, multiple, monkeypatch):
-    """The padding exists so that a GPU does not choose kernels for each new shape."""
+    """GPU review, family.py:106: the padding exists so that a GPU does not choose kernels for each
+    new shape.
+    """
     monkeypatch.setattr(logprobs, "make_flat_attention", lambda *_: make_attend)
     widths: list[int] = []
 
@@ -138,7 +140,7 @@ def test_tokens_rounded_up_change_no_number(make_attend, multiple, monkeypatch):
 
 
 def test_ragged_steps_have_few_shapes(monkeypatch, as_on_a_gpu):
-    """A GPU chooses its kernels anew for each new shape."""
+    """GPU review, family.py:106: a GPU chooses its kernels anew for each new shape."""
     monkeypatch.setitem(packed_attention.MULTIPLE, "cpu", 64)
     sizes = {
         packed_attention.flat(ragged(6, seed), BY_KERNEL).input_ids.shape[1] for seed in range(20)

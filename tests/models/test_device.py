@@ -9,6 +9,7 @@ import torch
 from pretended_cards import pretend_cards
 
 from grpo_core.config import ModelConfig, nest, parse
+from grpo_core.models import precision as precisions
 from grpo_core.models.device import (
     free_memory,
     is_out_of_memory,
@@ -35,7 +36,7 @@ CUDA = torch.device("cuda")
     ],
 )
 def test_every_text_of_memory_that_ran_out_is_known(error, expected):
-    """CUDA and cuBLAS raise other texts than torch."""
+    """GPU review, memory.py:79: CUDA and cuBLAS raise other texts than torch."""
     assert is_out_of_memory(error) is expected
 
 
@@ -51,7 +52,7 @@ def test_every_text_of_memory_that_ran_out_is_known(error, expected):
 def test_automatic_precision_is_what_the_device_computes_in(
     monkeypatch, device, capability, expected
 ):
-    """A device that only emulates bfloat16 is slower with it."""
+    """GPU review, load.py:103: a device that only emulates bfloat16 is slower with it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert precision(ModelConfig(), device) == expected
 
@@ -75,9 +76,10 @@ CPU = torch.device("cpu")
 def test_one_sentence_says_the_precision_and_why(
     monkeypatch, device, capability, dtype, units, says
 ):
-    """A T4 emulates bfloat16, and so do most CPUs."""
+    """GPU review, load.py:103: A T4 emulates bfloat16, and so do most CPUs."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    sentence = why_precision(ModelConfig(dtype=dtype), device, frozenset(units))
+    monkeypatch.setattr(precisions, "cpu_bfloat16_units", lambda: frozenset(units))
+    sentence = why_precision(ModelConfig(dtype=dtype), device)
     assert sentence.startswith(says)
     assert sentence.count(".") == 1
 
@@ -89,7 +91,9 @@ def test_bfloat16_units_are_read_from_the_cpus_flags():
 
 
 def test_peak_memory_is_of_the_step_alone(monkeypatch):
-    """Without the reset each step would report the largest peak of the run so far."""
+    """GPU review, environment.py:31: without the reset each step would report the largest peak of
+    the run so far.
+    """
     peaks = {"allocated": 9 * 2**20}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks["allocated"])
     monkeypatch.setattr(
@@ -103,7 +107,9 @@ def test_peak_memory_is_of_the_step_alone(monkeypatch):
 
 
 def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
-    """The thread is bound to its card, too, and the allocator may grow its memory."""
+    """GPU review, TF32: the thread is bound to its card, too, and the allocator may grow its
+    memory.
+    """
     calls = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", calls.append)
@@ -121,7 +127,7 @@ def test_a_card_uses_tf32_and_no_kernels_that_plan_each_shape(monkeypatch):
 
 
 def test_what_this_process_reserved_is_free_for_it_alone(monkeypatch):
-    """Memory that one process caches is not free for another."""
+    """GPU review, environment.py:39: memory that one process caches is not free for another."""
     # 10 GB free on the card; this process holds 6 GB, of which it uses 1 GB.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6)

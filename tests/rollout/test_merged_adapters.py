@@ -46,7 +46,7 @@ def kept_apart(monkeypatch):
 
 @pytest.mark.parametrize("shape", ["Qwen3", "GPT-2", "Gemma 2"])
 def test_sampling_computes_no_adapter_and_writes_the_same(shape, monkeypatch):
-    """Merged adapters cost nothing while the model decodes."""
+    """GPU review, family.py:260: merged adapters cost nothing while the model decodes."""
     model = with_adapters(make_model(shape))
     computed = products_of_adapters(model)
     merged = drawn(model)

@@ -68,7 +68,9 @@ def by_hand(policy: Policy, temperature: float, tokens: int = 24):
 @pytest.mark.parametrize("short", [0, 1000], ids=["prompts kept apart", "prompts copied"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_a_replay_draws_what_the_step_itself_draws(graphs, monkeypatch, short, temperature):
-    """The draw is a part of the replay, so the host need not read the tokens."""
+    """GPU review, sample.py:75: the draw is a part of the replay, so the host need not read the
+    tokens.
+    """
     monkeypatch.setattr(fused, "SHORT", short)
     policy = policy_of(make_model("Qwen3", EXACT), 7, 21, 35)
     replayed = drawn(policy, temperature)
@@ -87,7 +89,7 @@ def test_a_replay_draws_what_the_step_itself_draws(graphs, monkeypatch, short, t
 
 
 def test_the_host_waits_for_no_token(graphs, monkeypatch):
-    """A host that reads from the GPU waits until the step is over."""
+    """GPU review, sample.py:75: a host that reads from the GPU waits until the step is over."""
     stepping: list[bool] = []
 
     def forbidden(name):
@@ -122,7 +124,7 @@ def test_the_host_waits_for_no_token(graphs, monkeypatch):
 
 
 def test_a_replay_that_gives_other_numbers_is_dropped_once(monkeypatch, caplog):
-    """The first replay is compared with the step itself."""
+    """GPU review, decoders.py:266: the first replay is compared with the step itself."""
     expected = drawn(policy_of(make_model("Qwen3", EXACT)))
     made = []
 
@@ -158,7 +160,7 @@ def test_a_device_that_cannot_record_computes_every_step(monkeypatch, caplog):
 
 
 def test_a_recording_without_memory_is_made_again_with_fewer_prompts(monkeypatch):
-    """Recording needs memory too."""
+    """GPU review, draw.py:91: recording needs memory too."""
     expected = drawn(policy_of(make_model("Qwen3", EXACT)))
     tries = []
 
@@ -176,7 +178,9 @@ def test_a_recording_without_memory_is_made_again_with_fewer_prompts(monkeypatch
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_one_outlier_does_not_decide_and_a_wrong_buffer_does(dtype):
-    """A bound on each of millions of numbers would refuse right replays."""
+    """GPU review, decoders.py:266: a bound on each of millions of numbers would refuse right
+    replays.
+    """
     g = torch.Generator().manual_seed(0)
     right = 4 * torch.randn(8, 2000, generator=g)
     rounded = right * (1 + torch.finfo(dtype).eps * (torch.rand(8, 2000, generator=g) - 0.5))
@@ -199,7 +203,7 @@ def test_one_outlier_does_not_decide_and_a_wrong_buffer_does(dtype):
     ],
 )
 def test_a_gpu_says_once_why_a_model_is_decoded_by_its_own_code(graphs, caplog, shape, reason):
-    """Steps of the model's own code are not recorded."""
+    """GPU review, decoders.py:44: steps of the model's own code are not recorded."""
     policy = policy_of(make_model(shape))
     for _ in range(2):
         drawn(policy, tokens=4)
@@ -211,7 +215,7 @@ def test_a_gpu_says_once_why_a_model_is_decoded_by_its_own_code(graphs, caplog, 
 
 @pytest.mark.parametrize(("window", "is_fused"), [(128, True), (12, False)])
 def test_a_window_that_no_text_exceeds_is_decoded_as_none(graphs, window, is_fused):
-    """A sliding window hides nothing from a text that is shorter."""
+    """GPU review, decoders.py:44: a sliding window hides nothing from a text that is shorter."""
     # Prompts of at most 11 tokens and 12 new ones: within 128, and all beyond 12.
     model = make_model("Mistral, sliding", EXACT, sliding_window=window)
     found = drawn(policy_of(model), 0.0, tokens=12)
@@ -247,7 +251,7 @@ def in_four_bits(model):
 
 
 def test_a_model_in_four_bits_has_recorded_steps(graphs):
-    """Layers in four bits are products too."""
+    """GPU review, decoders.py:44: layers in four bits are products too."""
     model = in_four_bits(make_model("Llama", EXACT))
     assert FusedDecoder.of(model) is not None
     found = drawn(policy_of(model), 0.0, tokens=12)
@@ -260,7 +264,7 @@ def test_a_model_in_four_bits_has_recorded_steps(graphs):
 
 
 def test_weights_in_four_bits_are_counted_as_weights():
-    """bitsandbytes keeps two weights in a byte."""
+    """GPU review, policy.py:57: bitsandbytes keeps two weights in a byte."""
     model = make_model("Llama")
     expected = policy_of(model).num_parameters
     layer = model.model.layers[0].mlp.down_proj
@@ -272,7 +276,7 @@ def test_weights_in_four_bits_are_counted_as_weights():
 
 
 def test_steps_with_adapters_are_recorded_too(graphs, monkeypatch):
-    """Adapters do not keep a step from being recorded."""
+    """GPU review, family.py:260: adapters do not keep a step from being recorded."""
     model = with_adapters(make_model("Qwen3", EXACT))
     replayed = drawn(policy_of(model))
     monkeypatch.delitem(steps.CAPTURE, "cpu")
@@ -283,7 +287,7 @@ def test_steps_with_adapters_are_recorded_too(graphs, monkeypatch):
 
 
 def test_a_decode_batch_has_room_to_read_its_prompts(monkeypatch):
-    """The scores of the prompts' attention need memory beside the cache."""
+    """GPU review, draw.py:91: the scores of the prompts' attention need memory beside the cache."""
     # Of 2 layers and 1 key head of 16: 2·2·16·4 = 256 bytes of cache a token, 24·40 of logits a
     # row. A prompt of 1,000 tokens: 2 rows of 1,010 tokens and 1,000²·(2 + 2)·4 of scores.
     policy = policy_of(make_model("Qwen3"))

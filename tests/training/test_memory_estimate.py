@@ -42,7 +42,7 @@ def kept_bytes(model) -> float:
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("shape", ["Llama", "Qwen3", "Gemma"])
 def test_activations_are_estimated_within_a_quarter(shape, width, adapters, dtype):
-    """The gate's real width and the adapters' float32 inputs count."""
+    """GPU review, report.py:95: the gate's real width and the adapters' float32 inputs count."""
     hidden, gate, heads, kv_heads = width
     model = make_model(
         shape,
