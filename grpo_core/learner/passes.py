@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,14 @@ from grpo_core.learner.tokens import TokenLog
 from grpo_core.models.lora import AdapterOff
 
 CheckInterrupt = Callable[[], None]
+
+
+def in_turn(parts: Iterable[Batch], check_interrupt: CheckInterrupt) -> Iterator[Batch]:
+    """Each micro-batch, after a call of `check_interrupt`. Its layouts are freed after its turn."""
+    for part in parts:
+        check_interrupt()
+        yield part
+        part.forget_layouts()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +132,10 @@ class Passes:
         device = next(self.model.parameters()).device
         total = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         ratio_max = torch.zeros((), device=device)
-        for part in parts:
-            inputs.check_interrupt()
+        for part in in_turn(parts, inputs.check_interrupt):
             result = self._part(part, inputs)
             result.loss.backward()
             self.weights.collect_gradients()
-            part.forget_layouts()
             total += result.sums
             ratio_max = torch.maximum(ratio_max, result.ratio_max)
         if not parts:
@@ -240,8 +246,7 @@ class Passes:
         Numbers of the policy that the log already has are not computed again.
         """
         kl = entropy = num_tokens = 0.0
-        for part in parts:
-            check_interrupt()
+        for part in in_turn(parts, check_interrupt):
             mask = part.completion_mask
             reference = self.score_reference(part)
             policy = TokenOutputs(log.read(log.logprobs[0], part), log.read(log.entropy[0], part))
@@ -251,7 +256,6 @@ class Passes:
             log.write(log.ref_logprobs, part, reference.logprobs)
             log.write(log.logprobs[0], part, policy.logprobs)
             log.write(log.entropy[0], part, policy.entropy)
-            part.forget_layouts()
             log_ratio = torch.where(mask, reference.logprobs - policy.logprobs, 0.0)
             x = Divergence(log_ratio, policy.distribution, reference.distribution)
             kl += float(KL_ESTIMATORS[self.algorithm.kl_estimator](x)[mask].double().sum())
@@ -270,12 +274,10 @@ class Passes:
         if self.algorithm.entropy_quantile == 1:
             return size
         entropies = []
-        for part in parts:
-            check_interrupt()
+        for part in in_turn(parts, check_interrupt):
             outputs = self.score(self.model, part)
             assert outputs.entropy is not None
             entropies.append(outputs.entropy[part.loss_mask])
-            part.forget_layouts()
         entropy = torch.cat(entropies)
         threshold = entropy_threshold(entropy, self.algorithm.entropy_quantile)
         num_carrying = int((entropy >= threshold).sum())

@@ -5,7 +5,7 @@ One update is a pass over the batch's micro-batches, gradient clipping and a ste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from grpo_core.learner.master_weights import MasterWeights
 from grpo_core.learner.memory import MicroBatcher
 from grpo_core.learner.objectives import CONSTRAINED
 from grpo_core.learner.packing import Packing
-from grpo_core.learner.passes import CheckInterrupt, Passes, PassInputs, PassResult
+from grpo_core.learner.passes import CheckInterrupt, Passes, PassInputs, PassResult, in_turn
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.learner.trust_region import Surrogate, TrustRegionStep, trust_region_step
 from grpo_core.learner.update_result import Update, mean_of_known, pass_means
@@ -131,8 +131,9 @@ class Learner:
         critic.initialise(rewards)
 
         def values(parts: list[Batch]) -> Tensor:
-            checked = _checked(parts, check_interrupt)
-            return critic.values(self.model, checked, batch, self.train.temperature)
+            return critic.values(
+                self.model, in_turn(parts, check_interrupt), batch, self.train.temperature
+            )
 
         found = self.micro_batcher.retry_on_oom(self.packing.grouped_if_exact(batch), values)
         return value_estimates(found, rewards, batch.completion_mask, self.algorithm)
@@ -401,12 +402,6 @@ class Learner:
                 if any(has_gradient[i] for i in rows)
             ]
         )
-
-
-def _checked(parts: Iterable[Batch], check_interrupt: CheckInterrupt) -> Iterator[Batch]:
-    for part in parts:
-        check_interrupt()
-        yield part
 
 
 def _last(values: Sequence[float | None]) -> float:

@@ -112,10 +112,15 @@ def host_memory(drops_caches: bool = False) -> tuple[int, int]:
 def cache_bytes(shape: PreTrainedConfig, element_bytes: int) -> int:
     """Bytes of the keys and values of one token in all layers. shape: a model's configuration."""
     shape = text_config(shape)
-    heads = getattr(shape, "num_attention_heads", None) or 1  # a state-space model has none
     layers = getattr(shape, "num_hidden_layers", None) or 0
+    return 2 * layers * key_width(shape) * element_bytes
+
+
+def key_width(shape: PreTrainedConfig) -> int:
+    """Elements of one token's keys in a layer. shape: the configuration of a text model."""
+    heads = getattr(shape, "num_attention_heads", None) or 1  # a state-space model has none
     kv_heads = getattr(shape, "num_key_value_heads", None) or heads
-    return 2 * layers * kv_heads * head_width(shape) * element_bytes
+    return kv_heads * head_width(shape)
 
 
 def head_width(shape: PreTrainedConfig) -> int:

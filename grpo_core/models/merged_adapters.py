@@ -41,24 +41,8 @@ def adapters_merged(model: nn.Module, num_tokens: int) -> Iterator[None]:
     """
     layers = [layer for layer in adapter_layers(model) if _may_merge(layer)]
     kept: Kept = []
-    if not _pays(layers, num_tokens):
-        yield
-        return
-    if _copy_bytes(layers) > SHARE * room_for_sampling(next(model.parameters()).device):
-        say_once(model, TOO_LARGE)
-        yield
-        return
     try:
-        failed = False
-        try:
-            _merge(layers, kept)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failed = True
-        if failed:  # outside the handler: the traceback would keep the copies alive
-            _restore(layers, kept)
-            release_memory()
+        if _pays(layers, num_tokens) and not _merge_if_it_fits(layers, kept):
             say_once(model, TOO_LARGE)
         yield
     finally:
@@ -100,15 +84,32 @@ def _copy_bytes(layers: Sequence[LoraLayer]) -> int:
     return sum(p.numel() * p.element_size() for p in weights)
 
 
+def _merge_if_it_fits(layers: Sequence[LoraLayer], kept: Kept) -> bool:
+    """False: there is not enough memory, and the adapters are apart."""
+    device = next(layers[0].get_base_layer().parameters()).device
+    if _copy_bytes(layers) > SHARE * room_for_sampling(device):
+        return False
+    try:
+        _merge(layers, kept)
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler: the traceback would keep the copies alive.
+    _restore(layers, kept)
+    release_memory()
+    return False
+
+
 @torch.no_grad()
 def _merge(layers: Sequence[LoraLayer], kept: Kept) -> None:
     for layer in layers:
-        base = layer.get_base_layer()
-        for p in base.parameters():
-            kept.append((p, p.data))
-            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32), copy=True)
+        own = [(p, p.data) for p in layer.get_base_layer().parameters()]
+        kept += own
+        for p, data in own:
+            p.data = data.to(torch.promote_types(data.dtype, torch.float32), copy=True)
         layer.merge()
-        for p, data in kept[-len([*base.parameters()]) :]:
+        for p, data in own:
             p.data = dithered(p.data, data.dtype)
 
 

@@ -22,19 +22,13 @@ def precision(config: ModelConfig, device: torch.device) -> torch.dtype:
     return getattr(torch, automatic if config.dtype == "auto" else config.dtype)
 
 
-def why_precision(
-    config: ModelConfig, device: torch.device, cpu_units: frozenset[str] | None = None
-) -> str:
-    """One sentence on the precision of a run, for the page and the record.
-
-    cpu_units: see `cpu_bfloat16_units`; None: those of this machine.
-    """
+def why_precision(config: ModelConfig, device: torch.device) -> str:
+    """One sentence on the precision of a run, for the page and the record."""
     name = str(precision(config, device)).removeprefix("torch.")
     if device.type == "cuda":
         has_units, kind = _computes_bfloat16(device), "card"
     elif device.type == "cpu":
-        units = cpu_bfloat16_units() if cpu_units is None else cpu_units
-        has_units, kind = bool(units), "CPU"
+        has_units, kind = bool(cpu_bfloat16_units()), "CPU"
     else:
         return f"{name}: {'the default on this device' if config.dtype == 'auto' else 'as set'}."
     if config.dtype == "float32":

@@ -251,6 +251,24 @@ def test_a_run_says_which_rows_it_leaves_out(tiny_settings, tmp_path, monkeypatc
     ]
 
 
+def test_a_second_task_is_evaluated_where_nothing_is_held_out(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "1+1?", "answer": 2}))
+    settings = {
+        **tiny_settings,
+        "task.path": str(tmp_path / "p.jsonl"),
+        "task.heldout_size": None,
+        "task.second": "sort",
+        "train.steps": 1,
+        "train.eval_every": 1,
+    }
+    evaluations = of(run(settings), Evaluated)
+    assert [e.step for e in evaluations] == [0, 1]
+    for evaluated in evaluations:
+        assert not evaluated.groups
+        assert {name.partition("/")[0] for name in evaluated.metrics} == {"second"}
+
+
 def test_kept_evaluation_groups_change_nothing_else(tiny_settings):
     settings = tiny_settings | {"train.eval_every": 2, "rubric.name": "answer"}
     kept, none = (run(settings | {"train.eval_records": n}) for n in (3, 0))
