@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from grpo_core.analysis.advisor import Facts
 from grpo_core.store import RunRow, Store
 from grpo_core.types import GroupKind
 
@@ -56,8 +57,7 @@ def heldout(store: Store, run_id: str) -> Heldout:
 
 def answers(store: Store, run: RunRow) -> dict[str, float]:
     """Prompt id -> share of right answers in the last evaluation, for the recorded prompts."""
-    criteria = (run.config.get("rubric") or {}).get("criteria") or []
-    outcome = next((c["name"] for c in criteria if c.get("outcome")), "")
+    outcome = Facts(run.config, steps=(), metrics={}, groups=()).outcome or ""
     steps = [step for step, _ in store.metrics(run.id, ["heldout/accuracy"])["heldout/accuracy"]]
     shares: dict[str, float] = {}
     for group_id in store.group_ids(run.id, steps[-1], GroupKind.EVALUATION) if steps else ():

@@ -29,9 +29,6 @@ def as_trl_script(config: RunConfig) -> str:
 
     Settings without a counterpart in TRL are left out, and named in a comment at the top.
     """
-    settings = json.dumps(
-        config.model_copy(update={"rubric": resolve_rubric(config.rubric)}).model_dump(mode="json")
-    )
     return f'''"""A run of GRPO Studio as a script for TRL 1.16.
 
 It needs grpo_core, where its prompts and rubric come from.
@@ -52,7 +49,7 @@ from grpo_core.training.trainer import learning_rate
 from grpo_core.types import Completion
 
 {_peft_config(config)}
-CONFIG = parse(json.loads({json.dumps(settings)}))
+CONFIG = parse(json.loads({json.dumps(_settings(config))}))
 model_config, t = CONFIG.model.model_copy(update={{"lora_rank": 0}}), CONFIG.train
 policy = load_policy(model_config, t.seed)
 task = load_task(CONFIG.task)
@@ -106,6 +103,12 @@ if __name__ == "__main__":
     )
     trainer.train()
 '''
+
+
+def _settings(config: RunConfig) -> str:
+    """Every setting as JSON, with the criteria of the rubric spelled out."""
+    whole = config.model_copy(update={"rubric": resolve_rubric(config.rubric)})
+    return json.dumps(whole.model_dump(mode="json"))
 
 
 def _missing_comment(config: RunConfig) -> str:

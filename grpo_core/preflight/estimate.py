@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_core.config import RunConfig, parse
+from grpo_core.config.devices import CPU
 from grpo_core.errors import StudioError
+from grpo_core.runs.device_queue import placed
 from grpo_core.runs.zerogpu import same_size
 from grpo_core.store import Store
 
@@ -26,13 +28,7 @@ class Estimate:
 
 def same_work(a: RunConfig, b: RunConfig) -> bool:
     """Whether the steps of two runs take about the same time and memory, on any device."""
-
-    def anywhere(config: RunConfig) -> RunConfig:
-        return config.model_copy(
-            update={"model": config.model.model_copy(update={"device": "auto"})}
-        )
-
-    return same_size(anywhere(a), anywhere(b))
+    return same_size(placed(a, CPU), placed(b, CPU))
 
 
 def from_steps(steps: Iterable[Mapping[str, Any]], source: str) -> Estimate | None:
@@ -46,21 +42,14 @@ def from_steps(steps: Iterable[Mapping[str, Any]], source: str) -> Estimate | No
 
 
 def from_store(store: Store, config: RunConfig) -> Estimate | None:
-    """From the runs of a store. The example was recorded on another machine."""
-    runs = [run for run in store.runs() if not run.example]
-    return from_runs(runs, store.steps, config)
-
-
-def from_runs(
-    runs: Sequence[Any], steps_of: Callable[[str], Sequence[Mapping[str, Any]]], config: RunConfig
-) -> Estimate | None:
-    """From the newest run with the same model and sizes. runs: newest first."""
+    """From the newest run with the same model and sizes, except the example."""
+    runs = [run for run in store.runs() if not run.example]  # the example is of another machine
     for run in runs[:NEWEST_RUNS]:
         try:
             if not same_work(parse(run.config), config):
                 continue
         except StudioError:  # the configuration is of another version
             continue
-        if estimate := from_steps(steps_of(run.id), f"“{run.name}”"):
+        if estimate := from_steps(store.steps(run.id), f"“{run.name}”"):
             return estimate
     return None

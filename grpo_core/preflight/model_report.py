@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from grpo_core.config import RunConfig
+from grpo_core.config import ModelConfig, RunConfig
 from grpo_core.models.device import describe_device, free_memory, pick_device
 from grpo_core.models.end_tokens import as_ids, template_end
 from grpo_core.models.folder import BadModel
@@ -60,19 +60,15 @@ def report(config: RunConfig) -> ModelReport:
     """
     m = config.model
     device = pick_device(m.device)
-    dtype = precision(m, device)
     try:
         source, shape, model = examine(m)
         tokenizer = read_tokenizer(source, shape)
         ends = end_tokens(source, tokenizer)
     except BadModel as error:
         refuse(m, error.problem, error.hint)
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = num_adapter_parameters(model, m.lora_rank) if m.lora_rank else parameters
-
+    size = model_size(m, shape, model)
     free = free_memory(device, another_process=True)
     recomputes = config.train.gradient_checkpointing == "on"
-    size = ModelSize(shape, parameters, trained, dtype)
     parts, per_token = memory(config, size, recomputes)
     is_automatic = config.train.gradient_checkpointing == "auto"
     if is_automatic and sum(parts.values()) > RESERVE * free:
@@ -110,9 +106,9 @@ def report(config: RunConfig) -> ModelReport:
     return ModelReport(
         name=m.name,
         architecture=type(model).__name__,
-        parameters=parameters,
-        trained_parameters=trained,
-        dtype=str(dtype).removeprefix("torch."),
+        parameters=size.parameters,
+        trained_parameters=size.trained,
+        dtype=str(size.dtype).removeprefix("torch."),
         device=describe_device(device),
         context=context,
         chat_template=bool(tokenizer.chat_template),
@@ -124,6 +120,13 @@ def report(config: RunConfig) -> ModelReport:
         problems=tuple(problems),
         remarks=tuple(remarks),
     )
+
+
+def model_size(config: ModelConfig, shape: PreTrainedConfig, model: PreTrainedModel) -> ModelSize:
+    """The size of what `examine` returned for this configuration."""
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = num_adapter_parameters(model, config.lora_rank) if config.lora_rank else parameters
+    return ModelSize(shape, parameters, trained, precision(config, pick_device(config.device)))
 
 
 def end_tokens(source: Source, tokenizer: Any) -> dict[str, list[str]]:

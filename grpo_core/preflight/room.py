@@ -11,10 +11,9 @@ from grpo_core.models import check_model, pick_device
 from grpo_core.models.device import device_names, free_memory, total_memory
 from grpo_core.models.folder import BadModel
 from grpo_core.models.load import examine, refuse
-from grpo_core.models.lora import num_adapter_parameters
-from grpo_core.models.precision import precision
+from grpo_core.preflight.model_report import model_size
 from grpo_core.runs.device_queue import placed
-from grpo_core.training.memory_estimate import ModelSize, memory
+from grpo_core.training.memory_estimate import memory
 
 # The parts of the memory that do not shrink with smaller waves or micro-batches.
 FIXED = ("weights", "reference", "gradients", "optimiser")
@@ -83,14 +82,11 @@ def least_bytes(config: RunConfig) -> int:
 
     Raises InvalidConfig.
     """
-    device, rank = pick_device(config.model.device), config.model.lora_rank
     try:
         _, shape, model = examine(config.model)
     except BadModel as error:
         refuse(config.model, error.problem, error.hint)
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = num_adapter_parameters(model, rank) if rank else parameters
-    size = ModelSize(shape, parameters, trained, precision(config.model, device))
+    size = model_size(config.model, shape, model)
     parts, _ = memory(config, size, recomputes=True)
     return CONTEXT_BYTES + sum(parts[name] for name in FIXED)
 

@@ -134,9 +134,12 @@ class PreflightService:
 
         A recorded run may name a device of another machine; then any free one does.
         """
-        there = device_names()
-        wanted = wanted if wanted in there else AUTO
-        return torch.device(first_free(wanted, there, self._options.in_use()) or CPU)
+        wanted = wanted if wanted in device_names() else AUTO
+        return torch.device(self._free_device(wanted) or CPU)
+
+    def _free_device(self, wanted: str) -> str | None:
+        """The first device of those wanted that no run uses. Raises InvalidConfig."""
+        return first_free(wanted, device_names(), self._options.in_use())
 
     def release_models(self) -> None:
         """Leave the GPU to a run that starts. An answer that takes over a minute keeps it."""
@@ -185,7 +188,7 @@ class PreflightService:
         The answer is "" without `sample`, or if the report has problems.
         """
         self._options.check(config)
-        device = first_free(config.model.device, device_names(), self._options.in_use())
+        device = self._free_device(config.model.device)
         model_report = report(placed(config, device or config.model.device))
         if not sample or model_report.problems:
             return model_report, ""
@@ -202,7 +205,7 @@ class PreflightService:
         """The report before step 1; takes a real first step on a copy of the model."""
         self._options.check(config)
         key = _settings(config)
-        device = first_free(config.model.device, device_names(), self._options.in_use())
+        device = self._free_device(config.model.device)
         if device is None:
             raise StudioError(
                 "A run is using this device, and Preflight needs the device for one step. "

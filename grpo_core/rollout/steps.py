@@ -52,7 +52,7 @@ def records(policy: Policy) -> bool:
 
 def step_taker(model: nn.Module, decoder: Decoder, rows: Rows) -> Step:
     """A function that decodes one token of every row. Make a new one after rows have left."""
-    if isinstance(decoder, FixedCaches) and not hasattr(model, UNRECORDED):
+    if isinstance(decoder, FixedCaches):
         return RecordedSteps(model, decoder, rows)
     return lambda: decode_step(decoder, rows)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from grpo_core.config import RunConfig
-from grpo_core.config.devices import AUTO, candidates
+from grpo_core.config.devices import AUTO, first_free
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.runs.execution import Job
 
@@ -70,11 +70,11 @@ class DeviceQueue:
 
     def free_device(self, config: RunConfig, but: Collection[str] = ()) -> str | None:
         """The first device that this run may use and no run uses, `but` those."""
+        wanted, taken = config.model.device, {*self.running, *but}
         try:
-            names = candidates(config.model.device, self._devices)
+            return first_free(wanted, self._devices, taken)
         except InvalidConfig:  # queued on another machine; its trainer refuses it
-            names = (config.model.device,)
-        return next((n for n in names if n not in self.running and n not in but), None)
+            return None if wanted in taken else wanted
 
     def move(self, device: str, tried: Collection[str]) -> str | None:
         """Move the run on this device to a free one that was not tried; None if there is none."""

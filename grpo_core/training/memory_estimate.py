@@ -11,7 +11,7 @@ from grpo_core.config import RunConfig
 from grpo_core.learner.memory import max_part_tokens
 from grpo_core.models import Policy, pick_device
 from grpo_core.models.decoder import ARCHITECTURES
-from grpo_core.models.device import cache_bytes, free_memory, head_width
+from grpo_core.models.device import cache_bytes, free_memory, head_width, key_width
 from grpo_core.models.lm_head import GPU_LOGIT_BYTES, MAX_LOGITS, max_logits
 from grpo_core.models.shape import text_config
 
@@ -88,7 +88,7 @@ def layer_bytes(shape: Any, size: int, adapters: bool) -> int:
     if not width or not h:
         return 17 * h * size
     queries = (getattr(shape, "num_attention_heads", None) or 1) * head_width(shape)
-    keys = cache_bytes(shape, 1) // (2 * (getattr(shape, "num_hidden_layers", None) or 1))
+    keys = key_width(shape)
     elements = 4 * h + 3 * queries + 2 * keys + 3 * width
     kind = getattr(shape, "model_type", None)
     if kind == "qwen3":
