@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -31,13 +31,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
 from grpo_core.config import RunConfig
-from grpo_core.config.devices import AUTO, CPU, describe_cpu, has_only_cpu, use_only
+from grpo_core.config.devices import CPU, describe_cpu, has_only_cpu, use_only
 from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
 if TYPE_CHECKING:
     from grpo_core.preflight.late import LateService
     from grpo_core.preflight.service import PreflightService
+    from grpo_core.runs.device_queue import Machine
     from grpo_core.runs.limits import Limits
     from grpo_core.runs.manager import RunManager
     from grpo_core.store import Store
@@ -100,7 +101,7 @@ def _serve(
 
     snapshots = Snapshots(Path(options.db), Path(options.snapshots)) if options.snapshots else None
     if snapshots is not None and snapshots.restore():
-        print(f"restored {options.db} from {options.snapshots}", flush=True)
+        _say(f"restored {options.db} from {options.snapshots}")
     # Before Gradio is imported, which takes seconds: a wrong --db is reported at once.
     store = Store(options.db)
     _tell_what_is_missing(store)
@@ -168,7 +169,6 @@ def _build(
 ) -> tuple[Page, RunManager, LateService]:
     from grpo_core.preflight.late import LateService
     from grpo_core.rubric import add_plugins
-    from grpo_core.runs.device_queue import Machine
     from grpo_core.runs.manager import RunManager
     from ui.page import build_app
 
@@ -199,13 +199,13 @@ def _build(
 
     def check_room(config: RunConfig) -> None:
         service.release_models()  # its memory is free for the run
-        trainer.check_room(config)
+        trainer.machine.check_room(config)
 
     runs = RunManager(
         store,
         trainer.run,
         check=_check(store, limits, used_bytes, lambda config: runs.check_room(config)),
-        machine=Machine(trainer.device, trainer.devices, check_room),
+        machine=replace(trainer.machine, check_room=check_room),
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
     )
     if trainer.lease_seconds is not None:
@@ -296,14 +296,13 @@ class _Trainer:
     """How this server trains."""
 
     run: Train  # a whole run, or the one step of Preflight
-    device: str  # for the page
-    devices: tuple[str, ...] = (AUTO,)
-    check_room: Callable[[RunConfig], None] = lambda config: None
+    machine: Machine
     lease_seconds: int | None = None  # of a lease of ZeroGPU
 
 
 def _trainer(plugins: Sequence[str]) -> _Trainer:
     from grpo_core.rubric import add_plugins
+    from grpo_core.runs.device_queue import Machine
     from grpo_core.runs.subprocess_trainer import in_subprocess, train_later, warm_up
 
     if spaces is None:
@@ -311,12 +310,12 @@ def _trainer(plugins: Sequence[str]) -> _Trainer:
         warm_up()
         run = in_subprocess(train_later, partial(add_plugins, plugins))
         if has_only_cpu(os.environ):
-            return _Trainer(run, describe_cpu(), (CPU,))
+            return _Trainer(run, Machine(describe_cpu(), (CPU,)))
 
         from grpo_core.models.device import describe_machine, device_names
         from grpo_core.preflight.room import check_room
 
-        return _Trainer(run, describe_machine(), device_names(), check_room)
+        return _Trainer(run, Machine(describe_machine(), device_names(), check_room))
 
     from grpo_core.runs.zerogpu import leased, seconds_from
     from grpo_core.training.trainer import train
@@ -325,7 +324,7 @@ def _trainer(plugins: Sequence[str]) -> _Trainer:
     use_only(CPU)
     seconds = seconds_from(os.environ)
     in_lease = leased(train, spaces.GPU, seconds)
-    return _Trainer(in_lease, f"ZeroGPU, leases of {seconds} s", lease_seconds=seconds)
+    return _Trainer(in_lease, Machine(f"ZeroGPU, leases of {seconds} s"), seconds)
 
 
 def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | None) -> None:

@@ -1,4 +1,4 @@
-"""How long does a person wait: for the server, for the page, for a group, for the first group?
+"""How long does a person wait for the server, the page, a group, and the first group of a run?
 
     python -m benchmarks.first_visit [--times 5]
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -136,20 +137,19 @@ def report(rows: list[dict[str, float]]) -> list[str]:
     """Print median and worst of every column; the names of the missed goals."""
     missed = []
     for name in rows[0]:
-        median, worst = middle([row[name] for row in rows]), max(row[name] for row in rows)
+        values = [row[name] for row in rows]
+        median, worst = statistics.median(values), max(values)
         goal = GOALS.get(name)
         if goal and median > goal:
             missed.append(name)
         shown = f"   goal {goal} s" if goal else ""
         print(f"{name:<15} median {median:6.2f} s   worst {worst:6.2f} s{shown}")
     ratios = [row["server up"] / row["import gradio"] for row in rows]
-    median, worst = middle(ratios), max(ratios)
+    median, worst = statistics.median(ratios), max(ratios)
     print(f"server / gradio median {median:6.2f}     worst {worst:6.2f}     goal {UP_RATIO}")
-    return missed + ["server up"] * (median > UP_RATIO)
-
-
-def middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    if median > UP_RATIO:
+        missed.append("server up")
+    return missed
 
 
 def main() -> int:

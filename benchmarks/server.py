@@ -70,11 +70,14 @@ class Page:
 class Server(Page):
     """app.py on a free port, with a store of its own.
 
-    up_seconds: from the command to the line that tells the address.
+    up_seconds: from the command until it printed its address.
     """
 
     def __init__(self, db: Path | str, *, is_new: bool = False):
-        """is_new: as at a first start: with the example run, and at once, before torch is there."""
+        """Start the server without the example run, and wait until it has imported torch.
+
+        is_new: with the example run, as on a first visit, and wait only until the page is served.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -103,7 +106,7 @@ class Server(Page):
 
 
 def wait_for_line(process: subprocess.Popen[str], beginning: str = "") -> None:
-    """Wait until the process prints a line that begins so."""
+    """Wait until the process prints a line with this beginning."""
     assert process.stdout is not None
     while line := process.stdout.readline():
         if line.startswith(beginning):

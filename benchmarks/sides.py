@@ -102,7 +102,7 @@ def noise(text: str) -> float:
 
 
 def _add_noise_check() -> None:
-    """Let this process's rubrics use `noise`. Not on import: others count the checks there are."""
+    """Let this process's rubrics use `noise`. Not done on import: tests list all checks."""
     CHECKS["noise"] = Check(
         lambda completion, prompt, params: noise(completion.text),
         Params,
