@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from grpo_core.config import nest, parse
+from grpo_core.runs.execution import Job, execute
 from grpo_core.runs.manager import prepare
 from grpo_core.store import Store
+from grpo_core.training.control import RunControl
 from grpo_core.types import STEP_METRICS, RunStatus
 
 TIMELESS = [n for n in STEP_METRICS if "seconds" not in n and "memory" not in n]
@@ -54,6 +56,18 @@ def configured(settings, **more):
             )
         )
     )
+
+
+def train_run(store: Store, settings, name: str, saves: bool = False) -> str:
+    """Train a new run to its end in this process; return its id. saves: with checkpoints."""
+    from grpo_core.training.trainer import train  # torch takes seconds
+
+    config = prepare(parse(nest(settings)))
+    run_id = store.create_run(config, name)
+    control = RunControl(store.checkpoint_folder(run_id) if saves else None)
+    status = execute(store, Job(run_id, config, control), train)
+    assert status is RunStatus.FINISHED, store.run(run_id).error
+    return run_id
 
 
 def wait_for(manager, run_id, status, seconds=30.0, **fields):

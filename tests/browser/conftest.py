@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "ui"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from live_server import Server
-from watch import Watch
+from watch import watched
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -62,8 +63,9 @@ def idle_server(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def browser():
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=20_000)
     assert CHROMIUM, "REQUIRE_BROWSER is set, but there is no chromium: apt-get install chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -73,13 +75,8 @@ def browser():
 
 @pytest.fixture
 def context(browser):
-    watch = Watch()
-    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
-    context.set_default_timeout(20_000)
-    context.on("page", watch.follow)
-    yield context
-    context.close()
-    assert watch.problems == []
+    with watched(browser) as context:
+        yield context
 
 
 @pytest.fixture
@@ -88,9 +85,8 @@ def open_page(context) -> Callable:
         page = context.new_page()
         page.goto(server.url + "/" + query)
         page.get_by_role("tab", name="Train").wait_for()
-        page.wait_for_function(
-            "window.studioRefresh?.failed === 0"
-        )  # the first answer is shown, whatever tab the address names
+        # The first answer is shown, whatever tab the address names.
+        page.wait_for_function("window.studioRefresh?.failed === 0")
         return page
 
     return open_page

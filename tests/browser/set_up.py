@@ -11,11 +11,15 @@ from ui.components import form
 NAMES = {form.label(name): name for name in form.NAMES}
 
 
+def card(page: Page, section: str) -> Locator:
+    """The card of a section: "model", "prompts", "rubric", "algorithm" or "run"."""
+    return page.locator(f"#setup-cards [data-section={section}]")
+
+
 def open_section(page: Page, section: str) -> None:
-    """Press the card of a section: "model", "prompts", "rubric", "algorithm" or "run"."""
-    card = page.locator(f"#setup-cards [data-section={section}]")
-    if card.get_attribute("aria-expanded") != "true":
-        card.click()
+    """Press the card of a section, unless it is open."""
+    if card(page, section).get_attribute("aria-expanded") != "true":
+        card(page, section).click()
     heading = page.locator("#new-run-pane h2").filter(visible=True)
     heading.get_by_text(form.SECTIONS[section], exact=True).wait_for()
 
@@ -36,16 +40,29 @@ def field(page: Page, label: str) -> Locator:
 
 
 def fill(page: Page, label: str, text: str) -> Locator:
-    """Type into a field and leave it.
+    """Type into a field and leave it."""
+    control = field(page, label)
+    fill_until_kept(control, text)
+    return control
 
-    A moment after its section was built Gradio once restores a field's old value, so type until
-    the text stays.
+
+def fill_until_kept(control: Locator, text: str) -> None:
+    """Type into a control whose section was just opened, and leave it.
+
+    A moment after a section was built Gradio once restores the old value of a control in it, so
+    type until the text stays.
     """
-    control, deadline = field(page, label), time.monotonic() + 20
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         control.fill(text)
         control.blur()
-        page.wait_for_timeout(200)
+        control.page.wait_for_timeout(200)
         if control.input_value() == text:
-            return control
-    raise AssertionError(f"{label} did not keep {text!r}")
+            return
+    raise AssertionError(f"{control} did not keep {text!r}")
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    """Open a field's list and choose from it."""
+    field(page, label).click()
+    page.get_by_role("option", name=option).first.click()

@@ -6,16 +6,11 @@ answers in the Playground.
 
 from __future__ import annotations
 
-from set_up import field, fill, open_section
+from set_up import choose, fill, open_section
 from test_main_job import start, wait_until
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
-
-
-def choose(page, label: str, option: str) -> None:
-    field(page, label).click()
-    page.get_by_role("option", name=option).first.click()
 
 
 def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_page, tmp_path):

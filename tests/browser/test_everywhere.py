@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "ui"))
-
 from live_server import Server
 from playwright.sync_api import Page
 from recorded import record_run
@@ -19,8 +14,7 @@ from grpo_core.store import Recorder, Store
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, StepCompleted
 from grpo_core.types import StepMetrics as Metrics
 
-SIZES = [{"width": 2560, "height": 1300}, {"width": 1440, "height": 900}]
-SIZES += [{"width": 380, "height": 820}]
+SIZES = [{"width": w, "height": h} for w, h in ((2560, 1300), (1440, 900), (380, 820))]
 RUN_NAME = "a " + "very" * 25 + " long name <b>of</b> " + "\u05d0\u05d1\u05d2" * 26
 # One unbroken word, text from right to left, and HTML.
 LONG = "w" * 3000 + " \u0645\u0631\u062d\u0628\u0627" * 150
@@ -52,7 +46,8 @@ def long_texts(tmp_path_factory) -> Iterator[Server]:
     server.close()
 
 
-# What sticks out on the right of the page, outside of what scrolls or is cut by itself.
+# The elements beyond the right edge of the page. An element inside a box that scrolls or is cut
+# does not count.
 STICKS_OUT = """() => {
   if (document.scrollingElement.scrollWidth <= innerWidth) return [];
   const cuts = e => getComputedStyle(e).overflowX !== 'visible';

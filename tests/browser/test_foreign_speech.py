@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from grpo_core.config import nest, parse
-from grpo_core.runs.execution import Job, execute
-from grpo_core.runs.manager import prepare
-from grpo_core.store import Store
-from grpo_core.training.control import RunControl
-from grpo_core.training.trainer import train
-from grpo_core.types import RunStatus
-from scripts.bundled_model.make import END, PAD
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from live_server import Server
 from test_live_page import PAYLOADS
 from test_main_job import wait_until
+from trained_runs import train_run
+from views import look
+
+from grpo_core.store import Store
+from scripts.bundled_model.make import END, PAD
 
 WORDS = [
     *PAYLOADS,
@@ -78,33 +70,23 @@ def speaking(tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"question": p, "answer": p}) + "\n" for p in PAYLOADS))
     criteria = [{"name": name, "check": name, "weight": 1} for name in ("repetition", "format")]
-    config = prepare(
-        parse(
-            nest(
-                {
-                    "model.name": str(hostile_model(tmp_path / "model")),
-                    "task.name": "file",
-                    "task.path": str(prompts),
-                    "task.heldout_size": 0,
-                    "rubric.name": "custom",
-                    "rubric.criteria": criteria,
-                    "train.steps": 1,
-                    "train.prompts_per_step": 1,
-                    "train.group_size": 16,
-                    "train.max_new_tokens": 160,
-                    "train.token_records": 1,
-                    "train.checkpoint_every": 1,
-                    "train.eval_every": 0,
-                }
-            )
-        )
-    )
+    settings = {
+        "model.name": str(hostile_model(tmp_path / "model")),
+        "task.name": "file",
+        "task.path": str(prompts),
+        "task.heldout_size": 0,
+        "rubric.name": "custom",
+        "rubric.criteria": criteria,
+        "train.steps": 1,
+        "train.prompts_per_step": 1,
+        "train.group_size": 16,
+        "train.max_new_tokens": 160,
+        "train.token_records": 1,
+        "train.checkpoint_every": 1,
+        "train.eval_every": 0,
+    }
     store = Store(tmp_path / "runs.sqlite")
-    run_id = store.create_run(config, "speaks", status=RunStatus.LOADING)
-    assert (
-        execute(store, Job(run_id, config, RunControl(store.checkpoint_folder(run_id))), train)
-        is RunStatus.FINISHED
-    ), store.run(run_id).error
+    run_id = train_run(store, settings, "speaks", saves=True)
     server = Server(store.path)
     yield server, store.group(store.group_ids(run_id, 1)[0])
     server.close()
@@ -138,8 +120,7 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
 
     page.locator("#opened article pre").first.wait_for()
     assert len(shown("#opened")) >= 40
-    look = page.locator("#look")
-    look.get_by_role("radio", name="Tokens").check(force=True)
+    look(page, "Tokens")
     page.locator(".tokens").wait_for()
     assert len(shown(".tokens")) >= 40
     tokens = page.locator(".tokens")
@@ -147,7 +128,7 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
     for _ in range(12):  # what is said of each token beside it
         page.keyboard.press("ArrowRight")
     no_payload_became_an_element()
-    look.get_by_role("radio", name="What if").check(force=True)
+    look(page, "What if")
     page.locator("#look-controls output").first.wait_for()
     page.get_by_label("Weight of repetition").fill("0")
     wait_until(lambda: page.locator("#look-controls output").first.inner_text() == "0")

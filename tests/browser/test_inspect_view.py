@@ -1,22 +1,15 @@
-"""Inspect in a real browser: history, the list, toggles, token colours. One server, one page."""
+"""Inspect in a real browser: history, the list, toggles, held-out groups, comparisons."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-from playwright.sync_api import expect
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "ui"))
-
 from live_server import Server
+from playwright.sync_api import expect
 from recorded import record_run
+from views import look, pick_run
 
 from grpo_core.store import Recorder, Store
 from grpo_core.types import Completion, Evaluated, Group, Prompt, Rollout
-
-expect.set_options(timeout=20_000)
 
 
 def record_evaluation(store: Store, run_id: str, step: int, text: str) -> None:
@@ -63,8 +56,7 @@ def test_back_returns_to_the_tab_the_run_and_the_group(recorded_server, open_pag
     expect(head).to_contain_text("Q: 1+9=?")
     page.get_by_role("button", name="Open group 1 of step 2").click()
     expect(head).to_contain_text("Q: 2+0=?")
-    page.get_by_label("Run", exact=True).click()
-    page.get_by_role("option", name="second").click()
+    pick_run(page, "second")
     expect(head).to_contain_text("Q: 4+0=?")
     page.wait_for_function("!location.search.includes('step')")
     assert page.evaluate("history.length") == entries + 4  # tab, group, group, run
@@ -152,9 +144,7 @@ def test_another_run_shows_none_of_the_old_choices(recorded_server, open_page):
     page.get_by_role("button", name="Open group 2 of step 1").click()
     expect(page.locator("#opened-group")).to_contain_text("Q: 1+9=?")
     page.get_by_role("tab", name="Runs").click()
-    page.get_by_role("button", name="Open second").or_(
-        page.locator("#run-table").get_by_role("button", name="second", exact=True)
-    ).first.click()
+    page.locator("#run-table").get_by_role("button", name="second", exact=True).click()
     expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
     page.get_by_role("tab", name="Inspect").click()
     expect(page.locator("#opened-group")).to_contain_text("Q: 4+0=?")
@@ -168,10 +158,6 @@ def test_a_row_tapped_on_a_phone_brings_its_group_into_view(recorded_server, ope
     page.set_viewport_size({"width": 380, "height": 820})
     page.get_by_role("button", name="Open group 2 of step 1").click()
     expect(page.locator("#opened-group .group-head")).to_be_in_viewport()
-
-
-def look(page, name: str) -> None:
-    page.locator("#look").get_by_role("radio", name=name).check(force=True)
 
 
 def test_held_out_groups_are_marked_and_have_a_filter(recorded_server, open_page):

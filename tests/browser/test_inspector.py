@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import re
 import struct
+from collections.abc import Iterator
 
+import pytest
+from live_server import Server
 from playwright.sync_api import expect
 from set_up import field
+from trained_runs import train_run
+from views import look
 
-from grpo_core.config import RunConfig, nest, parse
-from grpo_core.runs.execution import Job, execute
-from grpo_core.runs.manager import prepare
+from grpo_core.config import RunConfig
 from grpo_core.store import Recorder, Store
-from grpo_core.training.control import RunControl
-from grpo_core.training.trainer import train
 from grpo_core.types import RunStatus, StepCompleted, StepMetrics
 
 # From now on every answer takes 0.7 s longer.
@@ -27,20 +28,22 @@ SLOW_ANSWERS = """() => {
 }"""
 
 
-def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page, tiny_settings):
-    store = Store(server.db)
-    settings = prepare(
-        parse(nest({**tiny_settings, "rubric.name": "concise answer", "train.steps": 2}))
-    )
-    assert (
-        execute(store, Job(store.create_run(settings, "tiny"), settings, RunControl()), train)
-        == "finished"
-    )
-    page = open_page(server, "?tab=inspect&step=1&group=1")
-    looks = page.locator("#look")
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory) -> Iterator[Server]:
+    """One server for all runs whose address a test opens."""
+    server = Server(tmp_path_factory.mktemp("inspected") / "runs.sqlite")
+    yield server
+    server.close()
+
+
+def test_tokens_what_if_and_completions_answer_in_the_browser(inspected, open_page, tiny_settings):
+    store = Store(inspected.db)
+    settings = {**tiny_settings, "rubric.name": "concise answer", "train.steps": 2}
+    run_id = train_run(store, settings, "tiny")
+    page = open_page(inspected, f"?run={run_id}&tab=inspect&step=1&group=1")
     expect(page.locator("#opened-group")).to_contain_text("share of this step’s gradient")
 
-    looks.get_by_role("radio", name="Tokens").check(force=True)
+    look(page, "Tokens")
     tokens = page.locator(".tokens")
     expect(tokens).to_be_visible()
     tokens.focus()
@@ -51,7 +54,7 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
     page.get_by_role("radio", name="entropy").check(force=True)
     expect(page.locator(".tokens")).to_have_attribute("aria-label", re.compile("entropy"))
 
-    looks.get_by_role("radio", name="What if").check(force=True)
+    look(page, "What if")
     weight = page.get_by_label("Weight of length")
     weight.fill("2")
     expect(page.locator("#look-body")).to_contain_text("would have been pushed the other way")
@@ -69,16 +72,11 @@ def test_tokens_what_if_and_completions_answer_in_the_browser(server, open_page,
     expect(page.locator("#group-table")).to_contain_text("No completion matches")
 
 
-def test_a_second_choice_counts_before_the_first_is_answered(server, open_page, tiny_settings):
-    store = Store(server.db)
-    settings = prepare(
-        parse(nest({**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3}))
-    )
-    assert (
-        execute(store, Job(store.create_run(settings, "tiny"), settings, RunControl()), train)
-        == "finished"
-    )
-    page = open_page(server, "?tab=inspect&step=1&group=1")
+def test_a_second_choice_counts_before_the_first_is_answered(inspected, open_page, tiny_settings):
+    store = Store(inspected.db)
+    settings = {**tiny_settings, "train.steps": 1, "train.prompts_per_step": 3}
+    run_id = train_run(store, settings, "tiny")
+    page = open_page(inspected, f"?run={run_id}&tab=inspect&step=1&group=1")
     page.evaluate(SLOW_ANSWERS)
 
     head = page.locator("#opened-group .group-head")
@@ -88,12 +86,12 @@ def test_a_second_choice_counts_before_the_first_is_answered(server, open_page, 
     head.get_by_role("button", name="Previous group").press("ArrowLeft")
     expect(head).to_contain_text("group 2 of 3")
 
-    page.locator("#look").get_by_role("radio", name="Tokens").check(force=True)
+    look(page, "Tokens")
     page.locator("#look-controls select").select_option("2")
     page.get_by_role("radio", name="entropy").check(force=True)
     shown = page.locator("#look-body .tokens")
     expect(shown).to_have_attribute("aria-label", re.compile("entropy"))
-    third = store.group(store.group_ids(store.runs()[0].id, 1)[1]).rollouts[2]
+    third = store.group(store.group_ids(run_id, 1)[1]).rollouts[2]
     shown.press("End")
     expect(page.locator(".token-says")).to_contain_text(
         re.compile(rf"id {store.token_row(third.id).token_ids[-1]}\b")
@@ -126,7 +124,7 @@ def test_runs_are_selected_and_sorted_as_fast_as_one_clicks(server, open_page):
     expect(names).to_have_text(["b", "a"])
 
 
-def curve_run(store: Store) -> None:
+def curve_run(store: Store) -> str:
     """Sixty steps whose loss repeats 0, .1, .2, .3, with three spikes."""
     run_id = store.create_run(RunConfig(), "curves")
     with Recorder(store, run_id) as record:
@@ -143,11 +141,11 @@ def curve_run(store: Store) -> None:
                 )
             )
     store.set_status(run_id, RunStatus.FINISHED)
+    return run_id
 
 
-def test_a_curve_reports_hidden_points_and_saves_csv_and_png(server, open_page):
-    curve_run(Store(server.db))
-    page = open_page(server)
+def test_a_curve_reports_hidden_points_and_saves_csv_and_png(inspected, open_page):
+    page = open_page(inspected, f"?run={curve_run(Store(inspected.db))}")
     curve = page.locator("#curve-loss")
     expect(curve.locator(".curve-clipped")).to_contain_text("3 points above 0.300 are not drawn.")
     top = "() => document.querySelector('#curve-loss .js-plotly-plot')?.layout.yaxis.range[1]"

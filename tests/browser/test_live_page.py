@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from live_server import Server
+from set_up import close, field, fill
+from test_main_job import start, step_shown, stop, wait_until
 
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
@@ -25,12 +27,6 @@ from grpo_core.types import (
     StepCompleted,
     StepMetrics,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from live_server import Server
-from set_up import close, field, fill
-from test_main_job import start, step_shown, stop, wait_until
 
 PAYLOADS = [
     "<img src=x onerror=alert(1)>",

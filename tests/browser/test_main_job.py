@@ -39,21 +39,6 @@ def start(page) -> None:
     page.get_by_role("button", name="Start training").click()
 
 
-def write(page, label: str, text: str) -> None:
-    """Fill a field of a fold that was just opened.
-
-    A moment later Gradio once restores the old value of such a field, so fill it until it stays.
-    """
-    field = page.get_by_label(label, exact=True)
-
-    def stays() -> bool:
-        field.fill(text)
-        page.wait_for_timeout(400)
-        return field.input_value() == text
-
-    wait_until(stays)
-
-
 def stop(page, store, run_id) -> None:
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_until(lambda: store.run(run_id).status == RunStatus.STOPPED, 5)

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from live_server import Server
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
+from trained_runs import train_run
+from views import pick_run
 
-from grpo_core.config import nest, parse
-from grpo_core.runs.execution import Job, execute
-from grpo_core.runs.manager import prepare
 from grpo_core.store import Store
-from grpo_core.training.control import RunControl
-from grpo_core.training.trainer import train
 
 SETTINGS = {
     "task.heldout_size": 8,
@@ -32,19 +29,11 @@ def trained(tmp_path_factory) -> Iterator[Server]:
     db = tmp_path_factory.mktemp("played") / "runs.sqlite"
     store = Store(db)
     for name, steps in (("first", 3), ("second", 2)):
-        settings = prepare(parse(nest({**SETTINGS, "train.steps": steps})))
-        run_id = store.create_run(settings, name)
-        job = Job(run_id, settings, RunControl(store.checkpoint_folder(run_id)))
-        assert execute(store, job, train) == "finished"
+        train_run(store, {**SETTINGS, "train.steps": steps}, name, saves=True)
     store.close()
     server = Server(db)
     yield server
     server.close()
-
-
-def show_run(page: Page, name: str) -> None:
-    page.locator("#run input").click()
-    page.get_by_role("option", name=name).click()
 
 
 def test_a_prompt_is_answered_when_the_tab_is_opened(trained, open_page):
@@ -95,7 +84,7 @@ def test_answers_never_stand_under_another_run(trained, open_page):
     page.route("**/gradio_api/run/**", lambda route: None)  # the answer is on its way
     page.get_by_role("button", name="Answer", exact=True).click()
     expect(answers).to_contain_text("Answering")
-    show_run(page, "first")
+    pick_run(page, "first")
     expect(answers).to_have_text("")  # before the server has answered
     page.evaluate(
         "() => new MutationObserver(() => { window.said = (window.said || '') +"
@@ -114,7 +103,7 @@ def test_a_typed_prompt_is_asked_of_the_next_run_too(trained, open_page):
     expect(answers).to_contain_text("Answers of second to", timeout=30_000)
     page.get_by_role("textbox", name="Prompt", exact=True).fill("Q: 1+1+1=?")
     page.get_by_label("Right answer").fill("3")
-    show_run(page, "first")
+    pick_run(page, "first")
     expect(answers).to_contain_text(re.compile("Answers of first to .*Q: 1.1.1=.*right answer 3"))
 
 

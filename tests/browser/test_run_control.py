@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from set_up import fill
-from test_main_job import start, step_shown, wait_until, write
+from set_up import fill, fill_until_kept
+from test_main_job import start, step_shown, wait_until
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -33,7 +28,8 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
 
     # Set a breakpoint before the next update and edit a reward there. The advantages change too.
     page.get_by_role("button", name="Run control").click()
-    write(page, "Pause when", f"step = {store.runs()[0].step + 2}")
+    condition = page.get_by_label("Pause when", exact=True)
+    fill_until_kept(condition, f"step = {store.runs()[0].step + 2}")
     press("Set breakpoints")
     page.get_by_text("The run will pause when").wait_for()
     press("Resume")

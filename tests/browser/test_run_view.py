@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from live_server import Server
 from playwright.sync_api import Page, expect
-from watch import Watch
+from views import fits, pick_run
+from watch import watched
 
 from grpo_core.config import nest, parse
 from grpo_core.rubric import resolve_rubric
@@ -104,35 +105,28 @@ def stored(tmp_path_factory) -> Iterator[tuple[Server, dict[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def pages(stored, browser) -> Iterator[dict[str, Page]]:
-    """The pages that are open, by the run that they show. Tests that change nothing share them."""
-    context, watch = browser.new_context(), Watch()
-    context.on("page", watch.follow)
-    pages: dict[str, Page] = {"": context.new_page()}
-    yield pages
-    context.close()
-    assert watch.problems == []
+def view(stored, browser) -> Iterator[Callable[..., Page]]:
+    """Shows one of the runs on the Train tab.
 
-
-@pytest.fixture
-def view(stored, pages):
-    """Shows one of the runs on the Train tab. fresh: as a page that was just opened."""
+    fresh: on a page that was just opened. Other tests, which change nothing, share a page per run.
+    """
     server, ids = stored
+    shared: dict[str, Page] = {}
+    with watched(browser) as context:
 
-    def view(name: str, fresh: bool = False) -> Page:
-        page = pages.get(name)
-        if page is None or fresh:
-            page = pages[""].context.new_page()
-            page.set_default_timeout(20_000)
-            page.goto(f"{server.url}/?run={ids[name]}")
-            page.locator("#curve-detail .js-plotly-plot .scatterlayer .trace").first.wait_for()
-            page.locator("#group article").first.wait_for()
-        if not fresh:
-            pages[name] = page
-        page.set_viewport_size({"width": 1440, "height": 900})
-        return page
+        def view(name: str, fresh: bool = False) -> Page:
+            page = None if fresh else shared.get(name)
+            if page is None:
+                page = context.new_page()
+                page.goto(f"{server.url}/?run={ids[name]}")
+                page.locator("#curve-detail .js-plotly-plot .scatterlayer .trace").first.wait_for()
+                page.locator("#group article").first.wait_for()
+            if not fresh:
+                shared[name] = page
+            page.set_viewport_size({"width": 1440, "height": 900})
+            return page
 
-    return view
+        yield view
 
 
 def drawn_rewards(page: Page) -> list[float]:
@@ -140,15 +134,6 @@ def drawn_rewards(page: Page) -> list[float]:
     return page.evaluate(
         "s => document.querySelector(s).data.find(t => t.hoverinfo !== 'skip').y", FIRST
     )
-
-
-def fits(page: Page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def pick_run(page: Page, name: str) -> None:
-    page.get_by_label("Run", exact=True).click()
-    page.get_by_role("option", name=name.strip()).click()
 
 
 def ask_for(page: Page, what: str) -> None:

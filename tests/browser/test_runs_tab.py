@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from live_server import Server
 from playwright.sync_api import Page, TimeoutError, expect
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "ui"))
-
 from recorded import record_run
+from views import FITS, fits
 
 from grpo_core.store import Recorder, Store
 from grpo_core.types import Checkpointed, RunStatus
@@ -62,17 +58,6 @@ def action(page: Page, name: str):
     return page.locator("#run-bar").get_by_role("button", name=name, exact=True)
 
 
-def no_sideways_scroll(page: Page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def fits_page(page: Page, what: str) -> None:
-    try:
-        page.wait_for_function("document.documentElement.scrollWidth <= innerWidth", timeout=5_000)
-    except TimeoutError:
-        raise AssertionError(f"the page scrolls sideways: {what}") from None
-
-
 def test_the_branch_dialog_shows_its_steps_at_a_usable_width(page):
     select(page, LONG)
     action(page, "Branch from step…").click()
@@ -95,24 +80,26 @@ def test_a_long_name_never_scrolls_the_page_sideways(page):
     select(page, LONG, "kl")
     page.locator("#compare .scatterlayer .trace").first.wait_for()
 
-    def fits(what: str) -> None:
+    def fits_each_width(what: str) -> None:
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
-            # Charts take the new width a moment later.
-            fits_page(page, f"{what}, {width} px")
+            try:  # charts take the new width a moment later
+                page.wait_for_function(FITS, timeout=5_000)
+            except TimeoutError:
+                raise AssertionError(f"the page scrolls sideways: {what}, {width} px") from None
 
-    fits("two compared")
+    fits_each_width("two compared")
     page.get_by_label("Run", exact=True).click()
-    assert no_sideways_scroll(page), "the run picker"
+    assert fits(page), "the run picker"
     page.keyboard.press("Escape")
     page.get_by_role("checkbox", name="Select kl", exact=True).click()
     action(page, "Branch from step…").click()
     expect(page.locator("#branch-question")).to_contain_text("long long")
-    fits("branch")
+    fits_each_width("branch")
     action(page, "More").click()
     action(page, "Delete").click()
     expect(page.locator("#confirm-question")).to_contain_text("long long")
-    fits("delete")
+    fits_each_width("delete")
 
 
 def test_a_cut_name_is_whole_under_the_pointer(page):
@@ -231,6 +218,6 @@ def test_runs_are_cards_on_a_phone(page):
     assert row.bounding_box()["width"] <= 380
     assert row.locator("td.c-heldout").bounding_box()["x"] < 380
     select(page, "kl", "stopped")
-    assert no_sideways_scroll(page)
+    assert fits(page)
     cell = page.locator("#differences tbody th").first
     assert cell.bounding_box()["width"] >= 96, "one letter a line"

@@ -13,6 +13,7 @@ from set_up import open_section
 from ui.components import form
 
 GROUP_VIEWS = ("Completions", "Best and worst", "Tokens", "What if", "Through time", "Two runs")
+FITS = "document.documentElement.scrollWidth <= innerWidth"  # nothing scrolls sideways
 
 
 def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -38,6 +39,22 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
             yield "runs, two compared", lambda: _compare(page)
 
 
+def fits(page: Page) -> bool:
+    """Whether the page does not scroll sideways."""
+    return page.evaluate(FITS)
+
+
+def pick_run(page: Page, name: str) -> None:
+    """Choose the run in view."""
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option", name=name.strip()).click()
+
+
+def look(page: Page, view: str) -> None:
+    """Choose one of GROUP_VIEWS."""
+    page.locator("#look").get_by_role("radio", name=view, exact=True).check(force=True)
+
+
 def _ask_for_tools(page: Page) -> None:
     for name in ("Run control", "Chart tools"):
         page.get_by_role("button", name=name, exact=True).click()
@@ -55,7 +72,7 @@ def _tab(page: Page, tab: str) -> None:
 
 
 def _group_view(page: Page, view: str) -> None:
-    page.locator("#look").get_by_role("radio", name=view, exact=True).check(force=True)
+    look(page, view)
     page.locator(
         {
             "Best and worst": "#look-body ins, #look-body del, #look-body .empty",

@@ -1,7 +1,9 @@
-"""What a page must not do."""
+"""What a page must not do, and browser contexts that watch for it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 
@@ -23,3 +25,15 @@ class Watch:
             "localhost",
         ):
             self.problems.append(f"request to {url}")
+
+
+@contextmanager
+def watched(browser) -> Iterator:
+    """A new browser context. Its end fails if one of its pages did what it must not do."""
+    watch = Watch()
+    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(20_000)
+    context.on("page", watch.follow)
+    yield context
+    context.close()
+    assert watch.problems == []

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from recorded import CONFIG, HOSTILE, group, record_run, rollout
 
+from grpo_core.analysis.heldout import Estimate
 from grpo_core.store import GroupPage, GroupSummary
 from grpo_core.types import RunStatus
 from ui.render import (
@@ -442,7 +443,7 @@ def test_a_failed_run_states_the_error_what_is_kept_and_a_hint(store):
 )
 def test_a_finished_run_compares_held_out_accuracy_with_its_intervals(store, before, after, says):
     run = store.run(record_run(store))
-    heldout = [run_end.Accuracy(*before), run_end.Accuracy(*after)]
+    heldout = [Estimate(*before), Estimate(*after)]
     shown = Shown(run_end.run_banner(run, heldout, can_try=True)).text
     assert f"{100 * before[0]:.0f} % ({100 * before[1]:.0f}–{100 * before[2]:.0f}) → " in shown
     assert says in shown

@@ -12,7 +12,8 @@ from recorded import HOSTILE, FakeService, record_run
 
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayResult, Side
-from grpo_core.types import Completion, Prompt, Rollout
+from grpo_core.store import Recorder
+from grpo_core.types import Checkpointed, Completion, Prompt, Rollout
 from ui.components import form
 from ui.render.played import Asked, played
 from ui.tabs.form_fields import default_values
@@ -229,21 +230,19 @@ def test_a_prompt_waits_while_a_run_trains_and_says_so(views, store):
     assert "&lt;b&gt; is training. Press Answer to ask now." in said["html"]
 
 
+def save_steps(store, run_id: str, folder: Path, *steps: int) -> None:
+    with Recorder(store, run_id) as record:
+        for step in steps:
+            record(Checkpointed(step, str(folder / f"step-{step}"), 1, "0" * 64))
+
+
 def test_the_states_offered_follow_the_run_and_keep_the_choice(views, store, tmp_path):
-    from grpo_core.store import Recorder
-    from grpo_core.types import Checkpointed
-
-    def saved(*steps: int) -> None:
-        with Recorder(store, run_id) as record:
-            for step in steps:
-                record(Checkpointed(step, str(tmp_path / f"step-{step}"), 1, "0" * 64))
-
     service = FakeService()
     run_id, show = record_run(store), ShowPlayground(views, service)
     first = show(run_id, "{}", "", "{}")
     assert "no saved state yet" in first[0]
     assert show(run_id, first[3], "", "{}") == [SKIP] * 5  # without a state there is no question
-    saved(20, 40)
+    save_steps(store, run_id, tmp_path, 20, 40)
     about, left, right, seen, ask = show(run_id, "{}", "", "{}")
     assert "2 saved states" in about
     assert right["choices"] == [
@@ -257,18 +256,14 @@ def test_the_states_offered_follow_the_run_and_keep_the_choice(views, store, tmp
     assert unchanged == [SKIP] * 4
     assert (json.loads(ask)["run"], json.loads(ask)["take"]) == (run_id, "first")
     assert show(run_id, seen, ask, "{}") == [SKIP] * 5  # once
-    saved(60)
+    save_steps(store, run_id, tmp_path, 60)
     assert "value" not in show(run_id, seen, ask, "{}")[2]
     assert show(run_id, seen, ask, '{"waits": true}')[2]["value"] == 60
 
 
 def test_a_question_that_waited_is_asked_when_nothing_trains(views, store, tmp_path):
-    from grpo_core.store import Recorder
-    from grpo_core.types import Checkpointed
-
     service, run_id = FakeService(), record_run(store)
-    with Recorder(store, run_id) as record:
-        record(Checkpointed(20, str(tmp_path / "step-20"), 1, "0" * 64))
+    save_steps(store, run_id, tmp_path, 20)
     show, waits = ShowPlayground(views, service), '{"waits": true}'
     ask, seen = json.dumps({"run": run_id}), show(run_id, "{}", "", "{}")[3]
     service.waits = "Another run is training."
