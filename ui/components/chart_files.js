@@ -2,7 +2,7 @@
 // row, each line a column. chart: made by studioChart.
 function studioChartFiles(chart) {
   const {element, plot, props} = chart;
-  const name = trace => trace.meta || studioPlainName(trace.name || props.value.title);
+  const name = trace => studioLineName(trace, props.value);
   function save(address, kind) {
     const link = document.createElement('a');
     link.href = address;

@@ -1,11 +1,12 @@
 // Reading a curve: by keyboard, large, its legend with a switch for each run, what its metric means.
 // chart: made by studioChart.
-const studioPlainName = name => name
+
+// The name of a line as plain text. The names of traces are escaped, and a lone one has none.
+const studioLineName = (trace, figure) => trace.meta || (trace.name || figure.title)
   .replaceAll('&lt;', '<').replaceAll('&gt;', '>').replaceAll('&amp;', '&');
 
 function studioChartReading(chart) {
   const {element, plot, props} = chart;
-  const name = trace => trace.meta || studioPlainName(trace.name || props.value.title);
 
   // Arrows move from point to point, Home and End jump, Enter opens the groups of a point as a
   // click does.
@@ -31,7 +32,7 @@ function studioChartReading(chart) {
     window.Plotly.Fx.hover(plot, [{curveNumber: plot.data.indexOf(trace), pointNumber: at}]);
     const values = plot.data.filter(t => t.hoverinfo !== 'skip' && t.x.includes(x)).map(t => {
       const i = t.x.indexOf(x);
-      return `${name(t)} ${t.text?.[i] ?? t.y[i] ?? 'nothing'}`;
+      return `${studioLineName(t, props.value)} ${t.text?.[i] ?? t.y[i] ?? 'nothing'}`;
     });
     element.querySelector('.curve-at').textContent =
       `${props.value.axis} ${x}: ${values.join(', ')}`;

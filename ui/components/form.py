@@ -228,18 +228,10 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
 
 
 def _readable(problem: FieldProblem) -> FieldProblem:
-    """The problem in words for a person. An empty control sends None or ''."""
+    """An empty control sends None or ''; the message says that it is empty."""
     if problem.value in (None, ""):
         return FieldProblem(problem.field, problem.value, "must not be empty", problem.hint)
-    if problem.field in FIELDS and "parse string as a number" in problem.problem:
-        return FieldProblem(problem.field, problem.value, _number_wanted(problem.field), "")
     return problem
-
-
-def _number_wanted(name: str) -> str:
-    example = shown(name, DEFAULTS[name]) or "1e-4"
-    or_empty = ", or leave empty" if _may_be_empty(name) else ""
-    return f"enter a number such as {example}{or_empty}"
 
 
 def read_rows(rows: Any) -> tuple[list[dict[str, Any]], list[FieldProblem]]:

@@ -128,10 +128,10 @@ def _usual(name: str, flat: Mapping[str, Any]) -> str:
     usual, source = shown(name, DEFAULTS[name]), "Default"
     if name in ALGORITHM:
         usual, source = preset_values(preset)[name], preset if preset in PRESETS else "Default"
-    text = {True: "on", False: "off"}.get(usual, usual) if isinstance(usual, bool) else usual
-    return (
-        f'<p class="changed">{esc(source)}: {esc(text) if text not in ("", None) else "empty"}</p>'
-    )
+    if isinstance(usual, bool):
+        usual = "on" if usual else "off"
+    text = "empty" if usual in ("", None) else usual
+    return f'<p class="changed">{esc(source)}: {esc(text)}</p>'
 
 
 def changes(flat: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,10 @@
 // The clock advances here, from the seconds in the server's last answer, so a long step needs no
-// requests. Phones fold the set-up while a run is live: CSS reads data-live of the page's root.
+// requests.
 let since = 0, elapsed = 0;
 function read() {
   const clock = element.querySelector('.clock');
   elapsed = clock ? Number(clock.dataset.elapsed) : NaN;
   since = performance.now();
-  document.documentElement.dataset.live = element.querySelector('.status')?.dataset.live || '0';
 }
 function tick() {
   const clock = element.querySelector('.clock');

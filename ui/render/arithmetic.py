@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from grpo_core.config.options import ADVANTAGES
 from grpo_core.store import GroupRow, RolloutRow
@@ -16,7 +15,7 @@ from ui.render.recorded_config import (
     estimator_of,
     wider_grouping,
 )
-from ui.render.siblings import MANY, Cause, cause_of, positions
+from ui.render.siblings import MANY, Cause, cause_of, merge_equal, positions
 from ui.render.text import digits_apart, esc, format_number, is_number, plain, signed
 from ui.render.verdicts import verdict_line
 
@@ -103,7 +102,7 @@ def why_table(
         gradient_head = ""
     body = "".join(
         _why_row(equal, [c["name"] for c in criteria], gradient, reward_digits(group))
-        for equal in _group_equal(rollouts)
+        for equal in merge_equal(rollouts, by_text=False)
     )
     is_evaluation = group.kind == GroupKind.EVALUATION
     title = "Scores" if is_evaluation else "Why these advantages"
@@ -206,14 +205,6 @@ def _formula_suffix(config: Config) -> str:
     if shaping:
         suffix += f", r after {' and '.join(dict.fromkeys(shaping))}"
     return suffix
-
-
-def _group_equal(rollouts: Sequence[RolloutRow]) -> list[list[RolloutRow]]:
-    """Lists of completions with the same scores, reward and advantage."""
-    equal: dict[Any, list[RolloutRow]] = {}
-    for r in rollouts:
-        equal.setdefault((tuple(sorted(r.scores.items())), r.reward, r.advantage), []).append(r)
-    return list(equal.values())
 
 
 def _share(value: float) -> str:

@@ -5,18 +5,17 @@ Rows -> escaped HTML; pure.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from grpo_core.store import GroupRow, PromptVisits, RolloutRow, RunRow
 from ui.render.arithmetic import side_of
 from ui.render.place import Place
+from ui.render.siblings import WORD
 from ui.render.status import empty
 from ui.render.text import count, esc, format_number, is_number, percent, signed
 from ui.render.verdicts import verdict_pill
 
-WORD = re.compile(r"\s+|\w+|[^\w\s]")
 MAX_WORDS = 1500  # compared; the rest of a longer text is shown without marks
 ONCE = "The open group’s prompt came up once. This is one that came up again."
 MARKS = '<p class="note">Marked words are in only one of the two texts.</p>'
@@ -24,12 +23,11 @@ MARKS = '<p class="note">Marked words are in only one of the two texts.</p>'
 
 def best_and_worst(group: GroupRow) -> str:
     """The best and the worst completion of a group; words of only one of them are marked."""
-    ends = _ends(group)
-    if ends is None:
+    best, worst = _best(group), _worst(group)
+    if best is None or worst is None:
         return empty(
             "Nothing to compare", "Fewer than two completions of this group could be scored."
         )
-    best, worst = ends
     left, right = diff(worst.text, best.text)
     return (
         f'<div class="two">{_card(best, right, "Best")}{_card(worst, left, "Worst")}</div>{MARKS}'
@@ -113,9 +111,9 @@ def two_runs(name: str, group: GroupRow, other: RunRow, other_group: GroupRow | 
     if best is None or other_best is None:
         return empty("Nothing to compare", "In one of the runs no completion could be scored.")
     cards = _pair(best, other_best, "Best")
-    ends, other_ends = _ends(group), _ends(other_group)
-    if ends is not None and other_ends is not None:
-        cards += _pair(ends[1], other_ends[1], "Worst")
+    worst, other_worst = _worst(group), _worst(other_group)
+    if worst is not None and other_worst is not None:
+        cards += _pair(worst, other_worst, "Worst")
     return (
         f'<p class="calc"><span>{esc(group.prompt[:200])}</span></p>'
         f'<div class="two">{_facts(name, group)}{_facts(other.name, other_group)}</div>'
@@ -177,22 +175,17 @@ def _best(group: GroupRow) -> RolloutRow | None:
     return max(scored, key=lambda row: row[:2])[2] if scored else None
 
 
-def _ends(group: GroupRow) -> tuple[RolloutRow, RolloutRow] | None:
-    """Best and worst by reward, the first sampled of equals; None with fewer than two scored."""
+def _worst(group: GroupRow) -> RolloutRow | None:
+    """Worst by reward, the first sampled of equals; None with fewer than two scored."""
     scored = [(r.reward, r.position, r) for r in group.rollouts if is_number(r.reward)]
-    if len(scored) < 2:
-        return None
-    best = max(scored, key=lambda row: (row[0], -row[1]))
-    worst = min(scored, key=lambda row: (row[0], row[1]))
-    return best[2], worst[2]
+    return min(scored, key=lambda row: row[:2])[2] if len(scored) > 1 else None
 
 
 def _visit(group: GroupRow, current: bool, outcome: str | None) -> str:
     scores = [s for r in group.rollouts if outcome and (s := r.scores.get(outcome)) is not None]
     right = percent(sum(s >= 1 for s in scores) / len(scores)) if scores else "–"
-    ends = _ends(group)
-    top, bottom = _best(group), ends[1] if ends else None
-    best, worst = (esc(r.text[:120]) if r else "" for r in (top, bottom))
+    ends = _best(group), _worst(group)
+    best, worst = (esc(r.text[:120]) if r else "" for r in ends)
     chosen = ' class="chosen" aria-current="true"' if current else ""
     place = Place(group.step, group.position, group.kind)
     return (

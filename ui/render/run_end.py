@@ -3,49 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from grpo_core.analysis.heldout import Estimate
 from grpo_core.store import RunRow
 from grpo_core.types import RunStatus
 from ui.render.status import banner
-from ui.render.text import count, esc, format_number, is_number
+from ui.render.text import count, esc, format_number, is_number, percent
 
 # event of the panel -> the name of its button; each opens another tab with this run
 ACTS = {"tryit": "Try it", "why": "See why", "export": "Export"}
 MISSED = "No step was finished, so there is nothing to keep."
 
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Accuracy on the held-out prompts, with its 95 % interval where that is known."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
 Metrics = Mapping[str, Sequence[tuple[int, float | None]]]
 
 
-def accuracies(metrics: Metrics) -> list[Accuracy]:
+def accuracies(metrics: Metrics) -> list[Estimate]:
     """Before and after: the first and the last evaluation; one or none if there were no more."""
     low = dict(metrics.get("heldout/accuracy_low", ()))
     high = dict(metrics.get("heldout/accuracy_high", ()))
     known = [
-        Accuracy(value, low.get(step), high.get(step))
+        Estimate(value, low.get(step), high.get(step))
         for step, value in metrics.get("heldout/accuracy", ())
         if is_number(value)
     ]
     return known[:1] + known[1:][-1:]
 
 
-def run_banner(run: RunRow | None, heldout: Sequence[Accuracy] = (), can_try: bool = False) -> str:
-    """The card of a run that waits or has ended. Empty for others.
+def run_banner(run: RunRow, heldout: Sequence[Estimate] = (), can_try: bool = False) -> str:
+    """The card of a run that is paused or has ended.
 
     can_try: the playground has a trained state of its model.
     """
-    if run is None or (run.status.is_live and run.status is not RunStatus.PAUSED):
-        return ""
     acts = _acts(run, can_try)
     if run.status is RunStatus.FINISHED:
         return _finished(run, heldout, acts)
@@ -87,7 +75,7 @@ def _kept(run: RunRow) -> str:
     return f"Kept: {count(run.steps_done, 'step')} with every group and curve."
 
 
-def _finished(run: RunRow, heldout: Sequence[Accuracy], acts: str) -> str:
+def _finished(run: RunRow, heldout: Sequence[Estimate], acts: str) -> str:
     """Held-out accuracy before and after; without evaluations the reward."""
     if heldout:
         change = " → ".join(_accuracy(a) for a in heldout)
@@ -103,15 +91,15 @@ def _finished(run: RunRow, heldout: Sequence[Accuracy], acts: str) -> str:
     return f'<div class="banner {tone}" role="status">{result}{acts}</div>'
 
 
-def _accuracy(accuracy: Accuracy) -> str:
-    text = f"{100 * accuracy.value:.0f} %"
+def _accuracy(accuracy: Estimate) -> str:
+    text = percent(accuracy.value)
     if is_number(accuracy.low) and is_number(accuracy.high):
         interval = f"{100 * accuracy.low:.0f}–{100 * accuracy.high:.0f}"
         text += f' <i title="95 % interval">({interval})</i>'
     return text
 
 
-def _verdict(heldout: Sequence[Accuracy]) -> str:
+def _verdict(heldout: Sequence[Estimate]) -> str:
     if len(heldout) < 2:
         return "Evaluated once, so there is nothing to compare."
     before, after = heldout

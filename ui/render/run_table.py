@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_core.store import RunRow
 from ui.render.changed import changed, chips
-from ui.render.status import device_of, example_pill, pill
+from ui.render.status import device_of, example_pill, run_pill
 from ui.render.tables import Column, Sort, heading
 from ui.render.text import NONE, duration, esc, format_number, percent, when
 
@@ -112,12 +112,11 @@ def _name_cell(run: RunRow, depth: int, names: Mapping[str, str]) -> str:
         parent = names.get(run.parent_run_id, run.parent_run_id)
         line = esc(f"↳ from “{parent}”, step {run.parent_step or 0:,}")
         below += f'<span class="by cut">{line}</span>'
-    if run.tags:
-        below += "".join(
-            f'<button type="button" class="tag cut" data-do="tag" data-tag="{esc(tag)}" '
-            f'aria-label="Show runs with the tag {esc(tag)}">#{esc(tag)}</button>'
-            for tag in run.tags
-        )
+    below += "".join(
+        f'<button type="button" class="tag cut" data-do="tag" data-tag="{esc(tag)}" '
+        f'aria-label="Show runs with the tag {esc(tag)}">#{esc(tag)}</button>'
+        for tag in run.tags
+    )
     if run.note:
         below += f'<span class="by cut">{esc(run.note)}</span>'
     below = f'<div class="below">{below}</div>' if below else ""
@@ -157,8 +156,7 @@ def _status(run: RunRow) -> str:
     """The state, and the device where it is not the one that every machine has."""
     device = device_of(run)
     where = f'<span class="by">on {esc(device)}</span>' if device not in ("", "cpu") else ""
-    title = f' title="on {esc(device)}"' if device else ""
-    return f"<span{title}>{pill(run.status)}</span>{where}"
+    return run_pill(run) + where
 
 
 def _cut(text: str, whole: str = "") -> str:

@@ -19,12 +19,16 @@ MAX_BINS = 10
 MANY = 16  # a larger group begins with a histogram of its rewards
 
 
-def merge_equal(rollouts: Sequence[RolloutRow]) -> list[list[RolloutRow]]:
-    """Lists of completions with equal text, scores, reward, advantage and end; order is kept."""
+def merge_equal(rollouts: Sequence[RolloutRow], by_text: bool = True) -> list[list[RolloutRow]]:
+    """Lists of completions with equal scores, reward and advantage; order is kept.
+
+    by_text: their text and its end must be equal too.
+    """
     equal: dict[Any, list[RolloutRow]] = {}
     for r in rollouts:
-        scores = tuple(sorted(r.scores.items()))
-        key = (r.text, r.finish_reason, r.num_tokens, scores, r.reward, r.advantage, r.edited)
+        key: tuple[Any, ...] = (tuple(sorted(r.scores.items())), r.reward, r.advantage)
+        if by_text:
+            key += (r.text, r.finish_reason, r.num_tokens, r.edited)
         equal.setdefault(key, []).append(r)
     return list(equal.values())
 

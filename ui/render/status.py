@@ -113,7 +113,7 @@ def status_line(
     """
     if run is None:
         return (
-            '<div class="status" data-live="none"><b>No run yet</b>'
+            '<div class="status"><b>No run yet</b>'
             '<span class="fact">Press <b>Start training</b>: '
             "the bundled model learns on this machine within a minute.</span></div>"
         )
@@ -122,7 +122,7 @@ def status_line(
     if num_queued:
         facts.append(f"{count(num_queued, 'run')} queued")
     return (
-        f'<div class="status" data-live="{int(live)}">'
+        '<div class="status">'
         f'<b class="phase">{esc(_headline(run))}</b>{example_pill() if run.example else ""}'
         f'<span class="fact">{_progress(run)}</span>{_progress_bar(run)}'
         f'<span class="fact facts">{" · ".join(facts)}</span>{time_bar(recent) if live else ""}'

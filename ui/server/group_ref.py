@@ -32,7 +32,7 @@ def parse(text: Any) -> GroupRef | None:
 
 
 def text(ref: GroupRef | None) -> str:
-    return "" if ref is None else f"{ref[0]}/{ref[1]}"
+    return "" if ref is None else str(Place(*ref))
 
 
 def from_query(query: Mapping[str, Any]) -> Place | None:

@@ -22,7 +22,7 @@ from ui.render import status
 from ui.server.service import Service
 from ui.server.views import Views
 from ui.tabs.frame import SKIP
-from ui.tabs.run_actions import read_selected
+from ui.tabs.run_actions import only_selected
 
 # Gradio copies each file that it hands out, so ours can be deleted later.
 KEEP_SECONDS = 3600
@@ -72,7 +72,7 @@ def export_run(views: Views, service: Service, name: Any, selected: Any) -> list
 
     name: a key of EXPORTS.
     """
-    run = _only_selected(views, selected)
+    run = only_selected(views, selected)
     if run is None or not isinstance(name, str) or name not in EXPORTS:
         return [None, status.banner("Nothing was exported.", "Select one run.")]
     ending, write = EXPORTS[name]
@@ -91,7 +91,7 @@ def export_run(views: Views, service: Service, name: Any, selected: Any) -> list
 
 def push_run(views: Views, service: Service, repository: Any, asked: Any) -> list[Any]:
     """Push the model of a run to the Hub. Returns a message, and closes the question if it went."""
-    run = _only_selected(views, asked)
+    run = only_selected(views, asked)
     if run is None:
         return [status.banner("Nothing was pushed.", "Select one run."), SKIP]
     try:
@@ -100,12 +100,6 @@ def push_run(views: Views, service: Service, repository: Any, asked: Any) -> lis
         return [status.banner("Nothing was pushed.", str(error)), SKIP]
     message = status.banner(f"The model of “{run.name}” is on the Hub.", address, tone="good")
     return [message, gr.update(visible=False)]
-
-
-def _only_selected(views: Views, selected: Any) -> RunRow | None:
-    """The selected run; None unless it is exactly one."""
-    chosen = read_selected(views, selected)
-    return views.run(chosen[0]) if len(chosen) == 1 else None
 
 
 @lru_cache(maxsize=1)

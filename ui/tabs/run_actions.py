@@ -1,4 +1,4 @@
-"""Actions on runs: describe, resume, copy settings, branch, delete.
+"""Actions on runs: describe, resume, copy settings, branch, delete; and questions before them.
 
 Each returns the values of the components that the Runs tab connects to it.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from grpo_core.errors import StudioError
-from grpo_core.store import CheckpointRow
+from grpo_core.store import CheckpointRow, RunRow
 from ui.components.html_panel import one_of
 from ui.render import status
 from ui.render.run_table import RUN_SORTS
@@ -35,6 +35,12 @@ def read_selected(views: Views, text: Any) -> list[str]:
     if not isinstance(ids, list):
         return []
     return [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)]
+
+
+def only_selected(views: Views, text: Any) -> RunRow | None:
+    """The selected run; None unless it is exactly one."""
+    chosen = read_selected(views, text)
+    return views.run(chosen[0]) if len(chosen) == 1 else None
 
 
 def read_sort(text: Any) -> Sort:
@@ -63,11 +69,11 @@ def describe_run(views: Views, data: Mapping[str, Any]) -> str:
 
 def resume_run(runs: Runs, views: Views, selected: Any) -> str:
     """Resume one run: at once if it is paused, else from its newest checkpoint."""
-    chosen = read_selected(views, selected)
-    if len(chosen) != 1:
+    run = only_selected(views, selected)
+    if run is None:
         return status.banner("Nothing was resumed.", "Select one run.")
     try:
-        runs.resume(chosen[0])
+        runs.resume(run.id)
     except StudioError as error:
         return status.banner("Nothing was resumed.", str(error))
     return ""
@@ -75,8 +81,8 @@ def resume_run(runs: Runs, views: Views, selected: Any) -> str:
 
 def copy_settings(views: Views, selected: Any) -> list[Any]:
     """The settings of the selected run, for the form of the Train tab, and the notice there."""
-    chosen = read_selected(views, selected)
-    return copy_run(views, chosen[0] if len(chosen) == 1 else None)
+    run = only_selected(views, selected)
+    return copy_run(views, run.id if run else None)
 
 
 def ask_branch(views: Views, selected: Any) -> list[Any]:
@@ -85,8 +91,7 @@ def ask_branch(views: Views, selected: Any) -> list[Any]:
     Returns the question, the step, how far to train, the learning rate, the changes, and the run
     that the question is about.
     """
-    chosen = read_selected(views, selected)
-    run = views.run(chosen[0]) if len(chosen) == 1 else None
+    run = only_selected(views, selected)
     saved = views.store.checkpoints(run.id)[::-1] if run else []
     if run is None or not saved:
         return [SKIP] * 5 + ["[]"]
@@ -124,14 +129,14 @@ def branch_run(
 
     changes: field -> what was typed for it, and under "" further section.field=value pairs.
     """
-    chosen = read_selected(views, asked)
+    run = only_selected(views, asked)
     try:
-        if len(chosen) != 1 or not isinstance(step, (int, float)):
+        if run is None or not isinstance(step, (int, float)):
             raise StudioError("Select one run and one of its saved steps.")
         typed = {
             k: _value(str(v).strip()) for k, v in changes.items() if k and str(v or "").strip()
         }
-        child = runs.branch(chosen[0], int(step), typed | read_changes(changes.get("")))
+        child = runs.branch(run.id, int(step), typed | read_changes(changes.get("")))
     except StudioError as error:
         return [SKIP, SKIP, SKIP, SKIP, status.banner("No branch was started.", str(error))]
     return [views.picked(child), gr.update(selected="train"), "train", gr.update(visible=False), ""]
@@ -176,6 +181,18 @@ def ask_delete(views: Views, selected: Any) -> list[Any]:
         "This cannot be undone.</p>"
     )
     return [question, json.dumps([run.id for run in runs])]
+
+
+def ask_push(views: Views, selected: Any) -> list[Any]:
+    """The question before a model is pushed to the Hub, and the run that it is about."""
+    run = only_selected(views, selected)
+    if run is None:
+        return [SKIP, "[]"]
+    question = (
+        f"<p tabindex='-1'><b>Push the model of {_named(run.name)} to the Hub</b></p>"
+        '<p class="note">A new repository is made private.</p>'
+    )
+    return [question, json.dumps([run.id])]
 
 
 def delete_runs(views: Views, asked: Any, selected: Any) -> list[Any]:

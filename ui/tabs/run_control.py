@@ -29,6 +29,7 @@ STRIDES = [("one step", "step"), ("one phase", "phase")]
 KNOB_CHOICES = [(fields_by_name()[name].title, name) for name in KNOBS]
 ENDED = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 LOG_LINES = 200
+NUM_LIVE, NUM_REWARDING = 8, 4  # outputs of `live_states` and of `reward_states`
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,15 @@ class More:
     log: gr.HTML
 
     @property
-    def guarded(self) -> list[gr.Component]:
-        """What `guarded_updates` enables and disables, in its order."""
-        live = [self.stride, self.checkpoint, self.knob, self.value, self.turn]
-        return [*live, self.conditions, self.arm, self.completion, self.reward]
+    def live(self) -> list[gr.Component]:
+        """What `live_states` fills, in its order."""
+        knobs = [self.knob, self.value, self.turn]
+        return [self.why, self.stride, self.checkpoint, *knobs, self.conditions, self.arm]
+
+    @property
+    def rewarding(self) -> list[gr.Component]:
+        """What `reward_states` fills, in its order."""
+        return [self.edit_refusal, self.completion, self.reward, self.edit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +178,6 @@ def ended(run: RunRow | None) -> str:
     return "" if run.status.is_live else f"This run is {run.status}, so nothing can be changed."
 
 
-def guarded_updates(ended: str, refusal: str) -> list[Any]:
-    """Updates of `why` and of More.guarded. refusal: why no reward can be set."""
-    note = f'<p class="note">{esc(ended)}</p>' if ended else ""
-    fields = [not ended] * 7 + [not refusal] * 2
-    return [note, *(gr.update(interactive=on) for on in fields)]
-
-
 def states(run: RunRow | None) -> list[dict[str, Any]]:
     """Updates of pause, step, resume and stop: a button is enabled where it has an effect."""
     can = [False] * 4
@@ -193,10 +192,20 @@ def states(run: RunRow | None) -> list[dict[str, Any]]:
     return [gr.update(interactive=yes) for yes in can]
 
 
+def live_states(ended: str) -> list[Any]:
+    """Updates of More.live. ended: why the run takes no commands."""
+    return _refused(ended, NUM_LIVE)
+
+
 def reward_states(refusal: str) -> list[Any]:
-    """Updates of “Set reward” and of the line that says why it is disabled."""
-    note = f'<p class="note">{esc(refusal)}</p>' if refusal else ""
-    return [gr.update(interactive=not refusal), note]
+    """Updates of More.rewarding. refusal: why no reward can be set."""
+    return _refused(refusal, NUM_REWARDING)
+
+
+def _refused(why: str, num_outputs: int) -> list[Any]:
+    """A line that says why the controls after it are disabled; empty if they are enabled."""
+    note = f'<p class="note">{esc(why)}</p>' if why else ""
+    return [note, *[gr.update(interactive=not why)] * (num_outputs - 1)]
 
 
 def wire(

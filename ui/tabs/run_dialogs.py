@@ -13,14 +13,13 @@ from typing import Any
 import gradio as gr
 
 from ui.components.html_panel import QUIET, html_panel
-from ui.render.text import esc
 from ui.server.calls import slow
 from ui.server.refresh import RefreshEvents
 from ui.server.service import Service
 from ui.server.views import Runs, Views
 from ui.tabs.exports import push_run
-from ui.tabs.frame import SKIP, hidden_values
-from ui.tabs.run_actions import ask_branch, ask_delete, branch_run, delete_runs, read_selected
+from ui.tabs.frame import hidden_values
+from ui.tabs.run_actions import ask_branch, ask_delete, ask_push, branch_run, delete_runs
 
 # The question stands above the table, which may be scrolled: show it, and take the focus there.
 SHOW_JS = """() => requestAnimationFrame(() => {
@@ -88,7 +87,7 @@ def build_dialogs() -> Dialogs:
     return Dialogs(_build_delete(), _build_branch(), _build_push(), asked)
 
 
-def small_button(label: str, min_width: int = 72, **options: Any) -> gr.Button:
+def _small_button(label: str, min_width: int = 72, **options: Any) -> gr.Button:
     return gr.Button(label, size="sm", scale=0, min_width=min_width, **options)
 
 
@@ -97,8 +96,8 @@ def _build_delete() -> _Delete:
         return _Delete(
             box,
             question=html_panel(elem_id="confirm-question"),
-            confirm=small_button("Delete for good", variant="stop", min_width=120),
-            cancel=small_button("Keep"),
+            confirm=_small_button("Delete for good", variant="stop", min_width=120),
+            cancel=_small_button("Keep"),
         )
 
 
@@ -118,8 +117,8 @@ def _build_branch() -> _Branch:
                 max_length=2000,
             )
         with gr.Row(elem_classes="dialog-buttons"):
-            start = small_button("Start branch", variant="primary", min_width=110)
-            cancel = small_button("Cancel")
+            start = _small_button("Start branch", variant="primary", min_width=110)
+            cancel = _small_button("Cancel")
     return _Branch(box, question, step, until, learning_rate, changes, start, cancel)
 
 
@@ -142,8 +141,8 @@ def _build_push() -> _Push:
                 "Repository on the Hub", "push-repository", "owner/name", max_length=200
             )
         with gr.Row(elem_classes="dialog-buttons"):
-            confirm = small_button("Push model to Hub", variant="primary", min_width=140)
-            cancel = small_button("Cancel")
+            confirm = _small_button("Push model to Hub", variant="primary", min_width=140)
+            cancel = _small_button("Cancel")
     return _Push(box, question, repository, confirm, cancel)
 
 
@@ -164,17 +163,20 @@ def _hide() -> dict[str, Any]:
     return gr.update(visible=False)
 
 
-def _only(dialogs: Dialogs, box: Any) -> list[Any]:
-    """Show this question alone, or none."""
-    return [gr.update(visible=other is box) for other in dialogs.boxes]
+def _opened(dialogs: Dialogs, box: Any, answer: list[Any]) -> list[Any]:
+    """Show one question and close the others; show none if it would be about no run.
+
+    answer: the values of the question's parts, then the ids of its runs. The message is emptied.
+    """
+    shown = box if answer[-1] != "[]" else None
+    return [*answer, "", *(gr.update(visible=other is shown) for other in dialogs.boxes)]
 
 
 def _wire_delete(dialogs: Dialogs, around: Around, views: Views) -> None:
     delete = dialogs.delete
 
     def deletion_of(selected: Any) -> list[Any]:
-        question, asked = ask_delete(views, selected)
-        return [question, asked, "", *_only(dialogs, delete.box if asked != "[]" else None)]
+        return _opened(dialogs, delete.box, ask_delete(views, selected))
 
     outputs = [delete.question, dialogs.asked, around.message, *dialogs.boxes]
     around.bar.delete(deletion_of, around.selected, outputs, **QUIET).success(None, js=SHOW_JS)
@@ -189,8 +191,7 @@ def _wire_branch(dialogs: Dialogs, around: Around, views: Views, runs: Runs) -> 
     branch = dialogs.branch
 
     def branch_of(selected: Any) -> list[Any]:
-        *values, asked = ask_branch(views, selected)
-        return [*values, asked, "", *_only(dialogs, branch.box if asked != "[]" else None)]
+        return _opened(dialogs, branch.box, ask_branch(views, selected))
 
     def start(asked: Any, step: Any, until: Any, rate: Any, changes: Any) -> list[Any]:
         typed = {"train.steps": until, "train.learning_rate": rate, "": changes}
@@ -207,16 +208,7 @@ def _wire_push(dialogs: Dialogs, around: Around, views: Views, service: Service)
     push = dialogs.push
 
     def push_of(selected: Any) -> list[Any]:
-        chosen = read_selected(views, selected)
-        run = views.run(chosen[0]) if len(chosen) == 1 else None
-        if run is None:
-            return [SKIP, "[]", "", *_only(dialogs, None)]
-        question = (
-            f'<p tabindex="-1"><b>Push the model of “<span class="cut">{esc(run.name)}</span>” '
-            "to the Hub</b></p>"
-            '<p class="note">A new repository is made private.</p>'
-        )
-        return [question, selected, "", *_only(dialogs, push.box)]
+        return _opened(dialogs, push.box, ask_push(views, selected))
 
     outputs = [push.question, dialogs.asked, around.message, *dialogs.boxes]
     around.bar.push(push_of, around.selected, outputs, **QUIET).success(None, js=SHOW_JS)

@@ -115,7 +115,8 @@ def search_runs(runs: Sequence[RunRow], search: str) -> list[RunRow]:
     words = search.casefold().split()
     if not words:
         return list(runs)
-    return [run for run in runs if all(word in words_of(run) for word in words)]
+    said = [(run, words_of(run)) for run in runs]
+    return [run for run, text in said if all(word in text for word in words)]
 
 
 def show_table(runs: Sequence[RunRow], listed: Sequence[RunRow], view: TableView) -> str:

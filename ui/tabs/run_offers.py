@@ -25,8 +25,8 @@ def offers(views: Views, chosen: Sequence[RunRow], num_hidden: int, may_push: bo
     """The bar over the table: every action, with the reason why it would be refused."""
     one = chosen[0] if len(chosen) == 1 else None
     many = "" if one else ONE
-    unsaved = many or (_why_unsaved(views, one) if one else "")
-    unreadable = many or (_why_unreadable(one) if one else "")
+    unsaved = _why_unsaved(views, one) if one else ONE
+    unreadable = _why_unreadable(one) if one else ONE
     exports = [
         Action(
             "export",
@@ -43,7 +43,7 @@ def offers(views: Views, chosen: Sequence[RunRow], num_hidden: int, may_push: bo
         num_hidden,
         actions=[
             Action("open", "Open", many),
-            Action("resume", "Resume", many or (WHY_NO_RESUME.get(one.status, "") if one else "")),
+            Action("resume", "Resume", WHY_NO_RESUME.get(one.status, "") if one else ONE),
             Action("branch", "Branch from step…", unsaved),
             Action("copy", "Copy settings", unreadable),
             Action("compare", "Compare", "" if len(chosen) > 1 else "Select two or more runs."),

@@ -12,7 +12,7 @@ import gradio as gr
 from ui.components.html_panel import QUIET, data_of, html_panel, script, typing
 from ui.components.live_chart import live_chart
 from ui.render import charts
-from ui.render.run_table import RUN_COLUMNS
+from ui.render.run_table import RUN_COLUMNS, RUN_SORTS
 from ui.render.text import esc
 from ui.server.calls import slow
 from ui.server.refresh import RefreshEvents
@@ -33,7 +33,7 @@ from ui.tabs.run_list import COMPARED, FIRST_SORT, RunsInputs, ShowRuns
 from ui.tabs.setup import Setup
 
 # Columns of words sort from A first; columns of numbers from the largest first.
-WORDS = ["name", "status", "model", "task", "rubric", "algorithm"]
+WORDS = [key for key in RUN_SORTS if not RUN_COLUMNS[key].numeric]
 BAR = ("open", "resume", "branch", "copy", "compare", "export", "push", "delete", "clear")
 # A hidden heading has no place to scroll to yet: wait until the comparison is shown.
 COMPARE_JS = """() => requestAnimationFrame(() => {

@@ -18,6 +18,7 @@ from ui.render.text import esc
 from ui.tabs.frame import token
 
 MAX_CHARS = 200
+EARLIER = '<p class="earlier" role="status">For earlier settings.</p>'
 
 
 def cards(values: Sequence[Any], problems: Sequence[FieldProblem] = ()) -> str:
@@ -130,11 +131,14 @@ def _normal(value: Any) -> Any:
     return str(value).strip() if number is None else number
 
 
-def dated(html: str, values: Sequence[Any], *sections: str) -> str:
-    """A result, marked as one for earlier settings as soon as a setting of `sections` changes."""
+def dated(html: str, values: Sequence[Any], *sections: str, note: str = EARLIER) -> str:
+    """A result, marked as one for earlier settings as soon as a setting of `sections` changes.
+
+    note: what it shows above itself then.
+    """
     if not html:
         return ""
     return (
         f'<div class="dated" data-for="{belongs_to(values, sections or form.SECTIONS)}">'
-        f'<p class="earlier" role="status">For earlier settings.</p>{html}</div>'
+        f"{note}{html}</div>"
     )

@@ -106,14 +106,12 @@ def _state(words: str, kind: str, values: Sequence[Any]) -> str:
         f'<span class="now">{esc(words)}</span><span class="earlier">for earlier settings</span>'
         "</button>"
     )
-    return dated(button, values).replace(
-        '<p class="earlier" role="status">For earlier settings.</p>', ""
-    )
+    return dated(button, values, note="")
 
 
 def verdict(results: Sequence[Any]) -> tuple[str, str]:
     """Preflight's findings in a few words, and their kind: "wrong", "look" or "fine"."""
-    reds, ambers = (sum(f.level == level for f in results) for level in ("red", "amber"))
+    reds, ambers = _counts(results)
     if reds:
         return count(reds, "problem"), "wrong"
     if ambers:
@@ -121,12 +119,18 @@ def verdict(results: Sequence[Any]) -> tuple[str, str]:
     return f"{len(results)} of {len(results)} pass", "fine"
 
 
+def _counts(results: Sequence[Any]) -> tuple[int, int]:
+    """How many findings stop the run, and how many warn."""
+    levels = [finding.level for finding in results]
+    return levels.count("red"), levels.count("amber")
+
+
 LEVEL_WORDS = {"red": "stops", "amber": "look", "green": "fine"}
 
 
 def findings(results: Sequence[Any]) -> str:
     """HTML for preflight.Finding rows, worst first."""
-    reds, ambers = (sum(f.level == level for f in results) for level in ("red", "amber"))
+    reds, ambers = _counts(results)
     head = f"All is well: press {START}."
     if reds:
         head = f"{count(reds, 'problem')} would stop this run."

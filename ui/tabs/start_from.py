@@ -20,7 +20,6 @@ from ui.components.html_panel import QUIET, html_panel
 from ui.render.status import banner
 from ui.render.text import esc
 from ui.server.views import Views
-from ui.tabs.form_fields import default_values
 from ui.tabs.frame import SKIP, UPLOADED, Frame
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -80,7 +79,7 @@ def wire_start_from(box: StartFrom, filled: list[Any], frame: Frame, views: View
     outputs = [*filled, frame.notice]
 
     def from_defaults() -> list[Any]:
-        return [*fill(dict(zip(form.NAMES, default_values(), strict=True)), shown=True), ""]
+        return [*fill(form.DEFAULTS), ""]
 
     def from_run(run_id: Any) -> list[Any]:
         return copy_run(views, run_id)
@@ -100,18 +99,15 @@ def wire_start_from(box: StartFrom, filled: list[Any], frame: Frame, views: View
 # ---- settings -> the form --------------------------------------------------------------------
 
 
-def fill(flat: Mapping[str, Any], shown: bool = False) -> list[Any]:
-    """The values of Setup.filled for these settings.
+def fill(flat: Mapping[str, Any]) -> list[Any]:
+    """The values of Setup.filled for these settings, given by their dotted names.
 
-    flat: settings by their dotted names; shown: they are values of controls already. The last
-    value is new every time: its change makes the page check the form.
+    The last value is new every time: its change makes the page check the form.
     """
-    values = dict(flat)
-    if not shown:
-        rows = [form.row_of(c) for c in values[form.CRITERIA]]
-        rows = rows or form.preset_rows(values["rubric.name"]) or []
-        values = {name: form.shown(name, values[name]) for name in form.NAMES}
-        values |= {form.CRITERIA: rows, "rubric.name": form.rubric_name(rows)}
+    rows = [form.row_of(c) for c in flat[form.CRITERIA]]
+    rows = rows or form.preset_rows(flat["rubric.name"]) or []
+    values = {name: form.shown(name, flat[name]) for name in form.NAMES}
+    values |= {form.CRITERIA: rows, "rubric.name": form.rubric_name(rows)}
     return [*(values[name] for name in form.NAMES), f"filled {time.time_ns()}"]
 
 

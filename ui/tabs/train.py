@@ -96,10 +96,8 @@ def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: 
         live.status.advisor,
         at,
         seen,
-        live.status.more.edit,
-        live.status.more.edit_refusal,
-        live.status.more.why,
-        *live.status.more.guarded,
+        *live.status.more.live,
+        *live.status.more.rewarding,
     ]
     show = ShowTrain(views)
     refresh = frame.refresh.events("train", show, inputs, outputs)

@@ -18,8 +18,9 @@ from ui.tabs import reward_edit
 from ui.tabs import run_control as control
 from ui.tabs.frame import SKIP, parse_tokens, token
 
-NUM_BUTTONS, NUM_GUARDED = 4, 10
-NUM_OUTPUTS = 13 + NUM_BUTTONS + len(CURVES) + NUM_GUARDED  # as build_train lists them
+NUM_BUTTONS = 4
+NUM_CONTROLS = control.NUM_LIVE + control.NUM_REWARDING
+NUM_OUTPUTS = 11 + NUM_BUTTONS + len(CURVES) + NUM_CONTROLS  # as build_train lists them
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,12 @@ class ShowTrain:
         if not new:
             return [SKIP] * NUM_OUTPUTS
         picker = overlay = pill = line = trouble = SKIP
-        set_reward: list[Any] = [SKIP, SKIP]
+        live: list[Any] = [SKIP] * control.NUM_LIVE
+        if "ended" in new:
+            live = control.live_states(parts["ended"])
+        rewarding: list[Any] = [SKIP] * control.NUM_REWARDING
         if "refusal" in new:
-            set_reward = control.reward_states(parts["refusal"])
-        guarded: list[Any] = [SKIP] * NUM_GUARDED
-        if new & {"ended", "refusal"}:
-            guarded = control.guarded_updates(parts["ended"], parts["refusal"])
+            rewarding = control.reward_states(parts["refusal"])
         buttons: list[Any] = [SKIP] * NUM_BUTTONS
         if new & {"runs", "run"}:
             chosen: dict[str, Any] = {}
@@ -107,8 +108,8 @@ class ShowTrain:
             advice if "advice" in new else SKIP,
             group_ref.text(shown.ref),
             json.dumps(now),
-            *set_reward,
-            *guarded,
+            *live,
+            *rewarding,
         ]
 
     def _read(self, given: TrainInputs) -> _Shown:

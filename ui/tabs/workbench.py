@@ -23,7 +23,6 @@ from ui.tabs.setup_cards import dated
 MAX_TEXTS = 64
 MAX_CHARS = 20_000
 SHOWN_CHARS = 400
-GROUPS_DEPEND_ON = ("model", "prompts", "rubric", "algorithm", "run")
 SAMPLED_HELP = (
     "Samples and scores groups of three prompts, without training. A changed weight is applied to "
     "them at once."
@@ -95,17 +94,16 @@ def wire_workbench(fields: FormFields, bench: Workbench, service: Service) -> No
         html = answer_for(values, lambda config: probes(service.probe(config)))
         return dated(html, values, "model", "prompts", "rubric", "run")
 
-    def reweigh(*values: Any) -> Any:
-        *form_values, tried_key = values
-        return reweighed(service, form_values, tried_key)
+    def reweigh(*values: Any) -> list[Any]:
+        *form_values, pasted_key, sampled_key = values
+        return [reweighed(service, form_values, key) for key in (pasted_key, sampled_key)]
 
-    groups = bench.sampled
-    groups.button.click(slow(sample), values, [groups.result, groups.key], **QUIET)
-    groups = bench.pasted
-    groups.button.click(slow(paste), [*values, bench.text], [groups.result, groups.key], **QUIET)
+    typed, drawn = bench.pasted, bench.sampled
+    drawn.button.click(slow(sample), values, [drawn.result, drawn.key], **QUIET)
+    typed.button.click(slow(paste), [*values, bench.text], [typed.result, typed.key], **QUIET)
     bench.probe.click(slow(probe), values, bench.probed, **QUIET)
-    for groups in (bench.pasted, bench.sampled):
-        table.change(slow(reweigh), [*values, groups.key], groups.result, **LATEST)
+    keys, results = [typed.key, drawn.key], [typed.result, drawn.result]
+    table.change(slow(reweigh), [*values, *keys], results, **LATEST)
 
 
 def answer_for(values: Sequence[Any], answer: Callable[[RunConfig], str]) -> str:
@@ -130,7 +128,7 @@ def try_groups(values: Sequence[Any], try_rubric: Callable[[RunConfig], Any]) ->
         return tried(result)
 
     html = answer_for(values, answer)
-    return [dated(html, values, *GROUPS_DEPEND_ON), key]
+    return [dated(html, values), key]
 
 
 def reweighed(service: Service, values: Sequence[Any], key: Any) -> Any:
@@ -138,16 +136,16 @@ def reweighed(service: Service, values: Sequence[Any], key: Any) -> Any:
 
     Rewards, advantages and ties are computed again; nothing is sampled or scored again.
     """
+    if not isinstance(key, str) or not key:
+        return gr.skip()
     config, _ = form.read(values)
-    if config is None or not isinstance(key, str) or not key:
+    if config is None:
         return gr.skip()
     try:
         result = service.reweigh(config, key)
     except StudioError:
         return gr.skip()
-    if result is None:
-        return gr.skip()
-    return dated(tried(result), values, *GROUPS_DEPEND_ON)
+    return gr.skip() if result is None else dated(tried(result), values)
 
 
 def pasted(text: Any) -> list[str]:
