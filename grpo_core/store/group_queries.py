@@ -325,7 +325,12 @@ class GroupQueries:
             rollouts[row["group_id"]].append(
                 RolloutRow(**{**row, "scores": scores, "edited": bool(row["edited"])})
             )
-        return [GroupRow(**group, rollouts=tuple(rollouts[group["id"]])) for group in groups]
+        with decoding(self._writer.path):
+            before = [json.loads(group["before"]) for group in groups]
+        return [
+            GroupRow(**{**group, "before": earlier}, rollouts=tuple(rollouts[group["id"]]))
+            for group, earlier in zip(groups, before, strict=True)
+        ]
 
     def _in(self, sql: str, ids: Sequence[int], *before: Any) -> list[sqlite3.Row]:
         return self._readers.all(sql.format(", ".join("?" * len(ids))), (*before, *ids))

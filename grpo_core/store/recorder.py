@@ -205,7 +205,8 @@ class Recorder:
             prompt = group.prompt
             group_id = db.execute(
                 "INSERT INTO groups (run_id, step, position, prompt_id, prompt, answer, "
-                "reward_mean, reward_std, verdict, kind) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "reward_mean, reward_std, verdict, kind, before) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     self.run_id,
                     step,
@@ -217,6 +218,7 @@ class Recorder:
                     finite_or_none(group.reward_std),
                     text(group.verdict),
                     kind,
+                    to_json(prompt.meta.get("before", ())),
                 ),
             ).lastrowid
             db.executemany(

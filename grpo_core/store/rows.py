@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +121,7 @@ class RolloutRow:
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """A prompt at one step with all its siblings."""
+    """A prompt at one step with all its siblings. before: the messages before the prompt."""
 
     id: int
     run_id: str
@@ -135,6 +135,7 @@ class GroupRow:
     verdict: str
     rollouts: tuple[RolloutRow, ...]
     kind: str = GroupKind.TRAINING
+    before: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True, slots=True)

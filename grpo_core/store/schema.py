@@ -217,6 +217,34 @@ def _example(db: Database) -> None:
     _create(db, "once", "what str, at float", pk="what")
 
 
+@MIGRATIONS(name="11 preferences")
+def _preferences(db: Database) -> None:
+    """Which of two completions a person prefers; a judgement outlives the run it came from.
+
+    groups.before: the messages before the prompt, for whoever asks a model about the same text.
+    Earlier files kept of them only the system prompt, in the settings of runs on a file.
+    """
+    _create(
+        db,
+        "preferences",
+        "id int, prompt_id str, verdict str, margin float?, who str, seconds float?, "
+        "created_at float, source str, ranking str?, run_id str?, group_id int?, before str, "
+        "prompt str, left str, right str",
+        pk="id",
+        run_id="runs SET NULL",
+        group_id="groups SET NULL",
+    )
+    for column in ("run_id", "group_id", "who"):
+        db.table("preferences").create_index([column])
+    db.execute("ALTER TABLE groups ADD COLUMN before TEXT NOT NULL DEFAULT '[]'")
+    db.execute(
+        "UPDATE groups SET before = json_array(json_object('role', 'system', 'content', "
+        "json_extract(runs.config, '$.task.system'))) FROM runs WHERE runs.id = groups.run_id AND "
+        "json_extract(runs.config, '$.task.name') = 'file' AND "
+        "json_extract(runs.config, '$.task.system') != ''"
+    )
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

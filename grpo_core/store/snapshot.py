@@ -78,7 +78,8 @@ class Snapshots:
     def _renew(self) -> bool:
         with closing(connect(self._db, "ro")) as conn:
             version = conn.execute(
-                "SELECT COALESCE(SUM(revision), 0), COUNT(*) FROM runs"
+                "SELECT COALESCE(SUM(revision), 0), COUNT(*), (SELECT COUNT(*) FROM preferences), "
+                "(SELECT MAX(created_at) FROM preferences) FROM runs"
             ).fetchone()
             if version == self._version:
                 return False

@@ -229,6 +229,7 @@ def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) 
         "checkpoints",
         "interventions",
         "once",
+        "preferences",
     }
     strict = dict(raw(store, "SELECT name, strict FROM pragma_table_list WHERE schema = 'main'"))
     assert {name for name, is_strict in strict.items() if is_strict} == ours
