@@ -154,7 +154,7 @@ def test_groups_of_an_old_run_on_a_file_get_its_system_prompt(tmp_path):
         )
     store = Store(path)
     before = [g.before for run in store.runs() for g in store.iter_groups(run.id)]
-    assert before == [[{"role": "system", "content": "Add."}]] * 8
+    assert before == [[{"role": "system", "content": "Add."}]] * 12
 
 
 def test_a_judgement_alone_renews_the_snapshot(store, tmp_path):
