@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_core.config import RunConfig
-from grpo_core.store import Store, TokenRow
+from grpo_core.store import ScoredRow, Store, TokenRow
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTerms:
     """One value for each of the n tokens of a rollout; nan where nothing was computed.
 
-    The `term`s of all tokens of a step add up to its loss. `gradient` is ∂loss/∂log π(token).
+    The `term`s of all tokens of a step add up to its loss; `policy` and `kl_term` are parts of
+    them, the rest is the entropy bonus. `gradient` is ∂loss/∂log π(token).
     """
 
     logprob: Sequence[float]
@@ -26,6 +27,8 @@ class TokenTerms:
     kl: Sequence[float]
     entropy: Sequence[float]
     term: Sequence[float]
+    policy: Sequence[float]
+    kl_term: Sequence[float]
     gradient: Sequence[float]
     clipped: Sequence[bool]
 
@@ -39,20 +42,54 @@ class LossContext:
     num_tokens: int  # tokens of the step that train
     kl_coef: float
     entropy_coef: float
+    entropy_threshold: float = -math.inf  # tokens below it have no policy term
+    num_carrying: int | None = None  # tokens at or above it; None: all that train
 
 
-def loss_context(store: Store, run_id: str, step: int, config: RunConfig) -> LossContext:
-    """Reads the size of a step, and the coefficients that it used."""
-    rows = store.scored(run_id, step, step)
+def loss_context(
+    store: Store, run_id: str, step: int, config: RunConfig, group_size: int | None = None
+) -> LossContext:
+    """Reads the size of a step, and the coefficients that it used.
+
+    group_size: as if each group had only so many of its completions, the first ones.
+    """
+    size = math.inf if group_size is None else group_size
+    rows = [r for r in store.scored(run_id, step, step) if r.position < size]
     masked = config.algorithm.mask_truncated
+    rows_that_train = [r for r in rows if not (masked and r.finish_reason == "length")]
     numbers = next((r for r in store.steps_between(run_id, step, step)), {})
+    threshold, num_carrying = -math.inf, None
+    if config.algorithm.entropy_quantile < 1:
+        threshold, num_carrying = _entropy_threshold(
+            store, rows_that_train, config.algorithm.entropy_quantile
+        )
     return LossContext(
         config,
         len(rows),
-        sum(r.num_tokens for r in rows if not (masked and r.finish_reason == "length")),
+        sum(r.num_tokens for r in rows_that_train),
         numbers.get("kl_coef") or 0.0,
         numbers.get("entropy_coef") or 0.0,
+        threshold,
+        num_carrying,
     )
+
+
+def _entropy_threshold(
+    store: Store, rows: Sequence[ScoredRow], share: float
+) -> tuple[float, int | None]:
+    """The entropy from which on a token carries the policy term, and the number of such tokens.
+
+    In the last update of the step, over the tokens whose entropy was recorded.
+    """
+    import torch
+
+    from grpo_core.learner.aggregation import entropy_threshold
+
+    recorded = [(r.num_tokens, store.token_row(r.rollout_id)) for r in rows]
+    values = [v for n, t in recorded if t is not None and t.entropy for v in t.entropy[-n:]]
+    entropy = torch.tensor(values, dtype=torch.float64)
+    threshold = entropy_threshold(entropy, share)
+    return threshold, int((entropy >= threshold).sum())
 
 
 def token_terms(
@@ -69,54 +106,76 @@ def token_terms(
     import torch
 
     from grpo_core.learner.aggregation import AGGREGATIONS, LossNormalizer
-    from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
-    from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS, Terms, clip_range
+    from grpo_core.learner.kl import NEEDS_DISTRIBUTIONS
+    from grpo_core.learner.loss import Tokens, token_losses
+    from grpo_core.learner.objectives import clip_range
 
-    config = context.config
-    a, n = config.algorithm, len(row.token_ids)
-    passes = torch.tensor(row.logprobs, dtype=torch.float64).view(-1, 1, n)  # (U, 1, n)
+    config, n = context.config, len(row.token_ids)
+    a = config.algorithm
+    if a.kl_estimator in NEEDS_DISTRIBUTIONS:
+        a = a.model_copy(update={"kl_estimator": "k3"})
+
+    def of_tokens(values: Sequence[float] | None) -> torch.Tensor | None:  # (U, 1, n)
+        return None if values is None else torch.tensor(values, dtype=torch.float64).view(-1, 1, n)
+
+    passes, entropies = of_tokens(row.logprobs), of_tokens(row.entropy)
+    ref_logprobs, sampled = of_tokens(row.ref_logprobs), of_tokens(row.sampling_logprobs)
+    assert passes is not None
     logprobs = passes[update].clone().requires_grad_()  # (1, n)
+    nothing = torch.full((1, n), math.nan, dtype=torch.float64)
+    entropy = nothing if entropies is None else entropies[update]
     completion_mask = torch.ones(1, n, dtype=torch.bool)
     loss_mask = completion_mask & (not (a.mask_truncated and finish_reason == "length"))
-    log_ratio = logprobs - passes[0]
-    ratio = RATIO_LEVELS[a.ratio_level](log_ratio, completion_mask)
-    advantages = torch.tensor([[advantage]], dtype=torch.float64)
-    terms = Terms(logprobs, log_ratio, ratio, advantages, loss_mask, loss_mask)
-    values = OBJECTIVES[a.objective](terms, a).expand(1, n)
-
-    kl = torch.full((1, n), math.nan, dtype=torch.float64)
-    if row.ref_logprobs is not None:
-        name = "k3" if a.kl_estimator in NEEDS_DISTRIBUTIONS else a.kl_estimator
-        ref_logprobs = torch.tensor(row.ref_logprobs, dtype=torch.float64)[None]
-        kl = KL_ESTIMATORS[name](Divergence(ref_logprobs - logprobs))
-        if context.kl_coef:
-            values = values + context.kl_coef * (kl * ratio if a.kl_ratio_corrected else kl)
+    carrying = context.num_tokens if context.num_carrying is None else context.num_carrying
+    size = LossNormalizer(
+        context.num_rows,
+        context.num_tokens,
+        config.train.max_new_tokens,
+        context.entropy_threshold,
+        carrying,
+    )
+    x = Tokens(
+        logprobs=logprobs,
+        old_logprobs=passes[0],
+        # Without a threshold every token carries the policy term, also one of unknown entropy.
+        entropy=entropy.nan_to_num(math.inf),
+        completion_mask=completion_mask,
+        loss_mask=loss_mask,
+        advantages=torch.tensor([[advantage]], dtype=torch.float64),
+        sampling_logprobs=None if sampled is None else sampled[0],
+        ref_logprobs=None if ref_logprobs is None else ref_logprobs[0],
+    )
+    tokens = token_losses(x, a, size)
 
     # An aggregation is linear in its values, so its derivative is the weight of each token.
     probe = torch.zeros(1, n, dtype=torch.float64, requires_grad=True)
-    size = LossNormalizer(context.num_rows, context.num_tokens, config.train.max_new_tokens)
     (weights,) = torch.autograd.grad(AGGREGATIONS[a.aggregation](probe, loss_mask, size), probe)
-    contributions = weights * values
+    policy, kl_term = weights * tokens.policy, torch.zeros_like(nothing)
+    if tokens.kl_term is not None and context.kl_coef:
+        kl_term = weights * (context.kl_coef * tokens.kl_term)
+    contributions = policy + kl_term
     (gradient,) = torch.autograd.grad(contributions.sum(), logprobs)
-
-    entropy = torch.full((1, n), math.nan, dtype=torch.float64)
-    if row.entropy is not None:
-        entropy = torch.tensor(row.entropy, dtype=torch.float64).view(-1, 1, n)[update]
     if context.entropy_coef:
-        bonus_weight = context.entropy_coef / max(context.num_tokens, 1)
-        contributions = contributions - torch.where(loss_mask, entropy, 0.0) * bonus_weight
+        bonus_weight = context.entropy_coef / max(carrying, 1)
+        contributions = contributions - torch.where(tokens.high_entropy, entropy, 0) * bonus_weight
 
     low, high = clip_range(a)
-    ratio = ratio.detach().expand(1, n)  # (1, 1) -> (1, n) if the ratio is per sequence
+    ratio = tokens.ratio.detach().expand(1, n)  # (1, 1) -> (1, n) if the ratio is per sequence
     above, below = (ratio > high) & (advantage > 0), (ratio < low) & (advantage < 0)
+
+    def listed(values: torch.Tensor) -> list[Any]:
+        return values.detach()[0].tolist()
+
     return TokenTerms(
-        logprob=passes[update][0].tolist(),
-        ratio=ratio[0].tolist(),
-        kl=kl.detach()[0].tolist(),
-        entropy=entropy[0].tolist(),
-        term=contributions.detach()[0].tolist(),
-        gradient=gradient[0].tolist(),
-        clipped=(loss_mask & (above | below))[0].tolist(),
+        logprob=listed(passes[update]),
+        ratio=listed(ratio),
+        kl=listed(nothing if tokens.kl is None else tokens.kl),
+        entropy=listed(entropy),
+        term=listed(contributions),
+        policy=listed(policy),
+        kl_term=listed(kl_term),
+        gradient=listed(gradient),
+        clipped=listed(loss_mask & (above | below)),
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo_core.config import RunConfig, flatten, nest, parse
 from grpo_core.errors import FieldProblem, InvalidConfig
@@ -21,6 +21,9 @@ from grpo_core.rubric import Rubric, RunningStd, resolve_rubric, total
 from grpo_core.rubric.check import Check, Params
 from grpo_core.store import ScoredRow, Store
 from grpo_core.types import Prompt
+
+if TYPE_CHECKING:
+    from grpo_core.training.scoring import Comparison
 
 # Allowed difference between a stored number and its recomputation, since JSON and SQLite round.
 TOLERANCE = 1e-6
@@ -85,15 +88,22 @@ def settings(
     Example: settings(run.config, {"format": 0}, **{"rubric.gate": True}). Raises InvalidConfig for
     invalid values, and for a critic's advantages, which stored rows cannot give.
     """
-    flat = flatten(parse(config)) | fields
-    flat["rubric.criteria"] = [
-        {**c, "weight": (weights or {}).get(c["name"], c["weight"])}
-        for c in flat["rubric.criteria"]
-    ]
-    if flat["algorithm.advantage"] == "value":
+    changed = with_changes(config, weights or {}, fields)
+    if changed.algorithm.advantage == "value":
         problem = "a critic's advantages depend on the critic of that step, which is not stored"
         hint = "Choose another advantage."
         raise InvalidConfig([FieldProblem("algorithm.advantage", "value", problem, hint)])
+    return changed
+
+
+def with_changes(
+    config: Mapping[str, Any], weights: Mapping[str, float], fields: Mapping[str, Any]
+) -> RunConfig:
+    """The same for any advantage."""
+    flat = flatten(parse(config)) | dict(fields)
+    flat["rubric.criteria"] = [
+        {**c, "weight": weights.get(c["name"], c["weight"])} for c in flat["rubric.criteria"]
+    ]
     return parse(nest(flat))
 
 
@@ -205,43 +215,67 @@ def _garbage_collector_off() -> Iterator[None]:
 
 def recompute(rows: Sequence[ScoredRow], config: RunConfig) -> Iterator[Changed]:
     """Rewards and advantages under `config` of the rollouts of whole steps."""
+    for siblings, rewards, comparison, _ in compare_stored(rows, config):
+        advantages = comparison.advantages.tolist()
+        for row, reward, advantage in zip(siblings, rewards, advantages, strict=True):
+            # The stored reward is Σ w·s before gate, scale and clip: these decide what is
+            # compared, not what was achieved.
+            yield Changed(
+                rollout_id=row.rollout_id,
+                group_id=row.group_id,
+                step=row.step,
+                group=row.group_position,
+                position=row.position,
+                reward=row.reward,
+                advantage=row.advantage or 0.0,
+                reward_then=reward,
+                advantage_then=advantage,
+            )
+
+
+class Compared(NamedTuple):
+    """The B rollouts of a step, as the trainer compares them."""
+
+    rows: Sequence[ScoredRow]
+    rewards: Sequence[float | None]  # Σ w·s, or the reward that a person gave
+    comparison: Comparison
+    keys: Sequence[int]  # equal for rollouts that are compared with each other
+
+
+def compare_stored(
+    rows: Sequence[ScoredRow], config: RunConfig, given: Mapping[int, float] | None = None
+) -> Iterator[Compared]:
+    """Each step of these rollouts under `config`; with rubric.scale they start at the first step.
+
+    given: rollout id -> a reward in place of its own.
+    """
     # Imported here because torch takes seconds to load.
     from grpo_core.training.scoring import StepScores, compare_scores, sibling_keys
 
-    rubric, reward_scale = _rubric_without_checks(config), RunningStd()
+    rubric, reward_scale, given = _rubric_without_checks(config), RunningStd(), given or {}
     # A run has few different scores: parse and add up each once.
     scores: dict[str, Mapping[str, float | None]] = {}
     rewards: dict[str, float | None] = {}
-    for step, of_step in groupby(rows, key=attrgetter("step")):
+    for _, of_step in groupby(rows, key=attrgetter("step")):
         siblings = list(of_step)
         for row in siblings:
             if row.scores not in scores:
                 scores[row.scores] = json.loads(row.scores)
                 rewards[row.scores] = total(scores[row.scores], rubric.weights)
         prompts, sizes = _prompts(siblings, config.task.name)
-        edited = [row.reward if row.edited else None for row in siblings]
-        step_scores = StepScores(
-            [scores[row.scores] for row in siblings],
-            edited,
-            sibling_keys(prompts, sizes, config),
-        )
+        own = [row.reward if row.edited else None for row in siblings]
+        edited = [
+            given.get(row.rollout_id, reward) for row, reward in zip(siblings, own, strict=True)
+        ]
+        keys = sibling_keys(prompts, sizes, config)
+        step_scores = StepScores([scores[row.scores] for row in siblings], edited, keys)
         comparison = compare_scores(step_scores, rubric, config, reward_scale)
         reward_scale = comparison.reward_scale
-        advantages = comparison.advantages.tolist()
-        for row, given, advantage in zip(siblings, edited, advantages, strict=True):
-            # The stored reward is Σ w·s before gate, scale and clip: these decide what is
-            # compared, not what was achieved.
-            yield Changed(
-                rollout_id=row.rollout_id,
-                group_id=row.group_id,
-                step=step,
-                group=row.group_position,
-                position=row.position,
-                reward=row.reward,
-                advantage=row.advantage or 0.0,
-                reward_then=rewards[row.scores] if given is None else given,
-                advantage_then=advantage,
-            )
+        compared = [
+            rewards[row.scores] if reward is None else reward
+            for row, reward in zip(siblings, edited, strict=True)
+        ]
+        yield Compared(siblings, compared, comparison, keys)
 
 
 def _rubric_without_checks(config: RunConfig) -> Rubric:

@@ -1,6 +1,6 @@
 """From rewards to a weight update: tensors only, without models by name or files."""
 
-from grpo_core.learner.advantages import ADVANTAGES, Siblings, compute_advantages
+from grpo_core.learner.advantages import ADVANTAGES, Siblings, advantage_parts
 from grpo_core.learner.aggregation import AGGREGATIONS
 from grpo_core.learner.batch import Batch, packed, separate
 from grpo_core.learner.clipping import NonFinite
@@ -28,7 +28,7 @@ __all__ = [
     "NonFinite",
     "Siblings",
     "ValueEstimates",
-    "compute_advantages",
+    "advantage_parts",
     "packed",
     "packing_is_exact",
     "separate",

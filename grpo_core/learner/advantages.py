@@ -1,8 +1,8 @@
 """Advantages: how much better is a completion than its siblings? One pure function a definition.
 
-Each takes rewards (P, G), nan = could not be scored or an empty place, and returns (P, G). The
-result is 0 where unscored, and in a group with fewer than two scored rollouts. One winner in a
-group of 8 has advantage 2.474 by group_std, 0.875 by group_mean and 1.0 by leave_one_out.
+Each takes rewards (P, G), nan = could not be scored or an empty place, and returns the parts of an
+advantage, (P, G). It is 0 where unscored, and in a group with fewer than two scored rollouts. One
+winner in a group of 8 has advantage 2.474 by group_std, 0.875 by group_mean, 1.0 by leave_one_out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,23 @@ class Siblings:
     weights: Tensor | None = None  # (K,), all above 0
 
 
-def group_std(s: Siblings) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A = difference / (spread + eps), or the difference itself where it is not divided."""
+
+    difference: Tensor  # (P, G), 0 where unscored
+    spread: Tensor | None = None  # broadcasts to (P, G)
+    eps: float = EPS
+
+    @property
+    def advantages(self) -> Tensor:
+        """A, in the shape of the difference."""
+        return (
+            self.difference if self.spread is None else self.difference / (self.spread + self.eps)
+        )
+
+
+def group_std(s: Siblings) -> Parts:
     """The difference to the group's mean, in the group's own standard deviations.
 
         A = (r - mean_G(r)) / (std_G(r) + 1e-4)    sample std (ddof 1); GRPO, arXiv:2402.03300 eq. 3
@@ -35,18 +51,18 @@ def group_std(s: Siblings) -> Tensor:
     A near-tie counts as much as a clear win: rewards .500 and .501 give ±.738.
     """
     centred = _centred(s.rewards)
-    return centred / (_std(centred, s.rewards, 1) + EPS)
+    return Parts(centred, _std(centred, s.rewards, 1))
 
 
-def group_mean(s: Siblings) -> Tensor:
+def group_mean(s: Siblings) -> Parts:
     """The difference to the group's mean, in the reward's own unit.
 
     A = r - mean_G(r)      Dr. GRPO, arXiv:2503.20783
     """
-    return _centred(s.rewards)
+    return Parts(_centred(s.rewards))
 
 
-def batch_std(s: Siblings) -> Tensor:
+def batch_std(s: Siblings) -> Parts:
     """The difference to the group's mean, in standard deviations of the whole step.
 
         A = (r - mean_G(r)) / (std_{P·G}(r) + 1e-4)      sample std; arXiv:2508.08221
@@ -54,19 +70,19 @@ def batch_std(s: Siblings) -> Tensor:
     Groups whose rewards differ little keep small advantages.
     """
     r = s.rewards
-    return _centred(r) / (_std(torch.nan_to_num(r - r.nanmean()), r, (0, 1)) + EPS)
+    return Parts(_centred(r), _std(torch.nan_to_num(r - r.nanmean()), r, (0, 1)))
 
 
-def leave_one_out(s: Siblings) -> Tensor:
+def leave_one_out(s: Siblings) -> Parts:
     """The difference to the mean of the other siblings.
 
     A = r - mean_{G minus this one}(r) = n/(n-1) · (r - mean_G(r))      RLOO, arXiv:2402.14740
     """
     num_scored = (~s.rewards.isnan()).sum(1, keepdim=True)  # (P, 1)
-    return _centred(s.rewards) * num_scored / (num_scored - 1).clamp(min=1)
+    return Parts(_centred(s.rewards) * num_scored / (num_scored - 1).clamp(min=1))
 
 
-def rank(s: Siblings) -> Tensor:
+def rank(s: Siblings) -> Parts:
     """The order of the rewards alone; their distances do not matter.
 
     A = centred rank / sample std of the ranks in the group      ties share their mean rank
@@ -77,12 +93,12 @@ def rank(s: Siblings) -> Tensor:
     num_not_higher = torch.searchsorted(ordered, s.rewards + TIE_TOLERANCE, right=True)
     # The number of lower rewards less that of higher ones is twice the centred rank.
     doubled = torch.where(known, num_lower + num_not_higher - known.sum(1, keepdim=True), 0)
-    centred = doubled.to(s.rewards.dtype)
+    centred = doubled.to(s.rewards.dtype) / 2
     std = _std(centred, s.rewards, 1)
-    return torch.where(std > 0, centred / std.clamp(min=TIE_TOLERANCE), 0.0)
+    return Parts(centred, torch.where(std > 0, std, 1.0), eps=0.0)
 
 
-def per_criterion(s: Siblings) -> Tensor:
+def per_criterion(s: Siblings) -> Parts:
     """Each criterion standardised in the group before the weighted sum, so that none dominates.
 
         z_k = (s_k - mean_G)/(std_G + 1e-4),   u = Σ w_k·z_k over the scored criteria
@@ -94,17 +110,19 @@ def per_criterion(s: Siblings) -> Tensor:
     assert s.weights is not None
     num_groups, size, _ = s.scores.shape
     # Every criterion of a group is standardised as a group of its own: (K·P, G), 0 where unscored.
-    z = group_std(Siblings(s.scores.permute(2, 0, 1).reshape(-1, size)))
+    z = group_std(Siblings(s.scores.permute(2, 0, 1).reshape(-1, size))).advantages
     u = (s.weights[:, None, None] * z.view(-1, num_groups, size)).sum(0)
-    return u / (_std(u, torch.where(s.scores.isnan().all(-1), torch.nan, u), (0, 1)) + EPS)
+    return Parts(u, _std(u, torch.where(s.scores.isnan().all(-1), torch.nan, u), (0, 1)))
 
 
-def value(s: Siblings) -> Tensor:
+def value(s: Siblings) -> Parts:
     """0 for all: a critic gives every token its advantage, see critic.py."""
-    return torch.zeros_like(s.rewards)
+    return Parts(torch.zeros_like(s.rewards))
 
 
-ADVANTAGES: dict[str, Callable[[Siblings], Tensor]] = {
+Estimator = Callable[[Siblings], Parts]
+
+ADVANTAGES: dict[str, Estimator] = {
     "group_std": group_std,
     "group_mean": group_mean,
     "batch_std": batch_std,
@@ -131,14 +149,10 @@ def _std(centred: Tensor, scored: Tensor, dims: int | tuple[int, ...]) -> Tensor
     return (squares / (known.sum(dims, keepdim=True) - 1).clamp(min=1)).sqrt()
 
 
-def compute_advantages(
-    estimator: Callable[[Siblings], Tensor],
-    rewards: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    keys: Sequence[int],
-) -> Tensor:
-    """Advantages (B,) of rollouts; those with the same key are siblings.
+def advantage_parts(
+    estimator: Estimator, rewards: Tensor, scores: Tensor, weights: Tensor, keys: Sequence[int]
+) -> Parts:
+    """The parts of the advantages (B,) of rollouts; those with the same key are siblings.
 
     rewards (B,), scores (B, K), weights (K,) with 0 = recorded only, keys B numbers. Groups of any
     size share one rectangle filled up with nan, which every estimator reads as "not scored".
@@ -150,11 +164,18 @@ def compute_advantages(
     rows = torch.tensor([group + [-1] * (width - len(group)) for group in members.values()])
     exists = rows >= 0  # (P, G), as rows
     counted = weights > 0
-    siblings = Siblings(
-        torch.where(exists, rewards[rows], torch.nan),
-        torch.where(exists[..., None], scores[rows][..., counted], torch.nan),
-        weights[counted],
+    parts = estimator(
+        Siblings(
+            torch.where(exists, rewards[rows], torch.nan),
+            torch.where(exists[..., None], scores[rows][..., counted], torch.nan),
+            weights[counted],
+        )
     )
-    advantages = torch.zeros_like(rewards)
-    advantages[rows[exists]] = estimator(siblings)[exists]
-    return advantages
+
+    def of_rows(values: Tensor) -> Tensor:  # (P, G) -> (B,)
+        out = torch.zeros_like(rewards)
+        out[rows[exists]] = values.expand(rows.shape)[exists]
+        return out
+
+    spread = None if parts.spread is None else of_rows(parts.spread)
+    return Parts(of_rows(parts.difference), spread, parts.eps)

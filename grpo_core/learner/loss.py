@@ -51,12 +51,49 @@ class Loss:
     num_dropped: Tensor  # rows that off_policy_threshold excluded from the policy term
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """The loss of each token before the aggregation; (B, T), or (B, 1) if a row shares it."""
+
+    policy: Tensor  # the objective, 0 where a token does not carry the policy term
+    kl: Tensor | None  # the estimate
+    kl_term: Tensor | None  # that, times the ratio if the algorithm corrects it
+    ratio: Tensor
+    high_entropy: Tensor  # bool: tokens at or above the threshold
+    kept: Tensor  # (B, 1) bool: rows that off_policy_threshold leaves in the policy term
+
+
 def loss_of(x: Tokens, a: AlgorithmConfig, coef: Coefficients, size: LossNormalizer) -> Loss:
     """aggregate(ℓ where a token carries the policy term + coef.kl·KL) - coef.entropy·H
 
     H = Σ entropy of tokens at or above the threshold / their number in the step; arXiv:2505.22312.
     ℓ, KL and the aggregation are those that the algorithm names.
     """
+    tokens = token_losses(x, a, size)
+    aggregate = AGGREGATIONS[a.aggregation]
+    total = policy = aggregate(tokens.policy, x.loss_mask, size)
+    kl_loss = entropy_loss = policy.detach() * 0
+    if tokens.kl_term is not None and coef.kl:
+        kl_loss = coef.kl * aggregate(tokens.kl_term, x.loss_mask, size)
+        total = total + kl_loss
+    entropy = torch.where(tokens.high_entropy, x.entropy, 0.0).sum() / max(size.num_carrying, 1)
+    if coef.entropy:
+        entropy_loss = -coef.entropy * entropy
+        total = total + entropy_loss
+    return Loss(
+        total=total,
+        policy=policy,
+        kl_loss=kl_loss,
+        entropy_loss=entropy_loss,
+        high_entropy=entropy,
+        kl=tokens.kl,
+        ratio=tokens.ratio.detach().expand_as(x.logprobs),
+        num_dropped=(~tokens.kept).sum(),
+    )
+
+
+def token_losses(x: Tokens, a: AlgorithmConfig, size: LossNormalizer) -> TokenLosses:
+    """The objective and the KL estimate of each token, as the algorithm names them."""
     mask = x.completion_mask
     # Before exp: on padding inf · 0 would be nan, in the gradient too.
     log_ratio = torch.where(mask, x.logprobs - x.old_logprobs, 0.0)
@@ -76,31 +113,11 @@ def loss_of(x: Tokens, a: AlgorithmConfig, coef: Coefficients, size: LossNormali
         loss_mask=x.loss_mask,
         carries=carries,
     )
-    aggregate = AGGREGATIONS[a.aggregation]
-    token_losses = torch.where(carries, OBJECTIVES[a.objective](terms, a), 0.0)
-    total = policy = aggregate(token_losses, x.loss_mask, size)
-
-    kl = None
-    kl_loss = entropy_loss = policy.detach() * 0
+    policy = torch.where(carries, OBJECTIVES[a.objective](terms, a), 0.0)
+    kl = kl_term = None
     if x.ref_logprobs is not None:
         ref_log_ratio = torch.where(mask, x.ref_logprobs - x.logprobs, 0.0)
         divergence = Divergence(ref_log_ratio, x.policy_distribution, x.ref_distribution)
         kl = KL_ESTIMATORS[a.kl_estimator](divergence)
-        if coef.kl:
-            corrected = kl * ratio if a.kl_ratio_corrected else kl
-            kl_loss = coef.kl * aggregate(corrected, x.loss_mask, size)
-            total = total + kl_loss
-    entropy = torch.where(high_entropy, x.entropy, 0.0).sum() / max(size.num_carrying, 1)
-    if coef.entropy:
-        entropy_loss = -coef.entropy * entropy
-        total = total + entropy_loss
-    return Loss(
-        total=total,
-        policy=policy,
-        kl_loss=kl_loss,
-        entropy_loss=entropy_loss,
-        high_entropy=entropy,
-        kl=kl,
-        ratio=ratio.detach().expand_as(x.logprobs),
-        num_dropped=(~kept).sum(),
-    )
+        kl_term = kl * ratio if a.kl_ratio_corrected else kl
+    return TokenLosses(policy, kl, kl_term, ratio, high_entropy, kept)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from grpo_core.config import RunConfig
-from grpo_core.learner import ADVANTAGES, GROUPINGS, compute_advantages
+from grpo_core.learner import ADVANTAGES, GROUPINGS, advantage_parts
+from grpo_core.learner.advantages import Parts
 from grpo_core.rubric import (
     Notes,
     Rubric,
@@ -87,9 +88,13 @@ def score_groups(
 class Comparison:
     """Advantages and compared rewards, (B,) each, nan = unscored; and the run's reward scale."""
 
-    advantages: torch.Tensor
+    parts: Parts  # of the advantages
     rewards: torch.Tensor  # after gate, scale and clip
     reward_scale: RunningStd  # with these rewards in it
+
+    @property
+    def advantages(self) -> torch.Tensor:
+        return self.parts.advantages
 
 
 def compare_groups(
@@ -160,14 +165,14 @@ def compare_scores(
     by_criterion = torch.tensor(
         [[_nan(s.get(name)) for name in weights] for s in distinct.values()], dtype=torch.float64
     )[[rows[id(s)] for s in scores]]  # (B, K)
-    advantages = compute_advantages(
+    parts = advantage_parts(
         ADVANTAGES[config.algorithm.advantage],
         rewards,
         by_criterion,
         torch.tensor(list(weights.values())),
         step.keys,
     )
-    return Comparison(advantages, rewards, reward_scale)
+    return Comparison(parts, rewards, reward_scale)
 
 
 def with_advantages(groups: Sequence[Group], advantages: Sequence[float]) -> tuple[Group, ...]:

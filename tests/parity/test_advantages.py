@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from grpo_core.learner.advantages import ADVANTAGES, compute_advantages
+from grpo_core.learner.advantages import ADVANTAGES, advantage_parts
 from tests.parity import trl_loss
 
 PEERS = {
@@ -26,9 +26,9 @@ def both(
     name: str, scores: torch.Tensor, weights: torch.Tensor, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     keys = [i // group_size for i in range(len(scores))]
-    return compute_advantages(
+    return advantage_parts(
         ADVANTAGES[name], totals(scores, weights), scores, weights, keys
-    ), trl_loss.advantages(scores, weights, group_size, *PEERS[name])
+    ).advantages, trl_loss.advantages(scores, weights, group_size, *PEERS[name])
 
 
 @pytest.mark.parametrize("name", list(PEERS))
