@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
@@ -26,8 +26,9 @@ from ui.server.refresh import Refresh
 from ui.server.service import Service
 from ui.server.traffic import Traffic
 from ui.server.views import Runs, Views
-from ui.tabs.frame import SKIP, Frame, Tab
+from ui.tabs.frame import SKIP, Frame, InView, Tab
 from ui.tabs.inspect import Inspect, build_inspect
+from ui.tabs.learn import FIRST_PLACE, Learn, Place, build_learn, read_place
 from ui.tabs.playground import build_playground
 from ui.tabs.runs import Neighbours, build_runs
 from ui.tabs.setup import restore_draft
@@ -35,7 +36,7 @@ from ui.tabs.train import Train, build_train
 
 POLL_SECONDS = 1.0
 STORAGE_SECONDS = 15.0
-TABS = ("train", "inspect", "runs", "playground")
+TABS = ("train", "inspect", "runs", "playground", "learn")
 DAY = 24 * 3600
 # setup.js opens the section that was open last.
 NEW_RUN = '<button type="button" class="quiet" data-section="">New run</button>'
@@ -50,6 +51,11 @@ class _Tabs:
     inspect: Inspect
     runs: Tab
     playground: Tab
+    learn: Learn
+
+    def by_name(self) -> dict[str, Tab]:
+        tabs = (self.train, self.inspect, self.runs, self.playground, self.learn)
+        return dict(zip(TABS, tabs, strict=True))
 
 
 class Page(gr.Blocks):
@@ -92,7 +98,7 @@ def build_app(
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
         frame = Frame(run, pill, tab, notice, refresh)
         tabs = _build_tabs(frame, views, runs, service)
-        poll = Poll(frame.tab, [tabs.train, tabs.inspect, tabs.runs, tabs.playground])
+        poll = InView(frame.tab, tabs.by_name(), always=("train",))  # Train fills the header too
         _wire_poll(poll, frame)
         _wire_address(tabs, frame)
         arrival = _arrival(poll, tabs, frame, views)
@@ -137,39 +143,18 @@ def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Ta
             listing = build_runs(frame, views, around, runs, service)
         with gr.Tab("Playground", id="playground", elem_id="tab-playground") as on_playground:
             playground = build_playground(frame, views, service)
-    for name, tab in zip(TABS, (on_train, on_inspect, on_runs, on_playground), strict=True):
+        with gr.Tab("Learn", id="learn", elem_id="tab-learn") as on_learn:
+            learn = build_learn(frame)
+    tab_items = (on_train, on_inspect, on_runs, on_playground, on_learn)
+    for name, tab in zip(TABS, tab_items, strict=True):
         tab.select(None, None, frame.tab, js=f"() => '{name}'")
-    return _Tabs(tabs, train, inspect, listing, playground)
+    return _Tabs(tabs, train, inspect, listing, playground, learn)
 
 
 # ---- filling the page ------------------------------------------------------------------------
 
 
-class Poll:
-    """One request for all tabs. It fills the tab in view, and Train, which also fills the header.
-
-    The other tabs are skipped until they are in view.
-    """
-
-    def __init__(self, tab: gr.Textbox, tabs: Sequence[Tab]):
-        """tab: holds the name of the tab in view. tabs: in the order of TABS."""
-        self.tabs = dict(zip(TABS, tabs, strict=True))
-        self.inputs = [tab, *(i for t in tabs for i in t.inputs)]
-        self.outputs = [o for t in tabs for o in t.outputs]
-
-    def __call__(self, in_view: Any, *values: Any) -> list[Any]:
-        out: list[Any] = []
-        rest = list(values)
-        for name, tab in self.tabs.items():
-            given, rest = rest[: len(tab.inputs)], rest[len(tab.inputs) :]
-            if name in (in_view, "train"):
-                out += tab.show(*given)
-            else:
-                out += [SKIP] * len(tab.outputs)
-        return out
-
-
-def _wire_poll(poll: Poll, frame: Frame) -> None:
+def _wire_poll(poll: InView, frame: Frame) -> None:
     every_second = frame.refresh.js("poll", poll, poll.inputs, kind="poll")
     gr.Timer(POLL_SECONDS).tick(None, poll.inputs, poll.outputs, js=every_second, **QUIET)
     at_once = frame.refresh.js("poll", poll, poll.inputs, kind="change")
@@ -178,20 +163,20 @@ def _wire_poll(poll: Poll, frame: Frame) -> None:
 
 def _wire_address(tabs: _Tabs, frame: Frame) -> None:
     """Keep the address of the page equal to what it shows."""
-    shown = [frame.tab, frame.run, tabs.train.pin, tabs.inspect.group]
+    shown = [frame.tab, frame.run, tabs.train.pin, tabs.inspect.group, *tabs.learn.place]
     gr.on(
         [component.change for component in shown],
         None,
         shown,
         None,
-        js="(...shown) => studioAddress(...shown)",
+        js=f"(...shown) => studioAddress({list(tabs.learn.places)}, ...shown)",
         trigger_mode="always_last",
     )
 
 
-def _arrival(poll: Poll, tabs: _Tabs, frame: Frame, views: Views) -> dict[str, Any]:
+def _arrival(poll: InView, tabs: _Tabs, frame: Frame, views: Views) -> dict[str, Any]:
     """Arguments of an event after which the page shows what its address names, in one request."""
-    pin, group = tabs.train.pin, tabs.inspect.group
+    pin, group, learn = tabs.train.pin, tabs.inspect.group, tabs.learn
 
     def arrive(search: Any, *values: Any) -> list[Any]:
         """search: the query of the address, from its question mark on."""
@@ -210,16 +195,20 @@ def _arrival(poll: Poll, tabs: _Tabs, frame: Frame, views: Views) -> dict[str, A
             id(pin): arrived.pin,
             id(group): arrived.group,
         }
+        if arrived.tab == "learn":
+            named |= {id(component): value for component, value in learn.at(arrived.place)}
         given = [named.get(id(c), v) for c, v in zip(poll.inputs, values, strict=True)]
         out = poll(*given)
         out[poll.outputs.index(frame.run)] = views.picked(arrived.run_id)
         selected = gr.update(selected=arrived.tab)
-        return [selected, arrived.tab, arrived.pin, arrived.group, arrived.notice, *out]
+        places = [named.get(id(component), SKIP) for component in learn.place]
+        first = [selected, arrived.tab, arrived.pin, arrived.group, arrived.notice]
+        return [*first, *places, *out]
 
     js = frame.refresh.js(
         "arrive", arrive, poll.inputs, kind="first", first="window.location.search"
     )
-    outputs = [tabs.tabs, frame.tab, pin, group, frame.notice, *poll.outputs]
+    outputs = [tabs.tabs, frame.tab, pin, group, frame.notice, *learn.place, *poll.outputs]
     return {"inputs": poll.inputs, "outputs": outputs, "js": js}
 
 
@@ -236,6 +225,7 @@ class Arrival:
     pin: str  # the pinned group of Train, as text
     group: str  # the open group of Inspect, as text
     notice: str
+    place: Place = FIRST_PLACE  # of Learn
 
 
 def read_address(views: Views, query: Mapping[str, str]) -> Arrival:
@@ -251,11 +241,12 @@ def read_address(views: Views, query: Mapping[str, str]) -> Arrival:
                 "The run in this address is not here.",
                 "It may have been deleted, or belong to another file. This is the newest one.",
             )
-        return Arrival(views.default_run(), tab, "", "", notice)
+        return Arrival(views.default_run(), tab, "", "", notice, read_place(query))
     place = group_ref.from_query(query)
     ref = "" if place is None else str(place)
     pin = ref if tab == "train" and group_ref.parse(ref) else ""
-    return Arrival(run_id, tab, pin, ref if tab == "inspect" else "", "")
+    group = ref if tab == "inspect" else ""
+    return Arrival(run_id, tab, pin, group, "", read_place(query))
 
 
 def launch_options(

@@ -8,13 +8,29 @@ function act(event) {
 }
 for (const type of ['pointerdown', 'keydown', 'click']) document.addEventListener(type, act, true);
 
-window.addEventListener('popstate', () => {
+function arrive() {
   acted = false;
   trigger('arrive');
+}
+window.addEventListener('popstate', arrive);
+
+// A link with data-place leads to a place of the same run without loading the page anew.
+document.addEventListener('click', event => {
+  const link = event.target.closest?.('a[data-place]');
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  const url = new URL(window.location.href);
+  for (const key of ['tab', 'step', 'group', 'kind', 'part', 'at']) url.searchParams.delete(key);
+  for (const [key, value] of new URLSearchParams(link.search)) url.searchParams.set(key, value);
+  if (url.href !== window.location.href) history.pushState(null, '', url);
+  arrive();
 });
 
 // After the page has shown what an address names.
-window.studioArrived = run => { window.studioRefresh.arrivedRun = run; };
+window.studioArrived = run => {
+  window.studioRefresh.arrivedRun = run;
+  window.studioTerm?.();
+};
 
 // Values for a run that has just come into view: `first`, or no change if the address named the run
 // and with it the values. A click may come before the page has handled the address, so the run that
@@ -27,7 +43,8 @@ window.studioAnew = (run, first) => {
 };
 
 // Writes what the page shows into the address, so that it can be shared and reloaded.
-window.studioAddress = (tab, run, pin, opened) => {
+// places: the parts of Learn that have a place of their own, in the order of `ats`.
+window.studioAddress = (places, tab, run, pin, opened, part, ...ats) => {
   const url = new URL(window.location.href);
   const query = url.searchParams;
   const set = (key, value) => value ? query.set(key, value) : query.delete(key);
@@ -38,6 +55,8 @@ window.studioAddress = (tab, run, pin, opened) => {
   set('step', step);
   set('group', step ? String(Number(position) + 1) : '');
   set('kind', kind ? 'evaluation' : '');
+  set('part', tab === 'learn' ? part : '');
+  set('at', tab === 'learn' ? ats[places.indexOf(part)] : '');
   if (url.href === window.location.href) return;
   if (acted) history.pushState(null, '', url);
   else history.replaceState(history.state, '', url);

@@ -71,6 +71,7 @@ def styles() -> str:
         "group",
         "inspect",
         "runs",
+        "learn",
         "narrow",
         "reports",
     )

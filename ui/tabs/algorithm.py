@@ -14,7 +14,8 @@ from ui.tabs.form_fields import FormFields, default_values
 
 TOOLS = (
     '<div class="field-tools"><input type="search" placeholder="Search names and help" '
-    'aria-label="Search the fields of the algorithm"><button type="button" data-toggle="everything"'
+    'aria-label="Search the fields of the algorithm" data-among="#algorithm-fields > .field" '
+    'data-noun="field fields"><button type="button" data-toggle="everything"'
     ' aria-pressed="false">Show all</button><span class="by" role="status"></span></div>'
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any
@@ -18,6 +18,7 @@ __all__ = [
     "SKIP",
     "UPLOADED",
     "Frame",
+    "InView",
     "Tab",
     "components_of",
     "hidden_values",
@@ -52,6 +53,30 @@ class Tab:
     inputs: list[Any]
     outputs: list[Any]
     show: Callable[..., Sequence[Any]]
+
+
+class InView:
+    """One request for several tabs. It fills the tab in view, and those that are always filled.
+
+    The other tabs are skipped until they are in view.
+    """
+
+    def __init__(self, chosen: Any, tabs: Mapping[str, Tab], always: Container[str] = ()):
+        """chosen: the component that holds the name of the tab in view."""
+        self.tabs, self.always = tabs, always
+        self.inputs = [chosen, *(i for t in tabs.values() for i in t.inputs)]
+        self.outputs = [o for t in tabs.values() for o in t.outputs]
+
+    def __call__(self, in_view: Any, *values: Any) -> list[Any]:
+        out: list[Any] = []
+        rest = list(values)
+        for name, tab in self.tabs.items():
+            given, rest = rest[: len(tab.inputs)], rest[len(tab.inputs) :]
+            if name == in_view or name in self.always:
+                out += tab.show(*given)
+            else:
+                out += [SKIP] * len(tab.outputs)
+        return out
 
 
 def components_of(inputs: Any) -> list[Any]:

@@ -31,7 +31,8 @@ def setting(
 
 
 def choice(default: str, title: str, help: str, table: Mapping[str, Option]) -> Any:
-    """A field whose value is a key of `table`; the table has one sentence of help for each key."""
+    """A field whose value is a key of `table`, which has a sentence and a formula for each key."""
     field = setting(default, title, help)
     field.json_schema_extra["options"] = {name: option.help for name, option in table.items()}
+    field.json_schema_extra["formulas"] = {name: option.formula for name, option in table.items()}
     return field

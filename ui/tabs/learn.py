@@ -1,0 +1,97 @@
+"""The Learn tab: the method with the numbers of the person's own run, in parts.
+
+Each part is a Tab of its own, and only the part in view is filled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ui.components.html_panel import QUIET, html_panel, script
+from ui.render.glossary import SEARCH, glossary
+from ui.tabs.frame import Frame, InView, Tab, hidden_values
+
+# name in the address -> title
+PARTS = {"glossary": "Glossary"}
+_AT = re.compile(r"[A-Za-z0-9_./@:-]{0,80}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of the tab, and a place in it; the part gives that text its meaning."""
+
+    part: str
+    at: str = ""
+
+
+FIRST_PLACE = Place(next(iter(PARTS)))
+
+
+def read_place(query: Mapping[str, str]) -> Place:
+    """The place that an address names: ?tab=learn&part=glossary&at=kl."""
+    part, at = query.get("part", ""), query.get("at", "")
+    if part not in PARTS:
+        return FIRST_PLACE
+    return Place(part, at if _AT.fullmatch(at) else "")
+
+
+@dataclass(frozen=True)
+class Learn(Tab):
+    """The Learn tab, with what its address names."""
+
+    part: gr.Radio
+    places: dict[str, gr.Textbox]  # part -> the hidden value with the place in it
+
+    @property
+    def place(self) -> list[Any]:
+        """The components of the tab's place."""
+        return [self.part, *self.places.values()]
+
+    def at(self, place: Place) -> list[tuple[Any, str]]:
+        """(component, value) for each that the place sets."""
+        own = [(self.places[place.part], place.at)] if place.part in self.places else []
+        return [(self.part, place.part), *own]
+
+
+def build_learn(frame: Frame) -> Learn:
+    """Build the tab and connect its events. Call it inside gr.Blocks."""
+    part = gr.Radio(
+        [(title, name) for name, title in PARTS.items()],
+        value=FIRST_PLACE.part,
+        label="Part",
+        show_label=False,
+        elem_id="learn-part",
+    )
+    [at] = hidden_values("state-learn-", glossary="")
+    parts: dict[str, Tab] = {}
+    with _part("glossary"):
+        _build_glossary(frame, part)
+    view = InView(part, parts)
+    fill = frame.refresh.js("learn", view, view.inputs, kind="change")
+    part.change(None, view.inputs, view.outputs, js=fill, **QUIET)
+    return Learn([*view.inputs, at], view.outputs, lambda *v: view(*v[:-1]), part, {"glossary": at})
+
+
+def _part(name: str) -> gr.Column:
+    """The box of a part; learn.css shows the one that is chosen."""
+    return gr.Column(
+        elem_id=f"learn-{name}", elem_classes=["learn-part", "card-box", "stack"], min_width=0
+    )
+
+
+def _build_glossary(frame: Frame, part: gr.Radio) -> None:
+    """The glossary depends on no run: it is sent once, when it comes into view."""
+    html_panel(SEARCH, script=script("field_search.js"), elem_id="glossary-tools")
+    terms = html_panel(script=script("glossary.js"), elem_id="glossary")
+    fill = frame.refresh.js("glossary", lambda: [glossary()], [])
+    js = (
+        "(tab, part) => tab === 'learn' && part === 'glossary' && "
+        f"!document.querySelector('#glossary .term') ? ({fill})() : []"
+    )
+    for event in (frame.tab.change, part.change):
+        event(None, [frame.tab, part], terms, js=js, **QUIET)
