@@ -22,7 +22,7 @@ from ui.server.api import build_api
 from ui.server.calls import SHOW, function_is_slow
 from ui.server.guard import Guard, own_hosts
 from ui.server.login import Login
-from ui.server.refresh import Refresh
+from ui.server.refresh import Refresh, apart
 from ui.server.service import Service
 from ui.server.traffic import Traffic
 from ui.server.views import Runs, Views
@@ -100,6 +100,7 @@ def build_app(
         tabs = _build_tabs(frame, views, runs, service)
         poll = InView(frame.tab, tabs.by_name(), always=("train",))  # Train fills the header too
         _wire_poll(poll, frame)
+        _wire_why(tabs)
         _wire_address(tabs, frame)
         arrival = _arrival(poll, tabs, frame, views)
         arrived = page.load(None, **arrival, **QUIET)
@@ -158,7 +159,20 @@ def _wire_poll(poll: InView, frame: Frame) -> None:
     every_second = frame.refresh.js("poll", poll, poll.inputs, kind="poll")
     gr.Timer(POLL_SECONDS).tick(None, poll.inputs, poll.outputs, js=every_second, **QUIET)
     at_once = frame.refresh.js("poll", poll, poll.inputs, kind="change")
-    frame.tab.change(None, poll.inputs, poll.outputs, js=at_once, **QUIET)
+    apart(frame.tab.change)(None, poll.inputs, poll.outputs, js=at_once, **QUIET)
+
+
+def _wire_why(tabs: _Tabs) -> None:
+    """“See why” opens its group on Inspect, in the view that shows it."""
+    inspect = tabs.inspect
+    opened = tabs.train.banner.why(
+        None,
+        None,
+        [inspect.group, inspect.look, inspect.options],
+        js="() => [studioPressed.at, studioPressed.look, '{}']",
+        **QUIET,
+    )
+    opened.then(None, None, None, js="() => studioOpenTab('inspect')")
 
 
 def _wire_address(tabs: _Tabs, frame: Frame) -> None:

@@ -199,6 +199,45 @@ def test_a_comparison_speaks_of_each_run_and_can_hide_one(view):
     assert alone == colours[0]
 
 
+def test_legend_switches_survive_a_reload(view):
+    page = view("first", fresh=True)
+    lines = "s => document.querySelector(s).data.filter(t => t.visible === false).length"
+    criteria = "#curve-criteria .js-plotly-plot"
+    page.locator("#curve-criteria .legend button").first.click()
+    page.wait_for_function(f"s => ({lines})(s) === 1", arg=criteria)
+    page.reload()
+    page.wait_for_function("s => document.querySelector(s)?.data", arg=criteria)
+    assert page.evaluate(lines, criteria) == 1
+    overlay(page, LONG_NAME)
+    page.locator("#curve-kl .legend button").last.click()
+    page.reload()
+    overlay(page, LONG_NAME)
+    page.wait_for_function(f"s => ({lines})(s) === 1", arg=SECOND)
+    for switch in ("#curve-kl", "#curve-criteria"):  # other tests share the browser's storage
+        page.locator(f"{switch} .legend button[aria-pressed=false]").click()
+
+
+def test_a_slow_train_tab_holds_up_no_other_region(stored, view):
+    _, ids = stored
+    page, held = view("first", fresh=True), []
+
+    def hold(route) -> None:
+        if route.request.post_data_json["name"] == "train":
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.get_by_role("tab", name="Inspect").click()
+    page.locator("#look-body article").first.wait_for()
+    page.route("**/studio/show", hold)
+    pick_run(page, "large groups")
+    expect(page.locator("#look-body article").first).to_contain_text("×27")
+    page.wait_for_url(f"**run={ids['large']}**")
+    assert len(held) == 1  # Train still waits
+    held[0].continue_()
+    page.unroute("**/studio/show")
+
+
 def test_verdicts_of_a_run_of_one_step_are_drawn(stored, open_page):
     server, ids = stored
     page = open_page(server, f"?tab=inspect&run={ids['one step']}")
@@ -252,8 +291,11 @@ def test_a_finished_run_says_its_result_and_leads_on(view):
     result = page.locator("#run-banner [role=status]")
     expect(result).to_contain_text("36 % (30–40) → 95 % (89–99)")
     expect(result).to_contain_text("Clearly better")
-    result.get_by_role("button", name="See why").press("Enter")
+    why = result.get_by_role("button", name="See why")
+    expect(why).to_have_attribute("title", "Opens the group of step 6 whose rewards differ most")
+    why.press("Enter")
     page.locator("#look-body article").first.wait_for()
+    expect(page.locator("#opened-group")).to_contain_text("step 6")
     page.get_by_role("tab", name="Train").click()
     result.get_by_role("button", name="Export").click()
     expect(page.locator("#run-table [role=checkbox][aria-checked=true]")).to_have_count(1)

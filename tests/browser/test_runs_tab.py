@@ -17,6 +17,7 @@ from grpo_core.types import Checkpointed, RunStatus
 LONG = "long " * 39 + "name."  # 200 characters
 assert len(LONG) == 200
 WIDTHS = (380, 1440, 2560)
+LOOKS = "marks => marks.map(e => getComputedStyle(e).borderTop)"  # width, dash and colour
 
 
 def save_steps(store: Store, run_id: str, *steps: int) -> None:
@@ -209,6 +210,10 @@ def test_two_runs_are_compared_with_their_held_out_difference(page):
     page.locator("#compare-reward .scatterlayer .trace").first.wait_for()
     expect(page.locator("#results tbody tr")).to_have_count(2)
     expect(page.locator("#results")).to_contain_text("40 % [30 to 50]")
+    curves = page.locator("#compare-reward .legend .mark").evaluate_all(LOOKS)
+    assert len(set(curves)) == 2
+    for table in ("#results", "#differences"):  # as the curves are drawn
+        assert page.locator(f"{table} .mark").evaluate_all(LOOKS) == curves
 
 
 def test_runs_are_cards_on_a_phone(page):

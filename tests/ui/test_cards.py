@@ -17,6 +17,7 @@ from ui.render import (
     arithmetic,
     cards,
     comparison,
+    history,
     recorded_config,
     run_end,
     run_table,
@@ -25,6 +26,7 @@ from ui.render import (
     tables,
     text,
 )
+from ui.render.place import Place
 from ui.render.run_bar import Bar, run_bar
 
 
@@ -97,7 +99,7 @@ def test_names_and_error_texts_are_shown_literally(payload, store):
     shown = assert_harmless(run_table.run_table([run], [], None, tables.Sort("created", True)))
     assert payload in shown.text
     assert payload in assert_harmless(status.banner(payload, payload, payload)).text
-    differing = comparison.differences({payload: {"a": 1}, "other": {"a": 2}})
+    differing = comparison.differences({payload: {"a": 1}, "other": {"a": 2}}, ["", ""])
     assert payload in assert_harmless(differing).text
     assert payload in assert_harmless(run_bar(Bar([payload], 0, [], [], []))).text
 
@@ -387,11 +389,39 @@ def test_a_reward_strip_is_full_at_the_highest_reward_and_labelled():
 def test_only_the_settings_in_which_runs_differ_are_listed():
     shown = Shown(
         comparison.differences(
-            {"a": {"train.steps": 10, "train.seed": 0}, "b": {"train.steps": 20, "train.seed": 0}}
+            {"a": {"train.steps": 10, "train.seed": 0}, "b": {"train.steps": 20, "train.seed": 0}},
+            ["--run-1", "--run-2"],
         )
     ).text
     assert "train.steps" in shown
     assert "train.seed" not in shown
+
+
+def test_a_compared_run_has_the_colour_and_dash_of_its_curve():
+    shown = comparison.differences({"a": {"x": 1}, "b": {"x": 2}}, ["--run-3", "--run-5"])
+    assert re.findall(r'mark (\w+)" style="--mark:var\((--run-\d)\)', shown) == [
+        ("solid", "--run-3"),
+        ("dash", "--run-5"),
+    ]
+
+
+def test_a_prompt_answered_once_a_visit_has_an_answer_and_no_worst_one():
+    def visit(step: int, *rewards: float):
+        return group(
+            [rollout(i, r, 0.0, f"said {i}") for i, r in enumerate(rewards)], id=step, step=step
+        )
+
+    once = Shown(
+        history.through_time([visit(0, 0.0), visit(9, 1.0)], visit(9, 1.0), "accuracy")
+    ).text
+    assert "Answer, step 0 and step 9" in once
+    assert "Worst" not in once
+    mixed = Shown(
+        history.through_time([visit(0, 1.0), visit(9, 1.0, 0.0)], visit(0, 1.0), None)
+    ).text
+    assert "Worst" in mixed
+    assert "answered once" in mixed  # step 0
+    assert "said 1" in mixed  # the worst of step 9
 
 
 def test_the_status_line_tells_phase_step_time_left_and_speed(store):
@@ -444,7 +474,8 @@ def test_a_failed_run_states_the_error_what_is_kept_and_a_hint(store):
 def test_a_finished_run_compares_held_out_accuracy_with_its_intervals(store, before, after, says):
     run = store.run(record_run(store))
     heldout = [Estimate(*before), Estimate(*after)]
-    shown = Shown(run_end.run_banner(run, heldout, can_try=True)).text
+    telling = run_end.Telling(Place(3, 0), "cards", "it differs most")
+    shown = Shown(run_end.run_banner(run, heldout, can_try=True, telling=telling)).text
     assert f"{100 * before[0]:.0f} % ({100 * before[1]:.0f}–{100 * before[2]:.0f}) → " in shown
     assert says in shown
     for button in ("Try it", "See why", "Export"):
@@ -475,7 +506,7 @@ def test_a_run_that_ended_early_says_what_is_kept_and_what_to_do(store, state, s
     shown = Shown(run_end.run_banner(store.run(record_run(store, status=state)))).text
     assert says in shown
     assert "Resume" in shown
-    assert "See why" in shown
+    assert "See why" not in shown  # no group is named that shows it
 
 
 @pytest.mark.parametrize(

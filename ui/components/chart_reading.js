@@ -41,13 +41,10 @@ function studioChartReading(chart) {
     if (chart.drawn && at >= 0) window.Plotly.Fx.unhover(plot);
   });
 
-  // A press on the legend hides a run in every chart, or shows it again.
+  // A press on the legend hides a line, or a run in every chart, or shows it again.
   element.querySelector('.legend').addEventListener('click', event => {
-    const run = event.target.closest('[data-run]')?.dataset.run;
-    if (!run) return;
-    const hidden = window.studioHiddenRuns;
-    if (!hidden.delete(run)) hidden.add(run);
-    document.dispatchEvent(new CustomEvent('studio-hidden'));
+    const what = event.target.closest('[data-switch]')?.dataset.switch;
+    if (what) window.studioSwitch(what);
   });
   document.addEventListener('studio-hidden', function redraw() {
     if (element.isConnected) chart.draw();
@@ -106,11 +103,13 @@ function studioChartReading(chart) {
   label();
 }
 
-// The legend: names as text, never as HTML, because a run's name is foreign. A run is a switch.
+// The legend: names as text, never as HTML, because a run's name is foreign. Runs and lines are
+// switches.
 function studioChartLegend(chart, figure) {
   const css = chart.css();
   const items = (figure.traces.length ? figure.legend || [] : []).map(entry => {
-    const item = document.createElement(entry.run ? 'button' : 'span');
+    const what = studioSwitchOf(entry);
+    const item = document.createElement(what ? 'button' : 'span');
     const mark = document.createElement('i'), name = document.createElement('span');
     mark.className = `mark ${entry.dash || 'solid'}`;
     mark.style.setProperty('--mark', studioThemed(entry.colour, css));
@@ -123,17 +122,18 @@ function studioChartLegend(chart, figure) {
       item.append(value);
     }
     item.title = entry.title || entry.name;
-    if (entry.run) {
+    if (what) {
       item.type = 'button';
-      item.dataset.run = entry.run;
-      const shown = !window.studioHiddenRuns.has(entry.run);
+      item.dataset.switch = what;
+      const shown = !window.studioHidden.has(what);
       item.setAttribute('aria-pressed', String(shown));
-      item.title = `${entry.name}: ${shown ? 'hide' : 'show'} this run in all charts`;
+      const which = entry.run ? 'this run in all charts' : 'this line';
+      item.title = `${entry.name}: ${shown ? 'hide' : 'show'} ${which}`;
     }
     return item;
   });
   const legend = chart.element.querySelector('.legend');
-  const focused = legend.contains(document.activeElement) && document.activeElement.dataset.run;
+  const focused = legend.contains(document.activeElement) && document.activeElement.dataset.switch;
   legend.replaceChildren(...items);
-  if (focused) items.find(item => item.dataset.run === focused)?.focus();
+  if (focused) items.find(item => item.dataset.switch === focused)?.focus();
 }

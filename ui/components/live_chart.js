@@ -2,7 +2,23 @@
 // node, so zoom, pan and hover survive every refresh. Colours are names of CSS variables, read when
 // drawing. element, props, trigger and watch are what Gradio gives to a component's script.
 
-window.studioHiddenRuns = new Set(); // ids of the runs that a person switched off, in all charts
+// What a person switched off in legends: runs, in all charts, and lines. A reload keeps it.
+const HIDDEN = 'studio-hidden-1', MOST_HIDDEN = 100;
+window.studioHidden = new Set((() => {
+  try { return JSON.parse(localStorage.getItem(HIDDEN)).map(String); } catch { return []; }
+})());
+window.studioSwitch = what => {
+  const hidden = window.studioHidden;
+  if (!hidden.delete(what)) hidden.add(what);
+  try {
+    localStorage.setItem(HIDDEN, JSON.stringify([...hidden].slice(-MOST_HIDDEN)));
+  } catch { /* storage is full or forbidden: the switches last until the next reload */ }
+  document.dispatchEvent(new CustomEvent('studio-hidden'));
+};
+const studioSwitchOf = entry => entry.run || entry.line;
+// Only what has a switch in the chart's own legend can be hidden there: a run alone has none.
+const studioIsHidden = (what, figure) => window.studioHidden.has(what)
+  && (figure.legend || []).some(entry => studioSwitchOf(entry) === what);
 window.studioRanges = {}; // a figure's range_of -> the horizontal range of all its charts
 
 // plotly.js is 4.8 MB: it is loaded once, when the page is shown and the browser is idle.
@@ -152,7 +168,7 @@ window.studioChart = (element, props, trigger, watch) => {
     try { await studioPlotlyLoaded(); } catch { return; }
     const css = chart.css();
     const traces = studioThemed(figure.traces, css).map(
-      t => window.studioHiddenRuns.has(t.legendgroup) ? {...t, visible: false} : t);
+      t => studioIsHidden(t.legendgroup, figure) ? {...t, visible: false} : t);
     const options = {
       displayModeBar: false, responsive: false, doubleClick: 'reset', showTips: false,
     };

@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_core.analysis.heldout import Difference, Estimate, Heldout
 from ui.render.changed import setting
+from ui.render.charts.frame import DASHES
 from ui.render.text import MINUS, NONE, count, esc, percent
 
 
@@ -17,10 +18,11 @@ class Result:
 
     difference: of its last accuracy to that of the first run; None for the first one, and where
     there is nothing to compare, which `why_not` explains. paired: of the answers to the prompts
-    that both runs recorded.
+    that both runs recorded. colour: the run's, as the name of a CSS variable.
     """
 
     label: str
+    colour: str
     heldout: Heldout
     difference: Difference | None = None
     paired: Difference | None = None
@@ -31,7 +33,7 @@ def results(rows: Sequence[Result]) -> str:
     """Accuracy before and after training, with 95 % intervals, and differences to the first run."""
     first = esc(rows[0].label)
     body = "".join(
-        f'<tr><th scope="row"><span class="cut">{esc(row.label)}</span></th>'
+        f'<tr><th scope="row">{_name(row.label, row.colour, n)}</th>'
         f"<td>{_estimate(row.heldout.before)}</td><td>{_estimate(row.heldout.after)}</td>"
         f"<td>{_difference(row) if n else NONE}</td></tr>"
         for n, row in enumerate(rows)
@@ -44,6 +46,14 @@ def results(rows: Sequence[Result]) -> str:
         f"<tbody>{body}</tbody></table></div>"
         '<p class="note">In brackets: 95 % intervals.</p>'
     )
+
+
+def _name(label: str, colour: str, index: int) -> str:
+    """A run's name after a piece of its line in the charts above, in its colour and dash."""
+    mark = ""
+    if index < len(DASHES):  # as many runs are drawn
+        mark = f'<i class="mark {DASHES[index]}" style="--mark:var({colour})"></i>'
+    return f'<span class="of-run">{mark}<span class="cut">{esc(label)}</span></span>'
 
 
 def _estimate(estimate: Estimate | None) -> str:
@@ -80,8 +90,11 @@ def _points(share: float) -> str:
     return "0" if text in ("+0", "-0") else text.replace("-", MINUS)
 
 
-def differences(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """The settings in which the runs differ. configs: run name -> dotted field -> value."""
+def differences(configs: Mapping[str, Mapping[str, Any]], colours: Sequence[str]) -> str:
+    """The settings in which the runs differ.
+
+    configs: run name -> dotted field -> value. colours: of the same runs, as in Result.
+    """
     fields = dict.fromkeys(field for values in configs.values() for field in values)
     body = ""
     for field in fields:
@@ -91,7 +104,10 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> str:
             body += f'<tr><th scope="row"><code>{esc(field)}</code></th>{cells}</tr>'
     if not body:
         return '<p class="note">All settings are the same, seed included.</p>'
-    head = "".join(f'<th scope="col"><span class="cut">{esc(name)}</span></th>' for name in configs)
+    head = "".join(
+        f'<th scope="col">{_name(name, colour, n)}</th>'
+        for n, (name, colour) in enumerate(zip(configs, colours, strict=True))
+    )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Settings that differ, by run">'
         '<table class="list diff"><thead><tr><th scope="col">setting</th>'

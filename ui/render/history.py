@@ -72,26 +72,31 @@ def through_time(visits: Sequence[GroupRow], now: GroupRow, outcome: str | None)
             "Held-out prompts come up at every evaluation. Held-out groups kept, a setting, says "
             "how many of them are recorded.",
         )
-    rows = "".join(_visit(v, v.id == now.id, outcome) for v in visits)
+    # A held-out prompt is mostly answered once an evaluation: that answer is best and worst.
+    once = all(_worst(v) is None for v in visits)
+    rows = "".join(_visit(v, v.id == now.id, outcome, once) for v in visits)
+    ends = ("Answer",) if once else ("Best", "Worst")
+    heads = "".join(f'<th scope="col">{end}</th>' for end in ends)
     return (
         f'<p class="calc"><span>{esc(visits[0].prompt[:200])}</span>'
         f"<span>{count(len(visits), 'visit')}</span></p>"
         '<div class="scroll"><table class="list"><thead><tr>'
         '<th scope="col" class="num">Step</th><th scope="col" class="num">Right</th>'
-        '<th scope="col" class="num">Mean</th><th scope="col">Best</th>'
-        '<th scope="col">Worst</th><th scope="col">Verdict</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{_change(visits[0], visits[-1])}"
+        '<th scope="col" class="num">Mean</th>'
+        f'{heads}<th scope="col">Verdict</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+        f"{_change(visits[0], visits[-1], 'Answer' if once else 'Best completion')}"
     )
 
 
-def _change(first: GroupRow, last: GroupRow) -> str:
+def _change(first: GroupRow, last: GroupRow, what: str) -> str:
     """The best completions of two visits to a prompt; empty if one has nothing to compare."""
     first_best, last_best = _best(first), _best(last)
     if first_best is None or last_best is None:
         return ""
     left, right = diff(first_best.text, last_best.text)
     return (
-        f"<h2>Best completion, step {first.step:,} and step {last.step:,}</h2>"
+        f"<h2>{what}, step {first.step:,} and step {last.step:,}</h2>"
         f'<div class="two">{_card(first_best, left, f"Step {first.step:,}")}'
         f"{_card(last_best, right, f'Step {last.step:,}')}</div>{MARKS}"
     )
@@ -181,21 +186,28 @@ def _worst(group: GroupRow) -> RolloutRow | None:
     return min(scored, key=lambda row: row[:2])[2] if len(scored) > 1 else None
 
 
-def _visit(group: GroupRow, current: bool, outcome: str | None) -> str:
+def _visit(group: GroupRow, current: bool, outcome: str | None, once: bool) -> str:
+    """A row of the table. once: no visit has more than one scored completion."""
     scores = [s for r in group.rollouts if outcome and (s := r.scores.get(outcome)) is not None]
     right = percent(sum(s >= 1 for s in scores) / len(scores)) if scores else "–"
-    ends = _best(group), _worst(group)
-    best, worst = (esc(r.text[:120]) if r else "" for r in ends)
+    best, worst = _best(group), _worst(group)
+    texts = [f"<code>{esc(best.text[:120])}</code>" if best else _none("none could be scored")]
+    if not once:
+        only = _none("one could be scored" if len(group.rollouts) > 1 else "answered once")
+        texts.append(f"<code>{esc(worst.text[:120])}</code>" if worst else only)
+    cells = "".join(f'<td class="excerpt">{text}</td>' for text in texts)
     chosen = ' class="chosen" aria-current="true"' if current else ""
     place = Place(group.step, group.position, group.kind)
     return (
         f'<tr{chosen}><td class="num"><button type="button" class="link" data-do="open" '
         f'data-at="{place}">{group.step:,}</button></td>'
         f'<td class="num">{right}</td><td class="num">{format_number(group.reward_mean)}</td>'
-        f'<td class="excerpt"><code>{best}</code></td>'
-        f'<td class="excerpt"><code>{worst}</code></td>'
-        f"<td>{verdict_pill(group.verdict)}</td></tr>"
+        f"{cells}<td>{verdict_pill(group.verdict)}</td></tr>"
     )
+
+
+def _none(why: str) -> str:
+    return f'<span class="by">{why}</span>'
 
 
 def _card(rollout: RolloutRow, text: str, title: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from grpo_core.analysis.heldout import Estimate
 from grpo_core.store import RunRow
 from grpo_core.types import RunStatus
+from ui.render.place import Place
 from ui.render.status import banner
 from ui.render.text import count, esc, format_number, is_number, percent
 
@@ -15,6 +17,15 @@ ACTS = {"tryit": "Try it", "why": "See why", "export": "Export"}
 MISSED = "No step was finished, so there is nothing to keep."
 
 Metrics = Mapping[str, Sequence[tuple[int, float | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """The group that “See why” opens, in which view of Inspect, and why that one."""
+
+    place: Place
+    look: str
+    why: str
 
 
 def accuracies(metrics: Metrics) -> list[Estimate]:
@@ -29,12 +40,17 @@ def accuracies(metrics: Metrics) -> list[Estimate]:
     return known[:1] + known[1:][-1:]
 
 
-def run_banner(run: RunRow, heldout: Sequence[Estimate] = (), can_try: bool = False) -> str:
+def run_banner(
+    run: RunRow,
+    heldout: Sequence[Estimate] = (),
+    can_try: bool = False,
+    telling: Telling | None = None,
+) -> str:
     """The card of a run that is paused or has ended.
 
-    can_try: the playground has a trained state of its model.
+    can_try: the playground has a trained state of its model. telling: what “See why” opens.
     """
-    acts = _acts(run, can_try)
+    acts = _acts(run, can_try, telling)
     if run.status is RunStatus.FINISHED:
         return _finished(run, heldout, acts)
     if run.status is RunStatus.FAILED:
@@ -110,12 +126,16 @@ def _verdict(heldout: Sequence[Estimate]) -> str:
     return "No clear change: the 95 % intervals overlap."
 
 
-def _acts(run: RunRow, can_try: bool) -> str:
+def _acts(run: RunRow, can_try: bool, telling: Telling | None) -> str:
     if not run.steps_done:
         return ""
+    opens = ""
+    if telling is not None:
+        opens = f' data-at="{telling.place}" data-look="{telling.look}" title="{esc(telling.why)}"'
     buttons = "".join(
-        f'<button type="button" data-do="{name}" data-run="{esc(run.id)}">{label}</button>'
+        f'<button type="button" data-do="{name}" data-run="{esc(run.id)}"'
+        f"{opens if name == 'why' else ''}>{label}</button>"
         for name, label in ACTS.items()
-        if can_try or name != "tryit"
+        if (can_try or name != "tryit") and (telling is not None or name != "why")
     )
     return f'<span class="acts">{buttons}</span>'

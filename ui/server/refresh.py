@@ -88,6 +88,15 @@ class Refresh:
         return Response(body, media_type="application/json")
 
 
+def apart(event: Any) -> Any:
+    """The same event for a handler that waits for the server, so that no other waits for it.
+
+    Gradio runs the handlers of one event in turn and waits for each. It does not wait for what
+    follows a handler, so this one does nothing and the work follows.
+    """
+    return event(None, None, None, js="() => {}", **QUIET).then
+
+
 @dataclass(frozen=True, slots=True)
 class RefreshEvents:
     """Lets events fill one list of outputs from the store."""
@@ -103,7 +112,7 @@ class RefreshEvents:
 
     def on_change(self, event: Any) -> None:
         """Fill the outputs when a component's value changes, unless an arrival has changed it."""
-        event(None, self.inputs, self.outputs, js=self.change_js, **QUIET)
+        apart(event)(None, self.inputs, self.outputs, js=self.change_js, **QUIET)
 
     def after(self, event: Any) -> None:
         """Fill the outputs when the event has been handled."""

@@ -21,6 +21,7 @@ from grpo_core.store import Cursor, PromptVisits, RunRow, Store, VerdictCounts
 from grpo_core.types import Notice, RunStatus
 from ui.render import advice, cards, charts, run_end, status
 from ui.render.run_colours import run_colours
+from ui.server.telling import telling_group
 
 POINTS = 5_000  # steps read for a curve; charts.DRAWN of them are drawn
 CURVES = ("reward", "kl", "criteria", "loss", "length", "detail")  # in the order of the page
@@ -97,6 +98,7 @@ class Views:
         self._advised = Newest(16, self._draw_advice)
         self._advice = Newest(16, lambda run_id, key: advise(store, run_id))
         self._verdicts = Newest(8, lambda run_id, groups: store.verdict_series(run_id))
+        self._telling = Newest(16, self._read_telling)
         self._repeated = Newest(8, lambda run_id, key: store.repeated_prompts(run_id))
         self._shared = Newest(8, lambda run_id, key: store.shared_prompts(run_id))
         self._group = lru_cache(maxsize=64)(self._draw_group)
@@ -180,7 +182,14 @@ class Views:
         if run is None or (run.status.is_live and run.status is not RunStatus.PAUSED):
             return ""
         heldout = run_end.accuracies(self.curves(run).metrics)
-        return run_end.run_banner(run, heldout, bool(self.store.checkpoints(run.id)))
+        can_try = bool(self.store.checkpoints(run.id))
+        return run_end.run_banner(
+            run, heldout, can_try, self._telling(run.id, self.curves_key(run))
+        )
+
+    def _read_telling(self, run_id: str, key: tuple[Any, ...]) -> run_end.Telling | None:
+        run = self.run(run_id)
+        return telling_group(self.store, run, self.repeated(run)) if run else None
 
     def curves_key(self, run: RunRow | None) -> tuple[Any, ...]:
         """A key that changes when a curve of the run changes.

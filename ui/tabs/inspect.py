@@ -44,9 +44,11 @@ NUM_OUTPUTS = 11  # as build_inspect lists them
 
 @dataclass(frozen=True)
 class Inspect(Tab):
-    """The Inspect tab, with the part of it that the address of the page shows."""
+    """The Inspect tab, with the parts of it that other parts of the page set."""
 
     group: gr.Textbox  # hidden: the open group, "37/2"; empty: that of the first row
+    look: gr.Radio  # the view of the group
+    options: gr.Textbox  # hidden: what the controls of the views say
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
         **QUIET,
     )
     refresh.on_change(anew.then)
-    return Inspect(inputs, outputs, show, opened)
+    return Inspect(inputs, outputs, show, opened, side.inputs.view, side.inputs.options)
 
 
 # ---- layout ----------------------------------------------------------------------------------

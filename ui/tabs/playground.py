@@ -20,6 +20,7 @@ from ui.render import status
 from ui.render.played import Asked, played, state_name
 from ui.render.text import count, esc
 from ui.server.calls import slow
+from ui.server.refresh import apart
 from ui.server.service import Service
 from ui.server.views import Views
 from ui.tabs.frame import (
@@ -107,7 +108,7 @@ def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
     # Each new `seen` refreshes the tab once more, and that refresh may ask the first question.
     seen.change(None, shown, outputs, js=fill, **QUIET)
     in_view = f"(tab, ...given) => tab === 'playground' ? ({fill})(...given) : []"
-    frame.run.change(None, [frame.tab, *shown], outputs, js=in_view, **QUIET)
+    apart(frame.run.change)(None, [frame.tab, *shown], outputs, js=in_view, **QUIET)
     return Tab(shown, outputs, show)
 
 

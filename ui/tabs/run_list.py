@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -106,7 +106,9 @@ class ShowRuns:
             heading,
             *figures,
             comparison.results(results(self.views, chosen)),
-            comparison.differences(settings(self.views, chosen)),
+            comparison.differences(
+                settings(self.views, chosen), [self.views.run_colour(r.id) for r in chosen]
+            ),
         ]
 
 
@@ -140,18 +142,20 @@ def results(views: Views, runs: Sequence[RunRow]) -> list[comparison.Result]:
     """The held-out results of the runs, each compared with the first one."""
     first, *others = runs
     base = heldout.heldout(views.store, first.id)
-    out = [comparison.Result(views.label(first), base)]
+    out = [comparison.Result(views.label(first), views.run_colour(first.id), base)]
     for run in others:
-        label, result = views.label(run), heldout.heldout(views.store, run.id)
+        result = heldout.heldout(views.store, run.id)
+        row = comparison.Result(views.label(run), views.run_colour(run.id), result)
         if base.after is None or result.after is None:
-            out.append(comparison.Result(label, result, why_not="no evaluation after training"))
+            out.append(replace(row, why_not="no evaluation after training"))
         elif not heldout.same_prompts(first, run):
-            out.append(comparison.Result(label, result, why_not="other held-out prompts"))
+            out.append(replace(row, why_not="other held-out prompts"))
         elif (difference := heldout.unpaired(base.after, result.after)) is None:
-            out.append(comparison.Result(label, result, why_not="no interval was recorded"))
+            out.append(replace(row, why_not="no interval was recorded"))
         else:
             answers = [heldout.answers(views.store, r) for r in (first, run)]
-            out.append(comparison.Result(label, result, difference, heldout.paired(*answers)))
+            paired = heldout.paired(*answers)
+            out.append(replace(row, difference=difference, paired=paired))
     return out
 
 

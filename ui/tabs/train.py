@@ -13,7 +13,7 @@ from ui.components.live_chart import live_chart
 from ui.render import charts, status
 from ui.render.run_end import ACTS
 from ui.server import group_ref
-from ui.server.refresh import RefreshEvents
+from ui.server.refresh import RefreshEvents, apart
 from ui.server.service import Service
 from ui.server.views import CURVES, Runs, Views
 from ui.tabs import run_control as control
@@ -43,6 +43,7 @@ class Train(Tab):
 
     setup: Setup
     pin: gr.Textbox
+    banner: gr.HTML  # what the run came to, with a button for each of ACTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: 
     control.wire(
         commands, control.Controls(live.status.buttons, live.status.more), frame, at, refresh
     )
-    return Train(*beside(show, inputs, outputs, setup, views), setup, pin)
+    return Train(*beside(show, inputs, outputs, setup, views), setup, pin, live.status.trouble)
 
 
 # ---- layout ----------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def _wire_breakpoints(frame: Frame, views: Views, more: control.More) -> None:
         return [breakpoints_of(views, run_id)]
 
     fill = frame.refresh.js("breakpoints", read, [frame.run])
-    frame.run.change(None, frame.run, more.conditions, js=fill, **QUIET)
+    apart(frame.run.change)(None, frame.run, more.conditions, js=fill, **QUIET)
 
 
 def _wire_pin(live: _Live, pin: gr.Textbox, at: gr.Textbox, refresh: RefreshEvents) -> None:
@@ -282,7 +283,7 @@ def _wire_advisor(advisor: gr.HTML, frame: Frame, views: Views, refresh: Refresh
 
 def _wire_acts(trouble: gr.HTML) -> None:
     """The buttons of an ended run open the tab that does it, for this run."""
-    for event, tab in (("tryit", "playground"), ("why", "inspect"), ("export", "runs")):
+    for event, tab in (("tryit", "playground"), ("export", "runs")):
         getattr(trouble, event)(None, None, None, js=f"() => studioOpenTab('{tab}')", **QUIET)
 
 

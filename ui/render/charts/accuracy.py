@@ -32,7 +32,7 @@ class MarkerStyle:
     symbol: str
     yaxis: str
     clickable: bool
-    run: str = ""
+    switch: str = ""  # what hides it in the legend: its run's id, or a name of its own
 
 
 # eval set -> its title in notes, its name in the legend, and its markers on the right axis
@@ -40,12 +40,12 @@ BESIDE_REWARD = {
     "heldout": (
         "Held-out accuracy",
         "held-out, 95 %",
-        MarkerStyle("held-out", "--held", "dot", "diamond", "y2", True),
+        MarkerStyle("held-out", "--held", "dot", "diamond", "y2", True, "line:heldout"),
     ),
     "second": (
         "Second task",
         "second task, 95 %",
-        MarkerStyle("second task", "--series-2", "dot", "square-open", "y2", True),
+        MarkerStyle("second task", "--series-2", "dot", "square-open", "y2", True, "line:second"),
     ),
 }
 
@@ -92,7 +92,7 @@ def add_accuracies(out: Figure, runs: Sequence[Curves], view: View) -> None:
                     name=f"{safe(shorten(run.name, 18))}, {alone.name}",
                     colour=colour_of(runs, i),
                     clickable=i == 0,
-                    run=run.run_id,
+                    switch=run.run_id,
                 )
             traces = accuracy_traces(run, view, eval_set, style)
             if traces:
@@ -101,7 +101,8 @@ def add_accuracies(out: Figure, runs: Sequence[Curves], view: View) -> None:
         if not spoken:
             continue
         colour = alone.colour if len(runs) == 1 else "--mute"
-        out["legend"].append({"name": legend, "colour": colour, "dash": "point"})
+        entry = {"name": legend, "colour": colour, "dash": "point"}
+        out["legend"].append(entry if len(runs) > 1 else {**entry, "line": alone.switch})
         out["layout"]["yaxis2"] = {
             "range": [-0.02, 1.02],
             "tickformat": ".0%",
@@ -129,7 +130,7 @@ def accuracy_traces(run: Curves, view: View, eval_set: str, style: MarkerStyle) 
         "mode": "lines+markers",
         "yaxis": style.yaxis,
         "name": style.name,
-        "legendgroup": style.run,
+        "legendgroup": style.switch,
         "x": [axis.at(s) for s, _ in points],
         "y": [rounded(v) for _, v in points],
         "customdata": [s for s, _ in points] if style.clickable else None,

@@ -25,14 +25,15 @@ Figure = dict[str, Any]
 class LineStyle:
     """One line. index: its dash, and without a colour of its own its colour.
 
-    clickable: a click opens the point's step. run: the id of the run that the line belongs to.
+    clickable: a click opens the point's step. switch: what hides the line in the legend: the id of
+    its run, or a name of the line's own.
     """
 
     name: str
     index: int
     clickable: bool
     colour: str = ""
-    run: str = ""
+    switch: str = ""
 
     @classmethod
     def of_run(cls, runs: Sequence[Curves], i: int) -> LineStyle:
@@ -173,7 +174,7 @@ def line_traces(view: View, points: Points, style: LineStyle) -> list[Figure]:
         "mode": "lines" if len(x) > 1 else "markers",
         "name": name,
         "meta": visible(style.name),
-        "legendgroup": style.run,
+        "legendgroup": style.switch,
         "x": x,
         "y": y,
         "hovertemplate": "%{y:.4~g}" + ("" if name else "<extra></extra>"),

@@ -49,6 +49,7 @@ SPIKED = (
     "grad_norm",
 )
 # choice of the last curve -> its columns
+SPREAD = "line:spread"  # what the legend switches off
 DETAILS = {
     "entropy": ("entropy",),
     "clip": ("clip_low_frac", "clip_high_frac"),
@@ -86,7 +87,12 @@ def reward(runs: Sequence[Curves], view: View) -> Figure:
         out = metric("reward_mean", runs, view, _band(runs[0], view))
         out["legend"] = [
             {"name": "mean", "colour": colour_of(runs, 0)},
-            {"name": "± spread", "colour": faint(colour_of(runs, 0)), "dash": "area"},
+            {
+                "name": "± spread",
+                "colour": faint(colour_of(runs, 0)),
+                "dash": "area",
+                "line": SPREAD,
+            },
         ]
     add_accuracies(out, runs, view)
     return out
@@ -124,8 +130,9 @@ def criteria(runs: Sequence[Curves], view: View) -> Figure:
         for i, name in enumerate(names[: len(COLOURS)]):
             label = name.removeprefix("score/")
             points = metric_points(runs[0], view, name)
-            out["traces"] += line_traces(view, points, LineStyle(label, i, clickable=True))
-            out["legend"].append({"name": visible(label), "colour": COLOURS[i], "dash": DASHES[i]})
+            style = LineStyle(label, i, clickable=True, switch=f"line:{name}")
+            out["traces"] += line_traces(view, points, style)
+            out["legend"].append(_line_entry(style))
     of = f"Only “{shorten(visible(runs[0].name))}”. " if len(runs) > 1 else ""
     out["note"] = (
         f"{of}Mean scores, before weights. A flat score teaches nothing. "
@@ -144,19 +151,29 @@ def detail(runs: Sequence[Curves], view: View) -> Figure:
     if len(columns) == 1:
         return metric(columns[0], runs, view)
     out = _described("clip_frac", runs[:1], view, columns[0])
-    for i, column in enumerate(columns):
-        title = METRICS[column]["title"]
-        for run in runs[:1]:
-            style = LineStyle(title, i, clickable=True)
+    styles = {
+        column: LineStyle(METRICS[column]["title"], i, clickable=True, switch=f"line:{column}")
+        for i, column in enumerate(columns)
+    }
+    for run in runs[:1]:
+        for column, style in styles.items():
             out["traces"] += line_traces(view, column_points(run, view, column), style)
     out = finish(out, runs[:1], view)
     if len(runs) > 1:
         out["note"] = f"Only “{shorten(visible(runs[0].name))}”. {out['note']}"
-    out["legend"] = [
-        {"name": METRICS[column]["title"], "colour": COLOURS[i], "dash": DASHES[i]}
-        for i, column in enumerate(columns)
-    ]
+    out["legend"] = [_line_entry(style) for style in styles.values()]
     return out
+
+
+def _line_entry(style: LineStyle) -> Figure:
+    """A line's entry in the legend, which can be pressed to hide it."""
+    i = style.index
+    return {
+        "name": visible(style.name),
+        "colour": COLOURS[i],
+        "dash": DASHES[i],
+        "line": style.switch,
+    }
 
 
 def _described(name: str, runs: Sequence[Curves], view: View, column: str | None = None) -> Figure:
@@ -208,6 +225,7 @@ def _band(run: Curves, view: View) -> list[Figure]:
         "mode": "lines",
         "x": [axis.at(row["step"]) for row in rows],
         "line": {"width": 0},
+        "legendgroup": SPREAD,
         "hoverinfo": "skip",
         "showlegend": False,
     }
