@@ -201,7 +201,8 @@ def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
         second = fit_to_context(load_task(other), policy, config.model_copy(update={"task": other}))
         eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
-    return Session(config, policy, task, rubric, points), eval_sets
+    with_prompts = {name: pair for name, pair in eval_sets.items() if pair[1]}
+    return Session(config, policy, task, rubric, points), with_prompts
 
 
 def run_environment(session: Session, learner: Learner) -> dict[str, Any]:
@@ -256,7 +257,7 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
     They are sampled from the same random numbers each time, or greedily. The name of a set
     prefixes the names of its metrics. The first `eval_records` held-out groups are recorded.
     """
-    if not any(prompts for _, prompts in eval_sets.values()):
+    if not eval_sets:
         return None
     t, policy = session.config.train, session.policy
     session.points.begin_phase(PhaseStarted(Phase.EVALUATING, step, t.steps))

@@ -253,7 +253,8 @@ def test_a_run_says_which_rows_it_leaves_out(tiny_settings, tmp_path, monkeypatc
 
 def test_a_second_task_is_evaluated_where_nothing_is_held_out(tiny_settings, tmp_path, monkeypatch):
     monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "p.jsonl").write_text(json.dumps({"question": "1+1?", "answer": 2}))
+    one = {"question": "2+1?", "answer": 3}  # one that the split leaves to training
+    (tmp_path / "p.jsonl").write_text(json.dumps(one))
     settings = {
         **tiny_settings,
         "task.path": str(tmp_path / "p.jsonl"),
