@@ -21,12 +21,15 @@ def wait_until(ask, seconds=30.0):
     return found
 
 
+def step_in(panel: str) -> int | None:
+    """The step that the text of the group panel names."""
+    found = re.search(r"step ([\d,]+)", panel.lower())
+    return int(found[1].replace(",", "")) if found else None
+
+
 def step_shown(page) -> int:
     """The step in the group panel; waits until there is one."""
-    found = wait_until(
-        lambda: re.search(r"step ([\d,]+)", page.locator("#group").inner_text().lower())
-    )
-    return int(found[1].replace(",", ""))
+    return wait_until(lambda: step_in(page.locator("#group").inner_text()))
 
 
 def siblings_shown(page) -> int:
@@ -62,13 +65,13 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     for curve in ("reward", "kl", "loss"):
         page.locator(f"#curve-{curve} .js-plotly-plot .scatterlayer .trace").first.wait_for()
 
-    # what is shown is what is stored
-    shown = step_shown(page)
-    group = store.group(store.group_ids(run.id, shown)[0])
-    if step_shown(page) == shown:  # it may have moved on meanwhile
-        assert set(page.locator("#group article pre").all_inner_texts()) == {
-            r.text for r in group.rollouts
-        }
+    # what is shown is what is stored; step and texts are read at one moment of a live page
+    panel, texts = page.evaluate(
+        "() => { const group = document.getElementById('group'); return [group.innerText, "
+        "[...group.querySelectorAll('article pre')].map(text => text.innerText)]; }"
+    )
+    group = store.group(store.group_ids(run.id, step_in(panel))[0])
+    assert set(texts) == {r.text for r in group.rollouts}
 
     # a second tab of the same browser shows the same run; closing it changes nothing
     second = open_page(server, f"?run={run.id}")
