@@ -115,7 +115,8 @@ class TokenRecord:
     """The n tokens of a rollout: int32 ids, float32 log-probabilities and entropy in nats.
 
     With U updates on the batch, `logprobs` and `entropy` have U·n values: first those of the policy
-    before the first update. None: not computed, because nothing needed it (a tied group, no KL).
+    before the first update. `logprobs_after` has n values, of the policy after the last update.
+    None: not computed, because nothing needed it (a tied group, no KL).
     """
 
     token_ids: array[int]
@@ -123,6 +124,7 @@ class TokenRecord:
     logprobs: array[float] | None = None
     ref_logprobs: array[float] | None = None
     entropy: array[float] | None = None
+    logprobs_after: array[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class TokenTerms:
     kl_term: Sequence[float]
     gradient: Sequence[float]
     clipped: Sequence[bool]
+    change: Sequence[float]  # of log π(token) by the step's updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,10 @@ def token_terms(
         bonus_weight = context.entropy_coef / max(carrying, 1)
         contributions = contributions - torch.where(tokens.high_entropy, entropy, 0) * bonus_weight
 
+    change = torch.full((1, n), math.nan, dtype=torch.float64)
+    if row.logprobs_after is not None:
+        change = torch.tensor(row.logprobs_after, dtype=torch.float64)[None] - passes[0]
+
     low, high = clip_range(a)
     ratio = tokens.ratio.detach().expand(1, n)  # (1, 1) -> (1, n) if the ratio is per sequence
     above, below = (ratio > high) & (advantage > 0), (ratio < low) & (advantage < 0)
@@ -176,6 +181,7 @@ def token_terms(
         kl_term=listed(kl_term),
         gradient=listed(gradient),
         clipped=listed(loss_mask & (above | below)),
+        change=listed(change),
     )
 
 

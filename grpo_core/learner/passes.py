@@ -264,6 +264,16 @@ class Passes:
         return kl / max(num_tokens, 1), entropy / max(num_tokens, 1)
 
     @torch.no_grad()
+    def log_after(
+        self, parts: Iterable[Batch], log: TokenLog, check_interrupt: CheckInterrupt
+    ) -> None:
+        """Log each token's log-probability under the policy as it is now."""
+        for part in in_turn(parts, check_interrupt):
+            options = ScoreOptions(entropy=False)
+            outputs = score_tokens(self.model, part, self.temperature, options)
+            log.write(log.logprobs_after, part, outputs.logprobs)
+
+    @torch.no_grad()
     def with_entropy_threshold(
         self, parts: Sequence[Batch], size: LossNormalizer, check_interrupt: CheckInterrupt
     ) -> LossNormalizer:

@@ -16,7 +16,7 @@ class TokenLog:
     """B rows, T tokens, U updates; nan where nothing was computed.
 
     logprobs and entropy (U, B, T), where [0] is the policy before the first update. ref_logprobs
-    (B, T).
+    and logprobs_after (B, T).
     """
 
     def __init__(self, batch: Batch, num_updates: int, dtype: torch.dtype = torch.float32):
@@ -29,6 +29,7 @@ class TokenLog:
         self.logprobs = empty(num_updates, *shape)
         self.entropy = empty(num_updates, *shape)
         self.ref_logprobs = empty(*shape)
+        self.logprobs_after = empty(*shape)
 
     def write(self, values: Tensor, part: Batch, computed: Tensor) -> None:
         """Store what was computed for a part, (b, t), in its rows of `values`, (B, T)."""
@@ -38,11 +39,17 @@ class TokenLog:
         """The rows of a part: (B, T) -> (b, t)."""
         return values[part.rows, : part.completion_ids.shape[1]]
 
+    @property
+    def computed(self) -> Tensor:
+        """(B,) bool: the rows whose log-probabilities the first update computed."""
+        return ~self.logprobs[0, :, 0].isnan()
+
     def records(self) -> tuple[TokenRecord, ...]:
         """One record for each row of the batch."""
         logprobs = self.logprobs.float().cpu().numpy()
         ref_logprobs = self.ref_logprobs[None].float().cpu().numpy()
         entropy = self.entropy.float().cpu().numpy()
+        after = self.logprobs_after[None].float().cpu().numpy()
         sampling_logprobs = self.batch.sampling_logprobs or [None] * len(self.batch)
         records = []
         for i, (ids, sampling) in enumerate(
@@ -55,6 +62,7 @@ class TokenLog:
                     _floats(logprobs[:, i, : len(ids)]),
                     _floats(ref_logprobs[:, i, : len(ids)]),
                     _floats(entropy[:, i, : len(ids)]),
+                    _floats(after[:, i, : len(ids)]),
                 )
             )
         return tuple(records)

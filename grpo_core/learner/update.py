@@ -5,7 +5,7 @@ One update is a pass over the batch's micro-batches, gradient clipping and a ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -198,6 +198,28 @@ class Learner:
             micro_batch_tokens=self.micro_batcher.max_tokens,
             learning_rate=None if a.objective in CONSTRAINED else learning_rate,
             explained_variance=estimates.explained_variance if estimates else None,
+        )
+
+    def measure_after(
+        self, groups: Collection[int], check_interrupt: CheckInterrupt = lambda: None
+    ) -> None:
+        """Log what the updated policy says of the last batch's tokens: one forward pass.
+
+        groups: positions in the batch; of these only rows whose log-probabilities the update
+        computed. Changes neither weights nor the state of the optimiser, and draws no random
+        number.
+        """
+        token_log = self.log
+        assert token_log is not None
+        computed, siblings = token_log.computed.tolist(), token_log.batch.siblings
+        measured = {i for p in groups for i in siblings[p] if computed[i]}
+        batch = self.packing.grouped_if_exact(token_log.batch)
+        segments = [
+            (p, [i for i in rows if i in measured]) for p, rows in enumerate(batch.siblings)
+        ]
+        self.micro_batcher.retry_on_oom(
+            batch.select([(p, rows) for p, rows in segments if rows]),
+            lambda parts: self.passes.log_after(parts, token_log, check_interrupt),
         )
 
     # ---- one update ----------------------------------------------------------------------------

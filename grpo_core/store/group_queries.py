@@ -156,7 +156,13 @@ class GroupQueries:
             }
         floats = {
             name: None if row[name] is None else array("f", row[name])
-            for name in ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
+            for name in (
+                "sampling_logprobs",
+                "logprobs",
+                "ref_logprobs",
+                "entropy",
+                "logprobs_after",
+            )
         }
         return TokenRow(
             rollout_id, ids, tuple(pieces.get(i, f"[{i}]".encode()) for i in ids), **floats

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import Any
 
 from grpo_core.errors import NotFound
@@ -35,6 +36,7 @@ from grpo_core.types import (
     RunStatus,
     StepCompleted,
     StepTokens,
+    TokenRecord,
 )
 
 # Phases can change many times a second, and each write costs a sync to disk.
@@ -236,14 +238,14 @@ class Recorder:
                 (self.run_id, step),
             ).fetchall()
         }
-        columns = ("token_ids", "sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
+        columns = [f.name for f in fields(TokenRecord)]
         rows = []
         for position, record in tokens.records.items():
             arrays = [getattr(record, name) for name in columns]
             rows.append((ids[position], *(None if a is None else a.tobytes() for a in arrays)))
         db.executemany(
             f"INSERT OR REPLACE INTO token_records (rollout_id, {', '.join(columns)}) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
+            f"VALUES (?{', ?' * len(columns)})",
             rows,
         )
         db.executemany(

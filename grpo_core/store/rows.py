@@ -195,6 +195,7 @@ class TokenRow:
     logprobs: array[float] | None
     ref_logprobs: array[float] | None
     entropy: array[float] | None
+    logprobs_after: array[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,12 @@ def _preferences(db: Database) -> None:
     )
 
 
+@MIGRATIONS(name="12 after the step")
+def _after_the_step(db: Database) -> None:
+    # Each token's log-probability under the policy after the step's updates; older files have none.
+    db.execute("ALTER TABLE token_records ADD COLUMN logprobs_after BLOB")
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

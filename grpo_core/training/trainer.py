@@ -150,6 +150,11 @@ def take_step(
         measured = {f.name: getattr(update, f.name) for f in fields(update)}
         measured["clip_frac"] = update.clip_low_frac + update.clip_high_frac
         if config.train.token_records and step % config.train.token_records == 0:
+            # The step is not recorded yet, so stopping waits for its end.
+            learner.measure_after(
+                first_informative(groups, config.train.after_records),
+                lambda: points.check_interrupt(at_step_boundary=False),
+            )
             tokens = step_tokens(groups, learner, vocabulary)
     except NonFinite as problem:
         points.hold(
@@ -249,6 +254,12 @@ def step_tokens(
     records = dict(zip(positions, learner.log.records(), strict=True))
     ids = [r.completion_ids for group in groups for r in group.rollouts]
     return StepTokens(records, vocabulary.new_pieces(ids))
+
+
+def first_informative(groups: Sequence[Group], count: int) -> list[int]:
+    """Positions of the first `count` groups; those without any advantage come last."""
+    tied = [not any(r.advantage for r in group.rollouts) for group in groups]
+    return sorted(range(len(groups)), key=lambda p: tied[p])[:count]
 
 
 def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:

@@ -332,6 +332,7 @@ OTHERS = {
     "train.checkpoint_keep",
     "train.checkpoint_keep_every",
     "train.token_records",
+    "train.after_records",  # at most a forward pass of a batch whose backward pass counts
 }
 
 

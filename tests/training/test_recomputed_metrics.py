@@ -20,11 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from grpo_core.config import nest, parse
 from grpo_core.models import load_policy
+from grpo_core.models.source import BUNDLED
 from grpo_core.rubric.rubric import resolve_rubric
 from grpo_core.store import Recorder, Store
+from grpo_core.training.checkpoint import WEIGHTS
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import STEP_METRICS
@@ -37,6 +41,7 @@ BASE = {
     "train.max_new_tokens": MAX_TOKENS,
     "train.learning_rate": 1e-3,
     "train.warmup_steps": 2,
+    "train.after_records": 9,
     "task.heldout_size": 0,
     "task.name": "arithmetic",
 }
@@ -118,6 +123,7 @@ class Row:
     sampled: np.ndarray
     passes: list[tuple[np.ndarray, np.ndarray]]
     ref: np.ndarray | None
+    after: np.ndarray | None
     trains: bool = True
 
 
@@ -166,9 +172,8 @@ def read(path, run_id: str, a: SimpleNamespace) -> list[Step]:
                             r["num_tokens"],
                             np.frombuffer(r["sampling_logprobs"], np.float32).astype(float),
                             list(zip(new, entropy, strict=True)),
-                            None
-                            if r["ref_logprobs"] is None
-                            else np.frombuffer(r["ref_logprobs"], np.float32).astype(float),
+                            floats(r["ref_logprobs"]),
+                            floats(r["logprobs_after"]),
                             trains=not (a.mask_truncated and r["finish_reason"] == "length"),
                         )
                     )
@@ -183,6 +188,10 @@ def read(path, run_id: str, a: SimpleNamespace) -> list[Step]:
     return found
 
 
+def floats(column: bytes | None) -> np.ndarray | None:
+    return None if column is None else np.frombuffer(column, np.float32).astype(float)
+
+
 @pytest.fixture(scope="module", params=list(RUNS))
 def recorded(request, tmp_path_factory):
     """A short run of the bundled model: configuration, algorithm section and stored steps."""
@@ -191,12 +200,14 @@ def recorded(request, tmp_path_factory):
     }
     config = parse(nest(settings))
     config = config.model_copy(update={"rubric": resolve_rubric(config.rubric)})
-    store = Store(tmp_path_factory.mktemp("recomputed") / "runs.sqlite")
+    folder = tmp_path_factory.mktemp("recomputed")
+    store = Store(folder / "runs.sqlite")
     run_id = store.create_run(config, request.param)
     with Recorder(store, run_id) as recorder:
-        train(config, recorder, RunControl())
+        train(config, recorder, RunControl(folder / "saved"))
     a = SimpleNamespace(**config.algorithm.model_dump())
-    return SimpleNamespace(config=config, a=a, steps=read(store.path, run_id, a))
+    [last] = (folder / "saved").iterdir()
+    return SimpleNamespace(config=config, a=a, steps=read(store.path, run_id, a), last=last)
 
 
 # ---- rewards, groups, lengths --------------------------------------------------------------------
@@ -544,6 +555,27 @@ def test_the_first_gradients_norm_is_that_of_the_stored_tokens_loss(recorded):
     assert first.steps["grad_norm"] == pytest.approx(
         norm, rel=1e-3
     )  # float32 there; KL has no gradient while policy and reference are one
+
+
+@pytest.mark.slow
+def test_log_probabilities_after_the_last_step_are_those_of_its_saved_weights(recorded):
+    """By transformers' own forward pass in float64, a row at a time, unpadded."""
+    tokenizer = load_policy(recorded.config.model, 0).tokenizer
+    model = AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float64).eval()
+    missing, unknown = model.load_state_dict(load_file(recorded.last / WEIGHTS), strict=False)
+    assert (missing, unknown) == (["lm_head.weight"], [])  # tied to the embeddings
+    changed = 0.0
+    for row in recorded.steps[-1].rows:
+        if not row.passes:
+            assert row.after is None
+            continue
+        prompt, ids = tokenizer(row.prompt)["input_ids"], torch.tensor(row.token_ids).long()
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+        assert row.after == pytest.approx(expected.numpy(), abs=2e-4)
+        changed = max(changed, float(np.abs(row.after - row.passes[0][0]).max()))
+    assert changed > 1e-3  # the update moved them, so before is not after
 
 
 def assert_metrics(step: Step, expected: dict[str, float | None]) -> None:

@@ -58,6 +58,7 @@ def coloured(logprobs: list[float], by: str = "logprob") -> str:
         clipped=[False] * n,
         term=[0.0] * n,
         gradient=[0.0] * n,
+        change=[0.0] * n,
     )
     return token_view(row, terms, by)
 

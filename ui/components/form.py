@@ -81,6 +81,7 @@ SAVING = (
     "train.checkpoint_keep",
     "train.checkpoint_keep_every",
     "train.token_records",
+    "train.after_records",
 )
 OPTIMISER = tuple(
     n for n in NAMES if n.startswith("train.") and n not in (*NUMBERS, *EVALUATION, *SAVING)

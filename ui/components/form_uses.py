@@ -62,6 +62,7 @@ USED_WHEN: dict[str, Callable[[Flat], bool]] = {
     "algorithm.entropy_coef_max": _is_set("algorithm.entropy_target"),
     "train.checkpoint_keep": _is_set("train.checkpoint_every"),
     "train.checkpoint_keep_every": _is_set("train.checkpoint_every"),
+    "train.after_records": _is_set("train.token_records"),
 }
 _WITH_FORMULAS = {
     "algorithm.advantage": options.ADVANTAGES,

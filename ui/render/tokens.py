@@ -59,6 +59,11 @@ def _magnitude(gradient: float) -> float:
     return math.copysign(size, gradient)
 
 
+def _moved(change: float) -> float:
+    """The root of the change in nats up to 1, with its sign."""
+    return math.copysign(math.sqrt(min(1.0, abs(change))), change)
+
+
 SCALES: dict[str, Scale] = {
     "logprob": Scale(
         "log-probability",
@@ -91,6 +96,13 @@ SCALES: dict[str, Scale] = {
         _magnitude,
         (-1e-2, -1e-3, -1e-4, 0, 1e-4, 1e-3, 1e-2),
     ),
+    "change": Scale(
+        "what the update did",
+        "Log-probability after the step’s update, minus before: blue has become likelier, "
+        "orange less likely.",
+        _moved,
+        (-1, -0.3, -0.1, -0.01, 0, 0.01, 0.1, 0.3, 1),
+    ),
 }
 
 
@@ -113,6 +125,7 @@ def value_of(by: str, terms: TokenTerms, i: int) -> float:
         "ratio": terms.ratio,
         "kl": terms.kl,
         "entropy": terms.entropy,
+        "change": terms.change,
     }[by][i]
 
 
@@ -178,6 +191,12 @@ def token_view(row: TokenRow, terms: TokenTerms | None, by: str, text: str = "")
         note = (
             '<p class="note">KL was not measured on this completion. Without a coefficient it is '
             "measured on an eighth of the completions; with measure_kl off, on none.</p>"
+        )
+    elif by == "change" and not known:
+        note = (
+            '<p class="note">The update was not measured on this group. Measured after the update '
+            "(section Run) says on how many groups of a step it is; older versions measured "
+            "none.</p>"
         )
     if num_drawn < len(row.token_ids):
         note += f'<p class="note">The first {num_drawn:,} of {len(row.token_ids):,} tokens.</p>'
@@ -290,6 +309,7 @@ def token_numbers(i: int, row: TokenRow, terms: TokenTerms | None) -> str:
             "entropy": terms.entropy[i],
             "loss term": terms.term[i],
             "gradient": terms.gradient[i],
+            "change by the update": terms.change[i],
         }
         parts += [f"{name} {short(v)}" for name, v in values.items() if is_number(v)]
         parts.append("clipped" if terms.clipped[i] else "not clipped")

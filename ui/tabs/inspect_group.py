@@ -12,13 +12,14 @@ import gradio as gr
 
 from grpo_core.analysis import token_loss
 from grpo_core.analysis import what_if as analysis
+from grpo_core.analysis.update_effect import update_effects
 from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import GroupRow, RunRow
 from grpo_core.types import GroupKind
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel, one_of, script
-from ui.render import arithmetic, cards, history, status, tokens
+from ui.render import arithmetic, cards, history, status, tokens, update_effect
 from ui.render.place import Place
 from ui.render.text import esc
 from ui.server.refresh import RefreshEvents
@@ -260,7 +261,12 @@ class ShowGroup:
             )
         except InvalidConfig:  # a configuration of another version
             terms = None
-        return tokens.token_view(row, terms, by, rollout.text)
+        view = tokens.token_view(row, terms, by, rollout.text)
+        if by == "change":
+            rollouts = group.rollouts[: update_effect.MAX_ROWS]
+            effects = update_effects(store, rollouts)
+            view += update_effect.effect_table(rollouts, effects, position)
+        return view
 
     def _what_if(self, shown: _Shown) -> str:
         run, group, views = shown.run, shown.group, self.views

@@ -180,11 +180,21 @@ class TrainConfig(Section):
         1,
         "Token records every",
         "Steps between records of every token's log-probabilities and entropy, "
-        "at most 20 bytes per token. 0: none are kept.",
+        "at most 24 bytes per token. 0: none are kept.",
         unit="steps",
         ge=0,
         le=1_000_000,
         hint="1 keeps all, 0 none.",
+    )
+    after_records: int = setting(
+        2,
+        "Measured after the update",
+        "Groups of each recorded step whose log-probabilities are measured once more after its "
+        "update, those with advantages first. 0: none.",
+        unit="groups",
+        ge=0,
+        le=10_000,
+        hint="Shows what the update did, at the cost of a forward pass over these groups.",
     )
 
 
