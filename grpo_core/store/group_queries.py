@@ -88,6 +88,14 @@ class GroupQueries:
         )
         return [row["id"] for row in rows]
 
+    def all_group_ids(self, run_id: str, kind: str = GroupKind.TRAINING) -> list[int]:
+        """Ids of all groups of a run, in order."""
+        rows = self._readers.all(
+            "SELECT id FROM groups WHERE run_id = ? AND kind = ? ORDER BY step, position",
+            (text(run_id), text(kind)),
+        )
+        return [row["id"] for row in rows]
+
     def last_step_with_groups(self, run_id: str) -> int | None:
         return self._readers.all(
             "SELECT MAX(step) FROM groups WHERE run_id = ? AND kind = 'training'", (text(run_id),)
