@@ -191,7 +191,7 @@ def test_the_whole_inspector_is_reached_and_used_by_keyboard(finished, open_page
     expect(page.locator("#look-body")).to_contain_text("largest change of A 0.000")
     look.get_by_role("radio", name="What if").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#look-body")).to_contain_text("Best completion, step 0")
+    expect(page.locator("#look-body")).to_contain_text("Answer, step 0")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#look-controls select")).to_be_visible()
     page.keyboard.press("ArrowRight")

@@ -115,6 +115,7 @@ def test_zoom_scroll_and_the_set_up_survive_ten_refreshes(server, open_page):
 def test_eight_tabs_of_one_browser_all_load_and_follow_the_run(server, open_page):
     page = open_page(server)
     store = Store(server.db)
+    fill(page, "Steps", "1000")  # it must not end before the last page has followed it
     start(page)
     wait_until(lambda: store.runs() and store.runs()[0].steps_done >= 1)
     run_id = store.runs()[0].id

@@ -20,6 +20,7 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
         return wait_until(lambda: (run := store.runs()[0]).status is status and run, 20)
 
     fill(page, "Group size", "4")
+    fill(page, "Steps", "1000")
     start(page)
     wait_until(lambda: store.runs() and store.runs()[0].steps_done >= 1)
     press("Pause")

@@ -57,6 +57,8 @@ def coloured(logprobs: list[float], by: str = "logprob") -> str:
         entropy=[-v for v in logprobs],
         clipped=[False] * n,
         term=[0.0] * n,
+        policy=[0.0] * n,
+        kl_term=[0.0] * n,
         gradient=[0.0] * n,
         change=[0.0] * n,
     )
