@@ -36,6 +36,7 @@ from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
 if TYPE_CHECKING:
+    from grpo_core.preferences.reward_settings import RewardSettings
     from grpo_core.preflight.late import LateService
     from grpo_core.preflight.service import PreflightService
     from grpo_core.runs.device_queue import Machine
@@ -125,6 +126,7 @@ def _serve(
     runs.close(RECORD_SECONDS)
     if snapshots is not None:
         snapshots.renew(now=True)
+    service.reward_models.close()
     page.close(verbose=False)
     return 0
 
@@ -170,11 +172,13 @@ def _build(
     from grpo_core.preflight.late import LateService
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.manager import RunManager
+    from grpo_core.runs.reward_models import RewardModels
+    from grpo_core.store.reward_models import folder_of
     from ui.page import build_app
 
     add_plugins(options.rewards)
     is_public = options.host not in LOOPBACK or options.share
-    limits = _limits(options.files, is_public)
+    limits = _limits([*options.files, str(folder_of(store))], is_public)
     trainer = _trainer(options.rewards)
 
     used_bytes = _used_bytes(store, limits)
@@ -193,8 +197,19 @@ def _build(
             ),
         )
 
+    admit = _admission(limits)
+
+    def check_reward_model(settings: RewardSettings) -> None:
+        limits.check_base(settings.base)
+        limits.check_disk(used_bytes())
+        admit()  # last, so that a refused training does not count
+
     service = LateService(
-        store, make_service, lease_seconds=trainer.lease_seconds, may_push=not is_public
+        store,
+        make_service,
+        lease_seconds=trainer.lease_seconds,
+        may_push=not is_public,
+        reward_models=RewardModels(store, check_reward_model, limits.minutes),
     )
 
     def check_room(config: RunConfig) -> None:
@@ -204,7 +219,7 @@ def _build(
     runs = RunManager(
         store,
         trainer.run,
-        check=_check(store, limits, used_bytes, lambda config: runs.check_room(config)),
+        check=_check(store, limits, used_bytes, lambda config: runs.check_room(config), admit),
         machine=replace(trainer.machine, check_room=check_room),
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
     )
@@ -267,17 +282,23 @@ def _check_reading(limits: Limits, used_bytes: Callable[[], int]) -> Callable[[R
     return check
 
 
+def _admission(limits: Limits) -> Callable[[], None]:
+    """Counts one more training of the visitor who asks. It raises InvalidConfig."""
+    from grpo_core.runs.limits import Visitors
+    from ui.server.visitor import visitor
+
+    visitors = Visitors(limits.per_visitor)
+    return lambda: visitors.admit(visitor())
+
+
 def _check(
     store: Store,
     limits: Limits,
     used_bytes: Callable[[], int],
     check_room: Callable[[RunConfig], None],
+    admit: Callable[[], None],
 ) -> Callable[[RunConfig], None]:
     """The check of a configuration before its run starts. It raises StudioError."""
-    from grpo_core.runs.limits import Visitors
-    from ui.server.visitor import visitor
-
-    visitors = Visitors(limits.per_visitor)
 
     def check(config: RunConfig) -> None:
         from grpo_core.models import check_model  # imports torch
@@ -286,7 +307,7 @@ def _check(
         limits.check_disk(used_bytes())
         check_model(config.model)
         check_room(config)
-        visitors.admit(visitor())  # last, so that a refused run does not count
+        admit()  # last, so that a refused run does not count
 
     return check
 

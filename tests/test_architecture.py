@@ -39,6 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/training/breakpoints.py": set(),
     "grpo_core/training/timing.py": set(),
     "grpo_core/analysis/token_loss.py": {"torch"},
+    "grpo_core/preferences/bradley_terry.py": {"torch"},
+    "grpo_core/preferences/reward_training.py": {"torch"},
     "grpo_core/runs/doctor.py": {"sqlite3"},
     "grpo_core/exporting/trained_model.py": {"torch", "transformers"},
     "grpo_core/preflight/service.py": {"torch"},
@@ -55,7 +57,8 @@ NOT_FOR_THE_PAGE = tuple(
     f"grpo_core.{name}"
     for name in (
         "models", "rollout", "learner", "training.trainer", "training.scoring",
-        "training.rollout_batch", "training.checkpoint", "preflight", "exporting.trained_model",
+        "training.rollout_batch", "training.checkpoint", "preferences.reward_training", "preflight",
+        "exporting.trained_model",
     )
 )  # fmt: skip
 

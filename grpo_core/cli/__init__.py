@@ -7,7 +7,16 @@ import json
 import sys
 from collections.abc import Sequence
 
-from grpo_core.cli import checking, comparing, rating, reading, scoring, serving, training
+from grpo_core.cli import (
+    checking,
+    comparing,
+    rating,
+    reading,
+    rewarding,
+    scoring,
+    serving,
+    training,
+)
 from grpo_core.cli.terminal import command_adder, printable, program
 from grpo_core.errors import InvalidConfig, StudioError
 
@@ -45,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=program(), description="GRPO Studio on the command line; `app` opens the page."
     )
     command = command_adder(parser.add_subparsers(required=True, metavar="COMMAND"))
-    for family in (training, comparing, checking, scoring, rating, reading, serving):
+    families = (training, comparing, checking, scoring, rating, rewarding, reading, serving)
+    for family in families:
         family.add_commands(command)
     return parser

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from grpo_core.config import ModelConfig
-from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models.device import free_memory, host_memory, pick_device, prepare_device
 from grpo_core.models.folder import BadModel
 from grpo_core.models.lora import add_adapters
@@ -30,7 +30,6 @@ from grpo_core.models.shape import (
     context_tokens,
     empty_model,
     read_shape,
-    text_config,
 )
 from grpo_core.models.source import BUNDLED, NAME_HINT, Source, find_source, one_line
 from grpo_core.models.token_ids import (
@@ -46,11 +45,12 @@ __all__ = [
     "check_base",
     "check_model",
     "examine",
-    "load_classifier",
     "load_policy",
     "load_reader",
     "read_tokenizer",
     "refuse",
+    "room_for_weights",
+    "with_weights",
 ]
 
 # transformers' progress bar over weights would overwrite the command line's own.
@@ -106,13 +106,13 @@ def _load_policy(config: ModelConfig, seed: int, device: torch.device) -> Policy
     dtype = precision(config, device)
     prepare_device(device)
     shape = _language_shape(source, config, device)
-    check_memory(empty_model(shape), dtype, config.base_bits, _room(config, device))
+    check_memory(empty_model(shape), dtype, config.base_bits, room_for_weights(config, device))
     tokenizer = read_tokenizer(source, shape)
     if config.init == "random":
         model = _random_weights(shape, dtype, seed)
     else:
         more = _four_bits(device) if config.base_bits == "4" else {}
-        model = _with_weights(AutoModelForCausalLM, source, shape, dtype=dtype, **more)
+        model = with_weights(AutoModelForCausalLM, source, shape, dtype=dtype, **more)
     if config.lora_rank:
         try:
             add_adapters(model, config, seed)
@@ -147,7 +147,7 @@ def _language_shape(source: Source, config: ModelConfig, device: torch.device) -
     return shape
 
 
-def _room(config: ModelConfig, device: torch.device) -> int:
+def room_for_weights(config: ModelConfig, device: torch.device) -> int:
     """Bytes that weights may take now. In 16 bits they pass through the machine's own memory."""
     _, in_host = host_memory(drops_caches=True)
     if device.type == "cpu":
@@ -173,23 +173,30 @@ def read_tokenizer(source: Source, shape: PreTrainedConfig) -> PreTrainedTokeniz
     return tokenizer
 
 
-def _with_weights(
-    kind: Any, source: Source, shape: PreTrainedConfig, **options: Any
+def with_weights(
+    kind: Any,
+    source: Source,
+    shape: PreTrainedConfig,
+    check: Callable[[PreTrainedModel, Mapping[str, Any]], None] = check_complete,
+    **options: Any,
 ) -> PreTrainedModel:
-    """The model with all of its weights. Raises BadModel naming those that are missing or bad."""
+    """The model with all of its weights. Raises BadModel naming those that are missing or bad.
+
+    check: gets the model and transformers' report of what was missing.
+    """
     try:
         model, loaded = kind.from_pretrained(
             source.name,
             config=shape,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # check_complete names them
+            ignore_mismatched_sizes=True,  # `check` names them
             **source.options,
             **options,
         )
     except Exception as error:
         raise BadModel(f"it cannot be loaded: {one_line(error)}", NAME_HINT) from None
-    check_complete(model, loaded)
+    check(model, loaded)
     check_types(model, source.folder)
     check_finite(model)
     return model
@@ -244,52 +251,6 @@ def load_reader(config: ModelConfig) -> Reader:
         return Reader(read_tokenizer(source, shape), context_tokens(shape))
     except BadModel as error:
         refuse(config, error.problem, error.hint)
-
-
-def load_classifier(
-    name: str, revision: str = "main"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a sequence-classification model and its tokenizer onto the device.
-
-    The rules of a policy apply: safetensors only, no code of the model's own, no weight missing.
-    Texts are cut to the model's context from their left. Raises StudioError.
-    """
-    try:
-        if not name:
-            raise BadModel("no model is named", "Set params.model.")
-        return _load_classifier(ModelConfig(name=name, revision=revision), pick_device())
-    except BadModel as error:
-        raise StudioError(
-            f"the reward model {name!r} cannot be loaded: {error.problem}. {error.hint} "
-            "It must be a sequence-classification model."
-        ) from None
-
-
-def _load_classifier(
-    config: ModelConfig, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    source, dtype = find_source(config), precision(config, device)
-    shape = read_shape(source, dtype)
-    kind = AutoModelForSequenceClassification
-    check_memory(empty_model(shape, kind), dtype, config.base_bits, _room(config, device))
-    tokenizer = read_tokenizer(source, shape)
-    model = _with_weights(kind, source, shape, dtype=dtype)
-    if not model.config.num_labels:
-        raise BadModel("it has no labels")
-    if known_pad_id(model, tokenizer) is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    pad_id = known_pad_id(model, tokenizer)
-    if pad_id is None:
-        raise BadModel("its tokenizer has no pad or end token within its vocabulary")
-    for part in (model.config, text_config(model.config)):
-        part.pad_token_id = pad_id
-    # The model judges the end of the completion, so a text that is too long loses its beginning.
-    tokenizer.truncation_side = "left"
-    limit = context_tokens(model.config)
-    if limit is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
-    # As in load_policy.
-    return model.to(device).eval(), tokenizer  # pyright: ignore[reportArgumentType]
 
 
 def _random_weights(shape: PreTrainedConfig, dtype: torch.dtype, seed: int) -> PreTrainedModel:

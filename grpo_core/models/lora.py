@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def add_adapters(model: nn.Module, config: ModelConfig, seed: int, task: str = "CAUSAL_LM") -> None:
     """Freeze the model and add adapters of rank r = `lora_rank` to every linear layer but the head.
 
         W x + (alpha / r) B A x      B = 0 at first, so the first output does not change
 
-    A is drawn from `seed`.
+    A is drawn from `seed`. task: peft's name of what the head does; "SEQ_CLS": a score.
     """
     from peft import inject_adapter_in_model  # takes seconds to import
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(lora_config(config, model), model)
+        inject_adapter_in_model(lora_config(config, model, task), model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # float32 also beside a bfloat16 base: bfloat16 would round small updates away.
@@ -36,7 +36,7 @@ def add_adapters(model: nn.Module, config: ModelConfig, seed: int) -> None:
             assert "lora_" in name, name
 
 
-def lora_config(config: ModelConfig, model: nn.Module) -> LoraConfig:
+def lora_config(config: ModelConfig, model: nn.Module, task: str = "CAUSAL_LM") -> LoraConfig:
     """peft's description of the adapters that `add_adapters` puts into the model."""
     from peft import LoraConfig
 
@@ -48,7 +48,7 @@ def lora_config(config: ModelConfig, model: nn.Module) -> LoraConfig:
         lora_dropout=0.0,
         target_modules="all-linear",
         exclude_modules=special or None,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
 
 

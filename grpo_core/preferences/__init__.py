@@ -1,1 +1,1 @@
-"""What people prefer: which pair to show next, how far people agree, files of preferences."""
+"""What people prefer: pairs to show next, agreement, files, and reward models of it."""

@@ -29,11 +29,13 @@ from grpo_core.preflight.playground import Playground
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
 from grpo_core.rollout import SamplingParams, sample_groups
 from grpo_core.rubric import Rubric, RunningStd, build_rubric, resolve_rubric, total
+from grpo_core.rubric.check import Notes
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
+from grpo_core.rubric.reward_model import RewardModelParams, reward_model
 from grpo_core.runs.device_queue import placed
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
-from grpo_core.store import Store
+from grpo_core.store import Store, reward_models
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.scoring import Progress, compare_groups, score_groups
@@ -255,6 +257,24 @@ class PreflightService:
         rollouts = [Rollout(Completion(text, "stop", _num_tokens(reader, text))) for text in texts]
         prompts = train_prompts(task, config.train.seed, 1, 1)
         return self._try(prompts, rollouts, rubric, config)
+
+    def reward_scorer(
+        self,
+    ) -> Callable[[Sequence[tuple[Prompt, str]]], list[float | None]] | None:
+        """Logits of (prompt, completion) by the newest reward model; None if there is none."""
+        row = reward_models.newest_usable(self._store)
+        if row is None:
+            return None
+        params = RewardModelParams.model_validate(
+            {"model": str(row.folder.resolve()), "sigmoid": False}
+        )
+
+        def score(texts: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+            completions = [Completion(text, "stop", 1) for _, text in texts]
+            with time_limit(SCORING_SECONDS):
+                return reward_model(completions, [prompt for prompt, _ in texts], params, Notes())
+
+        return score
 
     def probe(self, config: RunConfig) -> list[Probe]:
         """The rewards of texts that deserve none, on the task's first prompt."""

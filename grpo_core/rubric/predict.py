@@ -48,3 +48,13 @@ def mean_interval(values: Sequence[float], z: float = 1.96) -> tuple[float, floa
     mean = sum(values) / n
     half = z * sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else 1.0
     return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a proportion      Wilson 1927
+
+    (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    """
+    p, n = successes / trials, trials
+    centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

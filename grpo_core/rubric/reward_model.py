@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -15,6 +15,9 @@ from grpo_core.config.places import Name
 from grpo_core.errors import StudioError
 from grpo_core.rubric.check import UNBOUNDED, Check, Notes, Params, batched
 from grpo_core.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RewardModelParams(Params):
@@ -42,44 +45,59 @@ def reward_model(
 
     Texts with more than `max_tokens` tokens, or more than its context, lose their beginning.
     """
+    model, tokenizer = _load(params.model, params.revision)
+    texts = [text_read(tokenizer, p, c.text) for c, p in zip(completions, prompts, strict=True)]
+    rows = logits_of(model, tokenizer, texts, params.max_tokens, params.batch)
+    return [_score(row, params) for row in rows]
+
+
+def _score(logits: Tensor, params: RewardModelParams) -> float:
+    """logits (labels,) -> a number. Raises StudioError for a label that is not there."""
+    if len(logits) == 1:
+        return (logits[0].sigmoid() if params.sigmoid else logits[0]).item()
+    if params.label >= len(logits):
+        raise StudioError(
+            f"label = {params.label}: the reward model {params.model!r} has "
+            f"{len(logits)} labels. Use 0 to {len(logits) - 1}, or -1 for the last."
+        )
+    return logits.softmax(-1)[params.label].item()
+
+
+def logits_of(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, batch: int
+) -> list[Tensor]:
+    """The model's float32 logits (labels,) of each text, on the CPU."""
     import torch
 
-    model, tokenizer = _load(params.model, params.revision)
-    texts = [_text(tokenizer, c, p) for c, p in zip(completions, prompts, strict=True)]
     # Texts of similar length share a batch, so that there is less padding.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    scores: list[float | None] = [None] * len(texts)
-    for start in range(0, len(order), params.batch):
-        rows = order[start : start + params.batch]
-        ids = tokenizer(
-            [texts[i] for i in rows],
-            return_tensors="pt",
-            add_special_tokens=not tokenizer.chat_template,  # a template writes its own
-            padding=True,
-            truncation=True,
-            max_length=min(params.max_tokens, tokenizer.model_max_length),
-        ).to(model.device)
-        with torch.inference_mode():
-            logits = model(**ids).logits.float()  # (b, labels)
-        if logits.shape[1] == 1:
-            values = logits[:, 0].sigmoid() if params.sigmoid else logits[:, 0]
-        else:
-            if params.label >= logits.shape[1]:
-                raise StudioError(
-                    f"label = {params.label}: the reward model {params.model!r} has "
-                    f"{logits.shape[1]} labels. Use 0 to {logits.shape[1] - 1}, or -1 for the last."
-                )
-            values = logits.softmax(-1)[:, params.label]
-        for i, value in zip(rows, values.tolist(), strict=True):
-            scores[i] = value
-    return scores
+    logits: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            ids = encode(tokenizer, [texts[i] for i in rows], max_tokens).to(model.device)
+            logits |= zip(rows, model(**ids).logits.float().cpu(), strict=True)  # (b, labels)
+    return [logits[i] for i in range(len(texts))]
 
 
-def _text(tokenizer: Any, completion: Completion, prompt: Prompt) -> str:
+def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Any:
+    """Ids and mask (b, T) of texts. Those that are too long lose their beginning."""
+    return tokenizer(
+        list(texts),
+        return_tensors="pt",
+        add_special_tokens=not tokenizer.chat_template,  # a template writes its own
+        padding=True,
+        truncation=True,
+        max_length=min(max_tokens, tokenizer.model_max_length),
+    )
+
+
+def text_read(tokenizer: Any, prompt: Prompt, completion: str) -> str:
+    """What a reward model reads, in training too: the chat in its template, else lines."""
     messages = [
         *prompt.meta.get("before", ()),
         {"role": "user", "content": prompt.text},
-        {"role": "assistant", "content": completion.text},
+        {"role": "assistant", "content": completion},
     ]
     if tokenizer.chat_template:
         from grpo_core.models.chat_template import accepted, render

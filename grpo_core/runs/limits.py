@@ -39,22 +39,32 @@ class Limits:
     def check(self, config: RunConfig, num_queued: int = 0) -> None:
         """Check a run before it starts. Raises InvalidConfig with every field beyond a limit."""
         problems = self._sizes(config)
-        if self.models is not None and config.model.name not in self.models:
-            hint = f"Choose one of: {', '.join(self.models)}."
-            problems.append(
-                FieldProblem("model.name", config.model.name, "this server does not offer it", hint)
-            )
+        problems += self._not_offered("model.name", config.model.name)
         if self.waiting is not None and num_queued >= self.waiting:
             problem = f"{num_queued} runs are already queued"
             hint = "Come back when one has ended."
             problems.append(FieldProblem("train.steps", config.train.steps, problem, hint))
         for field, name in _paths(config):
-            if not self._allowed(name):
-                problem = "this server does not read files there"
-                hint = "Upload the file, or name one of the Hub."
-                problems.append(FieldProblem(field, name, problem, hint))
+            problems += self._out_of_reach(field, name)
         if problems:
             raise InvalidConfig(problems)
+
+    def check_base(self, name: str) -> None:
+        """Check the base of a reward model. Raises InvalidConfig."""
+        if problems := [*self._not_offered("base", name), *self._out_of_reach("base", name)]:
+            raise InvalidConfig(problems)
+
+    def _not_offered(self, field: str, name: str) -> list[FieldProblem]:
+        if self.models is None or name in self.models:
+            return []
+        hint = f"Choose one of: {', '.join(self.models)}."
+        return [FieldProblem(field, name, "this server does not offer it", hint)]
+
+    def _out_of_reach(self, field: str, name: str) -> list[FieldProblem]:
+        if self._allowed(name):
+            return []
+        hint = "Upload the file, or name one of the Hub."
+        return [FieldProblem(field, name, "this server does not read files there", hint)]
 
     def _sizes(self, config: RunConfig) -> list[FieldProblem]:
         a, asked = config.algorithm, work(config)

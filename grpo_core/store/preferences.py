@@ -109,6 +109,23 @@ def read(store: Store, who: str | None = None) -> list[Preference]:
         return [Preference(**{**row, "before": json.loads(row["before"])}) for row in rows]
 
 
+def judged_scores(store: Store, run_id: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Scores by criterion of the preferred and of the other completion, for a run's judged pairs.
+
+    Ties, skipped pairs, and completions that are no longer there are left out.
+    """
+    rows = store._readers.all(
+        "SELECT p.verdict, l.scores AS left, r.scores AS right FROM preferences p "
+        "JOIN rollouts l ON l.group_id = p.group_id AND l.text = p.left "
+        "JOIN rollouts r ON r.group_id = p.group_id AND r.text = p.right "
+        "WHERE p.run_id = ? AND p.verdict IN ('left', 'right') GROUP BY p.id ORDER BY p.id",
+        (text(run_id),),
+    )
+    with decoding(store.path):
+        pairs = [(json.loads(row["left"]), json.loads(row["right"]), row) for row in rows]
+    return [(a, b) if row["verdict"] == "left" else (b, a) for a, b, row in pairs]
+
+
 def people(store: Store) -> list[str]:
     """The names under which somebody judged, sorted; "" for no name."""
     rows = store._readers.all("SELECT DISTINCT who FROM preferences ORDER BY who")

@@ -251,6 +251,18 @@ def _after_the_step(db: Database) -> None:
     db.execute("ALTER TABLE token_records ADD COLUMN logprobs_after BLOB")
 
 
+@MIGRATIONS(name="13 reward models")
+def _reward_models(db: Database) -> None:
+    """Trainings of reward models from preferences; the models lie beside the file."""
+    _create(
+        db,
+        "reward_models",
+        "id str, name str, folder str, base str, status str, created_at float, ended_at float?, "
+        "num_pairs int, config str, progress str, result str?, error str?",
+        pk="id",
+    )
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

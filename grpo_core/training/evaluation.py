@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
 from grpo_core.rubric import Rubric
-from grpo_core.rubric.predict import mean_interval, pass_at
+from grpo_core.rubric.predict import mean_interval, pass_at, wilson_interval
 from grpo_core.training.scoring import Progress, mean
 from grpo_core.types import Group, GroupKind, Prompt, Rollout
 
@@ -88,13 +87,3 @@ def passes(known: Sequence[Sequence[bool]]) -> dict[str, float | None]:
                 zip((name, f"{name}_low", f"{name}_high"), mean_interval(rates), strict=True)
             )
     return results
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion      Wilson 1927
-
-    (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n)
-    """
-    p, n = successes / trials, trials
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -132,6 +133,14 @@ WATCHED = changed(
         {"name": "accuracy", "check": "accuracy", "weight": 0.0, "outcome": True},
     ],
 )
+LEARNT = changed(
+    "rubric",
+    criteria=[
+        {"name": "liked", "check": "reward_model", "weight": 1.0},
+        {"name": "accuracy", "check": "accuracy", "weight": 0.0, "outcome": True},
+    ],
+)
+LIKED = {"score/liked": list(enumerate(ramp(0.4, 0.8, 40), 1))}
 ALWAYS_WRONG = {"score/accuracy": [(i, 0.0) for i in range(1, 41)]}
 TIED = [group([0.2] * 4, "all_wrong", number=i) for i in range(1, 21)]
 
@@ -177,6 +186,10 @@ CASES = {
     "hacking": (
         facts(metrics={"score/accuracy": flat(0.3)}, config=WATCHED, groups=[]),
         facts(config=WATCHED, groups=[]),
+    ),
+    "over_optimisation": (
+        facts(metrics={**LIKED, "score/accuracy": flat(0.3)}, config=LEARNT, groups=[]),
+        facts(metrics=LIKED, config=LEARNT, groups=[]),
     ),
     "phantom": (
         facts(
@@ -278,7 +291,7 @@ DIAGNOSIS = {diagnose.__name__: diagnose for diagnose in DIAGNOSES}
 
 def test_every_code_of_the_advisor_is_tested_here():
     assert set(CASES) == set(CODES)
-    assert len(CODES) == 14
+    assert len(CODES) == 15
 
 
 @pytest.mark.parametrize("code", CASES)
@@ -426,3 +439,18 @@ def test_the_command_line_prints_notices_as_text_and_as_json(cut_short, capsys):
         "truncation, step 5: 100 % of the completions are cut at 48 tokens"
         in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(("agrees", "named"), [(5, True), (8, False)])
+def test_fresh_judgements_against_the_reward_model_are_evidence(agrees, named):
+    # Wilson's upper bound for 5 of 20 is 0.469, for 8 of 20 it is 0.613.
+    judged = [({"liked": float(i < agrees)}, {"liked": 0.5}) for i in range(20)]
+    found = assess(replace(facts(metrics=LIKED, config=LEARNT, groups=[]), judged=judged))
+    assert ("over_optimisation" in [n.code for n in found]) is named
+
+
+def test_a_reward_model_that_stays_as_it_was_is_no_over_optimisation():
+    stays = facts(
+        metrics={"score/liked": flat(0.8), "score/accuracy": flat(0.3)}, config=LEARNT, groups=[]
+    )
+    assert "over_optimisation" not in [n.code for n in assess(stays)]

@@ -250,5 +250,5 @@ def test_weights_larger_than_the_free_memory_are_refused_unread(folder, monkeypa
     monkeypatch.setattr(loading, "host_memory", lambda drops_caches=False: (needed, needed))
     load(folder)
     monkeypatch.setattr(loading, "host_memory", lambda drops_caches=False: (needed, needed - 1))
-    monkeypatch.setattr(loading, "_with_weights", lambda *a, **k: pytest.fail("it was read"))
+    monkeypatch.setattr(loading, "with_weights", lambda *a, **k: pytest.fail("it was read"))
     assert "its weights alone need" in refusal(folder)

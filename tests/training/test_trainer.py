@@ -12,8 +12,8 @@ from grpo_core.config import RubricConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StopRequested
 from grpo_core.models import Policy
 from grpo_core.rubric import build_rubric
+from grpo_core.rubric.predict import wilson_interval
 from grpo_core.training.control import RunControl
-from grpo_core.training.evaluation import wilson_interval
 from grpo_core.training.scoring import group, mean
 from grpo_core.training.trainer import train
 from grpo_core.types import (

@@ -19,6 +19,7 @@ TITLES = {
     "length_drift": "Length drifts",
     "mute_criterion": "Criterion with almost no effect",
     "hacking": "Reward hacking",
+    "over_optimisation": "Reward model over-optimised",
     "phantom": "Phantom advantages",
     "lr_too_low": "Learning rate too low",
     "lr_too_high": "Learning rate too high",

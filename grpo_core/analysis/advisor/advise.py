@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from grpo_core.analysis.advisor import criteria, groups, length, stability
+from grpo_core.analysis.advisor import criteria, groups, length, reward_models, stability
 from grpo_core.analysis.advisor.facts import Facts
-from grpo_core.store import Store
+from grpo_core.store import Store, preferences
 from grpo_core.types import Notice
 
 SHOWN = 3  # notices on the page at a time
@@ -15,6 +15,7 @@ DIAGNOSES = (
     stability.non_finite,
     stability.lr_too_high,
     length.end_token,
+    reward_models.over_optimisation,
     criteria.hacking,
     length.truncation,
     groups.flat_reward,
@@ -40,6 +41,7 @@ FOLLOWS: dict[str, set[str]] = {
         "truncation",
         "phantom",
         "mute_criterion",
+        "over_optimisation",
         "hacking",
         "flat_reward",
         "dead_groups",
@@ -57,6 +59,14 @@ FOLLOWS: dict[str, set[str]] = {
     "truncation": {"mute_criterion", "phantom", "dead_groups"},
     "flat_reward": {"dead_groups", "mute_criterion", "lr_too_low", "noise", "entropy_collapse"},
     "phantom": {"mute_criterion", "noise"},
+    "over_optimisation": {
+        "hacking",
+        "dead_groups",
+        "length_drift",
+        "mute_criterion",
+        "entropy_collapse",
+        "noise",
+    },
     "hacking": {"dead_groups", "length_drift", "mute_criterion", "entropy_collapse", "noise"},
     "dead_groups": {"noise", "mute_criterion"},
     "lr_too_low": {"noise"},
@@ -80,6 +90,7 @@ def facts_of(store: Store, run_id: str) -> Facts:
         store.metrics(run_id),
         store.newest_groups(run_id, GROUPS),
         run.error,
+        preferences.judged_scores(store, run_id),
     )
 
 

@@ -17,7 +17,7 @@ from grpo_core.types import Notice
 def hacking(f: Facts) -> Notice | None:
     """The reward rose, or is near its maximum, but a measure of the goal did not rise.
 
-    Rose: by 5 % of the highest reward and by three standard errors. `_lagging` defines the
+    Rose: by 5 % of the highest reward and by three standard errors. `lagging` defines the
     measures of the goal.
     """
     before, after = f.first("reward_mean"), f.recent("reward_mean", 10)
@@ -25,11 +25,11 @@ def hacking(f: Facts) -> Notice | None:
         return None
     rise, errors = gain(before, after)
     rose = rise > 0.05 * f.max_reward and errors > 3
-    lagging = _lagging(f)
-    name = next(iter(lagging), None)
+    behind = lagging(f)
+    name = next(iter(behind), None)
     if name is None:
         return None
-    was, now = lagging[name]
+    was, now = behind[name]
     outcome_has_no_weight = f.weights.get(f.outcome or "", 1.0) == 0
     near_maximum = mean(after) > 0.85 * f.max_reward and outcome_has_no_weight and now < 0.5
     if not (rose or near_maximum):
@@ -59,19 +59,19 @@ def hacking(f: Facts) -> Notice | None:
     )
 
 
-def _lagging(f: Facts) -> dict[str, tuple[float, float]]:
+def lagging(f: Facts) -> dict[str, tuple[float, float]]:
     """Measures of the goal that did not rise: name -> (before, now), the largest fall first.
 
     Held-out accuracy: at most the upper 95 % bound of its first evaluation. Outcome: below 0.9
     and risen by at most two standard errors. Criteria of weight 0: fell by 0.05 and by three.
     """
-    lagging: dict[str, tuple[float, float]] = {}
+    behind: dict[str, tuple[float, float]] = {}
     heldout, upper_bounds = f.series("heldout/accuracy"), f.series("heldout/accuracy_high")
     metric = f.outcome_metric
     outcome_rose = metric is not None and gain(f.first(metric), f.recent(metric, 10))[1] > 2
     evaluated = len(heldout) >= 2
     if evaluated and upper_bounds and heldout[-1] <= upper_bounds[0] and not outcome_rose:
-        lagging["held-out accuracy"] = heldout[0], heldout[-1]
+        behind["held-out accuracy"] = heldout[0], heldout[-1]
     for name, weight in f.weights.items():
         before, after = f.first(f"score/{name}"), f.recent(f"score/{name}", 10)
         change, errors = gain(before, after)
@@ -80,8 +80,8 @@ def _lagging(f: Facts) -> dict[str, tuple[float, float]]:
         else:
             lags = weight == 0 and change < -0.05 and errors < -3
         if lags:
-            lagging[name] = mean(before), mean(after)
-    return dict(sorted(lagging.items(), key=lambda item: item[1][1] - item[1][0]))
+            behind[name] = mean(before), mean(after)
+    return dict(sorted(behind.items(), key=lambda item: item[1][1] - item[1][0]))
 
 
 def mute_criterion(f: Facts) -> Notice | None:

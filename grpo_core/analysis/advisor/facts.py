@@ -20,6 +20,7 @@ class Facts:
 
     steps: rows of the table `steps`, in order; metrics: name -> (step, value) points;
     groups: the newest groups, newest first; error: the text with which the run failed.
+    judged: scores by criterion of the preferred and of the other completion of each judged pair.
     """
 
     config: Mapping[str, Any]
@@ -27,6 +28,7 @@ class Facts:
     metrics: Mapping[str, Sequence[tuple[int, float | None]]]
     groups: Sequence[GroupRow]
     error: str | None = None
+    judged: Sequence[tuple[Mapping[str, float | None], Mapping[str, float | None]]] = ()
 
     # ---- settings ----------------------------------------------------------------------------
 
