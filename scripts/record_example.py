@@ -2,9 +2,9 @@
 
     python -m scripts.record_example
 
-Trains the default run on this machine and writes grpo_core/store/example.sqlite.xz. To stay small
-it keeps no checkpoint, and tokens of the first and every tenth step only. Half a minute on two
-cores.
+Trains the default run on this machine, measures every group of a step after its update, and writes
+grpo_core/store/example.sqlite.xz. To stay small it keeps no checkpoint, and tokens of the first and
+every tenth step only. Half a minute on two cores.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from grpo_core.store.example import EXAMPLE_FILE
 
 MAX_BYTES = 300_000  # of the compressed file
 NAME = "Sums of three numbers"
+MEASURED = "train.after_records=8"  # all groups of a step
 KEPT_TOKENS = "SELECT id FROM groups WHERE step = 1 OR step % 10 = 0"
 
 
@@ -40,7 +41,7 @@ def pack(path: Path) -> bytes:
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "example.sqlite"
-        if code := cli.main(["train", "--db", str(path), "--name", NAME]):
+        if code := cli.main(["train", "--db", str(path), "--name", NAME, "--set", MEASURED]):
             return code
         packed = pack(path)
     print(f"{len(packed):,} bytes")
