@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from grpo_core.preflight.late import LateService
     from grpo_core.preflight.service import PreflightService
     from grpo_core.runs.device_queue import Machine
-    from grpo_core.runs.limits import Limits
+    from grpo_core.runs.limits import Limits, Visitors
     from grpo_core.runs.manager import RunManager
     from grpo_core.store import Store
     from grpo_core.store.snapshot import Snapshots
@@ -171,10 +171,12 @@ def _build(
 ) -> tuple[Page, RunManager, LateService]:
     from grpo_core.preflight.late import LateService
     from grpo_core.rubric import add_plugins
+    from grpo_core.runs.limits import Visitors
     from grpo_core.runs.manager import RunManager
     from grpo_core.runs.reward_models import RewardModels
     from grpo_core.store.reward_models import folder_of
     from ui.page import build_app
+    from ui.server.visitor import visitor
 
     add_plugins(options.rewards)
     is_public = options.host not in LOOPBACK or options.share
@@ -197,12 +199,12 @@ def _build(
             ),
         )
 
-    admit = _admission(limits)
+    visitors = Visitors(limits.per_visitor)
 
     def check_reward_model(settings: RewardSettings) -> None:
         limits.check_base(settings.base)
         limits.check_disk(used_bytes())
-        admit()  # last, so that a refused training does not count
+        visitors.admit(visitor())  # last, so that a refused training does not count
 
     service = LateService(
         store,
@@ -216,10 +218,18 @@ def _build(
         service.release_models()  # its memory is free for the run
         trainer.machine.check_room(config)
 
+    check = _StartCheck(
+        store,
+        limits,
+        used_bytes,
+        lambda config: runs.check_room(config),
+        visitors,
+    )
     runs = RunManager(
         store,
         trainer.run,
-        check=_check(store, limits, used_bytes, lambda config: runs.check_room(config), admit),
+        check=check.one,
+        foresee=check.several,
         machine=replace(trainer.machine, check_room=check_room),
         limit=lambda seconds: limits.reason_to_stop(seconds, used_bytes()),
     )
@@ -282,34 +292,41 @@ def _check_reading(limits: Limits, used_bytes: Callable[[], int]) -> Callable[[R
     return check
 
 
-def _admission(limits: Limits) -> Callable[[], None]:
-    """Counts one more training of the visitor who asks. It raises InvalidConfig."""
-    from grpo_core.runs.limits import Visitors
-    from ui.server.visitor import visitor
+@dataclass(frozen=True)
+class _StartCheck:
+    """The checks of runs before they start. They raise StudioError."""
 
-    visitors = Visitors(limits.per_visitor)
-    return lambda: visitors.admit(visitor())
+    store: Store
+    limits: Limits
+    used_bytes: Callable[[], int]
+    check_room: Callable[[RunConfig], None]
+    visitors: Visitors
 
-
-def _check(
-    store: Store,
-    limits: Limits,
-    used_bytes: Callable[[], int],
-    check_room: Callable[[RunConfig], None],
-    admit: Callable[[], None],
-) -> Callable[[RunConfig], None]:
-    """The check of a configuration before its run starts. It raises StudioError."""
-
-    def check(config: RunConfig) -> None:
+    def one(self, config: RunConfig) -> None:
+        """A run that starts now."""
         from grpo_core.models import check_model  # imports torch
+        from ui.server.visitor import visitor
 
-        limits.check(config, sum(r.status is RunStatus.QUEUED for r in store.runs()))
-        limits.check_disk(used_bytes())
+        self.limits.check(config, self._num_queued())
+        self.limits.check_disk(self.used_bytes())
         check_model(config.model)
-        check_room(config)
-        admit()  # last, so that a refused run does not count
+        self.check_room(config)
+        self.visitors.admit(visitor())  # last, so that a refused run does not count
 
-    return check
+    def several(self, configs: Sequence[RunConfig]) -> None:
+        """Runs that would start now one after another; nothing is counted."""
+        from ui.server.visitor import visitor
+
+        waiting = self._num_queued()
+        is_free = not any(run.status.is_live for run in self.store.runs())
+        for i, config in enumerate(configs):
+            # The first one does not wait if nothing runs.
+            self.limits.check(config, waiting + max(0, i - is_free))
+        self.limits.check_disk(self.used_bytes())
+        self.visitors.check(visitor(), len(configs))
+
+    def _num_queued(self) -> int:
+        return sum(run.status is RunStatus.QUEUED for run in self.store.runs())
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Ta
         with gr.Tab("Playground", id="playground", elem_id="tab-playground") as on_playground:
             playground = build_playground(frame, views, service)
         with gr.Tab("Learn", id="learn", elem_id="tab-learn") as on_learn:
-            learn = build_learn(frame)
+            learn = build_learn(frame, views, runs)
     tab_items = (on_train, on_inspect, on_runs, on_playground, on_learn)
     for name, tab in zip(TABS, tab_items, strict=True):
         tab.select(None, None, frame.tab, js=f"() => '{name}'")

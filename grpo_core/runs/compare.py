@@ -28,7 +28,8 @@ from grpo_core.types import STEP_METRICS, RunStatus
 class Measured:
     """Result and cost of one run, from its stored rows.
 
-    `seconds` is the sum over its steps; loading and evaluation are not included.
+    `seconds` is the sum over its steps; loading and evaluation are not included. The last
+    evaluation comes after the last step, so `evaluation_seconds` does not include it.
     """
 
     run_id: str
@@ -41,6 +42,7 @@ class Measured:
     tokens: int
     seconds: float
     peak_memory_mib: float | None
+    evaluation_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,15 @@ class MeanAndError:
     error: float | None
 
 
-FIGURES = ("reward_last", "heldout_before", "heldout_after", "tokens", "seconds", "peak_memory_mib")
+FIGURES = (
+    "reward_last",
+    "heldout_before",
+    "heldout_after",
+    "tokens",
+    "seconds",
+    "evaluation_seconds",
+    "peak_memory_mib",
+)
 
 
 def find_preset(name: str) -> str:
@@ -86,6 +96,11 @@ def find_presets(names: Sequence[str]) -> list[str]:
     return presets
 
 
+def run_name(task: str, preset: str, seed: int) -> str:
+    """The name of a run of a comparison, by which comparisons.py finds it again."""
+    return f"compare {task}: {preset}, seed {seed}"
+
+
 class Refused(Exception):
     """A run was refused; its process printed the reasons, `lines`, on standard error."""
 
@@ -118,8 +133,7 @@ class Comparison:
                 if self._stopped.is_set():
                     return ids
                 announce(f"{preset}, seed {seed} ({len(ids) + 1} of {total})")
-                name = f"compare {config.task.name}: {preset}, seed {seed}"
-                ids.append(self._train(preset, seed, name))
+                ids.append(self._train(preset, seed, run_name(config.task.name, preset, seed)))
         return ids
 
     def stop(self) -> None:
@@ -166,6 +180,7 @@ def measure(store: Store, run_id: str) -> Measured:
         sum(int(s["tokens"] or 0) for s in steps),
         sum(s["step_seconds"] or 0.0 for s in steps),
         max(peaks, default=None),
+        sum(s["evaluation_seconds"] or 0.0 for s in steps),
     )
 
 

@@ -156,15 +156,32 @@ class Visitors:
         """
         if self._limit is None or visitor is None:
             return
-        address = visitor.encode("utf-8", "replace")
-        key = blake2b(address, key=self._salt, digest_size=16).digest()
-        now = self._clock()
+        key, now = self._key(visitor), self._clock()
         with self._lock:
             self._forget_before(now - DAY)
             starts = self._starts.setdefault(key, [])
             if len(starts) >= self._limit:
                 raise self._refusal(len(starts), wait_seconds=starts[0] + DAY - now)
             starts.append(now)
+
+    def _key(self, visitor: str) -> bytes:
+        address = visitor.encode("utf-8", "replace")
+        return blake2b(address, key=self._salt, digest_size=16).digest()
+
+    def check(self, visitor: str | None, num_runs: int) -> None:
+        """Whether this visitor may start so many more runs. Raises InvalidConfig; counts nothing.
+
+        visitor: as in `admit`; None also while nobody is known, who may start the limit at most.
+        """
+        if self._limit is None:
+            return
+        now = self._clock()
+        with self._lock:
+            self._forget_before(now - DAY)
+            starts = self._starts.get(self._key(visitor), []) if visitor is not None else []
+            if len(starts) + num_runs > self._limit:
+                wait = starts[0] + DAY - now if starts else DAY
+                raise self._refusal(len(starts) + num_runs, wait)
 
     def _forget_before(self, oldest: float) -> None:
         recent = {key: [t for t in times if t > oldest] for key, times in self._starts.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,11 +60,14 @@ class RunManager:
         check: Callable[[RunConfig], None] | None = None,
         machine: Machine | None = None,
         limit: Limit | None = None,
+        foresee: Callable[[Sequence[RunConfig]], None] | None = None,
     ):
+        """foresee: raises StudioError if `check` would refuse one of several runs."""
         self.store, self.machine = store, machine or Machine()
         # For the page.
         self.device, self.devices = self.machine.text, (AUTO, *self.machine.named)
         self._train, self._check, self._limit = train, check, limit
+        self._foresee = foresee
         self._lock = threading.RLock()  # resume() holds it when check_room() takes it again
         self._jobs = DeviceQueue(self.machine.devices)
         self._threads: set[threading.Thread] = set()
@@ -86,6 +89,16 @@ class RunManager:
             run_id = self.store.create_run(config, name, breakpoints=as_text(breakpoints))
             self._enqueue(run_id, config, None)
         return run_id
+
+    def refusal(self, configs: Sequence[RunConfig]) -> str:
+        """Why these runs could not all be started now, one after another; "" if they could."""
+        try:
+            self._refuse_if_closed()
+            if self._foresee is not None:
+                self._foresee(configs)
+        except StudioError as error:
+            return str(error)
+        return ""
 
     def resume(self, run_id: str) -> None:
         """Continue a paused run, or restart an ended one from its newest intact checkpoint.

@@ -176,6 +176,16 @@ class GroupQueries:
             rollout_id, ids, tuple(pieces.get(i, f"[{i}]".encode()) for i in ids), **floats
         )
 
+    def first_middle_last(self, run_id: str, prompt_id: str) -> list[GroupRow]:
+        """Three visits of a run to a prompt, in order; empty if there were fewer."""
+        rows = self._readers.all(
+            "SELECT * FROM groups WHERE prompt_id = ? AND run_id = ? ORDER BY step, position",
+            (text(prompt_id), text(run_id)),
+        )
+        if len(rows) < 3:
+            return []
+        return self._with_rollouts([rows[0], rows[(len(rows) - 1) // 2], rows[-1]])
+
     def visits(self, run_id: str, prompt_id: str, limit: int = 200) -> list[GroupRow]:
         """The groups of one prompt in a run, in order of steps; the last `limit` of them.
 

@@ -11,6 +11,7 @@ from playwright.sync_api import Page
 from set_up import open_section
 
 from ui.components import form
+from ui.tabs.learn import PARTS as LEARN_PARTS
 
 GROUP_VIEWS = ("Completions", "Best and worst", "Tokens", "What if", "Through time", "Two runs")
 FITS = "document.documentElement.scrollWidth <= innerWidth"  # nothing scrolls sideways
@@ -37,6 +38,9 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
             yield "inspect, list of completions", lambda: _completions(page)
         if tab == "Runs":
             yield "runs, two compared", lambda: _compare(page)
+        if tab == "Learn":
+            for title in LEARN_PARTS.values():
+                yield f"learn, {title.lower()}", lambda title=title: learn_part(page, title)
 
 
 def fits(page: Page) -> bool:
@@ -53,6 +57,18 @@ def pick_run(page: Page, name: str) -> None:
 def look(page: Page, view: str) -> None:
     """Choose one of GROUP_VIEWS."""
     page.locator("#look").get_by_role("radio", name=view, exact=True).check(force=True)
+
+
+def learn_part(page: Page, title: str) -> None:
+    """Choose a part of Learn."""
+    page.locator("#learn-part").get_by_role("radio", name=title, exact=True).check(force=True)
+    page.locator(
+        {
+            "Beside PPO": "#methods-offers button",
+            "Longer thinking": "#thinking-about :is(.calc, .empty)",
+            "Glossary": "#glossary .term",
+        }.get(title, ".learn-part")
+    ).filter(visible=True).first.wait_for()
 
 
 def _ask_for_tools(page: Page) -> None:

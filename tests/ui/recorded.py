@@ -64,6 +64,9 @@ class FakeRuns:
         self.started.append((config, name))
         return self.store.create_run(config, name or "a run")
 
+    def refusal(self, configs) -> str:
+        return str(self.refuse or "")
+
     def stop(self, run_id: str) -> None:
         self.stopped.append(run_id)
 

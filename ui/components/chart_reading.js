@@ -51,20 +51,26 @@ function studioChartReading(chart) {
     else document.removeEventListener('studio-hidden', redraw);
   });
 
-  // A press on the title says what the metric means.
+  // A press on the title says what the metric means, with a link to its entry in the glossary.
   const title = element.querySelector('.curve-title');
   const meaning = element.querySelector('.curve-meaning');
   function explain(open) {
     meaning.hidden = !open;
     title.setAttribute('aria-expanded', String(open));
     if (!open) return;
-    const {help, unit, reading} = props.value.definition;
-    const [what, how, measured] = meaning.children;
+    const {help, unit, reading, link} = props.value.definition;
+    const [what, how, measured, entry] = meaning.children;
     what.textContent = help || props.value.note;
     how.textContent = reading || '';
     measured.textContent = unit ? `Unit: ${unit}` : '';
+    entry.hidden = !link;
+    entry.href = link || '';
   }
   title.addEventListener('click', () => explain(meaning.hidden));
+  meaning.querySelector('a').addEventListener('click', () => {
+    explain(false);
+    if (dialog.open) dialog.close(); // the entry is on another tab
+  });
   element.addEventListener('keydown', event => {
     if (event.key !== 'Escape' || meaning.hidden) return;
     event.preventDefault(); // the large view stays open

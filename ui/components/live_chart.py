@@ -17,7 +17,8 @@ from ui.components.html_panel import script
 _TEMPLATE = """<div class="curve-box"><figure class="curve">
 <figcaption><span class="curve-head"><button type="button" class="curve-title"
 title="What this shows" aria-expanded="false"></button>
-<span class="curve-meaning" role="note" hidden><span></span><span></span><span></span></span></span>
+<span class="curve-meaning" role="note" hidden><span></span><span></span><span></span>
+<a href="?tab=learn" data-place>In the glossary</a></span></span>
 <span class="curve-now"></span><button type="button" class="enlarge"></button></figcaption>
 <div class="plot" role="group" tabindex="0"></div>
 <button type="button" class="unzoom" hidden>Reset zoom</button>

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from functools import cache
 from urllib.parse import quote
 
@@ -28,6 +27,12 @@ OPTION_TITLES = {
 }
 # What a formula's placeholder stands for, where it is not the field of that name.
 NAMED = {"low": "1 − clip_eps_low", "high": "1 + clip_eps_high"}
+VERDICT = Entry(
+    "verdict",
+    "Verdict",
+    "Share of the groups with each verdict: what the policy can learn from a group.",
+    unit="share",
+)
 SEARCH = (
     '<div class="field-tools"><input type="search" aria-label="Search the glossary" '
     'placeholder="Search metrics and options" data-among="#glossary .term" '
@@ -38,7 +43,7 @@ SEARCH = (
 
 def groups() -> list[tuple[str, list[Entry]]]:
     """(title, entries) in the order of the page. Every entry stands in one group only."""
-    verdicts = [
+    verdicts = [VERDICT] + [
         Entry(f"verdict/{code}", label, MEANINGS[code], names=(code,))
         for code, (label, _) in VERDICTS.items()
     ]
@@ -52,6 +57,12 @@ def groups() -> list[tuple[str, list[Entry]]]:
     ]
 
 
+@cache
+def entries() -> dict[str, Entry]:
+    """All entries by their keys."""
+    return {entry.key: entry for _, found in groups() for entry in found}
+
+
 def address(key: str) -> str:
     """The query of an entry's address."""
     return f"?tab=learn&part=glossary&at={quote(key, safe='/@')}"
@@ -61,17 +72,17 @@ def address(key: str) -> str:
 def glossary() -> str:
     """The whole glossary below its search field, which field_search.js searches."""
     contents, lists = [], []
-    for title, entries in groups():
+    for title, terms in groups():
         key = "part/" + title.lower().replace(" ", "-")
         heading = f"heading-{key}"
         contents.append(
             f'<a href="{esc(address(key))}" data-place>{esc(title)} '
-            f'<span class="by">{len(entries)}</span></a>'
+            f'<span class="by">{len(terms)}</span></a>'
         )
         lists.append(
             f'<section aria-labelledby="{heading}">'
             f'<h3 id="{heading}" data-term="{key}" tabindex="-1">{esc(title)}</h3>'
-            f"<dl>{''.join(map(_term, entries))}</dl></section>"
+            f"<dl>{''.join(map(_term, terms))}</dl></section>"
         )
     return (
         f'<nav class="contents" aria-label="Parts of the glossary">{"".join(contents)}</nav>'
@@ -109,8 +120,3 @@ def _formula(template: str) -> str:
 def prose(text: str) -> str:
     """Escaped text in which `code` becomes code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", esc(text))
-
-
-def keys(found: Iterable[tuple[str, Sequence[Entry]]] | None = None) -> list[str]:
-    """The keys of all entries, in order."""
-    return [e.key for _, entries in (groups() if found is None else found) for e in entries]

@@ -13,11 +13,14 @@ from typing import Any
 import gradio as gr
 
 from ui.components.html_panel import QUIET, html_panel, script
-from ui.render.glossary import SEARCH, glossary
+from ui.render import glossary
+from ui.server.views import Runs, Views
 from ui.tabs.frame import Frame, InView, Tab, hidden_values
+from ui.tabs.learn_methods import build_methods
+from ui.tabs.learn_thinking import build_thinking
 
 # name in the address -> title
-PARTS = {"glossary": "Glossary"}
+PARTS = {"ppo": "Beside PPO", "thinking": "Longer thinking", "glossary": "Glossary"}
 _AT = re.compile(r"[A-Za-z0-9_./@:-]{0,80}")
 
 
@@ -58,7 +61,7 @@ class Learn(Tab):
         return [(self.part, place.part), *own]
 
 
-def build_learn(frame: Frame) -> Learn:
+def build_learn(frame: Frame, views: Views, runs: Runs) -> Learn:
     """Build the tab and connect its events. Call it inside gr.Blocks."""
     part = gr.Radio(
         [(title, name) for name, title in PARTS.items()],
@@ -67,14 +70,21 @@ def build_learn(frame: Frame) -> Learn:
         show_label=False,
         elem_id="learn-part",
     )
-    [at] = hidden_values("state-learn-", glossary="")
+    values = hidden_values("state-learn-", thinking="", glossary="")
+    places: dict[str, gr.Textbox] = dict(zip(("thinking", "glossary"), values, strict=True))
     parts: dict[str, Tab] = {}
+    with _part("ppo"):
+        parts["ppo"] = build_methods(frame, views, runs)
+    with _part("thinking"):
+        parts["thinking"] = build_thinking(frame, views, places["thinking"])
     with _part("glossary"):
-        _build_glossary(frame, part)
+        parts["glossary"] = _build_glossary(frame, part, places["glossary"])
     view = InView(part, parts)
     fill = frame.refresh.js("learn", view, view.inputs, kind="change")
     part.change(None, view.inputs, view.outputs, js=fill, **QUIET)
-    return Learn([*view.inputs, at], view.outputs, lambda *v: view(*v[:-1]), part, {"glossary": at})
+    in_view = f"(tab, ...given) => tab === 'learn' ? ({fill})(...given) : []"
+    frame.run.change(None, [frame.tab, *view.inputs], view.outputs, js=in_view, **QUIET)
+    return Learn(view.inputs, view.outputs, view, part, places)
 
 
 def _part(name: str) -> gr.Column:
@@ -84,14 +94,15 @@ def _part(name: str) -> gr.Column:
     )
 
 
-def _build_glossary(frame: Frame, part: gr.Radio) -> None:
+def _build_glossary(frame: Frame, part: gr.Radio, at: gr.Textbox) -> Tab:
     """The glossary depends on no run: it is sent once, when it comes into view."""
-    html_panel(SEARCH, script=script("field_search.js"), elem_id="glossary-tools")
+    html_panel(glossary.SEARCH, script=script("field_search.js"), elem_id="glossary-tools")
     terms = html_panel(script=script("glossary.js"), elem_id="glossary")
-    fill = frame.refresh.js("glossary", lambda: [glossary()], [])
+    fill = frame.refresh.js("glossary", lambda: [glossary.glossary()], [])
     js = (
         "(tab, part) => tab === 'learn' && part === 'glossary' && "
         f"!document.querySelector('#glossary .term') ? ({fill})() : []"
     )
     for event in (frame.tab.change, part.change):
         event(None, [frame.tab, part], terms, js=js, **QUIET)
+    return Tab([at], [], lambda at: [])

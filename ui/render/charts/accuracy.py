@@ -69,10 +69,7 @@ def heldout(runs: Sequence[Curves], view: View) -> Figure:
         "Every evaluation of a task uses the same prompts. "
         "Intervals that overlap widely show no difference."
     )
-    out["definition"] = definition(
-        "Share of the held-out prompts that the policy answers right, with 95 % Wilson intervals.",
-        "share",
-    )
+    out["definition"] = definition("heldout/accuracy")
     out["layout"]["yaxis"] = {"tickformat": ".0%", "rangemode": "tozero"}
     return finish(out, runs, view)
 

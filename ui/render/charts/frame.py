@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo_core.config import fields_by_name
 from ui.render.charts.curves import Axis, Curves, Points, View, rounded, smoothed
+from ui.render.glossary import address, entries
 from ui.render.text import is_number, plain, short, shorten, visible
 
 AXES = {"step": "step", "time": "seconds", "tokens": "tokens"}
@@ -56,9 +57,15 @@ def safe(name: str) -> str:
     return escape(visible(name), quote=False)
 
 
-def definition(help: str, unit: str = "", reading: str = "") -> dict[str, str]:
-    """What a metric means, shown by a press on the chart's title."""
-    return {"help": help, "unit": "" if unit == "1" else unit, "reading": reading}
+def definition(key: str) -> dict[str, str]:
+    """What a metric means, shown by a press on the chart's title; key: of the glossary."""
+    entry = entries()[key]
+    return {
+        "help": entry.help,
+        "unit": "" if entry.unit == "1" else entry.unit,
+        "reading": entry.reading,
+        "link": address(key),
+    }
 
 
 def each(texts: Sequence[str]) -> str:
@@ -76,7 +83,7 @@ def empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
         # Charts of one value share their horizontal range.
         "range_of": f"{runs[0].run_id}|{view.x}" if runs else "",
         "title": title,
-        "definition": definition(""),
+        "definition": {},
         "now": "",
         "note": "",
         "spoken": title,

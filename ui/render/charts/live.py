@@ -134,13 +134,8 @@ def criteria(runs: Sequence[Curves], view: View) -> Figure:
             out["traces"] += line_traces(view, points, style)
             out["legend"].append(_line_entry(style))
     of = f"Only “{shorten(visible(runs[0].name))}”. " if len(runs) > 1 else ""
-    out["note"] = (
-        f"{of}Mean scores, before weights. A flat score teaches nothing. "
-        "A score that rises while accuracy falls is being gamed."
-    )
-    out["definition"] = definition(
-        "Mean score of each criterion over the step’s completions, before its weight.", "0 to 1"
-    )
+    out["definition"] = definition("score/NAME")
+    out["note"] = f"{of}Mean scores, before weights. {out['definition']['reading']}"
     out["layout"]["yaxis"] = {"range": [-0.03, 1.03], "tickvals": [0, 0.5, 1]}
     return finish(out, runs, view)
 
@@ -185,7 +180,7 @@ def _described(name: str, runs: Sequence[Curves], view: View, column: str | None
     column = column or name
     out = empty_figure(meta["title"], runs, view)
     out["note"] = meta["reading"]
-    out["definition"] = definition(meta["help"], meta["unit"], meta["reading"])
+    out["definition"] = definition(name)
     out["legend"] = run_legend(runs, column) if len(runs) > 1 else []
     if not runs:
         return out

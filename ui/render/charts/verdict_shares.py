@@ -47,9 +47,7 @@ def verdicts(series: Sequence[VerdictCounts], key: str) -> Figure:
     out["layout"]["yaxis"] = {"range": [0, 1], "tickformat": ".0%", "tickvals": [0, 0.5, 1]}
     num_steps = series[0].last - series[0].first + 1
     groups = "each step's groups" if num_steps == 1 else f"the groups of {num_steps} steps"
-    out["definition"] = definition(
-        "Share of the groups with each verdict: what the policy can learn from a group.", "share"
-    )
+    out["definition"] = definition("verdict")
     out["note"] = f"Share of {groups}. Click a point to see its groups."
     totals = {code: sum(s.counts.get(code, 0) for s in series) for code in codes}
     out["spoken"] = "Verdicts over the steps: " + ", ".join(
