@@ -1,6 +1,7 @@
 """Does a run go on as fast, with the same numbers, while clients and browsers watch it?
 
     python -m benchmarks.load --clients 50 --browsers 5 --seconds 300
+    python -m benchmarks.load --clients 0 --browsers 10 --seconds 30 --poll-ms 150     ten tabs
 
 Each client is a gradio_client of its own. Once a second it requests the run's status, and polls the
 page as a tab does. The same run is made for as long before and after, with nobody watching, because
@@ -252,10 +253,9 @@ def wait_for_sessions(seen: Seen, num_visitors: int, seconds: float) -> None:
 
 # ---- figures -------------------------------------------------------------------------------------
 
-# Figure -> whether it meets its goal.
+# Figure -> whether it meets its goal; that of a poll is --poll-ms.
 GOALS = {
     "errors": lambda n: n == 0,
-    "p95 of a poll, ms": lambda ms: ms <= 300,
     "p95 of a status, ms": lambda ms: ms <= 300,
     "slower than alone, %": lambda percent: percent <= 5,
     "memory grew, %": lambda percent: percent <= 5,
@@ -317,11 +317,13 @@ def report(watched: Watched, runs: dict[str, Steps], options: argparse.Namespace
     print(f"MiB of the server, {watched.arrived} of {options.clients} visitors there: {memory}")
     print("\n| figure | measured | goal met |\n|---|---|---|")
     figures = figures_of(watched, runs, took)
+    met = {name: goal(figures[name]) for name, goal in GOALS.items()}
+    met["p95 of a poll, ms"] = figures["p95 of a poll, ms"] <= options.poll_ms
     for name, value in figures.items():
-        print(f"| {name} | {value:.1f} | {'yes' if GOALS[name](value) else 'NO'} |")
+        print(f"| {name} | {value:.1f} | {'yes' if met[name] else 'NO'} |")
     for error in [*seen.errors, *watched.measured.errors][:5]:
         print(error)
-    return all(GOALS[name](value) for name, value in figures.items())
+    return all(met.values())
 
 
 def main() -> int:
@@ -331,6 +333,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--browsers", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--poll-ms", type=float, default=300, help="goal for the p95 of a poll")
     parser.add_argument("--watch", nargs=2, metavar=("URL", "RUN"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.watch:

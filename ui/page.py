@@ -26,7 +26,7 @@ from ui.server.refresh import Refresh, apart
 from ui.server.service import Service
 from ui.server.traffic import Traffic
 from ui.server.views import Runs, Views
-from ui.tabs.frame import SKIP, Frame, InView, Tab
+from ui.tabs.frame import SKIP, Frame, InView, Tab, hidden_values
 from ui.tabs.inspect import Inspect, build_inspect
 from ui.tabs.learn import FIRST_PLACE, Learn, Place, build_learn, read_place
 from ui.tabs.playground import build_playground
@@ -40,8 +40,8 @@ TABS = ("train", "inspect", "runs", "playground", "learn")
 DAY = 24 * 3600
 # setup.js opens the section that was open last.
 NEW_RUN = '<button type="button" class="quiet" data-section="">New run</button>'
-# Without any run there is nothing else to look at.
-WELCOME_JS = "(run, tab) => { if (!run && tab === 'train') window.studioWelcome?.(); }"
+# Before the first run of one's own the set-up opens, beside the example run if there is one.
+WELCOME_JS = "(own, tab) => { if (own && tab === 'train') window.studioWelcome?.(own); }"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ def build_app(
             _build_storage(storage)
         notice = html_panel(elem_id="notice", script=script("history.js"))
         tab = gr.Textbox("train", visible="hidden", label="tab", elem_id="state-tab")
-        frame = Frame(run, pill, tab, notice, refresh)
+        [fresh] = hidden_values("state-", fresh="")
+        frame = Frame(run, pill, tab, notice, fresh, refresh)
         tabs = _build_tabs(frame, views, runs, service)
         poll = InView(frame.tab, tabs.by_name(), always=("train",))  # Train fills the header too
         _wire_poll(poll, frame)
@@ -104,7 +105,7 @@ def build_app(
         _wire_address(tabs, frame)
         arrival = _arrival(poll, tabs, frame, views)
         arrived = page.load(None, **arrival, **QUIET)
-        arrived.then(None, [frame.run, frame.tab], None, js=WELCOME_JS)
+        arrived.then(None, [frame.fresh, frame.tab], None, js=WELCOME_JS)
         page.load(**restore_draft(tabs.train.setup), **QUIET)
         back = notice.arrive(None, **arrival, **QUIET)  # Back and Forward
         for shown in (arrived, back):
@@ -217,12 +218,13 @@ def _arrival(poll: InView, tabs: _Tabs, frame: Frame, views: Views) -> dict[str,
         selected = gr.update(selected=arrived.tab)
         places = [named.get(id(component), SKIP) for component in learn.place]
         first = [selected, arrived.tab, arrived.pin, arrived.group, arrived.notice]
-        return [*first, *places, *out]
+        return [*first, views.nothing_of_own(), *places, *out]
 
     js = frame.refresh.js(
         "arrive", arrive, poll.inputs, kind="first", first="window.location.search"
     )
-    outputs = [tabs.tabs, frame.tab, pin, group, frame.notice, *learn.place, *poll.outputs]
+    hidden = [frame.tab, pin, group, frame.notice, frame.fresh]
+    outputs = [tabs.tabs, *hidden, *learn.place, *poll.outputs]
     return {"inputs": poll.inputs, "outputs": outputs, "js": js}
 
 

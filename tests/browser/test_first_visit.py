@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from live_server import Server
+from playwright.sync_api import expect
 
 from grpo_core.store import Store
 
@@ -15,9 +16,29 @@ def server(tmp_path):
     server.close()
 
 
+def meet(page) -> None:
+    """The set-up opens by itself with the example beside it, until a person closes it."""
+    page.set_viewport_size({"width": 1440, "height": 900})
+    expect(page.get_by_role("button", name="Check model")).to_be_visible()
+    expect(page.locator("#group article").first).to_be_visible()
+    pane, run = (page.locator(s).bounding_box() for s in ("#new-run-pane", "#live"))
+    assert pane["x"] + pane["width"] <= run["x"]
+    assert run["x"] + run["width"] <= 1440
+    page.locator("#setup-cards [data-section=rubric]").click()  # takes the whole width
+    expect(page.locator("#live")).to_be_hidden()
+    page.keyboard.press("Escape")
+    for _ in range(2):
+        expect(page.locator("#curve-kl")).to_be_visible()
+        expect(page.locator("#new-run-pane")).to_be_hidden()
+        card = page.locator("#group article").first.bounding_box()
+        assert card["y"] + card["height"] <= page.locator("#start-dock").bounding_box()["y"]
+        page.reload()
+        page.locator("#group article").first.wait_for()
+
+
 def test_a_first_visit_finds_an_example_in_every_tab(server, open_page):
     page = open_page(server)
-    page.locator("#group article").first.wait_for()
+    meet(page)
     assert page.get_by_label("Run", exact=True).input_value() == "Sums of three numbers (example)"
     assert "example" in page.locator(".status").inner_text()
     page.get_by_role("tab", name="Inspect").click()

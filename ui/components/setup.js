@@ -1,6 +1,6 @@
 // The set-up of a run: which section is open, the draft that survives a reload, and which results
 // belong to earlier settings. <html data-setup="rubric"> names the open section; without it the
-// run is in view.
+// run is in view. With data-beside the run is in view too.
 const page = document.documentElement;
 let opener = null; // what had the focus when the pane was opened
 
@@ -13,17 +13,31 @@ function show(section) {
 
 window.studioOpen = (section, field) => {
   if (!page.dataset.setup) opener = document.activeElement;
+  delete page.dataset.beside; // what a person opens takes the whole width
   show(section);
   if (field) focusSoon(`#field-${field.replace(/[._]/g, '-')}`);
   else reveal();
 };
 
-// Without any run the set-up opens by itself.
-window.studioWelcome = () => { if (page.dataset.setup === undefined) show('model'); };
+// Before the first run of one's own the set-up opens by itself. Without any run there is nothing
+// else to look at. The example run stays beside it where both have room, until that is closed.
+const WELCOMED = 'studio-welcomed';
+let welcomed = false;
+try { welcomed = !!localStorage.getItem(WELCOMED); } catch { /* forbidden: it opens each time */ }
+window.studioWelcome = own => {
+  if (page.dataset.setup !== undefined) return;
+  if (own === 'example') {
+    if (!matchMedia('(min-width: 1240px)').matches || welcomed) return;
+    page.dataset.beside = 'on';
+  }
+  show('model');
+};
 
 window.studioClose = () => {
   if (!page.dataset.setup) return;
   page.dataset.setup = '';
+  delete page.dataset.beside;
+  try { localStorage.setItem(WELCOMED, 'yes'); } catch { /* as above */ }
   marked();
   window.dispatchEvent(new Event('resize')); // charts that were hidden
   const back = opener && opener.isConnected ? opener : document.querySelector('#new-run button');

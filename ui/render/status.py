@@ -81,7 +81,8 @@ def _device_fact(run: RunRow) -> list[str]:
 
 def example_pill() -> str:
     """The mark of the recorded example run."""
-    return '<span class="pill plain">example</span>'
+    title = "recorded elsewhere, to look at"
+    return f'<span class="pill plain" title="{title}">example</span>'
 
 
 def brand(device: str) -> str:
@@ -205,11 +206,7 @@ def _ended_facts(run: RunRow, blocking: RunRow | None) -> list[str]:
     if is_number(run.duration_seconds):
         facts.append(f"{duration(run.duration_seconds)} in all")
     if run.example:
-        return [
-            *facts,
-            "a recorded example",
-            "press <b>Start training</b> for a run of your own",
-        ]
+        return [*facts, "press <b>Start training</b> for a run of your own"]
     return facts + _device_fact(run)
 
 

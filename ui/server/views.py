@@ -128,6 +128,13 @@ class Views:
         active = self._active()
         return active.id if active else next((r.id for r in self.runs()), None)
 
+    def nothing_of_own(self) -> str:
+        """“empty” without any run, “example” with the example only, else ""."""
+        runs = self.runs()
+        if not runs:
+            return "empty"
+        return "example" if all(run.example for run in runs) else ""
+
     def _active(self) -> RunRow | None:
         """The newest run that has a device: live and not queued."""
         return next(iter(self._on_devices()), None)

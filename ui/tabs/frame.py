@@ -43,6 +43,7 @@ class Frame:
     pill: gr.HTML
     tab: gr.Textbox  # hidden: the name of the tab in view
     notice: gr.HTML
+    fresh: gr.Textbox  # hidden: see Views.nothing_of_own
     refresh: Refresh
 
 

@@ -45,6 +45,7 @@ class Summary:
 
     cards: gr.HTML
     start_from: StartFrom
+    advisor: gr.HTML  # what is wrong with the run: here it pushes no completion out of view
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,17 @@ class Setup:
 
 
 def build_summary() -> Summary:
-    """The cards and “Start from”. Call it inside gr.Blocks."""
+    """The cards, “Start from” and the advisor. Call it inside gr.Blocks."""
     with gr.Column(elem_id="setup", scale=0, min_width=0):
         shown = html_panel(cards(default_values()), script=MARK, elem_id="setup-cards")
-        return Summary(shown, build_start_from())
+        start_from = build_start_from()
+        advisor = html_panel(
+            events=("show", "dismiss"),
+            # A refresh replaces the attributes of toggle buttons.
+            script="watch('value', () => window.studioToggles?.());",
+            elem_id="advisor",
+        )
+        return Summary(shown, start_from, advisor)
 
 
 def build_pane(fields: FormFields) -> Pane:

@@ -94,7 +94,7 @@ def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: 
         live.group.step,
         live.group.follow,
         live.group.group,
-        live.status.advisor,
+        summary.advisor,
         at,
         seen,
         *live.status.more.live,
@@ -116,9 +116,10 @@ def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: 
     # answer to a poll that was sent before cannot undo it.
     frame.run.input(lambda: ["", ""], None, [pin, frame.notice], **QUIET)
     _wire_pin(live, pin, at, refresh)
+    refresh.after(summary.advisor.show(None, None, pin, js="() => studioPressed.at", **QUIET))
     group = live.group.group
     refresh.after(group.order(None, None, order, js="() => studioPressed.order", **QUIET))
-    _wire_advisor(live.status.advisor, frame, views, refresh)
+    _wire_advisor(summary.advisor, frame, views, refresh)
     _wire_acts(live.status.trouble)
 
     _wire_start(setup, frame, pin, Starter(runs, views, service))
@@ -138,7 +139,6 @@ class _Status:
     buttons: control.Buttons
     trouble: gr.HTML
     more: control.More
-    advisor: gr.HTML
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +185,6 @@ def _build_status() -> _Status:
         buttons,
         more=control.build_more(),
         trouble=html_panel(elem_id="run-banner", events=tuple(ACTS)),
-        advisor=html_panel(
-            events=("show", "dismiss"),
-            # A refresh replaces the attributes of toggle buttons.
-            script="watch('value', () => window.studioToggles?.());",
-            elem_id="advisor",
-        ),
     )
 
 
@@ -267,7 +261,6 @@ def _wire_pin(live: _Live, pin: gr.Textbox, at: gr.Textbox, refresh: RefreshEven
     refresh.after(follow.input(lambda on, shown: "" if on else shown, [follow, at], pin, **QUIET))
     for figure in live.figures.values():
         refresh.after(figure.pick(pick_step, None, pin, **QUIET))
-    refresh.after(live.status.advisor.show(None, None, pin, js="() => studioPressed.at", **QUIET))
     refresh.after(
         group.walk(None, [pin, at], pin, js="(pin, at) => studioWalk(pin || at)", **QUIET)
     )

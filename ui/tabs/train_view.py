@@ -181,10 +181,10 @@ def _slider(shown: _Shown) -> dict[str, Any]:
 def no_group(run: RunRow | None) -> str:
     """What the page shows while there is no group."""
     if run is None or run.status.is_live:
+        how = "Press Start training to make them." if run is None else "The first step makes them."
         return status.empty(
             "The groups of each step appear here",
-            "Every prompt with all its completions, their rewards and advantages. "
-            "Press Start training to make them.",
+            f"Every prompt with all its completions, their rewards and advantages. {how}",
         )
     return status.empty(
         "This run has no groups",
