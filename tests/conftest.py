@@ -47,6 +47,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """torch computes with two threads, whatever the machine has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny_settings(tiny_model: Path) -> dict[str, object]:
     """Settings of a run of a second: 3 steps of 2 prompts x 4 completions of at most 8 tokens."""
     return {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_core.models import Policy
 from grpo_core.models.decoder import (
+    Attend,
     FusedDecoder,
     masked_attention,
     positions,
@@ -20,11 +21,14 @@ from grpo_core.models.decoder import (
     rotate,
     swiglu,
 )
-from grpo_core.models.fused_layers import fuse_layer
-from grpo_core.models.products import prepared_linear
+from grpo_core.models.fused_layers import FusedLayer, fuse_layer
+from grpo_core.models.products import one_core_below, prepared_linear
 
 # Tokens up to which copying a prompt to each of its rows costs less than keeping it apart.
 SHORT = 64
+# An element of a row's cache takes as long as so many multiplications of a product: 2 MB are read
+# in 70 µs, in which 8 million multiplications are done.
+KEY_COST = 16
 
 
 def padded(policy: Policy, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -47,6 +51,7 @@ class GrowingCaches:
     """
 
     moves_at = 0.75
+    is_fixed = False
     _place: Tensor  # (b,) position of the next token
 
     def __init__(self, policy: Policy, family: FusedDecoder):
@@ -116,22 +121,41 @@ class GrowingCaches:
     def step(self, tokens: Tensor) -> Tensor:
         x = self._family.body.embed_tokens(tokens)  # (b, H)
         cos, sin = self._angles[:, self._place, None].unbind(0)  # (b, 1, d/2)
-        eps, head_dim = self._family.eps, self._family.head_dim
         # Not kept on self: a reference cycle would keep the caches until it is collected.
         attend = self._with_prompt if self._shares else self._alone
-        for i, layer in enumerate(self._layers):
-            h = rms_norm(x, layer.input_norm, eps)
-            qkv = layer.qkv(h).view(len(x), -1, head_dim)  # (b, heads + 2K, d)
-            turning, v = qkv[:, : -layer.kv_heads], qkv[:, -layer.kv_heads :]
-            if layer.qk_norm is not None:
-                turning = rms_norm(turning, layer.qk_norm, eps)
-            turning = rotate(turning, cos, sin)
-            attended = attend(i, turning[:, : -layer.kv_heads], turning[:, -layer.kv_heads :], v)
-            x = layer.output(attended).add_(x)
-            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
-            x = layer.down(swiglu(gate, up)).add_(x)
+        with one_core_below(len(x) * self._largest_product()):
+            for i, layer in enumerate(self._layers):
+                x = self._layer(i, layer, x, (cos, sin), attend)
         self._advance()
-        return self._final(rms_norm(x, self._family.body.norm.weight, eps))
+        states = rms_norm(x, self._family.body.norm.weight, self._family.eps)
+        with one_core_below(len(x) * self._head.weight.numel()):
+            return self._final(states)
+
+    def _layer(
+        self, i: int, layer: FusedLayer, x: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend
+    ) -> Tensor:
+        """One layer: x (b, H) -> (b, H)."""
+        eps = self._family.eps
+        h = rms_norm(x, layer.input_norm, eps)
+        qkv = layer.qkv(h).view(len(x), -1, self._family.head_dim)  # (b, heads + 2K, d)
+        turning, v = qkv[:, : -layer.kv_heads], qkv[:, -layer.kv_heads :]
+        if layer.qk_norm is not None:
+            turning = rms_norm(turning, layer.qk_norm, eps)
+        turning = rotate(turning, *rotation)
+        attended = attend(i, turning[:, : -layer.kv_heads], turning[:, -layer.kv_heads :], v)
+        x = layer.output(attended).add_(x)
+        gate, up = layer.gate_up(rms_norm(x, layer.post_norm, eps)).chunk(2, -1)
+        return layer.down(swiglu(gate, up)).add_(x)
+
+    def _largest_product(self) -> int:
+        """Multiplications a row of a layer's largest operation.
+
+        A key takes longer than a weight: attention reads it for one row only.
+        """
+        mlp = self._family.body.layers[0].mlp
+        keys = self._own[0][0][0]  # (K, T, d)
+        read = len(keys) * keys.shape[-1] * (self._written + 1)
+        return max(2 * mlp.up_proj.in_features * mlp.up_proj.out_features, KEY_COST * read)
 
     def _final(self, states: Tensor) -> Tensor:
         """(b, H) -> logits (b, V)"""
@@ -217,7 +241,7 @@ class GrowingCaches:
 
 
 class FixedCaches(GrowingCaches):
-    """The same with fixed shapes, so that a step can be recorded (recording.py).
+    """The same with fixed shapes, so that a step can be recorded (steps.py).
 
     A token attends to its row's whole cache; what is not written yet is masked. The place of the
     next token is a tensor on the device, because a recorded step repeats the Python numbers that it
@@ -225,6 +249,7 @@ class FixedCaches(GrowingCaches):
     """
 
     moves_at = 0.5  # recording anew costs several tokens' work
+    is_fixed = True
     states: Tensor  # (b, H) of the last step, before the output layer
 
     def read(

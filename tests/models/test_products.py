@@ -45,3 +45,13 @@ def test_a_gradient_for_the_weight_alone_needs_none_for_the_input():
     # ∂/∂W of Σ x·Wᵀ + b: every row of it is the sum of x's rows; ∂/∂b is the number of rows.
     assert torch.allclose(layer.weight.grad, x.sum(0).expand(512, -1), atol=1e-5)
     assert torch.equal(layer.bias.grad, torch.full((512,), 4.0))
+
+
+def test_one_core_computes_small_operations_and_all_cores_large_ones(two_threads):
+    with products.one_core_below(products.MIN_SHARED_PRODUCTS - 1):
+        assert torch.get_num_threads() == 1
+    with products.one_core_below(products.MIN_SHARED_PRODUCTS):
+        assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError), products.one_core_below(1):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 2

@@ -14,7 +14,7 @@ from grpo_core.learner import Learner, LearnerSettings
 from grpo_core.learner.batch import separate
 from grpo_core.learner.logprobs import token_logprobs
 from grpo_core.learner.packing import GroupSize
-from grpo_core.models import Policy
+from grpo_core.models import Policy, products
 from grpo_core.models.decoder import (
     FusedDecoder,
     _RMSNorm,
@@ -351,3 +351,27 @@ def test_half_precision_is_normalised_in_single_precision():
     torch.testing.assert_close(
         y.float(), torch.nn.functional.rms_norm(x, (64,)), atol=2e-3, rtol=2e-3
     )
+
+
+def test_a_step_wakes_no_second_core_for_a_small_model(two_threads, monkeypatch):
+    policy = Policy(make_model("Qwen3"), IdsAsText(), frozenset({7}), 0, 128)
+    params = SamplingParams(4, 12, 1.0, keep_logprobs=True)
+    attend, threads = fused.GrowingCaches._alone, []
+
+    def noted(self, *arguments):
+        threads.append(torch.get_num_threads())
+        return attend(self, *arguments)
+
+    def draw():
+        return sample_groups(policy, ragged(2).prompts, params, torch.Generator().manual_seed(5))
+
+    monkeypatch.setattr(fused.GrowingCaches, "_alone", noted)
+    alone = draw()
+    assert set(threads) == {1}
+    assert torch.get_num_threads() == 2, "for the update"
+    threads.clear()
+    monkeypatch.setattr(products, "MIN_SHARED_PRODUCTS", 0)
+    for a, b in zip(draw(), alone, strict=True):
+        assert a.completion_ids == b.completion_ids
+        assert a.sampling_logprobs == pytest.approx(b.sampling_logprobs, abs=1e-5)
+    assert set(threads) == {2}
