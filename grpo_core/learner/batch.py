@@ -136,6 +136,19 @@ class Batch:
         self._layouts.clear()
 
 
+def merged(parts: Sequence[Batch]) -> Batch:
+    """The groups of all parts, in one batch for forward passes only."""
+    completions = [c for part in parts for c in part.completions]
+    return Batch(
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        completions=completions,
+        trains=[True] * len(completions),
+        pad_id=parts[0].pad_id,
+        device=parts[0].device,
+        sizes=[len(rows) for part in parts for rows in part.siblings],
+    )
+
+
 def input_tokens(completion: Sequence[int]) -> Sequence[int]:
     """A completion without its last token, which predicts nothing; one token is always kept."""
     return completion[:-1] or completion

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from grpo_core.learner.batch import Batch, Layout, packed, separate
 from grpo_core.learner.packed_attention import FlatLayout, MakeAttend, flat, flat_attention
-from grpo_core.models.attention_spans import layer_masks, reset_dynamic_angles
+from grpo_core.models import products
+from grpo_core.models.attention_spans import Places, layer_masks, reset_dynamic_angles
 from grpo_core.models.decoder import FusedDecoder, forward, masked_attention, recomputing
 from grpo_core.models.lm_head import LogprobsFromLogits, LogprobsFromStates, max_logits
 
@@ -165,7 +166,7 @@ def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicte
     )[layout.predicted_at]
     if holds_back:
         return Predicted(None, states)
-    logits = output_layer(model)(states)
+    logits = products.apply(output_layer(model), states)
     return Predicted(logits, states if options.keep_states else None)
 
 
@@ -223,9 +224,9 @@ def _masks(model: nn.Module, batch: Batch, layout: Layout) -> Tensor | dict[str,
     mask = layout.attention_mask
     if mask.dim() == 2:
         return mask
-    return batch.cached_layout(
-        ("masks", mask.dtype), lambda: layer_masks(model, mask, layout.position_ids)
-    )
+    positions = layout.position_ids
+    places = Places(positions, positions, batch.longest_row)
+    return batch.cached_layout(("masks", mask.dtype), lambda: layer_masks(model, mask, places))
 
 
 def _holds_back(model: nn.Module, layout: Layout | FlatLayout, options: ForwardOptions) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from grpo_core.learner.batch import Batch, packed, separate
+from grpo_core.learner.batch import Batch, merged, packed, separate
 from grpo_core.learner.logprobs import MakeLayout, token_logprobs
-from grpo_core.models.decoder import FusedDecoder
+from grpo_core.models.decoder import REFUSALS, FusedDecoder
 from grpo_core.models.device import is_out_of_memory
 
 log = logging.getLogger("grpo_studio")
@@ -41,10 +42,12 @@ ANY_SIZE = GroupSize(math.inf, math.inf)
 class Packing:
     """The answers so far for one model, which are asked again when a group is larger.
 
-    layout None: the fastest that the model allows, as in `score_tokens`.
+    parts: the micro-batches in which a batch is computed; a group that they split is tested as far
+    as it shares a row. layout None: the fastest that the model allows, as in `score_tokens`.
     """
 
     model: nn.Module
+    parts: Callable[[Batch], list[Batch]]
     layout: MakeLayout | None = None
     exact_to: GroupSize | None = None  # the largest sizes that were tested and exact
     inexact_from: GroupSize | None = None  # the smallest that were not
@@ -55,6 +58,7 @@ class Packing:
 
     def allows(self, batch: Batch) -> bool:
         """Whether the groups of this batch may share a row; tests it where it is not known."""
+        batch = merged(self.parts(batch))
         widest = max(map(batch.segment_tokens, enumerate(batch.siblings)))
         size = GroupSize(batch.longest_row, widest)
         if self.exact_to is not None and self.exact_to.covers(size):
@@ -126,17 +130,8 @@ def packing_is_exact(model: nn.Module, batch: Batch, layout: MakeLayout | None =
     try:
         shared, _ = token_logprobs(model, batch, 1.0, layout)
         alone, _ = token_logprobs(model, batch, 1.0, separate)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        IndexError,
-        AttributeError,
-        KeyError,
-        MemoryError,
-    ) as error:
-        # What architectures raise that do not accept such a mask. Or the packed row is too large
-        # for the memory; separate rows are computed in smaller parts.
+    except (*REFUSALS, MemoryError) as error:
+        # Or the row is too large for the memory; separate ones are computed in smaller parts.
         if is_out_of_memory(error):
             log.warning("A group in one row does not fit in memory; its rows are computed alone.")
         return False

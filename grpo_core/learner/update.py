@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,7 +109,8 @@ class Learner:
         self.log: TokenLog | None = None  # of the last batch
         # A trust region differentiates twice, which only the model's own code can do.
         constrained = self.algorithm.objective in CONSTRAINED
-        self.packing = Packing(model, packed if constrained else None)
+        parts = partial(self.micro_batcher.parts, allow_flat=not constrained)
+        self.packing = Packing(model, parts, packed if constrained else None)
 
     def estimate_values(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ _LENGTH_FIELDS = {
     "sliding_attention": "sliding_window",
     "chunked_attention": "attention_chunk_size",
 }
-# positions of queries (R, W, 1) and of keys (R, 1, W), and the length: what a query can see.
+# positions of queries (R, Q, 1) and of keys (R, 1, W), and the length: what a query can see.
 _VISIBLE: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "sliding_attention": lambda query, key, length: query - key < length,
     "chunked_attention": lambda query, key, length: query // length == key // length,
@@ -29,28 +29,36 @@ _VISIBLE: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
-def layer_masks(model: nn.Module, mask: Tensor, position_ids: Tensor) -> Tensor | dict[str, Tensor]:
+class Places(NamedTuple):
+    """Positions in the text: of queries (R, Q) and keys (R, W). longest: tokens of the longest."""
+
+    queries: Tensor
+    keys: Tensor
+    longest: int
+
+
+def layer_masks(model: nn.Module, mask: Tensor, places: Places) -> Tensor | dict[str, Tensor]:
     """The masks with which the model's layers see only what their kind sees.
 
-    mask: additive, (R, 1, W, W), for layers that see the whole text. position_ids (R, W). Returns a
-    dict {kind of layer: mask} for models with several kinds, as transformers takes it, else a mask.
+    mask: additive, (R, 1, Q, W), for layers that see the whole text. Returns a dict {kind of layer:
+    mask} for models with several kinds, as transformers takes it, else a mask.
     """
     config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds & _LENGTH_FIELDS.keys():
-        return {kind: _limited(mask, position_ids, kind, config) for kind in sorted(kinds)}
+        return {kind: _limited(mask, places, kind, config) for kind in sorted(kinds)}
     # The configuration of Mistral, Mixtral or Phi-3 declares a window and no kinds: all layers have
     # it. A window that only stands in the file, as in a Llama made from a Mistral, is not used.
     if config is None or kinds or "sliding_window" not in signature(type(config)).parameters:
         return mask
-    return _limited(mask, position_ids, "sliding_attention", config)
+    return _limited(mask, places, "sliding_attention", config)
 
 
-def _limited(mask: Tensor, position_ids: Tensor, kind: str, config: Any) -> Tensor:
+def _limited(mask: Tensor, places: Places, kind: str, config: Any) -> Tensor:
     length = getattr(config, _LENGTH_FIELDS.get(kind, ""), None)
-    if not isinstance(length, int) or int(position_ids.max()) < length:
+    if not isinstance(length, int) or places.longest <= length:
         return mask
-    visible = _VISIBLE[kind](position_ids[:, :, None], position_ids[:, None, :], length)
+    visible = _VISIBLE[kind](places.queries[:, :, None], places.keys[:, None, :], length)
     return mask.masked_fill(~visible[:, None], torch.finfo(mask.dtype).min)
 
 

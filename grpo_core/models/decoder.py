@@ -36,6 +36,9 @@ PLAIN_OUTPUTS = {
     "output_hidden_states": False,
 }
 
+# What architectures raise that do not accept a mask or a cache of another form than their own.
+REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError)
+
 # layer, queries (R, W, heads, d), keys and values (R, W, kv heads, d) -> (R, W, heads, d)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 

@@ -7,6 +7,7 @@ for no token: it launches replays, and looks now and then at which rows have end
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from grpo_core.models import Policy
 from grpo_core.models.device import is_out_of_memory
 from grpo_core.models.once import say_once
-from grpo_core.rollout.decoders import Decoder
+from grpo_core.models.products import one_core_below
+from grpo_core.rollout.decoders import Decoder, FixedDecoder
 from grpo_core.rollout.draw import Rows
-from grpo_core.rollout.fused import FixedCaches
 
 UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be recorded
 # A replay may differ from the step itself by the rounding of its dtype, since other kernels may
@@ -24,6 +25,7 @@ UNRECORDED = "grpo_studio_unrecorded"  # on a model whose steps could not be rec
 # reads a wrong buffer is off by about the size itself.
 WITHIN, ROUNDINGS = 0.99, 8
 TF32_EPS = 2.0**-10
+DRAW_COST = 64  # drawing from one logit takes as long as so many multiplications of a product
 
 Step = Callable[[], None]
 
@@ -42,7 +44,9 @@ CAPTURE: dict[str, Callable[[Step], Step]] = {"cuda": _cuda_graph}
 
 def decode_step(decoder: Decoder, rows: Rows) -> None:
     """Read the rows' last tokens and draw the next ones. Every result stays on the device."""
-    rows.draw(decoder.step(rows.last))
+    logits = decoder.step(rows.last)
+    with one_core_below(DRAW_COST * logits.numel()):
+        rows.draw(logits)
 
 
 def records(policy: Policy) -> bool:
@@ -52,8 +56,8 @@ def records(policy: Policy) -> bool:
 
 def step_taker(model: nn.Module, decoder: Decoder, rows: Rows) -> Step:
     """A function that decodes one token of every row. Make a new one after rows have left."""
-    if isinstance(decoder, FixedCaches):
-        return RecordedSteps(model, decoder, rows)
+    if decoder.is_fixed:
+        return RecordedSteps(model, cast("FixedDecoder", decoder), rows)
     return lambda: decode_step(decoder, rows)
 
 
@@ -63,7 +67,7 @@ class RecordedSteps:
     If they differ, or recording fails, this model's steps are computed from then on.
     """
 
-    def __init__(self, model: nn.Module, decoder: FixedCaches, rows: Rows):
+    def __init__(self, model: nn.Module, decoder: FixedDecoder, rows: Rows):
         self._model, self._decoder, self._rows = model, decoder, rows
         # Not a method of its own, such as _plainly: a cycle would keep the caches alive.
         self._replay: Step | None = None

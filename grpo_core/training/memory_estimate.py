@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from grpo_core.config import RunConfig
 from grpo_core.learner.memory import max_part_tokens
+from grpo_core.learner.packed_attention import flat_attention
 from grpo_core.models import Policy, pick_device
 from grpo_core.models.decoder import ARCHITECTURES
 from grpo_core.models.device import cache_bytes, free_memory, head_width, key_width
@@ -35,22 +37,23 @@ class ModelSize:
 def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[str, int], float]:
     """Estimated bytes by purpose, and bytes of activations for one token of a micro-batch.
 
-    Activations: those of `layer_bytes` for every layer. With `recomputes` the inputs of the layers,
-    and one whole layer.
+    Activations: those of `layer_bytes` and `attention_bytes` for every layer. With `recomputes` the
+    inputs of the layers, and one whole layer.
     """
     t, size = config.train, model.dtype.itemsize
     shape = text_config(model.shape)
     hidden = getattr(shape, "hidden_size", None) or 0
     layers = getattr(shape, "num_hidden_layers", None) or 0
-    layer = layer_bytes(shape, size, config.model.lora_rank > 0)
-    per_token = layers * hidden * size + layer if recomputes else layers * layer
+    device = pick_device(config.model.device)
+    masks, scores = attention_bytes(model, device, _packed_width(config, hidden))
+    layer = layer_bytes(shape, size, config.model.lora_rank > 0) + scores
+    per_token = masks + (layers * hidden * size + layer if recomputes else layers * layer)
     # Adapters are float32; half-precision weights have float32 masters.
     trained_bytes = model.trained * 4
     half_bytes = model.trained * size if size < 4 and not config.model.lora_rank else 0
     # Of LoRA the reference is the model itself without its adapters.
     has_copy = config.algorithm.measure_kl and not config.model.lora_rank
     step_tokens = t.prompts_per_step * t.group_size * (t.max_new_tokens + PROMPT_TOKENS)
-    device = pick_device(config.model.device)
     part_tokens = min(max_part_tokens(t.micro_batch_tokens, device), step_tokens)
     vocabulary = getattr(shape, "vocab_size", None) or 0
     parts = {
@@ -79,9 +82,8 @@ def layer_bytes(shape: Any, size: int, adapters: bool) -> int:
     They are the inputs of both norms and of what follows them; queries, keys, values, result and
     its flat copy; gate, up and their product. The model's own code, where no fused decoder knows
     it, keeps 4h + I more. Adapters under half precision keep their layers' inputs in float32,
-    5h + A + I, in place of 2h + A + I elements. Scores of attention are not counted: the kernels
-    that are used keep none, but for those of older cards. Without a known width I it is 17h
-    (arXiv:2205.05198 eq. 2, without attention scores).
+    5h + A + I, in place of 2h + A + I elements. Without a known width I it is 17h
+    (arXiv:2205.05198 eq. 2, without attention scores, which `attention_bytes` counts).
     """
     h = getattr(shape, "hidden_size", None) or 0
     width = getattr(shape, "intermediate_size", None)
@@ -99,6 +101,37 @@ def layer_bytes(shape: Any, size: int, adapters: bool) -> int:
         return elements * size
     inputs = queries + width
     return (elements - 2 * h - inputs) * size + (5 * h + inputs) * 4
+
+
+def attention_bytes(model: ModelSize, device: torch.device, width: int) -> tuple[int, int]:
+    """Bytes of one token: of masks, and of the scores that a layer keeps for the backward pass.
+
+    width: tokens of a packed row. The flat layout has neither. Elsewhere a row has a mask of its
+    own, and a copy while it is made. Scores, float32, are kept by the one kernel of torch that
+    takes heads of every width: on NVIDIA cards the others need a multiple of 16 bytes.
+    """
+    shape, size = text_config(model.shape), model.dtype.itemsize
+    head = head_width(shape)
+    if getattr(shape, "model_type", None) in ARCHITECTURES and (
+        flat_attention(device, model.dtype, head) is not None
+    ):
+        return 0, 0
+    masks = width * (2 * size + 1)
+    keeps_none = head * size % 16 == 0 and torch.backends.cuda.mem_efficient_sdp_enabled()
+    if device.type != "cuda" or keeps_none:
+        return masks, 0
+    return masks, 4 * width * (getattr(shape, "num_attention_heads", None) or 1)
+
+
+def _packed_width(config: RunConfig, hidden: int) -> int:
+    """Tokens of a row that holds a prompt and as many completions as its group's share of a part.
+
+    As in batch.py: with a prompt of L tokens, √(L·(L + 6h)) tokens of completions.
+    """
+    t = config.train
+    completions = min(t.group_size * t.max_new_tokens, t.micro_batch_tokens - PROMPT_TOKENS)
+    fewest = math.sqrt(PROMPT_TOKENS * (PROMPT_TOKENS + 6 * hidden))
+    return PROMPT_TOKENS + max(t.max_new_tokens, min(int(fewest), completions))
 
 
 def _logits_bytes(num_logits: int, device: torch.device) -> int:

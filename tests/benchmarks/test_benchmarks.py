@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -31,6 +32,22 @@ def test_a_failing_peer_leaves_our_own_figures(monkeypatch, capsys):
     assert result["failed"] == {"trl": "out of memory"}
     speed.report(result)
     assert "failed: trl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("side", ["ours", "trl"])
+@pytest.mark.parametrize(("workload", "cards"), [("W1-kl0", ""), ("W3", ""), ("W4", "0,1")])
+def test_both_sides_of_a_workload_use_the_same_device(monkeypatch, side, workload, cards):
+    """GPU review, speed.py:83: W1 to W3 hide a GPU from both sides, and W4 from neither."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = []
+
+    def process(command, env, **_):
+        seen.append((command[command.index("--side") + 1], env["CUDA_VISIBLE_DEVICES"]))
+        return subprocess.CompletedProcess(command, 0, '{"step_seconds": 1.0}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", process)
+    speed.run_in_process(side, workload, "", threads=1)
+    assert seen == [(side, cards)]
 
 
 def test_a_failing_part_of_the_gpu_script_loses_no_other(monkeypatch, tmp_path):

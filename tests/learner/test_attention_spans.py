@@ -176,15 +176,43 @@ def test_a_group_that_does_not_fit_in_memory_is_computed_row_by_row(monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tokens_off", "exact"),
-    # 1 of 400 tokens is within the last percent, 40 are not.
-    [("float32", 1, False), ("bfloat16", 1, True), ("bfloat16", 40, False)],
+    ("dtype", "tokens_off", "nats", "exact"),
+    [
+        ("float32", 1, 0.3, False),
+        ("bfloat16", 400, 0.125, True),  # one step of logits from 16 to 32
+        ("bfloat16", 1, 0.3, True),  # 1 of 400 tokens is within the last percent
+        ("bfloat16", 40, 0.3, False),
+        ("bfloat16", 4, 9.0, True),
+        ("bfloat16", 5, 9.0, False),
+    ],
 )
-def test_half_precision_may_round_single_tokens_further(monkeypatch, dtype, tokens_off, exact):
+def test_half_precision_may_round_single_tokens_further(
+    monkeypatch, dtype, tokens_off, nats, exact
+):
+    """GPU review, logprobs.py:21: the 99th percentile of the tokens decides, not the largest."""
     batch = Batch([[5, 6]], [[7] * 200] * 2, [True] * 2, 0, torch.device("cpu"))
-    off = torch.zeros(2, 200)
-    off[0, :tokens_off] = 0.3
-    answers = iter([(off, None), (torch.zeros(2, 200), None)])
+    off = torch.zeros(400)
+    off[:tokens_off] = nats
+    answers = iter([(off.view(2, 200), None), (torch.zeros(2, 200), None)])
     monkeypatch.setattr("grpo_core.learner.packing.token_logprobs", lambda *_: next(answers))
     model = make_model("Cohere", getattr(torch, dtype), unusual=True)
     assert packing_is_exact(model, batch) is exact
+
+
+@pytest.mark.parametrize(("shape", "unusual"), [("Gemma", False), ("Cohere", True)])
+def test_a_group_is_tested_as_far_as_it_shares_a_row(monkeypatch, shape, unusual):
+    """GPU review, update.py:250: a mask is as large as the square of its row."""
+    learner = a_learner(make_model(shape, unusual=unusual))
+    tested = []
+
+    def noted(_, batch, *__):
+        tested.extend(map(batch.segment_tokens, enumerate(batch.siblings)))
+        return True
+
+    monkeypatch.setattr("grpo_core.learner.packing.packing_is_exact", noted)
+    completions = [[5] * 30] * 64  # with their prompt 20 + 64·30 = 1,940 tokens
+    batch = Batch([[6] * 20], completions, [True] * 64, 0, torch.device("cpu"))
+    assert learner.packing.allows(batch)
+    # √(20·(20 + 6·32)) = 65 completion tokens a row, so that no row has more than three texts.
+    assert set(tested) <= {20 + 2 * 30, 20 + 3 * 30}
+    assert learner.packing.exact_to == GroupSize(50, max(tested))
