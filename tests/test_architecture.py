@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/analysis/token_loss.py": {"torch"},
     "grpo_core/preferences/bradley_terry.py": {"torch"},
     "grpo_core/preferences/reward_training.py": {"torch"},
+    "grpo_core/analysis/walk_picture.py": {"torch"},
     "grpo_core/runs/doctor.py": {"sqlite3"},
     "grpo_core/exporting/trained_model.py": {"torch", "transformers"},
     "grpo_core/preflight/service.py": {"torch"},

@@ -13,6 +13,8 @@ from typing import Any
 from grpo_core.config import RunConfig
 from grpo_core.store import ScoredRow, Store, TokenRow
 
+KL_MEASURES = ("k1", "k2", "k3")  # those that need no distributions
+
 
 @dataclass(frozen=True, slots=True)
 class TokenTerms:
@@ -183,6 +185,22 @@ def token_terms(
         clipped=listed(loss_mask & (above | below)),
         change=listed(change),
     )
+
+
+def kl_measures(row: TokenRow) -> dict[str, float]:
+    """The mean of each KL estimator over a completion's tokens, in the last update.
+
+    Empty where the policy's or the reference's log-probabilities were not recorded.
+    """
+    if row.logprobs is None or row.ref_logprobs is None:
+        return {}
+    import torch
+
+    from grpo_core.learner.kl import KL_ESTIMATORS, Divergence
+
+    logprobs = torch.tensor(row.logprobs[-len(row.token_ids) :], dtype=torch.float64)
+    x = Divergence(torch.tensor(row.ref_logprobs, dtype=torch.float64) - logprobs)
+    return {name: float(KL_ESTIMATORS[name](x).mean()) for name in KL_MEASURES}
 
 
 def share_of_gradient(

@@ -24,6 +24,7 @@ from grpo_core.store.rows import (
     ScoredRow,
     TokenRow,
     VerdictCounts,
+    WalkableGroup,
 )
 from grpo_core.store.store import Store
 
@@ -43,6 +44,7 @@ __all__ = [
     "Store",
     "TokenRow",
     "VerdictCounts",
+    "WalkableGroup",
     "Wanted",
     "export_config_json",
     "export_metrics_csv",

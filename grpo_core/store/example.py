@@ -6,11 +6,14 @@ It ships as a small store with one run, compressed, without checkpoints.
 
 from __future__ import annotations
 
+import atexit
 import lzma
+import shutil
 import sqlite3
 import tempfile
 import time
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from grpo_core.errors import StoreBusy
@@ -29,14 +32,29 @@ def add_example(store: Store, file: Path = EXAMPLE_FILE) -> bool:
     if store.runs() or not file.is_file():  # a package may leave the file out
         return False
     with tempfile.TemporaryDirectory() as folder:
-        unpacked = Path(folder) / "example.sqlite"
-        unpacked.write_bytes(lzma.decompress(file.read_bytes()))
+        unpacked = _unpack(file, Path(folder))
         Store(unpacked).close()  # migrates it
         try:
             with closing(sqlite3.connect(unpacked)) as source:
                 return _copy(source, store)
         except StoreBusy:  # another process writes: the file is not new
             return False
+
+
+@cache
+def example_store() -> Store | None:
+    """The example in a file of its own, which lives as long as this process; None without it."""
+    if not EXAMPLE_FILE.is_file():
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="grpo-example-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Store(_unpack(EXAMPLE_FILE, folder))
+
+
+def _unpack(file: Path, folder: Path) -> Path:
+    unpacked = folder / "example.sqlite"
+    unpacked.write_bytes(lzma.decompress(file.read_bytes()))
+    return unpacked
 
 
 def _copy(source: sqlite3.Connection, store: Store) -> bool:

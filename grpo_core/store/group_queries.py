@@ -26,6 +26,7 @@ from grpo_core.store.rows import (
     ScoredRow,
     TokenRow,
     VerdictCounts,
+    WalkableGroup,
 )
 from grpo_core.types import GroupKind
 
@@ -185,6 +186,28 @@ class GroupQueries:
         if len(rows) < 3:
             return []
         return self._with_rollouts([rows[0], rows[(len(rows) - 1) // 2], rows[-1]])
+
+    def groups_to_walk(self, run_id: str, limit: int = 24) -> list[WalkableGroup]:
+        """Groups of a run that show its arithmetic best, among its newest 400.
+
+        First those that have advantages, then those with all tokens, then those measured after the
+        step, then those with the most different rewards, then the newest.
+        """
+        rows = self._readers.all(
+            """
+            SELECT g.step, g.position, substr(g.prompt, 1, ?) AS prompt
+            FROM groups g JOIN rollouts r ON r.group_id = g.id
+            LEFT JOIN token_records t ON t.rollout_id = r.id
+            WHERE g.id IN (SELECT id FROM groups WHERE run_id = ? AND kind = 'training'
+                           ORDER BY step DESC, position LIMIT 400)
+            GROUP BY g.id
+            ORDER BY MAX(r.advantage != 0) DESC, COUNT(t.logprobs) = COUNT(*) DESC,
+              COUNT(t.logprobs_after) = COUNT(*) DESC,
+              MIN(COUNT(DISTINCT round(r.reward, 6)), 4) DESC, g.step DESC, g.position
+            LIMIT ?""",
+            (EXCERPT, text(run_id), integer(limit)),
+        )
+        return [WalkableGroup(*row) for row in rows]
 
     def visits(self, run_id: str, prompt_id: str, limit: int = 200) -> list[GroupRow]:
         """The groups of one prompt in a run, in order of steps; the last `limit` of them.

@@ -199,6 +199,15 @@ class TokenRow:
 
 
 @dataclass(frozen=True, slots=True)
+class WalkableGroup:
+    """Where a group is, and the beginning of its prompt."""
+
+    step: int
+    position: int
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
 class FoundRollout:
     """A rollout as a line of a list; `text` is its beginning, or where a search found something."""
 

@@ -169,7 +169,7 @@ def compare_scores(
         ADVANTAGES[config.algorithm.advantage],
         rewards,
         by_criterion,
-        torch.tensor(list(weights.values())),
+        torch.tensor(list(weights.values()), dtype=torch.float64),
         step.keys,
     )
     return Comparison(parts, rewards, reward_scale)

@@ -41,6 +41,7 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
         if tab == "Learn":
             for title in LEARN_PARTS.values():
                 yield f"learn, {title.lower()}", lambda title=title: learn_part(page, title)
+            yield "learn, walk: ratio and clip", lambda: _walk_to(page, "ratio")
 
 
 def fits(page: Page) -> bool:
@@ -85,6 +86,8 @@ def _tab(page: Page, tab: str) -> None:
     ).first.wait_for()
     if tab == "Inspect":
         page.locator("#look-body article").first.wait_for()
+    if tab == "Learn":
+        page.locator("#walk-numbers > *").first.wait_for()
 
 
 def _group_view(page: Page, view: str) -> None:
@@ -103,6 +106,12 @@ def _group_view(page: Page, view: str) -> None:
 def _completions(page: Page) -> None:
     page.locator("#list-mode").get_by_role("radio", name="Completions").check(force=True)
     page.locator("#narrow form").wait_for()
+
+
+def _walk_to(page: Page, screen: str) -> None:
+    page.locator("#learn-part").get_by_role("radio", name="Walk").check(force=True)
+    page.locator(f"#walk-head [data-screen={screen}]").click()
+    page.locator("#walk-numbers .walk-pictures svg").first.wait_for()
 
 
 def _compare(page: Page) -> None:

@@ -72,6 +72,7 @@ def styles() -> str:
         "inspect",
         "runs",
         "learn",
+        "learn_walk",
         "narrow",
         "reports",
     )

@@ -28,7 +28,7 @@ def effect_table(
         for title in ("A", "log p before", "after", "change", "times as likely")
     )
     return (
-        f"<p>{_sentence(pairs)}</p>"
+        f"<p>{as_asked(pairs)}</p>"
         '<div class="scroll" tabindex="0" role="region" '
         'aria-label="Log-probability of each completion before and after the update">'
         '<table class="why effects"><thead><tr><th scope="col"><span class="sr">completion</span>'
@@ -48,7 +48,7 @@ def _row(rollout: RolloutRow, effect: Effect, is_chosen: bool) -> str:
     )
 
 
-def _sentence(pairs: Sequence[tuple[RolloutRow, Effect]]) -> str:
+def as_asked(pairs: Sequence[tuple[RolloutRow, Effect]]) -> str:
     """How many completions the update moved the way that their advantages say."""
     scored = [(r.advantage, e.change) for r, e in pairs if is_number(r.advantage)]
     up = [change for advantage, change in scored if advantage > 0]

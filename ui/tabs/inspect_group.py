@@ -19,7 +19,7 @@ from grpo_core.store import GroupRow, RunRow
 from grpo_core.types import GroupKind
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel, one_of, script
-from ui.render import arithmetic, cards, history, status, tokens, update_effect
+from ui.render import arithmetic, cards, history, learn_walk, status, tokens, update_effect
 from ui.render.place import Place
 from ui.render.text import esc
 from ui.server.refresh import RefreshEvents
@@ -205,6 +205,7 @@ class ShowGroup:
             cards.group_head(group, num_groups, shown.order)
             + self._cached_check(run.id, group.id)
             + arithmetic.why_table(group, rollouts, run.config, by_rollout)
+            + learn_walk.link(Place(group.step, group.position))
         )
 
     def _check(self, run_id: str, group_id: int) -> str:

@@ -18,9 +18,10 @@ from ui.server.views import Runs, Views
 from ui.tabs.frame import Frame, InView, Tab, hidden_values
 from ui.tabs.learn_methods import build_methods
 from ui.tabs.learn_thinking import build_thinking
+from ui.tabs.learn_walk import build_walk
 
 # name in the address -> title
-PARTS = {"ppo": "Beside PPO", "thinking": "Longer thinking", "glossary": "Glossary"}
+PARTS = {"walk": "Walk", "ppo": "Beside PPO", "thinking": "Longer thinking", "glossary": "Glossary"}
 _AT = re.compile(r"[A-Za-z0-9_./@:-]{0,80}")
 
 
@@ -72,7 +73,10 @@ def build_learn(frame: Frame, views: Views, runs: Runs) -> Learn:
     )
     values = hidden_values("state-learn-", thinking="", glossary="")
     places: dict[str, gr.Textbox] = dict(zip(("thinking", "glossary"), values, strict=True))
-    parts: dict[str, Tab] = {}
+    with _part("walk"):
+        walk = build_walk(frame, views)
+    places["walk"] = walk.at
+    parts: dict[str, Tab] = {"walk": walk}
     with _part("ppo"):
         parts["ppo"] = build_methods(frame, views, runs)
     with _part("thinking"):
