@@ -144,7 +144,7 @@ def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Ta
             around = Neighbours(tabs, train.setup)
             listing = build_runs(frame, views, around, runs, service)
         with gr.Tab("Playground", id="playground", elem_id="tab-playground") as on_playground:
-            playground = build_playground(frame, views, service)
+            playground = build_playground(frame, views, service, train.setup, tabs)
         with gr.Tab("Learn", id="learn", elem_id="tab-learn") as on_learn:
             learn = build_learn(frame, views, runs)
     tab_items = (on_train, on_inspect, on_runs, on_playground, on_learn)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +21,12 @@ from grpo_core.config import RunConfig, parse
 from grpo_core.config.places import is_hub_name
 from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import StudioError
-from grpo_core.exporting.play_request import PlayRequest, PlayResult, Side
+from grpo_core.exporting.play_request import PlayRequest, PlayResult, PlayWatch, Side
 from grpo_core.exporting.recipes import as_command
 from grpo_core.models import Policy, load_policy
 from grpo_core.models.lora import lora_config, merge_adapters
 from grpo_core.models.model_cache import ModelCache
-from grpo_core.rollout import SamplingParams, sample_groups
+from grpo_core.rollout import OnLook, SamplingHooks, SamplingParams, sample_groups
 from grpo_core.rubric import build_rubric
 from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import CheckpointRow, RunRow, Store
@@ -32,8 +34,9 @@ from grpo_core.tasks import FILE, heldout_prompts, load_task, prompt_id, train_p
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
 from grpo_core.training.scoring import Progress, score_groups
-from grpo_core.types import Prompt
+from grpo_core.types import Completion, Prompt, Rollout
 
+LOOK_SECONDS = 0.2  # between two looks at answers that are being written
 CURVE_ROWS = 10  # about so many rows in the model card's training table
 
 
@@ -68,39 +71,89 @@ def _asked(config: RunConfig, request: PlayRequest) -> Prompt:
     return Prompt(prompt_id(name, request.text), request.text, request.answer, name, meta)
 
 
-def play(store: Store, models: ModelCache, run_id: str, request: PlayRequest) -> PlayResult:
-    """Answer greedily and by sampling, with the same random numbers for each step.
+def play(
+    store: Store,
+    models: ModelCache,
+    run_id: str,
+    request: PlayRequest,
+    watch: PlayWatch | None = None,
+) -> PlayResult:
+    """Answer greedily and by sampling, with the same random numbers for each state.
 
-    Raises StudioError.
+    The run's own prompt and rubric count for every state; a state of another run answers with that
+    run's instruction and length. watch: is shown the answers as they are written.
+    Raises StudioError; PlayStopped where the watch says so.
     """
-    run = store.run(run_id)
-    config = parse(run.config)
-    task, rubric = load_task(config.task), build_rubric(config.rubric)
-    prompt, room = _asked(config, request), config.train.max_new_tokens
-    asked = [SamplingParams(1, room, 0.0)]  # greedy
-    if request.temperature > 0:
-        asked.append(SamplingParams(request.count, room, request.temperature))
-    sides = []
-    for step in request.steps:
-        state_key, after_load = None, None
-        if step:
-            row = checkpoint_of(store, run, step)
-            state_key = (run_id, step, row.sha256)
-            after_load = partial(load_checkpoint, row=row)
-        with models.use(config.model, config.train.seed, state_key, after_load) as policy:
-            ids = policy.encode(prompt, task.instruction)
-            if policy.context is not None and len(ids) + room > policy.context:
-                raise StudioError(
-                    f"The prompt has {len(ids):,} tokens; with {room:,} new ones it does not fit "
-                    f"the context of {policy.context:,}. Shorten it."
-                )
+    watch = watch or PlayWatch()
+    config = parse(store.run(run_id).config)
+    prompt, rubric = _asked(config, request), build_rubric(config.rubric)
+    sides = [Side(state, None, ()) for state in request.states]
+
+    def show(n: int, rollouts: Sequence[Rollout]) -> None:
+        sides[n] = Side(request.states[n], rollouts[0], tuple(rollouts[1:]))
+        watch.show(PlayResult(prompt, rubric.outcome, tuple(sides)))
+
+    for n, state in enumerate(request.states):
+        run = store.run(state.run_id)
+        own = parse(run.config)
+        asked = [SamplingParams(1, own.train.max_new_tokens, 0.0)]  # greedy
+        if request.temperature > 0:
+            room = own.train.max_new_tokens
+            asked.append(SamplingParams(request.count, room, request.temperature))
+        watch.check()
+        with _policy_of(store, models, run, state.step) as policy:
+            ids = _encoded(policy, prompt, own)
             rng = torch.Generator(policy.device).manual_seed(config.train.seed)
-            rollouts = [r for params in asked for r in sample_groups(policy, [ids], params, rng)]
+            rollouts: list[Rollout] = []
+            for params in asked:
+                hooks = SamplingHooks(watch.check, on_look=_teller(partial(show, n), rollouts))
+                rollouts += sample_groups(policy, [ids], params, rng, hooks)
+        show(n, rollouts)
         with time_limit(SCORING_SECONDS):
-            progress = Progress(step, config.train.steps)
+            progress = Progress(state.step, own.train.steps)
             [(_, answers)], _ = score_groups([prompt], rollouts, rubric, progress=progress)
-        sides.append(Side(step, answers[0], answers[1:]))
+        show(n, answers)
     return PlayResult(prompt, rubric.outcome, tuple(sides))
+
+
+def _teller(show: Callable[[list[Rollout]], None], finished: Sequence[Rollout]) -> OnLook:
+    """Shows the finished answers and those that are being written, a few times a second."""
+    last = 0.0
+
+    def look(texts: Callable[[], list[str]]) -> None:
+        nonlocal last
+        if time.monotonic() - last > LOOK_SECONDS:
+            # A character of which only some bytes are written is left out.
+            written = [Rollout(Completion(t.rstrip("\ufffd"), "", 0)) for t in texts()]
+            show([*finished, *written])
+            last = time.monotonic()
+
+    return look
+
+
+@contextmanager
+def _policy_of(store: Store, models: ModelCache, run: RunRow, step: int) -> Iterator[Policy]:
+    """The run's policy after this step, for this caller alone until the context ends."""
+    config = parse(run.config)
+    state_key, after_load = None, None
+    if step:
+        row = checkpoint_of(store, run, step)
+        state_key = (run.id, step, row.sha256)
+        after_load = partial(load_checkpoint, row=row)
+    with models.use(config.model, config.train.seed, state_key, after_load) as policy:
+        yield policy
+
+
+def _encoded(policy: Policy, prompt: Prompt, config: RunConfig) -> list[int]:
+    """The prompt's ids. Raises StudioError if the answer would not fit the context."""
+    ids = policy.encode(prompt, load_task(config.task).instruction)
+    room = config.train.max_new_tokens
+    if policy.context is not None and len(ids) + room > policy.context:
+        raise StudioError(
+            f"The prompt has {len(ids):,} tokens; with {room:,} new ones it does not fit "
+            f"the context of {policy.context:,}. Shorten it."
+        )
+    return ids
 
 
 # ---- a folder for plain transformers ------------------------------------------------------------

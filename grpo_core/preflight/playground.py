@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from grpo_core.config import parse
-from grpo_core.exporting.play_request import PlayRequest, PlayResult
+from grpo_core.exporting.play_request import PlayRequest, PlayResult, PlayStopped, PlayWatch
 from grpo_core.exporting.trained_model import heldout_prompt, play
 from grpo_core.models.model_cache import SMALL_MODEL, ModelCache
 from grpo_core.store import Store
@@ -26,6 +26,17 @@ class Playground:
     def __init__(self, store: Store, models: ModelCache, device: Callable[[str], torch.device]):
         self._store, self._models, self._device = store, models, device
         self._kept: OrderedDict[str, PlayResult] = OrderedDict()
+        self._watched: dict[str, PlayWatch] = {}  # by question, while it is answered
+
+    def look(self, question: str) -> tuple[int, PlayResult] | None:
+        """(revision, what is written so far) of a question that is being answered."""
+        watch = self._watched.get(question)
+        return None if watch is None or watch.partial is None else (watch.revision, watch.partial)
+
+    def stop(self, question: str) -> None:
+        """End the answers of a question; play() then raises PlayStopped."""
+        if question and (watch := self._watched.get(question)) is not None:
+            watch.is_stopped = True
 
     def prompt(self, run_id: str, number: int) -> Prompt:
         """A held-out prompt of the run's task."""
@@ -44,16 +55,29 @@ class Playground:
             return "A model of this size answers slowly on the CPU."
         return ""
 
-    def play(self, run_id: str, request: PlayRequest) -> PlayResult:
-        """Answers by the policy after several steps, scored by the run's rubric.
+    def play(self, run_id: str, request: PlayRequest, question: str = "") -> PlayResult:
+        """Answers by several states, scored by the run's rubric.
 
         The random numbers are the run's, so an equal request gets the result that was kept.
+        question: by which look() finds the answers meanwhile, and stop() stops them.
         """
-        saved = {row.step: row.sha256 for row in self._store.checkpoints(run_id)}
-        key = repr((run_id, request, [saved.get(step) for step in request.steps]))
+        saved = {
+            (run, row.step): row.sha256
+            for run in {state.run_id for state in request.states}
+            for row in self._store.checkpoints(run)
+        }
+        which = [saved.get((state.run_id, state.step)) for state in request.states]
+        key = repr((run_id, request, which))
         result = self._kept.get(key)
         if result is None:
-            result = play(self._store, self._models, run_id, request)
+            watch = self._watched[question] = PlayWatch()
+            try:
+                result = play(self._store, self._models, run_id, request, watch)
+            except PlayStopped as stopped:
+                stopped.partial = watch.partial
+                raise
+            finally:
+                self._watched.pop(question, None)
             # A result with an answer that could not be scored is not kept: a judge that could not
             # be reached may score it the next time.
             if all(None not in r.scores.values() for s in result.sides for r in s.sampled):

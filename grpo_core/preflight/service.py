@@ -331,12 +331,20 @@ class PreflightService:
         """Why this run's models answer only when somebody asks; "" if they may at once."""
         return self._playground.reason_to_wait(run_id)
 
-    def play(self, run_id: str, request: PlayRequest) -> PlayResult:
-        """Answers to one prompt by the policy after several steps, scored by the run's rubric.
+    def play(self, run_id: str, request: PlayRequest, question: str = "") -> PlayResult:
+        """Answers to one prompt by several states, scored by the run's rubric.
 
-        Also works while the run is paused.
+        Also works while the run is paused. question: for look_at_play and stop_play.
         """
-        return self._playground.play(run_id, request)
+        return self._playground.play(run_id, request, question)
+
+    def look_at_play(self, question: str) -> tuple[int, PlayResult] | None:
+        """(revision, what is written so far) of a question that is being answered."""
+        return self._playground.look(question)
+
+    def stop_play(self, question: str) -> None:
+        """End the answers of a question; its play() raises PlayStopped."""
+        self._playground.stop(question)
 
     def export_model(
         self, run_id: str, folder: Path, step: int | None = None, adapter_only: bool = False

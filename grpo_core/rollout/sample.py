@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -30,6 +31,8 @@ LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 # Called with the index of a prompt and all of its completions, as soon as the last one has ended.
 OnGroupDone = Callable[[int, list[Rollout]], None]
+# Called at each look at a decode batch, with a function that reads the text of each row so far.
+OnLook = Callable[[Callable[[], list[str]]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class SamplingHooks:
 
     check_interrupt: Callable[[], None] = lambda: None
     on_group_done: OnGroupDone | None = None
+    on_look: OnLook | None = None
 
 
 def sample_groups(
@@ -103,7 +107,7 @@ def _sample(
         batch = _DecodeBatch(policy, [prompts[p] for p in members], params, uniforms[members])
         done = _for_members(hooks.on_group_done, members)
         try:
-            batch.decode(hooks.check_interrupt, done)
+            batch.decode(replace(hooks, on_group_done=done))
         except (RuntimeError, MemoryError) as error:
             # Groups that were reported stay as they are; rows draw the same tokens again.
             groups |= {members[i]: siblings for i, siblings in batch.reported.items()}
@@ -169,11 +173,12 @@ class _DecodeBatch:
         )
         self.reported: dict[int, list[Rollout]] = {}  # groups that `done` was called with
 
-    def decode(self, check_interrupt: Callable[[], None], done: OnGroupDone | None) -> None:
+    def decode(self, hooks: SamplingHooks) -> None:
         """Sample until every row has ended or is full.
 
-        done: called with each group as soon as its last row has ended.
+        hooks.on_group_done: called with the index of each group in this batch.
         """
+        check_interrupt, done = hooks.check_interrupt, hooks.on_group_done
         params, rows, model = self.params, self.rows, self.policy.model
         longest = max(map(len, self.prompts)) + params.max_new_tokens
         source = decoder(self.policy, longest, records(self.policy))
@@ -190,6 +195,8 @@ class _DecodeBatch:
                 ended = rows.ended.tolist()
                 if done is not None:
                     self._report_ended(done, ended)
+                if hooks.on_look is not None:
+                    hooks.on_look(partial(self._texts, t))
                 going = [i for i, row in enumerate(alive) if not ended[row]]
                 if not going:
                     break
@@ -213,6 +220,16 @@ class _DecodeBatch:
         for p, rollouts in self._rollouts(have_ended).items():
             self.reported[p] = rollouts
             done(p, rollouts)
+
+    def _texts(self, num_tokens: int) -> list[str]:
+        """What each row has written when `num_tokens` tokens were drawn."""
+        tokens, lengths = self.rows.tokens[:, :num_tokens].tolist(), self.rows.lengths.tolist()
+        openings = [self.policy.opening(prompt) for prompt in self.prompts]
+        size = self.params.group_size
+        return [
+            openings[row // size] + self.policy.decode(ids[:length])
+            for row, (ids, length) in enumerate(zip(tokens, lengths, strict=True))
+        ]
 
     def groups(self) -> list[list[Rollout]]:
         """The completions of every prompt, as text too."""

@@ -263,6 +263,20 @@ def _reward_models(db: Database) -> None:
     )
 
 
+@MIGRATIONS(name="14 kept answers")
+def _kept_answers(db: Database) -> None:
+    # Answers that a person kept in the Playground, as rows of a prompt file; they outlive the run.
+    _create(
+        db,
+        "kept_answers",
+        "id int, run_id str?, step int, created_at float, before str, prompt str, right str, "
+        "answer str",
+        pk="id",
+        run_id="runs SET NULL",
+    )
+    db.table("kept_answers").create_index(["run_id"])
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import runpy
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from grpo_core.cli import main
 from grpo_core.cli.request import build_config
 from grpo_core.config import PRESETS, nest, parse, with_preset
 from grpo_core.errors import StudioError
-from grpo_core.exporting.play_request import PlayRequest
+from grpo_core.exporting import trained_model
+from grpo_core.exporting.play_request import PlayRequest, PlayStopped, PlayWatch, State
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.exporting.trained_model import export_model, model_card
+from grpo_core.models.model_cache import ModelCache
+from grpo_core.preflight import playground
 from grpo_core.preflight.service import PreflightService
 from grpo_core.store import Recorder, Store
 from grpo_core.types import ModelLoaded, RunStatus
@@ -79,7 +83,9 @@ def test_an_exported_model_gives_the_same_text_in_plain_transformers(trained, ki
     } <= {p.name for p in folder.iterdir()}
     for number in range(4):
         prompt = service.run_prompt(run_id, number)
-        request = PlayRequest(prompt.text, prompt.answer, [0, 2], 1, 0.0)
+        request = PlayRequest(
+            prompt.text, prompt.answer, [State(run_id, 0), State(run_id, 2)], 1, 0.0
+        )
         played = service.play(run_id, request)
         before, after = (side.greedy.completion.text for side in played.sides)
         assert greedy(folder, prompt.text) == after
@@ -137,18 +143,20 @@ def test_what_cannot_be_exported_is_refused_in_one_line(trained, tmp_path):
     with pytest.raises(StudioError, match="has no saved state"):
         export_model(store, without, tmp_path / "b")
     with pytest.raises(StudioError, match="does not fit the context"):
-        PreflightService(store).play(run_id, PlayRequest("x" * 5000, "", [0], 1, 0.0))
+        PreflightService(store).play(
+            run_id, PlayRequest("x" * 5000, "", [State(run_id, 0)], 1, 0.0)
+        )
     row = store.checkpoints(run_id)[0]
     (row.path / "policy.safetensors").write_bytes(
         (row.path / "policy.safetensors").read_bytes()[:-8]
     )
     with pytest.raises(StudioError, match="damaged"):
-        PreflightService(store).play(run_id, PlayRequest("Q", "", [1], 1, 0.0))
+        PreflightService(store).play(run_id, PlayRequest("Q", "", [State(run_id, 1)], 1, 0.0))
 
 
 def test_both_sides_share_random_numbers_and_a_typed_prompt_needs_no_answer(trained):
     store, run_id = trained["whole"]
-    request = PlayRequest("Q: 1+1+1=?", "", [0, 0], 3, 1.0)
+    request = PlayRequest("Q: 1+1+1=?", "", [State(run_id, 0), State(run_id, 0)], 3, 1.0)
     played = PreflightService(store).play(run_id, request)
     left, right = ([r.completion.text for r in side.sampled] for side in played.sides)
     assert left == right
@@ -160,7 +168,9 @@ def test_a_greedy_answer_stands_beside_the_sampled_ones(trained):
     store, run_id = trained["whole"]
     service = PreflightService(store)
     [cold], [hot] = (
-        service.play(run_id, PlayRequest("Q: 1+1+1=?", "3", [2], 5, temperature)).sides
+        service.play(
+            run_id, PlayRequest("Q: 1+1+1=?", "3", [State(run_id, 2)], 5, temperature)
+        ).sides
         for temperature in (0.0, 1.0)
     )
     assert cold.sampled == ()
@@ -168,10 +178,59 @@ def test_a_greedy_answer_stands_beside_the_sampled_ones(trained):
     assert len(hot.sampled) == 5
 
 
+def test_answers_are_seen_while_they_are_written_and_can_be_stopped(trained, monkeypatch):
+    store, run_id = trained["whole"]
+    monkeypatch.setattr(trained_model, "LOOK_SECONDS", -1.0)  # every token is looked at
+    watch, seen = PlayWatch(), []
+    show = watch.show
+    watch.show = lambda partial: (seen.append(partial), show(partial))
+    request = PlayRequest("Q: 1+1+1=?", "3", [State(run_id, 0), State(run_id, 2)], 3, 1.0)
+    models = ModelCache(lambda wanted: torch.device("cpu"))
+    whole = trained_model.play(store, models, run_id, request, watch)
+    assert seen[-1] == whole
+    for n, side in enumerate(whole.sides):
+        for i, rollout in enumerate((side.greedy, *side.sampled)):
+            texts = [
+                rollouts[i].completion.text
+                for partial in seen
+                if len(rollouts := [partial.sides[n].greedy, *partial.sides[n].sampled]) > i
+                and rollouts[i]
+            ]
+            assert texts[-1] == rollout.completion.text
+            assert len(set(texts)) > 2
+            assert all(later.startswith(text) for text, later in pairwise(texts))
+    without_watch = trained_model.play(store, models, run_id, request)
+    assert without_watch == whole  # being looked at changes no answer
+
+    service = PreflightService(store)
+    stops = PlayWatch()
+    stops.show = lambda partial: (PlayWatch.show(stops, partial), service.stop_play("q"))
+    monkeypatch.setattr(playground, "PlayWatch", lambda: stops)
+    with pytest.raises(PlayStopped) as stopped:
+        service.play(run_id, request, "q")
+    written = stopped.value.partial.sides[0].greedy.completion
+    assert whole.sides[0].greedy.completion.text.startswith(written.text)
+    assert written.finish_reason == ""
+    assert stopped.value.partial.sides[1].greedy is None
+    assert service.look_at_play("q") is None
+    service.stop_play("q")  # too late: nothing happens
+
+
+def test_two_runs_answer_side_by_side_with_their_own_settings(trained):
+    (store, run_id), (same_store, other) = trained["whole"], trained["adapters"]
+    assert store is same_store
+    request = PlayRequest("Q: 1+1+1=?", "3", [State(run_id, 2), State(other, 2)], 2, 1.0)
+    service = PreflightService(store)
+    mine, others = service.play(run_id, request).sides
+    alone = replace(request, states=[State(other, 2)])
+    assert service.play(other, alone).sides[0].greedy == others.greedy
+    assert mine == service.play(run_id, replace(request, states=[State(run_id, 2)])).sides[0]
+
+
 def test_an_equal_question_is_answered_once(trained):
     store, run_id = trained["whole"]
     service = PreflightService(store)
-    request = PlayRequest("Q: 1+1+1=?", "3", [0, 2], 2, 1.0)
+    request = PlayRequest("Q: 1+1+1=?", "3", [State(run_id, 0), State(run_id, 2)], 2, 1.0)
     assert service.play(run_id, request) is service.play(run_id, replace(request))
     unscored = replace(request, answer="")  # accuracy cannot be scored, the next time it may be
     assert service.play(run_id, unscored) is not service.play(run_id, unscored)
@@ -269,7 +328,7 @@ def test_a_taken_chat_is_answered_after_all_its_messages(tiny_model, store, tmp_
     run_id = store.create_run(config, "chats")
     service = PreflightService(store)
     second = service.run_prompt(run_id, 1)
-    request = PlayRequest(second.text, "the same", [0], 1, 0.0, 1)
+    request = PlayRequest(second.text, "the same", [State(run_id, 0)], 1, 0.0, 1)
     assert service.play(run_id, request).prompt == second
     assert second.meta["before"][1]["content"].startswith("Document")
     typed = service.play(run_id, replace(request, text="Hi")).prompt

@@ -229,6 +229,7 @@ def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) 
         "checkpoints",
         "interventions",
         "once",
+        "kept_answers",
         "preferences",
         "reward_models",
     }

@@ -14,7 +14,7 @@ import grpo_core.training.rollout_batch as draw
 import grpo_core.training.timing as clock
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig, StudioError
-from grpo_core.exporting.play_request import PlayRequest
+from grpo_core.exporting.play_request import PlayRequest, State
 from grpo_core.preflight.service import PreflightService, ServiceOptions
 from grpo_core.runs.execution import Job, execute
 from grpo_core.runs.manager import RunManager
@@ -282,7 +282,9 @@ def test_a_paused_run_lends_its_policies_to_the_playground_unchanged(manager, ti
     wait_for(manager, alone, RunStatus.FINISHED)
     run_id = started_paused(manager, config, "step = 4")
     desk = PreflightService(store, ServiceOptions(in_use=lambda: manager.running))
-    played = desk.play(run_id, PlayRequest("Q: 1+2=?", "3", [0, 2], 4, 1.0))
+    played = desk.play(
+        run_id, PlayRequest("Q: 1+2=?", "3", [State(run_id, 0), State(run_id, 2)], 4, 1.0)
+    )
     before, after = ([r.completion.text for r in side.sampled] for side in played.sides)
     assert len(before) == len(after) == 4
     assert before != after  # two different policies were asked

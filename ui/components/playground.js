@@ -4,9 +4,52 @@
 window.studioAsk = (run, take = '') =>
   JSON.stringify({run, id: `${Date.now()} ${Math.random()}`, take});
 
-window.studioWaits = ask => ask
-  ? '<p class="note" role="status">Answering. A model that is not in memory is loaded first.</p>'
-  : '';
+// The question whose answers are being written. `revision`: of what the page shows of them.
+window.studioPlaying = {
+  id: '', revision: 0, ends: false, open: false,
+  begin(id) {
+    Object.assign(this, {id, revision: 0, ends: false});
+    document.documentElement.dataset.playing = id ? 'on' : '';
+  },
+  end() { this.ends = true; },
+  wanted() { return this.ends ? -1 : this.revision; }, // -1: stop
+};
+
+window.studioWaits = ask => {
+  studioPlaying.begin(ask ? JSON.parse(ask).id : '');
+  return ask
+    ? '<p class="note" role="status">Answering. A model that is not in memory is loaded first.</p>'
+    : '';
+};
+
+// Twice a second while a question is open: shows what is written so far. An answer that arrives
+// after the whole one, or after another question, is dropped.
+window.studioStreams = async look => {
+  const playing = window.studioPlaying, id = playing.id;
+  if (!id || playing.open || document.hidden) return [];
+  playing.open = true;
+  try {
+    const [html] = await look();
+    if (html === undefined || playing.id !== id) return [];
+    playing.revision = Number(/data-revision="(\d+)"/.exec(html)?.[1] || 0);
+    return [html];
+  } finally {
+    playing.open = false;
+  }
+};
+
+// “Keep” of a card: its answer, its prompt and who wrote it, as JSON with a number that is new each
+// time. Marks within the text do not count.
+window.studioKeepAnswer = () => {
+  const {run, step, key} = studioPressed;
+  const button = [...document.querySelectorAll('#play-answers [data-do=keep]')]
+    .find(b => b.dataset.key === key);
+  const card = button?.closest('.card'), {prompt, right, before} = button?.closest('.played').dataset;
+  const text = card.querySelector('pre:not(.nothing)')?.textContent ?? '';
+  button.textContent = 'Kept ✓';
+  return JSON.stringify(
+    {run, step: Number(step), prompt, right, before, answer: text, n: Date.now()});
+};
 
 // When another run comes into view, the question and the answers of the one before are cleared.
 window.studioOtherRun = (run, ask) =>
@@ -18,6 +61,7 @@ window.studioAnswered = (got, ask, taken, run) => {
   const reply = JSON.parse(got || '{}'), asked = JSON.parse(ask || '{}');
   if (reply.id !== asked.id || asked.run !== run) return [];
   const values = [];
+  studioPlaying.begin('');
   values[4] = reply.html;
   if (reply.text === undefined) {
     values[2] = JSON.stringify({...JSON.parse(taken || '{}'), waits: false});
@@ -29,5 +73,8 @@ window.studioAnswered = (got, ask, taken, run) => {
   return values;
 };
 
-window.studioNoAnswer = () =>
-  '<p class="problem" role="alert">The server did not answer. Press Answer to ask again.</p>';
+window.studioNoAnswer = () => {
+  studioPlaying.begin('');
+  return '<p class="problem" role="alert">The server did not answer. ' +
+    'Press Answer to ask again.</p>';
+};

@@ -1,19 +1,22 @@
 """The Playground's answers: each pair side by side, right or wrong, its differences marked.
 
+Also answers that are still being written, and those that a person has kept.
 Records -> escaped HTML; pure.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from grpo_core.exporting.play_request import PlayResult, Side
+from grpo_core.exporting.play_request import PlayResult, Side, State
+from grpo_core.store.kept import KeptAnswer
 from grpo_core.types import Rollout
 from ui.render.arithmetic import score_text
 from ui.render.history import MARKS, diff
-from ui.render.text import count, esc, format_number, is_number, percent
+from ui.render.text import count, esc, format_number, is_number, percent, shorten
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
 PILLS = {
@@ -28,12 +31,26 @@ PILLS = {
 class Asked:
     """What was asked, for the heading of the answers.
 
-    accuracy: step of a state -> the share of held-out prompts that it answers right.
+    run_id, run_name: of the run whose rubric scores. names: run id -> name, of all that answer.
+    accuracy: state -> the share of held-out prompts of its run that it answers right.
     """
 
+    run_id: str
     run_name: str
     temperature: float
-    accuracy: Mapping[int, float | None]
+    names: Mapping[str, str]
+    accuracy: Mapping[State, float | None]
+
+    @property
+    def is_across_runs(self) -> bool:
+        return list(self.names) != [self.run_id]
+
+    def title(self, state: State) -> str:
+        """The state's name; with its run's, where not only the asked run answers."""
+        name = state_name(state.step)
+        if self.is_across_runs:
+            name = f"{shorten(self.names.get(state.run_id, state.run_id), 40)}, {name}"
+        return name
 
 
 def state_name(step: int) -> str:
@@ -43,15 +60,18 @@ def state_name(step: int) -> str:
 def played(result: PlayResult, asked: Asked) -> str:
     """One or two columns of answers, below a heading with the run and the prompt."""
     sides = result.sides
-    rows = [("Greedy", [side.greedy for side in sides])]
+    rows: list[tuple[str, list[Rollout | None]]] = [("Greedy", [side.greedy for side in sides])]
     for number, pair in enumerate(zip_longest(*(side.sampled for side in sides)), 1):
         rows.append((f"Sampled {number}", list(pair)))
-    pairs = "".join(_pair(title, pair, result) for title, pair in rows)
+    pairs = "".join(_pair(title, pair, result, asked) for title, pair in rows)
     heads = "".join(_head(side, result.outcome, asked) for side in sides)
     columns = "two" if len(sides) == 2 else "one"
     marks = MARKS if len(sides) == 2 else ""
+    before = [dict(message) for message in result.prompt.meta.get("before", ())]
     return (
-        f'{_heading(result, asked)}<div class="played {columns}">'
+        f'{_heading(result, asked)}<div class="played {columns}" '
+        f'data-prompt="{esc(result.prompt.text)}" data-right="{esc(result.prompt.answer)}" '
+        f'data-before="{esc(json.dumps(before))}">'
         f'<div class="pair heads">{heads}</div>{pairs}</div>{marks}'
     )
 
@@ -63,8 +83,12 @@ def _heading(result: PlayResult, asked: Asked) -> str:
     how = ""
     if asked.temperature > 0:
         how = f" · sampled at temperature {asked.temperature:g}"
+    names = list(asked.names.values())
+    runs = " and ".join(f'<b class="clip">{esc(name)}</b>' for name in names)
+    if asked.is_across_runs:
+        how += f' · scored by the rubric of <b class="clip">{esc(asked.run_name)}</b>'
     return (
-        f'<p class="played-of">Answers of <b class="clip">{esc(asked.run_name)}</b> to '
+        f'<p class="played-of">Answers of {runs} to '
         f'<q class="clip" title="{esc(result.prompt.text[:1000])}">'
         f"{esc(result.prompt.text[:400])}</q>{answer}{how}</p>"
     )
@@ -76,21 +100,27 @@ def _head(side: Side, outcome: str | None, asked: Asked) -> str:
     marks = [mark for r in side.sampled if (mark := _mark(r, outcome)) in (RIGHT, WRONG)]
     if marks:
         facts.append(f"<b>{marks.count(RIGHT)} of {len(marks)}</b> sampled answers right")
-    rewards = [r.reward for r in side.sampled or (side.greedy,) if is_number(r.reward)]
-    if rewards:
+    written = [r for r in (side.greedy, *side.sampled) if r is not None]
+    scored = [r for r in written if r.scores]
+    rewards = [r.reward for r in side.sampled or written if is_number(r.reward)]
+    if not scored:
+        facts.append("answering…" if written else "waits")
+    elif rewards:
         facts.append(f"mean reward <b>{format_number(sum(rewards) / len(rewards), 3)}</b>")
     else:
         facts.append("could not be scored")
-    accuracy = asked.accuracy.get(side.step)
+    accuracy = asked.accuracy.get(side.state)
     if is_number(accuracy):
         facts.append(f"<b>{percent(accuracy)}</b> of held-out prompts right")
     lines = "".join(f"<span>{fact}</span>" for fact in facts)
-    return f'<div><h3>{state_name(side.step)}</h3><p class="calc">{lines}</p></div>'
+    return f'<div><h3>{esc(asked.title(side.state))}</h3><p class="calc">{lines}</p></div>'
 
 
 def _mark(rollout: Rollout, outcome: str | None) -> str:
     """RIGHT, WRONG or UNKNOWN by the outcome criterion; "" if the rubric has none."""
     if outcome is None:
+        return ""
+    if not rollout.scores:  # not scored yet
         return ""
     score = rollout.scores.get(outcome)
     if not is_number(score):
@@ -98,31 +128,34 @@ def _mark(rollout: Rollout, outcome: str | None) -> str:
     return RIGHT if score >= 1 else WRONG
 
 
-def _pair(title: str, pair: Sequence[Rollout | None], result: PlayResult) -> str:
+def _pair(title: str, pair: Sequence[Rollout | None], result: PlayResult, asked: Asked) -> str:
     """The answers of all states with the same random numbers; words of only one are marked."""
     texts = [esc(r.completion.text) if r else "" for r in pair]
     note = ""
-    if len(pair) == 2 and pair[0] and pair[1]:
+    is_whole = all(r and r.completion.finish_reason for r in pair)
+    if len(pair) == 2 and is_whole and pair[0] and pair[1]:
         left, right = pair[0].completion.text, pair[1].completion.text
         texts = [*diff(left, right)]
         note = "same text" if left == right else ""
     cards = "".join(
-        _card(rollout, text, (title, state_name(side.step), note), result.outcome)
+        _card(rollout, text, (title, asked.title(side.state), note), result.outcome, side.state)
         for rollout, text, side in zip(pair, texts, result.sides, strict=True)
         if rollout is not None
     )
     return f'<section class="pair" aria-label="{title}">{cards}</section>'
 
 
-def _card(rollout: Rollout, text: str, names: tuple[str, str, str], outcome: str | None) -> str:
+def _card(
+    rollout: Rollout, text: str, names: tuple[str, str, str], outcome: str | None, state: State
+) -> str:
     """text: the answer as HTML, with marks. names: of the answer, of its state, and a note."""
-    title, state, note = names
+    title, of_state, note = names[0], esc(names[1]), names[2]
     completion = rollout.completion
     body = '<pre class="nothing">(empty)</pre>'
     if text:
-        label = f"{title}, {state}, text"
+        label = f"{title}, {of_state}, text"
         body = f'<pre tabindex="0" role="region" aria-label="{label}">\n{text}</pre>'
-    reward = "could not be scored"
+    reward = "could not be scored" if rollout.scores else "not scored yet"
     if is_number(rollout.reward):
         reward = f"reward <b>{format_number(rollout.reward, 3)}</b>"
     scores = "".join(
@@ -131,10 +164,54 @@ def _card(rollout: Rollout, text: str, names: tuple[str, str, str], outcome: str
     )
     pill = PILLS.get(_mark(rollout, outcome), "")
     cut = ", cut" if completion.finish_reason == "length" else ""
+    end = f"{count(completion.num_tokens, 'token')}{cut}"
+    keep = ""
+    if completion.finish_reason:
+        keep = (
+            f'<button type="button" class="quiet keep" data-do="keep" '
+            f'data-run="{esc(state.run_id)}" data-step="{state.step}" '
+            f'data-key="{title} {esc(state.run_id)} {state.step}" '
+            f'aria-label="Keep: {title}, {of_state}">Keep</button>'
+        )
+    else:
+        end = "writing…"
     return (
-        f'<article class="card" aria-label="{title}, {state}"><div class="adv">'
-        f'<b>{title}</b><span class="of-state">{state}</span>{pill}'
-        f'<span class="place">{note}</span></div>{body}<div class="scores">'
+        f'<article class="card" aria-label="{title}, {of_state}"><div class="adv">'
+        f'<b>{title}</b><span class="of-state">{of_state}</span>{pill}'
+        f'<span class="place">{note}</span>{keep}</div>{body}<div class="scores">'
         f'<span class="score total">{reward}</span>{scores}<span class="score end">'
-        f"{count(completion.num_tokens, 'token')}{cut}</span></div></article>"
+        f"{end}</span></div></article>"
+    )
+
+
+def kept_answers(rows: Sequence[KeptAnswer], names: Mapping[str | None, str]) -> str:
+    """A list of kept answers with what can be done with them. names: run id -> name."""
+    if not rows:
+        return (
+            '<h2>Kept answers</h2><p class="help">Keep puts an answer here: a row of a prompt '
+            "file that you can download, or use in a new run.</p>"
+        )
+    lines = "".join(
+        f'<tr><td><div class="excerpt" title="{esc(row.prompt[:1000])}">{esc(row.prompt[:200])}'
+        f'</div></td><td><div class="excerpt" title="{esc(row.right[:1000])}">'
+        f"{esc(row.right[:200]) or '–'}</div></td>"
+        f'<td><div class="excerpt" title="{esc(row.answer[:1000])}">{esc(row.answer[:200])}</div>'
+        f'</td><td><div class="excerpt">{esc(names.get(row.run_id, "a deleted run"))}, '
+        f"{state_name(row.step)}</div></td>"
+        f'<td><button type="button" class="quiet" data-do="drop" data-id="{row.id}" '
+        f'aria-label="Remove kept answer {n}">Remove</button></td></tr>'
+        for n, row in enumerate(rows, 1)
+    )
+    head = "".join(
+        f'<th scope="col">{title}</th>'
+        for title in ("Prompt", "Right answer", "Kept answer", "Written by", "")
+    )
+    return (
+        f"<h2>{count(len(rows), 'kept answer')}</h2>"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Kept answers">'
+        f'<table class="list kept"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+        '</div><p class="tools"><button type="button" data-do="download">Download JSONL</button>'
+        '<button type="button" data-do="use">Use in a new run</button></p>'
+        '<p class="help">The file’s column “answer” is the right answer; where nobody gave one, '
+        "it is the kept one.</p>"
     )

@@ -1,7 +1,8 @@
-"""The Playground tab: one prompt, answered side by side by two states of a run's model.
+"""The Playground tab: one prompt, answered side by side by two states, of one run or of two.
 
-The states are before training and the saved steps. The run's rubric scores the answers. A run that
-comes into view gets a held-out prompt and its answers, unless something is training.
+The states are before training and the saved steps. The rubric of the run in view scores the
+answers, which appear while they are written. A run that comes into view gets a held-out prompt and
+its answers, unless something is training.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from typing import Any
 
 import gradio as gr
 
-from grpo_core.errors import StudioError
-from grpo_core.exporting.play_request import PlayRequest
 from grpo_core.store import RunRow
 from ui.components.html_panel import QUIET, html_panel
 from ui.render import status
-from ui.render.played import Asked, played, state_name
+from ui.render.played import state_name
 from ui.render.text import count, esc
 from ui.server.calls import slow
 from ui.server.refresh import apart
@@ -33,58 +32,103 @@ from ui.tabs.frame import (
     parse_tokens,
     token,
 )
+from ui.tabs.kept import Kept, build_kept, kept_panel, wire_kept
+from ui.tabs.play_answers import (
+    FIRST,
+    MAX_ANSWER_CHARS,
+    MAX_CHARS,
+    NEXT,
+    NO_RUN,
+    PlayInputs,
+    look,
+    reply_to,
+    side_run,
+)
+from ui.tabs.setup import Setup
 
-MAX_ANSWERS = 16  # on each side
-MAX_CHARS = 20_000
-MAX_ANSWER_CHARS = 2_000
-# What a question asks for before the answers: the run's first held-out prompt unless somebody typed
-# one, the next prompt, or none.
-FIRST, NEXT = "first", "next"
-ACCURACY = "heldout/accuracy"
-NO_RUN = "Start a run on the Train tab; its saved states appear here."
-
-
-@dataclass(frozen=True, slots=True)
-class PlayInputs:
-    """What an answer depends on: components on the page, in a request their values."""
-
-    text: Any
-    answer: Any
-    left: Any
-    right: Any
-    num: Any
-    temperature: Any
-    taken: Any = "{}"  # the prompt that was taken last: {text, next, waits}
+STREAM_SECONDS = 0.5
+SIDES = ("left", "right")
 
 
 @dataclass(frozen=True, slots=True)
 class _Tools:
+    left_run: gr.Dropdown
     left: gr.Dropdown
+    right_run: gr.Dropdown
     right: gr.Dropdown
     num: gr.Number
     temperature: gr.Textbox
     take: gr.Button
     go: gr.Button
+    stop: gr.Button
 
 
-def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
-    """Build the tab and connect its events. Call it inside gr.Blocks."""
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """The components of the tab. ask, reply, taken and seen are hidden."""
+
+    about: gr.HTML
+    tools: _Tools
+    inputs: PlayInputs
+    answers: gr.HTML
+    kept: Kept
+    ask: gr.Textbox
+    reply: gr.Textbox
+    seen: gr.Textbox
+
+
+def build_playground(
+    frame: Frame, views: Views, service: Service, setup: Setup, tabs: gr.Tabs
+) -> Tab:
+    """Build the tab and connect its events. Call it inside gr.Blocks.
+
+    setup, tabs: the form and the tabs of the page, for a new run on the kept answers.
+    """
+    box = _build()
+    _wire_questions(box, frame, views, service)
+    _wire_stream(box, frame, views, service)
+    wire_kept(box.kept, box.answers, frame, views, (setup, tabs))
+    tools, inputs = box.tools, box.inputs
+    show = ShowPlayground(views, service)
+    shown = [frame.run, box.seen, box.ask, inputs.taken, tools.left_run, tools.right_run]
+    sides = [tools.left_run, tools.left, tools.right_run, tools.right]
+    outputs = [box.about, *sides, box.kept.panel, box.seen, box.ask]
+    fill = frame.refresh.js("playground", show, shown)
+    # Each new `seen` refreshes the tab once more, and that refresh may ask the first question.
+    box.seen.change(None, shown, outputs, js=fill, **QUIET)
+    for chosen in (tools.left_run, tools.right_run):
+        chosen.input(None, shown, outputs, js=fill, **QUIET)
+    in_view = f"(tab, ...given) => tab === 'playground' ? ({fill})(...given) : []"
+    apart(frame.run.change)(None, [frame.tab, *shown], outputs, js=in_view, **QUIET)
+    return Tab(shown, outputs, show)
+
+
+def _build() -> _Box:
     with gr.Column(elem_id="playground-box", elem_classes="card-box stack", min_width=0):
         about = html_panel(_about(None, []), elem_id="play-about")
         text, answer = _build_prompt()
         tools = _build_tools()
-        answers = html_panel(elem_id="play-answers")
+        answers = html_panel(events=("keep",), elem_id="play-answers")
+    kept = build_kept()
     ask, reply, taken, seen = hidden_values("state-play-", ask="", reply="", taken="{}", seen="{}")
     inputs = PlayInputs(
         text=text,
         answer=answer,
+        left_run=tools.left_run,
         left=tools.left,
+        right_run=tools.right_run,
         right=tools.right,
         num=tools.num,
         temperature=tools.temperature,
         taken=taken,
     )
-    for button, take in ((tools.go, ""), (tools.take, NEXT)):
+    return _Box(about, tools, inputs, answers, kept, ask, reply, seen)
+
+
+def _wire_questions(box: _Box, frame: Frame, views: Views, service: Service) -> None:
+    """From a press to the whole answers."""
+    inputs, answers, ask, reply = box.inputs, box.answers, box.ask, box.reply
+    for button, take in ((box.tools.go, ""), (box.tools.take, NEXT)):
         button.click(None, frame.run, ask, js=f"run => studioAsk(run, {take!r})", **QUIET)
     frame.run.change(None, [frame.run, ask], [ask, answers], js="studioOtherRun", **QUIET)
     ask.change(None, ask, answers, js="studioWaits", **QUIET)
@@ -96,20 +140,25 @@ def build_playground(frame: Frame, views: Views, service: Service) -> Tab:
     )
     answered.success(
         None,
-        [reply, ask, taken, frame.run],
-        [text, answer, taken, ask, answers],
+        [reply, ask, inputs.taken, frame.run],
+        [inputs.text, inputs.answer, inputs.taken, ask, answers],
         js="studioAnswered",
         **QUIET,
     )
     answered.failure(None, None, answers, js="studioNoAnswer", **QUIET)
-    show = ShowPlayground(views, service)
-    shown, outputs = [frame.run, seen, ask, taken], [about, tools.left, tools.right, seen, ask]
-    fill = frame.refresh.js("playground", show, shown)
-    # Each new `seen` refreshes the tab once more, and that refresh may ask the first question.
-    seen.change(None, shown, outputs, js=fill, **QUIET)
-    in_view = f"(tab, ...given) => tab === 'playground' ? ({fill})(...given) : []"
-    apart(frame.run.change)(None, [frame.tab, *shown], outputs, js=in_view, **QUIET)
-    return Tab(shown, outputs, show)
+
+
+def _wire_stream(box: _Box, frame: Frame, views: Views, service: Service) -> None:
+    """Show the answers while they are written; Stop."""
+
+    def look_now(*values: Any) -> list[Any]:
+        return look(views, service, *values)
+
+    shown = [box.ask, *components_of(box.inputs)]
+    fill = frame.refresh.js("play-look", look_now, shown, first="studioPlaying.wanted()")
+    js = f"(...given) => studioStreams(() => ({fill})(...given))"
+    gr.Timer(STREAM_SECONDS).tick(None, shown, box.answers, js=js, **QUIET)
+    box.tools.stop.click(None, None, None, js="() => studioPlaying.end()", **QUIET)
 
 
 def _build_prompt() -> tuple[gr.Textbox, gr.Textbox]:
@@ -137,22 +186,11 @@ def _build_prompt() -> tuple[gr.Textbox, gr.Textbox]:
 
 
 def _build_tools() -> _Tools:
+    with gr.Row(elem_id="play-sides"):
+        sides = [c for label in ("Left", "Right") for c in _build_side(label)]
     with gr.Row(elem_id="play-tools"):
-        left, right = (
-            gr.Dropdown(
-                [("before training", 0)],
-                value=0,
-                label=label,
-                elem_id=f"play-{label.lower()}",
-                interactive=True,
-                scale=0,
-                min_width=160,
-            )
-            for label in ("Left", "Right")
-        )
         return _Tools(
-            left=left,
-            right=right,
+            *sides,
             num=gr.Number(
                 4, label="Answers", elem_id="play-count", interactive=True, scale=0, min_width=90
             ),
@@ -167,87 +205,18 @@ def _build_tools() -> _Tools:
             ),
             take=gr.Button("Another prompt", scale=0, min_width=130),
             go=gr.Button("Answer", variant="primary", scale=0, min_width=100, elem_id="play-go"),
+            stop=gr.Button("Stop", scale=0, min_width=90, elem_id="play-stop"),
         )
 
 
-# ---- what a person asks ----------------------------------------------------------------------
-
-
-def reply_to(views: Views, service: Service, ask: Any, given: PlayInputs) -> str:
-    """The reply to a question as JSON: {id, html}, or with a prompt {id, html, text, right, next}.
-
-    After a prompt the page asks for its answers, unless `html` says why they wait.
-    """
-    asked = parse_tokens(ask)
-    run = views.run(asked.get("run"))
-    if run is None:
-        said: dict[str, Any] = {"html": status.banner("There is no run yet.", NO_RUN)}
-    elif asked.get("take") in (FIRST, NEXT):
-        said = take_prompt(service, run.id, asked["take"], given)
-    else:
-        said = {"html": play(views, service, run, given)}
-    return json.dumps({"id": asked.get("id"), **said})
-
-
-def take_prompt(service: Service, run_id: str, which: str, given: PlayInputs) -> dict[str, Any]:
-    """A held-out prompt of the run, or the one that somebody typed, and why its answers wait."""
-    taken = parse_tokens(given.taken)
-    is_typed = bool(given.text) and given.text != taken.get("text")
-    number = _number(taken.get("next")) if which == NEXT else 0
-    try:
-        if is_typed and which == FIRST:
-            said = {"text": given.text, "right": given.answer, "next": 0}
-        else:
-            prompt = service.run_prompt(run_id, number)
-            said = {"text": prompt.text, "right": prompt.answer, "next": number + 1}
-        reason = service.reason_to_wait(run_id)
-    except StudioError as error:
-        return {"html": status.banner("No prompt was taken.", str(error))}
-    waits = f'<p class="note" role="status">{esc(reason)} Press Answer to ask now.</p>'
-    return {**said, "html": waits if reason else ""}
-
-
-def play(views: Views, service: Service, run: RunRow, given: PlayInputs) -> str:
-    """Both sides as cards, or a message that says which field is wrong."""
-    steps = [step for step in (given.left, given.right) if _is_step(step)]
-    is_count = isinstance(given.num, (int, float)) and 1 <= given.num <= MAX_ANSWERS
-    num_answers = int(given.num) if is_count else 0
-    try:
-        temperature = float(given.temperature)
-    except (TypeError, ValueError):
-        temperature = -1.0
-    if not isinstance(given.text, str) or not given.text.strip():
-        return _problem("Prompt", "Type a prompt, or take another one.")
-    if len(steps) < 2:
-        return _problem("Left and Right", "Choose two states of the model.")
-    if not num_answers:
-        return _problem("Answers", f"Use a number from 1 to {MAX_ANSWERS}.")
-    if not 0 <= temperature <= 10:
-        return _problem("Temperature", "Use a number from 0 (only the greedy answer) to 10.")
-    text, answer = given.text[:MAX_CHARS], str(given.answer or "")[:MAX_ANSWER_CHARS]
-    number = _number(parse_tokens(given.taken).get("next")) - 1
-    states = list(dict.fromkeys(steps))  # one column where both sides are the same state
-    request = PlayRequest(
-        text, answer, states, num_answers, temperature, number if number >= 0 else None
+def _build_side(label: str) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """The run of one side, and its state."""
+    name = f"play-{label.lower()}"
+    run = gr.Dropdown([], label=f"{label} run", elem_id=f"{name}-run", interactive=True)
+    state = gr.Dropdown(
+        [(state_name(0), 0)], value=0, label=label, elem_id=name, interactive=True, min_width=160
     )
-    try:
-        result = service.play(run.id, request)
-    except StudioError as error:
-        return status.banner("There is no answer.", str(error))
-    accuracy = dict(views.curves(run).metrics.get(ACCURACY, ()))
-    return played(result, Asked(run.name, temperature, accuracy))
-
-
-def _number(value: Any) -> int:
-    return value if _is_step(value) else 0
-
-
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
-
-
-def _problem(field: str, hint: str) -> str:
-    return f'<p class="problem" role="alert">{esc(field)}: {esc(hint)}</p>'
+    return run, state
 
 
 # ---- what is shown ---------------------------------------------------------------------------
@@ -271,7 +240,8 @@ def _about(run: RunRow | None, steps: list[int]) -> str:
     return (
         f'<p class="help">“{esc(run.name)}”: {count(len(steps), "saved state")}. '
         "The greedy answer takes the likeliest token each time. The others are sampled, with the "
-        "same random numbers on both sides.</p>"
+        "same random numbers on both sides. Each side may be another run; the rubric of the run "
+        "in view scores both.</p>"
     )
 
 
@@ -281,28 +251,49 @@ class ShowPlayground:
     def __init__(self, views: Views, service: Service):
         self.views, self.service = views, service
 
-    def __call__(self, run_id: Any, seen: Any, ask: Any, taken: Any) -> list[Any]:
-        run = self.views.run(run_id)
-        steps = [row.step for row in self.views.store.checkpoints(run.id)] if run else []
-        now, waits = token([run and run.id, steps]), parse_tokens(taken).get("waits") is True
-        was = parse_tokens(seen)
-        if was.get("states") == now:
-            return [SKIP] * 4 + [self._question(run, steps, ask, waits)]
-        choices = [(state_name(s), s) for s in [0, *steps]]
-        # Another run: choose its first and its last state. A new state of the same run leaves the
-        # choice as it is, once somebody had an answer.
+    def __call__(
+        self, run_id: Any, seen: Any, ask: Any, taken: Any, left_run: Any, right_run: Any
+    ) -> list[Any]:
+        run, was = self.views.run(run_id), parse_tokens(seen)
+        # Another run in view: both sides show it again.
         is_other = was.get("run") != (run and run.id)
-        left: dict[str, Any] = {"value": 0} if is_other else {}
-        right: dict[str, Any] = {}
-        if is_other or waits or len(steps) == 1:
-            right["value"] = steps[-1] if steps else 0
-        return [
-            _about(run, steps),
-            gr.update(choices=choices, **left),
-            gr.update(choices=choices, **right),
-            json.dumps({"states": now, "run": run and run.id}),
-            SKIP,
-        ]
+        chosen = dict(zip(SIDES, (None, None) if is_other else (left_run, right_run), strict=True))
+        of = {side: side_run(self.views, chosen[side], run) if run else None for side in SIDES}
+        steps = {side: self._steps(of[side]) for side in SIDES}
+        ids = {side: found.id if (found := of[side]) else None for side in SIDES}
+        now = {
+            "run": run and run.id,
+            "states": token([run and run.id, self._steps(run)]),
+            "runs": token(self.views.choices()),
+            **ids,
+            **{f"{side}_steps": token(steps[side]) for side in SIDES},
+        }
+        panel, now["kept"] = kept_panel(self.views, was.get("kept"))
+        waits = parse_tokens(taken).get("waits") is True
+        if now == was:
+            return [SKIP] * 7 + [self._question(run, self._steps(run), ask, waits)]
+        sides: list[Any] = []
+        for side in SIDES:
+            state: dict[str, Any] = {}
+            # A new state of the same run leaves the choice as it is, once there was an answer.
+            if was.get(side) != now[side] or (side == "right" and waits):
+                is_first = side == "left" and is_other
+                state["value"] = 0 if is_first or not steps[side] else steps[side][-1]
+            elif (
+                side == "right"
+                and len(steps[side]) == 1
+                and was.get("right_steps") != token(steps[side])
+            ):
+                state["value"] = steps[side][0]
+            choices = [(state_name(s), s) for s in [0, *steps[side]]]
+            sides += [
+                gr.update(choices=self.views.choices(), value=now[side]),
+                gr.update(choices=choices, **state),
+            ]
+        return [_about(run, self._steps(run)), *sides, panel, json.dumps(now), SKIP]
+
+    def _steps(self, run: RunRow | None) -> list[int]:
+        return [row.step for row in self.views.store.checkpoints(run.id)] if run else []
 
     def _question(self, run: RunRow | None, steps: list[int], ask: Any, waits: bool) -> Any:
         """The first question of a run that has a saved state, or the one that waited."""
