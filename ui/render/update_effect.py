@@ -28,7 +28,7 @@ def effect_table(
         for title in ("A", "log p before", "after", "change", "times as likely")
     )
     return (
-        f"<p>{as_asked(pairs)}</p>"
+        f'<p class="effects-say">{as_asked(pairs)}</p>'
         '<div class="scroll" tabindex="0" role="region" '
         'aria-label="Log-probability of each completion before and after the update">'
         '<table class="why effects"><thead><tr><th scope="col"><span class="sr">completion</span>'
