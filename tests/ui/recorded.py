@@ -71,6 +71,16 @@ class FakeRuns:
         self.stopped.append(run_id)
 
 
+class FakeRewardTrainer:
+    """Trains no reward model."""
+
+    def start(self, values, name=""):
+        raise StudioError("this service trains no reward model")
+
+    def stop(self):
+        pass
+
+
 class FakeService:
     """What the page needs of PreflightService.
 
@@ -80,6 +90,7 @@ class FakeService:
     lease_seconds: int | None = None
     may_push = True
     refuses = waits = ""
+    reward_models = FakeRewardTrainer()
 
     def refusal(self, config, anyway):
         return "" if anyway else self.refuses

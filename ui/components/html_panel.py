@@ -71,6 +71,7 @@ def styles() -> str:
         "group",
         "inspect",
         "runs",
+        "rewards",
         "learn",
         "learn_walk",
         "narrow",

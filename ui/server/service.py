@@ -5,13 +5,23 @@ app.py passes the service in, so that pages are built and tested without torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from grpo_core.config import RunConfig
 from grpo_core.exporting.play_request import PlayRequest, PlayResult
 from grpo_core.types import Prompt
+
+RewardScorer = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float | None]]
+
+
+class RewardTrainer(Protocol):
+    """Trains reward models, one at a time; the store has their rows."""
+
+    def start(self, values: Mapping[str, Any], name: str = "") -> str: ...
+
+    def stop(self) -> None: ...
 
 
 class Service(Protocol):
@@ -22,6 +32,7 @@ class Service(Protocol):
 
     lease_seconds: int | None
     may_push: bool
+    reward_models: RewardTrainer
 
     def outlook(self, config: RunConfig) -> str: ...
 
@@ -38,6 +49,8 @@ class Service(Protocol):
     def try_rubric(self, config: RunConfig, num_prompts: int = 3) -> Any: ...
 
     def score_texts(self, config: RunConfig, texts: Sequence[str]) -> Any: ...
+
+    def reward_scorer(self) -> RewardScorer | None: ...
 
     def reweigh(self, config: RunConfig, key: str) -> Any: ...
 

@@ -23,6 +23,7 @@ __all__ = [
     "components_of",
     "hidden_values",
     "parse_tokens",
+    "together",
     "token",
 ]
 
@@ -54,6 +55,16 @@ class Tab:
     inputs: list[Any]
     outputs: list[Any]
     show: Callable[..., Sequence[Any]]
+
+
+def together(first: Tab, second: Tab) -> Tab:
+    """Two parts of one tab, filled by one request."""
+    split = len(first.inputs)
+
+    def show(*values: Any) -> list[Any]:
+        return [*first.show(*values[:split]), *second.show(*values[split:])]
+
+    return Tab([*first.inputs, *second.inputs], [*first.outputs, *second.outputs], show)
 
 
 class InView:

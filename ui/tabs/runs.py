@@ -19,7 +19,8 @@ from ui.server.refresh import RefreshEvents
 from ui.server.service import Service
 from ui.server.views import Runs, Views
 from ui.tabs.exports import export_run
-from ui.tabs.frame import SKIP, Frame, Tab, components_of, hidden_values
+from ui.tabs.frame import SKIP, Frame, Tab, components_of, hidden_values, together
+from ui.tabs.reward_models import build_reward_models
 from ui.tabs.run_actions import (
     MAX_NAME,
     MAX_NOTE,
@@ -111,7 +112,8 @@ def build_runs(
         return copy_settings(views, chosen)
 
     box.bar.copy(copy, selected, filled, **QUIET)
-    return Tab(inputs, outputs, show)
+    models = build_reward_models(frame, views, neighbours.setup, service)
+    return together(Tab(inputs, outputs, show), models)
 
 
 # ---- layout ----------------------------------------------------------------------------------
