@@ -1,12 +1,16 @@
 """What does a reward model learn from 300 judged pairs, and what does a policy learn from it?
 
-    python -m benchmarks.preferences [--seeds 3] [--pairs 300] [--db FILE]
+    python -m benchmarks.preferences [--seeds 3] [--rounds 2] [--db FILE]
 
 A simulated rater has a hidden rule: it prefers right answers, and the shorter of two equally right
 ones; one verdict in ten is flipped. It judges pairs of completions that the bundled model sampled
 for a stored run. A reward model is trained on its verdicts and measured against the rule without
-noise, on held-out prompts. Then GRPO trains on that reward model alone. The last runs are made to
-go wrong: their reward model learnt from a rater that always prefers the shorter answer.
+noise, on held-out prompts. Then GRPO trains on that reward model alone: held near the first policy
+by KL, and with the default settings, under which it may find texts that the model never saw. With
+a second round the rater judges half as many pairs of what the held policy wrote in training; a new
+reward model learns from all pairs, and a new policy from it (Stiennon et al. 2020,
+arXiv:2009.01325, section 3.1). The last runs are made to go wrong: their reward model learnt from
+a rater that always prefers the shorter answer.
 """
 
 from __future__ import annotations
@@ -43,6 +47,9 @@ from grpo_core.training.trainer import train
 from grpo_core.types import Completion, GroupKind, Prompt, RunStatus
 
 NOISE = 0.1
+# How GRPO trains on the reward model. A learned reward is right only near what it learnt from.
+HELD = "held by KL"
+TRAININGS = {HELD: {"train.steps": 40, "algorithm.kl_coef": 0.2}, "default": {}}
 ACCURACY = {"name": "accuracy", "check": "accuracy", "weight": 1.0, "outcome": True}
 # The bundled model's own samples: its weights do not move.
 STILL = {
@@ -185,33 +192,60 @@ def rule_gain(store: Store, run_id: str) -> str:
     )
 
 
-def measure(store: Store, folder: Path, rule: Rule, seed: int, count: int) -> None:
-    """One seed: pairs, reward model, agreement, GRPO. Prints its line of the table."""
-    rng, name = random.Random(seed), rule.__name__
-    source = run(store, f"samples {seed}", {**STILL, **PAGE, "train.seed": seed,
-                                           "task.heldout_size": 0})  # fmt: skip
-    fresh = run(store, "held out", {**STILL, **FRESH, "task.heldout_size": 500,
-                                    "train.eval_records": 500})  # fmt: skip
-    groups = groups_of(store, source, GroupKind.TRAINING)
-    judged = judge(decided_pairs(groups, rule, rng)[:count], rng, f"{name} {seed}")
-    assert len(judged) == count, len(judged)
+def collect(
+    store: Store, groups: Sequence[GroupRow], rule: Rule, count: int, rng: random.Random
+) -> list[Preference]:
+    """The rater's verdicts on pairs of these groups, stored."""
+    pairs = decided_pairs(groups, rule, rng)[:count]
+    assert len(pairs) == count, len(pairs)
+    judged = judge(pairs, rng, rule.__name__)
     preferences.add(store, judged)
+    return judged
+
+
+def measure(store: Store, target: Path, rule: Rule, seed: int, judged: list[Preference]) -> str:
+    """Train a reward model on the verdicts, into the folder, and measure it. Returns columns."""
+    many = {"task.heldout_size": 500, "train.eval_records": 500}
+    fresh = run(store, "held out", {**STILL, **FRESH, **many})
     settings = reward_settings({"seed": seed})
     split = split_by_prompt(judged_pairs(judged), settings.heldout_share, seed)
     trained = train_reward_model(split, settings)
-    target = folder / f"{name}-{seed}"
     save(trained, split, settings, target)
     test = decided_pairs(groups_of(store, fresh, GroupKind.EVALUATION, 0), rule, random.Random(0))
     right, low, high = agreement(test, target)
     own = trained.heldout
-    trained_id = run(store, f"grpo {name} {seed}", {**reward_rubric(target), "train.seed": seed})
-    codes = [notice.code for notice in advise(store, trained_id)]
-    print(
-        f"| {name.replace('_', ' ')} | {seed} | {right:.1%} ({low:.1%}–{high:.1%}) | "
+    return (
+        f"{rule.__name__.replace('_', ' ')} | {seed} | {len(judged)} | "
+        f"{right:.1%} ({low:.1%}–{high:.1%}) | "
         f"{own.accuracy:.1%} ({own.low:.1%}–{own.high:.1%}) | {own.length_share:.0%} | "
-        f"{trained.seconds:.0f} | {rule_gain(store, trained_id)} | {', '.join(codes) or 'none'} |",
-        flush=True,
+        f"{trained.seconds:.0f}"
     )
+
+
+def train_on(store: Store, target: Path, seed: int, how: str) -> tuple[str, str]:
+    """Train on the reward model alone. Returns the run's id and its columns."""
+    settings = {**reward_rubric(target), "train.seed": seed, **TRAININGS[how]}
+    run_id = run(store, f"{target.name}, {how}", settings)
+    codes = [notice.code for notice in advise(store, run_id)]
+    return run_id, f"{how} | {rule_gain(store, run_id)} | {', '.join(codes) or 'none'}"
+
+
+def follow(store: Store, folder: Path, rule: Rule, seed: int, options: argparse.Namespace) -> None:
+    """Print a line for each training of one seed."""
+    is_hidden = rule is hidden_rule
+    page = {**STILL, **PAGE, "train.seed": seed, "task.heldout_size": 0}
+    samples = groups_of(store, run(store, f"samples {seed}", page), GroupKind.TRAINING)
+    judged = collect(store, samples, rule, options.pairs, random.Random(seed))
+    for number in range(1, 1 + (options.rounds if is_hidden else 1)):
+        target = folder / f"{rule.__name__}-{seed}-{number}"
+        measured = measure(store, target, rule, seed, judged)
+        for how in TRAININGS if is_hidden and number == 1 else [HELD if is_hidden else "default"]:
+            run_id, columns = train_on(store, target, seed, how)
+            print(f"| {measured} | {columns} |", flush=True)
+            if how == HELD and number < options.rounds:
+                rng, written = random.Random(seed), groups_of(store, run_id, GroupKind.TRAINING)
+                written = rng.sample(written, len(written))  # from all steps
+                judged += collect(store, written, rule, options.pairs // 2, rng)
 
 
 def main() -> None:
@@ -220,18 +254,19 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--db", help="keep the runs here")
     options = parser.parse_args()
     print(
-        "| rater | seed | pairs right by its rule (95 %) | noisy held-out pairs (95 %) | "
-        "length alone | s | score | right before | after | points (95 %, paired) | "
-        "rule prefers later : earlier | advisor |\n" + "|---" * 12 + "|"
+        "| rater | seed | pairs | right by its rule (95 %) | noisy held-out pairs (95 %) | "
+        "length alone | s | GRPO | score | right before | after | points (95 %, paired) | "
+        "rule prefers later : earlier | advisor |\n" + "|---" * 14 + "|"
     )
     with tempfile.TemporaryDirectory() as folder:
         store = Store(options.db or f"{folder}/runs.sqlite")
         for rule in (hidden_rule, short_rule):
             for seed in range(options.seeds):
-                measure(store, Path(folder), rule, seed, options.pairs)
+                follow(store, Path(folder), rule, seed, options)
 
 
 if __name__ == "__main__":
