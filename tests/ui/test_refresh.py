@@ -24,15 +24,15 @@ def client(page, auth=None):
     return TestClient(app, base_url="http://127.0.0.1")
 
 
-def inputs_of(page, target):
-    """The event that a component's `target` starts, and what its inputs hold at first."""
-    event = next(e for e in page.fns.values() if any(name == target for _, name in e.targets))
+def inputs_of(page, view):
+    """The first event that asks for the view, and what its inputs hold at first."""
+    event = next(e for e in page.fns.values() if f"studioRefresh({view!r}" in str(e.js))
     return event, {c._id: getattr(c, "value", None) for c in event.inputs}
 
 
 def test_the_poll_sends_only_what_the_page_does_not_show(page, store):
     record_run(store)
-    event, holds = inputs_of(page, "tick")
+    event, holds = inputs_of(page, "poll")
     sizes = []
     for _ in range(3):  # the second answer still selects the run in view
         new = (
@@ -119,7 +119,7 @@ def test_an_invalid_view_request_is_refused(recorded_page, body, status):
 
 def test_with_a_password_only_who_signed_in_is_answered(page, store):
     record_run(store)
-    event, holds = inputs_of(page, "tick")
+    event, holds = inputs_of(page, "poll")
     given = [holds[c._id] for c in event.inputs]
     asks = client(page, ("ann", "secret"))
     assert asks.post(SHOW, json={"name": "poll", "given": given}).status_code == 401

@@ -19,7 +19,7 @@ def poll(store, runs):
     """Sends what an open page sends each second."""
     record_run(store)
     page = build_app(store, runs, FakeService())
-    event, holds = inputs_of(page, "tick")
+    event, holds = inputs_of(page, "poll")
     question = {"name": "poll", "given": [holds[c._id] for c in event.inputs]}
     return lambda: client(page).post(SHOW, json=question)
 
