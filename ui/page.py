@@ -107,7 +107,10 @@ def build_app(
         arrived = page.load(None, **arrival, **QUIET)
         arrived.then(None, [frame.fresh, frame.tab], None, js=WELCOME_JS)
         page.load(**restore_draft(tabs.train.setup), **QUIET)
+        page.load(**tabs.inspect.restore, **QUIET)
         back = notice.arrive(None, **arrival, **QUIET)  # Back and Forward
+        opened, mode = tabs.inspect.group, tabs.inspect.mode
+        back.then(None, [opened, mode], mode, js="(at, mode) => at ? 'explore' : mode", **QUIET)
         for shown in (arrived, back):
             shown.then(None, frame.run, None, js="studioArrived")
     return page
@@ -169,8 +172,8 @@ def _wire_why(tabs: _Tabs) -> None:
     opened = tabs.train.banner.why(
         None,
         None,
-        [inspect.group, inspect.look, inspect.options],
-        js="() => [studioPressed.at, studioPressed.look, '{}']",
+        [inspect.group, inspect.look, inspect.options, inspect.mode],
+        js="() => [studioPressed.at, studioPressed.look, '{}', 'explore']",
         **QUIET,
     )
     opened.then(None, None, None, js="() => studioOpenTab('inspect')")

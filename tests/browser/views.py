@@ -36,6 +36,8 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
                     continue
                 yield f"inspect, {view.lower()}", lambda view=view: _group_view(page, view)
             yield "inspect, list of completions", lambda: _completions(page)
+            yield "inspect, compare", lambda: _judge(page, "Compare")
+            yield "inspect, rank the group", lambda: _judge(page, "Rank the group")
         if tab == "Runs":
             yield "runs, two compared", lambda: _compare(page)
         if tab == "Learn":
@@ -112,6 +114,11 @@ def _walk_to(page: Page, screen: str) -> None:
     page.locator("#learn-part").get_by_role("radio", name="Walk").check(force=True)
     page.locator(f"#walk-head [data-screen={screen}]").click()
     page.locator("#walk-numbers .walk-pictures svg").first.wait_for()
+
+
+def _judge(page: Page, mode: str) -> None:
+    page.locator("#inspect-mode").get_by_role("radio", name=mode).check(force=True)
+    page.locator(".pair .ranking" if mode.startswith("Rank") else ".pair .sides").wait_for()
 
 
 def _compare(page: Page) -> None:

@@ -55,3 +55,32 @@ window.studioRestore = defaults => {
   if (values.length) values[names.length] = `draft ${Date.now()}`;
   return values;
 };
+
+// A person's name for judging pairs is kept in the browser. What belongs to one tab of the browser
+// survives a reload: the way of inspecting, how pairs are drawn, and what can be taken back.
+const WHO = 'studio-who-1', PAIRS = 'studio-pairs-1';
+const readKept = (storage, key) => {
+  try { return storage.getItem(key) || ''; } catch { return ''; }
+};
+window.studioKeepPairs = (who, mode, seed, made) => {
+  try {
+    localStorage.setItem(WHO, who.slice(0, 80));
+    sessionStorage.setItem(PAIRS, JSON.stringify([mode, seed, made]));
+  } catch { /* a private window stores nothing */ }
+};
+// Returns who, mode, seed and made.
+window.studioRestorePairs = () => {
+  let kept = [];
+  try { kept = JSON.parse(readKept(sessionStorage, PAIRS) || '[]'); } catch { /* of another version */ }
+  const [mode, seed, made] = Array.isArray(kept) ? kept : [];
+  // An address that names a group opens it; a reload shows what was shown.
+  const names = new URLSearchParams(location.search).has('step');
+  const isNew = names && performance.getEntriesByType('navigation')[0]?.type !== 'reload';
+  const isMode = ['explore', 'compare', 'rank'].includes(mode) && !isNew;
+  return [
+    readKept(localStorage, WHO),
+    isMode ? mode : 'explore',
+    typeof seed === 'string' && seed ? seed : String(Math.floor(Math.random() * 1e9)),
+    typeof made === 'string' && made ? made : '[]',
+  ];
+};

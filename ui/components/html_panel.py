@@ -70,6 +70,7 @@ def styles() -> str:
         "charts",
         "group",
         "inspect",
+        "pairs",
         "runs",
         "rewards",
         "learn",

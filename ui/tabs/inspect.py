@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from ui.tabs.inspect_group import (
     wire_group,
 )
 from ui.tabs.inspect_list import PAGE, ShowList
+from ui.tabs.pairs import build_mode, build_pairs
 from ui.tabs.setup import Setup
 
 NUM_OUTPUTS = 11  # as build_inspect lists them
@@ -49,6 +51,8 @@ class Inspect(Tab):
     group: gr.Textbox  # hidden: the open group, "37/2"; empty: that of the first row
     look: gr.Radio  # the view of the group
     options: gr.Textbox  # hidden: what the controls of the views say
+    mode: gr.Radio  # groups with their rewards, or answers to judge
+    restore: Mapping[str, Any]  # arguments of the page's load event
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,8 @@ class _List:
 
 def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> Inspect:
     """Build the tab and connect its events. Call it inside gr.Blocks."""
+    mode = build_mode()
+    pairs = build_pairs(frame, views, mode)
     with gr.Row(elem_id="inspect-row", equal_height=False):
         listed = _build_list()
         filters, at, seen = hidden_values(
@@ -143,7 +149,13 @@ def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> In
         **QUIET,
     )
     refresh.on_change(anew.then)
-    return Inspect(inputs, outputs, show, opened, side.inputs.view, side.inputs.options)
+
+    def show_all(*values: Any) -> list[Any]:
+        return [*show(*values[: len(inputs)]), *pairs.show(*values[len(inputs) :])]
+
+    both = [*inputs, *pairs.inputs], [*outputs, *pairs.outputs]
+    set_by_others = opened, side.inputs.view, side.inputs.options, mode
+    return Inspect(*both, show_all, *set_by_others, pairs.restore)
 
 
 # ---- layout ----------------------------------------------------------------------------------

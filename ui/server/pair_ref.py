@@ -1,0 +1,71 @@
+"""The pair or the ranking that a browser shows, as JSON: places in the store instead of texts.
+
+A judgement names what was shown, so it is about exactly that, whatever happened meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_core.errors import NotFound
+from grpo_core.preferences.pairs import Pair, key_of, pair_of
+from grpo_core.store import GroupRow, Store
+from grpo_core.store.preferences import Preference
+
+
+def of_pair(store: Store, pair: Pair, mine: Sequence[Preference]) -> str:
+    """mine: the person's judgements; `times` is how often they judged this pair."""
+    times = sum(key_of(row) == pair.key for row in mine)
+    if pair.row_id is not None:
+        return json.dumps({"row": pair.row_id, "left": pair.left, "times": times})
+    group = store.group(pair.group_id or 0)
+    texts = [rollout.text for rollout in group.rollouts]
+    sides = {"left": texts.index(pair.left), "right": texts.index(pair.right)}
+    return json.dumps({"group": group.id, **sides, "times": times})
+
+
+def of_ranking(group: GroupRow, texts: Sequence[str]) -> str:
+    """Its group, and the place of each text among the group's completions, as shown."""
+    all_texts = [rollout.text for rollout in group.rollouts]
+    return json.dumps({"group": group.id, "order": [all_texts.index(text) for text in texts]})
+
+
+def pair_at(store: Store, rows: Sequence[Preference], ref: Mapping[str, Any]) -> Pair | None:
+    """The pair; None if its run was deleted meanwhile, or for anything else a browser may send."""
+    if "row" in ref:
+        row = next((row for row in rows if row.id == ref["row"]), None)
+        if row is None:
+            return None
+        pair = pair_of(row)
+        return pair if pair.left == ref.get("left") else pair.swapped
+    group = _group(store, ref)
+    sides = [_text_at(group, ref.get(side)) for side in ("left", "right")]
+    if group is None or None in sides or sides[0] == sides[1]:
+        return None
+    left, right = (text or "" for text in sides)
+    return Pair(group.prompt_id, group.prompt, group.before, left, right, group.run_id, group.id)
+
+
+def ranking_at(store: Store, ref: Mapping[str, Any]) -> tuple[GroupRow, list[str]] | None:
+    """The group and the texts as they were shown; None as in pair_at."""
+    group, order = _group(store, ref), ref.get("order")
+    if group is None or not isinstance(order, list) or len(order) < 2:
+        return None
+    texts = [text for at in order if (text := _text_at(group, at)) is not None]
+    return (group, texts) if len(set(texts)) == len(order) else None
+
+
+def _group(store: Store, ref: Mapping[str, Any]) -> GroupRow | None:
+    try:
+        return store.group(ref["group"]) if isinstance(ref.get("group"), int) else None
+    except NotFound:
+        return None
+
+
+def _text_at(group: GroupRow | None, at: Any) -> str | None:
+    is_place = group is not None and isinstance(at, int) and not isinstance(at, bool)
+    if group is None or not is_place or not 0 <= at < len(group.rollouts):
+        return None
+    return group.rollouts[at].text
