@@ -82,7 +82,6 @@ def press_tab_until(page: Page, selector: str) -> None:
 
 def test_twenty_pairs_by_keyboard_alone(judged_server, open_page):
     page = open_page(judged_server, f"?run={judged_server.runs['plain']}&tab=inspect")
-    page.locator("#look-body article").first.wait_for()
     page.locator("#inspect-mode input[value=explore]").focus()
     page.keyboard.press("ArrowRight")  # Compare
     expect(page.locator(".pair-title b")).to_have_text("Pair 1")

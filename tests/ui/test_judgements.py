@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from recorded import record_run
+from stored import group, recorded
 
 from grpo_core.errors import StoreBusy
 from grpo_core.preferences.agreement import Agreement, Summary
 from grpo_core.store import preferences
+from grpo_core.types import GroupsScored
 from ui.render import pairs as render
 from ui.tabs.frame import SKIP
 from ui.tabs.pair_files import load_preferences, read_columns, save_preferences
@@ -77,7 +79,7 @@ def test_a_pair_whose_run_was_deleted_is_not_judged(views, store, run_id):
     show = ShowPairs(views)
     _, _, shown, _, _ = show(*given(run_id))
     store.delete(run_id)
-    record_run(store, "another")
+    recorded(store, GroupsScored(1, [group()]))  # it may get the deleted group's id
     html, *_ = press(show, given(None, shown, everywhere=True), verdict="left")
     assert "its run was deleted" in html
     assert preferences.read(store) == []

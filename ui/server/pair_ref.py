@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from grpo_core.errors import NotFound
@@ -18,34 +19,38 @@ from grpo_core.store.preferences import Preference
 def of_pair(store: Store, pair: Pair, mine: Sequence[Preference]) -> str:
     """mine: the person's judgements; `times` is how often they judged this pair."""
     times = sum(key_of(row) == pair.key for row in mine)
+    known = {"times": times, "check": _check(pair.prompt, pair.left, pair.right)}
     if pair.row_id is not None:
-        return json.dumps({"row": pair.row_id, "left": pair.left, "times": times})
+        return json.dumps({"row": pair.row_id, **known})
     group = store.group(pair.group_id or 0)
     texts = [rollout.text for rollout in group.rollouts]
     sides = {"left": texts.index(pair.left), "right": texts.index(pair.right)}
-    return json.dumps({"group": group.id, **sides, "times": times})
+    return json.dumps({"group": group.id, **sides, **known})
 
 
 def of_ranking(group: GroupRow, texts: Sequence[str]) -> str:
     """Its group, and the place of each text among the group's completions, as shown."""
     all_texts = [rollout.text for rollout in group.rollouts]
-    return json.dumps({"group": group.id, "order": [all_texts.index(text) for text in texts]})
+    order = [all_texts.index(text) for text in texts]
+    return json.dumps({"group": group.id, "order": order, "check": _check(group.prompt, *texts)})
 
 
 def pair_at(store: Store, rows: Sequence[Preference], ref: Mapping[str, Any]) -> Pair | None:
     """The pair; None if its run was deleted meanwhile, or for anything else a browser may send."""
     if "row" in ref:
         row = next((row for row in rows if row.id == ref["row"]), None)
-        if row is None:
-            return None
-        pair = pair_of(row)
-        return pair if pair.left == ref.get("left") else pair.swapped
-    group = _group(store, ref)
-    sides = [_text_at(group, ref.get(side)) for side in ("left", "right")]
-    if group is None or None in sides or sides[0] == sides[1]:
-        return None
-    left, right = (text or "" for text in sides)
-    return Pair(group.prompt_id, group.prompt, group.before, left, right, group.run_id, group.id)
+        pairs = [] if row is None else [pair_of(row), pair_of(row).swapped]
+    else:
+        pairs = _pairs_at(_group(store, ref), ref)
+    said = ref.get("check")
+    return next((p for p in pairs if _check(p.prompt, p.left, p.right) == said), None)
+
+
+def _pairs_at(group: GroupRow | None, ref: Mapping[str, Any]) -> list[Pair]:
+    left, right = (_text_at(group, ref.get(side)) for side in ("left", "right"))
+    if group is None or left is None or right is None or left == right:
+        return []
+    return [Pair(group.prompt_id, group.prompt, group.before, left, right, group.run_id, group.id)]
 
 
 def ranking_at(store: Store, ref: Mapping[str, Any]) -> tuple[GroupRow, list[str]] | None:
@@ -54,12 +59,13 @@ def ranking_at(store: Store, ref: Mapping[str, Any]) -> tuple[GroupRow, list[str
     if group is None or not isinstance(order, list) or len(order) < 2:
         return None
     texts = [text for at in order if (text := _text_at(group, at)) is not None]
-    return (group, texts) if len(set(texts)) == len(order) else None
+    is_same = _check(group.prompt, *texts) == ref.get("check")
+    return (group, texts) if is_same and len(set(texts)) == len(order) else None
 
 
 def _group(store: Store, ref: Mapping[str, Any]) -> GroupRow | None:
     try:
-        return store.group(ref["group"]) if isinstance(ref.get("group"), int) else None
+        return store.group(ref["group"]) if type(ref.get("group")) is int else None
     except NotFound:
         return None
 
@@ -69,3 +75,8 @@ def _text_at(group: GroupRow | None, at: Any) -> str | None:
     if group is None or not is_place or not 0 <= at < len(group.rollouts):
         return None
     return group.rollouts[at].text
+
+
+def _check(*texts: str) -> str:
+    """A hash of the texts: the store gives the id of a deleted row to another one."""
+    return blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
