@@ -189,7 +189,7 @@ def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
     page.has_launched = True  # Gradio checks paths only after the launch
     client = TestClient(App.create_app(page))
     numbers = [n for n, e in page.fns.items() if any(isinstance(c, UPLOADS) for c in e.inputs)]
-    assert len(numbers) == 3  # a rubric, prompts, settings
+    assert len(numbers) == 4  # a rubric, prompts, settings, preferences
     for number, name in itertools.product(numbers, ("/etc/passwd", str(tmp_path / "theirs.json"))):
         answer = client.post(
             "/gradio_api/run/predict",
