@@ -58,7 +58,8 @@ def test_page_updates_do_not_go_through_gradio(page):
     # Runs tab fill their fields and close one another.
     fills = {"use", "copy", "from_defaults", "from_run", "from_address", "copy_file", "take_upload"}
     asks = {"deletion_of", "branch_of", "push_of"}
-    assert many == {"press", "insist", *fills, *asks}
+    judges = {"judge", "undo"}
+    assert many == {"press", "insist", *fills, *asks, *judges}
 
 
 def test_wait_when_holds_the_breakpoints_of_the_run_in_view(page, store):
@@ -92,7 +93,7 @@ def test_every_view_answers_any_input(recorded_page, junk):
     asks = client(page)
     for event in page.fns.values():
         if event.js and "studioRefresh" in str(event.js):
-            name = event.js.split("'")[1]
+            name = event.js.split("studioRefresh('")[1].split("'")[0]
             _, num_values = page.refresh._fills[name]
             answer = asks.post(SHOW, json={"name": name, "given": [junk] * num_values})
             assert answer.status_code == 200, answer.text
