@@ -142,7 +142,7 @@ def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Ta
         with gr.Tab("Train", id="train", elem_id="tab-train", render_children=True) as on_train:
             train = build_train(frame, tabs, views, runs, service)
         with gr.Tab("Inspect", id="inspect", elem_id="tab-inspect") as on_inspect:
-            inspect = build_inspect(frame, views, train.setup, tabs)
+            inspect = build_inspect(frame, views, train.setup, tabs, service)
         with gr.Tab("Runs", id="runs", elem_id="tab-runs") as on_runs:
             around = Neighbours(tabs, train.setup)
             listing = build_runs(frame, views, around, runs, service)

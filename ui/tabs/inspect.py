@@ -16,7 +16,9 @@ from ui.components.live_chart import live_chart
 from ui.render import charts, status
 from ui.server import group_ref
 from ui.server.calls import slow
+from ui.server.quick_scorer import QuickScorer
 from ui.server.refresh import RefreshEvents
+from ui.server.service import Service
 from ui.server.views import Views
 from ui.tabs.exports import export_folder, file_name
 from ui.tabs.frame import SKIP, Frame, Tab, components_of, hidden_values
@@ -87,10 +89,12 @@ class _List:
     table: gr.HTML
 
 
-def build_inspect(frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs) -> Inspect:
+def build_inspect(
+    frame: Frame, views: Views, setup: Setup, tabs: gr.Tabs, service: Service
+) -> Inspect:
     """Build the tab and connect its events. Call it inside gr.Blocks."""
     mode = build_mode()
-    pairs = build_pairs(frame, views, mode)
+    pairs = build_pairs(frame, views, mode, QuickScorer(views, service))
     with gr.Row(elem_id="inspect-row", equal_height=False):
         listed = _build_list()
         filters, at, seen = hidden_values(

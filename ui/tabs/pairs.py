@@ -23,7 +23,6 @@ from grpo_core.preferences.pairs import (
     Asker,
     Pair,
     Ranking,
-    Scorer,
     key_of,
     next_pair,
     next_ranking,
@@ -36,6 +35,7 @@ from ui.render import pairs as render
 from ui.render import status
 from ui.server import pair_ref
 from ui.server.calls import slow
+from ui.server.quick_scorer import QuickScorer
 from ui.server.refresh import SKIP
 from ui.server.views import Views
 from ui.tabs.frame import Frame, Tab, components_of, hidden_values, parse_tokens, token
@@ -82,10 +82,10 @@ def build_mode() -> gr.Radio:
     )
 
 
-def build_pairs(frame: Frame, views: Views, mode: gr.Radio, scorer: Scorer | None = None) -> Pairs:
+def build_pairs(frame: Frame, views: Views, mode: gr.Radio, scorer: QuickScorer) -> Pairs:
     """Build this part and connect its events. Call it inside gr.Blocks.
 
-    scorer: of a reward model; with it the pair comes of which the model is least sure.
+    scorer: of the newest reward model; the pair comes of which the model is least sure.
     """
     with gr.Column(elem_id="pairs", elem_classes="card-box stack", min_width=0):
         with gr.Row(elem_id="pair-tools"):
@@ -159,7 +159,7 @@ class _Asked:
 class ShowPairs:
     """Fills this part of the page, stores judgements, and takes them back."""
 
-    def __init__(self, views: Views, scorer: Scorer | None = None):
+    def __init__(self, views: Views, scorer: QuickScorer | None = None):
         self.views, self.store, self.scorer = views, views.store, scorer
         self._read = lru_cache(maxsize=2)(lambda token: preferences.read(views.store))
 
@@ -225,7 +225,7 @@ class ShowPairs:
             return given, None
         who = str(given.who or "").strip()[:MAX_NAME]
         seed = int(given.seed) if str(given.seed).isdecimal() and len(given.seed) < 12 else 0
-        asker = Asker(who, None if everywhere or run is None else run.id, seed, self.scorer)
+        asker = Asker(who, None if everywhere or run is None else run.id, seed)
         return given, _Asked(mode, asker, parse_tokens(given.shown), _read_made(given.made))
 
     def _rows(self) -> list[Preference]:
@@ -270,7 +270,8 @@ class ShowPairs:
             if found is not None:
                 return self._ranking(asked, *found, said)
         else:
-            pair = next_pair(self.store, self._rows(), asked.asker)
+            asker = replace(asked.asker, scorer=self.scorer and self.scorer.now())
+            pair = next_pair(self.store, self._rows(), asker)
             if pair is not None:
                 return self._pair(asked, pair, said)
         everywhere = asked.asker.run_id is None
