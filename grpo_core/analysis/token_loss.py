@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_core.analysis.learner_import import needs_learner
 from grpo_core.config import RunConfig
 from grpo_core.store import ScoredRow, Store, TokenRow
 
@@ -77,6 +78,7 @@ def loss_context(
     )
 
 
+@needs_learner
 def _entropy_threshold(
     store: Store, rows: Sequence[ScoredRow], share: float
 ) -> tuple[float, int | None]:
@@ -95,6 +97,7 @@ def _entropy_threshold(
     return threshold, int((entropy >= threshold).sum())
 
 
+@needs_learner
 def token_terms(
     row: TokenRow, advantage: float, finish_reason: str, context: LossContext, update: int = -1
 ) -> TokenTerms | None:
@@ -187,6 +190,7 @@ def token_terms(
     )
 
 
+@needs_learner
 def kl_measures(row: TokenRow) -> dict[str, float]:
     """The mean of each KL estimator over a completion's tokens, in the last update.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from grpo_core.analysis.learner_import import needs_learner
 from grpo_core.analysis.walk import Walk
 from grpo_core.config import AlgorithmConfig
 
@@ -38,6 +39,7 @@ class RatioPicture:
     after: bool  # the tokens' ratios are those after the step, else those of the last update
 
 
+@needs_learner
 def ratio_picture(walk: Walk, num_points: int = 121) -> RatioPicture:
     """The picture of a group's ratios. Those after the step if they were measured."""
     from grpo_core.learner.objectives import clip_range
@@ -78,6 +80,7 @@ def token_ratios(walk: Walk) -> tuple[list[TokenRatio], bool]:
     return [TokenRatio(w, advantage) for terms, advantage in rows for w in terms.ratio], False
 
 
+@needs_learner
 def push(a: AlgorithmConfig, advantage: float, ratios: Sequence[float]) -> list[float]:
     """∂(−loss)/∂log π of a single token at each ratio, by the configured objective."""
     import torch
@@ -93,6 +96,7 @@ def push(a: AlgorithmConfig, advantage: float, ratios: Sequence[float]) -> list[
     return (-gradient[:, 0]).tolist()
 
 
+@needs_learner
 def moved(ratios: Sequence[float]) -> list[float]:
     """w − 1 − log w for each ratio: the k3 estimate of KL(old ‖ new) on sampled tokens."""
     import torch

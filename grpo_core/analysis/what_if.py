@@ -15,6 +15,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from grpo_core.analysis.learner_import import needs_learner
 from grpo_core.config import RunConfig, flatten, nest, parse
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric import Rubric, RunningStd, resolve_rubric, total
@@ -242,6 +243,7 @@ class Compared(NamedTuple):
     keys: Sequence[int]  # equal for rollouts that are compared with each other
 
 
+@needs_learner
 def compare_stored(
     rows: Sequence[ScoredRow], config: RunConfig, given: Mapping[int, float] | None = None
 ) -> Iterator[Compared]:

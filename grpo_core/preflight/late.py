@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from grpo_core.analysis.learner_import import importing_learner
 from grpo_core.config import RunConfig
 from grpo_core.preflight.estimate import Estimate, from_store
 from grpo_core.runs.reward_models import RewardModels
@@ -38,7 +39,9 @@ class LateService:
         if self._made.done():
             return
         try:
-            self._made.set_result(self._make())
+            with importing_learner():
+                service = self._make()
+            self._made.set_result(service)
         except BaseException as problem:
             self._made.set_exception(problem)
             raise

@@ -43,7 +43,8 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
         if tab == "Learn":
             for title in LEARN_PARTS.values():
                 yield f"learn, {title.lower()}", lambda title=title: learn_part(page, title)
-            yield "learn, walk: ratio and clip", lambda: _walk_to(page, "ratio")
+            if tokens:
+                yield "learn, walk: ratio and clip", lambda: _walk_to(page, "ratio")
 
 
 def fits(page: Page) -> bool:
@@ -89,7 +90,7 @@ def _tab(page: Page, tab: str) -> None:
     if tab == "Inspect":
         page.locator("#look-body article").first.wait_for()
     if tab == "Learn":
-        page.locator("#walk-numbers > *").first.wait_for()
+        page.locator("#walk-numbers > *").filter(visible=True).first.wait_for()
 
 
 def _group_view(page: Page, view: str) -> None:
