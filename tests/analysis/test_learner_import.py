@@ -12,7 +12,7 @@ from grpo_core.analysis.learner_import import importing_learner
 from grpo_core.analysis.walk_picture import moved
 def load():
     with importing_learner():
-        from grpo_core.models import load_classifier
+        from grpo_core.preflight.service import PreflightService
 found = []
 threads = [threading.Thread(target=load)]
 threads += [threading.Thread(target=lambda: found.append(moved([1.0]))) for _ in range(6)]

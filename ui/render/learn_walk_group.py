@@ -57,7 +57,9 @@ def prompt(s: Screen) -> Drawn:
     size = len(walk.rows)
     answer = ""
     if group.answer:
-        answer = f'<p>Right answer <code class="walk-answer">{esc(group.answer)}</code></p>'
+        answer = (
+            f'<p>Right answer <code class="walk-answer" tabindex="0">{esc(group.answer)}</code></p>'
+        )
     grouping = GROUPINGS[walk.config.algorithm.grouping].help
     numbers = (
         f'<pre class="prompt walk-prompt" tabindex="0">{esc(group.prompt)}</pre>{answer}'
