@@ -36,8 +36,8 @@ def add_commands(command: AddCommand) -> None:
         compare_command,
         "Show two stored answers to one prompt at a time and store which one is better.",
         epilog=f"Keys: {KEYS}.\nEach judgement is stored at once. Without a terminal, each line of "
-        "the input is one key.\nThe last line of --json is {judged, skipped, left, kappa_self, "
-        "kappa_others}.",
+        "the input is one key.\nThe last line of --json is {judged, skipped, with_self, "
+        "with_others}.",
     )
     compare.add_argument(
         "--run", dest="run_id", metavar="RUN", help="only of this run: id, its start, or `last`"

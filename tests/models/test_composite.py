@@ -117,10 +117,10 @@ def test_context_and_memory_are_those_of_the_language_model(folders, family):
     assert found.parameters == policy.num_parameters
     # 8 rows of 6 new and 128 prompt tokens
     assert found.bytes_by_part["cache while sampling"] == 8 * 134 * 256
-    # float32: for each token and layer 4 bytes x (8h + 3A + 2K + 4I), see layer_bytes
-    assert (
-        found.bytes_by_part["activations"] == 8 * 134 * 4 * (8 * 32 + 3 * 32 + 2 * 16 + 4 * 48) * 2
-    )
+    # float32: for each token and layer 4 bytes x (8h + 3A + 2K + 4I), see layer_bytes. Its part of
+    # the masks: 9 bytes x the 128 + 4 x 6 tokens of a packed row, see attention_bytes
+    layers = 4 * (8 * 32 + 3 * 32 + 2 * 16 + 4 * 48) * 2
+    assert found.bytes_by_part["activations"] == 8 * 134 * (layers + 9 * 152)
     problems = report(run_config(folders[family], **{"train.max_new_tokens": 128})).problems
     assert "the context holds 128 tokens" in str(problems)
 

@@ -203,9 +203,9 @@ def test_slow_graders_are_called_while_other_groups_are_sampled(policy, tiny_set
     far.answer = lambda completions: came.set() or answer(completions)
     tokens = [0]
 
-    def slowly():  # from the tenth token on sampling waits until somebody was asked
+    def slowly():  # from the seventh token on sampling waits until somebody was asked
         tokens[0] += 1
-        if tokens[0] > 10:
+        if tokens[0] > 6:
             came.wait(10)
         check_interrupt()
 
