@@ -109,11 +109,21 @@ def hidden_values(prefix: str, **first: str) -> list[gr.Textbox]:
 
 def parse_tokens(text: Any) -> dict[str, Any]:
     """The JSON object in a hidden value; empty for anything else that a browser may send."""
-    try:
-        data = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return {}
+    data = _parsed(text)
     return data if isinstance(data, dict) else {}
+
+
+def parse_list(text: Any) -> list[Any]:
+    """The JSON list in a hidden value; empty for anything else that a browser may send."""
+    data = _parsed(text)
+    return data if isinstance(data, list) else []
+
+
+def _parsed(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def token(value: Any) -> str:

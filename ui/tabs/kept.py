@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from ui.render.played import kept_answers
 from ui.server.calls import slow
 from ui.server.views import Views
 from ui.tabs.exports import export_folder
-from ui.tabs.frame import SKIP, Frame, hidden_values, parse_tokens, token
+from ui.tabs.frame import SKIP, Frame, hidden_values, parse_list, parse_tokens, token
 from ui.tabs.play_answers import MAX_ANSWER_CHARS, MAX_CHARS
 from ui.tabs.setup import Setup
 from ui.tabs.start_from import fill
@@ -179,15 +178,9 @@ def _text(said: Mapping[str, Any], name: str, most: int) -> str:
 
 def _messages(text: Any) -> list[dict[str, str]]:
     """The messages before the prompt, from JSON that a browser sent."""
-    try:
-        messages = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return []
-    if not isinstance(messages, list):
-        return []
     return [
         {"role": m["role"], "content": m["content"][:MAX_CHARS]}
-        for m in messages[:100]
+        for m in parse_list(text)[:100]
         if isinstance(m, dict)
         and isinstance(m.get("role"), str)
         and isinstance(m.get("content"), str)

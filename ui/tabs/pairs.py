@@ -38,7 +38,7 @@ from ui.server.calls import slow
 from ui.server.quick_scorer import QuickScorer
 from ui.server.refresh import SKIP
 from ui.server.views import Views
-from ui.tabs.frame import Frame, Tab, components_of, hidden_values, parse_tokens, token
+from ui.tabs.frame import Frame, Tab, components_of, hidden_values, parse_list, parse_tokens, token
 from ui.tabs.pair_files import build_files, wire_files
 
 MODES = [("Explore", "explore"), ("Compare", "compare"), ("Rank the group", "rank")]
@@ -300,13 +300,8 @@ class ShowPairs:
 
 def _read_made(text: Any) -> list[list[int]]:
     """Lists of ids; empty for anything else that a browser may send."""
-    try:
-        made = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return []
-    is_ids = isinstance(made, list) and all(
-        isinstance(ids, list) and all(type(i) is int for i in ids) for ids in made
-    )
+    made = parse_list(text)
+    is_ids = all(isinstance(ids, list) and all(type(i) is int for i in ids) for ids in made)
     return made[-MAX_UNDO:] if is_ids else []
 
 

@@ -19,7 +19,7 @@ from ui.render.run_table import RUN_SORTS
 from ui.render.tables import Sort
 from ui.render.text import count, esc, plain, size
 from ui.server.views import Runs, Views
-from ui.tabs.frame import SKIP, parse_tokens
+from ui.tabs.frame import SKIP, parse_list, parse_tokens
 from ui.tabs.start_from import copy_run
 
 MAX_NAME, MAX_TAG, MAX_TAGS, MAX_NOTE = 200, 40, 12, 2000  # characters, and number of tags
@@ -28,13 +28,8 @@ MAX_LISTED = 12  # saved steps that are named one by one
 
 def read_selected(views: Views, text: Any) -> list[str]:
     """Ids of the selected runs that still exist, in the order of selection."""
-    try:
-        ids = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return []
-    if not isinstance(ids, list):
-        return []
-    return [i for i in dict.fromkeys(x for x in ids if isinstance(x, str)) if views.run(i)]
+    ids = [i for i in parse_list(text) if isinstance(i, str)]
+    return [i for i in dict.fromkeys(ids) if views.run(i)]
 
 
 def only_selected(views: Views, text: Any) -> RunRow | None:
