@@ -8,11 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_core.analysis.learner_import import needs_learner
-from grpo_core.config import RunConfig
+from grpo_core.config import AlgorithmConfig, RunConfig
 from grpo_core.store import ScoredRow, Store, TokenRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_core.learner.aggregation import LossNormalizer
 
 KL_MEASURES = ("k1", "k2", "k3")  # those that need no distributions
 
@@ -48,6 +53,19 @@ class LossContext:
     entropy_coef: float
     entropy_threshold: float = -math.inf  # tokens below it have no policy term
     num_carrying: int | None = None  # tokens at or above it; None: all that train
+
+    @property
+    def normalizer(self) -> LossNormalizer:
+        """What the trainer divided the sums of this step by."""
+        from grpo_core.learner.aggregation import LossNormalizer
+
+        return LossNormalizer(
+            self.num_rows,
+            self.num_tokens,
+            self.config.train.max_new_tokens,
+            self.entropy_threshold,
+            self.num_tokens if self.num_carrying is None else self.num_carrying,
+        )
 
 
 def loss_context(
@@ -111,73 +129,57 @@ def token_terms(
         return None
     import torch
 
-    from grpo_core.learner.aggregation import AGGREGATIONS, LossNormalizer
     from grpo_core.learner.kl import NEEDS_DISTRIBUTIONS
     from grpo_core.learner.loss import Tokens, token_losses
     from grpo_core.learner.objectives import clip_range
 
-    config, n = context.config, len(row.token_ids)
-    a = config.algorithm
+    a, n = context.config.algorithm, len(row.token_ids)
     if a.kl_estimator in NEEDS_DISTRIBUTIONS:
         a = a.model_copy(update={"kl_estimator": "k3"})
 
-    def of_tokens(values: Sequence[float] | None) -> torch.Tensor | None:  # (U, 1, n)
-        return None if values is None else torch.tensor(values, dtype=torch.float64).view(-1, 1, n)
-
-    passes, entropies = of_tokens(row.logprobs), of_tokens(row.entropy)
-    ref_logprobs, sampled = of_tokens(row.ref_logprobs), of_tokens(row.sampling_logprobs)
-    assert passes is not None
-    logprobs = passes[update].clone().requires_grad_()  # (1, n)
+    old_logprobs, logprobs = _of_update(row.logprobs, n), _of_update(row.logprobs, n, update)
+    logprobs.requires_grad_()
     nothing = torch.full((1, n), math.nan, dtype=torch.float64)
-    entropy = nothing if entropies is None else entropies[update]
+    entropy = nothing if row.entropy is None else _of_update(row.entropy, n, update)
     completion_mask = torch.ones(1, n, dtype=torch.bool)
     loss_mask = completion_mask & (not (a.mask_truncated and finish_reason == "length"))
-    carrying = context.num_tokens if context.num_carrying is None else context.num_carrying
-    size = LossNormalizer(
-        context.num_rows,
-        context.num_tokens,
-        config.train.max_new_tokens,
-        context.entropy_threshold,
-        carrying,
-    )
+    size = context.normalizer
     x = Tokens(
         logprobs=logprobs,
-        old_logprobs=passes[0],
+        old_logprobs=old_logprobs,
         # Without a threshold every token carries the policy term, also one of unknown entropy.
         entropy=entropy.nan_to_num(math.inf),
         completion_mask=completion_mask,
         loss_mask=loss_mask,
         advantages=torch.tensor([[advantage]], dtype=torch.float64),
-        sampling_logprobs=None if sampled is None else sampled[0],
-        ref_logprobs=None if ref_logprobs is None else ref_logprobs[0],
+        sampling_logprobs=_if_known(row.sampling_logprobs, n),
+        ref_logprobs=_if_known(row.ref_logprobs, n),
     )
     tokens = token_losses(x, a, size)
 
-    # An aggregation is linear in its values, so its derivative is the weight of each token.
-    probe = torch.zeros(1, n, dtype=torch.float64, requires_grad=True)
-    (weights,) = torch.autograd.grad(AGGREGATIONS[a.aggregation](probe, loss_mask, size), probe)
+    weights = _weights(a, loss_mask, size)
     policy, kl_term = weights * tokens.policy, torch.zeros_like(nothing)
     if tokens.kl_term is not None and context.kl_coef:
         kl_term = weights * (context.kl_coef * tokens.kl_term)
     contributions = policy + kl_term
     (gradient,) = torch.autograd.grad(contributions.sum(), logprobs)
     if context.entropy_coef:
-        bonus_weight = context.entropy_coef / max(carrying, 1)
+        bonus_weight = context.entropy_coef / max(size.num_carrying, 1)
         contributions = contributions - torch.where(tokens.high_entropy, entropy, 0) * bonus_weight
 
-    change = torch.full((1, n), math.nan, dtype=torch.float64)
+    change = nothing
     if row.logprobs_after is not None:
-        change = torch.tensor(row.logprobs_after, dtype=torch.float64)[None] - passes[0]
+        change = _of_update(row.logprobs_after, n) - old_logprobs
 
     low, high = clip_range(a)
     ratio = tokens.ratio.detach().expand(1, n)  # (1, 1) -> (1, n) if the ratio is per sequence
     above, below = (ratio > high) & (advantage > 0), (ratio < low) & (advantage < 0)
 
-    def listed(values: torch.Tensor) -> list[Any]:
+    def listed(values: Tensor) -> list[Any]:
         return values.detach()[0].tolist()
 
     return TokenTerms(
-        logprob=listed(passes[update]),
+        logprob=listed(logprobs),
         ratio=listed(ratio),
         kl=listed(nothing if tokens.kl is None else tokens.kl),
         entropy=listed(entropy),
@@ -188,6 +190,31 @@ def token_terms(
         clipped=listed(loss_mask & (above | below)),
         change=listed(change),
     )
+
+
+def _of_update(values: Sequence[float], n: int, update: int = 0) -> Tensor:
+    """Of U·n recorded values those of one update, (1, n) in float64."""
+    import torch
+
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, n)[update]
+
+
+def _if_known(values: Sequence[float] | None, n: int) -> Tensor | None:
+    return None if values is None else _of_update(values, n)
+
+
+def _weights(a: AlgorithmConfig, mask: Tensor, size: LossNormalizer) -> Tensor:
+    """The weight of each token in the loss, (1, n), by the configured aggregation.
+
+    An aggregation is linear in its values, so its derivative is their weight.
+    """
+    import torch
+
+    from grpo_core.learner.aggregation import AGGREGATIONS
+
+    probe = torch.zeros(mask.shape, dtype=torch.float64, requires_grad=True)
+    (weights,) = torch.autograd.grad(AGGREGATIONS[a.aggregation](probe, mask, size), probe)
+    return weights
 
 
 @needs_learner
