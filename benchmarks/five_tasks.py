@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.first_visit import new_browser
+from benchmarks.first_visit import first_group, new_browser
 from benchmarks.server import ROOT, Server
 from grpo_core.store import Store
 
@@ -82,6 +82,7 @@ def train_on_own_file(hand: Hand, store: Store, folder: Path) -> str:
     hand.give_file(page.locator("#upload-prompts input[type=file]"), path)
     page.locator("#prompt-preview tbody tr").first.wait_for()
     hand.click(page.locator("#setup-cards [data-section=rubric]"))
+    page.locator(".criterion").first.wait_for()
     while (rows_left := page.locator(".criterion").count()) > 2:
         last = page.locator(".criterion").last
         hand.click(last.get_by_role("button", name="check and parameters"))
@@ -89,12 +90,7 @@ def train_on_own_file(hand: Hand, store: Store, folder: Path) -> str:
         page.wait_for_function(
             "n => document.querySelectorAll('.criterion').length < n", arg=rows_left
         )
-    hand.press("Start training")
-    run = wait_for(lambda: next((r for r in store.runs() if not r.example), None))
-    page.wait_for_function(
-        "id => location.search.includes(id) && document.querySelector('#group article')",
-        arg=run.id,
-    )
+    run = first_group(page, store, lambda: hand.press("Start training"))
     assert run.task == "file", run.task
     assert len(run.config["rubric"]["criteria"]) == 2
     return page.locator("#group .sum").first.inner_text()
