@@ -30,7 +30,8 @@ class Page:
             for c in components
             if c["type"] in ("number", "textbox")
         }
-        self.tick = next(c for c in self.calls if any(t[1] == "tick" for t in c["targets"]))
+        # The page has several timers; this one asks for what all tabs show.
+        self.tick = next(c for c in self.calls if "studioRefresh('poll'" in str(c["js"]))
 
     def ask(self, path: str, data: Any = None) -> Any:
         body = None if data is None else json.dumps(data).encode()

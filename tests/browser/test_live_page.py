@@ -12,6 +12,7 @@ from live_server import Server
 from set_up import close, field, fill
 from test_main_job import start, step_shown, stop, wait_until
 
+from benchmarks.server import Page
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
 from grpo_core.store import Recorder, Store
@@ -72,6 +73,14 @@ PAYLOADS = [
     '[x]: http://203.0.113.7 "t"',
     "```html\n<img src=x onerror=alert(26)>\n```",
 ]
+
+
+def test_a_visitor_of_the_benchmarks_polls_as_a_tab_does(idle_server):
+    visitor = Page(idle_server.url)
+    shown = dict(visitor.values)
+    shown[visitor.ids["state-tab"]] = "train"
+    visitor.poll(shown)  # another timer's inputs are refused
+    assert "No run yet" in str(shown.values())
 
 
 def test_config_asks_for_no_heartbeat_connection(idle_server):
