@@ -241,7 +241,10 @@ def _backward(job: _Job, batch: Sequence[Pair]) -> float:
 
 
 def _fitting(job: _Job, pairs: Sequence[Pair]) -> tuple[Any, int]:
-    """Ids of the first pairs, chosen texts first, as many as MICRO_TOKENS allows; their count."""
+    """Token ids of as many of the first pairs as fit in MICRO_TOKENS, and the number of pairs.
+
+    The preferred texts come first, then the others: (2·size, T).
+    """
     size = len(pairs)
     while True:
         some = pairs[:size]

@@ -123,7 +123,7 @@ def report(config: RunConfig) -> ModelReport:
 
 
 def model_size(config: ModelConfig, shape: PreTrainedConfig, model: PreTrainedModel) -> ModelSize:
-    """The size of what `examine` returned for this configuration."""
+    """Parameters and precision of an examined model, as this configuration would train it."""
     parameters = sum(p.numel() for p in model.parameters())
     trained = num_adapter_parameters(model, config.lora_rank) if config.lora_rank else parameters
     return ModelSize(shape, parameters, trained, precision(config, pick_device(config.device)))

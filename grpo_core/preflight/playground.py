@@ -56,7 +56,7 @@ class Playground:
         return ""
 
     def play(self, run_id: str, request: PlayRequest, question: str = "") -> PlayResult:
-        """Answers by several states, scored by the run's rubric.
+        """Completions of a prompt by several saved states, scored by the rubric of this run.
 
         The random numbers are the run's, so an equal request gets the result that was kept.
         question: by which look() finds the answers meanwhile, and stop() stops them.

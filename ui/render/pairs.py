@@ -14,9 +14,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def pair_view(pair: Pair, number: int, said: str = "") -> str:
-    """One pair with its buttons; compare.js presses them from the keyboard.
+    """One pair with its buttons; pairs.js presses them from the keyboard.
 
-    number: the how manyth judgement it is. said: what became of the last one, for a screen reader.
+    number: 1 for a person's first pair. said: what became of the last one, for a screen reader.
     """
     return (
         f"{_begin(f'Pair {number}', said, 'ArrowLeft ArrowRight ArrowDown S U Control+Z')}"
@@ -28,7 +28,7 @@ def pair_view(pair: Pair, number: int, said: str = "") -> str:
 
 
 def ranking_view(prompt: str, texts: Sequence[str], said: str = "") -> str:
-    """The answers of one group, to be put in order; compare.js moves them."""
+    """The answers of one group, to be put in order; pairs.js moves them."""
     items = "".join(
         f'<li draggable="true" tabindex="0" data-at="{i}" data-letter="{LETTERS[i]}" '
         f'aria-label="Answer {LETTERS[i]}" aria-keyshortcuts="Alt+ArrowUp Alt+ArrowDown">'
