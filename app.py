@@ -169,6 +169,7 @@ def _tell_what_is_missing(store: Store) -> None:
 def _build(
     options: argparse.Namespace, store: Store, storage: Callable[[], str] | None
 ) -> tuple[Page, RunManager, LateService]:
+    from grpo_core.environments.registry import add_environments
     from grpo_core.preflight.late import LateService
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.limits import Visitors
@@ -179,6 +180,7 @@ def _build(
     from ui.server.visitor import visitor
 
     add_plugins(options.rewards)
+    add_environments(options.environments)
     is_public = options.host not in LOOPBACK or options.share
     limits = _limits([*options.files, str(folder_of(store))], is_public)
     trainer = _trainer(options.rewards)
@@ -338,15 +340,17 @@ class _Trainer:
     lease_seconds: int | None = None  # of a lease of ZeroGPU
 
 
-def _trainer(plugins: Sequence[str]) -> _Trainer:
-    from grpo_core.rubric import add_plugins
+def _trainer(rewards: Sequence[str]) -> _Trainer:
+    from grpo_core.environments.registry import named_environments
     from grpo_core.runs.device_queue import Machine
+    from grpo_core.runs.operator_files import load_operator_files
     from grpo_core.runs.subprocess_trainer import in_subprocess, train_later, warm_up
 
     if spaces is None:
         # Starts now and goes on beside what follows, so that the first run need not wait.
         warm_up()
-        run = in_subprocess(train_later, partial(add_plugins, plugins))
+        load = partial(load_operator_files, rewards, named_environments())
+        run = in_subprocess(train_later, load)
         if has_only_cpu(os.environ):
             return _Trainer(run, Machine(describe_cpu(), (CPU,)))
 
@@ -488,6 +492,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a plug-in file with reward functions f(completions, prompts, **columns); may be "
+        "repeated. It runs in a sandbox, but load only files that you trust",
+    )
+    parser.add_argument(
+        "--environments",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="a file whose classes are environments with tools, for the field Environment; may be "
         "repeated. It runs in a sandbox, but load only files that you trust",
     )
     parser.add_argument(

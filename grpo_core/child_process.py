@@ -111,6 +111,13 @@ class Child:
         with self._lock:
             self._kill()
 
+    def abort(self) -> None:
+        """Kill the process although another thread waits for its answer, which then fails."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def forget(self) -> None:
         """For a fork of this process: leave the helper, and the lock, to the parent."""
         self._lock = threading.Lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -57,17 +57,57 @@ class Prompt:
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
+class TurnRole(StrEnum):
+    """Who wrote a turn: the policy, or its environment."""
+
+    ACTION = "action"
+    OBSERVATION = "observation"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A part of a completion in an environment: what the policy wrote, or one tool's answer.
+
+    first_token, num_tokens: its place among the completion's tokens. The answers to several calls
+    of one action are rendered together: the first has all of their tokens. tool, arguments (as
+    JSON, or as written if they do not parse), error, seconds: of the call that an observation
+    answers; error "" if it succeeded.
+    """
+
+    role: TurnRole
+    text: str
+    first_token: int
+    num_tokens: int
+    tool: str = ""
+    arguments: str = ""
+    error: str = ""
+    seconds: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The text that the policy wrote. `num_tokens` counts its tokens, the end token included.
 
     text: begins with the tag of a block that the prompt opened, such as <think>; the policy wrote
     what follows. finish_reason: "stop" after an end token, "length" if it was cut.
+
+    In an environment `text` holds the observations too, and num_tokens does not count them.
+    said: what the policy wrote without its tool calls, which is what a rubric reads.
+    environment_reward: what the environment's get_reward returned; environment_error: why nothing.
     """
 
     text: str
     finish_reason: str
     num_tokens: int
+    turns: tuple[Turn, ...] = ()  # none without an environment
+    said: str | None = None  # None: the text
+    environment_reward: float | None = None
+    environment_error: str = ""
+
+    @property
+    def graded(self) -> Completion:
+        """What a rubric reads: no observation can make an answer right."""
+        return self if self.said is None else replace(self, text=self.said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +127,8 @@ class Rollout:
     prompt_ids: Sequence[int] = ()  # empty: the text was typed, not sampled
     completion_ids: Sequence[int] = ()  # the end token included
     sampling_logprobs: Sequence[float] | None = None  # nats, of each token as it was sampled
+    # True for the tokens that the policy wrote; None: all of them.
+    action_mask: Sequence[bool] | None = None
 
 
 class GroupKind(StrEnum):
@@ -117,6 +159,7 @@ class TokenRecord:
     With U updates on the batch, `logprobs` and `entropy` have U·n values: first those of the policy
     before the first update. `logprobs_after` has n values, of the policy after the last update.
     None: not computed, because nothing needed it (a tied group, no KL).
+    nan: an observation's token, which nothing is computed of.
     """
 
     token_ids: array[int]
@@ -385,6 +428,30 @@ class StepMetrics:
         "share",
         "Distinct texts among the siblings, over group size, mean over groups.",
         "Towards 1/G siblings are copies and groups tie.",
+    )
+    turns_mean: float | None = metric(
+        "Turns",
+        "turns",
+        "Mean number of times that the policy wrote, in an environment.",
+        "1: it never called a tool. At rollout.max_turns trajectories are cut.",
+    )
+    tool_calls_mean: float | None = metric(
+        "Tool calls",
+        "calls",
+        "Mean number of tool calls of a completion.",
+        "0 from the start: the policy does not know the tools, so it cannot learn to use them.",
+    )
+    tool_error_frac: float | None = metric(
+        "Tool errors",
+        "share",
+        "Share of tool calls that were answered with an error.",
+        "High: the policy writes calls that do not parse, or a tool fails or is too slow.",
+    )
+    observation_frac: float | None = metric(
+        "Observations",
+        "share",
+        "Share of the completions' tokens that the environment wrote. They are not trained on.",
+        "High: tools answer at length and leave little of max_new_tokens to the policy.",
     )
     unscored_frac: float | None = metric(
         "Unscored",

@@ -38,6 +38,12 @@ def tables(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     yield "groups", f"SELECT {GROUPS} FROM groups g {BY_POSITION}"
     yield "rollouts", f"SELECT step, g.position, {ROLLOUTS} {OF_GROUP} {BY_POSITION}, r.position"
     yield (
+        "turns",
+        "SELECT step, g.position, r.position, t.position, t.role, t.text, t.first_token, "
+        f"t.num_tokens, t.tool, t.arguments, t.error {OF_GROUP} "
+        f"JOIN turns t ON t.rollout_id = r.id {BY_POSITION}, r.position, t.position",
+    )
+    yield (
         "token_records",
         f"SELECT step, g.position, r.position, {TOKENS} {OF_GROUP} "
         f"JOIN token_records t ON t.rollout_id = r.id {BY_POSITION}, r.position",

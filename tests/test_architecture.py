@@ -16,9 +16,9 @@ ORDER = (
     "grpo_core.types", "grpo_core.errors", "grpo_core.hub_probe", "grpo_core.checkpoint_files",
     "grpo_core.time_limit", "grpo_core.child_process",
     "grpo_core.config", "grpo_core.store", "grpo_core.tasks", "grpo_core.models",
-    "grpo_core.rollout", "grpo_core.rubric", "grpo_core.learner", "grpo_core.training",
-    "grpo_core.analysis", "grpo_core.preferences", "grpo_core.runs", "grpo_core.exporting",
-    "grpo_core.preflight", "grpo_core.cli", "grpo_core.__main__",
+    "grpo_core.rollout", "grpo_core.rubric", "grpo_core.environments", "grpo_core.learner",
+    "grpo_core.training", "grpo_core.analysis", "grpo_core.preferences", "grpo_core.runs",
+    "grpo_core.exporting", "grpo_core.preflight", "grpo_core.cli", "grpo_core.__main__",
     "ui.render", "ui.components", "ui.server", "ui.tabs", "ui.page", "app",
 )  # fmt: skip
 PUBLIC = {
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/models": {"torch", "transformers"},
     "grpo_core/rollout": {"torch", "transformers"},
     "grpo_core/rubric/reward_model.py": {"torch"},
+    "grpo_core/environments/trajectories.py": {"torch"},
     "grpo_core/learner": {"torch"},
     "grpo_core/training": {"torch"},
     "grpo_core/training/control.py": set(),

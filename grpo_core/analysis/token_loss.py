@@ -28,6 +28,8 @@ class TokenTerms:
 
     The `term`s of all tokens of a step add up to its loss; `policy` and `kl_term` are parts of
     them, the rest is the entropy bonus. `gradient` is ∂loss/∂log π(token).
+
+    Of an observation's tokens nothing is computed: their `term` and `gradient` are 0.
     """
 
     logprob: Sequence[float]
@@ -137,11 +139,12 @@ def token_terms(
     if a.kl_estimator in NEEDS_DISTRIBUTIONS:
         a = a.model_copy(update={"kl_estimator": "k3"})
 
-    old_logprobs, logprobs = _of_update(row.logprobs, n), _of_update(row.logprobs, n, update)
+    recorded = _of_update(row.logprobs, n, update)  # nan at the tokens of observations
+    old_logprobs, logprobs = _of_update(row.logprobs, n).nan_to_num(), recorded.nan_to_num()
     logprobs.requires_grad_()
     nothing = torch.full((1, n), math.nan, dtype=torch.float64)
     entropy = nothing if row.entropy is None else _of_update(row.entropy, n, update)
-    completion_mask = torch.ones(1, n, dtype=torch.bool)
+    completion_mask = ~recorded.isnan()  # (1, n)
     loss_mask = completion_mask & (not (a.mask_truncated and finish_reason == "length"))
     size = context.normalizer
     x = Tokens(
@@ -179,9 +182,9 @@ def token_terms(
         return values.detach()[0].tolist()
 
     return TokenTerms(
-        logprob=listed(logprobs),
-        ratio=listed(ratio),
-        kl=listed(nothing if tokens.kl is None else tokens.kl),
+        logprob=listed(recorded),
+        ratio=listed(torch.where(completion_mask, ratio, nothing)),
+        kl=listed(nothing if tokens.kl is None else tokens.kl.where(completion_mask, nothing)),
         entropy=listed(entropy),
         term=listed(contributions),
         policy=listed(policy),
@@ -200,7 +203,7 @@ def _of_update(values: Sequence[float], n: int, update: int = 0) -> Tensor:
 
 
 def _if_known(values: Sequence[float] | None, n: int) -> Tensor | None:
-    return None if values is None else _of_update(values, n)
+    return None if values is None else _of_update(values, n).nan_to_num()
 
 
 def _weights(a: AlgorithmConfig, mask: Tensor, size: LossNormalizer) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from grpo_core.store import RolloutRow, Store
@@ -41,6 +41,11 @@ def update_effects(store: Store, rollouts: Sequence[RolloutRow]) -> list[Effect 
         if row is None or row.logprobs is None or row.logprobs_after is None:
             effects.append(None)
             continue
-        before = math.fsum(row.logprobs[: len(row.token_ids)])
-        effects.append(Effect(before, math.fsum(row.logprobs_after)))
+        before = _of_completion(row.logprobs[: len(row.token_ids)])
+        effects.append(Effect(before, _of_completion(row.logprobs_after)))
     return effects
+
+
+def _of_completion(logprobs: Iterable[float]) -> float:
+    """The sum over the policy's own tokens; those of observations are nan."""
+    return math.fsum(p for p in logprobs if not math.isnan(p))

@@ -180,7 +180,7 @@ def kl_pull(
             continue
         recorded += 1
         measured += row.ref_logprobs is not None
-        num_tokens += len(now.term)
+        num_tokens += sum(not math.isnan(p) for p in now.logprob)
         loss += sum(now.term)
         loss_then += sum(then.term)
         turned += sum(a * b < 0 for a, b in zip(now.gradient, then.gradient, strict=True))

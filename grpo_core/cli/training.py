@@ -59,6 +59,7 @@ def add_commands(command: AddCommand) -> None:
         default=[],
         help="a plug-in file with reward functions; its checks are named file.function",
     )
+    _add_environments_option(train)
     train.add_argument(
         "--preflight",
         action="store_true",
@@ -83,9 +84,21 @@ def add_commands(command: AddCommand) -> None:
         help="branch from the checkpoint of this step (default: the newest)",
     )
     add_set_option(resume, "branch with one field changed; may be repeated")
+    _add_environments_option(resume)
     resume.add_argument("--name", help="a name for the branch")
     resume.add_argument(
         "--wait-when", metavar="CONDITIONS", help="replace the run's breakpoints; '' for none"
+    )
+
+
+def _add_environments_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--environments",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="a file whose classes are environments with tools, for task.environment; may be "
+        "repeated. It runs in a sandbox, but load only files that you trust",
     )
 
 
@@ -104,6 +117,7 @@ def train_command(arguments: argparse.Namespace) -> int:
         from grpo_core.rubric import add_plugins
 
         add_plugins(arguments.rewards)
+    _add_environments(arguments)
     config = build_config(arguments.config, arguments.preset, arguments.set)
     parse_breakpoints(arguments.wait_when or "")
     # Imported late: torch takes seconds to import, and a refused configuration does not need it.
@@ -120,6 +134,13 @@ def train_command(arguments: argparse.Namespace) -> int:
             config, arguments.name or default_name(config), status=RunStatus.LOADING
         )
         return _train_here(store, run_id, config, None, arguments)
+
+
+def _add_environments(arguments: argparse.Namespace) -> None:
+    if arguments.environments:
+        from grpo_core.environments.registry import add_environments
+
+        add_environments(arguments.environments)
 
 
 def _preflight_allows(config: RunConfig, arguments: argparse.Namespace) -> bool:
@@ -150,6 +171,7 @@ def resume_command(arguments: argparse.Namespace) -> int:
     from grpo_core.runs.manager import prepare
     from grpo_core.runs.resume import plan_branch, plan_resume
 
+    _add_environments(arguments)
     parse_breakpoints(arguments.wait_when or "")
     store = Store(arguments.db)
     parent = find_run(store, arguments.run_id)

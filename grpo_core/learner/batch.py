@@ -29,6 +29,9 @@ class Batch:
     sampling_logprobs: Sequence[Sequence[float]] | None = None  # B lists, one number a token
     sizes: Sequence[int] | None = None  # P group sizes; None: all groups are equally large
     step_rows: Sequence[int] | None = None  # B: each row's index in the step; None: 0 to B - 1
+    # B masks, True where the policy wrote the token and False where its environment did; None: no
+    # row has an environment.
+    actions: Sequence[Sequence[bool]] | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -75,6 +78,7 @@ class Batch:
             trains=[self.trains[i] for i in rows],
             sampling_logprobs=self.sampling_logprobs and [self.sampling_logprobs[i] for i in rows],
             step_rows=rows if self.step_rows is None else [self.step_rows[i] for i in rows],
+            actions=self.actions and [self.actions[i] for i in rows],
         )
 
     def segment_tokens(self, segment: Segment) -> int:
@@ -105,15 +109,29 @@ class Batch:
         return _padded(self.sampling_logprobs, 0.0, self.device)
 
     @cached_property
-    def completion_mask(self) -> Tensor:
-        """(B, T) bool: True up to and including the first end token."""
+    def token_mask(self) -> Tensor:
+        """(B, T) bool: tokens, not padding; observations are among them."""
         lengths = torch.tensor([len(c) for c in self.completions], device=self.device)
         return torch.arange(self.completion_ids.shape[1], device=self.device) < lengths[:, None]
+
+    @cached_property
+    def completion_mask(self) -> Tensor:
+        """(B, T) bool: what the policy wrote. Nothing is computed of observations."""
+        if self.actions is None:
+            return self.token_mask
+        return self.token_mask & _padded(self.actions, False, self.device)
 
     @cached_property
     def loss_mask(self) -> Tensor:
         """(B, T) bool: completion tokens of the rows that train."""
         return self.completion_mask & torch.tensor(self.trains, device=self.device)[:, None]
+
+    def of_actions(self, predicted_at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Those of the places of all tokens, in the order of `token_mask`, that predict actions."""
+        if self.actions is None:
+            return predicted_at
+        wanted = self.completion_mask[self.token_mask]
+        return predicted_at[0][wanted], predicted_at[1][wanted]
 
     @cached_property
     def rows(self) -> Tensor:
@@ -276,7 +294,8 @@ def separate(batch: Batch, dtype: torch.dtype) -> Layout:
         for t in range(len(completion))
     ]
     mask = (columns < lengths[:, None]).long()
-    return Layout(ids, mask, columns, _index(predicted_at, batch.device))
+    places = batch.of_actions(_index(predicted_at, batch.device))
+    return Layout(ids, mask, columns, places)
 
 
 def packed(batch: Batch, dtype: torch.dtype) -> Layout:
@@ -318,7 +337,8 @@ def _packed(batch: Batch, dtype: torch.dtype) -> Layout:
     mask = torch.zeros(visible.shape, dtype=dtype, device=batch.device)
     mask = mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
     position_ids = _padded(positions, 0, batch.device)
-    return Layout(ids, mask, position_ids, _index(predicted_at, batch.device))
+    places = batch.of_actions(_index(predicted_at, batch.device))
+    return Layout(ids, mask, position_ids, places)
 
 
 def _index(places: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

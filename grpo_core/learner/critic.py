@@ -34,9 +34,14 @@ def gae(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float)
 
         A_t = Σ_k (γλ)^k δ_{t+k},   δ_t = r_t + γ V_{t+1} - V_t,   V = 0 after the last token
 
-    values, mask (B, T), the mask's tokens on the left; rewards (B,), nan = could not be scored.
-    Returns (B, T); 0 where masked or unscored.
+    values, mask (B, T); rewards (B,), nan = could not be scored. Token t + 1 is the next one of the
+    mask: an observation between two actions is no step. Returns (B, T); 0 where masked or unscored.
     """
+    has_gaps = bool((mask[:, 1:] & ~mask[:, :-1]).any())
+    if has_gaps:
+        order = (~mask).long().sort(dim=1, stable=True).indices  # the mask's tokens to the left
+        found = gae(values.gather(1, order), rewards, mask.gather(1, order), gamma, lam)
+        return torch.zeros_like(found).scatter(1, order, found)
     counted = mask & ~rewards.isnan()[:, None]
     zero = values.new_zeros(len(values), 1)
     values = torch.where(counted, values, 0.0)

@@ -115,7 +115,7 @@ def _flat(batch: Batch, make_attend: MakeAttend) -> FlatLayout:
     return FlatLayout(
         input_ids=tokens[:1],
         position_ids=tokens[1:],
-        predicted_at=(torch.zeros_like(columns), columns),
+        predicted_at=batch.of_actions((torch.zeros_like(columns), columns)),
         attend=make_attend([*map(len, batch.prompts)], lengths, batch.device),
     )
 

@@ -51,6 +51,16 @@ class TokenLog:
         entropy = self.entropy.float().cpu().numpy()
         after = self.logprobs_after[None].float().cpu().numpy()
         sampling_logprobs = self.batch.sampling_logprobs or [None] * len(self.batch)
+        if self.batch.actions is not None:
+            observed = ~self.batch.completion_mask.cpu().numpy()
+            logprobs, ref_logprobs, entropy, after = (
+                np.where(observed, np.nan, values)
+                for values in (logprobs, ref_logprobs, entropy, after)
+            )
+            sampling_logprobs = [
+                values and [v if acts else np.nan for v, acts in zip(values, mask, strict=True)]
+                for values, mask in zip(sampling_logprobs, self.batch.actions, strict=True)
+            ]
         records = []
         for i, (ids, sampling) in enumerate(
             zip(self.batch.completions, sampling_logprobs, strict=True)
@@ -71,4 +81,4 @@ class TokenLog:
 def _floats(values: np.ndarray) -> array[float] | None:
     """(U, n) -> the numbers of the updates that computed this row; None if none did."""
     computed = values[~np.isnan(values[:, 0])]
-    return array("f", computed.tobytes()) if computed.size else None
+    return array("f", computed.astype("f").tobytes()) if computed.size else None

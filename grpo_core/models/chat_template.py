@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from grpo_core.child_process import (
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 
 Message = dict[str, Any]  # role and content
+Tools = Sequence[Mapping[str, Any]]  # each as JSON Schema, see transformers' get_json_schema
 
 SECONDS = 5.0  # for one chat; an ordinary one takes milliseconds
 _MODEL_HINT = "Choose another model, or correct its chat template."
@@ -37,7 +38,10 @@ class ChatTooLong(StudioError):
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Tools = (),
 ) -> str:
     """The chat as the tokenizer's template writes it: the text of `apply_chat_template`.
 
@@ -46,10 +50,11 @@ def render(
     """
     if sum(len(str(m.get("content"))) for m in messages) > MAX_ANSWER_BYTES:
         raise ChatTooLong(_TOO_LONG.format(f"more than {MAX_ANSWER_BYTES:,}"))
-    template = _template(tokenizer)
+    template = _template(tokenizer, tools)
     # As apply_chat_template does: what is None is left out.
     given = [{k: v for k, v in m.items() if v is not None} for m in messages]
-    arguments = [template, given, add_generation_prompt, tokenizer.special_tokens_map]
+    names = tokenizer.special_tokens_map
+    arguments = [template, given, add_generation_prompt, names, [*tools] or None]
     question = {"do": "render", "arguments": arguments, "seconds": SECONDS}
     try:
         kind, value = _template_process().request(question, SECONDS + KILL_AFTER, _read)
@@ -64,12 +69,42 @@ def render(
     return value
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template for chats without tools. Raises InvalidConfig if there are only others."""
+def _template(tokenizer: PreTrainedTokenizerBase, tools: Tools = ()) -> str:
+    """The template for chats with these tools. Raises InvalidConfig if there are only others."""
     try:
-        return tokenizer.get_chat_template()
+        return tokenizer.get_chat_template(tools=[dict(tool) for tool in tools] or None)
     except ValueError as error:
         raise _template_fault(tokenizer, " ".join(str(error).split())[:300]) from None
+
+
+def takes_tools(tokenizer: PreTrainedTokenizerBase, tools: Tools) -> bool:
+    """Whether the template tells the model about its tools; most older ones do not."""
+    name = tools[0]["function"]["name"]
+    chat = [{"role": "user", "content": "?"}]
+    try:
+        return name in render(tokenizer, chat, True, tools)
+    except ChatRefused:
+        return False
+
+
+def parsed_response(
+    tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, tools: Tools
+) -> dict[str, Any]:
+    """An answer as a message, by the tokenizer's own response template; {} if it does not parse.
+
+    Whoever made the model wrote that template too, so the same helper process parses.
+    """
+    arguments = [getattr(tokenizer, "response_template", None), prefix, text, [*tools]]
+    question = {"do": "parse", "arguments": arguments, "seconds": SECONDS}
+
+    def read(answer: Any) -> dict[str, Any]:
+        value = answer.get("value")
+        return value if isinstance(value, dict) else {}
+
+    try:
+        return _template_process().request(question, SECONDS + KILL_AFTER, read)
+    except ChildFailed:
+        return {}
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -15,6 +15,7 @@ from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models.chat_template import (
     ChatRefused,
     Message,
+    Tools,
     accepted,
     ids_of,
     opened_block,
@@ -42,13 +43,14 @@ def asked(
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, instruction: str, tools: Tools = ()
 ) -> list[int]:
     """Token ids of what the model is asked, and of the beginning of its answer.
 
-    The template, or else the tokenizer, writes the begin token. An end token that the tokenizer
-    would add is left out. Raises InvalidConfig for a template that cannot be rendered or that
-    refuses the prompt, and for a prompt without tokens; and ChatTooLong.
+    tools: what the chat template tells the model of them. The template, or else the tokenizer,
+    writes the begin token. An end token that the tokenizer would add is left out. Raises
+    InvalidConfig for a template that cannot be rendered or that refuses the prompt, and for a
+    prompt without tokens; and ChatTooLong.
     """
     question = asked(tokenizer, prompt, instruction)
     if isinstance(question, str):
@@ -57,7 +59,7 @@ def encode_prompt(
         problem = "" if ids else "its tokenizer makes no token of"
     else:
         try:
-            ids = ids_of(tokenizer, render(tokenizer, question, True))
+            ids = ids_of(tokenizer, render(tokenizer, question, True, tools))
             problem = "" if ids else "its chat template writes nothing for"
         except ChatRefused as error:
             roles = ", ".join(str(m.get("role")) for m in question)
@@ -136,8 +138,8 @@ class Policy:
     def num_parameters(self) -> int:
         return sum(map(_num_weights, self.model.parameters()))
 
-    def encode(self, prompt: Prompt, instruction: str) -> list[int]:
-        return encode_prompt(self.tokenizer, prompt, instruction)
+    def encode(self, prompt: Prompt, instruction: str, tools: Tools = ()) -> list[int]:
+        return encode_prompt(self.tokenizer, prompt, instruction, tools)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens without end, pad and begin tokens; all else is text, tags included."""

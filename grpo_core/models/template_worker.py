@@ -22,6 +22,7 @@ def render(
     messages: list[dict[str, Any]],
     add_generation_prompt: bool,
     names: Mapping[str, Any],
+    tools: list[Any] | None = None,
 ) -> dict[str, Any]:
     """{"text": the chat}, {"refused": the template's own words}, {"too_long": characters}, or
     {"null": why there is no text}.
@@ -34,6 +35,7 @@ def render(
     try:
         [text], _ = render_jinja_template(
             conversations=[messages],
+            tools=tools,
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
             **names,
@@ -42,13 +44,20 @@ def render(
         if type(error) is not TemplateError:  # the class of raise_exception, and of nothing else
             raise
         return {"refused": str(error)[:200]}
-    num_chars = len(json.dumps(messages))
+    num_chars = len(json.dumps([messages, tools]))
     if len(text) > 2 * num_chars + MAX_ADDED_CHARS:
         return {"null": f"it makes {len(text):,} characters of a chat of {num_chars:,}"}
     # JSON writes a character as at most twelve bytes.
     if 12 * len(text) > MAX_JSON_BYTES and len(json.dumps(text)) > MAX_JSON_BYTES:
         return {"too_long": len(text)}
     return {"text": text}
+
+
+def parse(template: dict[str, Any], prefix: str, text: str, tools: list[Any]) -> dict[str, Any]:
+    """An answer after a prompt as a message with role, content and tool_calls."""
+    from transformers.utils.chat_parsing import parse_response
+
+    return parse_response(text, template, prefix=prefix, tools=tools)
 
 
 def warm_up() -> None:
@@ -58,4 +67,4 @@ def warm_up() -> None:
 
 
 if __name__ == "__main__":
-    serve({"render": render}, MAX_MEMORY, warm_up)
+    serve({"render": render, "parse": parse}, MAX_MEMORY, warm_up)

@@ -5,7 +5,17 @@ from grpo_core.rollout.sample import (
     OnLook,
     SamplingHooks,
     SamplingParams,
+    random_numbers,
     sample_groups,
+    sample_with,
 )
 
-__all__ = ["OnGroupDone", "OnLook", "SamplingHooks", "SamplingParams", "sample_groups"]
+__all__ = [
+    "OnGroupDone",
+    "OnLook",
+    "SamplingHooks",
+    "SamplingParams",
+    "random_numbers",
+    "sample_groups",
+    "sample_with",
+]

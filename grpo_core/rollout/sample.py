@@ -21,6 +21,7 @@ from grpo_core.rollout.decode_batches import decode_batches
 from grpo_core.rollout.decoders import decoder
 from grpo_core.rollout.draw import Rows
 from grpo_core.rollout.steps import records, step_taker
+from grpo_core.rollout.stop_text import StopText
 from grpo_core.types import Completion, Rollout
 
 log = logging.getLogger("grpo_studio")
@@ -37,12 +38,16 @@ OnLook = Callable[[Callable[[], list[str]]], None]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How completions are sampled. temperature 0: always the likeliest token."""
+    """How completions are sampled. temperature 0: always the likeliest token.
+
+    stop: a completion also ends with the first token after which its text holds this; "": none.
+    """
 
     group_size: int  # G
     max_new_tokens: int  # T
     temperature: float
     keep_logprobs: bool = False
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +73,32 @@ def sample_groups(
     Raises InvalidConfig for a prompt with ids that the model's embedding table lacks, and
     StudioError if a logit is not finite.
     """
+    uniforms = random_numbers(len(prompts), params, generator)
+    return sample_with(policy, prompts, params, uniforms, hooks)
+
+
+def random_numbers(num_prompts: int, params: SamplingParams, generator: torch.Generator) -> Tensor:
+    """One number in [0, 1) for every token that may be drawn, (P, G, T).
+
+    In float64: 24 bits would never draw a token of probability 1e-8.
+    """
+    size = (num_prompts, params.group_size, params.max_new_tokens)
+    return torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def sample_with(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    uniforms: Tensor,
+    hooks: SamplingHooks = SamplingHooks(),
+) -> list[Rollout]:
+    """`sample_groups` with given random numbers, (P, G, T)."""
     _check_ids(policy, prompts)
     num_tokens = len(prompts) * params.group_size * params.max_new_tokens
     try:
         with adapters_merged(policy.model, num_tokens), torch.inference_mode():
-            return _sample(policy, prompts, params, generator, hooks)
+            return _sample(policy, prompts, params, uniforms, hooks)
     except _NotFinite:
         # Now the adapters are apart again: merged, a broken one would break the weight below it.
         raise _not_finite(policy) from None
@@ -86,20 +112,11 @@ def _sample(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
-    generator: torch.Generator,
+    uniforms: Tensor,
     hooks: SamplingHooks,
 ) -> list[Rollout]:
-    """`sample_groups` in decode batches; one that runs out of memory is split in two."""
+    """`sample_with` in decode batches; one that runs out of memory is split in two."""
     size = params.group_size
-    # One number a token, in float64: 24 bits would never draw a token of probability 1e-8.
-    uniforms = torch.rand(
-        len(prompts),
-        size,
-        params.max_new_tokens,
-        generator=generator,
-        device=policy.device,
-        dtype=torch.float64,
-    )
     groups: dict[int, list[Rollout]] = {}
     waiting = [*decode_batches(policy, prompts, size, params.max_new_tokens)]
     while waiting:
@@ -172,6 +189,7 @@ class _DecodeBatch:
             params.keep_logprobs,
         )
         self.reported: dict[int, list[Rollout]] = {}  # groups that `done` was called with
+        self._stops = StopText(policy, params.stop, self.rows) if params.stop else None
 
     def decode(self, hooks: SamplingHooks) -> None:
         """Sample until every row has ended or is full.
@@ -192,6 +210,8 @@ class _DecodeBatch:
         alive = [*range(len(rows.ended))]  # the row of each row still decoded
         for t in range(1, params.max_new_tokens):
             if t % look_every == 0:
+                if self._stops is not None:
+                    self._stops.look(t)
                 ended = rows.ended.tolist()
                 if done is not None:
                     self._report_ended(done, ended)
@@ -210,6 +230,8 @@ class _DecodeBatch:
             take_step()
         if not rows.finite:  # read once, because reading it at each token would wait for the GPU
             raise _NotFinite
+        if self._stops is not None:
+            self._stops.look(params.max_new_tokens)
         if done is not None:
             self._report_ended(done, [True] * len(rows.ended))
 

@@ -14,8 +14,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from grpo_core.child_process import NoValue
 from grpo_core.rubric.answers import ANSWER_CHECKS
-from grpo_core.rubric.check import MAX_CHARS, Check, Params
+from grpo_core.rubric.check import MAX_CHARS, UNBOUNDED, Check, Params
 from grpo_core.rubric.judge import JUDGE_CHECKS
 from grpo_core.rubric.reward_model import MODEL_CHECKS
 from grpo_core.rubric.sandbox.plugins import load_plugins
@@ -26,6 +27,10 @@ from grpo_core.types import Completion, Prompt
 
 
 class AccuracyParams(Params):
+    """None."""
+
+
+class EnvironmentParams(Params):
     """None."""
 
 
@@ -163,6 +168,13 @@ def _is_allowed(char: str, script: str) -> bool:
     return unicodedata.name(char, "").startswith(_SCRIPTS[script])
 
 
+def environment(completion: Completion, prompt: Prompt, params: EnvironmentParams) -> float | None:
+    """What get_reward of the completion's environment returned; None without an environment."""
+    if completion.environment_error:
+        raise NoValue(completion.environment_error)
+    return completion.environment_reward
+
+
 def length(completion: Completion, prompt: Prompt, params: LengthParams) -> float:
     """Is the length n in range? 1 from min to max tokens; n/min below; above, 0 from 2·max on."""
     n = completion.num_tokens
@@ -203,6 +215,12 @@ CHECKS: dict[str, Check] = {
     ),
     "reasoning": Check(
         reasoning, ReasoningParams, "The completion has a <think> block that is not blank."
+    ),
+    "environment": Check(
+        environment,
+        EnvironmentParams,
+        "What the environment's get_reward returns for the completion.",
+        UNBOUNDED,
     ),
     **ANSWER_CHECKS,
     **TEXT_CHECKS,

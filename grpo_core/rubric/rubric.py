@@ -128,6 +128,7 @@ class Rubric:
         known: for each completion, scores by criterion that are already known. run: the run that
         asks, for reward functions that want to know.
         """
+        completions = [c.graded for c in completions]
         columns: dict[str, list[float | None]] = {}
         seconds, notes = {}, {}
         for criterion, check, params in self.rows:

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_core.config import RunConfig, parse, with_changes
 from grpo_core.config.devices import AUTO
+from grpo_core.environments.registry import check_environment
 from grpo_core.errors import NotFound, StoreError, StudioError
 from grpo_core.rubric import build_rubric, resolve_rubric
 from grpo_core.runs.device_queue import DeviceQueue, Machine, placed
@@ -38,6 +39,7 @@ def prepare(config: RunConfig, check: Callable[[RunConfig], None] | None = None)
     if (other := second_task(config.task)) is not None:
         heldout_prompts(load_task(other), other.heldout_size)
     build_rubric(config.rubric)
+    check_environment(config.task.environment)
     if check is not None:
         check(config)
     return config.model_copy(update={"rubric": resolve_rubric(config.rubric)})

@@ -21,7 +21,16 @@ from grpo_core.store.store import Store
 
 EXAMPLE_FILE = Path(__file__).with_name("example.sqlite.xz")
 # In an order in which no row refers to a missing one.
-TABLES = ("runs", "steps", "metrics", "groups", "rollouts", "token_records", "token_pieces")
+TABLES = (
+    "runs",
+    "steps",
+    "metrics",
+    "groups",
+    "rollouts",
+    "turns",
+    "token_records",
+    "token_pieces",
+)
 
 
 def add_example(store: Store, file: Path = EXAMPLE_FILE) -> bool:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,6 +16,7 @@ from grpo_core.types import STEP_METRICS, GroupKind
 
 if TYPE_CHECKING:
     from grpo_core.store.rollouts import Wanted
+    from grpo_core.store.rows import GroupRow, RolloutRow
     from grpo_core.store.store import Store
 
 ROW_GROUP = 10_000  # rollouts in memory at a time for Parquet
@@ -49,21 +51,14 @@ def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -
     """The selected rollouts, newest first, one JSON object a line. Returns how many."""
     encode, n = json.JSONEncoder(allow_nan=False).encode, 0
     for group, rollout in store.iter_found(run_id, wanted):
-        out.write(
-            encode(
-                {
-                    name: getattr(rollout if hasattr(rollout, name) else group, name)
-                    for name in COLUMNS
-                }
-            )
-            + "\n"
-        )
+        out.write(encode(_row(group, rollout)) + "\n")
         n += 1
     return n
 
 
 def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None:
-    """The rows of the JSON Lines export as typed columns; `scores` is JSON text.
+    """The rows of the JSON Lines export as typed columns; `scores` and `turns` are
+    JSON text.
 
     Written to a temporary file, then renamed: complete or not there.
     """
@@ -89,7 +84,10 @@ def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None
     try:
         with pq.ParquetWriter(aside, schema) as writer:
             for rows in _batches(_rollouts(store, run_id), ROW_GROUP):
-                rows = [row | {"scores": json.dumps(row["scores"])} for row in rows]
+                rows = [
+                    row | {name: json.dumps(row[name]) for name in ("scores", "turns")}
+                    for row in rows
+                ]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
         os.replace(aside, path)
     finally:
@@ -118,6 +116,7 @@ COLUMNS = (
     "scores",
     "verdict",
     "kind",
+    "turns",
 )
 
 
@@ -127,10 +126,12 @@ def _rollouts(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
     for kind in GroupKind:
         for group in store.iter_groups(run_id, kind=kind):
             for rollout in group.rollouts:
-                yield {
-                    name: getattr(rollout if hasattr(rollout, name) else group, name)
-                    for name in COLUMNS
-                }
+                yield _row(group, rollout)
+
+
+def _row(group: GroupRow, rollout: RolloutRow) -> dict[str, Any]:
+    row = {name: getattr(rollout if hasattr(rollout, name) else group, name) for name in COLUMNS}
+    return row | {"turns": [asdict(turn) for turn in rollout.turns]}
 
 
 def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -28,8 +28,9 @@ from grpo_core.store.rows import (
     VerdictCounts,
     WalkableGroup,
 )
-from grpo_core.types import GroupKind
+from grpo_core.types import GroupKind, Turn, TurnRole
 
+_PLACE_OF_TURN = ("rollout_id", "position")
 EXCERPT = 200  # characters of a completion in a list of groups
 MAX_PAGE = 1000
 
@@ -363,6 +364,7 @@ class GroupQueries:
 
     def _with_rollouts(self, groups: list[sqlite3.Row]) -> list[GroupRow]:
         rollouts: dict[int, list[RolloutRow]] = {group["id"]: [] for group in groups}
+        turns = self._turns(list(rollouts))
         for row in self._in(
             "SELECT * FROM rollouts WHERE group_id IN ({}) ORDER BY group_id, position",
             list(rollouts),
@@ -370,7 +372,10 @@ class GroupQueries:
             with decoding(self._writer.path):
                 scores = json.loads(row["scores"])
             rollouts[row["group_id"]].append(
-                RolloutRow(**{**row, "scores": scores, "edited": bool(row["edited"])})
+                RolloutRow(
+                    **{**row, "scores": scores, "edited": bool(row["edited"])},
+                    turns=tuple(turns.get(row["id"], ())),
+                )
             )
         with decoding(self._writer.path):
             before = [json.loads(group["before"]) for group in groups]
@@ -378,6 +383,19 @@ class GroupQueries:
             GroupRow(**{**group, "before": earlier}, rollouts=tuple(rollouts[group["id"]]))
             for group, earlier in zip(groups, before, strict=True)
         ]
+
+    def _turns(self, groups: Sequence[int]) -> dict[int, list[Turn]]:
+        """The turns of these groups' rollouts, by the rollout's id."""
+        turns: dict[int, list[Turn]] = {}
+        for row in self._in(
+            "SELECT t.* FROM turns t JOIN rollouts r ON r.id = t.rollout_id "
+            "WHERE r.group_id IN ({}) ORDER BY t.rollout_id, t.position",
+            groups,
+        ):
+            values = {k: v for k, v in {**row}.items() if k not in _PLACE_OF_TURN}
+            turn = Turn(**{**values, "role": TurnRole(row["role"])})
+            turns.setdefault(row["rollout_id"], []).append(turn)
+        return turns
 
     def _in(self, sql: str, ids: Sequence[int], *before: Any) -> list[sqlite3.Row]:
         return self._readers.all(sql.format(", ".join("?" * len(ids))), (*before, *ids))

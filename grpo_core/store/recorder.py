@@ -228,6 +228,8 @@ class Recorder:
                 "reward, advantage, scores, edited) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(group_id, i, *_rollout_values(r)) for i, r in enumerate(group.rollouts)],
             )
+            if any(r.completion.turns for r in group.rollouts):
+                _insert_turns(db, group_id, group)
 
     def _insert_tokens(self, db: sqlite3.Connection, step: int, tokens: StepTokens) -> None:
         ids = {
@@ -280,6 +282,33 @@ def _rollout_values(rollout: Rollout) -> tuple[Any, ...]:
         finite_or_none(rollout.advantage),
         to_json(rollout.scores),
         rollout.edited,
+    )
+
+
+def _insert_turns(db: sqlite3.Connection, group_id: int | None, group: Group) -> None:
+    """Write the turns of a group whose rollouts are written."""
+    ids = db.execute(
+        "SELECT id FROM rollouts WHERE group_id = ? ORDER BY position", (group_id,)
+    ).fetchall()
+    db.executemany(
+        "INSERT INTO turns (rollout_id, position, role, text, first_token, num_tokens, tool, "
+        "arguments, error, seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                rollout_id,
+                position,
+                turn.role,
+                text(turn.text),
+                turn.first_token,
+                turn.num_tokens,
+                text(turn.tool),
+                text(turn.arguments),
+                text(turn.error),
+                finite_or_none(turn.seconds),
+            )
+            for (rollout_id,), rollout in zip(ids, group.rollouts, strict=True)
+            for position, turn in enumerate(rollout.completion.turns)
+        ],
     )
 
 

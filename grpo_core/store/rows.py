@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_core.types import GroupKind, Phase, RunStatus
+from grpo_core.types import GroupKind, Phase, RunStatus, Turn
 
 
 class ScoredRow(NamedTuple):
@@ -117,6 +117,7 @@ class RolloutRow:
     advantage: float | None
     scores: Mapping[str, float | None]
     edited: bool
+    turns: tuple[Turn, ...] = ()  # of a completion in an environment
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,6 +277,20 @@ def _kept_answers(db: Database) -> None:
     db.table("kept_answers").create_index(["run_id"])
 
 
+@MIGRATIONS(name="15 turns")
+def _turns(db: Database) -> None:
+    # Of completions in an environment: what the policy wrote and what its tools answered. Those of
+    # one turn have none.
+    _create(
+        db,
+        "turns",
+        "rollout_id int, position int, role str, text str, first_token int, num_tokens int, "
+        "tool str, arguments str, error str, seconds float?",
+        pk=("rollout_id", "position"),
+        rollout_id="rollouts CASCADE",
+    )
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

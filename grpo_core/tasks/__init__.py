@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.tasks.answers import FILE, given_answer, grade_answer
 from grpo_core.tasks.countdown import COUNTDOWN
-from grpo_core.tasks.short import ARITHMETIC, SORT, SUMS
+from grpo_core.tasks.short import ARITHMETIC, PRODUCTS, SORT, SUMS
 from grpo_core.tasks.source import check_source, check_sources
 from grpo_core.tasks.task import (
     Task,
@@ -22,7 +23,7 @@ from grpo_core.tasks.task import (
 if TYPE_CHECKING:
     from grpo_core.config import TaskConfig
 
-TASKS: dict[str, Task] = {task.name: task for task in (SUMS, ARITHMETIC, SORT, COUNTDOWN)}
+TASKS: dict[str, Task] = {task.name: task for task in (SUMS, ARITHMETIC, SORT, COUNTDOWN, PRODUCTS)}
 CHOICES: dict[str, Task] = {**TASKS, FILE.name: FILE}  # what a user can choose
 
 
@@ -72,8 +73,12 @@ def load_task(config: TaskConfig) -> Task:
     if config.name == FILE.name:
         from grpo_core.tasks.table import open_table  # numpy and pyarrow, only for files
 
-        return FILE.with_table(open_table(config), config.instruction)
-    return TASKS[config.name]
+        task = FILE.with_table(open_table(config), config.instruction)
+    else:
+        task = TASKS[config.name]
+    if config.environment:
+        return replace(task, environment="" if config.environment == "none" else config.environment)
+    return task
 
 
 __all__ = [

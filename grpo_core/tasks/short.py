@@ -1,4 +1,4 @@
-"""Built-in one-line tasks: sums and arithmetic with whole numbers, and sorting letters."""
+"""Built-in one-line tasks: arithmetic with whole numbers, and sorting letters."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def make_arithmetic(rng: random.Random) -> tuple[str, str, dict]:
     return f"Q: {a}-{b}=?", str(a - b), {"numbers": [a, b], "operator": "-"}
 
 
+def make_product(rng: random.Random) -> tuple[str, str, dict]:
+    a, b = rng.randint(11, 99), rng.randint(11, 99)
+    return f"Q: {a}*{b}=?", str(a * b), {"numbers": [a, b], "operator": "*"}
+
+
 def make_sort(rng: random.Random) -> tuple[str, str, dict]:
     word = "".join(rng.choices(ascii_lowercase, k=LETTERS))
     return f"Q: sort {word}", "".join(sorted(word)), {"word": word}
@@ -57,6 +62,15 @@ ARITHMETIC = Task(
     instruction("Work out the result."),
     make_arithmetic,
     grade_integer,
+)
+PRODUCTS = Task(
+    "products",
+    "Products",
+    "Multiply two two-digit numbers, with a calculator to call. Hopeless in the head.",
+    instruction("Work out the product."),
+    make_product,
+    grade_integer,
+    environment="Calculator",
 )
 SORT = Task(
     "sort",

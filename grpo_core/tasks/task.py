@@ -35,6 +35,7 @@ class Task:
     make: Callable[[random.Random], tuple[str, str, Mapping[str, Any]]] | None
     grade: Callable[[str, Prompt], float]
     table: PromptTable | None = None  # prompts of a file or dataset; then `make` is None
+    environment: str = ""  # what the policy acts in; "": nothing, a completion has one turn
 
     def with_table(self, table: PromptTable, instruction: str | None = None) -> Task:
         """The same task with these prompts and, if given, another instruction."""

@@ -36,7 +36,7 @@ def eval_groups(
     groups = []
     for i, prompt in enumerate(prompts[:num_kept]):
         rollouts = tuple(
-            replace(r, prompt_ids=(), completion_ids=(), sampling_logprobs=None)
+            replace(r, prompt_ids=(), completion_ids=(), sampling_logprobs=None, action_mask=None)
             for r in scored[i * size : (i + 1) * size]
         )
         rewards = [r.reward for r in rollouts if r.reward is not None]

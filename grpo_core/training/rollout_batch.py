@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from grpo_core.config import RunConfig
+from grpo_core.environments.trajectories import World, sample_trajectories, started
+from grpo_core.environments.worlds import Worlds
 from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
 from grpo_core.models import Policy
 from grpo_core.models.device import is_out_of_memory
@@ -29,6 +31,20 @@ class Session:
     task: Task
     rubric: Rubric
     points: ControlPoints
+    worlds: Worlds | None = None  # only a task with an environment needs them
+
+    @property
+    def world(self) -> World | None:
+        """What the policy acts in; None for a task without an environment."""
+        if not self.task.environment:
+            return None
+        assert self.worlds is not None
+        return self.worlds.of(self.task.environment, self.config.rollout)
+
+    def close(self) -> None:
+        """End the processes of its environments."""
+        if self.worlds is not None:
+            self.worlds.close()
 
 
 @dataclass(slots=True)
@@ -85,19 +101,19 @@ def _sample_and_score(
     started = now()
     num_prompts = batch.num_prompts + len(replaced)
     prompts = train_prompts(session.task, t.seed, step, num_prompts)[batch.num_prompts :]
-    prompt_ids = [encode(session, prompt) for prompt in prompts]
+    asked = ask(session, prompts, t.group_size, step)
     keep_logprobs = a.off_policy_threshold is not None or t.token_records > 0
     params = SamplingParams(t.group_size, t.max_new_tokens, t.temperature, keep_logprobs)
-    with AsyncScorer(session.rubric, prompts) as scorer:
+    with AsyncScorer(session.rubric, asked.prompts) as scorer:
         on_group_done = scorer.submit if scorer.is_wanted else None
-        sampled = sample(session, prompt_ids, params, rng, on_group_done)
+        sampled = sample(session, asked, params, rng, on_group_done)
         sampled_at = now()
         points.begin_phase(PhaseStarted(Phase.SCORING, step, t.steps))
         progress = Progress(step - 1, t.steps)
-        groups, notes = score(prompts, sampled, session.rubric, scorer, progress)
+        groups, notes = score(asked.prompts, sampled, session.rubric, scorer, progress)
 
     batch.num_prompts = num_prompts
-    batch.tokens += sum(len(r.completion_ids) for r in sampled)
+    batch.tokens += sum(r.completion.num_tokens for r in sampled)
     batch.sampling_seconds += sampled_at - started
     batch.scoring_seconds += now() - sampled_at
     for name, more in notes.items():
@@ -109,17 +125,42 @@ def _sample_and_score(
         batch.groups[i] = group
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Prompts as a policy reads them. keys: of the random numbers that their tools may draw."""
+
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    keys: list[str]
+
+
+def ask(session: Session, prompts: Sequence[Prompt], group_size: int, step: int) -> Asked:
+    """Encode prompts. In an environment, first make the instances of their completions.
+
+    Raises InvalidConfig for a prompt that leaves no room, and StudioError for an environment that
+    does not start.
+    """
+    keys = [f"{session.config.train.seed}/{step}/{prompt.id}" for prompt in prompts]
+    if (world := session.world) is not None:
+        prompts = started(world, prompts, group_size, keys)
+    return Asked(list(prompts), [encode(session, prompt) for prompt in prompts], keys)
+
+
 def sample(
     session: Session,
-    prompt_ids: Sequence[Sequence[int]],
+    asked: Asked,
     params: SamplingParams,
     rng: torch.Generator,
     on_group_done: OnGroupDone | None = None,
 ) -> list[Rollout]:
-    """Completions of encoded prompts. Raises OutOfMemory, naming what to lower."""
+    """Completions of prompts that are asked. Raises OutOfMemory, naming what to lower."""
     hooks = SamplingHooks(session.points.check_interrupt, on_group_done)
+    prompt_ids, world = asked.prompt_ids, session.world
     try:
-        return sample_groups(session.policy, prompt_ids, params, rng, hooks)
+        if world is None:
+            return sample_groups(session.policy, prompt_ids, params, rng, hooks)
+        prompts = [*zip(asked.keys, prompt_ids, strict=True)]
+        return sample_trajectories(session.policy, prompts, params, rng, world, hooks)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -151,7 +192,8 @@ def with_rewards(
 def encode(session: Session, prompt: Prompt) -> list[int]:
     """Prompt ids. Raises InvalidConfig for a prompt that leaves no room for the completion."""
     context, room = session.policy.context, session.config.train.max_new_tokens
-    ids = session.policy.encode(prompt, session.task.instruction)
+    encoder = session.policy if session.world is None else session.world.chat
+    ids = encoder.encode(prompt, session.task.instruction)
     if context is not None and len(ids) + room > context:
         problem = FieldProblem(
             "train.max_new_tokens",

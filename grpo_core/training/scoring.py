@@ -28,7 +28,7 @@ from grpo_core.rubric import (
 )
 from grpo_core.rubric.shaping import Scores
 from grpo_core.training.async_scoring import AsyncScorer
-from grpo_core.types import TIE_TOLERANCE, Group, Prompt, Rollout
+from grpo_core.types import TIE_TOLERANCE, Group, Prompt, Rollout, TurnRole
 
 PromptRollouts = tuple[Prompt, tuple[Rollout, ...]]  # a prompt and its G rollouts
 
@@ -237,6 +237,22 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
             len({r.completion.text for r in g.rollouts}) / len(g.rollouts) for g in groups
         ),
         "unscored_frac": 1 - len(rewards) / len(rollouts),
+        **turn_metrics(rollouts),
+    }
+
+
+def turn_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Metrics of trajectories; none of rollouts without an environment."""
+    if not any(r.completion.turns for r in rollouts):
+        return {}
+    turns = [t for r in rollouts for t in r.completion.turns]
+    answers = [t for t in turns if t.role == TurnRole.OBSERVATION]
+    num_tokens = sum(len(r.completion_ids) for r in rollouts)
+    return {
+        "turns_mean": (len(turns) - len(answers)) / len(rollouts),
+        "tool_calls_mean": len(answers) / len(rollouts),
+        "tool_error_frac": mean(bool(t.error) for t in answers),
+        "observation_frac": sum(t.num_tokens for t in answers) / num_tokens if num_tokens else None,
     }
 
 

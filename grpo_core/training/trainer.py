@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 
 from grpo_core.config import RunConfig, default_learning_rate, with_changes
+from grpo_core.environments.worlds import Worlds
 from grpo_core.learner import Batch, Learner, LearnerSettings, NonFinite
 from grpo_core.models import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.models.context_fit import fit_to_context
@@ -26,8 +28,8 @@ from grpo_core.training.memory_estimate import recomputes_layers
 from grpo_core.training.rollout_batch import (
     RolloutBatch,
     Session,
+    ask,
     collect_rollouts,
-    encode,
     generator,
     sample,
     with_rewards,
@@ -86,7 +88,10 @@ def _train(config: RunConfig, emit: Callable[[Event], None], control: RunControl
     points.emit(ModelLoaded(run_environment(session, learner), resolved))
 
     vocabulary = Vocabulary(policy.tokenizer)  # of the tokens met so far
-    with CheckpointManager(policy.model, learner, config, control) as checkpoints:
+    with (
+        closing(session),
+        CheckpointManager(policy.model, learner, config, control) as checkpoints,
+    ):
         step, reward_scale, evaluated = checkpoints.restore()
         while True:
             due = step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)
@@ -207,7 +212,8 @@ def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
         eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
     with_prompts = {name: pair for name, pair in eval_sets.items() if pair[1]}
-    return Session(config, policy, task, rubric, points), with_prompts
+    worlds = Worlds(policy, points.check_interrupt)
+    return Session(config, policy, task, rubric, points, worlds), with_prompts
 
 
 def run_environment(session: Session, learner: Learner) -> dict[str, Any]:
@@ -226,6 +232,9 @@ def learner_batch(session: Session, sampled: RolloutBatch) -> Batch:
     masks_truncated, policy = session.config.algorithm.mask_truncated, session.policy
     rollouts = sampled.rollouts
     logprobs = [r.sampling_logprobs for r in rollouts if r.sampling_logprobs]
+    actions = None
+    if any(r.action_mask for r in rollouts):
+        actions = [r.action_mask or [True] * len(r.completion_ids) for r in rollouts]
     return Batch(
         prompts=[siblings[0].prompt_ids for _, siblings in sampled.groups],
         completions=[r.completion_ids for r in rollouts],
@@ -233,6 +242,7 @@ def learner_batch(session: Session, sampled: RolloutBatch) -> Batch:
         pad_id=policy.pad_id,
         device=policy.device,
         sampling_logprobs=logprobs or None,
+        actions=actions,
     )
 
 
@@ -278,8 +288,9 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
     kept: tuple[Group, ...] = ()
     for name, (task, prompts) in eval_sets.items():
         of_task = replace(session, task=task)
-        prompt_ids = [encode(of_task, prompt) for prompt in prompts]
-        rollouts = sample(of_task, prompt_ids, params, generator(policy, t.seed, -1))
+        asked = ask(of_task, prompts, t.eval_samples, -1)
+        prompts = asked.prompts
+        rollouts = sample(of_task, asked, params, generator(policy, t.seed, -1))
         scored = with_scores(prompts, rollouts, session.rubric, Progress(step, t.steps))
         results = eval_metrics(prompts, scored, session.rubric)
         if name == "heldout":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -200,19 +200,24 @@ def gradients(loss: torch.Tensor, d: Draw) -> torch.Tensor:
     )
 
 
-def assert_same(case: Case, d: Draw, tolerance: float) -> None:
+def assert_same(case: Case, d: Draw, tolerance: float, actions: torch.Tensor | None = None) -> None:
+    """actions (B, T): which tokens the policy wrote, TRL's tool_mask. None: all."""
     a = AlgorithmConfig(**case.ours)
+    exists = d.mask
+    if actions is not None:
+        d = replace(d, mask=exists & actions)
     mine = ours(d, a).total
     theirs = trl_loss.loss(
         trl_loss.trainer(LONGEST, **case.trl),
         d.new,
         d.old,
         d.entropy,
-        d.mask,
+        exists,
         d.advantages,
         d.ref,
         d.sampled,
         case.gmpo,
+        actions,
     )
     expected = float(theirs.detach())
     if case.gmpo:
@@ -240,6 +245,15 @@ def assert_same(case: Case, d: Draw, tolerance: float) -> None:
 def test_loss_and_gradient_equal_trl_over_fifty_draws(name, dtype, tolerance):
     for seed in range(DRAWS):
         assert_same(CASES[name], draw(seed, dtype), tolerance)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_loss_and_gradient_of_trajectories_equal_trl_with_tool_mask(name):
+    for seed in range(DRAWS):
+        d = draw(seed, torch.float64)
+        actions = torch.rand(d.mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+        actions[:, 0] = True  # a trajectory begins with an action
+        assert_same(CASES[name], d, 1e-5, actions)
 
 
 @pytest.mark.parametrize("name", list(CASES))

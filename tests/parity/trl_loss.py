@@ -83,6 +83,7 @@ def loss(
     ref=None,
     sampled=None,
     gmpo: bool = False,
+    tool_mask=None,
 ) -> torch.Tensor:
     """TRL's loss on these (B, T) tensors. `t` keeps its metrics and its entropy coefficient."""
     t._get_per_token_logps_and_entropies = lambda *_, **__: (new, entropy, None)
@@ -94,8 +95,9 @@ def loss(
         "completion_mask": mask.to(new.dtype),
         "advantages": advantages,
         "old_per_token_logps": old,
-        "num_items_in_batch": mask.sum(),
+        "num_items_in_batch": (mask if tool_mask is None else mask & tool_mask).sum(),
     }
+    inputs |= {} if tool_mask is None else {"tool_mask": tool_mask.to(new.dtype)}
     inputs |= {} if ref is None else {"ref_per_token_logps": ref}
     inputs |= {} if sampled is None else {"sampling_per_token_logps": sampled}
     return (GMPOTrainer if gmpo else GRPOTrainer)._compute_loss(t, None, inputs)

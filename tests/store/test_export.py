@@ -167,6 +167,7 @@ def test_rollouts_come_back_from_json_lines_as_they_were(
         "scores": {"accuracy": 1.0, "format": None},
         "verdict": "informative",
         "kind": "training",
+        "turns": [],
     }
     assert rows[0]["reward"] is None
 
@@ -183,9 +184,10 @@ def test_parquet_holds_the_same_rows_typed(
     export_rollouts_jsonl(store, run_id, out)
     export_rollouts_parquet(store, run_id, tmp_path / "rollouts.parquet")
     written = pq.read_table(tmp_path / "rollouts.parquet")
-    assert [row | {"scores": json.loads(row["scores"])} for row in written.to_pylist()] == [
-        json.loads(line) for line in out.getvalue().splitlines()
-    ]
+    assert [
+        row | {name: json.loads(row[name]) for name in ("scores", "turns")}
+        for row in written.to_pylist()
+    ] == [json.loads(line) for line in out.getvalue().splitlines()]
     assert {str(written.schema.field(name).type) for name in ("reward", "advantage")} == {"double"}
     assert pq.ParquetFile(tmp_path / "rollouts.parquet").num_row_groups == math.ceil(
         4 * len(ODD_TEXTS) / 25

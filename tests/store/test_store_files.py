@@ -223,6 +223,7 @@ def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) 
         "metrics",
         "groups",
         "rollouts",
+        "turns",
         "token_records",
         "token_pieces",
         "alerts",

@@ -147,7 +147,8 @@ def test_a_task_with_fewer_prompts_than_a_step_repeats_them_in_turn():
 
 def test_an_unknown_task_is_refused_with_the_names_that_exist():
     with pytest.raises(
-        InvalidConfig, match=r"task\.name = 'sudoku'.*sums, arithmetic, sort, countdown, file"
+        InvalidConfig,
+        match=r"task\.name = 'sudoku'.*sums, arithmetic, sort, countdown, products, file",
     ):
         load_task(TaskConfig(name="sudoku"))
     assert load_task(TaskConfig()) is TASKS["sums"]

@@ -43,6 +43,7 @@ def test_every_configuration_field_has_a_control_a_label_and_help():
         *form.MODEL,
         *form.PROMPTS,
         *form.HELDOUT,
+        *form.ENVIRONMENT,
         *form.REWARD,
         *form.ALGORITHM,
         *form.NUMBERS,

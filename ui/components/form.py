@@ -57,14 +57,18 @@ SECTIONS = {
     "algorithm": "Algorithm",
     "run": "Run",
 }
-_SECTION_OF = {"task": "prompts", "train": "run"}
+_SECTION_OF = {"task": "prompts", "rollout": "prompts", "train": "run"}
 
 # The fields by their part of a section.
 MODEL = tuple(n for n in NAMES if n.startswith("model.") and n != "model.name")
 # How prompts are read from a file or a dataset.
 SOURCE = ("task.path", *COLUMNS)
 HELDOUT = ("task.heldout_size", "task.second")
-PROMPTS = tuple(n for n in NAMES if n.startswith("task.") and n not in ("task.name", *HELDOUT))
+# What the policy acts in.
+ENVIRONMENT = ("task.environment", *(n for n in NAMES if n.startswith("rollout.")))
+PROMPTS = tuple(
+    n for n in NAMES if n.startswith("task.") and n not in ("task.name", *HELDOUT, *ENVIRONMENT)
+)
 REWARD = tuple(n for n in NAMES if n.startswith("rubric.") and n not in ("rubric.name", CRITERIA))
 ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
 NUMBERS = (

@@ -7,9 +7,9 @@ from string import Formatter
 from typing import Any
 
 from grpo_core.config import options
-from grpo_core.tasks import FILE
+from grpo_core.tasks import FILE, TASKS
 from grpo_core.tasks.source import SUFFIXES
-from ui.components.form import PROMPTS
+from ui.components.form import ENVIRONMENT, PROMPTS
 from ui.render.formula import parse_float
 
 Flat = Mapping[str, Any]
@@ -37,11 +37,18 @@ def _from_hub(flat: Flat) -> bool:
     return flat["task.name"] == FILE.name and bool(path) and not path.endswith(tuple(SUFFIXES))
 
 
+def _in_environment(flat: Flat) -> bool:
+    named = str(flat["task.environment"] or "").strip()
+    task = TASKS.get(flat["task.name"]) if isinstance(flat["task.name"], str) else None
+    return named != "none" and bool(named or (task and task.environment))
+
+
 _KL = _is_set("algorithm.kl_coef")
 
 # field -> when it is used. Fields that are not here are always used.
 USED_WHEN: dict[str, Callable[[Flat], bool]] = {
     **{name: _is("task.name", FILE.name) for name in PROMPTS},
+    **{name: _in_environment for name in ENVIRONMENT if name != "task.environment"},
     "task.subset": _from_hub,
     "task.split": _from_hub,
     "model.revision": lambda flat: flat["model.name"] != "bundled",

@@ -106,6 +106,13 @@ class TaskConfig(Section):
         "What to do with prompts that leave no room for a completion in the model's context: "
         "`refuse` the run, or `drop` them. Both report how many there are.",
     )
+    environment: str = setting(
+        "",
+        "Environment",
+        "What the policy acts in, with tools and in several turns: Calculator, or a class of a "
+        "file that the operator named. Empty: the task's own. none: no environment.",
+        max_length=100,
+    )
     heldout_size: int | None = setting(
         None,
         "Held-out prompts",

@@ -6,36 +6,17 @@ the file, with limits on memory and on the time of each call.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import math
-import os
-import signal
-import socket
 import sys
-import tempfile
-import traceback
-import types
 from collections.abc import Callable, Mapping, Set
-from pathlib import Path
 from typing import Any
 
-from grpo_core.child_process import NoValue, TooLate, reason_of, serve
-from grpo_core.rubric.sandbox.jail import NoJail, lock_up
+from grpo_core.child_process import NoValue, serve
+from grpo_core.rubric.sandbox.locked_file import LockedFile
 
 MAX_MEMORY = 4 << 30
-LIBRARIES = (
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/bin",
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/dev/null",
-    "/dev/urandom",
-    "/dev/zero",
-)
 MODULE = "rewards"
 REFUSED = "A plug-in cannot write files, use the network, start processes or read files beside it"
 
@@ -44,32 +25,12 @@ class Plugin:
     """A plug-in file and its public functions."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        # Names of the files beside it, which it cannot import; `_reason` says so.
-        self._siblings = {p.stem for p in Path(path).parent.glob("*.py")}
+        self._file = LockedFile(path, REFUSED)
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def load(self, seconds: float) -> None:
         """Lock up this process, then run the file. Raises NoValue, which says why it failed."""
-        os.environ.clear()
-        tempfile.tempdir = "/tmp"  # some libraries look for a folder to write to, at import
-        socket.socketpair = _pipe_pair  # asyncio wakes its loop with one
-        sys.dont_write_bytecode = True
-        try:
-            lock_up([*LIBRARIES, sys.prefix, sys.base_prefix, self._path], MAX_MEMORY)
-        except NoJail as error:
-            raise NoValue(str(error)) from None
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        module = types.ModuleType(MODULE)
-        module.__file__ = self._path
-        sys.modules[MODULE] = module  # dataclasses look up their module there
-        try:
-            source = Path(self._path).read_bytes()
-            exec(compile(source, self._path, "exec", dont_inherit=True), module.__dict__)
-        except BaseException as error:
-            raise NoValue(self._reason(error)) from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        module = self._file.load(MODULE, seconds, MAX_MEMORY)
         self._functions = {
             name: value
             for name, value in vars(module).items()
@@ -90,36 +51,17 @@ class Plugin:
             "log_extra": lambda column, values: None,
             "log_metric": lambda name, value: None,
         }
-        function = self._functions[name]
-        try:
-            wanted = inspect.signature(function).parameters.values()
-            if not any(p.kind is p.VAR_KEYWORD for p in wanted):
-                given = {p.name: given[p.name] for p in wanted if p.name in given}
-            values = function(**given)
-            if inspect.isawaitable(values):
-                values = asyncio.run(_result(values))
-            if values is None or isinstance(values, str | bytes | Mapping | Set):
-                kind = type(values).__name__
-                raise NoValue(f"it returned {kind}, not a list with one score a completion")
-            return [_plain(value) for value in values]
-        except TooLate:
-            raise
-        except BaseException as error:
-            raise NoValue(self._reason(error)) from None
+        return self._file.call(lambda: self._scores(self._functions[name], given), {})
 
-    def _reason(self, error: BaseException) -> str:
-        """The error, the last line of the file that led to it, and what a plug-in cannot do."""
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == self._path]
-        text = f"line {lines[-1]}: {reason_of(error)}" if lines else reason_of(error)
-        if isinstance(error, ImportError):
-            name = (error.name or "").lstrip(".").split(".")[0]
-            is_relative = "relative import" in str(error)
-            if is_relative or name in self._siblings:
-                text += ". A plug-in is one file: copy what it needs into it"
-        if isinstance(error, OSError):
-            text += f". {REFUSED}"
-        return text
+    def _scores(self, function: Callable[..., Any], given: dict[str, Any]) -> list[Any]:
+        wanted = inspect.signature(function).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in wanted):
+            given = {p.name: given[p.name] for p in wanted if p.name in given}
+        values = self._file.call(function, given)
+        if values is None or isinstance(values, str | bytes | Mapping | Set):
+            kind = type(values).__name__
+            raise NoValue(f"it returned {kind}, not a list with one score a completion")
+        return [_plain(value) for value in values]
 
 
 class TrainerState:
@@ -131,10 +73,6 @@ class TrainerState:
     def __getattr__(self, name: str) -> Any:
         known = ", ".join(vars(self)) or "nothing, as no run asks"
         raise AttributeError(f"trainer_state.{name} is not known here; known: {known}")
-
-
-async def _result(values: Any) -> Any:
-    return await values
 
 
 def _home(value: Any) -> str | None:
@@ -160,37 +98,6 @@ def _plain(value: Any) -> float | str | None:
         return repr(value)[:60]
     except Exception:  # __repr__ is the file's own code, and an int can have too many digits
         return f"a value of type {type(value).__name__}"
-
-
-class _PipeEnd:
-    """One end of a pipe with the few methods of a socket that asyncio uses to wake its loop."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def fileno(self) -> int:
-        return self._number
-
-    def setblocking(self, flag: bool) -> None:
-        os.set_blocking(self._number, flag)
-
-    def recv(self, size: int) -> bytes:
-        return os.read(self._number, size)
-
-    def send(self, data: bytes) -> int:
-        return os.write(self._number, data)
-
-    def close(self) -> None:
-        os.close(self._number)
-
-
-def _pipe_pair(*_: Any) -> Any:
-    """Instead of a pair of sockets, which the jail refuses: what the second sends, the first gets.
-
-    It is all that asyncio needs.
-    """
-    end, start = os.pipe()
-    return _PipeEnd(end), _PipeEnd(start)
 
 
 def main(path: str, seconds: float) -> None:

@@ -157,7 +157,7 @@ def trl_arguments(
     as_messages = [p.meta.get("chat", False) if messages is None else messages for p in prompts]
     given = {
         "prompts": [
-            _messages(p) if m else p.text for p, m in zip(prompts, as_messages, strict=True)
+            messages_of(p) if m else p.text for p, m in zip(prompts, as_messages, strict=True)
         ],
         "completions": [
             [{"role": "assistant", "content": c.text}] if m else c.text
@@ -176,7 +176,7 @@ def trl_arguments(
     return columns(prompts, as_messages) | given, state
 
 
-def _messages(prompt: Prompt) -> list[dict[str, str]]:
+def messages_of(prompt: Prompt) -> list[dict[str, str]]:
     return [*prompt.meta.get("before", ()), {"role": "user", "content": prompt.text}]
 
 
@@ -192,7 +192,7 @@ def columns(prompts: Sequence[Prompt], as_messages: Sequence[bool]) -> dict[str,
         row |= prompt.meta.get("columns", {})
         own = {
             prompt.meta.get("answer_column"): prompt.answer,
-            prompt.meta.get("prompt_column"): _messages(prompt) if is_chat else prompt.text,
+            prompt.meta.get("prompt_column"): messages_of(prompt) if is_chat else prompt.text,
         }
         rows.append(row | {name: value for name, value in own.items() if name})
     names = dict.fromkeys(name for row in rows for name in row if name not in TAKEN)

@@ -1,0 +1,203 @@
+"""One instance of an environment for every rollout, many of them in each of a few processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, one_line
+from grpo_core.environments.registry import Environment, worker
+
+# A call that only waits keeps its process busy, so there are more processes than cores.
+MAX_WORKERS = 8
+WORKERS = max(2, min(MAX_WORKERS, os.cpu_count() or 1))
+LOOK_SECONDS = 0.1  # between two looks whether the run is to stop
+
+
+class Call(NamedTuple):
+    """A tool of a rollout's instance is called. seed: of the random numbers that it may draw."""
+
+    instance: int
+    tool: str
+    arguments: Mapping[str, Any]
+    seed: int
+
+
+class Answer(NamedTuple):
+    """What came back. error: why nothing did, else ""."""
+
+    value: Any
+    error: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Instance:
+    """What is needed to make an instance again in a new process."""
+
+    row: dict[str, Any]
+    seed: int
+    process: int = -1  # the process, counted, in which it lives
+    calls: list[Call] = field(default_factory=list)  # those that were answered
+
+
+class Instances:
+    """The instances of one environment. Each call has its own time limit.
+
+    A tool that cannot be interrupted costs its process. The others of that process are then made
+    again when they are next used: reset, and their answered calls in order. So a rollout whose tool
+    hangs does not change its siblings, which it is compared with.
+    """
+
+    def __init__(
+        self, environment: Environment, seconds: float, check_interrupt: Callable[[], None]
+    ) -> None:
+        """seconds: for each call. check_interrupt: may raise; then all calls end at once."""
+        self.environment = environment
+        self._seconds, self._check_interrupt = seconds, check_interrupt
+        self._workers = [_Worker(environment, seconds) for _ in range(WORKERS)]
+        self._threads = ThreadPoolExecutor(WORKERS, "environment")
+        self._under_way: list[Future[list[Answer]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes."""
+        self._stop_all()
+        self._threads.shutdown()
+        for each in self._workers:
+            each.child.close()
+
+    def _stop_all(self) -> None:
+        """End all calls under way. Again and again: a thread may just be starting its process."""
+        for each in self._workers:
+            each.is_stopped = True
+        while wait(self._under_way, LOOK_SECONDS / 10).not_done:
+            for each in self._workers:
+                each.child.abort()
+
+    def start(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Answer]:
+        """New instances, one for each row; the values are what reset returns."""
+        for each in self._workers:
+            each.forget()
+        for number, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
+            self._of(number).instances[number] = _Instance(dict(row), seed)
+        return self._each(range(len(rows)), lambda worker, number: worker.reset(number))
+
+    def call(self, calls: Sequence[Call]) -> list[Answer]:
+        """Answers of the tools, in the order of the calls. Those of one instance run in order."""
+        return self._each(calls, lambda worker, call: worker.call(call), lambda call: call.instance)
+
+    def rewards(self, count: int) -> list[Answer]:
+        """What get_reward returns for the first `count` instances."""
+        return self._each(range(count), lambda worker, number: worker.reward(number))
+
+    def _of(self, number: int) -> _Worker:
+        return self._workers[number % len(self._workers)]
+
+    def _each(
+        self,
+        items: Sequence[Any],
+        do: Callable[[_Worker, Any], Answer],
+        instance_of: Callable[[Any], int] = lambda number: number,
+    ) -> list[Answer]:
+        """Do it for each item, one after the other in each process, all processes at once."""
+        shares: dict[int, list[int]] = {}
+        for i, item in enumerate(items):
+            shares.setdefault(instance_of(item) % len(self._workers), []).append(i)
+
+        def work(w: int) -> list[Answer]:
+            return [do(self._workers[w], items[i]) for i in shares[w]]
+
+        futures = {w: self._threads.submit(work, w) for w in shares}
+        self._under_way = [*futures.values()]
+        try:
+            while wait(self._under_way, LOOK_SECONDS).not_done:
+                self._check_interrupt()
+        except BaseException:
+            self._stop_all()
+            raise
+        found = {
+            i: a for w, f in futures.items() for i, a in zip(shares[w], f.result(), strict=True)
+        }
+        return [found[i] for i in range(len(items))]
+
+
+class _Worker:
+    """One process and the instances that live in it. Used by one thread at a time."""
+
+    def __init__(self, environment: Environment, seconds: float) -> None:
+        self.child: Child = worker(environment.path)
+        self.instances: dict[int, _Instance] = {}
+        self._name, self._seconds = environment.name, seconds
+        self._process = 0  # grows whenever the process was lost
+        self.is_stopped = False  # no call is made any more
+
+    def forget(self) -> None:
+        """Delete all instances. A process that has none has nothing to delete."""
+        self.is_stopped = False
+        if any(i.process == self._process for i in self.instances.values()):
+            self._ask("forget", [])
+        self.instances.clear()
+
+    def reset(self, number: int) -> Answer:
+        instance = self.instances[number]
+        answer = self._ask("reset", [number, self._name, instance.row, instance.seed])
+        if not answer.error:
+            instance.process = self._process
+        return answer
+
+    def call(self, call: Call) -> Answer:
+        if (problem := self._made_again(call.instance)) is not None:
+            return problem
+        answer = self._ask("call", [call.instance, call.tool, dict(call.arguments), call.seed])
+        if not answer.error:
+            self.instances[call.instance].calls.append(call)
+        return answer
+
+    def reward(self, number: int) -> Answer:
+        return self._made_again(number) or self._ask("reward", [number])
+
+    def _made_again(self, number: int) -> Answer | None:
+        """Make an instance again if its process is gone; why that failed, else None."""
+        instance = self.instances[number]
+        if instance.process == self._process:
+            return None
+        started = self.reset(number)
+        if started.error:
+            return started._replace(value=None, error=f"the environment: {started.error}")
+        for call in instance.calls:
+            self._ask("call", [number, call.tool, dict(call.arguments), call.seed])
+        return None
+
+    def _ask(self, do: str, arguments: list[Any]) -> Answer:
+        if self.is_stopped:
+            return Answer(None, "the run is stopped", 0.0)
+        question = {"do": do, "arguments": arguments, "seconds": self._seconds}
+        started = time.monotonic()
+
+        def read(answer: Any) -> tuple[Any, str]:
+            if answer.keys() == {"null"}:
+                return None, one_line(str(answer["null"]), 500) or "it failed"
+            return answer["value"], ""
+
+        try:
+            value, error = self.child.request(question, self._seconds + KILL_AFTER, read)
+        except ChildFailed as failed:
+            self._process += 1
+            value, error = None, str(failed)
+        return Answer(value, error, time.monotonic() - started)

@@ -1,0 +1,162 @@
+"""How a policy is told of its tools, calls them and reads their answers, by its chat template.
+
+The ids of a turn are appended to those before: earlier turns are never tokenised again, so what was
+sampled is what is trained. Only the new part is rendered, with the chat template.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from grpo_core.environments.calls import (
+    Parse,
+    Parsed,
+    bundled_calls,
+    calls_of_message,
+    hermes_calls,
+    llama_calls,
+)
+from grpo_core.environments.registry import Environment
+from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.models import Policy
+from grpo_core.models.chat_template import (
+    ChatRefused,
+    Message,
+    ids_of,
+    parsed_response,
+    render,
+    takes_tools,
+)
+from grpo_core.models.policy import text_of
+from grpo_core.types import Prompt, Rollout
+
+MAX_ERROR_CHARS = 300  # of an error, for the policy
+MARK = "grpo calls this"  # finds the turn that calls a tool in a rendered chat
+SYSTEM = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{}\n"
+    "</tools>\n\nFor each function call, return a json object with function name and arguments "
+    "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
+)
+
+
+class ToolChat:
+    """A policy's tokenizer and an environment's tools.
+
+    stop: the text that ends an action early; "" where the end of the turn ends it.
+    """
+
+    def __init__(self, policy: Policy, environment: Environment) -> None:
+        """Raises InvalidConfig for a chat template that cannot show a tool's answer."""
+        self._policy, self._environment = policy, environment
+        self._tokenizer = policy.tokenizer
+        self._schemas = environment.schemas
+        self.is_chat = bool(self._tokenizer.chat_template)
+        has_tools = bool(environment.tools)
+        self.stop = "</tool>" if has_tools and not self.is_chat else ""
+        self._in_template = (
+            self.is_chat and has_tools and takes_tools(self._tokenizer, environment.tools)
+        )
+        self._parse = self._format() if has_tools else lambda text, schemas: Parsed(text)
+        if self.is_chat and has_tools:
+            self.observation_ids([(next(iter(self._schemas)), "1")])
+
+    def _format(self) -> Parse | None:
+        """The function that finds calls; None: the tokenizer's response template."""
+        if not self.is_chat:
+            return bundled_calls
+        template = str(self._tokenizer.chat_template)
+        if not self._in_template or ("<tool_call>" in template and '{"name"' in _plain(template)):
+            return hermes_calls
+        if '"parameters"' in template and "ipython" in template:
+            return llama_calls
+        return None if getattr(self._tokenizer, "response_template", None) else hermes_calls
+
+    def encode(self, prompt: Prompt, instruction: str) -> list[int]:
+        """Ids of the prompt, with the tools where the policy reads chats."""
+        if self._in_template:
+            return self._policy.encode(prompt, instruction, self._environment.tools)
+        if not self.is_chat or not self._environment.tools:
+            return self._policy.encode(prompt, instruction)
+        tools = "\n".join(map(json.dumps, self._environment.tools))
+        before = [
+            {"role": "system", "content": SYSTEM.format(tools)},
+            *prompt.meta.get("before", ()),
+        ]
+        meta = {**prompt.meta, "before": _one_system(before)}
+        return self._policy.encode(replace(prompt, meta=meta), instruction)
+
+    def parse(self, before: Sequence[int], action: Rollout) -> Parsed:
+        """The calls of an action. before: all ids that it follows."""
+        if self._parse is not None:
+            return self._parse(action.completion.text, self._schemas)
+        message = parsed_response(
+            self._tokenizer,
+            text_of(self._tokenizer, before),
+            text_of(self._tokenizer, action.completion_ids),
+            self._environment.tools,
+        )
+        # Parsed text lacks what the prompt opened; without a call the text stays as it is.
+        parsed = calls_of_message(message, self._schemas)
+        return parsed if parsed.calls else Parsed(action.completion.text)
+
+    def answer_text(self, text: str, error: str) -> str:
+        """What the policy reads of an answer."""
+        if not error:
+            return text
+        # A tokenizer of bytes would spend all of a short budget on the reason.
+        return f"Error: {error[:MAX_ERROR_CHARS]}" if self.is_chat else "error"
+
+    def observation_ids(self, answers: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of the answers to an action's calls, and of what begins the next action.
+
+        answers: tool and text. They follow the token that ended the action.
+        """
+        return ids_of(self._tokenizer, self._observation(answers))
+
+    def _observation(self, answers: Sequence[tuple[str, str]]) -> str:
+        if not self.is_chat:
+            return "".join(f"<result>{text}</result>" for _, text in answers)
+        answer: Message = {"role": "assistant", "content": MARK}
+        if self._in_template:
+            name = next(tool for tool in (*(t for t, _ in answers), *self._schemas) if tool)
+            call = {"name": name, "arguments": {"mark": MARK}}
+            answer["tool_calls"] = [{"type": "function", "id": "call00001", "function": call}]
+            new = [
+                {"role": "tool", "name": tool or name, "content": text, "tool_call_id": "call00001"}
+                for tool, text in answers
+            ]
+        else:
+            body = "\n".join(f"<tool_response>\n{text}\n</tool_response>" for _, text in answers)
+            new = [{"role": "user", "content": body}]
+        chat: list[Message] = [{"role": "user", "content": "."}, answer, *new]
+        try:
+            text = render(self._tokenizer, chat, True)
+        except ChatRefused as error:
+            raise self._fault(f"its chat template refuses a tool's answer ({error})") from None
+        # What follows the end of the turn that called. A template may write that turn otherwise
+        # once it is answered, as Qwen 3 drops its thinking; the ids of the turn stay as they are.
+        marked = text.find(MARK)
+        ends = [text_of(self._tokenizer, [i]) for i in self._policy.end_ids]
+        cuts = [at + len(e) for e in ends if e and (at := text.find(e, max(marked, 0))) >= 0]
+        if marked < 0 or not cuts:
+            raise self._fault("its chat template does not end the turn that calls a tool")
+        return text[min(cuts) :]
+
+    def _fault(self, problem: str) -> InvalidConfig:
+        name, hint = self._tokenizer.name_or_path, "Choose another model, or task.environment none."
+        return InvalidConfig([FieldProblem("model.name", name, problem, hint)])
+
+
+def _plain(template: str) -> str:
+    return template.replace("\\", "").replace(" ", "")
+
+
+def _one_system(messages: Sequence[Message]) -> list[Message]:
+    """System messages at the beginning as one: many templates take only one."""
+    first = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
+    content = "\n\n".join(str(m["content"]) for m in messages[:first])
+    return [{"role": "system", "content": content}, *messages[first:]]

@@ -1,0 +1,323 @@
+"""Completions of several turns: the policy acts, its tools answer, it acts again.
+
+Row p·G + g is trajectory g of prompt p. All rows act together, then all their calls run together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_core.environments.calls import Parsed, ToolCall, arguments_as_text
+from grpo_core.environments.instances import Answer, Call, Instances
+from grpo_core.environments.tool_chat import ToolChat
+from grpo_core.errors import StudioError
+from grpo_core.models import Policy
+from grpo_core.rollout import (
+    SamplingHooks,
+    SamplingParams,
+    random_numbers,
+    sample_with,
+)
+from grpo_core.rubric.sandbox.plugins import columns, messages_of
+from grpo_core.types import Completion, Prompt, Rollout, Turn, TurnRole
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a policy acts in. max_turns: actions of a trajectory at most."""
+
+    chat: ToolChat
+    instances: Instances
+    max_turns: int
+
+
+@dataclass(slots=True)
+class _Trajectory:
+    """A row while it grows. before: what the policy reads: the prompt and all turns so far."""
+
+    prompt_ids: Sequence[int]
+    key: str  # of its random numbers
+    ids: list[int] = field(default_factory=list)
+    actions: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    text: str = ""
+    said: str = ""
+    finish_reason: str = "length"  # until its last action ends by itself
+    num_calls: int = 0
+
+    @property
+    def before(self) -> list[int]:
+        return [*self.prompt_ids, *self.ids]
+
+    def act(self, action: Rollout, parsed: Parsed) -> None:
+        """Add what the policy wrote. Its text begins with the block that the prompt opened."""
+        ids, completion = action.completion_ids, action.completion
+        turn = Turn(TurnRole.ACTION, completion.text, len(self.ids), len(ids))
+        self.turns.append(turn)
+        self._add(ids, completion.text, True, action.sampling_logprobs)
+        self.said += parsed.said
+        self.finish_reason = completion.finish_reason
+
+    def observe(self, ids: Sequence[int], text: str, answers: Sequence[Turn]) -> None:
+        """Add the answers to its calls; `ids` of all of them together stand at the first."""
+        first = replace(answers[0], first_token=len(self.ids), num_tokens=len(ids))
+        end = len(self.ids) + len(ids)
+        self.turns += [first, *(replace(t, first_token=end, num_tokens=0) for t in answers[1:])]
+        self._add(ids, text, False, None)
+
+    def _add(
+        self, ids: Sequence[int], text: str, acts: bool, logprobs: Sequence[float] | None
+    ) -> None:
+        self.ids += ids
+        self.actions += [acts] * len(ids)
+        self.logprobs += logprobs or [0.0] * len(ids)
+        self.text += text
+
+    def rollout(self, keep_logprobs: bool) -> Rollout:
+        completion = Completion(
+            self.text,
+            self.finish_reason,
+            sum(self.actions),
+            tuple(self.turns),
+            self.said,
+        )
+        return Rollout(
+            completion,
+            prompt_ids=self.prompt_ids,
+            completion_ids=self.ids,
+            sampling_logprobs=self.logprobs if keep_logprobs else None,
+            action_mask=self.actions,
+        )
+
+
+def started(
+    world: World, prompts: Sequence[Prompt], group_size: int, keys: Sequence[str]
+) -> list[Prompt]:
+    """Make an instance for each row; the prompts, with what reset added to them.
+
+    keys: one a prompt, of the random numbers that reset may draw. Siblings share it, so that they
+    start alike. Raises StudioError where they do not, or where no instance starts.
+    """
+    rows = [row_of(p) for p in prompts for _ in range(group_size)]
+    seeds = [seed_of(key) for key in keys for _ in range(group_size)]
+    answers = world.instances.start(rows, seeds)
+    name = world.instances.environment.name
+    if answers and all(a.error for a in answers):
+        raise StudioError(
+            f"the environment {name} does not start: {answers[0].error}. "
+            "Correct its reset, or choose another environment."
+        )
+    begun = []
+    for p, prompt in enumerate(prompts):
+        siblings = answers[p * group_size : (p + 1) * group_size]
+        texts = {a.value for a in siblings if not a.error}
+        if len(texts) > 1:
+            raise StudioError(
+                f"reset of the environment {name} returns different texts for the completions of "
+                "one prompt, which then cannot be compared. Let it depend on the row, or on "
+                "random numbers of the modules random or numpy.random."
+            )
+        added = texts.pop() if texts else None
+        begun.append(replace(prompt, text=prompt.text + added) if added else prompt)
+    return begun
+
+
+def sample_trajectories(
+    policy: Policy,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    params: SamplingParams,
+    generator: torch.Generator,
+    world: World,
+    hooks: SamplingHooks,
+) -> list[Rollout]:
+    """G trajectories for each of P prompts, whose instances are `started`.
+
+    prompts: key of the random numbers that tools may draw, and ids. A trajectory ends with an
+    action that calls no tool, with `max_turns` actions, or with max_new_tokens tokens, observations
+    among them. The random number of a token depends on its row and place alone.
+    """
+    uniforms = random_numbers(len(prompts), params, generator)  # (P, G, T)
+    play = _Play(policy, prompts, params, world, hooks, uniforms)
+    rollouts = play.run()
+    return _with_rewards(world.instances, rollouts)
+
+
+class _Play:
+    """The rows of one call of sample_trajectories."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Sequence[tuple[str, Sequence[int]]],
+        params: SamplingParams,
+        world: World,
+        hooks: SamplingHooks,
+        uniforms: Tensor,
+    ) -> None:
+        self._policy, self._world = policy, world
+        self._params = replace(params, stop=world.chat.stop)
+        self._hooks, self._uniforms = hooks, uniforms
+        self._rows = [
+            _Trajectory(ids, f"{key}/{g}") for key, ids in prompts for g in range(params.group_size)
+        ]
+        self._reported: set[int] = set()
+
+    def run(self) -> list[Rollout]:
+        actions = self._first_actions()
+        live = list(range(len(self._rows)))
+        for turn in range(1, self._world.max_turns + 1):
+            calling = self._act(live, actions)
+            live = self._observe(calling) if turn < self._world.max_turns else self._cut(calling)
+            self._report(live)
+            if not live:
+                break
+            actions = self._next_actions(live)
+        return [self._rollout(row) for row in self._rows]
+
+    def _first_actions(self) -> list[Rollout]:
+        """Siblings share their prompt, which is read once."""
+        prompts = [row.prompt_ids for row in self._rows[:: self._params.group_size]]
+        return self._sample(prompts, self._params, self._uniforms)
+
+    def _next_actions(self, live: Sequence[int]) -> list[Rollout]:
+        """The next actions of these rows, each cut where its trajectory is full."""
+        most = self._params.max_new_tokens
+        left = [most - len(self._rows[i].ids) for i in live]
+        params = replace(self._params, group_size=1, max_new_tokens=max(left))
+        uniforms = self._uniforms.new_zeros(len(live), 1, max(left))
+        for k, i in enumerate(live):
+            p, g = divmod(i, self._params.group_size)
+            uniforms[k, 0, : left[k]] = self._uniforms[p, g, most - left[k] :]
+        sampled = self._sample([self._rows[i].before for i in live], params, uniforms)
+        return [self._shortened(r, n) for r, n in zip(sampled, left, strict=True)]
+
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, uniforms: Tensor
+    ) -> list[Rollout]:
+        hooks = SamplingHooks(self._hooks.check_interrupt)
+        return sample_with(self._policy, prompts, params, uniforms, hooks)
+
+    def _shortened(self, action: Rollout, most: int) -> Rollout:
+        ids = action.completion_ids
+        if len(ids) <= most:
+            return action
+        text = self._policy.opening(action.prompt_ids) + self._policy.decode(ids[:most])
+        logprobs = action.sampling_logprobs
+        return replace(
+            action,
+            completion=Completion(text, "length", most),
+            completion_ids=ids[:most],
+            sampling_logprobs=logprobs and logprobs[:most],
+        )
+
+    def _act(self, live: Sequence[int], actions: Sequence[Rollout]) -> dict[int, list[ToolCall]]:
+        """Add the actions to their rows; the calls of each row that calls."""
+        calling = {}
+        for i, action in zip(live, actions, strict=True):
+            row = self._rows[i]
+            parsed = self._world.chat.parse(row.before, action)
+            row.act(action, parsed)
+            if parsed.calls and row.finish_reason == "stop":
+                calling[i] = list(parsed.calls)
+        return calling
+
+    def _cut(self, calling: Mapping[int, Sequence[ToolCall]]) -> list[int]:
+        """End rows that call a tool in their last turn. Nobody goes on."""
+        for i in calling:
+            self._rows[i].finish_reason = "length"
+        return []
+
+    def _observe(self, calling: Mapping[int, Sequence[ToolCall]]) -> list[int]:
+        """Run all calls at once and add their answers; the rows that go on."""
+        made: dict[tuple[int, int], Call] = {}
+        for i, calls in calling.items():
+            row = self._rows[i]
+            for k, call in enumerate(calls):
+                if not call.error:
+                    seed = seed_of(f"{row.key}/{row.num_calls + k}")
+                    made[i, k] = Call(i, call.tool, call.arguments, seed)
+            row.num_calls += len(calls)
+        answers = dict(zip(made, self._world.instances.call([*made.values()]), strict=True))
+        return [
+            i
+            for i, calls in calling.items()
+            if self._answer(
+                self._rows[i],
+                [
+                    (call, answers.get((i, k), Answer(None, call.error, 0.0)))
+                    for k, call in enumerate(calls)
+                ],
+            )
+        ]
+
+    def _answer(self, row: _Trajectory, answers: Sequence[tuple[ToolCall, Answer]]) -> bool:
+        """Add the answers to a row's calls; whether it has room for another action."""
+        chat = self._world.chat
+        texts = [chat.answer_text(a.value, a.error) for _, a in answers]
+        turns = [
+            Turn(
+                TurnRole.OBSERVATION,
+                text,
+                0,
+                0,
+                call.tool,
+                arguments_as_text(call),
+                answer.error,
+                answer.seconds,
+            )
+            for (call, answer), text in zip(answers, texts, strict=True)
+        ]
+        tools = [call.tool for call, _ in answers]
+        ids = chat.observation_ids([*zip(tools, texts, strict=True)])
+        if len(row.ids) + len(ids) >= self._params.max_new_tokens:
+            row.finish_reason = "length"
+            row.observe([], "", turns)  # it is shown, but the policy has no room to read it
+            return False
+        row.observe(ids, self._policy.decode(ids), turns)
+        return True
+
+    def _report(self, live: Sequence[int]) -> None:
+        """Call `on_group_done` with each group once none of its rows is live."""
+        size = self._params.group_size
+        going = {i // size for i in live}
+        for p in range(len(self._rows) // size):
+            if p not in going and p not in self._reported:
+                self._reported.add(p)
+                if self._hooks.on_group_done is not None:
+                    rows = self._rows[p * size : (p + 1) * size]
+                    self._hooks.on_group_done(p, [self._rollout(row) for row in rows])
+
+    def _rollout(self, row: _Trajectory) -> Rollout:
+        return row.rollout(self._params.keep_logprobs)
+
+
+def _with_rewards(instances: Instances, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The rollouts with what get_reward returns, where the environment has one."""
+    if not instances.environment.has_reward:
+        return list(rollouts)
+    return [
+        replace(
+            r,
+            completion=replace(r.completion, environment_reward=a.value, environment_error=a.error),
+        )
+        for r, a in zip(rollouts, instances.rewards(len(rollouts)), strict=True)
+    ]
+
+
+def row_of(prompt: Prompt) -> dict[str, Any]:
+    """What reset gets: the columns of the prompt's row by name, and the prompt, as TRL passes."""
+    is_chat = bool(prompt.meta.get("chat"))
+    row = {name: values[0] for name, values in columns([prompt], [is_chat]).items()}
+    return row | {"prompt": messages_of(prompt) if is_chat else prompt.text}
+
+
+def seed_of(key: str) -> int:
+    """The seed of a key: the same in every process."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=6).digest(), "big")

@@ -1,0 +1,36 @@
+"""The worlds of a run: an environment's processes live as long as the run that acts in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grpo_core.config.sections import RolloutConfig
+from grpo_core.environments.instances import Instances
+from grpo_core.environments.registry import find_environment
+from grpo_core.environments.tool_chat import ToolChat
+from grpo_core.environments.trajectories import World
+from grpo_core.models import Policy
+
+
+class Worlds:
+    """Makes the world of an environment at its first use. Close it at the end."""
+
+    def __init__(self, policy: Policy, check_interrupt: Callable[[], None]) -> None:
+        self._policy, self._check_interrupt = policy, check_interrupt
+        self._known: dict[tuple[str, float], tuple[ToolChat, Instances]] = {}
+
+    def of(self, name: str, config: RolloutConfig) -> World:
+        """Raises InvalidConfig for an unknown name, or a chat template without tools' answers."""
+        key = name, config.tool_seconds
+        if key not in self._known:
+            environment = find_environment(name)
+            chat = ToolChat(self._policy, environment)
+            instances = Instances(environment, config.tool_seconds, self._check_interrupt)
+            self._known[key] = chat, instances
+        return World(*self._known[key], config.max_turns)
+
+    def close(self) -> None:
+        """End all processes."""
+        for _, instances in self._known.values():
+            instances.close()
+        self._known.clear()

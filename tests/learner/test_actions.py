@@ -1,0 +1,205 @@
+"""Trajectories of several turns: only the tokens that the policy wrote are trained on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grpo_core.config import AlgorithmConfig
+from grpo_core.learner import OBJECTIVES, Batch
+from grpo_core.learner.aggregation import AGGREGATIONS, LossNormalizer
+from grpo_core.learner.batch import packed, separate
+from grpo_core.learner.critic import gae
+from grpo_core.learner.logprobs import ScoreOptions, score_tokens
+from grpo_core.learner.loss import Coefficients, Tokens, loss_of
+from tests.tiny_lm import VOCABULARY, TinyLM, make_learner
+
+LONGEST = 24  # max_new_tokens
+
+
+def trajectories(seed: int, num_prompts: int = 2, size: int = 3) -> Batch:
+    """Random trajectories of 1 to 6 turns; a turn is 1 to 3 tokens, an observation 1 to 2."""
+    rng = random.Random(seed)
+
+    def ids(n: int) -> list[int]:
+        return [rng.randrange(VOCABULARY) for _ in range(n)]
+
+    completions, actions = [], []
+    for _ in range(num_prompts * size):
+        row, mask = ids(n := rng.randint(1, 3)), [True] * n
+        for _ in range(rng.randint(0, 5)):
+            for acts, most in ((False, 2), (True, 2)):
+                row += ids(n := rng.randint(1, most))
+                mask += [acts] * n
+        completions.append(row)
+        actions.append(mask)
+    return Batch(
+        prompts=[ids(rng.randint(1, 4)) for _ in range(num_prompts)],
+        completions=completions,
+        trains=[rng.random() < 0.9 for _ in completions],
+        pad_id=0,
+        device=torch.device("cpu"),
+        actions=actions,
+    )
+
+
+def naive_logprobs(model: TinyLM, batch: Batch) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Log-probability and entropy of every action token, one row and one token at a time."""
+    rows = []
+    for i, completion in enumerate(batch.completions):
+        prompt = batch.prompts[i // 3]
+        row = []
+        for t, token in enumerate(completion):
+            if batch.actions[i][t]:
+                text = torch.tensor([[*prompt, *completion[:t]]])
+                p = model(text, torch.ones_like(text)).logits[0, -1].log_softmax(-1)
+                row.append((p[token], -(p.exp() * p).sum()))
+        rows.append(row)
+    return rows
+
+
+def ours(model, batch: Batch, layout, a: AlgorithmConfig, extra: dict) -> torch.Tensor:
+    """The loss as the learner computes it, with old and reference values of the same shape."""
+    scored = score_tokens(model, batch, 1.0, ScoreOptions(layout=layout, entropy_gradient=True))
+    mask = batch.completion_mask
+    x = Tokens(
+        scored.logprobs,
+        old_logprobs=torch.zeros(mask.shape).double().masked_scatter(mask, extra["old"]),
+        entropy=scored.entropy,
+        completion_mask=mask,
+        loss_mask=batch.loss_mask,
+        advantages=extra["advantages"][:, None],
+        ref_logprobs=torch.zeros(mask.shape).double().masked_scatter(mask, extra["ref"]),
+    )
+    n = int(batch.loss_mask.sum())
+    size = LossNormalizer(len(batch), n, LONGEST, num_carrying=n)
+    return loss_of(x, a, Coefficients(a.kl_coef, a.entropy_coef), size).total
+
+
+def beside(batch: Batch, seed: int) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    n = sum(map(sum, batch.actions))
+    old = -torch.rand(n, generator=g, dtype=torch.float64) * 3
+    ref = old + 0.3 * torch.randn(n, generator=g, dtype=torch.float64)
+    return {
+        "old": old,
+        "ref": ref,
+        "advantages": torch.randn(len(batch), generator=g, dtype=torch.float64),
+    }
+
+
+def gradient(loss: torch.Tensor, model: TinyLM) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*model.parameters()])])
+
+
+@pytest.mark.parametrize("layout", [packed, separate])
+@pytest.mark.parametrize("aggregation", sorted(AGGREGATIONS))
+def test_loss_and_gradient_equal_a_loop_over_action_tokens(aggregation, layout):
+    a = AlgorithmConfig(aggregation=aggregation, kl_coef=0.1, entropy_coef=0.05)
+    for seed in range(6):
+        model, batch = TinyLM(), trajectories(seed)
+        extra = beside(batch, seed)
+        old, ref = iter(extra["old"]), iter(extra["ref"])
+        rows = naive_logprobs(model, batch)
+        num_tokens = sum(len(r) for r, t in zip(rows, batch.trains, strict=True) if t)
+        expected = torch.zeros((), dtype=torch.float64)
+        for row, trains, advantage in zip(rows, batch.trains, extra["advantages"], strict=True):
+            for logprob, entropy in row:
+                before, reference = next(old), next(ref)
+                if not trains:
+                    continue
+                ratio = (logprob - before).exp()
+                bounded = ratio.clamp(1 - a.clip_eps_low, 1 + a.clip_eps_high)
+                value = -torch.minimum(ratio * advantage, bounded * advantage)
+                d = reference - logprob
+                kl = d.exp() - d - 1
+                value = value + 0.1 * (kl * ratio if a.kl_ratio_corrected else kl)
+                weight = {
+                    "token_mean": 1 / num_tokens,
+                    "sequence_mean": 1 / (len(row) * len(rows)),
+                    "constant": 1 / (len(rows) * LONGEST),
+                }[aggregation]
+                expected = expected + weight * value - 0.05 * entropy / num_tokens
+        loss = ours(model, batch, layout, a, extra)
+        assert abs(float(loss - expected)) <= 1e-9
+        apart = (gradient(loss, model) - gradient(expected, model)).abs().max()
+        assert apart <= 1e-9
+
+
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"trust_region"}))
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_every_objective_reads_action_tokens_alone(objective, level):
+    """The loss equals that of rows from which the observations were cut out."""
+    a = AlgorithmConfig(objective=objective, ratio_level=level, kl_coef=0.1)
+    model, batch = TinyLM(), trajectories(7)
+    extra = beside(batch, 7)
+    rows = naive_logprobs(model, batch)
+    width = max(map(len, rows))
+    mask = torch.arange(width) < torch.tensor([len(r) for r in rows])[:, None]
+
+    def padded(values):
+        return torch.zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, values)
+
+    short = Tokens(
+        padded(torch.stack([p for r in rows for p, _ in r])),
+        padded(extra["old"]),
+        padded(torch.stack([h for r in rows for _, h in r])),
+        mask,
+        mask & torch.tensor(batch.trains)[:, None],
+        extra["advantages"][:, None],
+        ref_logprobs=padded(extra["ref"]),
+    )
+    n = int(short.loss_mask.sum())
+    size = LossNormalizer(len(batch), n, LONGEST, num_carrying=n)
+    expected = loss_of(short, a, Coefficients(0.1, 0.0), size).total
+    found = ours(model, batch, packed, a, extra)
+    assert abs(float(found - expected)) <= 1e-9
+    assert (gradient(found, model) - gradient(expected, model)).abs().max() <= 1e-9
+
+
+def test_an_observation_changes_only_what_follows_it_in_its_row():
+    batch = trajectories(3)
+    row, start = next(
+        (i, mask.index(False)) for i, mask in enumerate(batch.actions) if not all(mask)
+    )
+    changed = [list(c) for c in batch.completions]
+    changed[row][start] = (changed[row][start] + 1) % VOCABULARY
+    other = replace(batch, completions=changed)
+    model = TinyLM()
+    before, after = (score_tokens(model, b, 1.0).logprobs for b in (batch, other))
+    moved = before != after
+    assert moved[row].any()
+    assert not moved[:, :start][row].any()
+    moved[row] = False
+    assert not moved.any()
+    assert not after[~batch.completion_mask].any()
+
+
+@pytest.mark.parametrize("tokens", [10, 1000])
+def test_metrics_and_records_of_an_update_leave_observations_out(tokens):
+    batch = trajectories(5)
+    learner = make_learner(train={"micro_batch_tokens": tokens}, kl_coef=0.1)
+    rows = naive_logprobs(learner.model, batch)
+    entropies = [float(h) for row in rows for _, h in row]
+    result = learner.update(batch, torch.ones(len(batch)))
+    assert result.entropy == pytest.approx(sum(entropies) / len(entropies), abs=1e-6)
+    assert (result.ratio_mean, result.ratio_max) == (1.0, 1.0)
+    records = learner.log.records()
+    for record, row, mask in zip(records, rows, batch.actions, strict=True):
+        known = torch.tensor(record.logprobs)
+        assert known.isnan().tolist() == [not acts for acts in mask]
+        expected = torch.stack([p for p, _ in row]).float()
+        torch.testing.assert_close(known[torch.tensor(mask)], expected.detach())
+
+
+def test_a_critic_steps_from_action_to_action():
+    """γλ decays once a token that the policy wrote, not once an observation's token."""
+    values = torch.tensor([[0.5, 9.0, 9.0, 0.25]], dtype=torch.float64)
+    mask = torch.tensor([[True, False, False, True]])
+    found = gae(values, torch.tensor([1.0], dtype=torch.float64), mask, 0.9, 0.5)
+    last = 1 - 0.25
+    first = 0.9 * 0.25 - 0.5 + 0.9 * 0.5 * last
+    torch.testing.assert_close(found, torch.tensor([[first, 0.0, 0.0, last]], dtype=torch.float64))

@@ -1,0 +1,60 @@
+"""The turns of a completion in an environment, in the store and its exports."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+
+from grpo_core.config import RunConfig
+from grpo_core.store import Store
+from grpo_core.store.export import export_rollouts_jsonl
+from grpo_core.store.recorder import Recorder
+from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, Turn, TurnRole
+
+TURNS = (
+    Turn(TurnRole.ACTION, "<tool>3*4</tool>", 0, 5),
+    Turn(TurnRole.OBSERVATION, "12", 5, 3, "calculate", '{"expression": "3*4"}', "", 0.25),
+    Turn(TurnRole.OBSERVATION, "error", 8, 0, "calculate", "3*", "it is \ud800 not", None),
+    Turn(TurnRole.ACTION, "12", 8, 2),
+)
+
+
+def groups(step: int) -> GroupsScored:
+    with_turns = Rollout(Completion("all of it", "stop", 7, TURNS, "12"))
+    plain = Rollout(Completion("12", "stop", 1))
+    prompt = Prompt("p", "3*4", "12", "products")
+    return GroupsScored(step, (Group(prompt, (plain, with_turns), None, None, "unscored"),))
+
+
+def test_turns_come_back_as_they_were(store: Store) -> None:
+    run_id = store.create_run(RunConfig(), "r")
+    with Recorder(store, run_id) as record:
+        record(groups(1))
+        record(groups(1))  # again, as a resumed run does
+    [group] = store.iter_groups(run_id)
+    plain, with_turns = group.rollouts
+    assert plain.turns == ()
+    expected = [asdict(t) for t in TURNS]
+    found = [asdict(t) for t in with_turns.turns]
+    expected[2]["error"] = found[2]["error"]
+    assert found == expected
+    assert "\ud800" not in found[2]["error"]
+    assert with_turns.num_tokens == 7
+
+
+def test_an_export_has_the_turns(store: Store) -> None:
+    run_id = store.create_run(RunConfig(), "r")
+    with Recorder(store, run_id) as record:
+        record(groups(1))
+    out = io.StringIO()
+    export_rollouts_jsonl(store, run_id, out)
+    plain, with_turns = map(json.loads, out.getvalue().splitlines())
+    assert plain["turns"] == []
+    assert [t["role"] for t in with_turns["turns"]] == [
+        "action",
+        "observation",
+        "observation",
+        "action",
+    ]
+    assert with_turns["turns"][1]["arguments"] == '{"expression": "3*4"}'
