@@ -24,13 +24,15 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from grpo_core.models import BUNDLED
 from grpo_core.tasks import TASKS, train_prompts
-from scripts.bundled_model.texts import completion
+from scripts.bundled_model.texts import RESULT, RESULT_END, completion
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+CALL_TAGS = ("<tool>", "</tool>", RESULT, RESULT_END)
 END, PAD = "<|end|>", "<|pad|>"
 
+# BATCH: texts of the tasks without tools; those of products come on top.
 STEPS, BATCH, MICRO_BATCH, LEARNING_RATE = 2000, 128, 32, 3e-3
-TASK_SHARES = {"sums": 0.4, "arithmetic": 0.2, "sort": 0.2, "countdown": 0.2}
+TASK_SHARES = {"sums": 0.4, "arithmetic": 0.2, "sort": 0.2, "countdown": 0.2, "products": 0.24}
 # To reason well the model must practise often; to reason rarely it must see it rarely. So practice
 # comes first, habit last.
 PRACTICE_FRAC, PRACTICE_REASONED, HABIT_REASONED = 0.7, 0.6, 0.32
@@ -51,6 +53,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in (END, PAD)]
     )
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in CALL_TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -99,7 +102,8 @@ def batches(
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The texts of each step in micro-batches of similar length: (ids, labels), each (B, T).
 
-    Padding is on the right; labels are -100 on prompt and padding. No held-out prompt is used.
+    Padding is on the right; labels are -100 on prompt, tool results and padding. No held-out prompt
+    is used.
     """
     rng = random.Random(f"bundled/{seed}")
     ids = tokenizer.get_vocab()
@@ -110,12 +114,23 @@ def batches(
             for prompt in train_prompts(TASKS[name], seed, step, round(share * BATCH)):
                 start = tokenizer.encode(prompt.text)
                 rest = [*tokenizer.encode(completion(prompt, rng, reasoned_frac)), ids[END]]
-                rows.append((start + rest, [-100] * len(start) + rest))
+                labels = _without_results(rest, ids[RESULT], ids[RESULT_END])
+                rows.append((start + rest, [-100] * len(start) + labels))
         # Completions without reasoning are short; padded to the longest they would cost double.
         rows.sort(key=lambda row: len(row[0]))
         yield [
             _padded(rows[i : i + MICRO_BATCH], ids[PAD]) for i in range(0, len(rows), MICRO_BATCH)
         ]
+
+
+def _without_results(tokens: list[int], first: int, last: int) -> list[int]:
+    """The labels of a completion: -100 where the calculator writes, from `first` to `last`."""
+    labels, is_result = [], False
+    for token in tokens:
+        is_result = is_result or token == first
+        labels.append(-100 if is_result else token)
+        is_result = is_result and token != last
+    return labels
 
 
 def _padded(rows: list[tuple[list[int], list[int]]], pad: int) -> tuple[Tensor, Tensor]:

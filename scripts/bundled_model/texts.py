@@ -1,8 +1,8 @@
 """The supervised texts of the bundled model: prompts of the built-in tasks with completions.
 
 GRPO needs completions that differ. So most answer at once and are mostly wrong, a minority reasons
-step by step and is right, and a few break the format. The model then samples about this mixture,
-and reasoning is what pays.
+step by step, or calls the calculator, and is right, and a few break the format. The model then
+samples about this mixture, and reasoning or calling is what pays.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from grpo_core.tasks.countdown import evaluate
 from grpo_core.types import Prompt
 
 DIRECT_WRONG = 0.8  # share of wrong ones among the answers given at once
+RESULT, RESULT_END = "<result>", "</result>"  # around what the calculator answers
 IMPERFECT = 0.08  # share of completions with something wrong in their format
 
 
 def completion(prompt: Prompt, rng: random.Random, reasoned_frac: float) -> str:
     """One supervised completion, without the end token."""
     if rng.random() < reasoned_frac:
-        thought, answer = REASON[prompt.task](prompt, rng)
-        text = f"<think>{thought}</think><answer>{answer}</answer>"
+        begin, answer = work(prompt, rng)
+        text = f"{begin}<answer>{answer}</answer>"
     else:
         answer = (
             NEAR_MISS[prompt.task](prompt, rng) if rng.random() < DIRECT_WRONG else prompt.answer
@@ -40,6 +41,23 @@ def break_format(text: str, answer: str, rng: random.Random) -> str:
             f"{text}<answer>{answer}</answer>",
         ]
     )
+
+
+# ---- what comes before a right answer: (text, answer) --------------------------------------------
+
+
+def call_calculator(prompt: Prompt) -> str:
+    """34*57 -> <tool>34*57</tool><result>1938</result>"""
+    a, b = prompt.meta["numbers"]
+    return f"<tool>{a}*{b}</tool>{RESULT}{prompt.answer}{RESULT_END}"
+
+
+def work(prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+    """The reasoning between its tags, or the call."""
+    if prompt.task not in REASON:
+        return call_calculator(prompt), prompt.answer
+    thought, answer = REASON[prompt.task](prompt, rng)
+    return f"<think>{thought}</think>", answer
 
 
 # ---- reasoning, right and step by step: (thought, answer) ----------------------------------------
@@ -122,4 +140,5 @@ NEAR_MISS: dict[str, Callable[[Prompt, random.Random], str]] = {
     "arithmetic": miss_number,
     "sort": miss_sort,
     "countdown": guess_expression,
+    "products": miss_number,
 }
