@@ -24,7 +24,7 @@ from grpo_core.store import Store
 ROOT = Path(__file__).parents[1]
 EXACT = ("loss", "kl", "reward_mean", "entropy", "grad_norm", "completion_tokens_mean")
 HEAD = (
-    "| task | seed | held-out before (95 %) | after (95 %) | points | reasons | tokens "
+    "| task | seed | held-out before (95 %) | after (95 %) | points | reasons or calls | tokens "
     "| training s | run s |\n|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -52,12 +52,13 @@ def line(store: Store, run_id: str, task: str, seed: int) -> str:
         return before, after
 
     accuracy, low, high = ends("accuracy"), ends("accuracy_low"), ends("accuracy_high")
-    reasons, tokens = ends("reasoning"), ends("completion_tokens")
+    tokens = ends("completion_tokens")
+    works = ends("tool_use" if "heldout/tool_use" in metrics else "reasoning")
     intervals = [f"{accuracy[i]:.1%} ({low[i]:.1%}–{high[i]:.1%})" for i in (0, 1)]
     training_seconds = sum(s["step_seconds"] for s in store.steps(run_id))
     return (
         f"| {task} | {seed} | {intervals[0]} | {intervals[1]} | "
-        f"{(accuracy[1] - accuracy[0]) * 100:+.1f} | {reasons[0]:.1%} → {reasons[1]:.1%} | "
+        f"{(accuracy[1] - accuracy[0]) * 100:+.1f} | {works[0]:.1%} → {works[1]:.1%} | "
         f"{tokens[0]:.1f} → {tokens[1]:.1f} | {training_seconds:.0f} | "
         f"{run.duration_seconds:.0f} |"
     )

@@ -52,12 +52,14 @@ def eval_metrics(
 
     accuracy is the share that reaches the rubric's outcome criterion, pass@1, with its 95 %
     interval: Wilson's for one completion a prompt, over prompts for several. With several there is
-    pass@k for k = 2, 4, … too.
+    pass@k for k = 2, 4, … too. tool_use: the share that calls a tool.
     """
     size = len(scored) // len(prompts)
     results = {name: mean(r.scores[name] for r in scored) for name in rubric.weights}
     results["reward"] = mean(r.reward for r in scored)
     results["completion_tokens"] = mean(r.completion.num_tokens for r in scored)
+    if any(r.completion.turns for r in scored):
+        results["tool_use"] = mean(r.completion.calls_tools for r in scored)
     if rubric.outcome:
         outcomes = [r.scores[rubric.outcome] for r in scored]
         by_prompt = [

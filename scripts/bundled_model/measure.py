@@ -120,4 +120,6 @@ def print_table(folder: Path, seed: int) -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, task in TASKS.items():
+        if task.environment:  # see docs/measurements.md: only a run has its tools
+            continue
         print(table_row(name, sample_heldout(model, tokenizer, task)), flush=True)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import grpo_core.models.bundled as bundled
 from grpo_core.tasks import TASKS, extract_answer, train_prompts
 from grpo_core.types import Prompt
+from scripts.bundled_model.make import CALL_TAGS, TAGS
 from scripts.bundled_model.measure import Sampled, accuracy_interval, sample_heldout
 from scripts.bundled_model.texts import REASON, completion, work
 
@@ -40,8 +41,8 @@ def test_the_model_is_small_enough_to_ship(model):
 
 
 def test_model_and_tokenizer_agree_on_their_vocabulary_and_end(model, tokenizer):
-    # 256 bytes + 4 tags + end + pad = 262
-    assert model.config.vocab_size == len(tokenizer) == 262
+    # 256 bytes + 4 tags + end + pad + 4 tags of calls = 266
+    assert model.config.vocab_size == len(tokenizer) == 266
     assert tokenizer.eos_token == "<|end|>"
     assert tokenizer.pad_token == "<|pad|>"
     assert (
@@ -51,7 +52,7 @@ def test_model_and_tokenizer_agree_on_their_vocabulary_and_end(model, tokenizer)
     assert tokenizer.chat_template is None
 
 
-@pytest.mark.parametrize("tag", ["<think>", "</think>", "<answer>", "</answer>"])
+@pytest.mark.parametrize("tag", [*TAGS, *CALL_TAGS])
 def test_a_tag_is_one_token_and_survives_decoding(tokenizer, tag):
     ids = tokenizer.encode(f"a{tag}b<|end|>")
     assert len(ids) == 4
