@@ -18,7 +18,7 @@ from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import StepCompleted
 
-ROWS = 262  # of the tiny model's embedding table
+ROWS = 266  # of the tiny model's embedding table
 
 
 def add_tokens(folder: Path, **tokens) -> None:
@@ -83,7 +83,7 @@ def test_an_end_token_beyond_the_table_is_refused(folder):
     (folder / "generation_config.json").unlink()
     add_tokens(folder, eos_token="[END]")
     change_json(folder / "config.json", eos_token_id=ROWS)
-    with pytest.raises(InvalidConfig, match=r"end token has the id 262.* 262 rows"):
+    with pytest.raises(InvalidConfig, match=r"end token has the id 266.* 266 rows"):
         load(folder)
 
 
@@ -104,7 +104,7 @@ def test_a_begin_token_beyond_the_table_is_refused(folder):
         "special_tokens": {"[BEGIN]": {"id": "[BEGIN]", "ids": [ROWS], "tokens": ["[BEGIN]"]}},
     }
     change_json(folder / "tokenizer.json", post_processor=processor)
-    with pytest.raises(InvalidConfig, match=r"writes '\[BEGIN\]' with the id 262") as caught:
+    with pytest.raises(InvalidConfig, match=r"writes '\[BEGIN\]' with the id 266") as caught:
         load(folder)
     assert caught.value.problems[0].field == "model.name"
 
@@ -113,7 +113,7 @@ def test_a_template_that_writes_an_unknown_token_is_refused(folder):
     add_tokens(folder, additional_special_tokens=["<|user|>"])
     policy = load(folder)
     ids = policy.tokenizer("<|user|>2+2")["input_ids"]
-    with pytest.raises(InvalidConfig, match=r"writes '<\|user\|>' with the id 262"):
+    with pytest.raises(InvalidConfig, match=r"writes '<\|user\|>' with the id 266"):
         sample(policy, [[5], ids])
 
 

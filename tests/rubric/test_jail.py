@@ -35,7 +35,7 @@ HEADERS = {
 LOCK_UP = """
 import ctypes, json, os, sys
 from grpo_core.rubric.sandbox import jail
-from grpo_core.rubric.sandbox.plugin_child import LIBRARIES
+from grpo_core.rubric.sandbox.locked_file import LIBRARIES
 file, folder = sys.argv[1], os.path.dirname(sys.argv[1])
 parent = os.getppid()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -394,7 +394,7 @@ print(json.dumps(failed))
 @pytest.mark.slow
 def test_large_libraries_work_in_the_jail(file):
     code = """
-import tempfile; tempfile.tempdir = "/tmp"  # as plugin_child.py does
+import tempfile; tempfile.tempdir = "/tmp"  # as locked_file.py does
 import numpy, pandas, sympy
 assert numpy.linalg.inv(numpy.eye(200) * 2).sum() == 100
 assert pandas.DataFrame({"a": [1, 3]}).a.mean() == 2

@@ -321,6 +321,7 @@ MULTIPLY_WORK = {
 # Whole numbers of formulas, of memory, of the disk (which has its own limit), of rows read.
 OTHERS = {
     "model.lora_rank",
+    "rollout.max_turns",  # of completions whose tokens count, observations among them
     "task.max_rows",
     "algorithm.kl_horizon",
     "algorithm.ref_every",
