@@ -212,6 +212,7 @@ def script_child(path: Path) -> Child:
 def _child(arguments: Sequence[str]) -> Child:
     root = str(Path(__file__).parents[1])
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}
+    environment["PYTHONHASHSEED"] = "0"  # sets have the same order in a run and its resume
     return Child(arguments, environment, root)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_core.child_process import one_line
+from grpo_core.child_process import finite_number, one_line
 
 MAX_WRITTEN = 2_000  # characters of a call that are kept where it does not parse
 
@@ -92,16 +92,15 @@ def calls_of_message(message: Mapping[str, Any], schemas: Schemas) -> Parsed:
 
 def arguments_as_text(call: ToolCall) -> str:
     """What is recorded: the arguments as JSON, or the call as it was written."""
-    if call.error:
-        return call.written
-    return json.dumps(call.arguments, ensure_ascii=False)
+    text = call.written if call.error else json.dumps(call.arguments, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()  # JSON can state half a surrogate pair
 
 
 def _of_text(tool: str, parameter: str, text: str, kind: Any) -> ToolCall:
     """A call with one argument, converted to the type of its parameter."""
     if kind in ("integer", "number", "boolean"):
         try:
-            value = json.loads(text)
+            value = _json(text)
         except (ValueError, RecursionError):
             return ToolCall(tool, {}, text[:MAX_WRITTEN], f"{parameter} is not a JSON {kind}")
     else:
@@ -111,7 +110,7 @@ def _of_text(tool: str, parameter: str, text: str, kind: Any) -> ToolCall:
 
 def _of_json(text: str, schemas: Schemas, names: Sequence[str]) -> ToolCall:
     try:
-        data = json.loads(text.strip())
+        data = _json(text.strip())
     except (ValueError, RecursionError) as error:
         return _unread(text, f"it is not JSON ({error})")
     return _checked(data, names, text, schemas)
@@ -130,7 +129,7 @@ def _checked(data: Any, names: Sequence[str], text: str, schemas: Schemas) -> To
     arguments = next((data[name] for name in names if name in data), {})
     if isinstance(arguments, str):  # some templates write them as text
         try:
-            arguments = json.loads(arguments)
+            arguments = _json(arguments)
         except (ValueError, RecursionError):
             arguments = None
     if not isinstance(arguments, Mapping):
@@ -143,6 +142,11 @@ def _checked(data: Any, names: Sequence[str], text: str, schemas: Schemas) -> To
     if missing:
         return ToolCall(tool, {}, text[:MAX_WRITTEN], f"it lacks {', '.join(missing)}")
     return ToolCall(tool, dict(arguments), text[:MAX_WRITTEN])
+
+
+def _json(text: str) -> Any:
+    """Raises ValueError or RecursionError; a number that is not finite is no JSON."""
+    return json.loads(text, parse_constant=finite_number, parse_float=finite_number)
 
 
 def _unread(text: str, why: str) -> ToolCall:

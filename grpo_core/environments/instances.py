@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, Self
 from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, one_line
 from grpo_core.environments.registry import Environment, worker
 
-# A call that only waits keeps its process busy, so there are more processes than cores.
-MAX_WORKERS = 8
-WORKERS = max(2, min(MAX_WORKERS, os.cpu_count() or 1))
+# A call that only waits keeps its process busy, so a small machine has more processes than cores.
+WORKERS = max(4, min(8, os.cpu_count() or 1))
 LOOK_SECONDS = 0.1  # between two looks whether the run is to stop
 
 
@@ -43,15 +42,16 @@ class _Instance:
     row: dict[str, Any]
     seed: int
     process: int = -1  # the process, counted, in which it lives
-    calls: list[Call] = field(default_factory=list)  # those that were answered
+    calls: list[Call] = field(default_factory=list)  # those that came to an end
 
 
 class Instances:
     """The instances of one environment. Each call has its own time limit.
 
     A tool that cannot be interrupted costs its process. The others of that process are then made
-    again when they are next used: reset, and their answered calls in order. So a rollout whose tool
-    hangs does not change its siblings, which it is compared with.
+    again when they are next used: reset, and their calls that came to an end, in order. So a
+    rollout whose tool hangs does not change its siblings, which it is compared with. A call that
+    was cut off has no effect: its own instance is made again without it.
     """
 
     def __init__(
@@ -157,23 +157,31 @@ class _Worker:
     def reset(self, number: int) -> Answer:
         instance = self.instances[number]
         answer = self._ask("reset", [number, self._name, instance.row, instance.seed])
-        if not answer.error:
-            instance.process = self._process
+        instance.process = -1 if answer.error else self._process
         return answer
 
     def call(self, call: Call) -> Answer:
         if (problem := self._made_again(call.instance)) is not None:
             return problem
+        instance = self.instances[call.instance]
         answer = self._ask("call", [call.instance, call.tool, dict(call.arguments), call.seed])
-        if not answer.error:
-            self.instances[call.instance].calls.append(call)
+        if self._is_whole(instance, answer):
+            instance.calls.append(call)
         return answer
 
     def reward(self, number: int) -> Answer:
-        return self._made_again(number) or self._ask("reward", [number])
+        seed = self.instances[number].seed
+        return self._made_again(number) or self._ask("reward", [number, seed])
+
+    def _is_whole(self, instance: _Instance, answer: Answer) -> bool:
+        """Whether a call came to an end, if with an error. Else the instance is made again."""
+        if instance.process == self._process and answer.seconds < self._seconds:
+            return True
+        instance.process = -1
+        return False
 
     def _made_again(self, number: int) -> Answer | None:
-        """Make an instance again if its process is gone; why that failed, else None."""
+        """Make an instance again if it is not as its calls left it; why that failed, else None."""
         instance = self.instances[number]
         if instance.process == self._process:
             return None
@@ -181,7 +189,10 @@ class _Worker:
         if started.error:
             return started._replace(value=None, error=f"the environment: {started.error}")
         for call in instance.calls:
-            self._ask("call", [number, call.tool, dict(call.arguments), call.seed])
+            answer = self._ask("call", [number, call.tool, dict(call.arguments), call.seed])
+            if not self._is_whole(instance, answer):
+                problem = answer.error or "it took too long"
+                return answer._replace(value=None, error=f"the environment: {problem}")
         return None
 
     def _ask(self, do: str, arguments: list[Any]) -> Answer:

@@ -1,37 +1,43 @@
 """The process that holds the instances of an environment; started as a module with its file.
 
 It locks itself up before the first line of the file runs, as the process of a plug-in file does.
-Its instances share the process: one that changes a module changes it for all.
+Its instances share the process and its libraries. Each has the file's names for itself: the file
+runs anew for it. A function of a library that an instance replaces is put back.
 """
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import inspect
 import math
 import os
 import random
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from grpo_core.child_process import NoValue, serve
 from grpo_core.rubric.sandbox.locked_file import LockedFile
 
-MAX_MEMORY = 4 << 30
+MAX_MEMORY = 2 << 30
 MAX_RESULT_CHARS = 20_000  # of a tool's result; a longer one is an error
 MODULE = "environments"
 REFUSED = "An environment cannot write files, use the network or start processes"
+# Its numerical libraries use one thread: there are several such processes.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 class Worker:
     """An environment file and the instances made of its classes, by a number."""
 
     def __init__(self, path: str) -> None:
-        self._file = LockedFile(path, REFUSED)
+        self._file = LockedFile(path, REFUSED, ONE_THREAD)
         self._classes: dict[str, type] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
         self._instances: dict[int, Any] = {}
+        self._libraries: dict[types.ModuleType, dict[str, Any]] = {}  # their functions and classes
 
     def load(self, seconds: float) -> None:
         """Lock up this process, then run the file. Raises NoValue, which says why it failed."""
@@ -45,6 +51,11 @@ class Worker:
         self._classes = {n: c for n, c in classes.items() if callable(getattr(c, "reset", None))}
         if not self._classes:
             self._functions = {n: f for n, f in own.items() if inspect.isfunction(f)}
+        imported = [v for v in vars(module).values() if isinstance(v, types.ModuleType)]
+        for library in (builtins, *imported):
+            self._libraries[library] = {
+                n: v for n, v in vars(library).items() if not n.startswith("_") and callable(v)
+            }
 
     def describe(self, functions_name: str) -> dict[str, Any]:
         """The environments of the file: their tools as JSON Schema, and whether they give a reward.
@@ -74,30 +85,44 @@ class Worker:
     def reset(self, number: int, name: str, row: dict[str, Any], seed: int) -> str | None:
         """Make an instance; what is added to its prompt."""
         _seed(seed)
-        if name not in self._classes:  # plain functions have no state
-            self._instances[number] = None
-            return None
         self._instances.pop(number, None)
-        instance = self._file.call(self._classes[name], {})
-        text = self._file.call(instance.reset, row)
-        self._instances[number] = instance
+        module = self._run(self._file.run, {"module_name": MODULE})
+        instance, text = module, None
+        if name in self._classes:
+            instance = self._run(getattr(module, name), {})
+            text = self._run(instance.reset, row)
         if text is not None and not isinstance(text, str):
             raise NoValue(f"reset returned {type(text).__name__}, not a text or None")
+        self._instances[number] = instance
         return None if text is None else _bounded(text)
 
     def call(self, number: int, tool: str, arguments: dict[str, Any], seed: int) -> str:
         """What a tool of an instance answers."""
         _seed(seed)
-        instance = self._instances[number]
-        function = self._functions[tool] if instance is None else getattr(instance, tool)
-        value = self._file.call(function, arguments)
-        return _bounded(
-            value if isinstance(value, str) else self._file.call(str, {"object": value})
-        )
+        value = self._run(getattr(self._instances[number], tool), arguments)
+        return _bounded(value if isinstance(value, str) else self._run(str, {"object": value}))
 
-    def reward(self, number: int) -> float:
+    def _run(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """What a function of the file returns. Raises NoValue, also if it replaced a library's."""
+        try:
+            return self._file.call(function, arguments)
+        finally:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """Undo what was replaced in a library, which other instances use too."""
+        for library, known in self._libraries.items():
+            names = vars(library)
+            replaced = [n for n, value in known.items() if names.get(n) is not value]
+            if replaced:
+                names.update(known)
+                name = f"{library.__name__}.{replaced[0]}"
+                raise NoValue(f"it replaced {name}, which others use. That was undone")
+
+    def reward(self, number: int, seed: int) -> float:
         """What the instance's get_reward returns."""
-        value = self._file.call(self._instances[number].get_reward, {})
+        _seed(seed)
+        value = self._run(self._instances[number].get_reward, {})
         try:
             reward = float(value)
         except (TypeError, ValueError, OverflowError):
@@ -138,7 +163,7 @@ def main(path: str, seconds: float, describes: bool) -> None:
     """
     if describes:
         # A thread from before the lock would stay outside it, so there may be none.
-        os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+        os.environ.update(ONE_THREAD)
         importlib.import_module("transformers.utils.chat_template_utils")
     worker = Worker(path)
     functions: Mapping[str, Callable[..., Any]] = {

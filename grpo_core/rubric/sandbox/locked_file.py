@@ -11,7 +11,7 @@ import sys
 import tempfile
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,19 @@ LIBRARIES = (
 class LockedFile:
     """A file that runs in this process, and the reasons for its errors.
 
-    refused: a sentence that says what such a file cannot do.
+    refused: a sentence that says what such a file cannot do. variables: its whole environment.
     """
 
-    def __init__(self, path: str, refused: str) -> None:
-        self.path, self._refused = path, refused
+    def __init__(self, path: str, refused: str, variables: Mapping[str, str] = {}) -> None:
+        self.path, self._refused, self._variables = path, refused, variables
         # Names of the files beside it, which it cannot import; `reason` says so.
         self._siblings = {p.stem for p in Path(path).parent.glob("*.py")}
+        self._code: types.CodeType | None = None
 
     def load(self, module_name: str, seconds: float, memory: int) -> types.ModuleType:
         """Lock up this process, then run the file. Raises NoValue, which says why it failed."""
         os.environ.clear()
+        os.environ.update(self._variables)
         tempfile.tempdir = "/tmp"  # some libraries look for a folder to write to, at import
         socket.socketpair = _pipe_pair  # asyncio wakes its loop with one
         sys.dont_write_bytecode = True
@@ -53,16 +55,22 @@ class LockedFile:
         except NoJail as error:
             raise NoValue(str(error)) from None
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        module = types.ModuleType(module_name)
-        module.__file__ = self.path
-        sys.modules[module_name] = module  # dataclasses look up their module there
         try:
-            source = Path(self.path).read_bytes()
-            exec(compile(source, self.path, "exec", dont_inherit=True), module.__dict__)
+            return self.run(module_name)
         except BaseException as error:
             raise NoValue(self.reason(error)) from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def run(self, module_name: str) -> types.ModuleType:
+        """The file as a new module, whose names no other has. Raises whatever the file raises."""
+        module = types.ModuleType(module_name)
+        module.__file__ = self.path
+        sys.modules[module_name] = module  # dataclasses look up their module there
+        if self._code is None:
+            source = Path(self.path).read_bytes()
+            self._code = compile(source, self.path, "exec", dont_inherit=True)
+        exec(self._code, module.__dict__)
         return module
 
     def call(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
