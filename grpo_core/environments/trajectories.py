@@ -21,8 +21,9 @@ from grpo_core.models import Policy
 from grpo_core.rollout import (
     SamplingHooks,
     SamplingParams,
+    TurnSampler,
     random_numbers,
-    sample_with,
+    sampling,
 )
 from grpo_core.rubric.sandbox.plugins import columns, messages_of
 from grpo_core.types import Completion, Prompt, Rollout, Turn, TurnRole
@@ -144,8 +145,8 @@ def sample_trajectories(
     among them. The random number of a token depends on its row and place alone.
     """
     uniforms = random_numbers(len(prompts), params, generator)  # (P, G, T)
-    play = _Play(policy, prompts, params, world, hooks, uniforms)
-    rollouts = play.run()
+    with sampling(policy, uniforms.numel()):
+        rollouts = _Play(policy, prompts, params, world, hooks, uniforms).run()
     return _with_rewards(world.instances, rollouts)
 
 
@@ -162,15 +163,21 @@ class _Play:
         uniforms: Tensor,
     ) -> None:
         self._policy, self._world = policy, world
-        self._params = replace(params, stop=world.chat.stop)
-        self._hooks, self._uniforms = hooks, uniforms
+        self._params, self._hooks = params, hooks
+        self._sampler = TurnSampler(
+            policy,
+            [ids for _, ids in prompts],
+            replace(params, stop=world.chat.stop),
+            uniforms,
+            SamplingHooks(hooks.check_interrupt),
+        )
         self._rows = [
             _Trajectory(ids, f"{key}/{g}") for key, ids in prompts for g in range(params.group_size)
         ]
         self._reported: set[int] = set()
 
     def run(self) -> list[Rollout]:
-        actions = self._first_actions()
+        actions = self._sampler.first()
         live = list(range(len(self._rows)))
         for turn in range(1, self._world.max_turns + 1):
             calling = self._act(live, actions)
@@ -178,44 +185,10 @@ class _Play:
             self._report(live)
             if not live:
                 break
-            actions = self._next_actions(live)
+            texts = [self._rows[i].before for i in live]
+            room = [self._params.max_new_tokens - len(self._rows[i].ids) for i in live]
+            actions = self._sampler.next(live, texts, room)
         return [self._rollout(row) for row in self._rows]
-
-    def _first_actions(self) -> list[Rollout]:
-        """Siblings share their prompt, which is read once."""
-        prompts = [row.prompt_ids for row in self._rows[:: self._params.group_size]]
-        return self._sample(prompts, self._params, self._uniforms)
-
-    def _next_actions(self, live: Sequence[int]) -> list[Rollout]:
-        """The next actions of these rows, each cut where its trajectory is full."""
-        most = self._params.max_new_tokens
-        left = [most - len(self._rows[i].ids) for i in live]
-        params = replace(self._params, group_size=1, max_new_tokens=max(left))
-        uniforms = self._uniforms.new_zeros(len(live), 1, max(left))
-        for k, i in enumerate(live):
-            p, g = divmod(i, self._params.group_size)
-            uniforms[k, 0, : left[k]] = self._uniforms[p, g, most - left[k] :]
-        sampled = self._sample([self._rows[i].before for i in live], params, uniforms)
-        return [self._shortened(r, n) for r, n in zip(sampled, left, strict=True)]
-
-    def _sample(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, uniforms: Tensor
-    ) -> list[Rollout]:
-        hooks = SamplingHooks(self._hooks.check_interrupt)
-        return sample_with(self._policy, prompts, params, uniforms, hooks)
-
-    def _shortened(self, action: Rollout, most: int) -> Rollout:
-        ids = action.completion_ids
-        if len(ids) <= most:
-            return action
-        text = self._policy.opening(action.prompt_ids) + self._policy.decode(ids[:most])
-        logprobs = action.sampling_logprobs
-        return replace(
-            action,
-            completion=Completion(text, "length", most),
-            completion_ids=ids[:most],
-            sampling_logprobs=logprobs and logprobs[:most],
-        )
 
     def _act(self, live: Sequence[int], actions: Sequence[Rollout]) -> dict[int, list[ToolCall]]:
         """Add the actions to their rows; the calls of each row that calls."""

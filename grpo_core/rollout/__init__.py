@@ -8,14 +8,18 @@ from grpo_core.rollout.sample import (
     random_numbers,
     sample_groups,
     sample_with,
+    sampling,
 )
+from grpo_core.rollout.turns import TurnSampler
 
 __all__ = [
     "OnGroupDone",
     "OnLook",
     "SamplingHooks",
     "SamplingParams",
+    "TurnSampler",
     "random_numbers",
     "sample_groups",
     "sample_with",
+    "sampling",
 ]

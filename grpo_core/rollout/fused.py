@@ -23,6 +23,7 @@ from grpo_core.models.decoder import (
 )
 from grpo_core.models.fused_layers import FusedLayer, fuse_layer
 from grpo_core.models.products import one_core_below, prepared_linear
+from grpo_core.rollout.kept_caches import Caches, Move, Part, parked
 
 # Tokens up to which copying a prompt to each of its rows costs less than keeping it apart.
 SHORT = 64
@@ -52,6 +53,7 @@ class GrowingCaches:
 
     moves_at = 0.75
     is_fixed = False
+    keeps_ended = False  # rows that leave keep their caches, for `go_on`
     _place: Tensor  # (b,) position of the next token
 
     def __init__(self, policy: Policy, family: FusedDecoder):
@@ -76,7 +78,8 @@ class GrowingCaches:
         self._written = 0 if shares else width  # of each row's own cache
         # Of each layer: shared keys (P·K, d, L) and values (P·K, L, d) of the prompts.
         self._prompt: list[tuple[Tensor, Tensor]] = []
-        self._own: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, (b, K, T, d)
+        self._own: Caches = []
+        self._left: list[Part] = []  # of rows that left
 
         def keeping(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             kv_heads, head_dim = k.shape[2:]
@@ -101,22 +104,92 @@ class GrowingCaches:
 
         last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
         self._num_prompts, self._group_size, self._shares = num_prompts, group_size, shares
-        # (b, L): masks the padding of a row's prompt; None: no padding.
-        self._hidden = (
-            additive(mask.bool(), dtype).repeat_interleave(group_size, 0)
-            if bool((mask == 0).any())
-            else None
-        )
+        self._prompt_lengths = mask.sum(1).repeat_interleave(group_size)  # (B,)
+        # The first columns of a row's own cache that it does not use.
+        self._first = [0] * num_rows
+        # (B, L), (b, L) and (b, …): mask the padding of a row's prompt; None: no padding.
+        self._all_prompt_hidden = self._prompt_hidden = self._own_hidden = None
+        if bool((mask == 0).any()):
+            hidden = additive(mask.bool(), dtype).repeat_interleave(group_size, 0)
+            if shares:
+                self._all_prompt_hidden = self._prompt_hidden = hidden
+            else:
+                self._own_hidden = hidden
+                self._first = (width - self._prompt_lengths).tolist()
         self._alive = torch.arange(num_rows, device=ids.device)
-        self._place = mask.sum(1).repeat_interleave(group_size)  # (b,)
+        self._place = self._prompt_lengths.clone()
         self._layers = [fuse_layer(layer, num_rows) for layer in self._family.body.layers]
-        where = torch.arange(width + max_new_tokens, device=ids.device)[None]
+        # A full row is decoded until the others are: its places go on, though nobody reads them.
+        places = width + max_new_tokens * (2 if self.keeps_ended else 1)
+        where = torch.arange(places, device=ids.device)[None]
         self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[
             :, 0, :, : self._family.head_dim // 2
-        ]  # (2, L + T, d/2)
+        ]  # (2, places, d/2)
         if type(self._head) is torch.nn.Linear:
             self._to_logits = prepared_linear(self._head.weight, self._head.bias, num_rows)
         return self._to_logits(last).repeat_interleave(group_size, 0)
+
+    def go_on(
+        self,
+        rows: Sequence[int],
+        used: Sequence[int],
+        new: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> Tensor:
+        """Read more tokens of these rows, of all that were read first; the others end.
+
+        used: own tokens of each row in the caches. Returns logits (b, V) of the next tokens.
+        """
+        device, dtype = self._place.device, self._head.weight.dtype
+        index, size = torch.tensor(rows, device=device), self._group_size
+        prompts = self._prompt_lengths[index]  # (b,)
+        own = [u if self._shares else u + n for u, n in zip(used, prompts.tolist(), strict=True)]
+        move = Move(rows, [self._first[i] for i in rows], own, [*map(len, new)])
+        caches = move.apply([*self._left, Part(self._alive.tolist(), self._own)], max_new_tokens)
+        ids, mask = padded(self._policy, new)  # (b, N)
+        width, count = move.width, ids.shape[1]
+        start = width - torch.tensor(move.totals, device=device)  # (b,) a row's first column in use
+        columns = torch.arange(width, device=device)
+        at = columns[width - count :]
+        sees = (columns >= start[:, None, None]) & (columns <= at[:, None])  # (b, N, width)
+        sees |= columns == at[:, None]  # padding attends to itself
+        to_own = additive(sees, dtype)
+        if self._shares:
+            to_prompt = to_own.new_zeros(len(rows), 1, self._prompt[0][1].shape[1])
+            if self._all_prompt_hidden is not None:
+                self._prompt_hidden = self._all_prompt_hidden[index]
+                to_prompt += self._prompt_hidden[:, None]
+            to_own = torch.cat([to_prompt.expand(-1, count, -1), to_own], 2)
+        attend = masked_attention(to_own[:, None])
+        is_new = mask.bool()[:, None, :, None]
+        group = index // size
+
+        def after(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            read = []
+            for which, t in enumerate((k, v)):
+                cache = caches[layer][which]
+                place = cache[:, :, width - count : width]
+                place.copy_(torch.where(is_new, t.transpose(1, 2), place))
+                read.append(cache[:, :, :width].transpose(1, 2))  # (b, width, K, d)
+            if self._shares:
+                keys, values = self._prompt[layer]
+                heads = k.shape[2]
+                shared = (keys.mT.unflatten(0, (-1, heads)), values.unflatten(0, (-1, heads)))
+                read = [
+                    torch.cat([p[group].transpose(1, 2), t], 1)
+                    for p, t in zip(shared, read, strict=True)
+                ]
+            return attend(layer, q, *read)
+
+        before = prompts + torch.tensor(used, device=device)
+        places = (before[:, None] + positions(mask)).long()
+        last = self._family.states(ids, places, after)[:, -1]  # (b, H)
+        self._own, self._left, self._alive, self._written = caches, [], index, width
+        for i, first in zip(rows, start.tolist(), strict=True):
+            self._first[i] = first
+        self._own_hidden = additive(columns >= start[:, None], dtype) if start.any() else None
+        self._place = before + mask.sum(1)
+        return self._to_logits(last)
 
     def step(self, tokens: Tensor) -> Tensor:
         x = self._family.body.embed_tokens(tokens)  # (b, H)
@@ -166,10 +239,19 @@ class GrowingCaches:
         self._written += 1
 
     def keep(self, rows: Tensor) -> None:
+        if self.keeps_ended:
+            stays = torch.zeros(len(self._alive), dtype=torch.bool, device=rows.device)
+            stays[rows] = True
+            leaves = (~stays).nonzero().flatten()
+            self._left.append(
+                parked(self._own, self._alive[leaves].tolist(), leaves, self._written)
+            )
         self._alive, self._place = self._alive[rows], self._place[rows]
         self._own = [(self._kept(k, rows), self._kept(v, rows)) for k, v in self._own]
-        if self._hidden is not None:
-            self._hidden = self._hidden[rows]
+        if self._prompt_hidden is not None:
+            self._prompt_hidden = self._prompt_hidden[rows]
+        if self._own_hidden is not None:
+            self._own_hidden = self._own_hidden[rows]
 
     def _kept(self, cache: Tensor, rows: Tensor) -> Tensor:
         kept = cache.new_empty(len(rows), *cache.shape[1:])
@@ -189,10 +271,8 @@ class GrowingCaches:
         scores = torch.bmm(
             (q * head_dim**-0.5).view(len(q) * kv_heads, -1, head_dim), keys.flatten(0, 1).mT
         )  # (b·K, R, t)
-        if self._hidden is not None:
-            scores.view(len(q), -1, scores.shape[-1])[..., : self._hidden.shape[1]] += self._hidden[
-                :, None
-            ]
+        if (hidden := self._own_hidden) is not None:
+            scores.view(len(q), -1, scores.shape[-1])[..., : hidden.shape[1]] += hidden[:, None]
         return torch.bmm(self._of_written(scores).softmax(-1), values.flatten(0, 1)).view(
             len(q), -1
         )
@@ -204,9 +284,12 @@ class GrowingCaches:
         kv_heads, head_dim = k.shape[1:]
         q = (q * head_dim**-0.5).view(len(q), kv_heads, -1, head_dim)
         to_prompt = self._rows(torch.bmm(self._grid(q), prompt_keys), kv_heads)
-        if self._hidden is not None:
-            to_prompt = to_prompt + self._hidden[:, None, None]
-        weights = torch.cat([to_prompt, self._of_written(q @ keys.transpose(2, 3))], -1).softmax(-1)
+        if self._prompt_hidden is not None:
+            to_prompt = to_prompt + self._prompt_hidden[:, None, None]
+        to_own = self._of_written(q @ keys.transpose(2, 3))
+        if (hidden := self._own_hidden) is not None:
+            to_own[..., : hidden.shape[1]] += hidden[:, None, None]
+        weights = torch.cat([to_prompt, to_own], -1).softmax(-1)
         on_prompt, on_own = weights.split([to_prompt.shape[-1], keys.shape[2]], -1)
         return (
             self._rows(torch.bmm(self._grid(on_prompt), prompt_values), kv_heads)
@@ -256,6 +339,17 @@ class FixedCaches(GrowingCaches):
         self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
     ) -> Tensor:
         logits = super().read(prompts, group_size, max_new_tokens)
+        self._settle()
+        return logits
+
+    def go_on(
+        self,
+        rows: Sequence[int],
+        used: Sequence[int],
+        new: Sequence[Sequence[int]],
+        max_new_tokens: int,
+    ) -> Tensor:
+        logits = super().go_on(rows, used, new, max_new_tokens)
         self._settle()
         return logits
 

@@ -64,6 +64,8 @@ class OwnForward:
         self._ids = ids  # (b, t), kept up to date where the cache is made anew
         self._mask = mask
         self._place = mask.sum(1, keepdim=True)  # (b, 1): position of the next token
+        # A row that is full is decoded until others are: its places must not leave the table.
+        self._last_place = (self._policy.context or 2**31) - 1
         return out.logits[:, -1]
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class OwnForward:
             logits_to_keep=1,
         )
         self._cache = self._cache_of(out)
-        self._place = self._place + 1
+        self._place = (self._place + 1).clamp(max=self._last_place)
         return out.logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
@@ -205,7 +207,7 @@ class FixedOwnForward(OwnForward):
         )
         logits = out.logits[:, -1]
         self.states = logits.clone()  # drawing changes the logits in place
-        self._place += 1
+        self._place.add_(1).clamp_(max=self._last_place)
         self._at += 1
         return logits
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,7 +19,7 @@ from grpo_core.models.merged_adapters import adapters_merged
 from grpo_core.models.token_ids import FITTING, beyond_table, num_embeddings
 from grpo_core.models.weights import first_not_finite
 from grpo_core.rollout.decode_batches import decode_batches
-from grpo_core.rollout.decoders import decoder
+from grpo_core.rollout.decoders import Decoder, decoder
 from grpo_core.rollout.draw import Rows
 from grpo_core.rollout.steps import records, step_taker
 from grpo_core.rollout.stop_text import StopText
@@ -74,7 +75,8 @@ def sample_groups(
     StudioError if a logit is not finite.
     """
     uniforms = random_numbers(len(prompts), params, generator)
-    return sample_with(policy, prompts, params, uniforms, hooks)
+    with sampling(policy, uniforms.numel()):
+        return sample_with(policy, prompts, params, uniforms, hooks)
 
 
 def random_numbers(num_prompts: int, params: SamplingParams, generator: torch.Generator) -> Tensor:
@@ -86,19 +88,15 @@ def random_numbers(num_prompts: int, params: SamplingParams, generator: torch.Ge
     return torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
 
 
-def sample_with(
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    uniforms: Tensor,
-    hooks: SamplingHooks = SamplingHooks(),
-) -> list[Rollout]:
-    """`sample_groups` with given random numbers, (P, G, T)."""
-    _check_ids(policy, prompts)
-    num_tokens = len(prompts) * params.group_size * params.max_new_tokens
+@contextmanager
+def sampling(policy: Policy, num_tokens: int) -> Iterator[None]:
+    """Within it `sample_with` can be called, for so many tokens in all.
+
+    Raises StudioError if a logit is not finite.
+    """
     try:
         with adapters_merged(policy.model, num_tokens), torch.inference_mode():
-            return _sample(policy, prompts, params, uniforms, hooks)
+            yield
     except _NotFinite:
         # Now the adapters are apart again: merged, a broken one would break the weight below it.
         raise _not_finite(policy) from None
@@ -108,20 +106,27 @@ class _NotFinite(ArithmeticError):
     """Nothing can be drawn from the model's logits."""
 
 
-def _sample(
+def sample_with(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     uniforms: Tensor,
-    hooks: SamplingHooks,
+    hooks: SamplingHooks = SamplingHooks(),
+    limits: Sequence[int] | None = None,
 ) -> list[Rollout]:
-    """`sample_with` in decode batches; one that runs out of memory is split in two."""
+    """`sample_groups` with given random numbers (P, G, T), in decode batches.
+
+    limits: tokens of each prompt's completions at most; None: max_new_tokens. A batch that runs out
+    of memory is split in two.
+    """
+    check_ids(policy, prompts)
     size = params.group_size
     groups: dict[int, list[Rollout]] = {}
     waiting = [*decode_batches(policy, prompts, size, params.max_new_tokens)]
     while waiting:
         members = waiting.pop(0)
-        batch = _DecodeBatch(policy, [prompts[p] for p in members], params, uniforms[members])
+        most = limits and [limits[p] for p in members]
+        batch = DecodeBatch(policy, [prompts[p] for p in members], params, uniforms[members], most)
         done = _for_members(hooks.on_group_done, members)
         try:
             batch.decode(replace(hooks, on_group_done=done))
@@ -142,7 +147,7 @@ def _sample(
     return [rollout for p in range(len(prompts)) for rollout in groups[p]]
 
 
-def _check_ids(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+def check_ids(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
     highest = max((max(ids, default=0) for ids in prompts), default=0)
     if highest >= num_embeddings(policy.model):
         problem = beyond_table(policy.model, policy.tokenizer, highest)
@@ -170,7 +175,7 @@ def _for_members(report: OnGroupDone | None, members: list[int]) -> OnGroupDone 
     return lambda i, siblings: report(members[i], siblings)
 
 
-class _DecodeBatch:
+class DecodeBatch:
     """The B rows of prompts that are decoded together. uniforms (P, G, T), one for each token."""
 
     def __init__(
@@ -179,7 +184,9 @@ class _DecodeBatch:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams,
         uniforms: Tensor,
+        limits: Sequence[int] | None = None,
     ) -> None:
+        """limits: tokens of each prompt's completions at most; None: max_new_tokens."""
         self.policy, self.prompts, self.params = policy, prompts, params
         self.rows = Rows(
             uniforms.flatten(0, 1),
@@ -188,21 +195,29 @@ class _DecodeBatch:
             policy.pad_id,
             params.keep_logprobs,
         )
+        most = limits or [params.max_new_tokens] * len(prompts)
+        self._limits = [n for n in most for _ in range(params.group_size)]  # of each row
         self.reported: dict[int, list[Rollout]] = {}  # groups that `done` was called with
         self._stops = StopText(policy, params.stop, self.rows) if params.stop else None
 
-    def decode(self, hooks: SamplingHooks) -> None:
-        """Sample until every row has ended or is full.
+    def decode(self, hooks: SamplingHooks, source: Decoder | None = None) -> None:
+        """Sample until every row has ended or is full. source: a decoder to use; None: a new one.
 
         hooks.on_group_done: called with the index of each group in this batch.
         """
-        check_interrupt, done = hooks.check_interrupt, hooks.on_group_done
-        params, rows, model = self.params, self.rows, self.policy.model
-        longest = max(map(len, self.prompts)) + params.max_new_tokens
-        source = decoder(self.policy, longest, records(self.policy))
+        check_interrupt, params = hooks.check_interrupt, self.params
+        if source is None:
+            longest = max(map(len, self.prompts)) + params.max_new_tokens
+            source = decoder(self.policy, longest, records(self.policy))
         check_interrupt()
         logits = source.read(self.prompts, params.group_size, params.max_new_tokens)  # (B, V)
         check_interrupt()
+        self.draw_all(source, logits, hooks)
+
+    def draw_all(self, source: Decoder, logits: Tensor, hooks: SamplingHooks) -> None:
+        """`decode` from a decoder that has read the prompts. logits (B, V): what it found."""
+        check_interrupt, done = hooks.check_interrupt, hooks.on_group_done
+        params, rows, model, limits = self.params, self.rows, self.policy.model, self._limits
         rows.draw(logits)
         del logits
         take_step = step_taker(model, source, rows)
@@ -217,7 +232,7 @@ class _DecodeBatch:
                     self._report_ended(done, ended)
                 if hooks.on_look is not None:
                     hooks.on_look(partial(self._texts, t))
-                going = [i for i, row in enumerate(alive) if not ended[row]]
+                going = [i for i, row in enumerate(alive) if not ended[row] and t < limits[row]]
                 if not going:
                     break
                 if len(going) <= source.moves_at * len(alive):
@@ -276,11 +291,13 @@ class _DecodeBatch:
         rollouts: dict[int, list[Rollout]] = {p: [] for p in groups}
         for p in groups:
             opening = self.policy.opening(self.prompts[p])
-            for ids, length, ended, logprobs in islice(values, size):
+            most = self._limits[p * size]
+            for ids, drawn, ended, logprobs in islice(values, size):
+                length = min(drawn, most)  # what it wrote beyond, until somebody looked, is dropped
                 text = opening + self.policy.decode(ids[:length])
                 rollouts[p].append(
                     Rollout(
-                        Completion(text, "stop" if ended else "length", length),
+                        Completion(text, "stop" if ended and drawn <= most else "length", length),
                         prompt_ids=self.prompts[p],
                         completion_ids=ids[:length],
                         sampling_logprobs=logprobs[:length] if self.params.keep_logprobs else None,
