@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -16,6 +17,7 @@ from grpo_core.rollout import (
     TurnSampler,
     fused,
     sample,
+    sample_with,
     sampling,
     steps,
     turns,
@@ -124,11 +126,16 @@ def test_other_models_read_each_text_anew(shape):
 
 
 def test_a_full_row_is_not_read_beyond_the_context():
-    """GPT-2 has no embedding for a place beyond its context; other rows are not full yet."""
-    policy = policy_of(make_model("GPT-2", torch.float64, n_positions=42), 42)
-    texts = played(policy, ragged(2).prompts)  # prompts of 12 tokens at most, then 30
-    assert max(texts.turns) >= 3
-    assert_as_by_hand(policy, texts)
+    """GPT-2 has no embedding for a place beyond its context, and its neighbours go on."""
+    policy = policy_of(make_model("GPT-2", n_positions=42, max_position_embeddings=42), 42)
+    texts, limits = [[2] * 40, *([[2] * 8] * 7)], [2, *[30] * 7]
+    params = SamplingParams(1, 30, 1.0)
+    uniforms = torch.rand(8, 1, 30, dtype=torch.float64)
+    policy = dataclasses.replace(policy, end_ids=frozenset({-1}))
+    with sampling(policy, 240):
+        rollouts = sample_with(policy, texts, params, uniforms, SamplingHooks(), limits)
+    assert [len(r.completion_ids) for r in rollouts] == limits
+    assert rollouts[0].completion.finish_reason == "length"
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
