@@ -2,6 +2,7 @@
 
 python -m benchmarks.chaos --kills 30                  # every variant, 30 kills each
 python -m benchmarks.chaos --kills 8 --variants plain
+python -m benchmarks.chaos --variants plain --environments dice.py --set task.environment=Dice
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from grpo_core.cli.request import assignment
 from grpo_core.config import RunConfig, nest, parse
+from grpo_core.environments.registry import add_environments
 from grpo_core.runs.execution import Job, execute
 from grpo_core.runs.manager import prepare
 from grpo_core.runs.resume import plan_resume
@@ -145,7 +148,8 @@ def rows(db: Path) -> dict[str, Any]:
         {
             **{k: v for k, v in asdict(g).items() if k not in ("id", "run_id")},
             "rollouts": [
-                {k: v for k, v in asdict(r).items() if k not in ("id", "group_id")}
+                {k: v for k, v in asdict(r).items() if k not in ("id", "group_id", "turns")}
+                | {"turns": [replace(t, seconds=None) for t in r.turns]}
                 for r in g.rollouts
             ],
         }
@@ -244,8 +248,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="kills for each variant (default 30)")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--environments", nargs="*", default=[], help="Python files")
+    parser.add_argument("--set", nargs="*", default=[], metavar="field=value")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    add_environments(options.environments)
     failed = False
     print("| variant | kills | in phase | most steps lost | rows equal | problems |")
     print("|---|---|---|---|---|---|", flush=True)
@@ -264,6 +271,7 @@ def main() -> int:
                 "train.eval_every": 8,
                 "train.checkpoint_every": EVERY,
                 **VARIANTS[variant],
+                **dict(map(assignment, options.set)),
             }
             outcome = measure(prepare(parse(nest(settings))), folder, options.kills, options.seed)
             failed |= bool(outcome.problems)

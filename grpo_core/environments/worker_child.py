@@ -8,11 +8,13 @@ runs anew for it. A function of a library that an instance replaces is put back.
 from __future__ import annotations
 
 import builtins
+import ctypes
 import importlib
 import inspect
 import math
 import os
 import random
+import signal
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -111,13 +113,16 @@ class Worker:
 
     def _put_back(self) -> None:
         """Undo what was replaced in a library, which other instances use too."""
+        replaced = []
         for library, known in self._libraries.items():
             names = vars(library)
-            replaced = [n for n, value in known.items() if names.get(n) is not value]
+            replaced += [
+                f"{library.__name__}.{n}" for n, v in known.items() if names.get(n) is not v
+            ]
             if replaced:
                 names.update(known)
-                name = f"{library.__name__}.{replaced[0]}"
-                raise NoValue(f"it replaced {name}, which others use. That was undone")
+        if replaced:
+            raise NoValue(f"it replaced {replaced[0]}, which others use. That was undone")
 
     def reward(self, number: int, seed: int) -> float:
         """What the instance's get_reward returns."""
@@ -165,6 +170,8 @@ def main(path: str, seconds: float, describes: bool) -> None:
         # A thread from before the lock would stay outside it, so there may be none.
         os.environ.update(ONE_THREAD)
         importlib.import_module("transformers.utils.chat_template_utils")
+    # PR_SET_PDEATHSIG: a tool that ignores its limit must not outlive a run that was killed.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     worker = Worker(path)
     functions: Mapping[str, Callable[..., Any]] = {
         "describe": worker.describe,

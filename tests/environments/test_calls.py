@@ -71,6 +71,7 @@ def test_a_message_of_a_response_template_gives_its_calls():
     [
         ("{", "the call cannot be read: it is not JSON"),
         ("[]", "the call cannot be read: it names no tool"),
+        ('{"name": "look", "arguments": {"word": NaN}}', "it is not JSON"),
         ('{"name": 3}', "the call cannot be read: it names no tool"),
         ('{"name": "fly"}', "there is no tool 'fly'. There are: look, wait"),
         ('{"name": "look", "arguments": {}}', "it lacks word"),
@@ -81,6 +82,13 @@ def test_a_call_that_cannot_be_made_says_why(written, said):
     [call] = hermes_calls(f"<tool_call>{written}</tool_call>", SCHEMAS).calls
     assert said in call.error
     assert arguments_as_text(call) == written
+
+
+def test_half_a_surrogate_pair_in_a_call_can_be_recorded():
+    text = '<tool_call>{"name": "look", "arguments": {"word": "\\ud800"}}</tool_call>'
+    [call] = hermes_calls(text, SCHEMAS).calls
+    assert call.arguments == {"word": "\ud800"}
+    assert arguments_as_text(call) == '{"word": "?"}'
 
 
 def test_a_call_that_is_not_closed_says_so():

@@ -12,6 +12,7 @@ from grpo_core.environments import registry
 from grpo_core.environments.instances import WORKERS, Call, Instances
 from grpo_core.environments.registry import add_environments, describe, find_environment
 from grpo_core.errors import InvalidConfig, StopRequested, StudioError
+from tests.processes import another_process, until
 
 
 def children() -> set[str]:
@@ -158,6 +159,92 @@ def test_a_stop_ends_all_calls_within_two_seconds(bad_environment):
         instances.call([Call(i, "ignore_the_limit", {}, 0) for i in range(4)])
     instances.close()
     assert time.monotonic() - started < 2
+
+
+def test_an_instance_made_again_repeats_the_calls_that_failed(tmp_path):
+    """A tool may change its instance before it raises. What was cut off changes nothing."""
+    file = tmp_path / "counting.py"
+    file.write_text(
+        "import random, signal\n"
+        "RNG = random.Random(0)\n"
+        "class Counting:\n"
+        "    seen = []\n"
+        "    def reset(self, **row): self.seen = []\n"
+        "    def note(self, what: str) -> str:\n"
+        '        """\n        Note.\n\n        Args:\n            what: Any.\n        """\n'
+        "        self.seen.append(what)\n"
+        "        if what == 'raise': raise ValueError(what)\n"
+        "        if what == 'loop':\n"
+        "            while True: pass\n"
+        "        if what == 'hang':\n"
+        "            signal.signal(signal.SIGALRM, signal.SIG_IGN)\n"
+        "            while True: pass\n"
+        "        return f'{self.seen} {RNG.random()}'\n"
+        "    def get_reward(self): return random.random()\n"
+    )
+    add_environments([str(file)])
+    found = []
+    for hangs in (False, True):
+        with Instances(find_environment("Counting"), 0.4, lambda: None) as instances:
+            start(instances, 2 * WORKERS)
+            one(instances, "note", what="raise")
+            one(instances, "note", instance=WORKERS, what="b")  # in the same process
+            if hangs:
+                assert "took longer" in one(instances, "note", what="loop").error
+                assert "took longer" in one(instances, "note", instance=WORKERS, what="hang").error
+            answers = [one(instances, "note", instance=i, what="a").value for i in (0, WORKERS)]
+            found.append((answers, [a.value for a in instances.rewards(2 * WORKERS)]))
+    assert found[0] == found[1]
+    assert found[0][0][0].startswith("['raise', 'a'] ")
+    assert found[0][0][1].startswith("['b', 'a'] ")
+
+
+def test_siblings_share_no_name_of_the_file_and_draw_alike(bad_environment, tmp_path):
+    file = tmp_path / "shared.py"
+    file.write_text(
+        "import random\n"
+        "RNG, COUNT = random.Random(0), 0\n"
+        "def draw(x: str) -> str:\n"
+        '    """\n    Draw.\n\n    Args:\n        x: Any.\n    """\n'
+        "    global COUNT\n"
+        "    COUNT += 1\n"
+        "    return f'{COUNT} {RNG.random()} {set(map(str, range(9)))}'\n"
+    )
+    add_environments([str(file)])
+    with Instances(find_environment("shared"), 5, lambda: None) as instances:
+        start(instances, 2 * WORKERS)
+        values = {one(instances, "draw", instance=i, x="").value for i in range(2 * WORKERS)}
+    assert len(values) == 1
+    assert values.pop().startswith("1 0.8444")
+
+
+def test_a_hanging_tool_does_not_outlive_a_killed_run(tmp_path):
+    file = tmp_path / "hangs.py"
+    file.write_text(
+        "import signal\n"
+        "def hang(x: str) -> str:\n"
+        '    """\n    Hang.\n\n    Args:\n        x: Any.\n    """\n'
+        "    signal.signal(signal.SIGALRM, signal.SIG_IGN)\n"
+        "    while True: pass\n"
+    )
+    run = another_process(
+        f"""
+        from pathlib import Path
+        from grpo_core.environments.instances import Call, Instances
+        from grpo_core.environments.registry import add_environments, find_environment
+        add_environments([{str(file)!r}])
+        instances = Instances(find_environment("hangs"), 60, lambda: None)
+        instances.start([{{}}], [0])
+        tasks = Path("/proc/self/task").iterdir()
+        print(*[n for t in tasks for n in (t / "children").read_text().split()], flush=True)
+        instances.call([Call(0, "hang", {{"x": ""}}, 0)])
+        """
+    )
+    workers = run.stdout.readline().split()
+    assert workers
+    run.kill()
+    run.wait()
+    until(lambda: not any(Path(f"/proc/{n}").exists() for n in workers), 5)
 
 
 def test_nothing_is_left_of_an_environment(bad_environment):

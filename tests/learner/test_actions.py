@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -193,6 +193,71 @@ def test_metrics_and_records_of_an_update_leave_observations_out(tokens):
         assert known.isnan().tolist() == [not acts for acts in mask]
         expected = torch.stack([p for p, _ in row]).float()
         torch.testing.assert_close(known[torch.tensor(mask)], expected.detach())
+
+
+def as_prompts(batch: Batch) -> tuple[Batch, Batch]:
+    """Rows that begin with an observation, and the same with that observation in the prompt.
+
+    Both ask the policy for the same tokens after the same text, so an update must be the same.
+    """
+    rng = random.Random(1)
+    seen = [[rng.randrange(VOCABULARY) for _ in range(rng.randint(0, 4))] for _ in batch.trains]
+    written = [
+        [t for t, acts in zip(c, a, strict=True) if acts]
+        for c, a in zip(batch.completions, batch.actions, strict=True)
+    ]
+    sampled = [[-rng.random() for _ in row] for row in written]
+    masked = replace(
+        batch,
+        completions=[[*s, *w] for s, w in zip(seen, written, strict=True)],
+        actions=[[False] * len(s) + [True] * len(w) for s, w in zip(seen, written, strict=True)],
+        sampling_logprobs=[[9.0] * len(s) + p for s, p in zip(seen, sampled, strict=True)],
+    )
+    plain = replace(
+        batch,
+        prompts=[[*batch.prompts[i // 3], *s] for i, s in enumerate(seen)],
+        completions=written,
+        sampling_logprobs=sampled,
+        actions=None,
+        sizes=[1] * len(seen),
+    )
+    return masked, plain
+
+
+UPDATES = {
+    **{name: {"objective": name} for name in OBJECTIVES if name != "trust_region"},
+    "trust region": {"objective": "trust_region", "kl_coef": 0.0},
+    "one ratio a sequence": {"ratio_level": "sequence"},
+    "entropy quantile": {"entropy_quantile": 0.5},
+    "off-policy threshold": {"off_policy_threshold": 0.2},
+    "constant": {"aggregation": "constant"},
+    "mean of sequences": {"aggregation": "sequence_mean"},
+    "exact KL": {"kl_estimator": "exact"},
+    "entropy bonus, two updates": {"entropy_coef": 0.1, "updates_per_batch": 2},
+    "value": {"advantage": "value"},
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_observation_counts_as_little_as_a_prompt(name):
+    """The weights and metrics of an update, whatever it computes."""
+    masked, plain = as_prompts(trajectories(11))
+    rewards = torch.linspace(-1, 2, len(masked), dtype=torch.float64)
+    found = []
+    for batch in (masked, plain):
+        learner = make_learner(**{"kl_coef": 0.1, **UPDATES[name]})
+        estimates = learner.estimate_values(batch, rewards)
+        result = learner.update(batch, estimates or rewards)
+        weights = torch.cat([p.detach().flatten() for p in learner.model.parameters()])
+        after = [r.logprobs_after for r in learner.log.records()]
+        numbers = {f.name: getattr(result, f.name) for f in fields(result)}
+        rows = None if estimates is None else estimates.row_advantages
+        found.append((weights, numbers, rows, after))
+    (weights, numbers, rows, _), (expected, others, other_rows, _) = found
+    assert (weights - expected).abs().max() <= 1e-9
+    assert numbers == pytest.approx(others, abs=1e-9, nan_ok=True)
+    if rows is not None:
+        torch.testing.assert_close(rows, other_rows)
 
 
 def test_a_critic_steps_from_action_to_action():
