@@ -54,6 +54,8 @@ class ToolChat:
         self._policy, self._environment = policy, environment
         self._tokenizer = policy.tokenizer
         self._schemas = environment.schemas
+        texts = (text_of(self._tokenizer, [i]) for i in sorted(policy.end_ids))
+        self._ends = [text for text in texts if text]  # of a turn
         self.is_chat = bool(self._tokenizer.chat_template)
         has_tools = bool(environment.tools)
         self.stop = "</tool>" if has_tools and not self.is_chat else ""
@@ -101,7 +103,12 @@ class ToolChat:
         )
         # Parsed text lacks what the prompt opened; without a call the text stays as it is.
         parsed = calls_of_message(message, self._schemas)
-        return parsed if parsed.calls else Parsed(action.completion.text)
+        if not parsed.calls:
+            return Parsed(action.completion.text)
+        said = parsed.said
+        for end in self._ends:
+            said = said.replace(end, "")
+        return replace(parsed, said=said)
 
     def answer_text(self, text: str, error: str) -> str:
         """What the policy reads of an answer."""
@@ -140,8 +147,8 @@ class ToolChat:
         # What follows the end of the turn that called. A template may write that turn otherwise
         # once it is answered, as Qwen 3 drops its thinking; the ids of the turn stay as they are.
         marked = text.find(MARK)
-        ends = [text_of(self._tokenizer, [i]) for i in self._policy.end_ids]
-        cuts = [at + len(e) for e in ends if e and (at := text.find(e, max(marked, 0))) >= 0]
+        found = [(text.find(e, max(marked, 0)), len(e)) for e in self._ends]
+        cuts = [at + length for at, length in found if at >= 0]
         if marked < 0 or not cuts:
             raise self._fault("its chat template does not end the turn that calls a tool")
         return text[min(cuts) :]

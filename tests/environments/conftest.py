@@ -24,6 +24,23 @@ TEXTS = (
 STEPS = 120
 
 
+def teach(policy: Policy, texts, steps: int) -> None:
+    """Teach the policy texts of parts: (ids, whether it learns to write them)."""
+    model = policy.model
+    rows = [[i for ids, _ in parts for i in ids] for parts in texts]
+    learned = [[learns for ids, learns in parts for _ in ids] for parts in texts]
+    width = max(map(len, rows))
+    tokens = torch.tensor([r + [policy.pad_id] * (width - len(r)) for r in rows])
+    mask = torch.tensor([m + [False] * (width - len(m)) for m in learned])[:, 1:]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        logits = model(tokens).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits[mask], tokens[:, 1:][mask])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 @pytest.fixture(scope="session")
 def calling_model(tiny_model, tmp_path_factory):
     """The folder of the model."""
@@ -34,24 +51,12 @@ def calling_model(tiny_model, tmp_path_factory):
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    rows, learned = [], []
+    rows = []
     for texts in TEXTS:
-        row, mask = ids(ASKED), [False] * len(ids(ASKED))
-        for text in texts:
-            row += ids(text)
-            mask += [text != RESULT and text != "<result>error</result>"] * len(ids(text))
-        rows.append([*row, end])
-        learned.append([*mask, True])
-    width = max(map(len, rows))
-    tokens = torch.tensor([r + [policy.pad_id] * (width - len(r)) for r in rows])
-    mask = torch.tensor([m + [False] * (width - len(m)) for m in learned])[:, 1:]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(STEPS):
-        logits = model(tokens).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits[mask], tokens[:, 1:][mask])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        learned = [t not in (RESULT, "<result>error</result>") for t in texts]
+        parts = [(ids(t), learns) for t, learns in zip(texts, learned, strict=True)]
+        rows.append([(ids(ASKED), False), *parts, ([end], True)])
+    teach(policy, rows, STEPS)
     folder = tmp_path_factory.mktemp("models") / "calling"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -57,7 +57,7 @@ def test_a_killed_run_with_random_and_hanging_tools_repeats(calling_model, tmp_p
         "task.environment": "Dice",
         "rubric.criteria": json.dumps(criteria),
         "rollout.tool_seconds": 2,
-        "train.steps": 16,
+        "train.steps": 12,
         "train.prompts_per_step": 2,
         "train.max_new_tokens": 60,
         "train.learning_rate": 1e-5,

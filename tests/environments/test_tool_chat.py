@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trl
+from trl.chat_template_utils import add_response_schema
 
 from grpo_core.environments.registry import BUILT_IN
 from grpo_core.environments.tool_chat import ToolChat
@@ -24,11 +25,15 @@ SMOLLM2 = (
 )
 QWEN_CALL = '<tool_call>\n{"name": "calculate", "arguments": {"expression": "3*4"}}\n</tool_call>'
 LLAMA_CALL = '{"name": "calculate", "parameters": {"expression": "3*4"}}'
+GLM_CALL = (
+    "<tool_call>calculate\n<arg_key>expression</arg_key>\n<arg_value>3*4</arg_value>\n</tool_call>"
+)
 CASES = {
     "qwen2_5": ("<|im_end|>", QWEN_CALL),
     "qwen3": ("<|im_end|>", QWEN_CALL),
     "llama3_1": ("<|eot_id|>", LLAMA_CALL),
     "smollm2": ("<|im_end|>", QWEN_CALL),
+    "glm4moe": ("<|observation|>", GLM_CALL),  # by its response template
 }
 CALCULATOR = BUILT_IN["Calculator"]
 PROMPT = Prompt("p", "What is 3*4?", "12", "products")
@@ -42,6 +47,8 @@ def chat_policy(policy, name: str, end: str):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", end]})
     file = TEMPLATES / f"{name}.jinja"
     tokenizer.chat_template = file.read_text() if file.exists() else SMOLLM2
+    if name == "glm4moe":
+        add_response_schema(tokenizer)
     ends = frozenset([tokenizer.convert_tokens_to_ids(end)])
     return dataclasses.replace(policy, tokenizer=tokenizer, end_ids=ends)
 
@@ -59,13 +66,18 @@ def test_the_ids_of_the_next_turn_begin_with_those_of_this_one(policy, name):
     assert [(c.tool, dict(c.arguments)) for c in parsed.calls] == [
         ("calculate", {"expression": "3*4"})
     ]
+    assert parsed.said == "", "a rubric reads no call"
     observation = chat.observation_ids([("calculate", "12")])
     text = text_of(chatty.tokenizer, [*prompt, *action, *observation])
     assert text.startswith(text_of(chatty.tokenizer, prompt) + call + end)
     answered = text.removeprefix(text_of(chatty.tokenizer, prompt) + call + end)
     assert "12" in answered
     assert answered.rstrip().endswith(
-        ("<|im_start|>assistant", "<|start_header_id|>assistant<|end_header_id|>")
+        (
+            "<|im_start|>assistant",
+            "<|start_header_id|>assistant<|end_header_id|>",
+            "<|assistant|>",
+        )
     )
 
 

@@ -255,7 +255,7 @@ def test_an_observation_counts_as_little_as_a_prompt(name):
         found.append((weights, numbers, rows, after))
     (weights, numbers, rows, _), (expected, others, other_rows, _) = found
     assert (weights - expected).abs().max() <= 1e-9
-    assert numbers == pytest.approx(others, abs=1e-9, nan_ok=True)
+    assert numbers == pytest.approx(others, abs=1e-6, nan_ok=True)  # float32 metrics
     if rows is not None:
         torch.testing.assert_close(rows, other_rows)
 
