@@ -141,8 +141,8 @@ def median(work: Callable[[], object], times: int) -> float:
 def measure(bench: Bench, times: int) -> None:
     """Print the seconds of each way, and of a whole step."""
     texts = bench.play(TurnSampler)
-    assert texts.ids == bench.play(ReadAnew).ids, "rounding decided a token: choose another seed"
     num_rows = len(texts.ids)
+    equal = sum(a == b for a, b in zip(texts.ids, bench.play(ReadAnew).ids, strict=True))
     mean = sum(map(len, texts.ids)) // num_rows
     plain = bench.write(mean)
     tools = statistics.median(bench.play(TurnSampler).tool_seconds for _ in range(times))
@@ -152,7 +152,8 @@ def measure(bench: Bench, times: int) -> None:
         "one turn, no tools": (lambda: bench.write(mean), plain, 0.0),
     }
     observed = 1 - sum(map(sum, texts.actions)) / sum(map(len, texts.ids))
-    print(f"{num_rows} rows of {mean} tokens on average, {observed:.0%} of them answers of tools\n")
+    print(f"{num_rows} rows of {mean} tokens on average, {observed:.0%} of them answers of tools")
+    print(f"{equal} rows are the same when they are read anew; rounding decides in the others\n")
     print("| | sampling s | of it tools s | update s | step without tools s | ratio |")
     print("|---|---|---|---|---|---|")
     found = {}

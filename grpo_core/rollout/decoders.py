@@ -13,7 +13,8 @@ from torch import Tensor
 
 from grpo_core.models import Policy
 from grpo_core.models.decoder import FusedDecoder, why_not_fused
-from grpo_core.rollout.fused import FixedCaches, GrowingCaches
+from grpo_core.rollout.fixed_caches import FixedCaches
+from grpo_core.rollout.fused import GrowingCaches
 from grpo_core.rollout.own_forward import FixedOwnForward, OwnForward
 
 
