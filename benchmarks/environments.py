@@ -27,6 +27,7 @@ from grpo_core.config import ModelConfig
 from grpo_core.environments.instances import Call, Instances
 from grpo_core.environments.registry import find_environment
 from grpo_core.learner import Batch, Learner, LearnerSettings
+from grpo_core.learner.logprobs import token_logprobs
 from grpo_core.models import Policy, load_policy
 from grpo_core.rollout import (
     SamplingHooks,
@@ -49,10 +50,14 @@ class ReadAnew(TurnSampler):
 
 @dataclass(slots=True)
 class Texts:
-    """Own tokens of each row, which of them the policy wrote, and the seconds of the tools."""
+    """Own tokens of each row, which of them the policy wrote, and their log-probabilities.
+
+    tool_seconds: of all calls.
+    """
 
     ids: list[list[int]]
     actions: list[list[bool]]
+    logprobs: list[list[float]]
     tool_seconds: float = 0.0
 
 
@@ -69,9 +74,9 @@ class Bench:
         """Turns with tools."""
         ends = frozenset(range(0, self.vocabulary, ENDS_EVERY))
         policy, params = replace(self.policy, end_ids=ends), self.params(TOKENS)
-        uniforms = random_numbers(len(self.prompts), params, torch.Generator().manual_seed(0))
+        uniforms = random_numbers(len(self.prompts), params, self.generator())
         rows = list(range(len(self.prompts) * self.group_size))
-        texts = Texts([[] for _ in rows], [[] for _ in rows])
+        texts = Texts([[] for _ in rows], [[] for _ in rows], [[] for _ in rows])
         answer = list(range(3, 3 + ANSWER_TOKENS))
         with sampling(policy, uniforms.numel()):
             sampler = kind(policy, self.prompts, params, uniforms, SamplingHooks())
@@ -81,6 +86,7 @@ class Bench:
                 for i, r in zip(rows, rollouts, strict=True):
                     texts.ids[i] += r.completion_ids
                     texts.actions[i] += [True] * len(r.completion_ids)
+                    texts.logprobs[i] += r.sampling_logprobs or ()
                     room = len(texts.ids[i]) + ANSWER_TOKENS < TOKENS
                     if r.completion.finish_reason == "stop" and room and turn < TURNS - 1:
                         going.append(i)
@@ -93,6 +99,7 @@ class Bench:
                 for i in going:
                     texts.ids[i] += answer
                     texts.actions[i] += [False] * ANSWER_TOKENS
+                    texts.logprobs[i] += [0.0] * ANSWER_TOKENS
                 rows = going
                 whole = [[*self.prompts[i // self.group_size], *texts.ids[i]] for i in rows]
                 rollouts = sampler.next(rows, whole, [TOKENS - len(texts.ids[i]) for i in rows])
@@ -101,24 +108,42 @@ class Bench:
     def write(self, num_tokens: int) -> Texts:
         """One turn of so many tokens a row."""
         policy = replace(self.policy, end_ids=frozenset({-1}))
-        generator = torch.Generator().manual_seed(0)
-        rollouts = sample_groups(policy, self.prompts, self.params(num_tokens), generator)
+        params = self.params(num_tokens)
+        rollouts = sample_groups(policy, self.prompts, params, self.generator())
         ids = [[*r.completion_ids] for r in rollouts]
-        return Texts(ids, [[True] * len(row) for row in ids])
+        logprobs = [[*(r.sampling_logprobs or ())] for r in rollouts]
+        return Texts(ids, [[True] * len(row) for row in ids], logprobs)
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator(self.policy.device).manual_seed(0)
 
     def update(self, texts: Texts) -> None:
         """The update of a step."""
         config = config_of(Workload("", 1, shape={}, new_tokens=TOKENS), "")
         settings = LearnerSettings(config.algorithm, config.train, 1e-6)
-        batch = Batch(
+        batch = self.batch(texts)
+        advantages = torch.ones(len(batch), device=self.policy.device)
+        Learner(self.policy.model, None, settings).update(batch, advantages)
+
+    def batch(self, texts: Texts) -> Batch:
+        return Batch(
             self.prompts,
             texts.ids,
             [True] * len(texts.ids),
             self.policy.pad_id,
             self.policy.device,
+            texts.logprobs,
             actions=None if all(map(all, texts.actions)) else texts.actions,
         )
-        Learner(self.policy.model, None, settings).update(batch, torch.ones(len(batch)))
+
+    @torch.no_grad()
+    def apart(self, texts: Texts) -> float:
+        """How far the sampler's log-probabilities are from the learner's at most, in nats."""
+        batch = self.batch(texts)
+        learned, _ = token_logprobs(self.policy.model, batch, 1.0)
+        assert batch.padded_sampling_logprobs is not None
+        difference = (learned - batch.padded_sampling_logprobs).abs()
+        return float(difference[batch.completion_mask].max())
 
     def params(self, num_tokens: int) -> SamplingParams:
         return SamplingParams(self.group_size, num_tokens, 1.0, keep_logprobs=True)
@@ -153,7 +178,10 @@ def measure(bench: Bench, times: int) -> None:
     }
     observed = 1 - sum(map(sum, texts.actions)) / sum(map(len, texts.ids))
     print(f"{num_rows} rows of {mean} tokens on average, {observed:.0%} of them answers of tools")
-    print(f"{equal} rows are the same when they are read anew; rounding decides in the others\n")
+    print(f"{equal} rows are the same when they are read anew; rounding decides in the others")
+    print(
+        f"log-probabilities of sampling and learning differ by {bench.apart(texts):.1e} at most\n"
+    )
     print("| | sampling s | of it tools s | update s | step without tools s | ratio |")
     print("|---|---|---|---|---|---|")
     found = {}

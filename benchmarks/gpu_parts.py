@@ -20,17 +20,20 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.environments import Bench, ReadAnew
 from benchmarks.sides import config_of, now, peak_memory_mib
 from benchmarks.workloads import TINY as TINY_SHAPE
 from benchmarks.workloads import WORKLOADS, Workload, make_folder
 from grpo_core import cli
 from grpo_core.config import ModelConfig
+from grpo_core.environments.instances import Instances
+from grpo_core.environments.registry import find_environment
 from grpo_core.learner import Batch, Learner, LearnerSettings, packed, separate
 from grpo_core.learner.logprobs import MakeLayout, token_logprobs
 from grpo_core.models import Policy, load_policy
 from grpo_core.models.device import cache_bytes
 from grpo_core.models.lm_head import LogprobsFromStates
-from grpo_core.rollout import SamplingParams, sample_groups
+from grpo_core.rollout import SamplingParams, TurnSampler, sample_groups
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.memory_estimate import ModelSize
@@ -249,6 +252,30 @@ def _synchronisations(policy: Policy, prompts: list[list[int]], work: Workload) 
         _sample(policy, prompts, params)
     count = sum(e.count for e in profiled.key_averages() if e.key in waits)
     return {"host_waits_per_token": count / params.max_new_tokens}
+
+
+def turns(scale: Scale) -> dict[str, Any]:
+    """Sampling in four turns with tools, beside the same texts read anew in each turn.
+
+    The sampler's log-probabilities beside the learner's show whether kept caches are right.
+    """
+    work = scale.work
+    with (
+        _policy(work, scale) as policy,
+        Instances(find_environment("Calculator"), 5.0, lambda: None) as instances,
+    ):
+        num_rows = work.prompts * work.group_size
+        instances.start([{}] * num_rows, [0] * num_rows)
+        bench = Bench(policy, _prompts(work), work.group_size, instances)
+        kept = median_seconds(lambda: bench.play(TurnSampler), times=2)
+        anew = median_seconds(lambda: bench.play(ReadAnew), times=2)
+        texts = bench.play(TurnSampler)
+        return {
+            "turns_seconds": kept,
+            "read_anew_seconds": anew,
+            "tool_seconds": texts.tool_seconds,
+            "sampler_learner_max_difference": bench.apart(texts),
+        }
 
 
 def update(scale: Scale) -> dict[str, Any]:

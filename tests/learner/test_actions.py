@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import random
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
 
-from grpo_core.config import AlgorithmConfig
-from grpo_core.learner import OBJECTIVES, Batch
+from grpo_core.config import AlgorithmConfig, RubricConfig
+from grpo_core.learner import OBJECTIVES, Batch, logprobs
 from grpo_core.learner.aggregation import AGGREGATIONS, LossNormalizer
 from grpo_core.learner.batch import packed, separate
 from grpo_core.learner.critic import gae
 from grpo_core.learner.logprobs import ScoreOptions, score_tokens
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
+from grpo_core.learner.packed_attention import attend_by_kernel
+from grpo_core.learner.varlen_attention import REFERENCE
+from grpo_core.rubric import build_rubric
+from grpo_core.training.scoring import group_metrics
+from grpo_core.types import Completion, Group, Prompt, Rollout, Turn, TurnRole
 from tests.tiny_lm import VOCABULARY, TinyLM, make_learner
+from tests.tiny_shapes import make_model
 
 LONGEST = 24  # max_new_tokens
 
@@ -258,6 +265,41 @@ def test_an_observation_counts_as_little_as_a_prompt(name):
     assert numbers == pytest.approx(others, abs=1e-6, nan_ok=True)  # float32 metrics
     if rows is not None:
         torch.testing.assert_close(rows, other_rows)
+
+
+@pytest.mark.parametrize("attention", ["grids", "sequences of different lengths"])
+def test_the_fast_layouts_leave_out_what_separate_rows_leave_out(monkeypatch, attention):
+    """On a CPU in grids; as on a GPU, whose kernel is computed by its reference here."""
+    if attention != "grids":
+        by_kernel = partial(attend_by_kernel, kernel=REFERENCE)
+        monkeypatch.setattr(logprobs, "make_flat_attention", lambda *_: by_kernel)
+    model, batch = make_model("Qwen3", torch.float64), trajectories(2)
+    found, expected = (
+        score_tokens(model, batch, 1.0, ScoreOptions(layout=x)) for x in (None, separate)
+    )
+    mask = batch.completion_mask
+    assert not mask[batch.token_mask].all()
+    for a, b in ((found.logprobs, expected.logprobs), (found.entropy, expected.entropy)):
+        assert (a - b)[mask].abs().max() <= 1e-9
+        assert not a[~mask].any()
+    apart = gradient(found.logprobs.sum(), model) - gradient(expected.logprobs.sum(), model)
+    assert apart.abs().max() <= 1e-9
+
+
+def test_lengths_and_rewards_of_a_step_count_what_the_policy_wrote():
+    turns = (
+        Turn(TurnRole.ACTION, "ab", 0, 2),
+        Turn(TurnRole.OBSERVATION, "seen", 2, 4, "tool"),
+        Turn(TurnRole.ACTION, "c", 6, 1),
+    )
+    long = Rollout(Completion("abseenc", "stop", 3, turns, "abc"), completion_ids=range(7))
+    short = Rollout(Completion("d", "length", 1, (Turn(TurnRole.ACTION, "d", 0, 1),), "d"))
+    short = replace(short, completion_ids=(1,))
+    group = Group(Prompt("p", "?", "", "file"), (long, short), 0.0, 0.0, "tied")
+    numbers = group_metrics([group], build_rubric(RubricConfig()))
+    assert (numbers["completion_tokens_mean"], numbers["completion_tokens_max"]) == (2, 3)
+    assert numbers["observation_frac"] == 4 / 8
+    assert (numbers["turns_mean"], numbers["tool_calls_mean"]) == (1.5, 0.5)
 
 
 def test_a_critic_steps_from_action_to_action():
