@@ -43,7 +43,7 @@ CALLS = {
     "smollm2": ("<|im_end|>", JSON_CALL),
 }
 PROMPT = Prompt("p", "What?", "7", "file")
-STEPS = 120
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def played(policy: Policy, name: str, prompt: Prompt, params: SamplingParams):
 
 
 @torch.no_grad()
-def assert_replayed(policy: Policy, rollouts) -> None:
+def assert_replayed(policy: Policy, rollouts, temperature: float = 1.0) -> None:
     """The model's own forward over the recorded ids gives the log-probabilities of sampling."""
     for r in rollouts:
         ids = torch.tensor([[*r.prompt_ids, *r.completion_ids]])
@@ -101,8 +101,9 @@ def assert_replayed(policy: Policy, rollouts) -> None:
 
 
 @pytest.mark.parametrize("family", CALLS)
-def test_replaying_the_recorded_ids_gives_what_was_sampled(policy, family, tool):
-    taught_policy = taught(policy, family, tool)
+def test_replaying_the_recorded_ids_gives_what_was_sampled(tiny_model, family, tool):
+    tiny = load_policy(ModelConfig(name=str(tiny_model)), 0, torch.device("cpu"))
+    taught_policy = taught(tiny, family, tool)
     rollouts = played(taught_policy, "short", PROMPT, SamplingParams(6, 260, 1.0, True))
     answers = [t for r in rollouts for t in r.completion.turns if t.role == TurnRole.OBSERVATION]
     assert any(t.text == "é7" and t.tool == "f" for t in answers), "the case must call the tool"
@@ -128,6 +129,7 @@ def test_a_real_chat_model_calls_a_tool_and_is_replayed():
             {"role": "assistant", "content": f"<answer>{a * b}</answer>"},
         ]
     prompt = Prompt("p", "What is 34*57?", "1938", "file", {"chat": True, "before": before})
-    rollouts = played(policy, "Calculator", prompt, SamplingParams(4, 160, 1.0, True))
-    assert any(t.text == "1938" for r in rollouts for t in r.completion.turns)
-    assert_replayed(policy, rollouts)
+    rollouts = played(policy, "Calculator", prompt, SamplingParams(6, 120, 0.7, True))
+    answers = [t for r in rollouts for t in r.completion.turns if t.role == TurnRole.OBSERVATION]
+    assert any(not t.error for t in answers)
+    assert_replayed(policy, rollouts, 0.7)

@@ -280,10 +280,10 @@ def test_the_fast_layouts_leave_out_what_separate_rows_leave_out(monkeypatch, at
     mask = batch.completion_mask
     assert not mask[batch.token_mask].all()
     for a, b in ((found.logprobs, expected.logprobs), (found.entropy, expected.entropy)):
-        assert (a - b)[mask].abs().max() <= 1e-9
+        assert (a - b)[mask].abs().max() <= 1e-5  # angles are float32
         assert not a[~mask].any()
     apart = gradient(found.logprobs.sum(), model) - gradient(expected.logprobs.sum(), model)
-    assert apart.abs().max() <= 1e-9
+    assert apart.abs().max() <= 1e-4
 
 
 def test_lengths_and_rewards_of_a_step_count_what_the_policy_wrote():
