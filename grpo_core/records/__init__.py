@@ -1,0 +1,1 @@
+"""Runs of other trainers: their groups as plain records, written into the store."""
