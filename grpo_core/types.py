@@ -97,8 +97,8 @@ class Completion:
     """
 
     text: str
-    finish_reason: str
-    num_tokens: int
+    finish_reason: str | None  # None, and no number of tokens: another trainer did not record it
+    num_tokens: int | None
     turns: tuple[Turn, ...] = ()  # none without an environment
     said: str | None = None  # None: the text
     environment_reward: float | None = None

@@ -170,7 +170,7 @@ def _group(group: GroupRow) -> str:
         text = esc(r.text[:MAX_CHARS]) + ("…" if len(r.text) > MAX_CHARS else "")
         rows += (
             f"<tr><td>#{r.position + 1}</td><td>{format_number(r.reward, 3)}</td>"
-            f"<td>{_signed(r.advantage)}</td><td>{r.num_tokens:,}</td>"
+            f"<td>{_signed(r.advantage)}</td><td>{_whole(r.num_tokens)}</td>"
             f"<td><pre>{text}</pre></td></tr>"
         )
     return (
@@ -197,6 +197,10 @@ def _leaves(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for section, values in config.items():
         for name, value in values.items() if isinstance(values, Mapping) else [("", values)]:
             yield f"{section}.{name}", value
+
+
+def _whole(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
 
 
 def _signed(value: float | None) -> str:

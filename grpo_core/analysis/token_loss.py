@@ -90,7 +90,7 @@ def loss_context(
     return LossContext(
         config,
         len(rows),
-        sum(r.num_tokens for r in rows_that_train),
+        sum(r.num_tokens or 0 for r in rows_that_train),
         numbers.get("kl_coef") or 0.0,
         numbers.get("entropy_coef") or 0.0,
         threshold,
@@ -110,7 +110,7 @@ def _entropy_threshold(
 
     from grpo_core.learner.aggregation import entropy_threshold
 
-    recorded = [(r.num_tokens, store.token_row(r.rollout_id)) for r in rows]
+    recorded = [(r.num_tokens, store.token_row(r.rollout_id)) for r in rows if r.num_tokens]
     values = [v for n, t in recorded if t is not None and t.entropy for v in t.entropy[-n:]]
     entropy = torch.tensor(values, dtype=torch.float64)
     threshold = entropy_threshold(entropy, share)
@@ -119,7 +119,11 @@ def _entropy_threshold(
 
 @needs_learner
 def token_terms(
-    row: TokenRow, advantage: float, finish_reason: str, context: LossContext, update: int = -1
+    row: TokenRow,
+    advantage: float,
+    finish_reason: str | None,
+    context: LossContext,
+    update: int = -1,
 ) -> TokenTerms | None:
     """Loss terms of one rollout in the given update on its batch. None without log-probabilities.
 
@@ -238,7 +242,7 @@ def kl_measures(row: TokenRow) -> dict[str, float]:
 
 
 def share_of_gradient(
-    rollouts: Sequence[tuple[float, int, str]], config: Mapping[str, Any]
+    rollouts: Sequence[tuple[float, int | None, str | None]], config: Mapping[str, Any]
 ) -> list[float]:
     """Each rollout's share of the gradient weight of a step.
 
@@ -246,11 +250,15 @@ def share_of_gradient(
 
     rollouts: (advantage, number of tokens, finish reason). The token weight w_t is 1/(B·|o|) with
     sequence_mean, else the same for all tokens (1/N or 1/(B·max)). It is 0 for masked rollouts.
+    Where a number of tokens is not known, each rollout counts as one.
     """
     a = config.get("algorithm") or {}
-    per_row, masked = a.get("aggregation") == "sequence_mean", bool(a.get("mask_truncated"))
+    per_row = a.get("aggregation") == "sequence_mean" or any(n is None for _, n, _ in rollouts)
+    masked = bool(a.get("mask_truncated"))
     weights = [
-        0.0 if masked and reason == "length" else abs(advantage) * (1 if per_row else num_tokens)
+        0.0
+        if masked and reason == "length"
+        else abs(advantage) * (1 if per_row else num_tokens or 0)
         for advantage, num_tokens, reason in rollouts
     ]
     total = sum(weights)

@@ -64,7 +64,7 @@ class _Trajectory:
         self.turns.append(turn)
         self._add(ids, completion.text, True, action.sampling_logprobs)
         self.said += parsed.said
-        self.finish_reason = completion.finish_reason
+        self.finish_reason = completion.finish_reason or ""
 
     def observe(self, ids: Sequence[int], text: str, answers: Sequence[Turn]) -> None:
         """Add the answers to its calls; `ids` of all of them together stand at the first."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from grpo_core.child_process import reason_of
+from grpo_core.child_process import NoValue, reason_of
 from grpo_core.errors import StudioError
 from grpo_core.time_limit import TIME_IS_UP, seconds_left
 from grpo_core.types import Completion, Prompt
@@ -74,6 +74,13 @@ def finite(value: Any) -> float:
         return float(value)
     except OverflowError:  # an int of more than 308 digits
         raise ValueError("not a finite number") from None
+
+
+def length_of(completion: Completion) -> int:
+    """The number of its tokens. Raises NoValue where another trainer did not record it."""
+    if completion.num_tokens is None:
+        raise NoValue("the number of tokens was not recorded")
+    return completion.num_tokens
 
 
 UNIT = Bounds(0.0, 1.0)

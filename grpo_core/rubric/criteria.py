@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from grpo_core.child_process import NoValue
 from grpo_core.rubric.answers import ANSWER_CHECKS
-from grpo_core.rubric.check import MAX_CHARS, UNBOUNDED, Check, Params
+from grpo_core.rubric.check import MAX_CHARS, UNBOUNDED, Check, Params, length_of
 from grpo_core.rubric.judge import JUDGE_CHECKS
 from grpo_core.rubric.reward_model import MODEL_CHECKS
 from grpo_core.rubric.sandbox.plugins import load_plugins
@@ -177,7 +177,7 @@ def environment(completion: Completion, prompt: Prompt, params: EnvironmentParam
 
 def length(completion: Completion, prompt: Prompt, params: LengthParams) -> float:
     """Is the length n in range? 1 from min to max tokens; n/min below; above, 0 from 2·max on."""
-    n = completion.num_tokens
+    n = length_of(completion)
     if n < params.min_tokens:
         return n / params.min_tokens
     return 1.0 if n <= params.max_tokens else max(0.0, 2.0 - n / params.max_tokens)

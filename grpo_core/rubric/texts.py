@@ -10,7 +10,7 @@ from typing import Any, Literal
 import re2
 from pydantic import Field, model_validator
 
-from grpo_core.rubric.check import MAX_CHARS, Bounds, Check, Params
+from grpo_core.rubric.check import MAX_CHARS, Bounds, Check, Params, length_of
 from grpo_core.tasks import CHOICES, given_answer
 from grpo_core.tasks.markup import strip_markup
 from grpo_core.types import Completion, Prompt
@@ -128,7 +128,7 @@ def soft_overlong(completion: Completion, prompt: Prompt, params: OverlongParams
 
     L = max_tokens, c = soft_tokens. Range -1 to 0.
     """
-    n, limit = completion.num_tokens, params.max_tokens - params.soft_tokens
+    n, limit = length_of(completion), params.max_tokens - params.soft_tokens
     if n <= limit:
         return 0.0
     return (limit - n) / params.soft_tokens if n <= params.max_tokens else -1.0
@@ -151,7 +151,7 @@ def cosine_length(completion: Completion, prompt: Prompt, params: CosineParams) 
         short, long = params.right_short, params.right_long
     else:
         short, long = params.wrong_short, params.wrong_long
-    share = min(completion.num_tokens / params.max_tokens, 1.0)
+    share = min(length_of(completion) / params.max_tokens, 1.0)
     return long + 0.5 * (short - long) * (1 + math.cos(math.pi * share))
 
 

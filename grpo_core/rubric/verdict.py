@@ -58,6 +58,10 @@ VERDICTS: dict[str, tuple[str, str]] = {
         "{share:.0%} of the reward variance in this group comes from {criterion} alone; "
         "{right} of {n} are right.",
     ),
+    "disagrees": (
+        "disagrees",
+        "The recorded advantages are not the ones that these rewards give by the run's estimator.",
+    ),
     "unscored": ("unscored", "{null} of {n} could not be scored: too few are left to compare."),
 }
 
@@ -67,13 +71,14 @@ class SiblingScores:
     """The scores of a group of G completions, from which its verdict follows.
 
     rewards: G totals, None = could not be scored. outcomes: G scores of the outcome criterion,
-    1 = reached; empty if the rubric has none. finish_reasons: G times "stop" or "length".
+    1 = reached; empty if the rubric has none. finish_reasons: G times "stop" or "length", or None
+    where that is not known.
     shares: variance_shares of the group.
     """
 
     rewards: Sequence[float | None]
     outcomes: Sequence[float | None]
-    finish_reasons: Sequence[str]
+    finish_reasons: Sequence[str | None]
     shares: Mapping[str, float] = field(default_factory=dict)
 
 

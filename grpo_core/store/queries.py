@@ -13,7 +13,7 @@ from grpo_core.store.downsample import min_max, stride
 from grpo_core.store.group_queries import GroupQueries
 from grpo_core.store.plain import integer, text
 from grpo_core.store.problems import decoding
-from grpo_core.store.rows import CheckpointRow, Cursor, RunRow
+from grpo_core.store.rows import CheckpointRow, Cursor, RunRow, Source
 from grpo_core.types import STEP_METRICS, Intervention, Notice, Phase, RunStatus
 
 
@@ -64,6 +64,7 @@ class Queries(GroupQueries):
                 "env": row["env"] and json.loads(row["env"]),
                 "tags": tuple(json.loads(row["tags"])),
                 "example": bool(row["example"]),
+                "source": row["source"] and source_of(row["source"]),
             }
         return RunRow(**values)
 
@@ -297,6 +298,13 @@ class Queries(GroupQueries):
         """How long the slowest save of a run took; None: it has not saved, or in older versions."""
         known = [row.seconds for row in self.checkpoints(run_id) if row.seconds is not None]
         return max(known, default=None)
+
+
+def source_of(stored: str) -> Source:
+    """A Source from its JSON."""
+    values = json.loads(stored)
+    lists = {name: tuple(values[name]) for name in ("recorded", "absent")}
+    return Source(**values | lists)
 
 
 def no_run(run_id: str) -> NotFound:

@@ -50,6 +50,11 @@ class Recorder:
     checkpoint.
     """
 
+    INSERT_STEP = (
+        f"INSERT OR REPLACE INTO steps (run_id, step, {', '.join(STEP_METRICS)}) "
+        f"VALUES (?, ?{', ?' * len(STEP_METRICS)})"
+    )
+
     def __init__(self, store: Store, run_id: str):
         self.store = store
         self.run_id = run_id
@@ -57,6 +62,7 @@ class Recorder:
         self._written_phase: PhaseStarted | None = None
         self._written_at = float("-inf")
         self._holding = ExitStack()
+        self._first_group = 0  # the place in its step of the first group that was written last
 
     def __enter__(self) -> Recorder:
         self._holding.enter_context(self.store.writing())
@@ -86,7 +92,7 @@ class Recorder:
                 self._insert_groups(db, step, groups)
             case StepCompleted(step, metrics, extra, tokens):
                 values = [finite_or_none(getattr(metrics, name)) for name in STEP_METRICS]
-                db.execute(_INSERT_STEP, (self.run_id, step, *values))
+                db.execute(self.INSERT_STEP, (self.run_id, step, *values))
                 self._insert_metrics(db, step, extra)
                 if tokens:
                     self._insert_tokens(db, step, tokens)
@@ -197,13 +203,10 @@ class Recorder:
         groups: Sequence[Group],
         kind: GroupKind = GroupKind.TRAINING,
     ) -> None:
-        deleted = db.execute(
-            "DELETE FROM groups WHERE run_id = ? AND kind = ? AND step = ?",
-            (self.run_id, kind, step),
-        )
-        if deleted.rowcount:
-            search.forget(db)
-        for position, group in enumerate(groups):
+        first = self._make_room(db, step, kind, len(groups))
+        if kind == GroupKind.TRAINING:
+            self._first_group = first
+        for position, group in enumerate(groups, first):
             prompt = group.prompt
             group_id = db.execute(
                 "INSERT INTO groups (run_id, step, position, prompt_id, prompt, answer, "
@@ -231,9 +234,21 @@ class Recorder:
             if any(r.completion.turns for r in group.rollouts):
                 _insert_turns(db, group_id, group)
 
+    def _make_room(
+        self, db: sqlite3.Connection, step: int, kind: GroupKind, num_groups: int
+    ) -> int:
+        """Delete the step's earlier groups. Returns the place of the first new one."""
+        deleted = db.execute(
+            "DELETE FROM groups WHERE run_id = ? AND kind = ? AND step = ?",
+            (self.run_id, kind, step),
+        )
+        if deleted.rowcount:
+            search.forget(db)
+        return 0
+
     def _insert_tokens(self, db: sqlite3.Connection, step: int, tokens: StepTokens) -> None:
         ids = {
-            (group, position): rollout_id
+            (group - self._first_group, position): rollout_id
             for group, position, rollout_id in db.execute(
                 "SELECT g.position, r.position, r.id FROM groups g JOIN rollouts r "
                 "ON r.group_id = g.id WHERE g.run_id = ? AND g.kind = 'training' AND g.step = ?",
@@ -267,16 +282,10 @@ class Recorder:
         )
 
 
-_INSERT_STEP = (
-    f"INSERT OR REPLACE INTO steps (run_id, step, {', '.join(STEP_METRICS)}) "
-    f"VALUES (?, ?{', ?' * len(STEP_METRICS)})"
-)
-
-
 def _rollout_values(rollout: Rollout) -> tuple[Any, ...]:
     return (
         text(rollout.completion.text),
-        text(rollout.completion.finish_reason),
+        None if (end := rollout.completion.finish_reason) is None else text(end),
         rollout.completion.num_tokens,
         finite_or_none(rollout.reward),
         finite_or_none(rollout.advantage),

@@ -22,7 +22,7 @@ SORTS = {
     "newest": "g.step {}, g.position, r.position",
     "reward": "r.reward {} NULLS LAST",
     "advantage": "r.advantage {} NULLS LAST",
-    "tokens": "r.num_tokens {}",
+    "tokens": "r.num_tokens {} NULLS LAST",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,8 @@ class ScoredRow(NamedTuple):
     reward: float | None
     advantage: float | None
     edited: int
-    num_tokens: int
-    finish_reason: str
+    num_tokens: int | None
+    finish_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,28 @@ class Cursor:
 
     revision: int
     status: RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a run of another trainer comes from, and what of it can be trusted how far.
+
+    key: the same key is the same run. settings: as the source names them. recorded: the fields that
+    the source has; recomputed: field -> how we filled it, as advantage -> group_std; absent: the
+    rest. estimator: "settings" if the source names its advantage estimator, "found" if it is the
+    one that gives the recorded advantages, else "assumed". disagreements: groups whose recorded
+    advantages differ from what the estimator gives.
+    """
+
+    trainer: str
+    format: str
+    key: str
+    settings: Mapping[str, Any]
+    recorded: tuple[str, ...] = ()
+    recomputed: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    estimator: str = "assumed"
+    disagreements: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +95,7 @@ class RunRow:
     tags: tuple[str, ...] = ()  # words and a text that a person gave the run
     note: str = ""
     example: bool = False  # recorded elsewhere and shipped with the program, see example.py
+    source: Source | None = None  # of a run of another trainer
 
     @property
     def duration_seconds(self) -> float | None:
@@ -111,8 +134,8 @@ class RolloutRow:
     group_id: int
     position: int
     text: str
-    finish_reason: str
-    num_tokens: int
+    finish_reason: str | None
+    num_tokens: int | None
     reward: float | None
     advantage: float | None
     scores: Mapping[str, float | None]
@@ -218,8 +241,8 @@ class FoundRollout:
     position: int
     verdict: str
     text: str
-    finish_reason: str
-    num_tokens: int
+    finish_reason: str | None
+    num_tokens: int | None
     reward: float | None
     advantage: float | None
     kind: str = GroupKind.TRAINING  # of its group

@@ -291,6 +291,38 @@ def _turns(db: Database) -> None:
     )
 
 
+@MIGRATIONS(name="16 records")
+def _records(db: Database) -> None:
+    """Runs of other trainers. runs.source: JSON of rows.Source; NULL for our own runs.
+
+    parts: which steps, or parts of steps, are there, and a digest of each, so that one that comes
+    again adds nothing.
+    """
+    db.execute("ALTER TABLE runs ADD COLUMN source TEXT")
+    _create(
+        db,
+        "parts",
+        "run_id str, step int, kind str, part int, digest str, num_groups int, disagreements int",
+        pk=("run_id", "step", "kind", "part"),
+        run_id="runs CASCADE",
+    )
+    # Others may not record how a completion ended and how many tokens it has. Only the text of the
+    # schema changes, not a row: https://sqlite.org/lang_altertable.html#otheralter
+    version = db.execute("PRAGMA schema_version").fetchone()[0]
+    db.execute("PRAGMA writable_schema = ON")
+    for column in ("finish_reason", "num_tokens"):
+        db.execute(
+            "UPDATE sqlite_schema SET sql = replace(replace(sql, ?, ?), ?, ?) "
+            "WHERE type = 'table' AND name = 'rollouts'",
+            (
+                f'"{column}" TEXT NOT NULL', f'"{column}" TEXT',
+                f'"{column}" INTEGER NOT NULL', f'"{column}" INTEGER',
+            ),
+        )  # fmt: skip
+    db.execute(f"PRAGMA schema_version = {version + 1}")
+    db.execute("PRAGMA writable_schema = OFF")
+
+
 def _create(
     db: Database, table: str, columns: str, pk: str | tuple[str, ...], **foreign: str
 ) -> None:

@@ -113,7 +113,7 @@ def _sample_and_score(
         groups, notes = score(asked.prompts, sampled, session.rubric, scorer, progress)
 
     batch.num_prompts = num_prompts
-    batch.tokens += sum(r.completion.num_tokens for r in sampled)
+    batch.tokens += sum(r.completion.num_tokens or 0 for r in sampled)
     batch.sampling_seconds += sampled_at - started
     batch.scoring_seconds += now() - sampled_at
     for name, more in notes.items():

@@ -217,10 +217,14 @@ def group(
 
 
 def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | int | None]:
-    """Metrics of a step that need its groups only. Means are over scored rollouts."""
+    """Metrics of a step that need its groups only. Means are over scored rollouts.
+
+    What another trainer did not record is left out: lengths, and how completions ended.
+    """
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
-    lengths = [r.completion.num_tokens for r in rollouts]
+    lengths = [n for r in rollouts if (n := r.completion.num_tokens) is not None]
+    ends = [end for r in rollouts if (end := r.completion.finish_reason) is not None]
     spans = [[r.reward for r in g.rollouts if r.reward is not None] for g in groups]
     return {
         "reward_mean": mean(rewards),
@@ -231,8 +235,8 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
         "tied_worst_frac": _verdict_frac(groups, rubric, "all_wrong"),
         "tied_middle_frac": _verdict_frac(groups, rubric, "tied"),
         "completion_tokens_mean": mean(lengths),
-        "completion_tokens_max": max(lengths),
-        "truncated_frac": mean(r.completion.finish_reason == "length" for r in rollouts),
+        "completion_tokens_max": max(lengths, default=None),
+        "truncated_frac": mean(end == "length" for end in ends),
         "unique_frac": mean(
             len({r.completion.text for r in g.rollouts}) / len(g.rollouts) for g in groups
         ),

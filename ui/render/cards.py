@@ -29,7 +29,7 @@ from ui.render.siblings import (
     merge_equal,
     positions,
 )
-from ui.render.text import esc, format_number, is_number, signed
+from ui.render.text import NONE, esc, format_number, is_number, signed, whole
 
 # If most completions are longer, all cards get more lines. All have the same number of lines, so
 # that nothing moves when another group is shown.
@@ -141,7 +141,7 @@ def completion_card(
     reward = "could not be scored"
     if is_number(rollout.reward):
         reward = format_number(rollout.reward, digits)
-    ended = ENDS.get(rollout.finish_reason, esc(rollout.finish_reason))
+    ended = ENDS.get(rollout.finish_reason or "", esc(rollout.finish_reason or NONE))
     edited = '<span class="score edited">edited</span>' if rollout.edited else ""
     number = rollout.position + 1
     times = ""
@@ -161,7 +161,8 @@ def completion_card(
         f'<span class="place">{place}</span></div>{_text(rollout, more.text)}'
         f'<div class="scores"><span class="score total">reward <b>{reward}</b></span>'
         f"{_scores(rollout, config, more.cause)}{edited}"
-        f'<span class="score end">{ended} · {rollout.num_tokens:,} tok</span></div>{mine}</article>'
+        f'<span class="score end">{ended} · {whole(rollout.num_tokens)} tok</span></div>'
+        f"{mine}</article>"
     )
 
 

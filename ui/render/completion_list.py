@@ -9,7 +9,7 @@ from grpo_core.store import RolloutPage
 from grpo_core.store.rows import FoundRollout
 from ui.render.place import Place
 from ui.render.tables import pager
-from ui.render.text import esc, format_number, indexing, signed
+from ui.render.text import esc, format_number, indexing, signed, whole
 from ui.render.verdicts import verdict_pill
 
 BOUNDS = ("reward_from", "reward_to", "advantage_from", "advantage_to", "tokens_from", "tokens_to")
@@ -99,6 +99,6 @@ def _row(r: FoundRollout, selected: Place | None) -> str:
         f'data-at="{place}" aria-label="{label}">{esc(r.text) or "(empty)"}</button>'
         f'</td><td class="num" data-label="reward">{format_number(r.reward)}</td>'
         f'<td class="num" data-label="A">{signed(r.advantage)}</td>'
-        f'<td class="num" data-label="tokens">{r.num_tokens:,}{cut}</td>'
+        f'<td class="num" data-label="tokens">{whole(r.num_tokens)}{cut}</td>'
         f"<td>{verdict_pill(r.verdict)}</td></tr>"
     )

@@ -13,7 +13,7 @@ from ui.render.arithmetic import side_of
 from ui.render.place import Place
 from ui.render.siblings import WORD
 from ui.render.status import empty
-from ui.render.text import count, esc, format_number, is_number, percent, signed
+from ui.render.text import count, esc, format_number, is_number, percent, signed, whole
 from ui.render.verdicts import verdict_pill
 
 MAX_WORDS = 1500  # compared; the rest of a longer text is shown without marks
@@ -220,6 +220,6 @@ def _card(rollout: RolloutRow, text: str, title: str) -> str:
         f'<article class="card {side_of(rollout.advantage)}" aria-label="{title}">'
         f'<div class="adv"><b title="advantage">{signed(rollout.advantage)}</b>'
         f'<span class="fact">{title} · reward <b>{format_number(rollout.reward, 3)}</b> · '
-        f'{rollout.num_tokens:,} tok</span><span class="place">#{rollout.position + 1}</span>'
+        f'{whole(rollout.num_tokens)} tok</span><span class="place">#{rollout.position + 1}</span>'
         f"</div>{body}</article>"
     )

@@ -22,7 +22,7 @@ from ui.render.learn_walk_cells import (
     total_row,
     with_sign,
 )
-from ui.render.text import count, esc, format_number, is_number, plain, signed
+from ui.render.text import NONE, count, esc, format_number, is_number, plain, signed, whole
 
 ENDINGS = {"stop": "by itself", "length": "cut at the limit"}
 # estimator -> what the table shows between the reward and A: title, explanation, of which row value
@@ -97,10 +97,10 @@ def completions(s: Screen) -> Drawn:
 def _completion(s: Screen, row: WalkRow, kept: bool) -> str:
     r = row.rollout
     left_out = "" if kept else '<span class="verdict warn">left out</span>'
-    ending = ENDINGS.get(r.finish_reason, r.finish_reason)
+    ending = ENDINGS.get(r.finish_reason or "", r.finish_reason or NONE)
     return (
         f"<li{'' if kept else ' class=out'}><div><b>#{r.position + 1}</b> {left_out}"
-        f"<span>{r.num_tokens} tokens, ended {esc(ending)}</span></div>"
+        f"<span>{whole(r.num_tokens)} tokens, ended {esc(ending)}</span></div>"
         f'<pre tabindex="0" aria-label="Completion {r.position + 1}">{esc(r.text)}</pre></li>'
     )
 

@@ -27,7 +27,7 @@ from ui.render.learn_walk_cells import (
 )
 from ui.render.learn_walk_picture import pictures
 from ui.render.learn_walk_update import no_tokens
-from ui.render.text import esc, plain, short
+from ui.render.text import esc, plain, short, whole
 
 
 def ratio(s: Screen, picture: RatioPicture | None) -> Drawn:
@@ -149,7 +149,7 @@ def kl(s: Screen) -> Drawn:
     for row, old in s.pairs:
         cells = "".join(_kl_cell(row.kl.get(k), k == a.kl_estimator) for k in KL_MEASURES)
         rows.append(
-            f"<tr>{row_head(s, row)}<td>{row.rollout.num_tokens}</td>{cells}"
+            f"<tr>{row_head(s, row)}<td>{whole(row.rollout.num_tokens)}</td>{cells}"
             f"{cell(row.kl_loss, old.kl_loss, short)}</tr>"
         )
     heads = [
@@ -242,6 +242,5 @@ def _loss_row(s: Screen, row: WalkRow, old: WalkRow) -> str:
         cell(getattr(row, name), getattr(old, name), short)
         for name in ("policy_loss", "kl_loss", "loss")
     )
-    return (
-        f"<tr>{row_head(s, row)}{advantage(row, old)}<td>{row.rollout.num_tokens}</td>{cells}</tr>"
-    )
+    length = f"<td>{whole(row.rollout.num_tokens)}</td>"
+    return f"<tr>{row_head(s, row)}{advantage(row, old)}{length}{cells}</tr>"

@@ -136,6 +136,13 @@ def indexing(unsearched: int) -> str:
     )
 
 
-def count(n: int, noun: str) -> str:
-    """1 group, 2 groups, 6,400 completions."""
+def whole(n: int | None) -> str:
+    """6,400; a dash for None."""
+    return NONE if n is None else f"{n:,}"
+
+
+def count(n: int | None, noun: str) -> str:
+    """1 group, 2 groups, 6,400 completions; – groups where it is not known."""
+    if n is None:
+        return f"{NONE} {noun}s"
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -130,7 +130,11 @@ def length_correlation(f: Facts) -> float | None:
     """
     xy = xx = yy = 0.0
     for group in f.groups:
-        rows = [(r.num_tokens, r.advantage) for r in group.rollouts if r.advantage is not None]
+        rows = [
+            (r.num_tokens, r.advantage)
+            for r in group.rollouts
+            if r.advantage is not None and r.num_tokens is not None
+        ]
         centre = mean([tokens for tokens, _ in rows])
         for tokens, advantage in rows:
             xy += (tokens - centre) * advantage
