@@ -233,6 +233,7 @@ def test_every_table_is_strict_and_every_foreign_key_has_an_index(store: Store) 
         "kept_answers",
         "preferences",
         "reward_models",
+        "parts",
     }
     strict = dict(raw(store, "SELECT name, strict FROM pragma_table_list WHERE schema = 'main'"))
     assert {name for name, is_strict in strict.items() if is_strict} == ours

@@ -24,6 +24,7 @@ TONES = {
     "truncated": "warn",
     "unscored": "warn",
     "dominated": "warn",
+    "disagrees": "warn",
 }
 
 # What the labels mean, shown on hover.
@@ -38,6 +39,7 @@ MEANINGS = {
     "gated": "No completion is right, so the gate holds the smaller criteria back.",
     "truncated": "Many completions were cut at the token limit and scored without their end.",
     "dominated": "One criterion decides nearly all of the reward and hides the others.",
+    "disagrees": "Another trainer recorded other advantages than its rewards and estimator give.",
     "unscored": "Too few completions could be scored to compare them.",
 }
 

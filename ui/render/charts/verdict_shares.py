@@ -17,6 +17,7 @@ VERDICT_COLOURS = {
     "polish": "--v-polish",
     "dominated": "--v-dominated",
     "phantom": "--v-phantom",
+    "disagrees": "--v-phantom",
     "truncated": "--v-truncated",
     "unscored": "--v-unscored",
     "gated": "--v-gated",
