@@ -6,29 +6,36 @@ from the rest, and the run's `source` says of every field whether it was recorde
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
-from grpo_core.config import RunConfig, flatten, parse, with_changes
-from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.records.compare import compare, evaluated, find_estimator, step_metrics
+from grpo_core.config import flatten, parse
+from grpo_core.records.compare import compare, evaluated, find_estimator
+from grpo_core.records.convert import (
+    TASK,
+    changed,
+    check,
+    heldout_metrics,
+    num_tokens,
+    reward_weights,
+    rubric_fields,
+    tokens_of,
+)
 from grpo_core.records.provenance import Provenance
 from grpo_core.records.record import SourceGroup, SourceRollout, SourceRun, SourceStep
 from grpo_core.records.rubric import TOTAL, SourceRubric
 from grpo_core.records.settings import map_settings
+from grpo_core.records.step_totals import StepTotals, metrics_of
 from grpo_core.rubric import total
-from grpo_core.store import Store, foreign
+from grpo_core.store import GroupRow, Store, foreign
 from grpo_core.store.foreign import Part, PartRecorder
 from grpo_core.store.plain import finite_or_none
-from grpo_core.store.rows import GroupRow, Source
+from grpo_core.store.rows import Source
 from grpo_core.tasks import prompt_id
 from grpo_core.types import (
-    STEP_METRICS,
     Completion,
     Evaluated,
     Event,
@@ -41,15 +48,9 @@ from grpo_core.types import (
     Rollout,
     RunStatus,
     StepCompleted,
-    StepMetrics,
-    StepTokens,
-    TokenRecord,
 )
 
-MAX_STEP = 2**53
 MAX_TRIES = 20  # steps that are asked for the estimator before it stays assumed
-TASK = "recorded"  # the task and the rubric of such a run
-PER_TOKEN = ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
 
 
 class RecordWriter:
@@ -83,6 +84,7 @@ class RecordWriter:
     def __exit__(self, *exception: Any) -> None:
         with self._holding:
             if exception[0] is None:
+                self._settle_steps()
                 self._commit()
             self._transaction.__exit__(*exception)
             self._in_transaction = False
@@ -102,16 +104,17 @@ class RecordWriter:
         # Before anything is recorded, the criteria stand for nothing.
         criteria = [c.model_dump() for c in self._config.rubric.criteria]
         self._rubric = SourceRubric(
-            criteria if known.source.recorded else (), _weights(self.source.settings)
+            criteria if known.source.recorded else (), reward_weights(self.source.settings)
         )
         self._estimator = known.source.estimator
+        self._totals = StepTotals(self._other_parts)
         self._tries = 0  # steps that were asked for the estimator
 
     def _create(self) -> str:
-        mapped = map_settings(self.source.settings, _fixed(SourceRubric()))
+        mapped = map_settings(self.source.settings, rubric_fields(SourceRubric()))
         config, num_steps = mapped.config, self.source.num_steps
         if num_steps and "train.steps" not in mapped.fields:
-            config = _changed(config, {"train.steps": num_steps})
+            config = changed(config, {"train.steps": num_steps})
         named = "algorithm.advantage" in mapped.fields
         source = Source(
             self.source.trainer,
@@ -126,7 +129,7 @@ class RecordWriter:
 
     def write(self, step: SourceStep) -> bool:
         """Write a step, or a part of one. False: it was there already, and nothing changed."""
-        _check(step)
+        check(step)
         digest = blake2b(repr(step).encode("utf-8", "replace"), digest_size=16).hexdigest()
         self._begin()
         if self._recorder.digest(step.step, step.part) == digest:
@@ -134,6 +137,7 @@ class RecordWriter:
                 self._commit()
             return False
         self._start()
+        self._settle_steps(but=step.step)
         part, events = self._events(step, digest)
         self._recorder.put(part, events)
         self.num_written += 1
@@ -144,6 +148,7 @@ class RecordWriter:
 
     def progress(self, step: int) -> None:
         """The source works on this step. A sign of life."""
+        self._settle_steps()
         self._commit()
         self._start()
         self._recorder(PhaseStarted(Phase.UPDATING, step, self.source.num_steps or step))
@@ -155,6 +160,7 @@ class RecordWriter:
 
     def finish(self, status: RunStatus, error: str | None = None) -> None:
         """The run has ended so. Nothing changes if it had ended so before."""
+        self._settle_steps()
         self._commit()
         known = self.store.run(self.run_id)
         if (known.status, known.error) != (status, error) or self.num_written:
@@ -194,11 +200,11 @@ class RecordWriter:
         first = "completion" not in self._source.recorded and not self._rubric.weights
         if self._rubric.learn(rollouts):
             foreign.reward_as_score(self.store, self.run_id, TOTAL)
-        changes = _fixed(self._rubric)
+        changes = rubric_fields(self._rubric)
         if first and rollouts:
             changes |= self._observed(step, rollouts)
         if any(flatten(self._config)[name] != value for name, value in changes.items()):
-            self._config = _changed(self._config, changes)
+            self._config = changed(self._config, changes)
 
     def _observed(self, step: SourceStep, rollouts: Sequence[SourceRollout]) -> dict[str, Any]:
         """Sizes that the settings do not name, as the first groups have them."""
@@ -218,7 +224,7 @@ class RecordWriter:
         name = find_estimator(pairs, self._config)
         self._tries += any(r.advantage for _, rollouts in pairs for r in rollouts)
         if name is not None:
-            self._config = _changed(self._config, {"algorithm.advantage": name})
+            self._config = changed(self._config, {"algorithm.advantage": name})
             self._estimator = "found"
 
     def _pair(self, group: SourceGroup) -> tuple[Prompt, tuple[Rollout, ...]]:
@@ -233,7 +239,7 @@ class RecordWriter:
             reward = total(scores, self._rubric.weights)
             self._provenance.fill({"reward": "sum of scores times weights"})
         completion = Completion(
-            rollout.text, rollout.finish_reason, _num_tokens(rollout), rollout.turns
+            rollout.text, rollout.finish_reason, num_tokens(rollout), rollout.turns
         )
         return Rollout(
             completion,
@@ -244,40 +250,35 @@ class RecordWriter:
         )
 
     def _completed(
-        self, step: SourceStep, training: Sequence[SourceGroup], groups: tuple[Group, ...]
+        self, step: SourceStep, training: Sequence[SourceGroup], groups: Sequence[Group]
     ) -> StepCompleted:
-        """Metrics of the whole step, parts that came before included, and the tokens of this one.
+        """Metrics of the step, parts that came before included, and the tokens of this part."""
+        own = {name: finite_or_none(value) for name, value in step.metrics.items()}
+        numbers, extra = {}, {}
+        self._totals.add(step.step, step.part, groups, own)
+        if groups and self._totals.is_due(step.step):
+            numbers, extra = self._totals.numbers(step.step, self._config)
+        metrics, others = metrics_of(numbers, extra, own)
+        return StepCompleted(step.step, metrics, others, tokens_of(training, step.pieces))
 
-        A metric that the source recorded stays as it is.
-        """
-        others = self._groups_of_other_parts(step)
-        numbers: dict[str, Any] = step_metrics((*groups, *others), self._config) if groups else {}
-        extra: dict[str, float | None] = {}
-        if groups:
-            rollouts = [r for g in (*groups, *others) for r in g.rollouts]
-            for name in self._rubric.weights:
-                known = [s for r in rollouts if (s := r.scores.get(name)) is not None]
-                extra[f"score/{name}"] = sum(known) / len(known) if known else None
-        for name, value in step.metrics.items():
-            if name in STEP_METRICS:
-                numbers[name] = finite_or_none(value)
-            else:
-                extra[name] = finite_or_none(value)
-        return StepCompleted(
-            step.step, StepMetrics(**numbers), extra, tokens_of(training, step.pieces)
-        )
-
-    def _groups_of_other_parts(self, step: SourceStep) -> list[Group]:
-        spans = self._recorder.parts(step.step)
-        if not any(part != step.part and size for part, _, size in spans):
-            return []
+    def _other_parts(self, step: int, but: int) -> dict[int, list[GroupRow]]:
+        """The groups of the parts of a step that were written before this writer was opened."""
+        spans = [span for span in self._recorder.parts(step) if span[0] != but and span[2]]
+        if not spans:
+            return {}
         self._commit()  # reading connections see only what is committed
-        own = next(((first, size) for part, first, size in spans if part == step.part), (0, 0))
-        return [
-            _stored(group)
-            for group in self.store.iter_groups(self.run_id, step.step, step.step)
-            if not own[0] <= group.position < own[0] + own[1]
-        ]
+        self._begin()
+        groups = {g.position: g for g in self.store.iter_groups(self.run_id, step, step)}
+        return {
+            part: [groups[place] for place in range(first, first + size)]
+            for part, first, size in spans
+        }
+
+    def _settle_steps(self, but: int | None = None) -> None:
+        """Write the metrics of steps whose groups have all come, so far as is known."""
+        for step in self._totals.stale(but):
+            metrics, extra = metrics_of(*self._totals.numbers(step, self._config), {})
+            self._recorder(StepCompleted(step, metrics, extra))
 
     # ---- transactions ---------------------------------------------------------------------------
 
@@ -312,116 +313,3 @@ class RecordWriter:
         if (source, self._config) != (self._source, self._written_config):
             foreign.describe(self.store, self.run_id, self._config, source)
             self._source, self._written_config = source, self._config
-
-
-# ---- plain helpers ------------------------------------------------------------------------------
-
-
-def tokens_of(
-    groups: Sequence[SourceGroup], pieces: Mapping[int, str | bytes]
-) -> StepTokens | None:
-    """The token records of a step's groups; None without any. nan: a token of a tool."""
-    records = {
-        (i, j): _token_record(rollout)
-        for i, group in enumerate(groups)
-        for j, rollout in enumerate(group.rollouts)
-        if rollout.token_ids
-    }
-    texts = {
-        i: t if isinstance(t, bytes) else t.encode("utf-8", "replace") for i, t in pieces.items()
-    }
-    return StepTokens(records, texts) if records or texts else None
-
-
-def _token_record(rollout: SourceRollout) -> TokenRecord:
-    acts = rollout.action_mask
-
-    def column(name: str) -> array[float] | None:
-        values = getattr(rollout, name)
-        if not values:
-            return None
-        if acts is None:
-            return array("f", values)
-        return array("f", [v if a else math.nan for v, a in zip(values, acts, strict=True)])
-
-    return TokenRecord(array("i", rollout.token_ids or ()), *(column(name) for name in PER_TOKEN))
-
-
-def heldout_metrics(groups: Sequence[Group], outcome: str | None) -> dict[str, float | None]:
-    """Mean reward, and the share that reaches the outcome where the rubric has one."""
-    rollouts = [r for g in groups for r in g.rollouts]
-    rewards = [r.reward for r in rollouts if r.reward is not None]
-    metrics: dict[str, float | None] = {}
-    if rewards:
-        metrics["heldout/reward"] = sum(rewards) / len(rewards)
-    reached = [s >= 1 for r in rollouts if outcome and (s := r.scores.get(outcome)) is not None]
-    if reached:
-        metrics["heldout/accuracy"] = sum(reached) / len(reached)
-    return metrics
-
-
-def _num_tokens(rollout: SourceRollout) -> int | None:
-    """Of the tokens that the policy wrote."""
-    if rollout.num_tokens is not None or rollout.token_ids is None:
-        return rollout.num_tokens
-    return len(rollout.token_ids) if rollout.action_mask is None else sum(rollout.action_mask)
-
-
-def _stored(group: GroupRow) -> Group:
-    prompt = Prompt(group.prompt_id, group.prompt, group.answer, TASK)
-    rollouts = tuple(
-        Rollout(
-            Completion(r.text, r.finish_reason, r.num_tokens, r.turns),
-            r.scores,
-            r.reward,
-            r.advantage,
-        )
-        for r in group.rollouts
-    )
-    return Group(prompt, rollouts, group.reward_mean, group.reward_std, group.verdict)
-
-
-def _fixed(rubric: SourceRubric) -> dict[str, Any]:
-    return {"rubric.name": TASK, "rubric.criteria": rubric.criteria}
-
-
-def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """With these fields changed; a value that we do not allow is left out."""
-    for name, value in changes.items():
-        with suppress(InvalidConfig):
-            config = with_changes(config, {name: value})
-    return config
-
-
-def _weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    weights = settings.get("reward_weights")
-    return weights if isinstance(weights, Mapping) else {}
-
-
-def _check(step: SourceStep) -> None:
-    """Raises InvalidConfig for what cannot be stored."""
-    problems = []
-    for name, value in (("step.step", step.step), ("step.part", step.part)):
-        if not 0 <= value <= MAX_STEP:
-            problems.append(FieldProblem(name, value, "must be a whole number from 0 up", ""))
-    for i, group in enumerate(step.groups):
-        at = f"step.groups.{i}"
-        if not group.rollouts:
-            problems.append(FieldProblem(at, (), "has no completions", "Leave the group out."))
-        for j, rollout in enumerate(group.rollouts):
-            problems += _check_tokens(f"{at}.rollouts.{j}", rollout)
-    if problems:
-        raise InvalidConfig(problems[:20])
-
-
-def _check_tokens(at: str, rollout: SourceRollout) -> list[FieldProblem]:
-    ids = rollout.token_ids or ()
-    problems = []
-    if not all(-(2**31) <= i < 2**31 for i in ids):
-        problems.append(FieldProblem(f"{at}.token_ids", "…", "an id does not fit 32 bits", ""))
-    for name in ("action_mask", *PER_TOKEN):
-        values = getattr(rollout, name)
-        if values and len(values) != len(ids):
-            problem = f"has {len(values)} values for {len(ids)} tokens"
-            problems.append(FieldProblem(f"{at}.{name}", "…", problem, "One value a token."))
-    return problems
