@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from grpo_core.cli import (
     checking,
     comparing,
+    importing,
     rating,
     reading,
     rewarding,
@@ -54,7 +55,17 @@ def _parser() -> argparse.ArgumentParser:
         prog=program(), description="GRPO Studio on the command line; `app` opens the page."
     )
     command = command_adder(parser.add_subparsers(required=True, metavar="COMMAND"))
-    families = (training, comparing, checking, scoring, rating, rewarding, reading, serving)
+    families = (
+        training,
+        comparing,
+        checking,
+        scoring,
+        rating,
+        rewarding,
+        reading,
+        importing,
+        serving,
+    )
     for family in families:
         family.add_commands(command)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from array import array
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,19 @@ from grpo_core.records.record import SourceGroup, SourceRollout, SourceStep
 from grpo_core.records.rubric import SourceRubric
 from grpo_core.types import Group, StepTokens, TokenRecord
 
+log = logging.getLogger("grpo_studio.import")  # one line for everything that was left out
 MAX_STEP = 2**53
+MAX_TEXT = 400_000  # characters of a text that are kept; a page shows no more at once
 TASK = "recorded"  # the task and the rubric of such a run
 PER_TOKEN = ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
+
+
+def kept_text(text: str, what: str) -> str:
+    """The beginning of a text that is too long."""
+    if len(text) <= MAX_TEXT:
+        return text
+    log.warning("%s has %s characters; those after %s were left out.", what, len(text), MAX_TEXT)
+    return text[:MAX_TEXT] + "…"
 
 
 def tokens_of(

@@ -12,6 +12,7 @@ from typing import Any
 from grpo_core.config import Criterion
 from grpo_core.records.record import SourceRollout
 from grpo_core.rubric import total
+from grpo_core.rubric.check import MAX_SCORE
 from grpo_core.store.plain import finite_or_none
 
 CHECK = "recorded"  # the check of these criteria; it has no function
@@ -63,12 +64,12 @@ class SourceRubric:
     def scores(self, rollout: SourceRollout) -> dict[str, float | None]:
         """Its scores under the names of the criteria; the reward too where it is one."""
         scores = {
-            name: finite_or_none(value)
+            name: bounded(value)
             for raw, value in rollout.scores.items()
             if (name := criterion_name(raw)) in self.weights
         }
         if (self.has_total or not rollout.scores) and rollout.reward is not None:
-            scores[TOTAL] = finite_or_none(rollout.reward)
+            scores[TOTAL] = bounded(rollout.reward)
         return scores
 
     def learn(self, rollouts: Sequence[SourceRollout]) -> bool:
@@ -87,7 +88,7 @@ class SourceRubric:
     def _add(self, name: str) -> None:
         if name in self.weights or len(self.weights) >= MAX_CRITERIA:
             return
-        weight = finite_or_none(self.given.get(name, 1.0))
+        weight = bounded(self.given.get(name, 1.0))
         negative = weight is None or not 0 <= weight <= 1000
         self.has_total = self.has_total or negative
         self.weights[name] = 0.0 if self.has_total or weight is None else weight
@@ -95,8 +96,17 @@ class SourceRubric:
             self.outcome = name
 
     def _adds_up(self, rollout: SourceRollout) -> bool:
-        reward = finite_or_none(rollout.reward)
+        reward = bounded(rollout.reward)
         if reward is None or not rollout.scores:
             return True
         added = total(self.scores(rollout), self.weights)
         return added is not None and abs(added - reward) <= SUM_TOLERANCE * (1 + abs(reward))
+
+
+def bounded(value: Any) -> float | None:
+    """A number that can be reckoned with; None for any other. Squares of larger ones overflow."""
+    try:
+        value = finite_or_none(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return None
+    return value if value is not None and abs(value) <= MAX_SCORE else None

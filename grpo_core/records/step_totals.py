@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from grpo_core.config import RunConfig
 from grpo_core.records.compare import step_metrics
@@ -15,6 +15,9 @@ from grpo_core.types import STEP_METRICS, Completion, Group, Prompt, Rollout, St
 KEPT_STEPS = 4  # whose groups are kept in memory, without their texts
 # A step with more groups is computed again when its groups have doubled, and at its end.
 SMALL = 64
+
+
+_COUNTS = {name for name, kind in get_type_hints(StepMetrics).items() if kind == int | None}
 
 
 @dataclass(slots=True)
@@ -89,9 +92,16 @@ def metrics_of(
     numbers: Mapping[str, Any], extra: Mapping[str, float | None], own: Mapping[str, float | None]
 ) -> tuple[StepMetrics, dict[str, float | None]]:
     """Computed numbers and the source's own, which win."""
-    fields = {name: value for name, value in own.items() if name in STEP_METRICS}
-    rest = {name: value for name, value in own.items() if name not in STEP_METRICS}
+    fields = {name: value for name, value in own.items() if _is_field(name, value)}
+    rest = {name: value for name, value in own.items() if name not in fields}
     return StepMetrics(**{**numbers, **fields}), {**extra, **rest}
+
+
+def _is_field(name: str, value: float | None) -> bool:
+    """A field that counts something has whole numbers only."""
+    return name in STEP_METRICS and (
+        name not in _COUNTS or value is None or float(value).is_integer()
+    )
 
 
 def _slim(group: Group) -> Group:

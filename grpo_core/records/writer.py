@@ -19,6 +19,7 @@ from grpo_core.records.convert import (
     changed,
     check,
     heldout_metrics,
+    kept_text,
     num_tokens,
     reward_weights,
     rubric_fields,
@@ -26,13 +27,12 @@ from grpo_core.records.convert import (
 )
 from grpo_core.records.provenance import Provenance
 from grpo_core.records.record import SourceGroup, SourceRollout, SourceRun, SourceStep
-from grpo_core.records.rubric import TOTAL, SourceRubric
+from grpo_core.records.rubric import TOTAL, SourceRubric, bounded
 from grpo_core.records.settings import map_settings
 from grpo_core.records.step_totals import StepTotals, metrics_of
 from grpo_core.rubric import total
 from grpo_core.store import GroupRow, Store, foreign
 from grpo_core.store.foreign import Part, PartRecorder
-from grpo_core.store.plain import finite_or_none
 from grpo_core.store.rows import Source
 from grpo_core.tasks import prompt_id
 from grpo_core.types import (
@@ -84,8 +84,7 @@ class RecordWriter:
     def __exit__(self, *exception: Any) -> None:
         with self._holding:
             if exception[0] is None:
-                self._settle_steps()
-                self._commit()
+                self.settle()
             self._transaction.__exit__(*exception)
             self._in_transaction = False
 
@@ -148,10 +147,20 @@ class RecordWriter:
 
     def progress(self, step: int) -> None:
         """The source works on this step. A sign of life."""
-        self._settle_steps()
-        self._commit()
+        self.settle()
         self._start()
         self._recorder(PhaseStarted(Phase.UPDATING, step, self.source.num_steps or step))
+        self._recorder.heartbeat()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run is running, or waits, as far as the store says."""
+        return self._is_live
+
+    def settle(self) -> None:
+        """Write everything that was given until now, with the metrics of the last steps."""
+        self._settle_steps()
+        self._commit()
 
     def heartbeat(self) -> None:
         """A sign of life."""
@@ -160,8 +169,7 @@ class RecordWriter:
 
     def finish(self, status: RunStatus, error: str | None = None) -> None:
         """The run has ended so. Nothing changes if it had ended so before."""
-        self._settle_steps()
-        self._commit()
+        self.settle()
         known = self.store.run(self.run_id)
         if (known.status, known.error) != (status, error) or self.num_written:
             self.store.set_status(self.run_id, status, error)
@@ -228,24 +236,24 @@ class RecordWriter:
             self._estimator = "found"
 
     def _pair(self, group: SourceGroup) -> tuple[Prompt, tuple[Rollout, ...]]:
-        prompt = Prompt("", group.prompt, group.answer or "", TASK, {"before": list(group.before)})
+        text = kept_text(group.prompt, "a prompt")
+        prompt = Prompt("", text, group.answer or "", TASK, {"before": list(group.before)})
         name = prompt_id(TASK if group.prompt_id is None else group.prompt_id, prompt.conversation)
         return replace(prompt, id=name), tuple(map(self._rollout, group.rollouts))
 
     def _rollout(self, rollout: SourceRollout) -> Rollout:
         scores = self._rubric.scores(rollout)
-        reward = finite_or_none(rollout.reward)
+        reward = bounded(rollout.reward)
         if reward is None and rollout.reward is None and scores:
             reward = total(scores, self._rubric.weights)
             self._provenance.fill({"reward": "sum of scores times weights"})
-        completion = Completion(
-            rollout.text, rollout.finish_reason, num_tokens(rollout), rollout.turns
-        )
+        text = kept_text(rollout.text, "a completion")
+        completion = Completion(text, rollout.finish_reason, num_tokens(rollout), rollout.turns)
         return Rollout(
             completion,
             scores,
             reward,
-            finite_or_none(rollout.advantage),
+            bounded(rollout.advantage),
             completion_ids=rollout.token_ids or (),
         )
 
@@ -253,7 +261,7 @@ class RecordWriter:
         self, step: SourceStep, training: Sequence[SourceGroup], groups: Sequence[Group]
     ) -> StepCompleted:
         """Metrics of the step, parts that came before included, and the tokens of this part."""
-        own = {name: finite_or_none(value) for name, value in step.metrics.items()}
+        own = {name: bounded(value) for name, value in step.metrics.items()}
         numbers, extra = {}, {}
         self._totals.add(step.step, step.part, groups, own)
         if groups and self._totals.is_due(step.step):
@@ -268,9 +276,9 @@ class RecordWriter:
             return {}
         self._commit()  # reading connections see only what is committed
         self._begin()
-        groups = {g.position: g for g in self.store.iter_groups(self.run_id, step, step)}
+        ids = self.store.group_ids(self.run_id, step)
         return {
-            part: [groups[place] for place in range(first, first + size)]
+            part: [self.store.group(i) for i in ids[first : first + size]]
             for part, first, size in spans
         }
 

@@ -25,6 +25,7 @@ def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
     The start is its newest intact checkpoint, or the beginning without one.
     """
     run = store.run(run_id)
+    _refuse_foreign(run)
     if run.status.is_live:
         raise StudioError(
             f"run {run_id!r} is {run.status}, so there is nothing to resume. "
@@ -38,6 +39,14 @@ def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
     config = parse(run.config)
     _check_prompts(run, config)
     return config, where_to_start(store, run)
+
+
+def _refuse_foreign(run: RunRow) -> None:
+    if run.source is not None:
+        raise StudioError(
+            f"“{run.name}” was trained with {run.source.trainer}, so its weights are not here. "
+            "Start a run of your own with its settings."
+        )
 
 
 def _check_prompts(run: RunRow, config: RunConfig) -> None:
@@ -113,6 +122,7 @@ def plan_branch(
 def checkpoint_of(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
     """The checkpoint of `step`, or the last one; its hashes are checked. Raises StudioError."""
     rows = store.checkpoints(run.id)
+    _refuse_foreign(run)
     if run.example:
         raise StudioError(
             f"“{run.name}” is the recorded example. Its trained weights are not shipped. "

@@ -64,6 +64,18 @@ def _set_source(db: sqlite3.Connection, run_id: str, source: Source) -> None:
     db.execute("UPDATE runs SET source = ? WHERE id = ?", (to_json(asdict(source)), text(run_id)))
 
 
+def sizes(store: Store, run_id: str) -> tuple[int, int, int]:
+    """How many steps, groups of any kind, and completions the run has."""
+    return tuple(
+        store._readers.all(sql, (text(run_id),))[0][0]
+        for sql in (
+            "SELECT COUNT(*) FROM (SELECT step FROM parts WHERE run_id = ? GROUP BY step)",
+            "SELECT COALESCE(SUM(num_groups), 0) FROM parts WHERE run_id = ?",
+            "SELECT COUNT(*) FROM groups g JOIN rollouts r ON r.group_id = g.id WHERE g.run_id = ?",
+        )
+    )
+
+
 def reward_as_score(store: Store, run_id: str, name: str) -> None:
     """Give every stored completion its reward as the score `name`."""
     with store.writing() as writer, writer.transaction() as db:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo_core.child_process import KILL_AFTER, ChildFailed, module_child
+from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, module_child
 from grpo_core.tasks.files import BadSource
 
 SECONDS = 60.0  # to open a file, and for the next rows
@@ -14,30 +14,46 @@ HINT = "Write it again with smaller rows and row groups, or use JSONL."
 
 
 def parquet_rows(path: str) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file in JSON types. Raises BadSource.
+    """The rows of a Parquet file in JSON types. Raises BadSource."""
+    with ParquetReader() as reader:
+        yield from reader.rows(path)
+
+
+class ParquetReader:
+    """Reads Parquet files one after the other, in one helper process.
 
     A small file can unpack to any size, and its footer can lie about it. The helper dies instead
-    of this process.
+    of this process; the next file gets a new one.
     """
-    child = module_child("grpo_core.tasks.parquet_child")
 
-    def ask(do: str, *arguments: str) -> list[dict[str, Any]]:
+    def __enter__(self) -> ParquetReader:
+        self._child: Child | None = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def rows(self, path: str) -> Iterator[dict[str, Any]]:
+        """The rows of a file in JSON types. Raises BadSource."""
+        self._ask(path, "open", str(Path(path).expanduser().resolve()))
+        while rows := self._ask(path, "more"):
+            yield from rows
+
+    def _ask(self, path: str, do: str, *arguments: str) -> list[dict[str, Any]]:
+        if self._child is None:
+            self._child = module_child("grpo_core.tasks.parquet_child")
         question = {"do": do, "arguments": arguments, "seconds": SECONDS}
         try:
-            answer = child.request(question, SECONDS + KILL_AFTER, _shaped)
+            answer = self._child.request(question, SECONDS + KILL_AFTER, _shaped)
         except ChildFailed as error:
+            self.__exit__()
             problem = f"it is not a readable Parquet file: {error}"
             raise BadSource(path, problem, HINT) from None
         if isinstance(answer, str):
             raise BadSource(path, answer, HINT)
         return answer
-
-    try:
-        ask("open", str(Path(path).expanduser().resolve()))
-        while rows := ask("more"):
-            yield from rows
-    finally:
-        child.close()
 
 
 def _shaped(answer: Any) -> list[dict[str, Any]] | str:

@@ -162,7 +162,9 @@ def by_key(path: Path, key: Callable[[Row], Hashable | None]) -> Iterator[list[R
         with path.open("rb") as file:
             for name, spots in places.items():
                 if len(spots) > MAX_GROUP:
-                    tell("group", f"a group has {len(spots):,} rows, and what is above {MAX_GROUP:,}")
+                    tell(
+                        "group", f"a group has {len(spots):,} rows, and what is above {MAX_GROUP:,}"
+                    )
                 group = [_row_at(file, spot) for spot in spots[:MAX_GROUP]]
                 if any(row is None or _digest(key(row)) != name for row in group):
                     raise StudioError(f"{path} changed while it was read. Import it again.")
