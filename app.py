@@ -86,6 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         auth = _credentials(options.auth)
         if options.mcp and not importlib.util.find_spec("mcp"):
             raise StudioError("--mcp needs the package mcp. Install it: pip install 'gradio[mcp]'.")
+        if options.report_to:
+            from grpo_core.runs.mirror import check_trackers
+
+            check_trackers(options.report_to)
         with _reserved_port(options.host, options.port) as port:
             return _serve(options, auth, port)
     except StudioError as error:
@@ -174,6 +178,7 @@ def _build(
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.limits import Visitors
     from grpo_core.runs.manager import RunManager
+    from grpo_core.runs.mirror import mirrored
     from grpo_core.runs.reward_models import RewardModels
     from grpo_core.store.reward_models import folder_of
     from ui.page import build_app
@@ -229,7 +234,7 @@ def _build(
     )
     runs = RunManager(
         store,
-        trainer.run,
+        mirrored(trainer.run, store, options.report_to),
         check=check.one,
         foresee=check.several,
         machine=replace(trainer.machine, check_room=check_room),
@@ -501,6 +506,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a file whose classes are environments with tools, for the field Environment; may be "
         "repeated. It runs in a sandbox, but load only files that you trust",
+    )
+    parser.add_argument(
+        "--report-to",
+        metavar="TRACKER",
+        action="append",
+        default=[],
+        help="mirror the curves and some groups of every run to trackio, wandb, tensorboard or "
+        "mlflow; may be repeated. Each needs its package, and writes where its own settings say",
     )
     parser.add_argument(
         "--stop-seconds",

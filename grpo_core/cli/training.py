@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from grpo_core.cli.terminal import (
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
 from grpo_core.config.devices import using_only
 from grpo_core.errors import StudioError
+from grpo_core.runs.mirror import FINISH_SECONDS, TRACKERS, check_trackers, mirrored
 from grpo_core.store import Store
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
 from grpo_core.training.control import RunControl, Start
@@ -60,6 +62,7 @@ def add_commands(command: AddCommand) -> None:
         help="a plug-in file with reward functions; its checks are named file.function",
     )
     _add_environments_option(train)
+    _add_report_option(train)
     train.add_argument(
         "--preflight",
         action="store_true",
@@ -85,6 +88,7 @@ def add_commands(command: AddCommand) -> None:
     )
     add_set_option(resume, "branch with one field changed; may be repeated")
     _add_environments_option(resume)
+    _add_report_option(resume)
     resume.add_argument("--name", help="a name for the branch")
     resume.add_argument(
         "--wait-when", metavar="CONDITIONS", help="replace the run's breakpoints; '' for none"
@@ -102,6 +106,18 @@ def _add_environments_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_report_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report-to",
+        metavar="TRACKER",
+        choices=TRACKERS,
+        action="append",
+        default=[],
+        help=f"mirror the curves and some groups to {', '.join(TRACKERS)}; may be repeated. Each "
+        "needs its package, and writes where its own settings say",
+    )
+
+
 def _fields_help() -> str:
     """Every field with its title, its help and its options, for the end of `train --help`."""
     lines = ["fields for --set:"]
@@ -113,6 +129,7 @@ def _fields_help() -> str:
 
 
 def train_command(arguments: argparse.Namespace) -> int:
+    check_trackers(arguments.report_to)
     if arguments.rewards:
         from grpo_core.rubric import add_plugins
 
@@ -172,6 +189,7 @@ def resume_command(arguments: argparse.Namespace) -> int:
     from grpo_core.runs.resume import plan_branch, plan_resume
 
     _add_environments(arguments)
+    check_trackers(arguments.report_to)
     parse_breakpoints(arguments.wait_when or "")
     store = Store(arguments.db)
     parent = find_run(store, arguments.run_id)
@@ -239,7 +257,9 @@ def _train_here(
             dynamic_ncols=True,
         ) as bar,
     ):
-        execute(store, Job(run_id, config, control), train, listen)
+        say = partial(bar.write, file=sys.stderr)
+        told = mirrored(train, store, arguments.report_to, say, FINISH_SECONDS)
+        execute(store, Job(run_id, config, control), told, listen)
     seconds = time.monotonic() - started
     row = store.run(run_id)
     if row.error:
