@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/preferences/reward_training.py": {"torch"},
     "grpo_core/analysis/walk_picture.py": {"torch"},
     "grpo_core/runs/doctor.py": {"sqlite3"},
+    "grpo_core/exporting/answers.py": {"torch"},
     "grpo_core/exporting/trained_model.py": {"torch", "transformers"},
     "grpo_core/preflight/service.py": {"torch"},
     "grpo_core/preflight/playground.py": {"torch"},
@@ -61,7 +62,7 @@ NOT_FOR_THE_PAGE = tuple(
     for name in (
         "models", "rollout", "learner", "training.trainer", "training.scoring",
         "training.rollout_batch", "training.checkpoint", "preferences.reward_training", "preflight",
-        "exporting.trained_model",
+        "exporting.answers", "exporting.trained_model",
     )
 )  # fmt: skip
 

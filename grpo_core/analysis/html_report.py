@@ -13,9 +13,9 @@ from typing import Any, TextIO
 from grpo_core.analysis.advisor import advise
 from grpo_core.analysis.text import esc, format_number
 from grpo_core.rubric.verdict import VERDICTS
-from grpo_core.store import GroupRow, RunRow, Store
+from grpo_core.store import GroupRow, RolloutRow, RunRow, Store
 from grpo_core.store.downsample import min_max
-from grpo_core.types import Notice, StepMetrics
+from grpo_core.types import Notice, StepMetrics, TurnRole
 
 MAX_POINTS = 600  # of a curve
 CURVES = (
@@ -27,6 +27,10 @@ CURVES = (
     "grad_norm",
     "tied_group_frac",
     "truncated_frac",
+    "turns_mean",
+    "tool_calls_mean",
+    "tool_error_frac",
+    "observation_frac",
 )
 NUM_GROUPS = 4  # best groups, and as many worst groups
 MAX_CHARS = 2_000  # of a completion
@@ -167,11 +171,10 @@ def _advice(notices: Sequence[Notice]) -> str:
 def _group(group: GroupRow) -> str:
     rows = ""
     for r in group.rollouts:
-        text = esc(r.text[:MAX_CHARS]) + ("…" if len(r.text) > MAX_CHARS else "")
         rows += (
             f"<tr><td>#{r.position + 1}</td><td>{format_number(r.reward, 3)}</td>"
             f"<td>{_signed(r.advantage)}</td><td>{_whole(r.num_tokens)}</td>"
-            f"<td><pre>{text}</pre></td></tr>"
+            f"<td>{_turns(r) if r.turns else _text(r.text)}</td></tr>"
         )
     return (
         f"<details><summary>step {group.step:,}, group {group.position + 1} · "
@@ -181,6 +184,26 @@ def _group(group: GroupRow) -> str:
         "<table><tr><th>#</th><th>reward</th><th>A</th><th>tokens</th><th>text</th></tr>"
         f"{rows}</table></details>"
     )
+
+
+def _text(text: str) -> str:
+    return f"<pre>{esc(text[:MAX_CHARS])}{'…' if len(text) > MAX_CHARS else ''}</pre>"
+
+
+def _turns(rollout: RolloutRow) -> str:
+    """What the policy wrote and what its tools answered, one below the other."""
+    parts = ""
+    for turn in rollout.turns:
+        if turn.role is TurnRole.ACTION:
+            parts += _text(turn.text)
+            continue
+        took = "" if turn.seconds is None else f", {turn.seconds:.2f} s"
+        failed = f" <b>failed: {esc(turn.error[:MAX_CHARS])}</b>" if turn.error else ""
+        parts += (
+            f"<div class=tool><code>{esc(turn.tool or 'no tool')}"
+            f"({esc(turn.arguments[:MAX_CHARS])})</code>{took}{failed}{_text(turn.text)}</div>"
+        )
+    return parts
 
 
 def _settings(config: Mapping[str, Any]) -> str:
@@ -230,5 +253,6 @@ font-weight:400}
 pre,code{font:12.5px/1.5 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
 margin:0}
 details{border:1px solid var(--line);border-radius:10px;padding:8px 12px;margin-bottom:8px}
+.tool{border-left:3px solid var(--line);margin:4px 0 4px 10px;padding-left:8px;color:var(--mute)}
 summary{cursor:pointer}details pre{background:var(--field);border-radius:6px;padding:3px 8px}
 """

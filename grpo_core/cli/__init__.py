@@ -11,6 +11,7 @@ from grpo_core.cli import (
     checking,
     comparing,
     importing,
+    playing,
     rating,
     reading,
     rewarding,
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.rest and not arguments.takes_rest:
         parser.error(f"unrecognized arguments: {' '.join(arguments.rest)}")
     try:
+        if named := getattr(arguments, "environments", None):
+            from grpo_core.environments.registry import add_environments
+
+            add_environments(named)
         return arguments.run(arguments)
     except InvalidConfig as error:
         return _refuse(arguments, [str(p) for p in error.problems])
@@ -59,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         training,
         comparing,
         checking,
+        playing,
         scoring,
         rating,
         rewarding,

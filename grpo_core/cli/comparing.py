@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 
 from grpo_core.cli.request import assignment, build_config, count
-from grpo_core.cli.terminal import AddCommand, add_set_option
+from grpo_core.cli.terminal import AddCommand, add_environments_option, add_set_option
 from grpo_core.config import PRESETS
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.store import Store
@@ -39,6 +39,7 @@ def add_commands(command: AddCommand) -> None:
     )
     compare.add_argument("--steps", metavar="N", help="optimiser steps of each run")
     add_set_option(compare, "set one field of every run; may be repeated")
+    add_environments_option(compare)
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def compare_command(arguments: argparse.Namespace) -> int:
     }
     seed = next(iter(configs.values())).train.seed
     store = Store(arguments.db)
-    comparison = Comparison(arguments.db, configs, assignments)
+    comparison = Comparison(arguments.db, configs, assignments, arguments.environments)
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: comparison.stop())
     seeds = range(seed, seed + arguments.seeds)

@@ -15,6 +15,7 @@ from grpo_core.analysis.text import format_number
 from grpo_core.cli.request import count, find_run
 from grpo_core.cli.terminal import (
     AddCommand,
+    add_environments_option,
     add_run_argument,
     plain,
     printable,
@@ -26,7 +27,7 @@ from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.store import RunRow, Store, export
 
-ROWS = ("csv", "jsonl", "parquet", "config", "command", "trl")
+ROWS = ("csv", "jsonl", "parquet", "messages", "config", "command", "trl")
 MODELS = ("model", "adapter")
 
 
@@ -36,7 +37,8 @@ def add_commands(command: AddCommand) -> None:
     write = command(
         "export",
         export_command,
-        "Write a run to a file: metrics (csv), rollouts (jsonl, parquet), "
+        "Write a run to a file: metrics (csv), rollouts (jsonl, parquet; messages: as chats for "
+        "fine-tuning), "
         "settings (config, command, trl: a TRL script of the same run), "
         "the trained model or adapter.",
     )
@@ -54,6 +56,7 @@ def add_commands(command: AddCommand) -> None:
     for sub in (report, show, advise, write):
         add_run_argument(sub)
     report.add_argument("--out", metavar="FILE", help="default: RUN.html")
+    add_environments_option(write)  # a TRL script names the file
     write.add_argument("--format", choices=[*ROWS, *MODELS], required=True, help="what to write")
     write.add_argument(
         "--step", type=count, metavar="N", help="model, adapter: the saved step (default: the last)"
@@ -197,6 +200,7 @@ def _export_rows(store: Store, row: RunRow, arguments: argparse.Namespace) -> in
     write = {
         "csv": export.export_metrics_csv,
         "jsonl": export.export_rollouts_jsonl,
+        "messages": export.export_messages_jsonl,
         "config": export.export_config_json,
         "command": _text_of(as_command),
         "trl": _text_of(as_trl_script),

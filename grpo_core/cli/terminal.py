@@ -64,9 +64,25 @@ def command_adder(commands: Any) -> AddCommand:
 
 
 def add_config_options(parser: argparse.ArgumentParser, example: str = "") -> None:
-    """`--config` and `--set`, from which request.build_config makes a configuration."""
+    """`--config` and `--set`, from which request.build_config makes a configuration.
+
+    And `--environments`, whose classes it may name.
+    """
     parser.add_argument("--config", metavar="FILE", help="a configuration file, as `export` writes")
     add_set_option(parser, f"set one field{example}; may be repeated")
+    add_environments_option(parser)
+
+
+def add_environments_option(parser: argparse.ArgumentParser) -> None:
+    """`--environments`; the program adds the files before it runs the command."""
+    parser.add_argument(
+        "--environments",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="a file whose classes are environments with tools, for task.environment; may be "
+        "repeated. It runs in a sandbox, but load only files that you trust",
+    )
 
 
 def add_set_option(parser: argparse.ArgumentParser, help: str) -> None:

@@ -21,6 +21,7 @@ from grpo_core.cli.signals import stopped_by_signals
 from grpo_core.cli.terminal import (
     AddCommand,
     add_config_options,
+    add_environments_option,
     add_run_argument,
     add_set_option,
     printable,
@@ -61,7 +62,6 @@ def add_commands(command: AddCommand) -> None:
         default=[],
         help="a plug-in file with reward functions; its checks are named file.function",
     )
-    _add_environments_option(train)
     _add_report_option(train)
     train.add_argument(
         "--preflight",
@@ -87,22 +87,11 @@ def add_commands(command: AddCommand) -> None:
         help="branch from the checkpoint of this step (default: the newest)",
     )
     add_set_option(resume, "branch with one field changed; may be repeated")
-    _add_environments_option(resume)
+    add_environments_option(resume)
     _add_report_option(resume)
     resume.add_argument("--name", help="a name for the branch")
     resume.add_argument(
         "--wait-when", metavar="CONDITIONS", help="replace the run's breakpoints; '' for none"
-    )
-
-
-def _add_environments_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--environments",
-        metavar="FILE.py",
-        action="append",
-        default=[],
-        help="a file whose classes are environments with tools, for task.environment; may be "
-        "repeated. It runs in a sandbox, but load only files that you trust",
     )
 
 
@@ -134,7 +123,6 @@ def train_command(arguments: argparse.Namespace) -> int:
         from grpo_core.rubric import add_plugins
 
         add_plugins(arguments.rewards)
-    _add_environments(arguments)
     config = build_config(arguments.config, arguments.preset, arguments.set)
     parse_breakpoints(arguments.wait_when or "")
     # Imported late: torch takes seconds to import, and a refused configuration does not need it.
@@ -151,13 +139,6 @@ def train_command(arguments: argparse.Namespace) -> int:
             config, arguments.name or default_name(config), status=RunStatus.LOADING
         )
         return _train_here(store, run_id, config, None, arguments)
-
-
-def _add_environments(arguments: argparse.Namespace) -> None:
-    if arguments.environments:
-        from grpo_core.environments.registry import add_environments
-
-        add_environments(arguments.environments)
 
 
 def _preflight_allows(config: RunConfig, arguments: argparse.Namespace) -> bool:
@@ -188,7 +169,6 @@ def resume_command(arguments: argparse.Namespace) -> int:
     from grpo_core.runs.manager import prepare
     from grpo_core.runs.resume import plan_branch, plan_resume
 
-    _add_environments(arguments)
     check_trackers(arguments.report_to)
     parse_breakpoints(arguments.wait_when or "")
     store = Store(arguments.db)

@@ -7,8 +7,9 @@ sampled is what is trained. Only the new part is rendered, with the chat templat
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from grpo_core.environments.calls import (
     Parse,
@@ -20,7 +21,7 @@ from grpo_core.environments.calls import (
 )
 from grpo_core.environments.registry import Environment
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.models import Policy
+from grpo_core.models import Policy, Reader
 from grpo_core.models.chat_template import (
     ChatRefused,
     Message,
@@ -33,6 +34,7 @@ from grpo_core.models.policy import text_of
 from grpo_core.types import Prompt, Rollout
 
 MAX_ERROR_CHARS = 300  # of an error, for the policy
+CALL_ID = "call00001"
 MARK = "grpo calls this"  # finds the turn that calls a tool in a rendered chat
 SYSTEM = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -49,18 +51,18 @@ class ToolChat:
     stop: the text that ends an action early; "" where the end of the turn ends it.
     """
 
-    def __init__(self, policy: Policy, environment: Environment) -> None:
+    def __init__(self, policy: Policy | Reader, environment: Environment) -> None:
         """Raises InvalidConfig for a chat template that cannot show a tool's answer."""
         self._policy, self._environment = policy, environment
-        self._tokenizer = policy.tokenizer
-        self._schemas = environment.schemas
-        texts = (text_of(self._tokenizer, [i]) for i in sorted(policy.end_ids))
+        self.tokenizer, self.context = policy.tokenizer, policy.context
+        self._schemas, self.tools = environment.schemas, environment.tools
+        texts = (text_of(self.tokenizer, [i]) for i in sorted(policy.end_ids))
         self._ends = [text for text in texts if text]  # of a turn
-        self.is_chat = bool(self._tokenizer.chat_template)
+        self.is_chat = bool(self.tokenizer.chat_template)
         has_tools = bool(environment.tools)
         self.stop = "</tool>" if has_tools and not self.is_chat else ""
-        self._in_template = (
-            self.is_chat and has_tools and takes_tools(self._tokenizer, environment.tools)
+        self.in_template = (  # whether the chat template tells the model of its tools
+            self.is_chat and has_tools and takes_tools(self.tokenizer, environment.tools)
         )
         self._parse = self._format() if has_tools else lambda text, schemas: Parsed(text)
         if self.is_chat and has_tools:
@@ -70,16 +72,16 @@ class ToolChat:
         """The function that finds calls; None: the tokenizer's response template."""
         if not self.is_chat:
             return bundled_calls
-        template = str(self._tokenizer.chat_template)
-        if not self._in_template or ("<tool_call>" in template and '{"name"' in _plain(template)):
+        template = str(self.tokenizer.chat_template)
+        if not self.in_template or ("<tool_call>" in template and '{"name"' in _plain(template)):
             return hermes_calls
         if '"parameters"' in template and "ipython" in template:
             return llama_calls
-        return None if getattr(self._tokenizer, "response_template", None) else hermes_calls
+        return None if getattr(self.tokenizer, "response_template", None) else hermes_calls
 
     def encode(self, prompt: Prompt, instruction: str) -> list[int]:
         """Ids of the prompt, with the tools where the policy reads chats."""
-        if self._in_template:
+        if self.in_template:
             return self._policy.encode(prompt, instruction, self._environment.tools)
         if not self.is_chat or not self._environment.tools:
             return self._policy.encode(prompt, instruction)
@@ -96,9 +98,9 @@ class ToolChat:
         if self._parse is not None:
             return self._parse(action.completion.text, self._schemas)
         message = parsed_response(
-            self._tokenizer,
-            text_of(self._tokenizer, before),
-            text_of(self._tokenizer, action.completion_ids),
+            self.tokenizer,
+            text_of(self.tokenizer, before),
+            text_of(self.tokenizer, action.completion_ids),
             self._environment.tools,
         )
         # Parsed text lacks what the prompt opened; without a call the text stays as it is.
@@ -122,26 +124,16 @@ class ToolChat:
 
         answers: tool and text. They follow the token that ended the action.
         """
-        return ids_of(self._tokenizer, self._observation(answers))
+        return ids_of(self.tokenizer, self._observation(answers))
 
     def _observation(self, answers: Sequence[tuple[str, str]]) -> str:
         if not self.is_chat:
             return "".join(f"<result>{text}</result>" for _, text in answers)
-        answer: Message = {"role": "assistant", "content": MARK}
-        if self._in_template:
-            name = next(tool for tool in (*(t for t, _ in answers), *self._schemas) if tool)
-            call = {"name": name, "arguments": {"mark": MARK}}
-            answer["tool_calls"] = [{"type": "function", "id": "call00001", "function": call}]
-            new = [
-                {"role": "tool", "name": tool or name, "content": text, "tool_call_id": "call00001"}
-                for tool, text in answers
-            ]
-        else:
-            body = "\n".join(f"<tool_response>\n{text}\n</tool_response>" for _, text in answers)
-            new = [{"role": "user", "content": body}]
-        chat: list[Message] = [{"role": "user", "content": "."}, answer, *new]
+        name = next(tool for tool in (*(t for t, _ in answers), *self._schemas) if tool)
+        exchange = self.exchange(MARK, (name, {"mark": MARK}), answers)
+        chat: list[Message] = [{"role": "user", "content": "."}, *exchange]
         try:
-            text = render(self._tokenizer, chat, True)
+            text = render(self.tokenizer, chat, True)
         except ChatRefused as error:
             raise self._fault(f"its chat template refuses a tool's answer ({error})") from None
         # What follows the end of the turn that called. A template may write that turn otherwise
@@ -153,8 +145,50 @@ class ToolChat:
             raise self._fault("its chat template does not end the turn that calls a tool")
         return text[min(cuts) :]
 
+    def exchange(
+        self,
+        said: str,
+        call: tuple[str, Mapping[str, Any]],
+        answers: Sequence[tuple[str, str]],
+    ) -> list[Message]:
+        """An action that calls a tool, and the answers, as the chat template takes them.
+
+        call: tool and arguments. answers: tool, "" if the call named none, and text.
+        """
+        name, arguments = call
+        if not self.in_template:
+            body = "\n".join(f"<tool_response>\n{text}\n</tool_response>" for _, text in answers)
+            content = said + self.written(name, arguments)
+            return [
+                {"role": "assistant", "content": content},
+                {"role": "user", "content": body},
+            ]
+        function = {"name": name, "arguments": dict(arguments)}
+        return [
+            {
+                "role": "assistant",
+                "content": said,
+                "tool_calls": [{"type": "function", "id": CALL_ID, "function": function}],
+            },
+            *(
+                {"role": "tool", "name": tool or name, "content": text, "tool_call_id": CALL_ID}
+                for tool, text in answers
+            ),
+        ]
+
+    def written(self, tool: str, arguments: Mapping[str, Any]) -> str:
+        """A call as this policy would write it, nearly."""
+        if self._parse is bundled_calls:
+            [value, *others] = arguments.values() or ("",)
+            alone = len(self._schemas) == 1 and not others
+            text = str(value) if alone else json.dumps({"name": tool, "arguments": arguments})
+            return f"<tool>{text}</tool>"
+        if self._parse is llama_calls:
+            return json.dumps({"name": tool, "parameters": arguments})
+        return f"<tool_call>\n{json.dumps({'name': tool, 'arguments': arguments})}\n</tool_call>"
+
     def _fault(self, problem: str) -> InvalidConfig:
-        name, hint = self._tokenizer.name_or_path, "Choose another model, or task.environment none."
+        name, hint = self.tokenizer.name_or_path, "Choose another model, or task.environment none."
         return InvalidConfig([FieldProblem("model.name", name, problem, hint)])
 
 

@@ -5,7 +5,7 @@ Row p·G + g is trajectory g of prompt p. All rows act together, then all their 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -31,11 +31,16 @@ from grpo_core.types import Completion, Prompt, Rollout, Turn, TurnRole
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a policy acts in. max_turns: actions of a trajectory at most."""
+    """What a policy acts in. max_turns: actions of a trajectory at most.
+
+    pauses_after: sample so many actions and leave the trajectories that go on unfinished, without
+    a finish reason; with the same random numbers and one more they go on alike.
+    """
 
     chat: ToolChat
     instances: Instances
     max_turns: int
+    pauses_after: int | None = None
 
 
 @dataclass(slots=True)
@@ -81,16 +86,21 @@ class _Trajectory:
         self.logprobs += logprobs or [0.0] * len(ids)
         self.text += text
 
+    def completion(
+        self, writes: Completion | None = None, waits: Sequence[Turn] = ()
+    ) -> Completion:
+        """The trajectory so far. writes: of its next action; waits: observations still to come."""
+        text, num_tokens, turns = self.text, sum(self.actions), [*self.turns, *waits]
+        if writes is not None:
+            turns.append(Turn(TurnRole.ACTION, writes.text, len(self.ids), writes.num_tokens))
+            text, num_tokens = text + writes.text, num_tokens + writes.num_tokens
+        is_going_on = writes is not None or bool(waits)
+        reason = "" if is_going_on else self.finish_reason
+        return Completion(text, reason, num_tokens, tuple(turns), self.said)
+
     def rollout(self, keep_logprobs: bool) -> Rollout:
-        completion = Completion(
-            self.text,
-            self.finish_reason,
-            sum(self.actions),
-            tuple(self.turns),
-            self.said,
-        )
         return Rollout(
-            completion,
+            self.completion(),
             prompt_ids=self.prompt_ids,
             completion_ids=self.ids,
             sampling_logprobs=self.logprobs if keep_logprobs else None,
@@ -169,26 +179,55 @@ class _Play:
             [ids for _, ids in prompts],
             replace(params, stop=world.chat.stop),
             uniforms,
-            SamplingHooks(hooks.check_interrupt),
+            SamplingHooks(hooks.check_interrupt, on_look=hooks.on_look and self._look),
         )
         self._rows = [
             _Trajectory(ids, f"{key}/{g}") for key, ids in prompts for g in range(params.group_size)
         ]
         self._reported: set[int] = set()
+        self._live: Sequence[int] = range(len(self._rows))  # rows that act now
 
     def run(self) -> list[Rollout]:
         actions = self._sampler.first()
-        live = list(range(len(self._rows)))
         for turn in range(1, self._world.max_turns + 1):
-            calling = self._act(live, actions)
-            live = self._observe(calling) if turn < self._world.max_turns else self._cut(calling)
-            self._report(live)
-            if not live:
+            calling = self._act(self._live, actions)
+            if turn == self._world.max_turns:
+                self._live = self._cut(calling)
+            elif turn == self._world.pauses_after:
+                self._live = self._paused(calling)
+            else:
+                self._live = self._observe(calling)
+            self._report(self._live)
+            if not self._live:
                 break
-            texts = [self._rows[i].before for i in live]
-            room = [self._params.max_new_tokens - len(self._rows[i].ids) for i in live]
-            actions = self._sampler.next(live, texts, room)
+            texts = [self._rows[i].before for i in self._live]
+            room = [self._params.max_new_tokens - len(self._rows[i].ids) for i in self._live]
+            actions = self._sampler.next(self._live, texts, room)
         return [self._rollout(row) for row in self._rows]
+
+    def _look(self, read: Callable[[], dict[int, Completion]]) -> None:
+        """Show all trajectories, and what those that act have written of their action."""
+        assert self._hooks.on_look is not None
+
+        def all_rows() -> dict[int, Completion]:
+            writing = {self._live[k]: action for k, action in read().items()}
+            waiting = Completion("", "", 0)
+            return {
+                i: row.completion(writing.get(i, waiting) if i in self._live else None)
+                for i, row in enumerate(self._rows)
+            }
+
+        self._hooks.on_look(all_rows)
+
+    def _look_at_calls(self, calling: Mapping[int, Sequence[ToolCall]]) -> None:
+        """Show the calls before their answers come."""
+        if self._hooks.on_calls is not None:
+            self._hooks.on_calls(
+                lambda: {
+                    i: row.completion(waits=_unanswered(calling.get(i, ())))
+                    for i, row in enumerate(self._rows)
+                }
+            )
 
     def _act(self, live: Sequence[int], actions: Sequence[Rollout]) -> dict[int, list[ToolCall]]:
         """Add the actions to their rows; the calls of each row that calls."""
@@ -207,8 +246,16 @@ class _Play:
             self._rows[i].finish_reason = "length"
         return []
 
+    def _paused(self, calling: Mapping[int, Sequence[ToolCall]]) -> list[int]:
+        """Leave rows that call a tool as they are. Nobody goes on."""
+        for i, calls in calling.items():
+            self._rows[i].finish_reason = ""
+            self._rows[i].turns += _unanswered(calls)
+        return []
+
     def _observe(self, calling: Mapping[int, Sequence[ToolCall]]) -> list[int]:
         """Run all calls at once and add their answers; the rows that go on."""
+        self._look_at_calls(calling)
         made: dict[tuple[int, int], Call] = {}
         for i, calls in calling.items():
             row = self._rows[i]
@@ -271,9 +318,18 @@ class _Play:
         return row.rollout(self._params.keep_logprobs)
 
 
+def _unanswered(calls: Sequence[ToolCall]) -> list[Turn]:
+    """Calls as turns whose observations are still to come: without text and seconds."""
+    return [
+        Turn(TurnRole.OBSERVATION, "", 0, 0, call.tool, arguments_as_text(call), call.error)
+        for call in calls
+    ]
+
+
 def _with_rewards(instances: Instances, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts with what get_reward returns, where the environment has one."""
-    if not instances.environment.has_reward:
+    is_paused = any(not r.completion.finish_reason for r in rollouts)
+    if is_paused or not instances.environment.has_reward:
         return list(rollouts)
     return [
         replace(

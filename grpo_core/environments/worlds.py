@@ -9,13 +9,14 @@ from grpo_core.environments.instances import Instances
 from grpo_core.environments.registry import find_environment
 from grpo_core.environments.tool_chat import ToolChat
 from grpo_core.environments.trajectories import World
-from grpo_core.models import Policy
+from grpo_core.models import Policy, Reader
+from grpo_core.tasks import Task
 
 
 class Worlds:
     """Makes the world of an environment at its first use. Close it at the end."""
 
-    def __init__(self, policy: Policy, check_interrupt: Callable[[], None]) -> None:
+    def __init__(self, policy: Policy | Reader, check_interrupt: Callable[[], None]) -> None:
         self._policy, self._check_interrupt = policy, check_interrupt
         self._known: dict[tuple[str, float], tuple[ToolChat, Instances]] = {}
 
@@ -28,6 +29,12 @@ class Worlds:
             instances = Instances(environment, config.tool_seconds, self._check_interrupt)
             self._known[key] = chat, instances
         return World(*self._known[key], config.max_turns)
+
+    def encoder(self, task: Task, config: RolloutConfig) -> ToolChat | Policy | Reader:
+        """What makes ids of the task's prompts."""
+        if not task.environment:
+            return self._policy
+        return self.of(task.environment, config).chat
 
     def close(self) -> None:
         """End all processes."""

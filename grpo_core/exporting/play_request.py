@@ -24,6 +24,7 @@ class PlayRequest:
     count: sampled answers per state, beside a greedy one; none at temperature 0.
     answer: the right one; may be empty.
     number: of the held-out prompt that the text was taken from; None if somebody typed it.
+    turns: in an environment, pause after so many actions; None: play to the end.
     """
 
     text: str
@@ -32,19 +33,22 @@ class PlayRequest:
     count: int
     temperature: float
     number: int | None = None
+    turns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
     """Answers of one state. greedy: takes the likeliest token each time; None: not begun yet.
 
-    sampled: none at temperature 0. An answer that is being written has no finish reason, and one
-    that is not scored yet no scores.
+    sampled: none at temperature 0. An answer that is being written or that pauses has no finish
+    reason, and one that is not scored yet no scores. begun: what the environment added to the
+    prompt.
     """
 
     state: State
     greedy: Rollout | None
     sampled: tuple[Rollout, ...]
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)

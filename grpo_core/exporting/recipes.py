@@ -7,7 +7,15 @@ import shlex
 from typing import Any
 
 from grpo_core.config import RunConfig, flatten
+from grpo_core.exporting.trl_environment import (
+    ARGUMENTS,
+    CHECK,
+    COMPLETION,
+    COMPLETION_OF_TURNS,
+    trl_environment,
+)
 from grpo_core.rubric import resolve_rubric
+from grpo_core.tasks import environment_named
 
 # Options of GRPO Studio -> TRL 1.16. TRL has no counterpart of other options.
 LOSS_TYPES = {"token_mean": "dapo", "sequence_mean": "grpo", "constant": "dr_grpo"}
@@ -29,6 +37,8 @@ def as_trl_script(config: RunConfig) -> str:
 
     Settings without a counterpart in TRL are left out, and named in a comment at the top.
     """
+    environment = trl_environment(config)
+    own = "**row_of(p), " if environment else ""
     return f'''"""A run of GRPO Studio as a script for TRL 1.16.
 
 It needs grpo_core, where its prompts and rubric come from.
@@ -48,7 +58,7 @@ from grpo_core.tasks import load_task, train_prompts
 from grpo_core.training.trainer import learning_rate
 from grpo_core.types import Completion
 
-{_peft_config(config)}
+{_peft_config(config)}{environment}
 CONFIG = parse(json.loads({json.dumps(_settings(config))}))
 model_config, t = CONFIG.model.model_copy(update={{"lora_rank": 0}}), CONFIG.train
 policy = load_policy(model_config, t.seed)
@@ -66,30 +76,26 @@ def opening(i):
     return policy.opening(policy.encode(prompts[i], task.instruction))
 
 
-def completion(ids, i):
-    reason = "stop" if ids[-1] in policy.end_ids else "length"
-    return Completion(opening(i) + policy.decode(ids), reason, len(ids))
-
+{COMPLETION_OF_TURNS if environment else COMPLETION}
 
 def criterion(name):
-    def score(completion_ids, row, **_):
-        completions = [completion(ids, i) for ids, i in zip(completion_ids, row)]
-        scored = rubric.score_all(completions, [prompts[i] for i in row])
+    def score(completion_ids, row, **more):
+        scored = rubric.score_all(completed(completion_ids, row, more), [prompts[i] for i in row])
         return [scores[name] for scores in scored.scores]
 
     score.__name__ = name
     return score
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":{CHECK if environment else ""}
     trainer = GRPOTrainer(
         model=policy.model,
         processing_class=policy.tokenizer,
-        peft_config=PEFT,
+        peft_config=PEFT,{ARGUMENTS if environment else ""}
         reward_funcs=[criterion(name) for name in rubric.weights],
         train_dataset=Dataset.from_list(
             [
-                {{"prompt": asked(policy.tokenizer, p, task.instruction), "row": i}}
+                {{{own}"prompt": asked(policy.tokenizer, p, task.instruction), "row": i}}
                 for i, p in enumerate(prompts)
             ]
         ),
@@ -128,6 +134,8 @@ def _missing_comment(config: RunConfig) -> str:
         "rubric.gate": not r.gate,
         "rubric.clip_low": r.clip_low is None,
         "rubric.clip_high": r.clip_high is None,
+        "task.environment": not environment_named(config.task) or bool(trl_environment(config)),
+        "rollout.tool_seconds": not environment_named(config.task),
     }
     values = flatten(config)
     missing = [name for name, has in has_counterpart.items() if not has]
@@ -170,6 +178,8 @@ def _trl_arguments(config: RunConfig) -> dict[str, Any]:
     }
     if a.clip_delta is not None:
         arguments["delta"] = a.clip_delta
+    if trl_environment(config):
+        arguments["max_tool_calling_iterations"] = config.rollout.max_turns - 1
     return arguments
 
 

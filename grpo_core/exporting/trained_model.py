@@ -1,19 +1,15 @@
-"""A run's trained policy: its answers after any saved step, and its export for transformers."""
+"""A run's trained policy as a folder for transformers, with a model card."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import grpo_core
 from grpo_core.analysis.text import format_number
@@ -21,139 +17,16 @@ from grpo_core.config import RunConfig, parse
 from grpo_core.config.places import is_hub_name
 from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
 from grpo_core.errors import StudioError
-from grpo_core.exporting.play_request import PlayRequest, PlayResult, PlayWatch, Side
+from grpo_core.exporting.answers import load_checkpoint
 from grpo_core.exporting.recipes import as_command
 from grpo_core.models import Policy, load_policy
 from grpo_core.models.lora import lora_config, merge_adapters
-from grpo_core.models.model_cache import ModelCache
-from grpo_core.rollout import OnLook, SamplingHooks, SamplingParams, sample_groups
-from grpo_core.rubric import build_rubric
 from grpo_core.runs.resume import checkpoint_of
-from grpo_core.store import CheckpointRow, RunRow, Store
-from grpo_core.tasks import FILE, heldout_prompts, load_task, prompt_id, train_prompts
-from grpo_core.time_limit import SCORING_SECONDS, time_limit
-from grpo_core.training.checkpoint import WEIGHTS, put_weights
-from grpo_core.training.scoring import Progress, score_groups
-from grpo_core.types import Completion, Prompt, Rollout
+from grpo_core.store import RunRow, Store
 
+PLAY_STEP = -2  # keys the random numbers of tools; evaluation has -1
 LOOK_SECONDS = 0.2  # between two looks at answers that are being written
 CURVE_ROWS = 10  # about so many rows in the model card's training table
-
-
-def load_checkpoint(policy: Policy, row: CheckpointRow) -> None:
-    """Set the policy's trained weights to those of a checkpoint."""
-    put_weights(policy.model, load_file(row.path / WEIGHTS))
-
-
-def heldout_prompt(config: RunConfig, number: int) -> Prompt:
-    """The run's held-out prompt of that number, modulo their count.
-
-    A run without held-out prompts uses those of its first training step.
-    """
-    task = load_task(config.task)
-    prompts = heldout_prompts(task, config.task.heldout_size)
-    prompts = prompts or train_prompts(task, config.train.seed, 1, 8)
-    return prompts[number % len(prompts)]
-
-
-def _asked(config: RunConfig, request: PlayRequest) -> Prompt:
-    """The held-out prompt that the text was taken from, with its earlier messages and columns.
-
-    A text that was typed or edited follows the run's system prompt alone.
-    """
-    if request.number is not None:
-        prompt = heldout_prompt(config, request.number)
-        if prompt.text == request.text:
-            return replace(prompt, answer=request.answer)
-    name = config.task.name
-    system = config.task.system if name == FILE.name else ""  # others have none
-    meta = {"before": [{"role": "system", "content": system}]} if system else {}
-    return Prompt(prompt_id(name, request.text), request.text, request.answer, name, meta)
-
-
-def play(
-    store: Store,
-    models: ModelCache,
-    run_id: str,
-    request: PlayRequest,
-    watch: PlayWatch | None = None,
-) -> PlayResult:
-    """Answer greedily and by sampling, with the same random numbers for each state.
-
-    The run's own prompt and rubric count for every state; a state of another run answers with that
-    run's instruction and length. watch: is shown the answers as they are written.
-    Raises StudioError; PlayStopped where the watch says so.
-    """
-    watch = watch or PlayWatch()
-    config = parse(store.run(run_id).config)
-    prompt, rubric = _asked(config, request), build_rubric(config.rubric)
-    sides = [Side(state, None, ()) for state in request.states]
-
-    def show(n: int, rollouts: Sequence[Rollout]) -> None:
-        sides[n] = Side(request.states[n], rollouts[0], tuple(rollouts[1:]))
-        watch.show(PlayResult(prompt, rubric.outcome, tuple(sides)))
-
-    for n, state in enumerate(request.states):
-        run = store.run(state.run_id)
-        own = parse(run.config)
-        asked = [SamplingParams(1, own.train.max_new_tokens, 0.0)]  # greedy
-        if request.temperature > 0:
-            room = own.train.max_new_tokens
-            asked.append(SamplingParams(request.count, room, request.temperature))
-        watch.check()
-        with _policy_of(store, models, run, state.step) as policy:
-            ids = _encoded(policy, prompt, own)
-            rng = torch.Generator(policy.device).manual_seed(config.train.seed)
-            rollouts: list[Rollout] = []
-            for params in asked:
-                hooks = SamplingHooks(watch.check, on_look=_teller(partial(show, n), rollouts))
-                rollouts += sample_groups(policy, [ids], params, rng, hooks)
-        show(n, rollouts)
-        with time_limit(SCORING_SECONDS):
-            progress = Progress(state.step, own.train.steps)
-            [(_, answers)], _ = score_groups([prompt], rollouts, rubric, progress=progress)
-        show(n, answers)
-    return PlayResult(prompt, rubric.outcome, tuple(sides))
-
-
-def _teller(show: Callable[[list[Rollout]], None], finished: Sequence[Rollout]) -> OnLook:
-    """Shows the finished answers and those that are being written, a few times a second."""
-    last = 0.0
-
-    def look(texts: Callable[[], list[str]]) -> None:
-        nonlocal last
-        if time.monotonic() - last > LOOK_SECONDS:
-            # A character of which only some bytes are written is left out.
-            written = [Rollout(Completion(t.rstrip("\ufffd"), "", 0)) for t in texts()]
-            show([*finished, *written])
-            last = time.monotonic()
-
-    return look
-
-
-@contextmanager
-def _policy_of(store: Store, models: ModelCache, run: RunRow, step: int) -> Iterator[Policy]:
-    """The run's policy after this step, for this caller alone until the context ends."""
-    config = parse(run.config)
-    state_key, after_load = None, None
-    if step:
-        row = checkpoint_of(store, run, step)
-        state_key = (run.id, step, row.sha256)
-        after_load = partial(load_checkpoint, row=row)
-    with models.use(config.model, config.train.seed, state_key, after_load) as policy:
-        yield policy
-
-
-def _encoded(policy: Policy, prompt: Prompt, config: RunConfig) -> list[int]:
-    """The prompt's ids. Raises StudioError if the answer would not fit the context."""
-    ids = policy.encode(prompt, load_task(config.task).instruction)
-    room = config.train.max_new_tokens
-    if policy.context is not None and len(ids) + room > policy.context:
-        raise StudioError(
-            f"The prompt has {len(ids):,} tokens; with {room:,} new ones it does not fit "
-            f"the context of {policy.context:,}. Shorten it."
-        )
-    return ids
 
 
 # ---- a folder for plain transformers ------------------------------------------------------------

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from typing import Protocol
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from grpo_core.config import RunConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.models import Policy, Reader
 from grpo_core.models.chat_template import ChatTooLong
 from grpo_core.tasks import Task
+from grpo_core.types import Prompt
 
 
-def fit_to_context(task: Task, policy: Policy, config: RunConfig) -> Task:
+class Encoder(Protocol):
+    """A Policy, a Reader, or the ToolChat of an environment, which adds its tools to a prompt."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def context(self) -> int | None: ...
+
+    def encode(self, prompt: Prompt, instruction: str) -> list[int]: ...
+
+
+def fit_to_context(task: Task, policy: Encoder, config: RunConfig) -> Task:
     """The task without the prompts that are too long for the model.
 
     Raises InvalidConfig if `task.too_long` is "refuse", if no training prompt remains, or if the
@@ -52,7 +66,7 @@ def fit_to_context(task: Task, policy: Policy, config: RunConfig) -> Task:
     return task.with_table(kept)
 
 
-def _check_chats(task: Task, policy: Policy) -> None:
+def _check_chats(task: Task, policy: Encoder) -> None:
     """Encode one prompt of each sequence of roles, so that a refusal does not come during a run."""
     assert task.table is not None
     if not policy.tokenizer.chat_template:
@@ -62,7 +76,7 @@ def _check_chats(task: Task, policy: Policy) -> None:
             policy.encode(task.table.prompt(row), task.instruction)
 
 
-def too_long_rows(task: Task, policy: Policy | Reader, config: RunConfig) -> np.ndarray:
+def too_long_rows(task: Task, policy: Encoder, config: RunConfig) -> np.ndarray:
     """Row numbers of prompts whose tokens plus `max_new_tokens` exceed the context.
 
     Tokenises only candidates. A prompt of n bytes has at most n tokens, plus the tokens of the

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from grpo_core.errors import StudioError
 from grpo_core.models.chat_template import ids_of, render
+from grpo_core.models.folder import BadModel
+from grpo_core.models.source import Source, one_line
 
 # End-of-turn tokens of common chat templates, tried where neither model nor tokenizer names an end.
 _USUAL_ENDS = (
@@ -21,6 +23,17 @@ _USUAL_ENDS = (
     "<|return|>",
     "</s>",
 )
+
+
+def named_by_source(source: Source) -> frozenset[int]:
+    """The ends that the generation config of a source names. Raises BadModel."""
+    try:
+        settings = GenerationConfig.from_pretrained(source.name, revision=source.revision)
+    except OSError:  # the model has no generation config
+        return frozenset()
+    except Exception as error:  # the library checks its values in code of many kinds
+        raise BadModel(f"its generation config cannot be loaded: {one_line(error)}") from None
+    return as_ids(settings.eos_token_id)
 
 
 # A tokenizer is Any in this module: the stubs of PreTrainedTokenizerBase lack get_added_vocab.

@@ -108,13 +108,17 @@ def _num_weights(p: nn.Parameter) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A policy without its weights: enough to encode and count prompts."""
+    """A policy without its weights: enough to encode and count prompts, and to read tool calls.
+
+    end_ids: as a Policy's.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     context: int | None  # tokens, prompt and completion together
+    end_ids: frozenset[int] = frozenset()
 
-    def encode(self, prompt: Prompt, instruction: str) -> list[int]:
-        return encode_prompt(self.tokenizer, prompt, instruction)
+    def encode(self, prompt: Prompt, instruction: str, tools: Tools = ()) -> list[int]:
+        return encode_prompt(self.tokenizer, prompt, instruction, tools)
 
 
 @dataclass(frozen=True, slots=True)

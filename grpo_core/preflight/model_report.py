@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from grpo_core.config import ModelConfig, RunConfig
 from grpo_core.models.device import describe_device, free_memory, pick_device
-from grpo_core.models.end_tokens import as_ids, template_end
+from grpo_core.models.end_tokens import as_ids, named_by_source, template_end
 from grpo_core.models.folder import BadModel
 from grpo_core.models.load import examine, read_tokenizer, refuse
 from grpo_core.models.lora import num_adapter_parameters
 from grpo_core.models.precision import precision, why_precision
 from grpo_core.models.shape import context_tokens
-from grpo_core.models.source import Source, one_line
+from grpo_core.models.source import Source
 from grpo_core.training.memory_estimate import RESERVE, ModelSize, memory
 
 MIN_MICRO_BATCH_TOKENS = 64  # a run that has less room does not fit
@@ -131,14 +131,7 @@ def model_size(config: ModelConfig, shape: PreTrainedConfig, model: PreTrainedMo
 
 def end_tokens(source: Source, tokenizer: Any) -> dict[str, list[str]]:
     """The tokens that end a turn, by the generation config, tokenizer and chat template."""
-    try:
-        settings = GenerationConfig.from_pretrained(source.name, revision=source.revision)
-        named = settings.eos_token_id
-    except OSError:  # the model has no generation config
-        named = None
-    except Exception as error:  # the library checks its values in code of many kinds
-        raise BadModel(f"its generation config cannot be loaded: {one_line(error)}") from None
-    by_model, by_tokenizer = as_ids(named), as_ids(tokenizer.eos_token_id)
+    by_model, by_tokenizer = named_by_source(source), as_ids(tokenizer.eos_token_id)
     by_template = as_ids(template_end(tokenizer, by_model | by_tokenizer))
 
     def tokens(ids: frozenset[int]) -> list[str]:

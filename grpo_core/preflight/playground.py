@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from grpo_core.config import parse
+from grpo_core.exporting.answers import heldout_prompt, play
 from grpo_core.exporting.play_request import PlayRequest, PlayResult, PlayStopped, PlayWatch
-from grpo_core.exporting.trained_model import heldout_prompt, play
 from grpo_core.models.model_cache import SMALL_MODEL, ModelCache
 from grpo_core.store import Store
 from grpo_core.types import Prompt, RunStatus
@@ -71,6 +72,9 @@ class Playground:
         result = self._kept.get(key)
         if result is None:
             watch = self._watched[question] = PlayWatch()
+            if request.turns is not None and request.turns > 1:
+                shorter = replace(request, turns=request.turns - 1)
+                watch.partial = self._kept.get(repr((run_id, shorter, which)))
             try:
                 result = play(self._store, self._models, run_id, request, watch)
             except PlayStopped as stopped:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.config import RunConfig, TaskConfig
+from grpo_core.preflight.finding import LEVELS, Finding
 from grpo_core.preflight.model_report import ENDS_DIFFER, ModelReport
 from grpo_core.rubric import build_rubric
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
@@ -32,21 +33,6 @@ MAX_FIRST_KL = 1e-3
 MAX_HELDOUT = 64  # held-out prompts for the baseline
 # A share of 0.999 or more counts as all completions or groups.
 ALL = 0.999
-LEVELS = ("red", "amber", "green")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report.
-
-    level: "red" stops the run, "amber" needs a look first, "green" is as it should be.
-    final: the run cannot work, so it cannot be started anyway.
-    """
-
-    level: str
-    title: str
-    text: str
-    final: bool = False
 
 
 @dataclass(slots=True)
@@ -107,11 +93,16 @@ def _few_heldout(task: TaskConfig) -> int | None:
 
 
 def findings(
-    config: RunConfig, model: ModelReport, counts: dict[str, Any], first: FirstStep
+    config: RunConfig,
+    model: ModelReport,
+    counts: dict[str, Any],
+    first: FirstStep,
+    turns: Sequence[Finding] = (),
 ) -> list[Finding]:
     """The findings of a completed first step, ordered red, amber, green.
 
-    counts: prompt counts of a file or dataset; empty for a built-in task.
+    counts: prompt counts of a file or dataset; empty for a built-in task. turns: those about its
+    environment.
     """
     metrics = first.metrics
     assert metrics is not None, "the first step is complete"
@@ -121,6 +112,7 @@ def findings(
         *_prompt_findings(counts, config),
         *_rubric_findings(first),
         *_group_findings(config, first),
+        *turns,
         *_length_findings(config, metrics),
         *_baseline_findings(config, first),
         *_update_findings(config, metrics),

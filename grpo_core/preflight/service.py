@@ -7,6 +7,7 @@ import secrets
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from grpo_core.config import RunConfig
 from grpo_core.config.devices import AUTO, CPU, first_free
+from grpo_core.environments.worlds import Worlds
 from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayResult
 from grpo_core.exporting.trained_model import export_model
@@ -24,10 +26,11 @@ from grpo_core.models.device import device_names
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.models.policy import text_of
 from grpo_core.preflight.estimate import Estimate, from_steps, from_store, same_work
+from grpo_core.preflight.exchange import exchange_findings
 from grpo_core.preflight.model_report import ModelReport, report
 from grpo_core.preflight.playground import Playground
 from grpo_core.preflight.preflight import Finding, findings, first_step, refusal
-from grpo_core.rollout import SamplingParams, sample_groups
+from grpo_core.rollout import SamplingParams
 from grpo_core.rubric import Rubric, RunningStd, build_rubric, resolve_rubric, total
 from grpo_core.rubric.check import Notes
 from grpo_core.rubric.predict import GROUP_SIZES, tied_share
@@ -38,6 +41,7 @@ from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store, reward_models
 from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
+from grpo_core.training.beside import as_read, sampled_beside
 from grpo_core.training.scoring import Progress, compare_groups, score_groups
 from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Group, Prompt, Rollout
@@ -45,6 +49,7 @@ from grpo_core.types import Completion, Group, Prompt, Rollout
 GREEDY = 0.0
 MAX_KEPT = 16  # reports, and trials
 SAMPLE_TOKENS = 64  # of the answer that "Check model" samples
+SAMPLE_TOKENS_OF_TURNS = 256  # where it calls tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,13 @@ def prompt_counts(task: Task, reader: Reader, config: RunConfig) -> dict[str, An
         "heldout": len(table.heldout),
         "prompt_column": table.columns.prompt,
         "answer_column": table.columns.answer,
-        "too_long": 0 if reader.context is None else len(too_long_rows(task, reader, config)),
+        "too_long": 0 if reader.context is None else _num_too_long(task, reader, config),
     }
+
+
+def _num_too_long(task: Task, reader: Reader, config: RunConfig) -> int:
+    with closing(Worlds(reader, lambda: None)) as worlds:
+        return len(too_long_rows(task, worlds.encoder(task, config.rollout), config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +181,13 @@ class PreflightService:
         size = config.task.heldout_size
         heldout = heldout_prompts(task, size if size is None else min(1, size))
         prompts += [(p, True) for p in heldout[:1]]
-        as_read = []
-        for prompt, heldout in prompts:
-            ids = reader.encode(prompt, task.instruction)
+        rows = []
+        read = as_read(config, reader, [p for p, _ in prompts])
+        for (prompt, ids), (_, heldout) in zip(read, prompts, strict=True):
             text = text_of(reader.tokenizer, ids)
-            as_read.append(PromptAsRead(prompt.id, text, len(ids), prompt.answer, heldout))
+            rows.append(PromptAsRead(prompt.id, text, len(ids), prompt.answer, heldout))
         return Preview(
-            tuple(as_read),
+            tuple(rows),
             bool(reader.tokenizer.chat_template),
             reader.context,
             prompt_counts(task, reader, config),
@@ -196,11 +206,14 @@ class PreflightService:
             return model_report, ""
         task = load_task(config.task)
         [prompt] = train_prompts(task, config.train.seed, 1, 1)
-        params = SamplingParams(1, min(SAMPLE_TOKENS, config.train.max_new_tokens), GREEDY)
-        with self._models.use(config.model, config.train.seed) as policy:
-            prompt_ids = [policy.encode(prompt, task.instruction)]
-            rng = torch.Generator(policy.device).manual_seed(0)
-            [answer] = sample_groups(policy, prompt_ids, params, rng)
+        most = SAMPLE_TOKENS_OF_TURNS if task.environment else SAMPLE_TOKENS
+        train = config.train.model_copy(
+            update={"max_new_tokens": min(most, config.train.max_new_tokens)}
+        )
+        config = config.model_copy(update={"train": train})
+        params = SamplingParams(1, train.max_new_tokens, GREEDY)
+        with self._models.use(config.model, train.seed) as policy:
+            _, [answer] = sampled_beside(config, policy, [prompt], params)
         return model_report, answer.completion.text
 
     def preflight(self, config: RunConfig) -> list[Finding]:
@@ -224,7 +237,8 @@ class PreflightService:
             result = [Finding("red", "Model", p, final=True) for p in model_report.problems]
         else:
             first = first_step(config, self._options.train)
-            result = findings(config, model_report, counts, first)
+            turns = exchange_findings(config, reader, first.groups)
+            result = findings(config, model_report, counts, first, turns)
             if first.metrics and (measured := from_steps([asdict(first.metrics)], "one step")):
                 _keep(self._measured, key, (config, measured))
         _keep(self._reports, key, result)
@@ -244,9 +258,7 @@ class PreflightService:
         prompts = train_prompts(task, t.seed, 1, num_prompts)
         params = SamplingParams(t.group_size, t.max_new_tokens, t.temperature)
         with self._models.use(config.model, t.seed) as policy:
-            prompt_ids = [policy.encode(p, task.instruction) for p in prompts]
-            rng = torch.Generator(policy.device).manual_seed(t.seed)
-            rollouts = sample_groups(policy, prompt_ids, params, rng)
+            prompts, rollouts = sampled_beside(config, policy, prompts, params)
         return self._try(prompts, rollouts, rubric, config)
 
     def score_texts(self, config: RunConfig, texts: Sequence[str]) -> Trial:

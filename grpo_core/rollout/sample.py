@@ -33,8 +33,9 @@ LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 # Called with the index of a prompt and all of its completions, as soon as the last one has ended.
 OnGroupDone = Callable[[int, list[Rollout]], None]
-# Called at each look at a decode batch, with a function that reads the text of each row so far.
-OnLook = Callable[[Callable[[], list[str]]], None]
+# Called at each look at a decode batch, with a function that reads what its rows have written:
+# row p·G + g -> a completion without finish reason. Rows of other batches are not among them.
+OnLook = Callable[[Callable[[], dict[int, Completion]]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,15 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SamplingHooks:
-    """Called while sampling. `check_interrupt`, before each token, may raise to end it."""
+    """Called while sampling. `check_interrupt`, before each token, may raise to end it.
+
+    on_calls: as on_look, when tools are about to be called, which may take long.
+    """
 
     check_interrupt: Callable[[], None] = lambda: None
     on_group_done: OnGroupDone | None = None
     on_look: OnLook | None = None
+    on_calls: OnLook | None = None
 
 
 def sample_groups(
@@ -128,8 +133,9 @@ def sample_with(
         most = limits and [limits[p] for p in members]
         batch = DecodeBatch(policy, [prompts[p] for p in members], params, uniforms[members], most)
         done = _for_members(hooks.on_group_done, members)
+        look = _looks_at_members(hooks.on_look, members, size)
         try:
-            batch.decode(replace(hooks, on_group_done=done))
+            batch.decode(replace(hooks, on_group_done=done, on_look=look))
         except (RuntimeError, MemoryError) as error:
             # Groups that were reported stay as they are; rows draw the same tokens again.
             groups |= {members[i]: siblings for i, siblings in batch.reported.items()}
@@ -173,6 +179,17 @@ def _for_members(report: OnGroupDone | None, members: list[int]) -> OnGroupDone 
     if report is None:
         return None
     return lambda i, siblings: report(members[i], siblings)
+
+
+def _looks_at_members(look: OnLook | None, members: list[int], size: int) -> OnLook | None:
+    """`look` for a decode batch: its rows by their number among all."""
+    if look is None:
+        return None
+
+    def at(read: Callable[[], dict[int, Completion]]) -> None:
+        look(lambda: {members[r // size] * size + r % size: c for r, c in read().items()})
+
+    return at
 
 
 class DecodeBatch:
@@ -231,7 +248,7 @@ class DecodeBatch:
                 if done is not None:
                     self._report_ended(done, ended)
                 if hooks.on_look is not None:
-                    hooks.on_look(partial(self._texts, t))
+                    hooks.on_look(partial(self._written, t))
                 going = [i for i, row in enumerate(alive) if not ended[row] and t < limits[row]]
                 if not going:
                     break
@@ -258,15 +275,16 @@ class DecodeBatch:
             self.reported[p] = rollouts
             done(p, rollouts)
 
-    def _texts(self, num_tokens: int) -> list[str]:
+    def _written(self, num_tokens: int) -> dict[int, Completion]:
         """What each row has written when `num_tokens` tokens were drawn."""
         tokens, lengths = self.rows.tokens[:, :num_tokens].tolist(), self.rows.lengths.tolist()
         openings = [self.policy.opening(prompt) for prompt in self.prompts]
         size = self.params.group_size
-        return [
-            openings[row // size] + self.policy.decode(ids[:length])
-            for row, (ids, length) in enumerate(zip(tokens, lengths, strict=True))
-        ]
+        return {
+            row: Completion(openings[row // size] + self.policy.decode(ids[:length]), "", length)
+            for row, (ids, drawn) in enumerate(zip(tokens, lengths, strict=True))
+            for length in (min(drawn, self._limits[row]),)
+        }
 
     def groups(self) -> list[list[Rollout]]:
         """The completions of every prompt, as text too."""

@@ -112,8 +112,16 @@ class Refused(Exception):
 class Comparison:
     """Trains the runs of a comparison, one after another."""
 
-    def __init__(self, db: str, configs: Mapping[str, RunConfig], assignments: Sequence[str]):
+    def __init__(
+        self,
+        db: str,
+        configs: Mapping[str, RunConfig],
+        assignments: Sequence[str],
+        environments: Sequence[str] = (),
+    ):
+        """environments: the files that `--environments` names, for every run."""
         self._db = db
+        self._environments = environments
         self._configs = configs
         self._assignments = assignments
         self._child: subprocess.Popen[str] | None = None
@@ -148,6 +156,8 @@ class Comparison:
         command += ["--name", name, "--preset", preset]
         for assignment in (*self._assignments, f"train.seed={seed}"):
             command += ["--set", assignment]
+        for file in self._environments:
+            command += ["--environments", file]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as self._child:
             if self._stopped.is_set():  # `stop` was called before the process existed
                 self.stop()

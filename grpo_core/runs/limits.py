@@ -16,6 +16,7 @@ from grpo_core.config import RunConfig
 from grpo_core.config.places import is_below, local_path
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.runs.work import num_evaluations, work
+from grpo_core.tasks import FILE, environment_named
 
 DAY = 24 * 3600.0
 LOWER = "Lower it, or run your own copy of the studio, which has no limits."
@@ -34,6 +35,8 @@ class Limits:
     minutes: int | None = None  # of a run, pauses included
     disk_mib: int | None = None  # of the store and of all files that visitors made
     models: tuple[str, ...] | None = None  # the only values of model.name
+    turns: int | None = None  # of a completion in an environment
+    tool_seconds: int | None = None  # of each tool call
     roots: tuple[Path, ...] | None = None  # models and prompt files must be below one of these
 
     def check(self, config: RunConfig, num_queued: int = 0) -> None:
@@ -79,6 +82,12 @@ class Limits:
             (rollouts_field, asked.rollouts, self.rollouts_per_step, " completions a step"),
             ("task.heldout_size", asked.evaluated, self.heldout, " completions an evaluation"),
         )
+        if environment_named(config.task) or config.task.name == FILE.name:  # a row may name one
+            r = config.rollout
+            sizes += (
+                ("rollout.max_turns", r.max_turns, self.turns, " turns"),
+                ("rollout.tool_seconds", r.tool_seconds, self.tool_seconds, " s a tool call"),
+            )
         problems = [
             FieldProblem(field, value, f"this server allows at most {limit:,}{unit}", LOWER)
             for field, value, limit, unit in sizes
@@ -233,6 +242,8 @@ def from_environment(environment: Mapping[str, str], roots: Sequence[Path] | Non
         per_visitor=limit("GRPO_MAX_RUNS_PER_VISITOR"),
         minutes=limit("GRPO_MAX_MINUTES"),
         disk_mib=limit("GRPO_MAX_DISK_MIB"),
+        turns=limit("GRPO_MAX_TURNS"),
+        tool_seconds=limit("GRPO_MAX_TOOL_SECONDS"),
         models=models or None,
         roots=None if roots is None else tuple(roots),
     )

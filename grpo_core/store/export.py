@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from grpo_core.errors import StudioError
-from grpo_core.types import STEP_METRICS, GroupKind
+from grpo_core.types import STEP_METRICS, GroupKind, Prompt, TurnRole
 
 if TYPE_CHECKING:
     from grpo_core.store.rollouts import Wanted
@@ -45,6 +45,39 @@ def export_rollouts_jsonl(store: Store, run_id: str, out: TextIO) -> None:
     encode = json.JSONEncoder(allow_nan=False).encode
     for row in _rollouts(store, run_id):
         out.write(encode(row) + "\n")
+
+
+def export_messages_jsonl(store: Store, run_id: str, out: TextIO) -> None:
+    """One rollout a line as a chat, for programs that fine-tune: {"messages": [...], ...}.
+
+    The roles are system, user, assistant and tool. An assistant's message is what the policy wrote,
+    its calls included, so that a chat template writes the turn as it was. The rows have the same
+    columns and types, as `datasets` wants.
+    """
+    encode = json.JSONEncoder(allow_nan=False).encode
+    for group, rollout in _pairs(store, run_id):
+        beginning = [*group.before, {"role": "user", "content": _last_message(group)}]
+        messages = [
+            {"role": str(m["role"]), "content": str(m["content"]), "name": ""} for m in beginning
+        ]
+        row = {"messages": messages + _acts(rollout)}
+        more = {name: getattr(group, name) for name in ("prompt_id", "answer", "step", "kind")}
+        more |= {name: getattr(rollout, name) for name in ("finish_reason", "reward", "advantage")}
+        out.write(encode(row | more) + "\n")
+
+
+def _last_message(group: GroupRow) -> str:
+    """The prompt without the messages before it, which `Prompt.conversation` writes first."""
+    asked = Prompt("", "", "", "", {"before": group.before}).conversation
+    return group.prompt.removeprefix(asked)
+
+
+def _acts(rollout: RolloutRow) -> list[dict[str, str]]:
+    """A completion as messages of the assistant and of its tools."""
+    if not rollout.turns:
+        return [{"role": "assistant", "content": rollout.text, "name": ""}]
+    roles = {TurnRole.ACTION: "assistant", TurnRole.OBSERVATION: "tool"}
+    return [{"role": roles[t.role], "content": t.text, "name": t.tool} for t in rollout.turns]
 
 
 def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -> int:
@@ -121,12 +154,16 @@ COLUMNS = (
 
 
 def _rollouts(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
+    return (_row(group, rollout) for group, rollout in _pairs(store, run_id))
+
+
+def _pairs(store: Store, run_id: str) -> Iterator[tuple[GroupRow, RolloutRow]]:
     """The rollouts of training in order, then those of evaluations; `kind` tells them apart."""
     store.run(run_id)
     for kind in GroupKind:
         for group in store.iter_groups(run_id, kind=kind):
             for rollout in group.rollouts:
-                yield _row(group, rollout)
+                yield group, rollout
 
 
 def _row(group: GroupRow, rollout: RolloutRow) -> dict[str, Any]:

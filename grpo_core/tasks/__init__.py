@@ -76,9 +76,15 @@ def load_task(config: TaskConfig) -> Task:
         task = FILE.with_table(open_table(config), config.instruction)
     else:
         task = TASKS[config.name]
+    environment = environment_named(config)
+    return task if environment == task.environment else replace(task, environment=environment)
+
+
+def environment_named(config: TaskConfig) -> str:
+    """The environment that a configuration or its task names; "": none. Reads no prompts."""
     if config.environment:
-        return replace(task, environment="" if config.environment == "none" else config.environment)
-    return task
+        return "" if config.environment == "none" else config.environment
+    return TASKS[config.name].environment if config.name in TASKS else ""
 
 
 __all__ = [
@@ -87,6 +93,7 @@ __all__ = [
     "TASKS",
     "Task",
     "check_task",
+    "environment_named",
     "extract_answer",
     "given_answer",
     "grade_answer",

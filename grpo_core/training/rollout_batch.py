@@ -13,7 +13,7 @@ from grpo_core.environments.worlds import Worlds
 from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
 from grpo_core.models import Policy
 from grpo_core.models.device import is_out_of_memory
-from grpo_core.rollout import OnGroupDone, SamplingHooks, SamplingParams, sample_groups
+from grpo_core.rollout import SamplingHooks, SamplingParams, sample_groups
 from grpo_core.rubric import Notes, Rubric
 from grpo_core.tasks import Task, train_prompts
 from grpo_core.training.async_scoring import AsyncScorer
@@ -32,6 +32,7 @@ class Session:
     rubric: Rubric
     points: ControlPoints
     worlds: Worlds | None = None  # only a task with an environment needs them
+    pauses_after: int | None = None  # see World; a run never pauses there
 
     @property
     def world(self) -> World | None:
@@ -39,7 +40,8 @@ class Session:
         if not self.task.environment:
             return None
         assert self.worlds is not None
-        return self.worlds.of(self.task.environment, self.config.rollout)
+        world = self.worlds.of(self.task.environment, self.config.rollout)
+        return replace(world, pauses_after=self.pauses_after)
 
     def close(self) -> None:
         """End the processes of its environments."""
@@ -106,7 +108,8 @@ def _sample_and_score(
     params = SamplingParams(t.group_size, t.max_new_tokens, t.temperature, keep_logprobs)
     with AsyncScorer(session.rubric, asked.prompts) as scorer:
         on_group_done = scorer.submit if scorer.is_wanted else None
-        sampled = sample(session, asked, params, rng, on_group_done)
+        hooks = SamplingHooks(points.check_interrupt, on_group_done)
+        sampled = sample(session, asked, params, rng, hooks)
         sampled_at = now()
         points.begin_phase(PhaseStarted(Phase.SCORING, step, t.steps))
         progress = Progress(step - 1, t.steps)
@@ -151,10 +154,13 @@ def sample(
     asked: Asked,
     params: SamplingParams,
     rng: torch.Generator,
-    on_group_done: OnGroupDone | None = None,
+    hooks: SamplingHooks | None = None,
 ) -> list[Rollout]:
-    """Completions of prompts that are asked. Raises OutOfMemory, naming what to lower."""
-    hooks = SamplingHooks(session.points.check_interrupt, on_group_done)
+    """Completions of prompts that are asked. Raises OutOfMemory, naming what to lower.
+
+    hooks: by default the run's interruption points alone.
+    """
+    hooks = hooks or SamplingHooks(session.points.check_interrupt)
     prompt_ids, world = asked.prompt_ids, session.world
     try:
         if world is None:

@@ -202,17 +202,19 @@ def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
         points.check_interrupt,
     )
     policy = load_policy(config.model, config.train.seed)
-    task = fit_to_context(task, policy, config)
+    worlds = Worlds(policy, points.check_interrupt)
+    task = fit_to_context(task, worlds.encoder(task, config.rollout), config)
     heldout = heldout_prompts(task, config.task.heldout_size)
     if said := remarks(task, heldout, config.task.heldout_size):
         points.emit(Noticed(0, "prompts", "warning", said))
     eval_sets = {"heldout": (task, heldout)}
     if (other := second_task(config.task)) is not None:
-        second = fit_to_context(load_task(other), policy, config.model_copy(update={"task": other}))
+        second = load_task(other)
+        encoder = worlds.encoder(second, config.rollout)
+        second = fit_to_context(second, encoder, config.model_copy(update={"task": other}))
         eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
     share_cores(policy.num_parameters)
     with_prompts = {name: pair for name, pair in eval_sets.items() if pair[1]}
-    worlds = Worlds(policy, points.check_interrupt)
     return Session(config, policy, task, rubric, points, worlds), with_prompts
 
 

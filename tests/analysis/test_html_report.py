@@ -21,6 +21,8 @@ from grpo_core.types import (
     RunStatus,
     StepCompleted,
     StepMetrics,
+    Turn,
+    TurnRole,
 )
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -119,3 +121,28 @@ def test_downsampling_keeps_every_spike_the_ends_and_the_gaps():
     assert any(2000 <= i < 2500 for i in kept)  # a point without a value: the line breaks there
     assert kept == sorted(kept)
     assert min_max(rows[:5], values[:5], 1000) == rows[:5]
+
+
+def test_a_report_shows_turns_and_their_curves(tmp_path, capsys):
+    store = Store(tmp_path / "runs.sqlite")
+    run_id = store.create_run(config(), "acts", status=RunStatus.RUNNING)
+    turns = (
+        Turn(TurnRole.ACTION, "<tool>3*4</tool>", 0, 5),
+        Turn(TurnRole.OBSERVATION, HOSTILE, 5, 3, "calculate", '{"a": "3*4"}', "", 0.25),
+        Turn(TurnRole.OBSERVATION, "error", 8, 0, "", "3*", HOSTILE, 0.0),
+        Turn(TurnRole.ACTION, "it is 12", 8, 2),
+    )
+    rollout = Rollout(Completion("all", "stop", 7, turns, "it is 12"), {"accuracy": 1.0}, 1.0, 0.5)
+    with Recorder(store, run_id) as record:
+        group = Group(Prompt("p", "3*4", "12", "products"), (rollout,) * 2, 1.0, 0.1, "healthy")
+        record(GroupsScored(1, (group,)))
+        record(StepCompleted(1, StepMetrics(turns_mean=2.0, tool_error_frac=0.5), {}))
+    out = tmp_path / "report.html"
+    assert main(["report", run_id, "--db", str(store.path), "--out", str(out)]) == 0
+    page = Tags(out.read_text())
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    for shown in ("<tool>3*4</tool>", '{"a": "3*4"}', "0.25 s", f"failed: {HOSTILE}", "it is 12"):
+        assert shown in page.text
+    assert {"Turns", "Tool errors"} <= {
+        attributes.get("aria-label", "").partition(",")[0] for _, attributes in page.tags
+    }

@@ -17,7 +17,7 @@ from grpo_core.cli import main
 from grpo_core.cli.request import build_config
 from grpo_core.config import PRESETS, nest, parse, with_preset
 from grpo_core.errors import StudioError
-from grpo_core.exporting import trained_model
+from grpo_core.exporting import answers
 from grpo_core.exporting.play_request import PlayRequest, PlayStopped, PlayWatch, State
 from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.exporting.trained_model import export_model, model_card
@@ -142,7 +142,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(trained, tmp_path):
     without = store.create_run(parse(nest({})), "never started")
     with pytest.raises(StudioError, match="has no saved state"):
         export_model(store, without, tmp_path / "b")
-    with pytest.raises(StudioError, match="does not fit the context"):
+    with pytest.raises(StudioError, match="leaves no room for the answer"):
         PreflightService(store).play(
             run_id, PlayRequest("x" * 5000, "", [State(run_id, 0)], 1, 0.0)
         )
@@ -180,13 +180,13 @@ def test_a_greedy_answer_stands_beside_the_sampled_ones(trained):
 
 def test_answers_are_seen_while_they_are_written_and_can_be_stopped(trained, monkeypatch):
     store, run_id = trained["whole"]
-    monkeypatch.setattr(trained_model, "LOOK_SECONDS", -1.0)  # every token is looked at
+    monkeypatch.setattr(answers, "LOOK_SECONDS", -1.0)  # every token is looked at
     watch, seen = PlayWatch(), []
     show = watch.show
     watch.show = lambda partial: (seen.append(partial), show(partial))
     request = PlayRequest("Q: 1+1+1=?", "3", [State(run_id, 0), State(run_id, 2)], 3, 1.0)
     models = ModelCache(lambda wanted: torch.device("cpu"))
-    whole = trained_model.play(store, models, run_id, request, watch)
+    whole = answers.play(store, models, run_id, request, watch)
     assert seen[-1] == whole
     for n, side in enumerate(whole.sides):
         for i, rollout in enumerate((side.greedy, *side.sampled)):
@@ -199,7 +199,7 @@ def test_answers_are_seen_while_they_are_written_and_can_be_stopped(trained, mon
             assert texts[-1] == rollout.completion.text
             assert len(set(texts)) > 2
             assert all(later.startswith(text) for text, later in pairwise(texts))
-    without_watch = trained_model.play(store, models, run_id, request)
+    without_watch = answers.play(store, models, run_id, request)
     assert without_watch == whole  # being looked at changes no answer
 
     service = PreflightService(store)

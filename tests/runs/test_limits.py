@@ -64,6 +64,17 @@ def test_every_limit_names_its_field_and_none_is_set_by_default():
         from_environment({"GRPO_MAX_STEPS": "many"}, None)
 
 
+def test_turns_and_tool_calls_are_limited_where_there_is_an_environment():
+    limits = from_environment({"GRPO_MAX_TURNS": "8", "GRPO_MAX_TOOL_SECONDS": "5"}, None)
+    beyond = {"rollout__max_turns": 9, "rollout__tool_seconds": 5.5}
+    assert refused(limits, task__name="products") == set()  # the defaults
+    assert refused(limits, task__name="products", **beyond) == {
+        "rollout.max_turns",
+        "rollout.tool_seconds",
+    }
+    assert refused(limits, **beyond) == set()  # sums has no environment
+
+
 def test_a_public_server_reads_files_below_the_allowed_folders_only(tmp_path):
     allowed, outside = tmp_path / "allowed", tmp_path / "outside"
     for folder in (allowed, outside):

@@ -16,6 +16,7 @@ import pytest
 from grpo_core.config import nest, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.runs.zerogpu import USABLE, outlook, same_size, seconds_from, steps_that_fit
+from tests.environments.conftest import calling_model as calling_model  # a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -309,3 +310,23 @@ def test_stop_ends_a_lease_whose_process_hangs(tmp_path):
     assert out["status"] == "stopped"
     assert "continue from its last checkpoint" in out["error"]
     assert out["steps"]
+
+
+def test_a_lease_calls_tools_in_their_locked_processes(tmp_path, calling_model):
+    turns = (
+        "until('finished')\n"
+        "groups = store.iter_groups(run_id)\n"
+        "found = [t for g in groups for r in g.rollouts for t in r.turns]\n"
+        "out['said'] = sorted({(t.tool, t.text) for t in found if t.tool and not t.error})"
+    )
+    out = run(
+        tmp_path,
+        turns,
+        model__name=str(calling_model),
+        task__name="products",
+        task__heldout_size=0,
+        train__steps=1,
+        train__max_new_tokens=80,
+    )
+    assert out["status"] == "finished"
+    assert ["calculate", "12"] in out["said"]

@@ -6,9 +6,11 @@ import io
 import json
 from dataclasses import asdict
 
+import pytest
+
 from grpo_core.config import RunConfig
 from grpo_core.store import Store
-from grpo_core.store.export import export_rollouts_jsonl
+from grpo_core.store.export import export_messages_jsonl, export_rollouts_jsonl
 from grpo_core.store.recorder import Recorder
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, Turn, TurnRole
 
@@ -58,3 +60,59 @@ def test_an_export_has_the_turns(store: Store) -> None:
         "action",
     ]
     assert with_turns["turns"][1]["arguments"] == '{"expression": "3*4"}'
+
+
+def messages(store: Store, run_id: str) -> str:
+    out = io.StringIO()
+    export_messages_jsonl(store, run_id, out)
+    return out.getvalue()
+
+
+def test_messages_are_chats_of_user_assistant_and_tool(store: Store) -> None:
+    run_id = store.create_run(RunConfig(), "r")
+    with Recorder(store, run_id) as record:
+        record(groups(1))
+    plain, with_turns = map(json.loads, messages(store, run_id).splitlines())
+    assert [(m["role"], m["content"]) for m in plain["messages"]] == [
+        ("user", "3*4"),
+        ("assistant", "12"),
+    ]
+    assert [(m["role"], m["content"], m["name"]) for m in with_turns["messages"]] == [
+        ("user", "3*4", ""),
+        ("assistant", "<tool>3*4</tool>", ""),
+        ("tool", "12", "calculate"),
+        ("tool", "error", "calculate"),
+        ("assistant", "12", ""),
+    ]
+    assert with_turns["answer"] == "12"
+    assert with_turns["reward"] is None
+
+
+def test_messages_begin_with_those_before_the_prompt(store: Store) -> None:
+    before = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+    ]
+    prompt = Prompt("p", "user: 1+1", "2", "file", {"before": before})
+    only_system = Prompt("q", "1+1", "2", "file", {"before": before[:1]})
+    run_id = store.create_run(RunConfig(), "r")
+    with Recorder(store, run_id) as record:
+        rollout = Rollout(Completion("2", "stop", 1))
+        asked = (Group(p, (rollout,), None, None, "unscored") for p in (prompt, only_system))
+        record(GroupsScored(1, tuple(asked)))
+    whole, short = (json.loads(line)["messages"] for line in messages(store, run_id).splitlines())
+    assert [m["content"] for m in whole] == ["Be brief.", "Hi", "Yes?", "user: 1+1", "2"]
+    assert [m["content"] for m in short] == ["Be brief.", "1+1", "2"]
+
+
+def test_datasets_loads_the_messages_with_one_schema(store: Store, tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    run_id = store.create_run(RunConfig(), "r")
+    with Recorder(store, run_id) as record:
+        record(groups(1))
+    file = tmp_path / "messages.jsonl"
+    file.write_text(messages(store, run_id))
+    rows = datasets.Dataset.from_json(str(file), cache_dir=str(tmp_path / "cache"))
+    assert [len(row["messages"]) for row in rows] == [2, 5]
+    assert rows[1]["messages"][2] == {"role": "tool", "content": "12", "name": "calculate"}

@@ -9,8 +9,17 @@ from recorded import FakeService
 
 from grpo_core.config import RunConfig
 from grpo_core.runs.manager import RunManager
-from grpo_core.store import Store
-from grpo_core.types import RunStatus
+from grpo_core.store import Recorder, Store
+from grpo_core.types import (
+    Completion,
+    Group,
+    GroupsScored,
+    Prompt,
+    Rollout,
+    RunStatus,
+    Turn,
+    TurnRole,
+)
 from ui.page import build_app, launch_options
 
 # Every endpoint that changes a run, with values for all but the run, and where the run stands.
@@ -35,11 +44,14 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def call(store):
+def client(store):
     page = build_app(store, RunManager(store, lambda *_: None), FakeService())
     app = App.create_app(page, app_kwargs=launch_options(page)["app_kwargs"])
-    client = TestClient(app, base_url="http://127.0.0.1")
+    return TestClient(app, base_url="http://127.0.0.1")
 
+
+@pytest.fixture(scope="module")
+def call(client):
     def call(name: str, *values: object):
         answer = client.post(f"/gradio_api/run/{name}", json={"data": list(values)})
         is_json = answer.headers["content-type"] == "application/json"
@@ -88,3 +100,32 @@ def test_a_mistake_of_the_caller_is_no_error_of_the_server(call, store, name, va
     if name != "start":
         store.create_run(RunConfig(), "a run", status=RunStatus.STOPPED)
     assert call(name, *values)[0] == 400
+
+
+def test_groups_have_their_turns(client, store):
+    run_id = store.create_run(RunConfig(), "acts", status=RunStatus.FINISHED)
+    turns = (
+        Turn(TurnRole.ACTION, "<tool>3*4</tool>", 0, 5),
+        Turn(TurnRole.OBSERVATION, "12", 5, 3, "calculate", '{"expression": "3*4"}', "", 0.25),
+        Turn(TurnRole.ACTION, "12", 8, 2),
+    )
+    rollouts = (
+        Rollout(Completion("12", "stop", 7, turns, "12")),
+        Rollout(Completion("1", "stop", 1)),
+    )
+    with Recorder(store, run_id) as record:
+        prompt = Prompt("p", "3*4", "12", "products")
+        record(GroupsScored(1, (Group(prompt, rollouts, None, None, "unscored"),)))
+    answer = client.post("/gradio_api/run/groups", json={"data": [run_id, 0]}).json()
+    [[group]] = answer["data"]
+    acting, plain = group["rollouts"]
+    assert plain["turns"] == []
+    assert [t["role"] for t in acting["turns"]] == ["action", "observation", "action"]
+    seen = {k: acting["turns"][1][k] for k in ("tool", "arguments", "text", "error", "seconds")}
+    assert seen == {
+        "tool": "calculate",
+        "arguments": '{"expression": "3*4"}',
+        "text": "12",
+        "error": "",
+        "seconds": 0.25,
+    }

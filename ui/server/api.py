@@ -209,6 +209,8 @@ class Api:
     def groups(self, run: str = "last", step: int = 0) -> list[dict[str, Any]]:
         """The groups of a step: prompt, completions, scores, rewards, advantages and verdict.
 
+        A completion in an environment has turns: role, text, tool, arguments, error and seconds.
+
         Args:
             run: id of a run, or "last"
             step: the step; 0 is the newest

@@ -51,6 +51,7 @@ EXPORTS: dict[str, tuple[str, Write | None]] = {
     REPORT: ("report.html", _text_file(write_report)),
     "Export CSV": ("metrics.csv", _text_file(export.export_metrics_csv)),
     "Export JSONL": ("rollouts.jsonl", _text_file(export.export_rollouts_jsonl)),
+    "Export messages": ("messages.jsonl", _text_file(export.export_messages_jsonl)),
     "Export Parquet": ("rollouts.parquet", export.export_rollouts_parquet),
     "Export config": ("config.json", _text_file(export.export_config_json)),
     "Export command": ("command.sh", _recipe(as_command)),
