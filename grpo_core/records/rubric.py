@@ -46,9 +46,17 @@ class SourceRubric:
             str(c["name"]): float(c["weight"]) for c in criteria if c.get("check") == CHECK
         }
         self.outcome = next((str(c["name"]) for c in criteria if c.get("outcome")), None)
-        self.given = {criterion_name(str(k)): v for k, v in (given or {}).items()}
         others = [w for name, w in self.weights.items() if name != TOTAL]
         self.has_total = self.weights.get(TOTAL, 0.0) > 0 and bool(others) and not any(others)
+        self.give(given or {})
+
+    def give(self, weights: Mapping[str, Any]) -> None:
+        """The source's own weights, by its own names. They may come late, with a first log."""
+        self.given = {criterion_name(str(k)): bounded(v) for k, v in weights.items()}
+        if not self.has_total and all(w is not None and w >= 0 for w in self.given.values()):
+            self.weights |= {
+                n: w for n, w in self.given.items() if n in self.weights and w is not None
+            }
 
     @property
     def criteria(self) -> list[dict[str, Any]]:
@@ -88,7 +96,7 @@ class SourceRubric:
     def _add(self, name: str) -> None:
         if name in self.weights or len(self.weights) >= MAX_CRITERIA:
             return
-        weight = bounded(self.given.get(name, 1.0))
+        weight = self.given.get(name, 1.0)
         negative = weight is None or not 0 <= weight <= 1000
         self.has_total = self.has_total or negative
         self.weights[name] = 0.0 if self.has_total or weight is None else weight

@@ -65,7 +65,8 @@ def watch_folder(
             if files != seen:
                 seen, started, before = files, time.monotonic(), writer.num_written
                 lines.clear()  # the end of a file that is being written is read again
-                writer.source, steps = read(form, place, asked)
+                run, steps = read(form, place, asked)
+                writer.describe(run)
                 last = copy(writer, steps, lambda *_: None)
                 writer.settle()
                 took = time.monotonic() - started

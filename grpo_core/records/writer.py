@@ -106,6 +106,7 @@ class RecordWriter:
             criteria if known.source.recorded else (), reward_weights(self.source.settings)
         )
         self._estimator = known.source.estimator
+        self._named = map_settings(self.source.settings).fields  # what the source sets itself
         self._totals = StepTotals(self._other_parts)
         self._tries = 0  # steps that were asked for the estimator
 
@@ -126,10 +127,17 @@ class RecordWriter:
 
     # ---- what callers say -----------------------------------------------------------------------
 
+    def describe(self, source: SourceRun) -> None:
+        """The source says more of the same run: its settings, or how many steps it will have."""
+        self.source = source
+        self._rubric.give(reward_weights(source.settings))
+
     def write(self, step: SourceStep) -> bool:
         """Write a step, or a part of one. False: it was there already, and nothing changed."""
         check(step)
-        digest = blake2b(repr(step).encode("utf-8", "replace"), digest_size=16).hexdigest()
+        # Its rewards depend on the weights too, which may come later.
+        content = f"{step!r}{sorted(self._rubric.given.items())}"
+        digest = blake2b(content.encode("utf-8", "replace"), digest_size=16).hexdigest()
         self._begin()
         if self._recorder.digest(step.step, step.part) == digest:
             if not self.batch:
@@ -216,14 +224,13 @@ class RecordWriter:
 
     def _observed(self, step: SourceStep, rollouts: Sequence[SourceRollout]) -> dict[str, Any]:
         """Sizes that the settings do not name, as the first groups have them."""
-        named = map_settings(self.source.settings).fields
         cut = [r.num_tokens for r in rollouts if r.finish_reason == "length" and r.num_tokens]
         seen = {
             "train.group_size": max(len(g.rollouts) for g in step.groups),
             "train.prompts_per_step": len(step.groups),
             "train.max_new_tokens": max(cut, default=0),
         }
-        return {name: value for name, value in seen.items() if value and name not in named}
+        return {name: value for name, value in seen.items() if value and name not in self._named}
 
     def _settle_estimator(self, pairs: Sequence[Any]) -> None:
         """Without a word in the settings: the estimator that gives the recorded advantages."""
@@ -266,6 +273,8 @@ class RecordWriter:
         self._totals.add(step.step, step.part, groups, own)
         if groups and self._totals.is_due(step.step):
             numbers, extra = self._totals.numbers(step.step, self._config)
+        if "algorithm.kl_coef" in self._named:
+            numbers["kl_coef"] = self._config.algorithm.kl_coef
         metrics, others = metrics_of(numbers, extra, own)
         return StepCompleted(step.step, metrics, others, tokens_of(training, step.pieces))
 

@@ -130,7 +130,7 @@ def test_a_growing_folder_is_followed_until_its_last_step(store, tmp_path):
     finally:
         stop.set()
         watching.join(20)
-    assert result[0].rollouts == 16
+    assert (result[0].rollouts, result[0].disagreements) == (16, 0)  # with the weights of the log
     assert store.runs()[0].status is RunStatus.FINISHED
 
 

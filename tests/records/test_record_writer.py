@@ -137,6 +137,7 @@ def test_settings_choose_the_estimator_and_it_stays(store):
     assert found.config["algorithm"]["kl_coef"] == 0.04
     assert found.config["train"]["group_size"] == 4
     assert (found.source.estimator, found.source.disagreements) == ("settings", 1)
+    assert store.steps(run_id)[0]["kl_coef"] == 0.04
 
 
 def test_a_group_whose_advantages_differ_says_so_until_it_is_corrected(store):
@@ -151,6 +152,7 @@ def test_a_group_whose_advantages_differ_says_so_until_it_is_corrected(store):
 
 def test_what_is_not_known_is_empty_and_never_zero(store):
     run_id = written(store, step(1))
+    assert store.steps(run_id)[0]["kl_coef"] is None
     rollout = groups(store, run_id)[0].rollouts[0]
     assert (rollout.num_tokens, rollout.finish_reason) == (None, None)
     row = store.steps(run_id)[0]

@@ -73,11 +73,11 @@ def is_evaluation(path: Path) -> bool:
     return any(EVALUATION.search(name.lower()) for name in (path.stem, path.parent.name))
 
 
-def settings_at(*paths: Path) -> Mapping[str, Any]:
-    """The first of these JSON files that holds an object; {} if none does."""
+def settings_at(*paths: Path, most: int = MAX_FILE_BYTES) -> Mapping[str, Any]:
+    """The first of these JSON files, of at most so many bytes, that holds an object; else {}."""
     for path in paths:
         try:
-            if path.is_file() and path.stat().st_size <= MAX_FILE_BYTES:
+            if path.is_file() and path.stat().st_size <= most:
                 settings = json.loads(path.read_bytes())
                 if isinstance(settings, dict):
                     return settings

@@ -36,6 +36,7 @@ from grpo_core.tasks.parquet_rows import ParquetReader
 
 FIELDS = {"step", "prompt", "completion", "advantage"}
 NOT_REWARDS = {*FIELDS, "images", "image", "__index_level_0__"}
+MAX_STATE_BYTES = 256 << 20  # of trainer_state.json: a long run logs a kilobyte a step
 EPS = 1e-4  # TRL adds it to the standard deviation
 TOLERANCE = 2e-3  # float32, and another eps in old versions
 
@@ -73,7 +74,7 @@ def read(path: Path) -> Iterator[SourceRun | SourceStep]:
     """The run and its steps. Raises StudioError."""
     place = path.resolve()
     folder, tables = _folder(place), _tables(path)
-    state = settings_at(*_states(folder))
+    state = settings_at(*_states(folder), most=MAX_STATE_BYTES)
     history = _history(state)
     settings = {"max_steps": state["max_steps"]} if "max_steps" in state else {}
     if weights := reward_weights(history.values()):
@@ -146,6 +147,7 @@ class _Files:
 
     def __init__(self, history: Mapping[int, Mapping[str, Any]]):
         self._history = history
+        self._weights = reward_weights(history.values())
         self._size: int | None = None
         self._seen: list[Any] = []  # the rows of the file before
 
@@ -217,7 +219,8 @@ class _Files:
         common = math.gcd(*(len(run) for run in runs_of(prompts, len(rows))))
         if self._size is None or common % self._size:
             sizes = [d for d in range(common, 1, -1) if common % d == 0 and d <= MAX_GROUP]
-            fits = (d for d in sizes if _fits(rows, names, d))
+            weights = [self._weights.get(name, 1.0) for name in names]
+            fits = (d for d in sizes if _fits(rows, dict(zip(names, weights, strict=True)), d))
             self._size = next(fits, min(common, MAX_GROUP)) if len(sizes) > 1 else common
         return self._size
 
@@ -239,11 +242,11 @@ def _is_mean(rows: Sequence[Row], name: str, mean: float) -> bool:
     return bool(known) and abs(sum(known) / len(known) - mean) <= 1e-6 * (1 + abs(mean))
 
 
-def _fits(rows: Sequence[Row], names: Sequence[str], size: int) -> bool:
-    """Whether groups of this size give the advantages, up to the scale of each group."""
+def _fits(rows: Sequence[Row], weights: Mapping[str, float], size: int) -> bool:
+    """Whether groups of this size give the advantages, divided by the standard deviation or not."""
     for start in range(0, len(rows), size):
         group = rows[start : start + size]
-        totals = [sum(number(row.get(n)) or 0.0 for n in names) for row in group]
+        totals = [sum(w * (number(row.get(n)) or 0.0) for n, w in weights.items()) for row in group]
         wanted = [number(row["advantage"]) or 0.0 for row in group]
         centred = [total - statistics.fmean(totals) for total in totals]
         std = statistics.stdev(totals) if len(totals) > 1 else 0.0
