@@ -131,6 +131,8 @@ def _serve(
     if snapshots is not None:
         snapshots.renew(now=True)
     service.reward_models.close()
+    if page.ingest is not None:
+        page.ingest.close()
     page.close(verbose=False)
     return 0
 
@@ -182,6 +184,7 @@ def _build(
     from grpo_core.runs.reward_models import RewardModels
     from grpo_core.store.reward_models import folder_of
     from ui.page import build_app
+    from ui.server.ingest import Desk
     from ui.server.visitor import visitor
 
     add_plugins(options.rewards)
@@ -245,6 +248,8 @@ def _build(
     asked = cast("Service", service)  # it has every method of PreflightService
     page = build_app(store, runs, asked, bool(os.environ.get("SPACE_ID")), storage)
     page.check_upload = lambda: limits.check_disk(used_bytes())
+    if options.ingest_token:
+        page.ingest = Desk(store, options.ingest_token, page.check_upload)
     return page, runs, service
 
 
@@ -525,6 +530,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--auth", metavar="USER:PASSWORD", help="require this login before showing anything"
+    )
+    parser.add_argument(
+        "--ingest-token",
+        metavar="TOKEN",
+        default=os.environ.get("GRPO_INGEST_TOKEN", ""),
+        help="take what attached trainers elsewhere record, at /studio/ingest, from whoever sends "
+        "this token of 16 or more characters (default: GRPO_INGEST_TOKEN; without it, nothing)",
     )
     parser.add_argument(
         "--mcp",

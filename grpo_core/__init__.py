@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from grpo_core.config import RunConfig
     from grpo_core.config import parse as parse_config
     from grpo_core.models import load_policy
+    from grpo_core.records.attach import attach
     from grpo_core.rubric import build_rubric
     from grpo_core.runs.manager import RunManager
     from grpo_core.store import Recorder, Store
@@ -41,6 +42,7 @@ _EXPORTS = {
     "RunManager": ("grpo_core.runs.manager", "RunManager"),
     "Store": ("grpo_core.store", "Store"),
     "advise": ("grpo_core.analysis.advisor", "advise"),
+    "attach": ("grpo_core.records.attach", "attach"),
     "build_rubric": ("grpo_core.rubric", "build_rubric"),
     "load_policy": ("grpo_core.models", "load_policy"),
     "load_task": ("grpo_core.tasks", "load_task"),
@@ -58,6 +60,7 @@ __all__ = [
     "Store",
     "__version__",
     "advise",
+    "attach",
     "build_rubric",
     "load_policy",
     "load_task",

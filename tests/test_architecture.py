@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpo_core/analysis/walk_picture.py": {"torch"},
     "grpo_core/runs/doctor.py": {"sqlite3"},
     "grpo_core/exporting/answers.py": {"torch"},
+    "grpo_core/records/attach.py": {"transformers"},
     "grpo_core/exporting/trained_model.py": {"torch", "transformers"},
     "grpo_core/preflight/service.py": {"torch"},
     "grpo_core/preflight/playground.py": {"torch"},

@@ -21,6 +21,7 @@ from ui.server import group_ref
 from ui.server.api import build_api
 from ui.server.calls import SHOW, function_is_slow
 from ui.server.guard import Guard, own_hosts
+from ui.server.ingest import Desk, Ingest
 from ui.server.login import Login
 from ui.server.refresh import Refresh, apart
 from ui.server.service import Service
@@ -66,6 +67,7 @@ class Page(gr.Blocks):
         self.refresh = refresh
         # Raises StudioError while the server keeps no more files of visitors.
         self.check_upload: Callable[[], object] = lambda: None
+        self.ingest: Desk | None = None  # takes what trainers elsewhere record
 
 
 def build_app(
@@ -307,6 +309,7 @@ def launch_options(
         "app_kwargs": {
             "middleware": [
                 guard,
+                Middleware(Ingest, desk=page.ingest),
                 Middleware(Traffic, is_slow=is_slow, check_upload=page.check_upload),
             ],
             "routes": [page.refresh.route()],

@@ -34,7 +34,7 @@ _GET = r"""
     | file=(?!\w\w+:|//).* )
 """
 _POST = r"""
-  /studio/show | /login/?
+  /studio/(show|ingest) | /login/?
   | /gradio_api/( (run|api|call)/[^/]*/? | queue/join | upload | cancel | reset/? | mcp(/.*)? )
 """
 ROUTES = {

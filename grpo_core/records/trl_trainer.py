@@ -1,0 +1,131 @@
+"""Reads a GRPOTrainer of TRL or Unsloth: its settings, and what it made in its last generation.
+
+TRL keeps the texts, scores and advantages of a generation in `_logs` (`_textual_logs` before 0.20)
+and returns the tensors. Nothing of the trainer is changed, and the tensors are copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from grpo_core.records.record import SourceRun
+from grpo_core.records.trl_groups import ANSWERS, LOGPROBS, Generation, Reader, Rewards
+from grpo_core.types import GroupKind
+
+TENSORS = ("prompt_ids", "completion_ids", "completion_mask", "tool_mask", *LOGPROBS.values())
+SECRET = ("token", "secret", "password", "api_key")
+
+
+def generation_of(
+    trainer: Any, inputs: Any, prompts: Sequence[Any], made: Mapping[str, Any], scored: Any
+) -> Generation:
+    """A copy of what the trainer keeps of its last generation. scored: by its reward functions.
+
+    Its logs end with the rows of all processes; they may be too short for those of an evaluation.
+    """
+    trains, names = bool(trainer.model.training), trainer.reward_func_names
+    logs = getattr(trainer, "_logs", None) or trainer._textual_logs
+    n = len(prompts) * trainer.accelerator.num_processes
+    shown = _tail(logs["prompt"], n)
+    if shown is None:
+        n = len(prompts)
+    if shown is None or (n == len(prompts) and type(shown[0]) is not type(prompts[0])):
+        shown = prompts  # older versions log the rendered template
+    scores = None if scored is None else scored[:n].tolist()
+    if scores is None:
+        scores = list(zip(*(_tail(logs["rewards"][name], n) or [] for name in names), strict=True))
+    size = trainer.num_generations
+    if not trains:
+        size = getattr(trainer, "num_generations_eval", None) or size
+    return Generation(
+        step=trainer.state.global_step + trains,
+        kind=GroupKind.TRAINING if trains else GroupKind.EVALUATION,
+        group_size=size,
+        prompts=shown,
+        completions=_tail(logs["completion"], n) or (),
+        answers=[_answer(row) for row in inputs],
+        scores=scores or [[float("nan")] * len(names)] * n,
+        advantages=_tail(logs["advantages"], n),
+        tensors={
+            name: values.detach().to("cpu", copy=True)
+            for name in TENSORS
+            if (values := made.get(name)) is not None
+        },
+    )
+
+
+def _tail(values: Sequence[Any], n: int) -> list[Any] | None:
+    """The last n values of a deque; None if it has fewer."""
+    return list(islice(values, len(values) - n, None)) if n <= len(values) else None
+
+
+def copied(prompt: Any) -> Any:
+    """TRL 0.18 removes the last message of a prompt that opens the answer."""
+    return list(prompt) if isinstance(prompt, list) else prompt
+
+
+def _answer(row: Mapping[str, Any]) -> str | None:
+    value = next((row[name] for name in ANSWERS if row.get(name) is not None), None)
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+# ---- what is known before the first step -----------------------------------------------------
+
+
+def source_run(trainer: Any, name: str | None, key: str) -> SourceRun:
+    args, model, rewards = trainer.args, trainer.model, rewards_of(trainer)
+    source = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    steps = trainer.state.max_steps or args.max_steps
+    settings = {
+        "model": source,
+        "reward_functions": list(rewards.names),
+        **{k: v for k, v in args.to_dict().items() if _is_shown(k, v)},
+        "reward_weights": dict(zip(rewards.names, rewards.weights, strict=True)),
+    }
+    return SourceRun(
+        trainer=_title(trainer),
+        format="attach",
+        key=key,
+        name=name or args.run_name or f"{source.rstrip('/').split('/')[-1]}, {_title(trainer)}",
+        settings=settings,
+        num_steps=steps if steps > 0 else None,
+    )
+
+
+def _is_shown(name: str, value: Any) -> bool:
+    is_plain = isinstance(value, str | int | float | bool) and value != ""
+    return is_plain and not any(word in name for word in SECRET)
+
+
+def _title(trainer: Any) -> str:
+    version = getattr(sys.modules.get("trl"), "__version__", "")
+    title = f"TRL {version}".strip()
+    is_unsloth = any(
+        "unsloth" in f"{c.__module__}.{c.__name__}".lower() for c in type(trainer).__mro__
+    )
+    return f"Unsloth, {title}" if is_unsloth else title
+
+
+def rewards_of(trainer: Any) -> Rewards:
+    return Rewards(
+        names=list(trainer.reward_func_names),
+        weights=[float(w) for w in trainer.reward_weights.tolist()],
+    )
+
+
+def reader_of(trainer: Any) -> Reader:
+    from grpo_core.models.vocabulary import Vocabulary  # imports torch
+
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    ends = getattr(trainer, "eos_token_ids", None) or [tokenizer.eos_token_id]
+    return Reader(
+        piece=functools.cache(Vocabulary(tokenizer).piece),
+        pad_id=tokenizer.pad_token_id,
+        end_ids=frozenset(ends),
+        special_ids=frozenset(tokenizer.all_special_ids),
+        max_tokens=trainer.max_completion_length,
+    )
