@@ -170,7 +170,7 @@ class _Worker:
         return answer
 
     def reward(self, number: int) -> Answer:
-        seed = self.instances[number].seed
+        seed = self.instances[number].seed + number + 1  # siblings began with the same numbers
         return self._made_again(number) or self._ask("reward", [number, seed])
 
     def _is_whole(self, instance: _Instance, answer: Answer) -> bool:

@@ -200,12 +200,12 @@ def gradients(loss: torch.Tensor, d: Draw) -> torch.Tensor:
     )
 
 
-def assert_same(case: Case, d: Draw, tolerance: float, actions: torch.Tensor | None = None) -> None:
-    """actions (B, T): which tokens the policy wrote, TRL's tool_mask. None: all."""
+def assert_same(case: Case, d: Draw, tolerance: float, acts: torch.Tensor | None = None) -> None:
+    """acts (B, T): which tokens the policy wrote, TRL's tool_mask. None: all."""
     a = AlgorithmConfig(**case.ours)
     exists = d.mask
-    if actions is not None:
-        d = replace(d, mask=exists & actions)
+    if acts is not None:
+        d = replace(d, mask=exists & acts)
     mine = ours(d, a).total
     theirs = trl_loss.loss(
         trl_loss.trainer(LONGEST, **case.trl),
@@ -217,7 +217,7 @@ def assert_same(case: Case, d: Draw, tolerance: float, actions: torch.Tensor | N
         d.ref,
         d.sampled,
         case.gmpo,
-        actions,
+        acts,
     )
     expected = float(theirs.detach())
     if case.gmpo:
@@ -251,9 +251,14 @@ def test_loss_and_gradient_equal_trl_over_fifty_draws(name, dtype, tolerance):
 def test_loss_and_gradient_of_trajectories_equal_trl_with_tool_mask(name):
     for seed in range(DRAWS):
         d = draw(seed, torch.float64)
-        actions = torch.rand(d.mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
-        actions[:, 0] = True  # a trajectory begins with an action
-        assert_same(CASES[name], d, 1e-5, actions)
+        assert_same(CASES[name], d, 1e-5, actions(seed, d))
+
+
+def actions(seed: int, d: Draw) -> torch.Tensor:
+    """Which tokens the policy wrote (B, T); a trajectory begins with one of them."""
+    acts = torch.rand(d.mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    acts[:, 0] = True
+    return acts
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -274,17 +279,23 @@ def test_advantages_of_zero_leave_no_policy_gradient(name):
     assert not gradients(policy, nothing).any()
 
 
-def test_luspo_equals_the_sequence_ratio_with_a_constant_divisor():
+@pytest.mark.parametrize("observes", [False, True], ids=["one turn", "turns"])
+def test_luspo_equals_the_sequence_ratio_with_a_constant_divisor(observes):
     a = AlgorithmConfig(kl_coef=0.0, ratio_level="sequence", aggregation="constant")
     for seed in range(DRAWS):
         d = draw(seed, torch.float64)
+        exists, acts = d.mask, None
+        if observes:
+            acts = actions(seed, d)
+            d = replace(d, mask=exists & acts)
         theirs = trl_loss.loss(
             trl_loss.trainer(LONGEST, loss_type="luspo", importance_sampling_level="sequence"),
             d.new,
             d.old,
             d.entropy,
-            d.mask,
+            exists,
             d.advantages,
+            tool_mask=acts,
         )
         mine = ours(d, a).total * LONGEST
         assert float(mine.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
