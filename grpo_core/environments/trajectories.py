@@ -92,8 +92,9 @@ class _Trajectory:
         """The trajectory so far. writes: of its next action; waits: observations still to come."""
         text, num_tokens, turns = self.text, sum(self.actions), [*self.turns, *waits]
         if writes is not None:
-            turns.append(Turn(TurnRole.ACTION, writes.text, len(self.ids), writes.num_tokens))
-            text, num_tokens = text + writes.text, num_tokens + writes.num_tokens
+            written = writes.num_tokens or 0
+            turns.append(Turn(TurnRole.ACTION, writes.text, len(self.ids), written))
+            text, num_tokens = text + writes.text, num_tokens + written
         is_going_on = writes is not None or bool(waits)
         reason = "" if is_going_on else self.finish_reason
         return Completion(text, reason, num_tokens, tuple(turns), self.said)
