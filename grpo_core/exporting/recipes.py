@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from grpo_core.config import RunConfig, flatten
+from grpo_core.errors import StudioError
 from grpo_core.exporting.trl_environment import (
     ARGUMENTS,
     CHECK,
@@ -14,6 +15,7 @@ from grpo_core.exporting.trl_environment import (
     COMPLETION_OF_TURNS,
     trl_environment,
 )
+from grpo_core.records.rubric import CHECK as RECORDED
 from grpo_core.rubric import resolve_rubric
 from grpo_core.tasks import environment_named
 
@@ -23,7 +25,11 @@ SCALES = {"group_std": "group", "group_mean": "none", "batch_std": "batch"}
 
 
 def as_command(config: RunConfig) -> str:
-    """The command line that starts this run again: every setting that is not the default."""
+    """The command line that starts this run again: every setting that is not the default.
+
+    Raises StudioError for a run of another trainer, as as_trl_script does.
+    """
+    _refuse_recorded(config)
     default, parts = flatten(RunConfig()), ["python -m grpo_core train"]
     for name, value in flatten(config).items():
         if value != default[name]:
@@ -37,6 +43,7 @@ def as_trl_script(config: RunConfig) -> str:
 
     Settings without a counterpart in TRL are left out, and named in a comment at the top.
     """
+    _refuse_recorded(config)
     environment = trl_environment(config)
     own = "**row_of(p), " if environment else ""
     return f'''"""A run of GRPO Studio as a script for TRL 1.16.
@@ -109,6 +116,14 @@ if __name__ == "__main__":{CHECK if environment else ""}
     )
     trainer.train()
 '''
+
+
+def _refuse_recorded(config: RunConfig) -> None:
+    if any(c.check == RECORDED for c in config.rubric.criteria):
+        raise StudioError(
+            "The run was trained elsewhere: its reward functions and prompts are not here, so it "
+            "cannot be started again. Copy its settings and choose a task and a rubric."
+        )
 
 
 def _settings(config: RunConfig) -> str:

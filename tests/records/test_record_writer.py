@@ -17,7 +17,9 @@ from foreign_steps import (
 )
 
 from grpo_core.analysis.what_if import settings, what_if
+from grpo_core.config import parse
 from grpo_core.errors import InvalidConfig, StudioError
+from grpo_core.exporting.recipes import as_command, as_trl_script
 from grpo_core.records.record import SourceGroup, SourceRollout
 from grpo_core.records.writer import RecordWriter
 from grpo_core.runs.doctor import examine_store
@@ -256,6 +258,13 @@ def test_a_run_of_another_trainer_is_not_resumed(store):
     for plan in (lambda: plan_resume(store, run_id), lambda: plan_branch(store, run_id, None, {})):
         with pytest.raises(StudioError, match=r"trained with TRL 1\.16\.0"):
             plan()
+
+
+@pytest.mark.parametrize("recipe", [as_command, as_trl_script])
+def test_no_recipe_is_written_for_rewards_that_are_not_here(store, recipe):
+    config = parse(store.run(written(store, step(1))).config)
+    with pytest.raises(StudioError, match="trained elsewhere"):
+        recipe(config)
 
 
 @pytest.mark.parametrize(
