@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_core.analysis.advisor import advise
 from grpo_core.config import nest, parse
+from grpo_core.environments.registry import add_environments
 from grpo_core.rubric import CHECKS, Check
 from grpo_core.rubric.criteria import AccuracyParams
 from grpo_core.runs.execution import Job, execute
@@ -62,6 +63,24 @@ TASKS["impossible"] = CHOICES["impossible"] = Task(
     grade_integer,
 )
 
+BROKEN = '''
+class Broken:
+    """A calculator that is out of order."""
+
+    def reset(self, **row):
+        pass
+
+    def calculate(self, expression: str) -> str:
+        """
+        Work out an arithmetic expression.
+
+        Args:
+            expression: The expression, such as "34*57".
+        """
+        raise RuntimeError("out of order")
+'''
+
+PRODUCTS = {"task.name": "products"}
 WATCHED = {"name": "accuracy", "check": "accuracy", "weight": 0.0, "outcome": True}
 
 
@@ -103,7 +122,12 @@ RUNS: dict[str, Fault] = {
     "nobody right, gated": Fault(
         ("flat_reward", "dead_groups"), {"task.name": "impossible", "rubric.gate": True}, 20
     ),
+    "tool out of order": Fault(("tool_errors",), {**PRODUCTS, "task.environment": "Broken"}, 20),
+    "tool that nobody knows": Fault(
+        ("tool_unused",), {"task.name": "sums", "task.environment": "Calculator"}, 20
+    ),
 }
+HEALTHY = {"healthy": Fault((), steps=80), "healthy, with a tool": Fault((), PRODUCTS, 60)}
 
 
 def main() -> None:
@@ -111,16 +135,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=10, help="seeds of each faulty run")
-    parser.add_argument("--healthy", type=int, default=20, help="seeds of the default run")
+    parser.add_argument("--healthy", type=int, default=20, help="seeds of each healthy run")
     parser.add_argument("--only", nargs="*", help="these faulty runs")
     parser.add_argument("--db", help="keep the runs here")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(args.db or f"{folder}/runs.sqlite")
+        broken = Path(folder, "broken.py")
+        broken.write_text(BROKEN)
+        add_environments([str(broken)])
         names = [n for n in RUNS if args.only is None or n in args.only]
         jobs = [(name, seed, RUNS[name]) for seed in range(args.seeds) for name in names]
-        jobs += [("healthy", seed, Fault((), steps=80)) for seed in range(args.healthy)]
+        jobs += [(name, seed, HEALTHY[name]) for seed in range(args.healthy) for name in HEALTHY]
         for name, seed, fault in jobs:
             train_one(store, f"{name}, seed {seed}", seed, fault)
         if not args.train_only:

@@ -93,6 +93,7 @@ class Completion:
 
     In an environment `text` holds the observations too, and num_tokens does not count them.
     said: what the policy wrote without its tool calls, which is what a rubric reads.
+    has_tools: whether it had tools to call.
     environment_reward: what the environment's get_reward returned; environment_error: why nothing.
     """
 
@@ -103,6 +104,12 @@ class Completion:
     said: str | None = None  # None: the text
     environment_reward: float | None = None
     environment_error: str = ""
+    has_tools: bool = False
+
+    @property
+    def num_calls(self) -> int:
+        """Tool calls, those that were answered with an error included."""
+        return sum(turn.role == TurnRole.OBSERVATION for turn in self.turns)
 
     @property
     def calls_tools(self) -> bool:

@@ -110,8 +110,14 @@ def _entropy_threshold(
 
     from grpo_core.learner.aggregation import entropy_threshold
 
-    recorded = [(r.num_tokens, store.token_row(r.rollout_id)) for r in rows if r.num_tokens]
-    values = [v for n, t in recorded if t is not None and t.entropy for v in t.entropy[-n:]]
+    recorded = [store.token_row(r.rollout_id) for r in rows]
+    values = [
+        v
+        for t in recorded
+        if t is not None and t.entropy
+        for v in t.entropy[-len(t.token_ids) :]
+        if not math.isnan(v)  # of an observation
+    ]
     entropy = torch.tensor(values, dtype=torch.float64)
     threshold = entropy_threshold(entropy, share)
     return threshold, int((entropy >= threshold).sum())
@@ -226,7 +232,7 @@ def _weights(a: AlgorithmConfig, mask: Tensor, size: LossNormalizer) -> Tensor:
 
 @needs_learner
 def kl_measures(row: TokenRow) -> dict[str, float]:
-    """The mean of each KL estimator over a completion's tokens, in the last update.
+    """The mean of each KL estimator over the tokens that the policy wrote, in the last update.
 
     Empty where the policy's or the reference's log-probabilities were not recorded.
     """
@@ -238,7 +244,7 @@ def kl_measures(row: TokenRow) -> dict[str, float]:
 
     logprobs = torch.tensor(row.logprobs[-len(row.token_ids) :], dtype=torch.float64)
     x = Divergence(torch.tensor(row.ref_logprobs, dtype=torch.float64) - logprobs)
-    return {name: float(KL_ESTIMATORS[name](x).mean()) for name in KL_MEASURES}
+    return {name: float(KL_ESTIMATORS[name](x).nanmean()) for name in KL_MEASURES}
 
 
 def share_of_gradient(

@@ -73,9 +73,14 @@ class WalkRow:
         return sum(self.terms.clipped) if self.terms else 0
 
     @property
+    def ratios(self) -> list[float]:
+        """The ratios of the tokens that the policy wrote; empty if not known."""
+        return [w for w in self.terms.ratio if not math.isnan(w)] if self.terms else []
+
+    @property
     def ratio_span(self) -> tuple[float, float] | None:
-        """The smallest and the largest ratio of its tokens."""
-        return (min(self.terms.ratio), max(self.terms.ratio)) if self.terms else None
+        """The smallest and the largest of them."""
+        return (min(self.ratios), max(self.ratios)) if self.ratios else None
 
     @property
     def policy_loss(self) -> float | None:

@@ -77,7 +77,7 @@ def token_ratios(walk: Walk) -> tuple[list[TokenRatio], bool]:
     ]
     if after:
         return after, True
-    return [TokenRatio(w, advantage) for terms, advantage in rows for w in terms.ratio], False
+    return [TokenRatio(w, row.advantage) for row in walk.rows for w in row.ratios], False
 
 
 @needs_learner

@@ -49,6 +49,7 @@ class _Trajectory:
 
     prompt_ids: Sequence[int]
     key: str  # of its random numbers
+    has_tools: bool
     ids: list[int] = field(default_factory=list)
     actions: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -97,7 +98,9 @@ class _Trajectory:
             text, num_tokens = text + writes.text, num_tokens + written
         is_going_on = writes is not None or bool(waits)
         reason = "" if is_going_on else self.finish_reason
-        return Completion(text, reason, num_tokens, tuple(turns), self.said)
+        return Completion(
+            text, reason, num_tokens, tuple(turns), self.said, has_tools=self.has_tools
+        )
 
     def rollout(self, keep_logprobs: bool) -> Rollout:
         return Rollout(
@@ -182,8 +185,11 @@ class _Play:
             uniforms,
             SamplingHooks(hooks.check_interrupt, on_look=hooks.on_look and self._look),
         )
+        has_tools = bool(world.instances.environment.tools)
         self._rows = [
-            _Trajectory(ids, f"{key}/{g}") for key, ids in prompts for g in range(params.group_size)
+            _Trajectory(ids, f"{key}/{g}", has_tools)
+            for key, ids in prompts
+            for g in range(params.group_size)
         ]
         self._reported: set[int] = set()
         self._live: Sequence[int] = range(len(self._rows))  # rows that act now

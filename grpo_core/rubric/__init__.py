@@ -12,6 +12,7 @@ from grpo_core.rubric.verdict import (
     SiblingScores,
     dominant,
     explain,
+    tie,
     variance_shares,
     verdict,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "gated",
     "resolve_rubric",
     "shaped",
+    "tie",
     "total",
     "variance_shares",
     "verdict",

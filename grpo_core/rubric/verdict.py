@@ -62,6 +62,10 @@ VERDICTS: dict[str, tuple[str, str]] = {
         "disagrees",
         "The recorded advantages are not the ones that these rewards give by the run's estimator.",
     ),
+    "no_call": (
+        "tool never called",
+        "None of {n} called a tool, so no advantage speaks for calling one.",
+    ),
     "unscored": ("unscored", "{null} of {n} could not be scored: too few are left to compare."),
 }
 
@@ -72,33 +76,48 @@ class SiblingScores:
 
     rewards: G totals, None = could not be scored. outcomes: G scores of the outcome criterion,
     1 = reached; empty if the rubric has none. finish_reasons: G times "stop" or "length", or None
-    where that is not known.
-    shares: variance_shares of the group.
+    where that is not known. shares: variance_shares of the group. called: whether any completion
+    called a tool; None: the policy has no tools.
     """
 
     rewards: Sequence[float | None]
     outcomes: Sequence[float | None]
     finish_reasons: Sequence[str | None]
     shares: Mapping[str, float] = field(default_factory=dict)
+    called: bool | None = None
+
+    @property
+    def num_right(self) -> int:
+        return sum(o is not None and o >= 1 for o in self.outcomes)
+
+
+def tie(siblings: SiblingScores) -> str | None:
+    """ "all_right", "all_wrong" or "tied" where all rewards are equal; None where they differ."""
+    scored = [r for r in siblings.rewards if r is not None]
+    if len(scored) < 2 or max(scored) - min(scored) > TIE_TOLERANCE:
+        return None
+    known, right = sum(o is not None for o in siblings.outcomes), siblings.num_right
+    if known and right == known:
+        return "all_right"
+    return "all_wrong" if known and right == 0 else "tied"
 
 
 def verdict(siblings: SiblingScores, outcome: str | None = None) -> str:
     """The code for one group. outcome: the name of the outcome criterion, for "dominated"."""
-    scored = [r for r in siblings.rewards if r is not None]
-    if len(scored) < 2:
+    if sum(r is not None for r in siblings.rewards) < 2:
         return "unscored"
-    known = [o for o in siblings.outcomes if o is not None]
-    right = sum(o >= 1 for o in known)
-    if max(scored) - min(scored) <= TIE_TOLERANCE:
-        if known and right == len(known):
-            return "all_right"
-        return "all_wrong" if known and right == 0 else "tied"
+    known, right = sum(o is not None for o in siblings.outcomes), siblings.num_right
+    solved = known and right == known
+    if code := tie(siblings):
+        return "no_call" if siblings.called is False and not solved else code
     num_cut = sum(reason == "length" for reason in siblings.finish_reasons)
     if num_cut >= CUT_SHARE * len(siblings.finish_reasons):
         return "truncated"
+    if siblings.called is False and not solved:
+        return "no_call"
     if known and right == 0:
         return "phantom"
-    if known and right == len(known):
+    if solved:
         return "polish"
     if dominant(siblings.shares, outcome):
         return "dominated"
@@ -152,6 +171,8 @@ def explain(
     scored = [r for r in siblings.rewards if r is not None]
     top = max(siblings.shares, key=siblings.shares.__getitem__, default="")
     sentence = VERDICTS[code][1]
+    if code == "no_call" and tie(siblings):
+        sentence += f" All rewards are equal: {NO_GRADIENT}"
     if compared_with:
         gradient = (
             "they are compared with {compared_with}, so their advantages may still differ from 0."
@@ -165,7 +186,7 @@ def explain(
         sentence = sentence.replace(NO_GRADIENT, gradient)
     return sentence.format(
         n=len(siblings.rewards),
-        right=sum(o is not None and o >= 1 for o in siblings.outcomes),
+        right=siblings.num_right,
         cut=sum(reason == "length" for reason in siblings.finish_reasons),
         null=len(siblings.rewards) - len(scored),
         spread=max(scored) - min(scored) if scored else 0.0,

@@ -248,6 +248,10 @@ class GroupQueries:
         """One page of the rollouts that meet every condition, see rollouts.py."""
         return rollouts.find(self._readers, self._writer, run_id, wanted, page or Page())
 
+    def tools(self, run_id: str) -> list[str]:
+        """The names of the tools that a run's completions called."""
+        return rollouts.tools_of(self._readers, run_id)
+
     def iter_found(
         self, run_id: str, wanted: Wanted, most: int = 100_000, chunk: int = 500
     ) -> Iterator[tuple[GroupRow, RolloutRow]]:

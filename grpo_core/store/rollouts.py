@@ -28,7 +28,10 @@ SORTS = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Conditions on a rollout; None: any. Bounds are included. search: literal text."""
+    """Conditions on a rollout; None: any. Bounds are included. search: literal text.
+
+    tool: it called this tool. calls: a key of CALLS; with `tool`, of that tool's calls.
+    """
 
     search: str | None = None
     verdict: str | None = None
@@ -41,9 +44,18 @@ class Wanted:
     advantage_to: float | None = None
     tokens_from: float | None = None
     tokens_to: float | None = None
+    tool: str | None = None
+    calls: str | None = None
     kind: str = GroupKind.TRAINING  # of its group
 
 
+# What may be asked of a rollout's tool calls -> whether there is such a call, and its condition.
+CALLS = {
+    "some": (True, ""),
+    "none": (False, ""),
+    "failed": (True, " AND t.error != ''"),
+    "answered": (True, " AND t.error = ''"),
+}
 CONDITIONS = {
     "kind": "g.kind = ?",
     "verdict": "g.verdict = ?",
@@ -57,7 +69,7 @@ CONDITIONS = {
     "tokens_from": "r.num_tokens >= ?",
     "tokens_to": "r.num_tokens <= ?",
 }
-assert set(CONDITIONS) == {f.name for f in fields(Wanted)} - {"search"}
+assert set(CONDITIONS) == {f.name for f in fields(Wanted)} - {"search", "tool", "calls"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,14 @@ def _where(run_id: str, wanted: Wanted) -> tuple[str, list[Any]]:
         if value is not None and value != "":
             sql.append(condition)
             values.append(text(value) if isinstance(value, str) else value)
+    if wanted.tool or wanted.calls in CALLS:
+        there, condition = CALLS[wanted.calls if wanted.calls in CALLS else "some"]
+        condition += " AND t.tool = ?" if wanted.tool else ""
+        values += [text(wanted.tool)] if wanted.tool else []
+        sql.append(
+            f"{'' if there else 'NOT '}EXISTS (SELECT 1 FROM turns t WHERE t.rollout_id = r.id "
+            f"AND t.role = 'observation'{condition})"
+        )
     return " AND ".join(sql), values
 
 
@@ -143,33 +163,49 @@ def _matching(
     """
     pattern, trigrams = search.like(condition.query), search.trigrams_of(condition.query)
     reach = search.catch_up(readers, writer) if trigrams else search.Reach(0, 0)
-    where = f"r.text LIKE ? ESCAPE '\\' AND {condition.where}"
+    where = f"{search.CONTAINS} AND {condition.where}"
     # CROSS JOIN keeps the order of the tables: from the newest rollout back.
     found = readers.all(
         "SELECT r.id FROM rollouts r CROSS JOIN groups g ON g.id = r.group_id "
         f"WHERE r.id > ? AND {where} ORDER BY r.id DESC LIMIT ?",
-        (reach.read_after, pattern, *condition.values, most),
+        (reach.read_after, pattern, pattern, *condition.values, most),
     )
     if reach.indexed and len(found) < most:
         found += readers.all(
             "SELECT r.id FROM completions_fts f CROSS JOIN rollouts r ON r.id = f.rowid "
             "CROSS JOIN groups g ON g.id = r.group_id "
             f"WHERE completions_fts MATCH ? AND {where} ORDER BY f.rowid DESC LIMIT ?",
-            (trigrams, pattern, *condition.values, most - len(found)),
+            (trigrams, pattern, pattern, *condition.values, most - len(found)),
         )
     return found, reach.unsearched
 
 
+def tools_of(readers: Readers, run_id: str) -> list[str]:
+    """The names of the tools that a run's completions called, in order."""
+    rows = readers.all(
+        "SELECT DISTINCT t.tool FROM groups g JOIN rollouts r ON r.group_id = g.id "
+        "JOIN turns t ON t.rollout_id = r.id WHERE g.run_id = ? AND t.tool != '' ORDER BY t.tool",
+        (text(run_id),),
+    )
+    return [row["tool"] for row in rows]
+
+
 def _rows(readers: Readers, ids: list[int], query: str) -> Iterator[FoundRollout]:
+    # What was not found in the text was found in a tool call.
+    found_in = (
+        "CASE WHEN instr(lower(r.text), lower(:query)) THEN r.text ELSE COALESCE((SELECT "
+        f"{search.CALL} FROM turns t WHERE t.rollout_id = r.id AND t.role = 'observation' AND "
+        f"instr(lower({search.CALL}), lower(:query)) LIMIT 1), r.text) END"
+    )
     rows = {
         r["id"]: r
         for r in readers.all(
-            "SELECT r.id, g.step, g.position AS grp, r.position, g.verdict, g.kind, "
-            "r.finish_reason, r.num_tokens, r.reward, r.advantage, "
-            f"substr(r.text, max(1, instr(lower(r.text), lower(?)) - 40), {EXCERPT + 1}) AS "
-            "text, instr(lower(r.text), lower(?)) AS at "
-            f"{_FROM} WHERE r.id IN ({', '.join('?' * len(ids))})",
-            (query, query, *ids),
+            "SELECT *, substr(found, max(1, instr(lower(found), lower(:query)) - 40), "
+            f"{EXCERPT + 1}) AS text, instr(lower(found), lower(:query)) AS at FROM (SELECT r.id, "
+            "g.step, g.position AS grp, r.position, g.verdict, g.kind, r.finish_reason, "
+            f"r.num_tokens, r.reward, r.advantage, {found_in} AS found {_FROM} "
+            f"WHERE r.id IN ({', '.join(map(str, ids))}))",
+            {"query": query},
         )
     }
     for r in (rows[i] for i in ids if i in rows):

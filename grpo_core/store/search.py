@@ -5,6 +5,9 @@ they are simply read (LIKE). Beyond that an FTS5 index of trigrams finds candida
 decides: the results are the same with and without it. A word index would not find "<answer>" or
 "sum of 12".
 
+A completion with turns is searched in its text, which holds what the policy wrote and read, and in
+its tool calls: tool, arguments, answer and error. The index holds both as one text.
+
 Searches build the index, never training: the first search begins, a thread goes on. Until it is
 complete, a search covers what is indexed and the newest 50,000, and reports what it left out.
 """
@@ -30,6 +33,15 @@ BATCH = (
 BUDGET_SECONDS = 0.05
 PAUSE_SECONDS = 0.05  # between two batches of that thread, for a run that writes
 MAX_CHARS = 200  # of a query: LIKE compares in length of pattern times length of text
+
+
+# A tool call as one text; `t` is its row of `turns`.
+CALL = "(char(10) || t.tool || ' ' || t.arguments || char(10) || t.text || char(10) || t.error)"
+# Whether rollout `r` contains a pattern, which it takes twice.
+CONTAINS = (
+    "(r.text LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM turns t WHERE t.rollout_id = r.id AND "
+    f"t.role = 'observation' AND {CALL} LIKE ? ESCAPE '\\'))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +73,15 @@ def condition(readers: Readers, writer: Writer, query: str) -> tuple[str, list[A
     reach = catch_up(readers, writer) if trigrams else Reach(0, 0)
     sql = (
         "g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = g.id "
-        "AND r.id > ? "
-        "AND r.text LIKE ? ESCAPE '\\')"
+        f"AND r.id > ? AND {CONTAINS})"
     )
-    values = [pattern, reach.read_after, pattern]
+    values = [pattern, reach.read_after, pattern, pattern]
     if reach.indexed:
         sql += (
-            " OR g.id IN (SELECT r.group_id FROM rollouts r WHERE r.text LIKE ? ESCAPE '\\' AND "
-            "r.id IN "
+            f" OR g.id IN (SELECT r.group_id FROM rollouts r WHERE {CONTAINS} AND r.id IN "
             "(SELECT rowid FROM completions_fts WHERE completions_fts MATCH ?))"
         )
-        values += [pattern, trigrams]
+        values += [pattern, pattern, trigrams]
     return f"({sql})", values, reach.unsearched
 
 
@@ -95,8 +105,8 @@ def read(query: str) -> tuple[str, list[Any]]:
     pattern = like(text(query).strip()[:MAX_CHARS])
     return (
         "(g.prompt LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM rollouts r WHERE r.group_id = "
-        "g.id AND r.text LIKE ? ESCAPE '\\'))",
-        [pattern, pattern],
+        f"g.id AND {CONTAINS}))",
+        [pattern, pattern, pattern],
     )
 
 
@@ -137,9 +147,10 @@ def _index(readers: Readers, writer: Writer, until: float) -> int:
             while indexed < newest:
                 with writer.transaction() as db:
                     db.execute(
-                        "INSERT INTO completions_fts (rowid, text) SELECT id, text FROM "
-                        f"rollouts WHERE id > ({_INDEXED}) "
-                        "ORDER BY id LIMIT ?",
+                        "INSERT INTO completions_fts (rowid, text) SELECT id, text || COALESCE(("
+                        f"SELECT group_concat({CALL}) FROM turns t WHERE t.rollout_id = r.id AND "
+                        "t.role = 'observation'), '') FROM rollouts r "
+                        f"WHERE id > ({_INDEXED}) ORDER BY id LIMIT ?",
                         (BATCH,),
                     )
                 indexed = _ends(readers)[0]

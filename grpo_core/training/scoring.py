@@ -22,6 +22,7 @@ from grpo_core.rubric import (
     SiblingScores,
     gated,
     shaped,
+    tie,
     total,
     variance_shares,
     verdict,
@@ -201,18 +202,23 @@ def group(
     prompt: Prompt, rollouts: tuple[Rollout, ...], rubric: Rubric, gate: bool = False
 ) -> Group:
     """The siblings of one prompt with their mean, sample standard deviation and verdict."""
-    rewards, outcome = [r.reward for r in rollouts], rubric.outcome
-    scored = [r for r in rewards if r is not None]
-    siblings = SiblingScores(
-        rewards,
-        [r.scores[outcome] for r in rollouts] if outcome else [],
-        [r.completion.finish_reason for r in rollouts],
-        variance_shares([r.scores for r in rollouts], rubric.weights),
-    )
-    code = verdict(siblings, outcome)
+    scored = [r.reward for r in rollouts if r.reward is not None]
+    code = verdict(_siblings(rollouts, rubric), rubric.outcome)
     code = "gated" if gate and code == "phantom" else code
     return Group(
         prompt, rollouts, mean(scored), statistics.stdev(scored) if len(scored) > 1 else None, code
+    )
+
+
+def _siblings(rollouts: Sequence[Rollout], rubric: Rubric) -> SiblingScores:
+    """What the verdict of a group follows from."""
+    has_tools = any(r.completion.has_tools for r in rollouts)
+    return SiblingScores(
+        [r.reward for r in rollouts],
+        [r.scores[rubric.outcome] for r in rollouts] if rubric.outcome else [],
+        [r.completion.finish_reason for r in rollouts],
+        variance_shares([r.scores for r in rollouts], rubric.weights),
+        any(r.completion.num_calls for r in rollouts) if has_tools else None,
     )
 
 
@@ -231,9 +237,9 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
         "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else None,
         "advantage_std": statistics.pstdev([r.advantage or 0.0 for r in rollouts]),
         "tied_group_frac": mean(bool(s) and max(s) - min(s) <= TIE_TOLERANCE for s in spans),
-        "tied_best_frac": _verdict_frac(groups, rubric, "all_right"),
-        "tied_worst_frac": _verdict_frac(groups, rubric, "all_wrong"),
-        "tied_middle_frac": _verdict_frac(groups, rubric, "tied"),
+        "tied_best_frac": _tie_frac(groups, rubric, "all_right"),
+        "tied_worst_frac": _tie_frac(groups, rubric, "all_wrong"),
+        "tied_middle_frac": _tie_frac(groups, rubric, "tied"),
         "completion_tokens_mean": mean(lengths),
         "completion_tokens_max": max(lengths, default=None),
         "truncated_frac": mean(end == "length" for end in ends),
@@ -260,8 +266,10 @@ def turn_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
     }
 
 
-def _verdict_frac(groups: Sequence[Group], rubric: Rubric, verdict: str) -> float | None:
-    return mean(g.verdict == verdict for g in groups) if rubric.outcome else None
+def _tie_frac(groups: Sequence[Group], rubric: Rubric, kind: str) -> float | None:
+    if not rubric.outcome:
+        return None
+    return mean(tie(_siblings(g.rollouts, rubric)) == kind for g in groups)
 
 
 def too_many_unscored(groups: Sequence[Group], notes: Mapping[str, Notes]) -> str | None:

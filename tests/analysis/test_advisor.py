@@ -24,6 +24,8 @@ from grpo_core.types import (
     RunStatus,
     StepCompleted,
     StepMetrics,
+    Turn,
+    TurnRole,
 )
 
 CONFIG = {
@@ -124,6 +126,24 @@ def flat(value, n=40):
 
 def changed(section, **values):
     return {section: {**CONFIG[section], **values}}
+
+
+def answered(error: str, tool: str = "calculate") -> Turn:
+    return Turn(TurnRole.OBSERVATION, "…", 0, 1, tool, "{}", error, 0.1)
+
+
+def calling(num_answered, num_failed, reason="ValueError: {i} is too large"):
+    """Groups of four completions with a call each."""
+    errors = [""] * num_answered + [reason.format(i=i) for i in range(num_failed)]
+    groups = []
+    for n in range(0, len(errors), 4):
+        made = group([1.0, 0.0, 1.0, 0.0][: len(errors[n : n + 4])], number=100 + n)
+        rollouts = [
+            replace(r, turns=(answered(error),))
+            for r, error in zip(made.rollouts, errors[n:], strict=False)
+        ]
+        groups.append(replace(made, rollouts=tuple(rollouts)))
+    return groups
 
 
 WATCHED = changed(
@@ -275,6 +295,14 @@ CASES = {
             ]
         ),
     ),
+    "tool_errors": (
+        facts(tool_error_frac=0.31, groups=calling(12, 8)),  # 20 calls
+        facts(tool_error_frac=0.29, groups=calling(12, 8)),
+    ),
+    "tool_unused": (
+        facts(groups=[group([0.0] * 4, "no_call", number=i) for i in range(1, 11)]),
+        facts(groups=[group([0.0] * 4, "no_call", number=i) for i in range(1, 11)] + calling(1, 0)),
+    ),
     "noise": (
         facts(
             reward_mean=[0.5, 0.7] * 20,
@@ -291,7 +319,7 @@ DIAGNOSIS = {diagnose.__name__: diagnose for diagnose in DIAGNOSES}
 
 def test_every_code_of_the_advisor_is_tested_here():
     assert set(CASES) == set(CODES)
-    assert len(CODES) == 15
+    assert len(CODES) == 17
 
 
 @pytest.mark.parametrize("code", CASES)
@@ -439,6 +467,34 @@ def test_the_command_line_prints_notices_as_text_and_as_json(cut_short, capsys):
         "truncation, step 5: 100 % of the completions are cut at 48 tokens"
         in capsys.readouterr().out
     )
+
+
+def test_tool_errors_name_the_tool_and_the_commonest_reason():
+    found = DIAGNOSIS["tool_errors"](facts(tool_error_frac=0.4, groups=calling(12, 8)))
+    assert found is not None
+    assert found.message == (
+        "40 % of the tool calls are answered with an error. Most often it is calculate, 8 of 8 "
+        "times: ValueError: 0 is too large."
+    )
+    assert (found.evidence["calls"], found.evidence["failed"]) == (20, 8)
+    assert found.group_id == 112  # the first with an error
+    few = facts(tool_error_frac=0.4, groups=calling(11, 8))
+    assert DIAGNOSIS["tool_errors"](few) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("it took longer than 5 s", "Time for a tool"),
+        ("the call cannot be read: it is not JSON (char {i})", "how a call is written"),
+        ("there is no tool 'x{i}'. There are: calculate", "how a call is written"),
+        ("line 3: KeyError: {i}", "The tool itself fails"),
+    ],
+)
+def test_the_advice_on_tool_errors_follows_their_reason(reason, advice):
+    found = DIAGNOSIS["tool_errors"](facts(tool_error_frac=0.9, groups=calling(0, 20, reason)))
+    assert found is not None
+    assert advice in found.advice
 
 
 @pytest.mark.parametrize(("agrees", "named"), [(5, True), (8, False)])

@@ -30,6 +30,10 @@ STEPS = [
         "clip_low_frac": 0.1,
         "clip_high_frac": 0.2,
         "grad_norm": 1.0,
+        "turns_mean": 1.5,
+        "tool_calls_mean": 0.5,
+        "tool_error_frac": 0.1,
+        "observation_frac": 0.2,
     }
     for s, r in ((1, 1.0), (2, 2.0), (3, 3.0))
 ]

@@ -3,7 +3,7 @@
 element.addEventListener('keydown', event => {
   const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
   if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
-  if (event.target.closest('pre, input')) return;
+  if (event.target.closest('pre, input, .turns')) return;
   event.preventDefault();
   element.querySelector(`[data-do=walk][data-by='${by}']`)?.click();
 });

@@ -70,6 +70,7 @@ def styles() -> str:
         "charts",
         "group",
         "inspect",
+        "turns",
         "pairs",
         "runs",
         "rewards",

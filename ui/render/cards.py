@@ -30,6 +30,7 @@ from ui.render.siblings import (
     positions,
 )
 from ui.render.text import NONE, esc, format_number, is_number, signed, whole
+from ui.render.turns import body, has_calls, num_turns, observed, texts_of
 
 # If most completions are longer, all cards get more lines. All have the same number of lines, so
 # that nothing moves when another group is shown.
@@ -102,12 +103,12 @@ def card_grid(
         best = in_order(group.rollouts, "best")[0]
         texts = marked_texts([equal[0] for equal in merged], best)
     cards = ""
-    for i, (equal, text) in enumerate(zip(merged, texts, strict=True)):
+    for i, (equal, marked) in enumerate(zip(merged, texts, strict=True)):
         formula, cause = "", None
         if choose:
             formula = one_formula(group, equal[0], config)
             cause = cause_of(group, equal[0], config)
-        more = Extras(equal, text, formula, cause, choose and i == 0)
+        more = Extras(equal, marked, formula, cause, choose and i == 0)
         cards += completion_card(equal[0], config, scale, digits, more)
     lengths = [len(equal[0].text) > LONG_CHARS for equal in merged]
     long = " long" if sum(lengths) * 2 > len(lengths) else ""
@@ -118,12 +119,12 @@ def card_grid(
 class Extras:
     """What a card shows because of its siblings.
 
-    equal: the completions that share the card. text: HTML with marks. formula: HTML, shown in the
-    formula line while the card is chosen. cause: the criterion to mark then.
+    equal: the completions that share the card. texts: of its turns, HTML with marks. formula: HTML,
+    shown in the formula line while the card is chosen. cause: the criterion to mark then.
     """
 
     equal: Sequence[RolloutRow] = ()
-    text: str | None = None
+    texts: Sequence[str] | None = None
     formula: str = ""
     cause: Cause | None = None
     chosen: bool = False
@@ -141,7 +142,6 @@ def completion_card(
     reward = "could not be scored"
     if is_number(rollout.reward):
         reward = format_number(rollout.reward, digits)
-    ended = ENDS.get(rollout.finish_reason or "", esc(rollout.finish_reason or NONE))
     edited = '<span class="score edited">edited</span>' if rollout.edited else ""
     number = rollout.position + 1
     times = ""
@@ -158,23 +158,34 @@ def completion_card(
         f'<article class="card {side_of(rollout.advantage)}" aria-label="Completion {number}"'
         f'{choice}><div class="adv"><b title="advantage">{signed(rollout.advantage)}</b>'
         f'<span class="axis" aria-hidden="true"><i style="--part:{share:.3f}"></i></span>{times}'
-        f'<span class="place">{place}</span></div>{_text(rollout, more.text)}'
+        f'<span class="place">{place}</span></div>{_text(rollout, more)}'
         f'<div class="scores"><span class="score total">reward <b>{reward}</b></span>'
         f"{_scores(rollout, config, more.cause)}{edited}"
-        f'<span class="score end">{ended} · {whole(rollout.num_tokens)} tok</span></div>'
-        f"{mine}</article>"
+        f"{_end(rollout)}</div>{mine}</article>"
     )
 
 
-def _text(rollout: RolloutRow, marked: str | None) -> str:
+def _end(rollout: RolloutRow) -> str:
+    """How it ended, and how many tokens the policy wrote."""
+    ended = ENDS.get(rollout.finish_reason or "", esc(rollout.finish_reason or NONE))
+    said = f"{ended} · {whole(rollout.num_tokens)} tok"
+    if not has_calls(rollout):
+        return f'<span class="score end">{said}</span>'
+    title, num_read = "", len(observed(rollout.turns))
+    if num_read:
+        own = whole(rollout.num_tokens)
+        title = f' title="The policy wrote {own} tokens; it read {num_read:,}."'
+    return f'<span class="score end"{title}>{num_turns(rollout)} · {said}</span>'
+
+
+def _text(rollout: RolloutRow, more: Extras) -> str:
     if not rollout.text:
         return '<pre class="nothing">(empty)</pre>'
-    scrolls = ""
-    if LONG.match(rollout.text):
-        label = f"Text of completion {rollout.position + 1}"
-        scrolls = f' tabindex="0" role="region" aria-label="{label}"'
-    # The parser drops one line break after <pre>: this one, not the completion's own.
-    return f"<pre{scrolls}>\n{esc(rollout.text) if marked is None else marked}</pre>"
+    texts = [esc(text) for text in texts_of(rollout)] if more.texts is None else more.texts
+    label = f"Text of completion {rollout.position + 1}"
+    if has_calls(rollout) or LONG.match(rollout.text):
+        return body(more.equal or [rollout], texts, label)
+    return f"<pre>\n{texts[0]}</pre>"
 
 
 def _scores(rollout: RolloutRow, config: Config, cause: Cause | None) -> str:

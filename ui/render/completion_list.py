@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_core.store import RolloutPage
@@ -15,10 +15,21 @@ from ui.render.verdicts import verdict_pill
 BOUNDS = ("reward_from", "reward_to", "advantage_from", "advantage_to", "tokens_from", "tokens_to")
 SORTS = {"newest": "newest", "reward": "reward", "advantage": "advantage", "tokens": "length"}
 ENDS = {"": "any", "stop": "ended", "length": "cut at the limit"}
+CALLS = {
+    "": "any",
+    "some": "called",
+    "none": "not called",
+    "failed": "with an error",
+    "answered": "with an answer",
+}
+MAX_TOOLS = 200  # in the menu
 
 
-def controls(filters: Mapping[str, Any]) -> str:
-    """The form with the filters as `read` returns them."""
+def controls(filters: Mapping[str, Any], tools: Sequence[str] = ()) -> str:
+    """The form with the filters as `read` returns them. tools: that the run's completions called.
+
+    Without any there is nothing to ask of tool calls.
+    """
     ranges = "".join(
         f'<span class="knob"><span>{title}</span>'
         f"{_bound(filters, f'{key}_from', f'{title} from')}<span>to</span>"
@@ -27,15 +38,25 @@ def controls(filters: Mapping[str, Any]) -> str:
     )
     ends = _options(ENDS, filters.get("finish", ""))
     sorts = _options(SORTS, filters.get("sort", "newest"))
+    calls = _calls(filters, tools[:MAX_TOOLS]) if tools else ""
     checked = " checked" if filters.get("up") is True else ""
     return (
         '<form class="whatif narrow" onsubmit="return false">'
         f'<div class="knobs">{ranges}</div><div class="knobs">'
-        f'<label class="knob"><span>End</span><select name="finish">{ends}</select></label>'
+        f'<label class="knob"><span>End</span><select name="finish">{ends}</select></label>{calls}'
         f'<label class="knob"><span>Order</span><select name="sort">{sorts}</select></label>'
         '<label class="knob"><span>Smallest first</span>'
         f'<input type="checkbox" name="up"{checked}></label>'
         '<button type="button" data-do="export">Export selection</button></div></form>'
+    )
+
+
+def _calls(filters: Mapping[str, Any], tools: Sequence[str]) -> str:
+    names = _options({"": "any", **{name: name for name in tools}}, filters.get("tool", ""))
+    calls = _options(CALLS, filters.get("calls", ""))
+    return (
+        f'<label class="knob"><span>Tool</span><select name="tool">{names}</select></label>'
+        f'<label class="knob"><span>Calls</span><select name="calls">{calls}</select></label>'
     )
 
 
@@ -48,7 +69,7 @@ def _bound(filters: Mapping[str, Any], name: str, label: str) -> str:
 
 def _options(texts: Mapping[str, str], chosen: str) -> str:
     return "".join(
-        f'<option value="{key}"{" selected" if key == chosen else ""}>{text}</option>'
+        f'<option value="{esc(key)}"{" selected" if key == chosen else ""}>{esc(text)}</option>'
         for key, text in texts.items()
     )
 
@@ -60,7 +81,9 @@ def read(form: Any) -> dict[str, Any]:
     for name in BOUNDS:
         if isinstance(form.get(name), str) and form[name]:
             filters[name] = form[name][:24]
-    for name, known in (("finish", ENDS), ("sort", SORTS)):
+    if isinstance(form.get("tool"), str) and form["tool"]:
+        filters["tool"] = form["tool"][:200]
+    for name, known in (("finish", ENDS), ("calls", CALLS), ("sort", SORTS)):
         if isinstance(form.get(name), str) and form[name] in known:
             filters[name] = form[name]
     if form.get("up") is True:

@@ -6,14 +6,14 @@ Rows -> escaped HTML; pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 
 from grpo_core.store import GroupRow, PromptVisits, RolloutRow, RunRow
 from ui.render.arithmetic import side_of
+from ui.render.differences import marked
 from ui.render.place import Place
-from ui.render.siblings import WORD
 from ui.render.status import empty
 from ui.render.text import count, esc, format_number, is_number, percent, signed, whole
+from ui.render.turns import body, has_calls, num_turns, texts_of
 from ui.render.verdicts import verdict_pill
 
 MAX_WORDS = 1500  # compared; the rest of a longer text is shown without marks
@@ -28,7 +28,7 @@ def best_and_worst(group: GroupRow) -> str:
         return empty(
             "Nothing to compare", "Fewer than two completions of this group could be scored."
         )
-    left, right = diff(worst.text, best.text)
+    left, right = diff(texts_of(worst), texts_of(best))
     return (
         f'<div class="two">{_card(best, right, "Best")}{_card(worst, left, "Worst")}</div>{MARKS}'
     )
@@ -94,7 +94,7 @@ def _change(first: GroupRow, last: GroupRow, what: str) -> str:
     first_best, last_best = _best(first), _best(last)
     if first_best is None or last_best is None:
         return ""
-    left, right = diff(first_best.text, last_best.text)
+    left, right = diff(texts_of(first_best), texts_of(last_best))
     return (
         f"<h2>{what}, step {first.step:,} and step {last.step:,}</h2>"
         f'<div class="two">{_card(first_best, left, f"Step {first.step:,}")}'
@@ -127,7 +127,7 @@ def two_runs(name: str, group: GroupRow, other: RunRow, other_group: GroupRow | 
 
 
 def _pair(left: RolloutRow, right: RolloutRow, title: str) -> str:
-    texts = diff(left.text, right.text)
+    texts = diff(texts_of(left), texts_of(right))
     return _card(left, texts[0], title) + _card(right, texts[1], title)
 
 
@@ -161,17 +161,9 @@ def nearest(visits: Sequence[GroupRow], step: int) -> GroupRow | None:
     return min(visits, key=lambda v: abs(v.step - step), default=None)
 
 
-def diff(before: str, after: str) -> tuple[str, str]:
-    """Both texts as HTML; words of only one of them are marked. At most MAX_WORDS are compared."""
-    a, b = WORD.findall(before), WORD.findall(after)
-    # autojunk ignores frequent words, which keeps the time of long texts linear.
-    matcher = SequenceMatcher(None, a[:MAX_WORDS], b[:MAX_WORDS], autojunk=len(a) > 400)
-    left, right = [], []
-    for kind, a_from, a_to, b_from, b_to in matcher.get_opcodes():
-        old, new = esc("".join(a[a_from:a_to])), esc("".join(b[b_from:b_to]))
-        left.append(old if kind == "equal" or not old else f"<del>{old}</del>")
-        right.append(new if kind == "equal" or not new else f"<ins>{new}</ins>")
-    return "".join(left) + esc("".join(a[MAX_WORDS:])), "".join(right) + esc("".join(b[MAX_WORDS:]))
+def diff(before: Sequence[str], after: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Both as HTML; words of only one of them are marked. At most MAX_WORDS are compared."""
+    return marked(before, after, MAX_WORDS, ("del", "ins"))
 
 
 def _best(group: GroupRow) -> RolloutRow | None:
@@ -210,16 +202,18 @@ def _none(why: str) -> str:
     return f'<span class="by">{why}</span>'
 
 
-def _card(rollout: RolloutRow, text: str, title: str) -> str:
-    """text: the completion as HTML, with marks."""
+def _card(rollout: RolloutRow, texts: Sequence[str], title: str) -> str:
+    """texts: of the completion's turns as HTML, with marks."""
     title = esc(title)
-    body = '<pre class="nothing">(empty)</pre>'
-    if text:
-        body = f'<pre tabindex="0" role="region" aria-label="{title}, text">\n{text}</pre>'
+    text = '<pre class="nothing">(empty)</pre>'
+    if rollout.text:
+        text = body([rollout], texts, f"{title}, text")
+    tokens = f"{num_turns(rollout)} · " if has_calls(rollout) else ""
+    tokens += f"{whole(rollout.num_tokens)} tok"
     return (
         f'<article class="card {side_of(rollout.advantage)}" aria-label="{title}">'
         f'<div class="adv"><b title="advantage">{signed(rollout.advantage)}</b>'
         f'<span class="fact">{title} · reward <b>{format_number(rollout.reward, 3)}</b> · '
-        f'{whole(rollout.num_tokens)} tok</span><span class="place">#{rollout.position + 1}</span>'
-        f"</div>{body}</article>"
+        f'{tokens}</span><span class="place">#{rollout.position + 1}</span>'
+        f"</div>{text}</article>"
     )

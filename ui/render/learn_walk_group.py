@@ -23,6 +23,7 @@ from ui.render.learn_walk_cells import (
     with_sign,
 )
 from ui.render.text import NONE, count, esc, format_number, is_number, plain, signed, whole
+from ui.render.turns import body, has_calls, num_turns, observed, texts_of
 
 ENDINGS = {"stop": "by itself", "length": "cut at the limit"}
 # estimator -> what the table shows between the reward and A: title, explanation, of which row value
@@ -98,10 +99,17 @@ def _completion(s: Screen, row: WalkRow, kept: bool) -> str:
     r = row.rollout
     left_out = "" if kept else '<span class="verdict warn">left out</span>'
     ending = ENDINGS.get(r.finish_reason or "", r.finish_reason or NONE)
+    label = f"Completion {r.position + 1}"
+    text = f'<pre tabindex="0" aria-label="{label}">{esc(r.text)}</pre>'
+    tokens = f"{whole(r.num_tokens)} tokens"
+    if has_calls(r):
+        text = body([r], [esc(t) for t in texts_of(r)], label)
+        tokens += f" written in {num_turns(r)}"
+        if num_read := len(observed(r.turns)):
+            tokens += f", {count(num_read, 'token')} read"
     return (
         f"<li{'' if kept else ' class=out'}><div><b>#{r.position + 1}</b> {left_out}"
-        f"<span>{whole(r.num_tokens)} tokens, ended {esc(ending)}</span></div>"
-        f'<pre tabindex="0" aria-label="Completion {r.position + 1}">{esc(r.text)}</pre></li>'
+        f"<span>{tokens}, ended {esc(ending)}</span></div>{text}</li>"
     )
 
 

@@ -27,7 +27,8 @@ from ui.render.learn_walk_cells import (
 )
 from ui.render.learn_walk_picture import pictures
 from ui.render.learn_walk_update import no_tokens
-from ui.render.text import esc, plain, short, whole
+from ui.render.text import count, esc, plain, short, whole
+from ui.render.turns import observed
 
 
 def ratio(s: Screen, picture: RatioPicture | None) -> Drawn:
@@ -232,9 +233,20 @@ def loss(s: Screen) -> Drawn:
             "Advantages of a group add up to 0, so with texts of equal length the group’s sum is "
             "near 0. Its gradient is not: it has another direction for every completion.",
             f"<b>{esc(a.aggregation)}</b>: {esc(AGGREGATIONS[a.aggregation].help)}.",
+            *_about_observations(s),
         ),
         how,
     )
+
+
+def _about_observations(s: Screen) -> list[str]:
+    num_read = sum(len(observed(row.rollout.turns)) for row in s.was.rows)
+    if not num_read:
+        return []
+    return [
+        f"These completions also hold {count(num_read, 'token')} that the environment wrote. They "
+        "are in no length and have no ratio, no KL and no loss."
+    ]
 
 
 def _loss_row(s: Screen, row: WalkRow, old: WalkRow) -> str:

@@ -20,6 +20,8 @@ from ui.render.learn_walk_cells import (
     with_sign,
 )
 from ui.render.text import esc, short, signed
+from ui.render.tokens import OBSERVED
+from ui.render.turns import observed
 from ui.render.update_effect import as_asked
 
 LISTED_TOKENS = 200
@@ -67,7 +69,11 @@ def _token_list(s: Screen) -> str:
         return ""
     tokens = list(zip(row.pieces, row.terms.change, strict=False))[:LISTED_TOKENS]
     most = max((abs(c) for _, c in tokens if math.isfinite(c)), default=0.0) or 1.0
-    shown = "".join(_token(piece, change, most) for piece, change in tokens)
+    grey = observed(row.rollout.turns)
+    shown = "".join(
+        _observed(piece) if i in grey else _token(piece, change, most)
+        for i, (piece, change) in enumerate(tokens)
+    )
     return (
         f'<p class="walk-tokens-of">Tokens of #{row.rollout.position + 1}, with the change of '
         f'log p</p><p class="walk-tokens" tabindex="0" role="group" '
@@ -75,8 +81,16 @@ def _token_list(s: Screen) -> str:
     )
 
 
+def _observed(piece: bytes) -> str:
+    return f'<span class="walk-token observed" title="{OBSERVED}">{esc(_shown(piece))}</span>'
+
+
+def _shown(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace").replace("\n", "⏎")
+
+
 def _token(piece: bytes, change: float, most: float) -> str:
-    text = piece.decode("utf-8", "replace").replace("\n", "⏎")
+    text = _shown(piece)
     part = abs(change) / most if math.isfinite(change) else 0.0
     return (
         f'<span class="walk-token {side_of(change)}" style="--v:{part:.2f}">{esc(text)}'

@@ -135,7 +135,7 @@ def _pair(title: str, pair: Sequence[Rollout | None], result: PlayResult, asked:
     is_whole = all(r and r.completion.finish_reason for r in pair)
     if len(pair) == 2 and is_whole and pair[0] and pair[1]:
         left, right = pair[0].completion.text, pair[1].completion.text
-        texts = [*diff(left, right)]
+        texts = [text for [text] in diff([left], [right])]
         note = "same text" if left == right else ""
     cards = "".join(
         _card(rollout, text, (title, asked.title(side.state), note), result.outcome, side.state)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 from grpo_core.store import GroupRow, RolloutRow
+from ui.render.differences import marked
 from ui.render.recorded_config import Config, criteria_of
 from ui.render.text import count, digits_apart, esc, format_number, is_number
+from ui.render.turns import texts_of
 
-WORD = re.compile(r"\s+|\w+|[^\w\s]")
 MAX_WORDS = 300  # compared of each completion; the rest of a longer text has no marks
 GROUP_WORDS = 6_000  # compared in a whole group, so that a large one is drawn in time
 MAX_BINS = 10
@@ -22,13 +21,14 @@ MANY = 16  # a larger group begins with a histogram of its rewards
 def merge_equal(rollouts: Sequence[RolloutRow], by_text: bool = True) -> list[list[RolloutRow]]:
     """Lists of completions with equal scores, reward and advantage; order is kept.
 
-    by_text: their text and its end must be equal too.
+    by_text: their text, its end and their tool calls must be equal too.
     """
     equal: dict[Any, list[RolloutRow]] = {}
     for r in rollouts:
         key: tuple[Any, ...] = (tuple(sorted(r.scores.items())), r.reward, r.advantage)
         if by_text:
             key += (r.text, r.finish_reason, r.num_tokens, r.edited)
+            key += tuple((t.tool, t.arguments, t.text, t.error) for t in r.turns)
         equal.setdefault(key, []).append(r)
     return list(equal.values())
 
@@ -91,23 +91,18 @@ def cause_of(group: GroupRow, rollout: RolloutRow, config: Config) -> Cause | No
 # ---- differences from the best sibling -------------------------------------------------------
 
 
-def marked_texts(rollouts: Sequence[RolloutRow], best: RolloutRow) -> list[str]:
-    """Each text as HTML; words that the best sibling lacks or has elsewhere are marked."""
-    limit = min(MAX_WORDS, GROUP_WORDS // max(1, len(rollouts)))
+def marked_texts(rollouts: Sequence[RolloutRow], best: RolloutRow) -> list[list[str]]:
+    """The texts of each one's turns as HTML.
+
+    Words that the best sibling lacks or has elsewhere are marked.
+    """
+    limit, wanted = min(MAX_WORDS, GROUP_WORDS // max(1, len(rollouts))), texts_of(best)
     return [
-        esc(r.text) if r.text == best.text else _marked(r.text, best.text, limit) for r in rollouts
+        [esc(text) for text in texts]
+        if (texts := texts_of(r)) == wanted
+        else marked(texts, wanted, limit)[0]
+        for r in rollouts
     ]
-
-
-def _marked(text: str, best: str, limit: int) -> str:
-    words, others = WORD.findall(text), WORD.findall(best)
-    # autojunk ignores frequent words, which keeps the time of long texts linear.
-    matcher = SequenceMatcher(None, words[:limit], others[:limit], autojunk=len(words) > 200)
-    parts = []
-    for kind, first, last, _, _ in matcher.get_opcodes():
-        part = esc("".join(words[first:last]))
-        parts.append(part if kind == "equal" or not part else f"<mark>{part}</mark>")
-    return "".join(parts) + esc("".join(words[limit:]))
 
 
 # ---- a large group ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ui.render.place import Place
 from ui.render.played import PILLS, RIGHT, UNKNOWN, WRONG
 from ui.render.status import empty
 from ui.render.text import count, esc, is_number, percent, short
+from ui.render.turns import body, texts_of
 
 TITLES = ("Beginning", "Middle", "End")
 Points = Sequence[tuple[int, float | None]]
@@ -115,8 +116,7 @@ def _card(title: str, group: GroupRow, shown: Shown) -> str:
         query["kind"] = group.kind
     text = '<pre class="nothing">(empty)</pre>'
     if rollout.text:
-        label = f"{title}, text"
-        text = f'<pre tabindex="0" role="region" aria-label="{label}">\n{esc(rollout.text)}</pre>'
+        text = body([rollout], [esc(t) for t in texts_of(rollout)], f"{title}, text")
     return (
         f'<article class="card" aria-label="{title}, {esc(place.when)}">'
         f'<div class="adv"><b>{title}</b> <a href="?{esc(urlencode(query))}" data-place>'

@@ -9,18 +9,20 @@ import codecs
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_core.analysis.token_loss import TokenTerms
 from grpo_core.store import GroupRow, TokenRow
-from grpo_core.types import GroupKind
+from grpo_core.types import GroupKind, Turn
 from ui.render.status import empty
 from ui.render.text import esc, is_number, plain, short, signed
+from ui.render.turns import observed
 
 MAX_OPENING = 400  # characters of a completion's text that its prompt wrote
 MAX_TOKENS = 4000  # drawn; a note says so where a completion is longer
+OBSERVED = "written by the environment, not trained on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +110,11 @@ SCALES: dict[str, Scale] = {
 
 @dataclass(frozen=True, slots=True)
 class Colouring:
-    """The drawn tokens' values, nan where unknown."""
+    """The drawn tokens' values, nan where unknown, and the tokens of observations."""
 
     scale: Scale
     values: Sequence[float]
+    observed: Container[int] = ()
 
 
 def value_of(by: str, terms: TokenTerms, i: int) -> float:
@@ -160,17 +163,26 @@ def no_tokens(group: GroupRow) -> str:
     )
 
 
-def token_view(row: TokenRow, terms: TokenTerms | None, by: str, text: str = "") -> str:
+def token_view(
+    row: TokenRow,
+    terms: TokenTerms | None,
+    by: str,
+    text: str = "",
+    turns: Sequence[Turn] = (),
+) -> str:
     """The tokens of a completion in colour, a legend, and a line for the values of one token.
 
     terms: None if the update left the completion out. by: a key of SCALES. text: the completion's;
-    what its prompt wrote of it has no tokens and is drawn without colour.
+    what its prompt wrote of it has no tokens and is drawn without colour. turns: the completion's;
+    the tokens of observations are drawn in grey.
     """
     num_drawn = min(len(row.token_ids), MAX_TOKENS)
-    scale = SCALES[by]
-    values = [math.nan if terms is None else value_of(by, terms, i) for i in range(num_drawn)]
+    scale, grey = SCALES[by], observed(turns)
+    values = [
+        math.nan if terms is None or i in grey else value_of(by, terms, i) for i in range(num_drawn)
+    ]
     known = [value for value in values if math.isfinite(value)]
-    colouring = Colouring(scale, values)
+    colouring = Colouring(scale, values, grey)
     drawn, at = _of_prompt(text, row.pieces), 0
     for joined, pieces in clusters(row.pieces[:num_drawn]):
         if len(pieces) == 1:
@@ -201,7 +213,7 @@ def token_view(row: TokenRow, terms: TokenTerms | None, by: str, text: str = "")
     if num_drawn < len(row.token_ids):
         note += f'<p class="note">The first {num_drawn:,} of {len(row.token_ids):,} tokens.</p>'
     return (
-        f'{_legend(scale)}<div class="tokens" dir="auto" role="group" tabindex="0" '
+        f'{_legend(scale, bool(grey))}<div class="tokens" dir="auto" role="group" tabindex="0" '
         f'aria-label="Tokens, coloured by {esc(scale.title)}. Arrow keys walk them.">{drawn}</div>'
         '<p class="token-says" role="status">'
         f"Point at a token, tap it, or walk with the arrow keys.</p>{note}"
@@ -275,8 +287,10 @@ def _span(
     """Token i. text: bytes where the token is only part of a character."""
     is_part = isinstance(text, bytes)
     drawn = text.hex(" ").upper() if is_part else _visible(text)
-    numbers = esc(token_numbers(i, row, terms))
+    is_observed = i in colouring.observed
+    numbers = esc(token_numbers(i, row, terms, is_observed))
     kind, style = _colour(colouring.scale, colouring.values[i])
+    kind += " observed" if is_observed else ""
     byte = " byte" if is_part else ""
     return (
         f'<span class="tok{byte}{kind}" style="{style}" data-says="{numbers}" title="{numbers}">'
@@ -295,10 +309,14 @@ def _visible(text: str) -> str:
     return esc(text).replace("\n", '<i class="sign">↵</i>\n') if text else '<i class="sign">∅</i>'
 
 
-def token_numbers(i: int, row: TokenRow, terms: TokenTerms | None) -> str:
+def token_numbers(
+    i: int, row: TokenRow, terms: TokenTerms | None, is_observed: bool = False
+) -> str:
     """Everything recorded and computed of token i, in a line."""
     text = row.pieces[i].decode("utf-8", "replace")
     parts = [f"token {i + 1} “{text}” · id {row.token_ids[i]}"]
+    if is_observed:
+        return f"{parts[0]} · {OBSERVED}"
     if row.sampling_logprobs is not None:
         parts.append(f"log p drawn {short(row.sampling_logprobs[i])}")
     if terms is not None:
@@ -316,15 +334,21 @@ def token_numbers(i: int, row: TokenRow, terms: TokenTerms | None) -> str:
     return " · ".join(parts)
 
 
-def _legend(scale: Scale) -> str:
-    """The marks of the scale in their colours."""
+def _legend(scale: Scale, has_observed: bool) -> str:
+    """The marks of the scale in their colours, and what grey means where something is grey."""
     swatches = ""
     for value in scale.marks:
         kind, style = _colour(scale, value)
         swatches += f'<span class="swatch{kind}" style="{style}">{plain(value)}</span>'
+    grey = ""
+    if has_observed:
+        grey = (
+            '<p class="token-legend"><span class="swatches"><span class="swatch observed">'
+            f'observation</span></span><span class="note">{OBSERVED.capitalize()}.</span></p>'
+        )
     return (
         f'<p class="token-legend"><span class="swatches">{swatches}</span>'
-        f'<span class="note">{esc(scale.help)}</span></p>'
+        f'<span class="note">{esc(scale.help)}</span></p>{grey}'
     )
 
 

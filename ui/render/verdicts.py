@@ -25,6 +25,7 @@ TONES = {
     "unscored": "warn",
     "dominated": "warn",
     "disagrees": "warn",
+    "no_call": "warn",
 }
 
 # What the labels mean, shown on hover.
@@ -40,6 +41,8 @@ MEANINGS = {
     "truncated": "Many completions were cut at the token limit and scored without their end.",
     "dominated": "One criterion decides nearly all of the reward and hides the others.",
     "disagrees": "Another trainer recorded other advantages than its rewards and estimator give.",
+    "no_call": "The policy had tools, and no completion of the group called one: nothing here can "
+    "teach it to.",
     "unscored": "Too few completions could be scored to compare them.",
 }
 

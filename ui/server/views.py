@@ -24,7 +24,8 @@ from ui.render.run_colours import run_colours
 from ui.server.telling import telling_group
 
 POINTS = 5_000  # steps read for a curve; charts.DRAWN of them are drawn
-CURVES = ("reward", "kl", "criteria", "loss", "length", "detail")  # in the order of the page
+# In the order of the page.
+CURVES = ("reward", "kl", "criteria", "loss", "length", "detail", *charts.OF_TURNS)
 
 
 class Runs(Protocol):
@@ -100,6 +101,8 @@ class Views:
         self._advised = Newest(16, self._draw_advice)
         self._advice = Newest(16, lambda run_id, key: advise(store, run_id))
         self._verdicts = Newest(8, lambda run_id, groups: store.verdict_series(run_id))
+        self._acts = Newest(64, self._read_acts)
+        self._tools = Newest(16, lambda run_id, key: store.tools(run_id))
         self._telling = Newest(16, self._read_telling)
         self._repeated = Newest(8, lambda run_id, key: store.repeated_prompts(run_id))
         self._shared = Newest(8, lambda run_id, key: store.shared_prompts(run_id))
@@ -230,6 +233,17 @@ class Views:
             self.store.interventions(run_id),
             key[-1],
         )
+
+    def acts(self, run: RunRow) -> bool:
+        """Whether any step of the run was taken in an environment."""
+        return self._acts(run.id, self.curves_key(run))
+
+    def _read_acts(self, run_id: str, key: tuple[Any, ...]) -> bool:
+        return any(row.get("turns_mean") is not None for row in self._curves(run_id, key).steps)
+
+    def tools(self, run: RunRow | None) -> list[str]:
+        """The tools that the run's completions called."""
+        return self._tools(run.id, self.curves_key(run)) if run and self.acts(run) else []
 
     def figure(self, name: str, run_ids: Sequence[str], view: charts.View) -> dict[str, Any]:
         """One curve of one run, or of several runs overlaid."""

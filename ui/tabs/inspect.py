@@ -177,7 +177,7 @@ def _build_list() -> _List:
         )
         search = gr.Textbox(
             label="Search completions",
-            placeholder="Text in any prompt or completion",
+            placeholder="Text in any prompt, completion or tool call",
             max_lines=1,
             elem_id="search",
             show_label=False,

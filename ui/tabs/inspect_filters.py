@@ -90,6 +90,8 @@ def wanted(filters: Filters, search: Any) -> Wanted:
         search=str(search or "").strip()[:MAX_SEARCH_CHARS] or None,
         verdict=filters.verdict or None,
         finish_reason=filters.where.get("finish") or None,
+        tool=filters.where.get("tool") or None,
+        calls=filters.where.get("calls") or None,
         step_from=step_from,
         step_to=step_to,
         kind=filters.kind,

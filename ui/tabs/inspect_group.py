@@ -262,7 +262,7 @@ class ShowGroup:
             )
         except InvalidConfig:  # a configuration of another version
             terms = None
-        view = tokens.token_view(row, terms, by, rollout.text)
+        view = tokens.token_view(row, terms, by, rollout.text, rollout.turns)
         if by == "change":
             rollouts = group.rollouts[: update_effect.MAX_ROWS]
             effects = update_effects(store, rollouts)

@@ -50,12 +50,14 @@ class ShowList:
         is_evaluation = filters.kind == GroupKind.EVALUATION
         total = num_evaluation if is_evaluation else sum(counts.values())
         ref = group_ref.parse_place(opened)
+        is_completions = filters.mode == "rollouts"
+        tools = views.tools(run) if is_completions else []
         now = {
             "chips": token([query.run_id, counts, num_evaluation, filters.verdict, filters.steps]),
             "series": token([query.run_id, counts]),
             "table": token([query, ref]),
             "run": token(query.run_id),
-            "mode": filters.mode,
+            "mode": token([filters.mode, tools]),
             "query": token(query),
         }
         # How many groups the run had when the table was drawn.
@@ -83,8 +85,7 @@ class ShowList:
             verdicts = views.verdict_series(run.id) if run else []
             series = charts.verdicts(verdicts, str(query.run_id))
         if "mode" in new:
-            is_completions = filters.mode == "rollouts"
-            bounds = completion_list.controls(filters.where) if is_completions else ""
+            bounds = completion_list.controls(filters.where, tools) if is_completions else ""
         if "newer" in new:
             newer = _newer(total - num_shown)
         state = now | {"total": num_shown, "first": str(first or "")}

@@ -170,6 +170,8 @@ def _build_live() -> _Live:
                 DETAILS, value="entropy", label="Also show", elem_id="detail", show_label=False
             )
             figures["detail"] = _curve("detail")
+    with gr.Row(elem_classes="curves of-turns"):
+        figures |= {name: _curve(name) for name in charts.OF_TURNS}
     return _Live(status_parts, tools, group, detail, figures)
 
 

@@ -148,18 +148,31 @@ class ShowTrain:
             "ended": control.ended(run),
             "curves": [views.curves_key(run), overlay_keys, view.x, view.smoothing, view.log],
             "detail": view.detail,
+            "turns": self._acting(shown),
             "steps": [shown.run_id, shown.last, ref and ref[0]],
             "follow": shown.follow,
             "refusal": reward_edit.refusal(views, run, ref),
             "group": [shown.run_id, ref, shown.order, edited],
         }
 
+    def _run_ids(self, shown: _Shown) -> list[str]:
+        return [shown.run_id, *shown.overlay] if shown.run_id and shown.run else []
+
+    def _acting(self, shown: _Shown) -> list[str]:
+        """Of the drawn runs those in an environment."""
+        runs = [run for run_id in self._run_ids(shown) if (run := self.views.run(run_id))]
+        return [run.id for run in runs if self.views.acts(run)]
+
     def _curves(self, shown: _Shown, new: set[str]) -> list[Any]:
-        run_ids = [shown.run_id, *shown.overlay] if shown.run_id and shown.run else []
+        run_ids, acting = self._run_ids(shown), self._acting(shown)
+
+        def is_due(name: str) -> bool:
+            if name in charts.OF_TURNS and not acting:
+                return "turns" in new
+            return "curves" in new or (name == "detail" and "detail" in new)
+
         return [
-            self.views.figure(name, run_ids, shown.view)
-            if "curves" in new or (name == "detail" and "detail" in new)
-            else SKIP
+            self.views.figure(name, run_ids, shown.view) if is_due(name) else SKIP
             for name in CURVES
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grpo_core.analysis.advisor import criteria, groups, length, reward_models, stability
+from grpo_core.analysis.advisor import criteria, groups, length, reward_models, stability, tools
 from grpo_core.analysis.advisor.facts import Facts
 from grpo_core.store import Store, preferences
 from grpo_core.types import Notice
@@ -18,6 +18,8 @@ DIAGNOSES = (
     reward_models.over_optimisation,
     criteria.hacking,
     length.truncation,
+    tools.tool_errors,
+    tools.tool_unused,
     groups.flat_reward,
     groups.phantom,
     groups.dead_groups,
@@ -57,6 +59,8 @@ FOLLOWS: dict[str, set[str]] = {
         "mute_criterion",
     },
     "truncation": {"mute_criterion", "phantom", "dead_groups"},
+    "tool_errors": {"phantom", "dead_groups", "mute_criterion", "noise"},
+    "tool_unused": {"phantom", "dead_groups", "mute_criterion", "noise"},
     "flat_reward": {"dead_groups", "mute_criterion", "lr_too_low", "noise", "entropy_collapse"},
     "phantom": {"mute_criterion", "noise"},
     "over_optimisation": {

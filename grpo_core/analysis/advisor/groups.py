@@ -11,6 +11,7 @@ import statistics
 
 from grpo_core.analysis.advisor.facts import Facts, gain, known_rewards, mean, percent, short
 from grpo_core.rubric.verdict import TIE_TOLERANCE
+from grpo_core.store import GroupRow
 from grpo_core.types import Notice
 
 ADD_CRITERION = "Add a criterion that tells these completions apart"
@@ -118,7 +119,7 @@ def dead_groups(f: Facts) -> Notice | None:
         f"{percent(tied)} of the groups are tied{f' ({kinds})' if kinds else ''}: all their "
         f"rewards are equal{_effect_of_tie(f)}.{chance}",
         evidence,
-        f.example(verdict),
+        f.example(verdict, "no_call"),
         advice,
     )
 
@@ -167,7 +168,7 @@ def phantom(f: Facts) -> Notice | None:
 
     Their advantages come from small differences in the smaller criteria, scaled to full size.
     """
-    informative = [g for g in f.groups if g.verdict not in WITHOUT_ADVANTAGES]
+    informative = [g for g in f.groups if _is_informative(g)]
     phantoms = [g for g in informative if g.verdict == "phantom"]
     if len(phantoms) < 5 or len(phantoms) < 0.33 * len(informative):
         return None
@@ -189,6 +190,12 @@ def phantom(f: Facts) -> Notice | None:
         "Switch on Outcome gate under Rubric: the smaller criteria then count only in groups with "
         "a right completion. Or choose easier prompts.",
     )
+
+
+def _is_informative(group: GroupRow) -> bool:
+    if group.verdict == "no_call":  # whatever its rewards are
+        return any(r.advantage for r in group.rollouts)
+    return group.verdict not in WITHOUT_ADVANTAGES
 
 
 def noise(f: Facts) -> Notice | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ui.render.charts.curves import DRAWN, Axis, Curves, View, smoothed
 from ui.render.charts.frame import AXES
-from ui.render.charts.live import DETAILS, FIGURES, SPIKED, figure
+from ui.render.charts.live import DETAILS, FIGURES, OF_TURNS, SPIKED, figure
 from ui.render.charts.verdict_shares import verdicts
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "DETAILS",
     "DRAWN",
     "FIGURES",
+    "OF_TURNS",
     "SPIKED",
     "Axis",
     "Curves",

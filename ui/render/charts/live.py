@@ -47,6 +47,7 @@ SPIKED = (
     "clip_low_frac",
     "clip_high_frac",
     "grad_norm",
+    "tool_error_frac",
 )
 # choice of the last curve -> its columns
 SPREAD = "line:spread"  # what the legend switches off
@@ -55,6 +56,10 @@ DETAILS = {
     "clip": ("clip_low_frac", "clip_high_frac"),
     "gradient": ("grad_norm",),
 }
+
+
+# The curves of runs in an environment, hidden for others.
+OF_TURNS = ("turns_mean", "tool_calls_mean", "tool_error_frac", "observation_frac")
 
 
 def figure(name: str, runs: Sequence[Curves], view: View) -> Figure:
@@ -244,4 +249,5 @@ FIGURES: dict[str, Callable[[Sequence[Curves], View], Figure]] = {
     "criteria": criteria,
     "detail": detail,
     "heldout": heldout,
+    **{column: partial(metric, column) for column in OF_TURNS},
 }

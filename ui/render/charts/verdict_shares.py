@@ -16,6 +16,7 @@ VERDICT_COLOURS = {
     "graded": "--v-healthy",
     "polish": "--v-polish",
     "dominated": "--v-dominated",
+    "no_call": "--v-no-call",
     "phantom": "--v-phantom",
     "disagrees": "--v-phantom",
     "truncated": "--v-truncated",
