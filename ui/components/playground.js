@@ -1,12 +1,21 @@
-// The Playground's question travels in a hidden value: {run, id, take}. It changes with every
+// The Playground's question travels in a hidden value: {run, id, take, turns}, where `turns` says
+// after which turn to pause, 0: never. It changes with every
 // press, and an answer is shown only while its question stands there: an answer that was overtaken
 // never appears under another run or another prompt.
-window.studioAsk = (run, take = '') =>
-  JSON.stringify({run, id: `${Date.now()} ${Math.random()}`, take});
+window.studioAsk = (run, take = '', turns = 0) =>
+  JSON.stringify({run, id: `${Date.now()} ${Math.random()}`, take, turns});
+
+// “Next turn”: the same question with one turn more, while its answers go on; else from the first.
+window.studioNextTurn = (run, ...values) => {
+  const playing = window.studioPlaying, key = JSON.stringify([run, ...values]);
+  const goesOn = playing.key === key && document.querySelector('#play-answers [data-waits]');
+  Object.assign(playing, {key, turns: goesOn ? playing.turns + 1 : 1});
+  return studioAsk(run, '', playing.turns);
+};
 
 // The question whose answers are being written. `revision`: of what the page shows of them.
 window.studioPlaying = {
-  id: '', revision: 0, ends: false, open: false,
+  id: '', revision: 0, ends: false, open: false, key: '', turns: 0,
   begin(id) {
     Object.assign(this, {id, revision: 0, ends: false});
     document.documentElement.dataset.playing = id ? 'on' : '';
@@ -16,7 +25,9 @@ window.studioPlaying = {
 };
 
 window.studioWaits = ask => {
-  studioPlaying.begin(ask ? JSON.parse(ask).id : '');
+  const asked = ask ? JSON.parse(ask) : {};
+  studioPlaying.begin(asked.id || '');
+  if (asked.turns > 1) return; // the turns so far stay on show
   return ask
     ? '<p class="note" role="status">Answering. A model that is not in memory is loaded first.</p>'
     : '';
@@ -39,13 +50,13 @@ window.studioStreams = async look => {
 };
 
 // “Keep” of a card: its answer, its prompt and who wrote it, as JSON with a number that is new each
-// time. Marks within the text do not count.
+// time. Of an answer in turns it is what the policy said, without calls and observations.
 window.studioKeepAnswer = () => {
   const {run, step, key} = studioPressed;
   const button = [...document.querySelectorAll('#play-answers [data-do=keep]')]
     .find(b => b.dataset.key === key);
   const card = button?.closest('.card'), {prompt, right, before} = button?.closest('.played').dataset;
-  const text = card.querySelector('pre:not(.nothing)')?.textContent ?? '';
+  const text = button.dataset.text;
   button.textContent = 'Kept ✓';
   return JSON.stringify(
     {run, step: Number(step), prompt, right, before, answer: text, n: Date.now()});

@@ -13,10 +13,12 @@ from itertools import zip_longest
 
 from grpo_core.exporting.play_request import PlayResult, Side, State
 from grpo_core.store.kept import KeptAnswer
-from grpo_core.types import Rollout
+from grpo_core.types import Rollout, TurnRole
 from ui.render.arithmetic import score_text
 from ui.render.history import MARKS, diff
 from ui.render.text import count, esc, format_number, is_number, percent, shorten
+from ui.render.turns import body as in_turns
+from ui.render.turns import has_calls, num_turns, texts_of
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "unknown"
 PILLS = {
@@ -57,19 +59,27 @@ def state_name(step: int) -> str:
     return f"after step {step:,}" if step else "before training"
 
 
-def played(result: PlayResult, asked: Asked) -> str:
-    """One or two columns of answers, below a heading with the run and the prompt."""
+def played(result: PlayResult, asked: Asked, unfinished: str = "pauses") -> str:
+    """One or two columns of answers, below a heading with the run and the prompt.
+
+    unfinished: what answers without an end do: one "pauses" after a turn, is "writing", or was
+    "stopped".
+    """
     sides = result.sides
     rows: list[tuple[str, list[Rollout | None]]] = [("Greedy", [side.greedy for side in sides])]
     for number, pair in enumerate(zip_longest(*(side.sampled for side in sides)), 1):
         rows.append((f"Sampled {number}", list(pair)))
-    pairs = "".join(_pair(title, pair, result, asked) for title, pair in rows)
-    heads = "".join(_head(side, result.outcome, asked) for side in sides)
+    pairs = "".join(_pair(title, pair, result, asked, unfinished) for title, pair in rows)
+    heads = "".join(_head(side, result.outcome, asked, unfinished) for side in sides)
     columns = "two" if len(sides) == 2 else "one"
     marks = MARKS if len(sides) == 2 else ""
     before = [dict(message) for message in result.prompt.meta.get("before", ())]
+    goes_on = unfinished == "pauses" and any(
+        r and not r.completion.finish_reason for s in sides for r in (s.greedy, *s.sampled)
+    )
+    waits = ' data-waits="on"' if goes_on else ""
     return (
-        f'{_heading(result, asked)}<div class="played {columns}" '
+        f'{_heading(result, asked)}<div class="played {columns}"{waits} '
         f'data-prompt="{esc(result.prompt.text)}" data-right="{esc(result.prompt.answer)}" '
         f'data-before="{esc(json.dumps(before))}">'
         f'<div class="pair heads">{heads}</div>{pairs}</div>{marks}'
@@ -94,7 +104,7 @@ def _heading(result: PlayResult, asked: Asked) -> str:
     )
 
 
-def _head(side: Side, outcome: str | None, asked: Asked) -> str:
+def _head(side: Side, outcome: str | None, asked: Asked, unfinished: str) -> str:
     """A state's name, how many of its sampled answers are right, and its held-out accuracy."""
     facts = []
     marks = [mark for r in side.sampled if (mark := _mark(r, outcome)) in (RIGHT, WRONG)]
@@ -103,7 +113,10 @@ def _head(side: Side, outcome: str | None, asked: Asked) -> str:
     written = [r for r in (side.greedy, *side.sampled) if r is not None]
     scored = [r for r in written if r.scores]
     rewards = [r.reward for r in side.sampled or written if is_number(r.reward)]
-    if not scored:
+    going = sum(not r.completion.finish_reason for r in written)
+    if written and unfinished == "pauses" and going:
+        facts.append(f"<b>{going} of {len(written)}</b> go on: press Next turn")
+    elif not scored:
         facts.append("answering…" if written else "waits")
     elif rewards:
         facts.append(f"mean reward <b>{format_number(sum(rewards) / len(rewards), 3)}</b>")
@@ -112,6 +125,12 @@ def _head(side: Side, outcome: str | None, asked: Asked) -> str:
     accuracy = asked.accuracy.get(side.state)
     if is_number(accuracy):
         facts.append(f"<b>{percent(accuracy)}</b> of held-out prompts right")
+    if any(map(has_calls, (r.completion for r in written))):
+        calls = sum(t.role == TurnRole.OBSERVATION for r in written for t in r.completion.turns)
+        facts.append(f"<b>{calls}</b> tool calls" if calls != 1 else "<b>1</b> tool call")
+    if side.begun:
+        begun = esc(side.begun.strip()[:400])
+        facts.append(f'the environment adds <q class="clip" title="{begun}">{begun}</q>')
     lines = "".join(f"<span>{fact}</span>" for fact in facts)
     return f'<div><h3>{esc(asked.title(side.state))}</h3><p class="calc">{lines}</p></div>'
 
@@ -128,33 +147,51 @@ def _mark(rollout: Rollout, outcome: str | None) -> str:
     return RIGHT if score >= 1 else WRONG
 
 
-def _pair(title: str, pair: Sequence[Rollout | None], result: PlayResult, asked: Asked) -> str:
+def _pair(
+    title: str,
+    pair: Sequence[Rollout | None],
+    result: PlayResult,
+    asked: Asked,
+    unfinished: str,
+) -> str:
     """The answers of all states with the same random numbers; words of only one are marked."""
-    texts = [esc(r.completion.text) if r else "" for r in pair]
+    texts = [[esc(text) for text in texts_of(r.completion)] if r else [] for r in pair]
     note = ""
     is_whole = all(r and r.completion.finish_reason for r in pair)
     if len(pair) == 2 and is_whole and pair[0] and pair[1]:
-        left, right = pair[0].completion.text, pair[1].completion.text
-        texts = [text for [text] in diff([left], [right])]
+        left, right = (texts_of(r.completion) for r in pair if r)
+        texts = [*diff(left, right)]
         note = "same text" if left == right else ""
     cards = "".join(
-        _card(rollout, text, (title, asked.title(side.state), note), result.outcome, side.state)
-        for rollout, text, side in zip(pair, texts, result.sides, strict=True)
+        _card(
+            rollout,
+            body,
+            (title, asked.title(side.state), note, unfinished),
+            result.outcome,
+            side.state,
+        )
+        for rollout, body, side in zip(pair, texts, result.sides, strict=True)
         if rollout is not None
     )
     return f'<section class="pair" aria-label="{title}">{cards}</section>'
 
 
 def _card(
-    rollout: Rollout, text: str, names: tuple[str, str, str], outcome: str | None, state: State
+    rollout: Rollout,
+    texts: Sequence[str],
+    names: tuple[str, str, str, str],
+    outcome: str | None,
+    state: State,
 ) -> str:
-    """text: the answer as HTML, with marks. names: of the answer, of its state, and a note."""
-    title, of_state, note = names[0], esc(names[1]), names[2]
+    """texts: of the answer's turns, or its one text, as HTML with marks.
+
+    names: of the answer and of its state, a note, and what an answer without an end does.
+    """
+    title, of_state, note, unfinished = names[0], esc(names[1]), names[2], names[3]
     completion = rollout.completion
     body = '<pre class="nothing">(empty)</pre>'
-    if text:
-        label = f"{title}, {of_state}, text"
-        body = f'<pre tabindex="0" role="region" aria-label="{label}">\n{text}</pre>'
+    if completion.text:
+        body = in_turns([completion], texts, f"{title}, {of_state}, text")
     reward = "could not be scored" if rollout.scores else "not scored yet"
     if is_number(rollout.reward):
         reward = f"reward <b>{format_number(rollout.reward, 3)}</b>"
@@ -164,17 +201,21 @@ def _card(
     )
     pill = PILLS.get(_mark(rollout, outcome), "")
     cut = ", cut" if completion.finish_reason == "length" else ""
-    end = f"{count(completion.num_tokens, 'token')}{cut}"
+    turns = f"{num_turns(completion)} · " if has_calls(completion) else ""
+    end = f"{turns}{count(completion.num_tokens, 'token')}{cut}"
     keep = ""
     if completion.finish_reason:
         keep = (
             f'<button type="button" class="quiet keep" data-do="keep" '
             f'data-run="{esc(state.run_id)}" data-step="{state.step}" '
             f'data-key="{title} {esc(state.run_id)} {state.step}" '
+            f'data-text="{esc(completion.graded.text)}" '
             f'aria-label="Keep: {title}, {of_state}">Keep</button>'
         )
     else:
-        end = "writing…"
+        waits_for_tool = bool(completion.turns) and completion.turns[-1].role != TurnRole.ACTION
+        what = {"writing": "calls a tool…" if waits_for_tool else "writing…"}
+        end = turns + what.get(unfinished, unfinished)
     return (
         f'<article class="card" aria-label="{title}, {of_state}"><div class="adv">'
         f'<b>{title}</b><span class="of-state">{of_state}</span>{pill}'

@@ -23,6 +23,9 @@ class Trajectory(Protocol):
     def text(self) -> str: ...
 
     @property
+    def finish_reason(self) -> str: ...
+
+    @property
     def turns(self) -> Sequence[Turn]: ...
 
 
@@ -73,9 +76,11 @@ def body(equal: Sequence[Trajectory], texts: Sequence[str], label: str) -> str:
             )
         else:
             took = [v for r in equal if is_number(v := r.turns[i].seconds) and v > 0]
+            if not (rollout.finish_reason or text or turn.error):
+                text = "…"  # its answer is still to come
             failed = " failed" if turn.error else ""
             items += f'<li class="call{failed}">{_call(turn, text, took)}</li>'
-    if _unread(rollout.turns):
+    if rollout.finish_reason and _unread(rollout.turns):
         items += '<li class="note">No tokens were left to read this answer.</li>'
     return (
         f'<div class="turns" tabindex="0" role="region" aria-label="{label}"><ol>{items}</ol></div>'

@@ -18,6 +18,7 @@ from ui.tabs.frame import SKIP, parse_tokens
 
 MAX_ANSWERS = 16  # on each side
 MAX_CHARS = 20_000
+MAX_TURNS = 1_000
 MAX_ANSWER_CHARS = 2_000
 # What a question asks for before the answers: the run's first held-out prompt unless somebody typed
 # one, the next prompt, or none.
@@ -54,7 +55,7 @@ def reply_to(views: Views, service: Service, ask: Any, given: PlayInputs) -> str
     elif asked.get("take") in (FIRST, NEXT):
         said = take_prompt(service, run.id, asked["take"], given)
     else:
-        said = {"html": play(views, service, run, given, _question(ask))}
+        said = {"html": play(views, service, run, given, ask)}
     return json.dumps({"id": asked.get("id"), **said})
 
 
@@ -76,17 +77,17 @@ def take_prompt(service: Service, run_id: str, which: str, given: PlayInputs) ->
     return {**said, "html": waits if reason else ""}
 
 
-def play(views: Views, service: Service, run: RunRow, given: PlayInputs, question: str = "") -> str:
+def play(views: Views, service: Service, run: RunRow, given: PlayInputs, ask: Any = "") -> str:
     """Both sides as cards, or a message that says which field is wrong."""
-    request = _request(views, run, given)
+    request = _request(views, run, given, ask)
     if isinstance(request, str):
         return request
     asked = _asked(views, run, request)
     try:
-        return played(service.play(run.id, request, question), asked)
+        return played(service.play(run.id, request, _question(ask)), asked)
     except PlayStopped as stopped:
         said = '<p class="note" role="status">You stopped the answers.</p>'
-        return said + (played(stopped.partial, asked) if stopped.partial else "")
+        return said + (played(stopped.partial, asked, "stopped") if stopped.partial else "")
     except StudioError as error:
         return status.banner("There is no answer.", str(error))
 
@@ -101,13 +102,13 @@ def look(views: Views, service: Service, revision: Any, ask: Any, *values: Any) 
         service.stop_play(question)
         return [SKIP]
     run, found = views.run(parse_tokens(ask).get("run")), service.look_at_play(question)
-    request = None if run is None or found is None else _request(views, run, given)
+    request = None if run is None or found is None else _request(views, run, given, ask)
     if run is None or found is None or not isinstance(request, PlayRequest):
         return [SKIP]
     newer, partial = found
     if newer == revision:
         return [SKIP]
-    shown = played(partial, _asked(views, run, request))
+    shown = played(partial, _asked(views, run, request), "writing")
     return [f'<div data-revision="{newer}" aria-busy="true">{shown}</div>']
 
 
@@ -116,8 +117,11 @@ def side_run(views: Views, chosen: Any, run: RunRow) -> RunRow:
     return (views.run(chosen) if chosen else None) or run
 
 
-def _request(views: Views, run: RunRow, given: PlayInputs) -> PlayRequest | str:
-    """What to ask, or a message that says which field is wrong."""
+def _request(views: Views, run: RunRow, given: PlayInputs, ask: Any) -> PlayRequest | str:
+    """What to ask, or a message that says which field is wrong.
+
+    ask: may say after which turn to pause.
+    """
     sides = ((given.left_run, given.left), (given.right_run, given.right))
     states = [State(side_run(views, of, run).id, step) for of, step in sides if _is_step(step)]
     is_count = isinstance(given.num, (int, float)) and 1 <= given.num <= MAX_ANSWERS
@@ -137,9 +141,9 @@ def _request(views: Views, run: RunRow, given: PlayInputs) -> PlayRequest | str:
     text, answer = given.text[:MAX_CHARS], str(given.answer or "")[:MAX_ANSWER_CHARS]
     number = _number(parse_tokens(given.taken).get("next")) - 1
     states = list(dict.fromkeys(states))  # one column where both sides are the same state
-    return PlayRequest(
-        text, answer, states, num_answers, temperature, number if number >= 0 else None
-    )
+    turns = min(_number(parse_tokens(ask).get("turns")), MAX_TURNS) or None
+    taken = number if number >= 0 else None
+    return PlayRequest(text, answer, states, num_answers, temperature, taken, turns)
 
 
 def _asked(views: Views, run: RunRow, request: PlayRequest) -> Asked:

@@ -13,7 +13,9 @@ from typing import Any
 
 import gradio as gr
 
+from grpo_core.config import TaskConfig
 from grpo_core.store import RunRow
+from grpo_core.tasks import environment_named
 from ui.components.html_panel import QUIET, html_panel
 from ui.render import status
 from ui.render.played import state_name
@@ -60,6 +62,7 @@ class _Tools:
     temperature: gr.Textbox
     take: gr.Button
     go: gr.Button
+    turn: gr.Button
     stop: gr.Button
 
 
@@ -130,6 +133,8 @@ def _wire_questions(box: _Box, frame: Frame, views: Views, service: Service) -> 
     inputs, answers, ask, reply = box.inputs, box.answers, box.ask, box.reply
     for button, take in ((box.tools.go, ""), (box.tools.take, NEXT)):
         button.click(None, frame.run, ask, js=f"run => studioAsk(run, {take!r})", **QUIET)
+    values = [c for c in components_of(inputs) if c is not inputs.taken]
+    box.tools.turn.click(None, [frame.run, *values], ask, js="studioNextTurn", **QUIET)
     frame.run.change(None, [frame.run, ask], [ask, answers], js="studioOtherRun", **QUIET)
     ask.change(None, ask, answers, js="studioWaits", **QUIET)
     answered = ask.change(
@@ -205,6 +210,7 @@ def _build_tools() -> _Tools:
             ),
             take=gr.Button("Another prompt", scale=0, min_width=130),
             go=gr.Button("Answer", variant="primary", scale=0, min_width=100, elem_id="play-go"),
+            turn=gr.Button("Next turn", scale=0, min_width=100, elem_id="play-turn"),
             stop=gr.Button("Stop", scale=0, min_width=90, elem_id="play-stop"),
         )
 
@@ -225,6 +231,24 @@ def _build_side(label: str) -> tuple[gr.Dropdown, gr.Dropdown]:
 def _about(run: RunRow | None, steps: list[int]) -> str:
     if run is None:
         return status.empty("Ask a model before and after its training", NO_RUN)
+    return _states(run, steps) + _in_turns(run)
+
+
+def _in_turns(run: RunRow) -> str:
+    """What is different in an environment. Its class shows the button Next turn."""
+    task = run.config.get("task")
+    name = ""
+    if isinstance(task, dict) and run.source is None:  # the model of a foreign run is not here
+        name = environment_named(TaskConfig.model_construct(**task))
+    if not name:
+        return ""
+    return (
+        f'<p class="help in-turns">It acts in the environment {esc(name)}. Answer plays to the '
+        "end; Next turn stops after each turn: action, tool call, observation.</p>"
+    )
+
+
+def _states(run: RunRow, steps: list[int]) -> str:
     if run.example:
         return (
             '<p class="help">This is the recorded example. Its trained weights are not shipped, '

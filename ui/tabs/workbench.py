@@ -14,6 +14,8 @@ from grpo_core.errors import StudioError
 from ui.components import form, form_help
 from ui.components.html_panel import MARK, QUIET, html_panel
 from ui.render.text import esc, format_number, percent, signed
+from ui.render.turns import body as in_turns
+from ui.render.turns import has_calls, texts_of
 from ui.server.calls import slow
 from ui.server.service import Service
 from ui.tabs.form_fields import FormFields
@@ -188,7 +190,7 @@ def tried(result: Any) -> str:
 def _group(g: Any, names: Sequence[str]) -> str:
     head = "".join(f'<th scope="col">{esc(n)}</th>' for n in names)
     rows = "".join(
-        f'<tr><td class="said"><pre>{esc(r.completion.text[:SHOWN_CHARS])}</pre></td>'
+        f'<tr><td class="said">{_said(r.completion)}</td>'
         + "".join(f"<td>{format_number(r.scores[n], 2)}</td>" for n in names)
         + f"<td><b>{format_number(r.reward, 3)}</b></td><td>{signed(r.advantage, 2)}</td></tr>"
         for r in g.rollouts
@@ -199,6 +201,14 @@ def _group(g: Any, names: Sequence[str]) -> str:
         '<th scope="col">reward</th><th scope="col">advantage</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def _said(completion: Any) -> str:
+    """A completion, in turns where it called a tool."""
+    if not has_calls(completion):
+        return f"<pre>{esc(completion.text[:SHOWN_CHARS])}</pre>"
+    texts = [esc(text[:SHOWN_CHARS]) for text in texts_of(completion)]
+    return in_turns([completion], texts, "Completion in turns")
 
 
 def probes(results: Sequence[Any]) -> str:
