@@ -133,6 +133,7 @@ def _serve(
     service.reward_models.close()
     if page.ingest is not None:
         page.ingest.close()
+    service.imports.close()
     page.close(verbose=False)
     return 0
 
@@ -177,6 +178,7 @@ def _build(
 ) -> tuple[Page, RunManager, LateService]:
     from grpo_core.environments.registry import add_environments
     from grpo_core.preflight.late import LateService
+    from grpo_core.records.imports import Imports
     from grpo_core.rubric import add_plugins
     from grpo_core.runs.limits import Visitors
     from grpo_core.runs.manager import RunManager
@@ -216,12 +218,17 @@ def _build(
         limits.check_disk(used_bytes())
         visitors.admit(visitor())  # last, so that a refused training does not count
 
+    def check_import() -> None:
+        limits.check_disk(used_bytes())
+        visitors.admit(visitor())
+
     service = LateService(
         store,
         make_service,
         lease_seconds=trainer.lease_seconds,
         may_push=not is_public,
         reward_models=RewardModels(store, check_reward_model, limits.minutes),
+        imports=Imports(store, check_import),
     )
 
     def check_room(config: RunConfig) -> None:
@@ -330,7 +337,7 @@ class _StartCheck:
         from ui.server.visitor import visitor
 
         waiting = self._num_queued()
-        is_free = not any(run.status.is_live for run in self.store.runs())
+        is_free = not any(run.trains_here for run in self.store.runs())
         for i, config in enumerate(configs):
             # The first one does not wait if nothing runs.
             self.limits.check(config, waiting + max(0, i - is_free))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TextIO
 
+from grpo_core.analysis import provenance
 from grpo_core.analysis.advisor import advise
 from grpo_core.analysis.text import esc, format_number
 from grpo_core.rubric.verdict import VERDICTS
@@ -49,7 +50,7 @@ def write_report(store: Store, run_id: str, out: TextIO) -> None:
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{esc(run.name)}</title><style>{STYLE}</style></head><body>"
     )
-    out.write(_head(run))
+    out.write(_head(run) + _provenance(run))
     out.write(_curves(store, run_id))
     out.write(_verdicts(store.verdict_counts(run_id)))
     out.write(_advice(advise(store, run_id)))
@@ -79,6 +80,23 @@ def _head(run: RunRow) -> str:
     }
     items = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items())
     return f"<h1>{esc(run.name)}</h1><dl>{items}</dl>"
+
+
+def _provenance(run: RunRow) -> str:
+    """Whose numbers these are; empty for a run of this program."""
+    if (source := run.source) is None:
+        return ""
+    facts = {
+        "recorded": provenance.recorded(source),
+        "recomputed here": provenance.recomputed(source),
+        "absent": provenance.absent(source),
+    }
+    items = "".join(f"<div><dt>{k}</dt><dd>{esc(v or '–')}</dd></div>" for k, v in facts.items())
+    many = (
+        f"{source.disagreements:,} groups have recorded advantages that their rewards do not give."
+    )
+    note = f"<p>{many}</p>" if source.disagreements else ""
+    return f"<h2>Recorded by {esc(source.trainer)}</h2><dl>{items}</dl>{note}"
 
 
 def _curves(store: Store, run_id: str) -> str:

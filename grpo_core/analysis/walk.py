@@ -19,12 +19,13 @@ from grpo_core.analysis.token_loss import (
     token_terms,
 )
 from grpo_core.analysis.update_effect import Effect, update_effects
-from grpo_core.analysis.what_if import Compared, compare_stored, with_changes
+from grpo_core.analysis.what_if import TOLERANCE, Compared, compare_stored, with_changes
 from grpo_core.config import RunConfig
 from grpo_core.config.options import GROUPINGS
 from grpo_core.store import GroupRow, RolloutRow, RunRow, Store
 
 CLIP_RANGE = ("algorithm.clip_eps_low", "algorithm.clip_eps_high")
+FOREIGN_TOLERANCE = 1e-3  # others store float32, and add another ε to the standard deviation
 COMPARING = ("algorithm.advantage", "algorithm.grouping")  # fields that change advantages
 
 
@@ -121,6 +122,7 @@ class Walk:
     kl_coef: float
     metrics: Mapping[str, Any]  # of the step, as recorded
     mismatch: float  # the largest |stored - recomputed| advantage; 0 with a change that compares
+    tolerance: float  # a smaller one is rounding
 
     @property
     def by_critic(self) -> bool:
@@ -196,6 +198,7 @@ class Walker:
             kl_coef=context.kl_coef,
             metrics=self.metrics,
             mismatch=_mismatch(step, change),
+            tolerance=TOLERANCE if self.run.source is None else FOREIGN_TOLERANCE,
         )
 
     def groupings(self, change: Change | None = None) -> dict[str, Grouped]:

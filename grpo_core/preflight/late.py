@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grpo_core.analysis.learner_import import importing_learner
 from grpo_core.config import RunConfig
 from grpo_core.preflight.estimate import Estimate, from_store
+from grpo_core.records.imports import Imports
 from grpo_core.runs.reward_models import RewardModels
 from grpo_core.store import Store
 
@@ -27,9 +28,11 @@ class LateService:
         lease_seconds: int | None = None,
         may_push: bool = True,
         reward_models: RewardModels | None = None,
+        imports: Imports | None = None,
     ):
         """lease_seconds, may_push: as in ServiceOptions; they are known at once."""
         self.reward_models = reward_models or RewardModels(store)
+        self.imports = imports or Imports(store)
         self.lease_seconds, self.may_push = lease_seconds, may_push
         self._store, self._make = store, make
         self._made: Future[PreflightService] = Future()

@@ -12,6 +12,7 @@ from grpo_core.config import RunConfig, with_changes
 from grpo_core.rubric import RunningStd, resolve_rubric
 from grpo_core.rubric.check import Check, Params
 from grpo_core.rubric.rubric import Rubric
+from grpo_core.rubric.verdict import DISAGREES
 from grpo_core.types import TIE_TOLERANCE, Group, GroupKind
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # In the order in which they are tried: the usual ones first.
 CANDIDATES = ("group_std", "group_mean", "leave_one_out", "batch_std", "rank", "per_criterion")
 NOT_RECOMPUTABLE = "value"  # a critic gives it
-DISAGREES = "disagrees"  # the verdict
 # A recorded advantage may differ by this from the recomputed one: absolute, relative, and for the
 # 1e-6 that some add to the standard deviation where we add 1e-4. float32 rounds less.
 ABSOLUTE, RELATIVE, EPS = 1e-4, 1e-3, 1e-4
@@ -88,13 +88,12 @@ def compare(pairs: Sequence[PromptRollouts], config: RunConfig) -> Compared:
     remaining, num_filled = iter(values), 0
     for place, g in enumerate(groups):
         own = [next(remaining) for _ in g.rollouts]
-        missing = sum(r.advantage is None for r in g.rollouts)
-        if missing:
-            num_filled += missing
-            pairs_of = zip(g.rollouts, own, strict=True)
-            rollouts = [
-                r if r.advantage is not None else replace(r, advantage=a) for r, a in pairs_of
-            ]
+        # Without a reward there is nothing to compare: its advantage is not 0, it is not known.
+        missing = [r.advantage is None and r.reward is not None for r in g.rollouts]
+        if any(missing):
+            num_filled += sum(missing)
+            pairs_of = zip(g.rollouts, own, missing, strict=True)
+            rollouts = [replace(r, advantage=a) if fill else r for r, a, fill in pairs_of]
             groups[place] = replace(g, rollouts=tuple(rollouts))
     return Compared(tuple(groups), tuple(wrong), num_filled)
 

@@ -59,7 +59,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
         "{right} of {n} are right.",
     ),
     "disagrees": (
-        "disagrees",
+        "advantages disagree",
         "The recorded advantages are not the ones that these rewards give by the run's estimator.",
     ),
     "no_call": (
@@ -68,6 +68,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
     ),
     "unscored": ("unscored", "{null} of {n} could not be scored: too few are left to compare."),
 }
+DISAGREES = "disagrees"
 
 
 @dataclass(frozen=True, slots=True)

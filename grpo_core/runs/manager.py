@@ -19,7 +19,7 @@ from grpo_core.errors import NotFound, StoreError, StudioError
 from grpo_core.rubric import build_rubric, resolve_rubric
 from grpo_core.runs.device_queue import DeviceQueue, Machine, placed
 from grpo_core.runs.execution import Job, Limit, execute, with_traceback
-from grpo_core.runs.resume import plan_branch, plan_resume, where_to_start
+from grpo_core.runs.resume import plan_branch, plan_resume, refuse_foreign, where_to_start
 from grpo_core.store import Store
 from grpo_core.tasks import heldout_prompts, load_task, second_task
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
@@ -249,7 +249,9 @@ class RunManager:
         return job.control
 
     def _not_ours(self, run_id: str) -> StudioError:
-        status = self.store.run(run_id).status
+        run = self.store.run(run_id)
+        refuse_foreign(run)
+        status = run.status
         return StudioError(
             f"run {run_id!r} is {status}{' in another process' if status.is_live else ''}, "
             "so it cannot be controlled here."

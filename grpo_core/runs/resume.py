@@ -19,13 +19,22 @@ log = logging.getLogger("grpo_studio")
 MAY_CHANGE = ("model.device",)  # the settings of the model that a branch may change
 
 
+def refuse_foreign(run: RunRow) -> None:
+    """Raises StudioError for a run of another trainer, which takes no command here."""
+    if run.source is not None:
+        raise StudioError(
+            f"“{run.name}” was trained with {run.source.trainer}, so its weights are not here. "
+            "Start a run of your own with its settings."
+        )
+
+
 def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
     """Configuration and start of a resumed run. Raises StudioError.
 
     The start is its newest intact checkpoint, or the beginning without one.
     """
     run = store.run(run_id)
-    _refuse_foreign(run)
+    refuse_foreign(run)
     if run.status.is_live:
         raise StudioError(
             f"run {run_id!r} is {run.status}, so there is nothing to resume. "
@@ -39,14 +48,6 @@ def plan_resume(store: Store, run_id: str) -> tuple[RunConfig, Start]:
     config = parse(run.config)
     _check_prompts(run, config)
     return config, where_to_start(store, run)
-
-
-def _refuse_foreign(run: RunRow) -> None:
-    if run.source is not None:
-        raise StudioError(
-            f"“{run.name}” was trained with {run.source.trainer}, so its weights are not here. "
-            "Start a run of your own with its settings."
-        )
 
 
 def _check_prompts(run: RunRow, config: RunConfig) -> None:
@@ -122,7 +123,7 @@ def plan_branch(
 def checkpoint_of(store: Store, run: RunRow, step: int | None) -> CheckpointRow:
     """The checkpoint of `step`, or the last one; its hashes are checked. Raises StudioError."""
     rows = store.checkpoints(run.id)
-    _refuse_foreign(run)
+    refuse_foreign(run)
     if run.example:
         raise StudioError(
             f"“{run.name}” is the recorded example. Its trained weights are not shipped. "

@@ -98,6 +98,11 @@ class RunRow:
     source: Source | None = None  # of a run of another trainer
 
     @property
+    def trains_here(self) -> bool:
+        """Whether it has a device of this machine, or waits for one: not where others train."""
+        return self.status.is_live and self.source is None
+
+    @property
     def duration_seconds(self) -> float | None:
         """How long the run took, until its end or its last sign of life."""
         until = self.ended_at or self.heartbeat_at

@@ -12,7 +12,7 @@ from grpo_core.analysis.advisor.advise import DIAGNOSES
 from grpo_core.cli import main
 from grpo_core.config import RunConfig
 from grpo_core.rubric import resolve_rubric
-from grpo_core.store import GroupRow, Recorder, RolloutRow, Store
+from grpo_core.store import GroupRow, Recorder, RolloutRow, Source, Store
 from grpo_core.types import (
     Completion,
     Evaluated,
@@ -314,12 +314,19 @@ CASES = {
 }
 
 
+CASES["disagreement"] = tuple(
+    replace(
+        facts(groups=[group([1, 0, 0, 1], verdict="disagrees")]),
+        source=Source("TRL 1.16.0", "trl", "k", {}, disagreements=num),
+    )
+    for num in (1, 0)
+)
 DIAGNOSIS = {diagnose.__name__: diagnose for diagnose in DIAGNOSES}
 
 
 def test_every_code_of_the_advisor_is_tested_here():
     assert set(CASES) == set(CODES)
-    assert len(CODES) == 17
+    assert len(CODES) == 18
 
 
 @pytest.mark.parametrize("code", CASES)

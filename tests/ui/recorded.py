@@ -81,6 +81,21 @@ class FakeRewardTrainer:
         pass
 
 
+class FakeImports:
+    """Imports nothing."""
+
+    def preview(self, wanted):
+        raise StudioError("this service imports nothing")
+
+    run = columns = follow = preview
+
+    def followed(self):
+        return []
+
+    def unfollow(self, place):
+        pass
+
+
 class FakeService:
     """What the page needs of PreflightService.
 
@@ -91,6 +106,7 @@ class FakeService:
     may_push = True
     refuses = waits = ""
     reward_models = FakeRewardTrainer()
+    imports = FakeImports()
 
     def refusal(self, config, anyway):
         return "" if anyway else self.refuses

@@ -179,15 +179,17 @@ def test_a_file_of_the_server_cannot_be_named_as_an_upload(page, tmp_path):
     page.has_launched = True  # Gradio checks paths only after the launch
     client = TestClient(App.create_app(page))
     numbers = [n for n, e in page.fns.items() if any(isinstance(c, UPLOADS) for c in e.inputs)]
-    assert len(numbers) == 4  # a rubric, prompts, settings, preferences
+    # A rubric, prompts, settings, preferences, and a run: its preview and its import.
+    assert len(numbers) == 6
     for number, name in itertools.product(numbers, ("/etc/passwd", str(tmp_path / "theirs.json"))):
+        file = {"path": name, "meta": {"_type": "gradio.FileData"}}
+        data = [
+            None if not isinstance(c, UPLOADS) else [file] if c.file_count == "multiple" else file
+            for c in page.fns[number].inputs
+        ]
         answer = client.post(
             "/gradio_api/run/predict",
-            json={
-                "fn_index": number,
-                "data": [{"path": name, "meta": {"_type": "gradio.FileData"}}],
-                "session_hash": "s",
-            },
+            json={"fn_index": number, "data": data, "session_hash": "s"},
         )
         assert "secret" not in answer.text
         assert "root:" not in answer.text

@@ -24,6 +24,7 @@ TITLES = {
     "lr_too_low": "Learning rate too low",
     "lr_too_high": "Learning rate too high",
     "noise": "Only noise",
+    "disagreement": "Advantages do not follow from the rewards",
 }
 SEVERITIES = {"error": "bad", "warning": "warn", "info": "plain"}
 

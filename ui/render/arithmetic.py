@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 
 from grpo_core.config.options import ADVANTAGES
+from grpo_core.rubric.verdict import DISAGREES
 from grpo_core.store import GroupRow, RolloutRow
 from grpo_core.types import GroupKind
+from ui.render import provenance
 from ui.render.recorded_config import (
     Config,
     algorithm_of,
@@ -60,7 +63,8 @@ def one_formula(group: GroupRow, rollout: RolloutRow | None, config: Config) -> 
         return f"<code>{esc(_formula(group, [], config))}</code>"
     formula = f"<code>{esc(_formula(group, [rollout], config))}</code>"
     if not is_number(rollout.reward):
-        formula += " <span>could not be scored</span>"
+        why = provenance.absent(config, "reward") or "could not be scored"
+        formula += f" <span>{why}</span>"
     cause = cause_of(group, rollout, config)
     return f'<b class="of">#{rollout.position + 1}</b> {formula}{_cause(cause)}'
 
@@ -101,7 +105,7 @@ def why_table(
     else:
         gradient_head = ""
     body = "".join(
-        _why_row(equal, [c["name"] for c in criteria], gradient, reward_digits(group))
+        _why_row(equal, [c["name"] for c in criteria], gradient, (reward_digits(group), config))
         for equal in merge_equal(rollouts, by_text=False)
     )
     is_evaluation = group.kind == GroupKind.EVALUATION
@@ -121,18 +125,24 @@ def _why_row(
     equal: Sequence[RolloutRow],
     criteria: Sequence[str],
     gradient: Mapping[int, float] | None,
-    digits: int,
+    drawn: tuple[int, Config],
 ) -> str:
-    first = equal[0]
-    scores = "".join(f"<td>{score_text(first.scores.get(name))}</td>" for name in criteria)
+    """drawn: decimals of rewards, and the run's configuration."""
+    first, (digits, config) = equal[0], drawn
+    made = esc(provenance.title_of(config, "advantage", "advantage", first.advantage))
+    unknown = provenance.absent(config, "reward")  # then there are no scores either
+    scores = "".join(
+        f"<td>{unknown or score_text(first.scores.get(name))}</td>" for name in criteria
+    )
     share = ""
     if gradient is not None:
         together = ' <i class="times">together</i>' if len(equal) > 1 else ""
         share = f"<td>{_share(sum(gradient.get(r.id, 0.0) for r in equal))}{together}</td>"
     return (
         f'<tr><th scope="row">{positions(equal)}</th>{scores}'
-        f"<td>{reward_text(first.reward, digits)}</td>"
-        f'<td class="{side_of(first.advantage)}"><b>{signed(first.advantage, 3)}</b></td>'
+        f"<td>{unknown or reward_text(first.reward, digits)}</td>"
+        f'<td class="{side_of(first.advantage)}" title="{made}"><b>{signed(first.advantage, 3)}'
+        "</b></td>"
         f"{share}</tr>"
     )
 
@@ -145,12 +155,12 @@ def _totals(
 ) -> str:
     """The line under the table: formula, mean, std, sum of A, and what concerns the gradient."""
     digits = reward_digits(group)
-    total = sum(r.advantage for r in rollouts if is_number(r.advantage))
+    known = [r.advantage for r in rollouts if is_number(r.advantage)]
     parts = [
         f"<code>{esc(_formula(group, rollouts, config))}</code>",
         f"<span>mean <b>{format_number(group.reward_mean, digits + 1)}</b></span>",
         f"<span>std <b>{format_number(group.reward_std, digits + 1)}</b></span>",
-        f"<span>sum of A <b>{signed(total)}</b></span>",
+        f"<span>sum of A <b>{signed(sum(known) if known else None)}</b></span>",
     ]
     if gradient is not None:
         share = _share(sum(gradient.get(r.id, 0.0) for r in rollouts))
@@ -181,18 +191,44 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) ->
     if name not in WORKED or len(scored) < 2:
         return formula
     digits = reward_digits(group)
+    if group.verdict == DISAGREES:  # of several, the one that differs most
+
+        def apart(r: RolloutRow) -> float:
+            made = recomputed_advantage(name, r.reward or 0.0, scored)
+            return 0.0 if made is None else abs(made - (r.advantage or 0.0))
+
+        rollouts = sorted(rollouts, key=apart, reverse=True)
     for r in rollouts:
         if is_number(r.reward) and is_number(r.advantage):
             siblings_mean = (sum(scored) - r.reward) / (len(scored) - 1)
+            made = recomputed_advantage(name, r.reward, scored)
+            disagrees = made is not None and signed(made) != signed(r.advantage)
+            disagrees = disagrees and group.verdict == DISAGREES
             numbers = WORKED[name].format(
                 r=format_number(r.reward, digits),
                 mean=format_number(group.reward_mean, digits + 1),
                 std=format_number(group.reward_std, digits + 1),
                 siblings=format_number(siblings_mean, digits + 1),
-                a=signed(r.advantage),
+                a=signed(made if disagrees else r.advantage),
             )
-            return f"{formula} = {numbers}"
+            but = f", but {signed(r.advantage)} was recorded" if disagrees else ""
+            return f"{formula} = {numbers}{but}"
     return formula
+
+
+def recomputed_advantage(name: str, reward: float, scored: Sequence[float]) -> float | None:
+    """One advantage from the rewards of a group of at least two; None for other estimators.
+
+    name: a key of WORKED, whose formulas these are.
+    """
+    mean = statistics.fmean(scored)
+    if name == "group_std":
+        return (reward - mean) / (statistics.stdev(scored) + 1e-4)
+    if name == "group_mean":
+        return reward - mean
+    if name == "leave_one_out":
+        return reward - (sum(scored) - reward) / (len(scored) - 1)
+    return None
 
 
 def _formula_suffix(config: Config) -> str:

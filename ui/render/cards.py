@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grpo_core.store import GroupRow, RolloutRow
+from ui.render import provenance
 from ui.render.arithmetic import (
     arithmetic,
     one_formula,
@@ -29,7 +30,7 @@ from ui.render.siblings import (
     merge_equal,
     positions,
 )
-from ui.render.text import NONE, esc, format_number, is_number, signed, whole
+from ui.render.text import esc, format_number, is_number, signed, whole
 from ui.render.turns import body, has_calls, num_turns, observed, texts_of
 
 # If most completions are longer, all cards get more lines. All have the same number of lines, so
@@ -56,9 +57,8 @@ def in_order(rollouts: Sequence[RolloutRow], order: str) -> list[RolloutRow]:
 def group_view(group: GroupRow, num_groups: int, config: Config, order: str = "best") -> str:
     """The group on the Train tab: prompt, arithmetic and every distinct completion."""
     rollouts = in_order(group.rollouts, order)
-    head = group_head(group, num_groups, order) + arithmetic(
-        group, rollouts[0] if rollouts else None, config
-    )
+    head = group_head(group, num_groups, order) + provenance.of_config(config)
+    head += arithmetic(group, rollouts[0] if rollouts else None, config)
     chart = histogram(group) if len(rollouts) > MANY else ""
     return f"{head}{chart}{card_grid(group, rollouts, config, choose=True)}"
 
@@ -139,9 +139,10 @@ def completion_card(
     """
     more = more or Extras()
     share = min(1.0, abs(rollout.advantage) / scale) if is_number(rollout.advantage) else 0.0
-    reward = "could not be scored"
+    reward = provenance.absent(config, "reward") or "could not be scored"
     if is_number(rollout.reward):
         reward = format_number(rollout.reward, digits)
+    made = esc(provenance.title_of(config, "advantage", "advantage", rollout.advantage))
     edited = '<span class="score edited">edited</span>' if rollout.edited else ""
     number = rollout.position + 1
     times = ""
@@ -156,19 +157,24 @@ def completion_card(
     place = f"#{number}" + (" …" if times else "")
     return (
         f'<article class="card {side_of(rollout.advantage)}" aria-label="Completion {number}"'
-        f'{choice}><div class="adv"><b title="advantage">{signed(rollout.advantage)}</b>'
+        f'{choice}><div class="adv"><b title="{made}">{signed(rollout.advantage)}</b>'
         f'<span class="axis" aria-hidden="true"><i style="--part:{share:.3f}"></i></span>{times}'
         f'<span class="place">{place}</span></div>{_text(rollout, more)}'
         f'<div class="scores"><span class="score total">reward <b>{reward}</b></span>'
         f"{_scores(rollout, config, more.cause)}{edited}"
-        f"{_end(rollout)}</div>{mine}</article>"
+        f"{_end(rollout, config)}</div>{mine}</article>"
     )
 
 
-def _end(rollout: RolloutRow) -> str:
-    """How it ended, and how many tokens the policy wrote."""
-    ended = ENDS.get(rollout.finish_reason or "", esc(rollout.finish_reason or NONE))
-    said = f"{ended} · {whole(rollout.num_tokens)} tok"
+def _end(rollout: RolloutRow, config: Config) -> str:
+    """How it ended, and how many tokens the policy wrote; another trainer may have said neither."""
+    ended = provenance.unknown(config, "finish_reason")
+    if rollout.finish_reason is not None:
+        ended = ENDS.get(rollout.finish_reason, esc(rollout.finish_reason))
+    own = whole(rollout.num_tokens)
+    if rollout.num_tokens is None:
+        own = provenance.unknown(config, "token_ids")
+    said = f"{ended} · {own} tok"
     if not has_calls(rollout):
         return f'<span class="score end">{said}</span>'
     title, num_read = "", len(observed(rollout.turns))

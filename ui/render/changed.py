@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -78,9 +78,12 @@ def _usual(preset: str) -> dict[str, Any]:
     return {f"{section}.{name}": v for section in SECTIONS for name, v in sections[section].items()}
 
 
-def chips(run: RunRow) -> str:
-    """The first few changed settings as chips, and how many more there are."""
-    changes = changed(run)
+def chips(run: RunRow, named: Container[str] | None = None) -> str:
+    """The first few changed settings as chips, and how many more there are.
+
+    named: fields that another trainer's settings name; the rest is not known.
+    """
+    changes = [c for c in changed(run) if named is None or c.field in named]
     out = "".join(_chip(c.short, c.whole) for c in changes[:SHOWN])
     if rest := changes[SHOWN:]:
         out += _chip(f"+{len(rest)}", "\n".join(c.whole for c in rest))

@@ -294,7 +294,7 @@ def worked_line(row: WalkRow, estimator: str) -> str:
 
 
 def _mismatch(walk: Walk) -> str:
-    if walk.mismatch <= 1e-6:
+    if walk.mismatch <= walk.tolerance:
         return ""
     return (
         '<p class="note">The stored advantages are shown. The stored scores and the run’s '

@@ -7,8 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo_core.config.options import GROUPINGS
+from grpo_core.store import RunRow, Source
 
 Config = Mapping[str, Any]
+SOURCE = "source"  # a key that RunConfig has no section for
+
+
+def shown_config(run: RunRow | None) -> Config:
+    """A run's configuration for what draws its groups; of another trainer's run with its source."""
+    if run is None or run.source is None:
+        return run.config if run else {}
+    return {**run.config, SOURCE: run.source}
+
+
+def source_of(config: Config) -> Source | None:
+    source = config.get(SOURCE)
+    return source if isinstance(source, Source) else None
 
 
 def criteria_of(config: Config) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grpo_core.analysis.heldout import Estimate
+from grpo_core.analysis.provenance import whose
 from grpo_core.store import RunRow
 from grpo_core.types import RunStatus
 from ui.render.place import Place
@@ -51,6 +52,8 @@ def run_banner(
     can_try: the playground has a trained state of its model. telling: what “See why” opens.
     """
     acts = _acts(run, can_try, telling)
+    if run.source is not None:
+        return _foreign(run, acts)
     if run.status is RunStatus.FINISHED:
         return _finished(run, heldout, acts)
     if run.status is RunStatus.FAILED:
@@ -71,6 +74,22 @@ def run_banner(
     what = what or f"Stopped after {run.steps_done:,}{of} steps"
     then = then or f"{kept} Press Resume to go on."
     return banner(f"{what.removesuffix('.')}.", then, tone="warn", more=acts)
+
+
+def _foreign(run: RunRow, acts: str) -> str:
+    """The card of a run that another trainer made: how it ended there."""
+    assert run.source is not None
+    trainer = esc(whose(run.source))
+    ended = {
+        RunStatus.FAILED: f"{trainer} ended with an error.",
+        RunStatus.INTERRUPTED: f"Nothing comes from {trainer} any more.",
+    }.get(run.status, f"Recorded by {trainer}.")
+    error = (run.error or "").strip()
+    if error:
+        ended += f" {esc(error.splitlines()[0])}"
+    tone = "bad" if run.status is RunStatus.FAILED else "plain"
+    result = f"<b>{ended}</b><span>It can be read here, but not continued.</span>"
+    return f'<div class="banner {tone}" role="status">{result}{acts}</div>'
 
 
 def _failed(run: RunRow, acts: str) -> str:

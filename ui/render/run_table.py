@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from grpo_core.store import RunRow
+from grpo_core.analysis.provenance import is_absent, whose
+from grpo_core.records.settings import map_settings
+from grpo_core.store import RunRow, Source
 from ui.render.changed import changed, chips
-from ui.render.status import device_of, example_pill, run_pill
+from ui.render.provenance import badge, empty_place
+from ui.render.recorded_config import criteria_of, estimator_of
+from ui.render.status import device_of, example_pill, pill, run_pill
 from ui.render.tables import Column, Sort, heading
 from ui.render.text import NONE, duration, esc, format_number, percent, when
 
@@ -53,6 +57,8 @@ def words_of(run: RunRow) -> str:
     """Everything about a run that a search looks through, in lower case."""
     settings = " ".join(change.short for change in changed(run))
     words = (run.name, run.model, run.task, run.rubric, algorithm_of(run), run.status, settings)
+    if run.source is not None:
+        words += (run.source.trainer, run.source.format)
     return " ".join((*words, device_of(run), *(f"#{tag}" for tag in run.tags), run.note)).casefold()
 
 
@@ -107,7 +113,7 @@ def _name_cell(run: RunRow, depth: int, names: Mapping[str, str]) -> str:
     """The name, and what a person wrote about the run."""
     name, run_id = esc(run.name), esc(run.id)
     indent = f' style="--depth:{depth}"' if depth else ""
-    below = example_pill() if run.example else ""
+    below = example_pill() if run.example else badge(run)
     if run.parent_run_id:
         parent = names.get(run.parent_run_id, run.parent_run_id)
         line = esc(f"↳ from “{parent}”, step {run.parent_step or 0:,}")
@@ -145,6 +151,8 @@ def _cells(run: RunRow) -> str:
         "duration": duration(run.duration_seconds),
         "created": esc(when(run.created_at)),
     }
+    if run.source is not None:
+        cells |= _foreign_cells(run, run.source)
     return "".join(
         f'<td class="c-{key}{" num" if RUN_COLUMNS[key].numeric else ""}" '
         f'data-label="{RUN_COLUMNS[key].title}">{cell}</td>'
@@ -156,7 +164,32 @@ def _status(run: RunRow) -> str:
     """The state, and the device where it is not the one that every machine has."""
     device = device_of(run)
     where = f'<span class="by">on {esc(device)}</span>' if device not in ("", "cpu") else ""
-    return run_pill(run) + where
+    return (run_pill(run) if run.source is None else pill(run.status)) + where
+
+
+def _foreign_cells(run: RunRow, source: Source) -> dict[str, str]:
+    """What is known of another trainer's run; the rest are empty places with their reasons."""
+
+    def unknown(what: str) -> str:
+        return empty_place(f"Not known: the records of {whose(source)} have no {what}.")
+
+    named = map_settings(source.settings).fields
+    names = ", ".join(str(c["name"]) for c in criteria_of(run.config))
+    cells = {
+        "task": unknown("name of its prompts"),
+        "rubric": unknown("scores") if is_absent(source, "reward") else _cut(names, names),
+        "algorithm": _cut(estimator_of(run.config)),
+        "changed": chips(run, named),
+    }
+    if "model.name" not in named:
+        cells["model"] = unknown("name of its model")
+    if is_absent(source, "reward"):
+        cells["reward"] = unknown("rewards")
+    if run.heldout_before is None:
+        cells["heldout"] = unknown("evaluation")
+    if run.duration_seconds is None:
+        cells["duration"] = unknown("times")
+    return cells
 
 
 def _cut(text: str, whole: str = "") -> str:
@@ -165,9 +198,9 @@ def _cut(text: str, whole: str = "") -> str:
 
 
 def _steps(run: RunRow) -> str:
-    if run.steps_done == run.num_steps:
+    if run.steps_done == run.num_steps or not run.num_steps:
         return f"{run.steps_done:,}"
-    return f"{run.steps_done:,} of {run.num_steps or 0:,}"
+    return f"{run.steps_done:,} of {run.num_steps:,}"
 
 
 def _arrow(first: str, last: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from grpo_core.store import RunRow
 from grpo_core.types import Phase, RunStatus
+from ui.render.provenance import badge
 from ui.render.text import count, duration, esc, is_number, percent, short
 
 PHASES = {
@@ -59,6 +60,8 @@ def pill(status: RunStatus) -> str:
 def run_pill(run: RunRow | None) -> str:
     if run is None:
         return '<span class="pill plain">no run yet</span>'
+    if run.source is not None:
+        return badge(run) + pill(run.status)
     device = device_of(run)
     return (
         f'<span title="on {esc(device)}">{pill(run.status)}</span>' if device else pill(run.status)
@@ -124,7 +127,8 @@ def status_line(
         facts.append(f"{count(num_queued, 'run')} queued")
     return (
         '<div class="status">'
-        f'<b class="phase">{esc(_headline(run))}</b>{example_pill() if run.example else ""}'
+        f'<b class="phase">{esc(_headline(run))}</b>'
+        f"{example_pill() if run.example else badge(run)}"
         f'<span class="fact">{_progress(run)}</span>{_progress_bar(run)}'
         f'<span class="fact facts">{" · ".join(facts)}</span>{time_bar(recent) if live else ""}'
         "</div>"
@@ -165,12 +169,16 @@ def time_bar(recent: Sequence[Mapping[str, Any]]) -> str:
 
 def _headline(run: RunRow) -> str:
     if run.status in (RunStatus.LOADING, RunStatus.RUNNING):
+        if run.source is not None:
+            return "Training"
         return PHASES.get(run.phase, "Starting") if run.phase else "Starting"
     return HEADLINES[run.status]
 
 
 def _progress(run: RunRow) -> str:
     total = run.num_steps or 0
+    if not total and run.source is not None:
+        return f"step <b>{run.steps_done:,}</b>"  # how many it will be was not recorded
     if not total:
         return "not started"
     at = (run.step or run.steps_done) if run.status.is_live else run.steps_done
@@ -186,11 +194,11 @@ def _live_facts(run: RunRow, recent: Sequence[Mapping[str, Any]], now: float) ->
     rows = recent[-RECENT_STEPS:]
     seconds = [row["step_seconds"] for row in rows if is_number(row.get("step_seconds"))]
     tokens = [row["tokens"] for row in rows if is_number(row.get("tokens"))]
-    if seconds and sum(seconds) > 0:
+    if seconds and sum(seconds) > 0 and run.num_steps:
         num_left = max(0, (run.num_steps or 0) - run.steps_done)
         facts.append(f"{duration(sum(seconds) / len(seconds) * num_left)} left")
         facts.append(f"{short(sum(tokens) / sum(seconds))} tokens/s")
-    else:
+    elif run.source is None:
         facts.append("time left is known after the first step")
     if run.breakpoints:
         facts.append(f"pauses when {esc(run.breakpoints)}")

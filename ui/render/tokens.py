@@ -13,8 +13,9 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_core.analysis.provenance import why_absent
 from grpo_core.analysis.token_loss import TokenTerms
-from grpo_core.store import GroupRow, TokenRow
+from grpo_core.store import GroupRow, Source, TokenRow
 from grpo_core.types import GroupKind, Turn
 from ui.render.status import empty
 from ui.render.text import esc, is_number, plain, short, signed
@@ -152,10 +153,12 @@ def controls(group: GroupRow, chosen: int, by: str) -> str:
     )
 
 
-def no_tokens(group: GroupRow) -> str:
-    """Why a group has no token records."""
+def no_tokens(group: GroupRow, source: Source | None = None) -> str:
+    """Why a group has no token records. source: of another trainer's run."""
     if group.kind == GroupKind.EVALUATION:
         return empty("Evaluations keep no tokens", "Open a group of a training step.")
+    if source is not None:
+        return empty("No tokens were recorded here", why_absent(source, "token_ids"))
     return empty(
         "No tokens were recorded here",
         "Token records every (section Run) says how often they are kept. "
@@ -169,12 +172,13 @@ def token_view(
     by: str,
     text: str = "",
     turns: Sequence[Turn] = (),
+    source: Source | None = None,
 ) -> str:
     """The tokens of a completion in colour, a legend, and a line for the values of one token.
 
     terms: None if the update left the completion out. by: a key of SCALES. text: the completion's;
     what its prompt wrote of it has no tokens and is drawn without colour. turns: the completion's;
-    the tokens of observations are drawn in grey.
+    the tokens of observations are drawn in grey. source: of another trainer's run.
     """
     num_drawn = min(len(row.token_ids), MAX_TOKENS)
     scale, grey = SCALES[by], observed(turns)
@@ -194,7 +198,9 @@ def token_view(
             drawn += f'<span class="cluster">{esc(joined)}{spans}</span>'
         at += len(pieces)
     note = ""
-    if terms is None:
+    if source is not None:
+        note = _of_source(source, by, bool(known))
+    elif terms is None:
         note = (
             '<p class="note">This group was tied, and the loss had neither KL nor an entropy '
             "bonus, so only the tokens themselves were recorded.</p>"
@@ -218,6 +224,33 @@ def token_view(
         '<p class="token-says" role="status">'
         f"Point at a token, tap it, or walk with the arrow keys.</p>{note}"
     )
+
+
+# key of SCALES -> the field of a record that it needs
+NEEDS = {
+    "logprob": "logprobs",
+    "ratio": "logprobs",
+    "kl": "ref_logprobs",
+    "entropy": "entropy",
+    "clip": "logprobs",
+    "gradient": "logprobs",
+}
+
+
+def _of_source(source: Source, by: str, is_known: bool) -> str:
+    """What the colours of a run of another trainer rest on, or why there are none."""
+    if by == "change":
+        said = f"{source.trainer} measured nothing after its updates."
+    elif not is_known:
+        said = why_absent(source, NEEDS[by])
+    elif by in ("clip", "gradient"):
+        said = (
+            f"Computed here from recorded log-probabilities. Settings that {source.trainer} did "
+            "not name have this program’s defaults."
+        )
+    else:
+        return ""
+    return f'<p class="note">{esc(said)}</p>'
 
 
 _TAG = re.compile(r"[<\[◁][^<>\[\]◁▷]{1,60}[>\]▷]\s*")

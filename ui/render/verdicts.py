@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from grpo_core.rubric.verdict import VERDICTS, SiblingScores, explain, variance_shares
+from grpo_core.analysis.provenance import is_absent, why_absent
+from grpo_core.rubric.verdict import DISAGREES, VERDICTS, SiblingScores, explain, variance_shares
 from grpo_core.store import GroupRow
 from grpo_core.types import GroupKind
 from ui.render.recorded_config import (
@@ -10,6 +11,7 @@ from ui.render.recorded_config import (
     algorithm_of,
     criteria_of,
     estimator_of,
+    source_of,
     wider_grouping,
 )
 from ui.render.text import esc, is_number
@@ -24,7 +26,7 @@ TONES = {
     "truncated": "warn",
     "unscored": "warn",
     "dominated": "warn",
-    "disagrees": "warn",
+    "disagrees": "bad",
     "no_call": "warn",
 }
 
@@ -40,10 +42,10 @@ MEANINGS = {
     "gated": "No completion is right, so the gate holds the smaller criteria back.",
     "truncated": "Many completions were cut at the token limit and scored without their end.",
     "dominated": "One criterion decides nearly all of the reward and hides the others.",
-    "disagrees": "Another trainer recorded other advantages than its rewards and estimator give.",
     "no_call": "The policy had tools, and no completion of the group called one: nothing here can "
     "teach it to.",
     "unscored": "Too few completions could be scored to compare them.",
+    "disagrees": "Another trainer recorded advantages that do not follow from these rewards.",
 }
 
 
@@ -68,6 +70,11 @@ def verdict_sentence(group: GroupRow, config: Config) -> str:
         )
     if group.verdict not in VERDICTS:
         return ""
+    source = source_of(config)
+    if source is not None and is_absent(source, "reward"):
+        return f"{why_absent(source, 'reward')} So there is nothing to compare."
+    if group.verdict == DISAGREES:
+        return _disagreement(config)
     criteria = criteria_of(config)
     weights = {str(c["name"]): float(c.get("weight") or 0) for c in criteria}
     outcome = next((c["name"] for c in criteria if c.get("outcome")), None)
@@ -78,6 +85,16 @@ def verdict_sentence(group: GroupRow, config: Config) -> str:
         variance_shares([r.scores for r in group.rollouts], weights),
     )
     return explain(group.verdict, siblings, _compared_with(config), _other_loss_terms(config))
+
+
+def _disagreement(config: Config) -> str:
+    """Which two numbers differ, and under which assumption."""
+    source, name = source_of(config), estimator_of(config)
+    whose = source.trainer if source else "another trainer"
+    return (
+        f"The advantages that {whose} recorded are not those that these rewards give with {name}. "
+        "Either other rewards were compared, or these completions were not one group."
+    )
 
 
 def _compared_with(config: Config) -> str:

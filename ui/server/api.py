@@ -114,7 +114,12 @@ class Api:
             "duration_seconds",
         )
         saved = [{"step": c.step, "bytes": c.bytes} for c in self._views.store.checkpoints(row.id)]
-        return {**{field: getattr(row, field) for field in shown}, "checkpoints": saved}
+        source = asdict(row.source) if row.source else None
+        return {
+            **{field: getattr(row, field) for field in shown},
+            "source": source,
+            "checkpoints": saved,
+        }
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs, newest first, with their status and results."""

@@ -72,5 +72,5 @@ class QuickScorer:
     def _is_training(self) -> bool:
         store = self._views.store
         return any(
-            row.status.is_live and row.status is not RunStatus.QUEUED for row in self._views.runs()
+            row.trains_here and row.status is not RunStatus.QUEUED for row in self._views.runs()
         ) or any(row.status is RunStatus.RUNNING for row in reward_models.read(store))

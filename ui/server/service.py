@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from grpo_core.config import RunConfig
 from grpo_core.exporting.play_request import PlayRequest, PlayResult
+from grpo_core.records.imports import Found, Wanted
 from grpo_core.types import Prompt
 
 RewardScorer = Callable[[Sequence[tuple[Prompt, str]]], Sequence[float | None]]
@@ -24,6 +25,22 @@ class RewardTrainer(Protocol):
     def stop(self) -> None: ...
 
 
+class Importer(Protocol):
+    """Imports runs of other trainers."""
+
+    def preview(self, wanted: Wanted) -> Found: ...
+
+    def run(self, wanted: Wanted) -> Found: ...
+
+    def columns(self, wanted: Wanted) -> list[str]: ...
+
+    def follow(self, wanted: Wanted) -> None: ...
+
+    def followed(self) -> list[str]: ...
+
+    def unfollow(self, place: str) -> None: ...
+
+
 class Service(Protocol):
     """Answers questions about prompts, models and rubrics.
 
@@ -33,6 +50,7 @@ class Service(Protocol):
     lease_seconds: int | None
     may_push: bool
     reward_models: RewardTrainer
+    imports: Importer
 
     def outlook(self, config: RunConfig) -> str: ...
 

@@ -19,7 +19,8 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import NotFound
 from grpo_core.store import Cursor, PromptVisits, RunRow, Store, VerdictCounts
 from grpo_core.types import Notice, RunStatus
-from ui.render import advice, cards, charts, run_end, status
+from ui.render import advice, cards, charts, provenance, run_end, status
+from ui.render.recorded_config import shown_config
 from ui.render.run_colours import run_colours
 from ui.server.telling import telling_group
 
@@ -148,15 +149,19 @@ class Views:
         return active[0] if len(active) == 1 else None
 
     def _on_devices(self) -> list[RunRow]:
-        return [r for r in self.runs() if r.status.is_live and r.status is not RunStatus.QUEUED]
+        return [r for r in self.runs() if r.trains_here and r.status is not RunStatus.QUEUED]
 
     def label(self, run: RunRow) -> str:
-        """The run's name. Runs of equal names also show the last part of their ids."""
+        """The run's name, and its trainer if that is another one.
+
+        Runs of equal names also show the last part of their ids.
+        """
         if run.example:
             return f"{run.name} (example)"
+        trainer = f" · {provenance.trainer_of(run)}" if run.source else ""
         if [r.name for r in self.runs()].count(run.name) < 2:
-            return run.name
-        return f"{run.name} · {run.id.rpartition('-')[2]}"
+            return run.name + trainer
+        return f"{run.name}{trainer} · {run.id.rpartition('-')[2]}"
 
     def run_colour(self, run_id: str) -> str:
         """The run's colour everywhere on the page, as the name of a CSS variable."""
@@ -232,6 +237,7 @@ class Views:
             self.store.metrics_with_spikes(run_id, POINTS),
             self.store.interventions(run_id),
             key[-1],
+            provenance.trainer_of(run) if (run := self.run(run_id)) else "",
         )
 
     def acts(self, run: RunRow) -> bool:
@@ -304,6 +310,4 @@ class Views:
         self, group_id: int, num_groups: int, run_id: str, order: str, edited: tuple[Any, ...]
     ) -> str:
         run = self.run(run_id)
-        return cards.group_view(
-            self.store.group(group_id), num_groups, run.config if run else {}, order
-        )
+        return cards.group_view(self.store.group(group_id), num_groups, shown_config(run), order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,15 +13,28 @@ import gradio as gr
 
 from grpo_core.analysis import token_loss
 from grpo_core.analysis import what_if as analysis
+from grpo_core.analysis.provenance import is_absent, why_absent
 from grpo_core.analysis.update_effect import update_effects
 from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
+from grpo_core.rubric.verdict import DISAGREES
 from grpo_core.store import GroupRow, RunRow
 from grpo_core.types import GroupKind
 from ui.components import form
 from ui.components.html_panel import QUIET, html_panel, one_of, script
-from ui.render import arithmetic, cards, history, learn_walk, status, tokens, update_effect
+from ui.render import (
+    arithmetic,
+    cards,
+    disagreement,
+    history,
+    learn_walk,
+    provenance,
+    status,
+    tokens,
+    update_effect,
+)
 from ui.render.place import Place
+from ui.render.recorded_config import Config, shown_config
 from ui.render.text import esc
 from ui.server.refresh import RefreshEvents
 from ui.server.views import Views
@@ -140,6 +154,11 @@ class _Shown:
     order: str
     options: Any  # what the controls of the view say, unchecked
 
+    @property
+    def config(self) -> Config:
+        """Of the run, for what draws its groups."""
+        return shown_config(self.run)
+
 
 class ShowGroup:
     """Fills every output that is out of date, as ShowTrain does. Everything is read from rows."""
@@ -193,29 +212,35 @@ class ShowGroup:
         rollouts = cards.in_order(group.rollouts, shown.order)
         if group.kind == GroupKind.EVALUATION:
             num_groups = len(self.views.store.group_ids(run.id, group.step, group.kind))
-            return cards.group_head(group, num_groups, shown.order) + arithmetic.why_table(
-                group, rollouts, run.config
-            )
+            head = cards.group_head(group, num_groups, shown.order)
+            head += provenance.of_config(shown.config)
+            return head + arithmetic.why_table(group, rollouts, shown.config)
         step = self.views.store.scored(run.id, group.step, group.step)
         weights = [(r.advantage or 0.0, r.num_tokens, r.finish_reason) for r in step]
         shares = token_loss.share_of_gradient(weights, run.config)
         by_rollout = {r.rollout_id: share for r, share in zip(step, shares, strict=True)}
+        if run.source is not None and is_absent(run.source, "advantage"):
+            by_rollout = None  # no advantages, no gradient
         num_groups = len({r.group_id for r in step})
         return (
             cards.group_head(group, num_groups, shown.order)
-            + self._cached_check(run.id, group.id)
-            + arithmetic.why_table(group, rollouts, run.config, by_rollout)
+            + provenance.of_config(shown.config)
+            + self._cached_check(run.id, group.id, group.verdict)
+            + arithmetic.why_table(group, rollouts, shown.config, by_rollout)
             + learn_walk.link(Place(group.step, group.position))
         )
 
-    def _check(self, run_id: str, group_id: int) -> str:
+    def _check(self, run_id: str, group_id: int, verdict: str) -> str:
         """A banner where the stored numbers are not those that the run's settings give."""
         run = self.views.run(run_id)
-        if run is None:
-            return ""
+        if run is None or (run.source is not None and verdict != DISAGREES):
+            return ""  # what another trainer recorded was compared when it was imported
         try:
             config = analysis.settings(run.config)
-            return mismatch(analysis.what_if(self.views.store, run_id, config, group_id))
+            answer = analysis.what_if(self.views.store, run_id, config, group_id)
+            if run.source is not None:
+                return disagreement.disagreement(answer, shown_config(run))
+            return mismatch(answer)
         except (InvalidConfig, StudioError):
             # A critic, or a configuration of another version: nothing can be recomputed. The
             # formula on the page says so.
@@ -232,7 +257,7 @@ class ShowGroup:
         return ""
 
     def _body(self, shown: _Shown) -> str:
-        run, group = shown.run, shown.group
+        group = shown.group
         if shown.view == "ends":
             return history.best_and_worst(group)
         if shown.view == "tokens":
@@ -241,7 +266,7 @@ class ShowGroup:
             return self._what_if(shown)
         if shown.view in PROMPT_VIEWS:
             return self._prompt_view(shown).body()
-        return cards.card_grid(group, cards.in_order(group.rollouts, shown.order), run.config)
+        return cards.card_grid(group, cards.in_order(group.rollouts, shown.order), shown.config)
 
     def _prompt_view(self, shown: _Shown) -> PromptView:
         return PromptView(self.views, shown.run, shown.group, shown.view, shown.options)
@@ -254,15 +279,16 @@ class ShowGroup:
         rollout = group.rollouts[position]
         row, terms = store.token_row(rollout.id), None
         if row is None:
-            return tokens.no_tokens(group)
+            return tokens.no_tokens(group, run.source)
         try:
             context = token_loss.loss_context(store, run.id, group.step, parse(run.config))
-            terms = token_loss.token_terms(
-                row, rollout.advantage or 0.0, rollout.finish_reason, context
-            )
+            # Without an advantage there is no gradient; 0 would be one.
+            unknown = math.nan if run.source is not None else 0.0
+            advantage = unknown if rollout.advantage is None else rollout.advantage
+            terms = token_loss.token_terms(row, advantage, rollout.finish_reason or "", context)
         except InvalidConfig:  # a configuration of another version
             terms = None
-        view = tokens.token_view(row, terms, by, rollout.text, rollout.turns)
+        view = tokens.token_view(row, terms, by, rollout.text, rollout.turns, run.source)
         if by == "change":
             rollouts = group.rollouts[: update_effect.MAX_ROWS]
             effects = update_effects(store, rollouts)
@@ -285,7 +311,10 @@ class ShowGroup:
         group_id = None if whole_run else group.id
         key = views.curves_key(run) if whole_run else ()
         answer = self._cached_answer(run.id, group_id, key, config.model_dump_json())
-        html = what_if.of_run(answer) if whole_run else what_if.of_group(answer)
+        why = ""
+        if run.source is not None and is_absent(run.source, "advantage"):
+            why = why_absent(run.source, "advantage")
+        html = (what_if.of_run if whole_run else what_if.of_group)(answer, why)
         if "kl_coef" not in changed:
             return html
         kl_coef = config.algorithm.kl_coef

@@ -11,13 +11,14 @@ from typing import Any
 
 import gradio as gr
 
+from grpo_core.analysis.provenance import is_absent, why_absent
 from grpo_core.analysis.walk import Change, Walk, Walker
 from grpo_core.analysis.walk_picture import ratio_picture
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.store import RunRow, Store, WalkableGroup
 from grpo_core.store.example import example_store
 from ui.components.html_panel import QUIET, html_panel, script
-from ui.render import learn_walk, status
+from ui.render import learn_walk, provenance, status
 from ui.render.learn_walk_cells import Drawn, Screen
 from ui.render.learn_walk_controls import controls, read_change, read_token, summary
 from ui.render.learn_walk_more import more
@@ -186,6 +187,9 @@ class ShowWalk:
         if place.position >= len(ids):
             has_none = f"Step {place.step:,} has no group {place.position + 1}"
             return status.empty(has_none, "Choose another group above.")
+        if source.run.source is not None and is_absent(source.run.source, "advantage"):
+            why = why_absent(source.run.source, "advantage")
+            return status.empty("This run cannot be walked", f"{why} Choose another run above.")
         done = source.run.steps_done >= place.step
         edited = source.store.edited(source.run.id, place.step)
         try:
@@ -221,7 +225,8 @@ class ShowWalk:
         groupings = found.walker.groupings(found.change)
         # The screen of the ratio has the picture itself.
         below = more(found.walk, None if name == "ratio" else picture, groupings)
-        return Drawn(changed + shown.numbers, shown.notes), below
+        whose = provenance.provenance(source.run.source)
+        return Drawn(whose + changed + shown.numbers, shown.notes), below
 
 
 def _first(source: _Source) -> Place:

@@ -9,7 +9,7 @@ from typing import Any
 from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayStopped, State
 from grpo_core.store import RunRow
-from ui.render import status
+from ui.render import provenance, status
 from ui.render.played import Asked, played
 from ui.render.text import esc
 from ui.server.service import Service
@@ -52,6 +52,8 @@ def reply_to(views: Views, service: Service, ask: Any, given: PlayInputs) -> str
     run = views.run(asked.get("run"))
     if run is None:
         said: dict[str, Any] = {"html": status.banner("There is no run yet.", NO_RUN)}
+    elif run.source is not None:
+        said = {"html": status.banner("There is no answer.", provenance.why_not_here(run))}
     elif asked.get("take") in (FIRST, NEXT):
         said = take_prompt(service, run.id, asked["take"], given)
     else:
@@ -123,6 +125,9 @@ def _request(views: Views, run: RunRow, given: PlayInputs, ask: Any) -> PlayRequ
     ask: may say after which turn to pause.
     """
     sides = ((given.left_run, given.left), (given.right_run, given.right))
+    for of, _ in sides:
+        if why := provenance.why_not_here(side_run(views, of, run)):
+            return _problem("Left and Right", why)
     states = [State(side_run(views, of, run).id, step) for of, step in sides if _is_step(step)]
     is_count = isinstance(given.num, (int, float)) and 1 <= given.num <= MAX_ANSWERS
     num_answers = int(given.num) if is_count else 0

@@ -17,7 +17,7 @@ from grpo_core.config import TaskConfig
 from grpo_core.store import RunRow
 from grpo_core.tasks import environment_named
 from ui.components.html_panel import QUIET, html_panel
-from ui.render import status
+from ui.render import provenance, status
 from ui.render.played import state_name
 from ui.render.text import count, esc
 from ui.server.calls import slow
@@ -249,6 +249,8 @@ def _in_turns(run: RunRow) -> str:
 
 
 def _states(run: RunRow, steps: list[int]) -> str:
+    if run.source is not None:
+        return status.empty("This run has no model here", provenance.why_not_here(run))
     if run.example:
         return (
             '<p class="help">This is the recorded example. Its trained weights are not shipped, '
@@ -309,7 +311,10 @@ class ShowPlayground:
                 and was.get("right_steps") != token(steps[side])
             ):
                 state["value"] = steps[side][0]
+            found = of[side]
             choices = [(state_name(s), s) for s in [0, *steps[side]]]
+            if found is not None and found.source is not None:
+                choices, state = [], {"value": None}  # not even the model before training is here
             sides += [
                 gr.update(choices=self.views.choices(), value=now[side]),
                 gr.update(choices=choices, **state),
@@ -317,7 +322,9 @@ class ShowPlayground:
         return [_about(run, self._steps(run)), *sides, panel, json.dumps(now), SKIP]
 
     def _steps(self, run: RunRow | None) -> list[int]:
-        return [row.step for row in self.views.store.checkpoints(run.id)] if run else []
+        if run is None or run.source is not None:
+            return []
+        return [row.step for row in self.views.store.checkpoints(run.id)]
 
     def _question(self, run: RunRow | None, steps: list[int], ask: Any, waits: bool) -> Any:
         """The first question of a run that has a saved state, or the one that waited."""

@@ -12,6 +12,8 @@ def refusal(views: Views, run: RunRow | None, ref: GroupRef | None) -> str:
     """Why the run would refuse a new reward, and what to do; empty if it would take it."""
     if run is None:
         return "Choose a run first."
+    if run.source is not None:
+        return "This run was not trained here: its rewards are final."
     if not run.status.is_live:
         return f"This run is {run.status}: its rewards are final."
     if not _waits_before_update(views, run):

@@ -175,13 +175,15 @@ def ended(run: RunRow | None) -> str:
     """Why a run takes no commands, as a sentence; empty if it takes them."""
     if run is None:
         return "There is no run yet."
+    if run.source is not None:
+        return "This run was not trained here, so it takes no commands."
     return "" if run.status.is_live else f"This run is {run.status}, so nothing can be changed."
 
 
 def states(run: RunRow | None) -> list[dict[str, Any]]:
     """Updates of pause, step, resume and stop: a button is enabled where it has an effect."""
     can = [False] * 4
-    if run is not None:
+    if run is not None and run.source is None:
         live, paused = run.status.is_live, run.status is RunStatus.PAUSED
         can = [
             live and not paused,

@@ -20,6 +20,7 @@ from ui.render.run_table import run_table, run_values, words_of
 from ui.render.tables import Sort
 from ui.render.text import count
 from ui.server.views import Views
+from ui.tabs.foreign_settings import known_settings
 from ui.tabs.frame import SKIP, parse_tokens, token
 from ui.tabs.run_actions import read_selected, read_sort
 from ui.tabs.run_offers import offers
@@ -162,10 +163,14 @@ def results(views: Views, runs: Sequence[RunRow]) -> list[comparison.Result]:
 def settings(views: Views, runs: Sequence[RunRow]) -> dict[str, dict[str, Any]]:
     """Label of a run -> its dotted settings.
 
-    A configuration of another version is shown as it was recorded.
+    A configuration of another version is shown as it was recorded; of another trainer's run only
+    what its settings say.
     """
     out: dict[str, dict[str, Any]] = {}
     for run in runs:
+        if run.source is not None:
+            out[views.label(run)] = known_settings(run, run.source)
+            continue
         try:
             flat = flatten(parse(run.config))
         except InvalidConfig:

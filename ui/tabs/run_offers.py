@@ -8,6 +8,7 @@ from grpo_core.config import fields_by_name, parse
 from grpo_core.errors import InvalidConfig
 from grpo_core.store import RunRow
 from grpo_core.types import RunStatus
+from ui.render import provenance
 from ui.render.run_bar import Action, Bar
 from ui.server.views import Views
 from ui.tabs.exports import EXPORTS, NEEDS_CHECKPOINT, NEEDS_SETTINGS, REPORT
@@ -27,11 +28,12 @@ def offers(views: Views, chosen: Sequence[RunRow], num_hidden: int, may_push: bo
     many = "" if one else ONE
     unsaved = _why_unsaved(views, one) if one else ONE
     unreadable = _why_unreadable(one) if one else ONE
+    recipe = _foreign_recipe(one) or unreadable if one else ONE
     exports = [
         Action(
             "export",
             name,
-            unsaved if name in NEEDS_CHECKPOINT else unreadable if name in NEEDS_SETTINGS else many,
+            unsaved if name in NEEDS_CHECKPOINT else recipe if name in NEEDS_SETTINGS else many,
             name,
         )
         for name in EXPORTS
@@ -43,7 +45,7 @@ def offers(views: Views, chosen: Sequence[RunRow], num_hidden: int, may_push: bo
         num_hidden,
         actions=[
             Action("open", "Open", many),
-            Action("resume", "Resume", WHY_NO_RESUME.get(one.status, "") if one else ONE),
+            Action("resume", "Resume", _why_no_resume(one) if one else ONE),
             Action("branch", "Branch from step…", unsaved),
             Action("copy", "Copy settings", unreadable),
             Action("compare", "Compare", "" if len(chosen) > 1 else "Select two or more runs."),
@@ -57,7 +59,20 @@ def offers(views: Views, chosen: Sequence[RunRow], num_hidden: int, may_push: bo
     )
 
 
+def _why_no_resume(run: RunRow) -> str:
+    return provenance.why_not_here(run) or WHY_NO_RESUME.get(run.status, "")
+
+
+def _foreign_recipe(run: RunRow) -> str:
+    """Why another trainer's run is not written as a command or a script; empty for our own."""
+    if run.source is None:
+        return ""
+    return "The prompts and the reward functions of this run are not here."
+
+
 def _why_unsaved(views: Views, run: RunRow) -> str:
+    if run.source is not None:
+        return provenance.why_not_here(run)
     if views.store.checkpoints(run.id):
         return ""
     if run.example:

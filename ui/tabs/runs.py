@@ -30,6 +30,7 @@ from ui.tabs.run_actions import (
     resume_run,
 )
 from ui.tabs.run_dialogs import Around, Dialogs, build_dialogs, wire_dialogs
+from ui.tabs.run_import import ImportBox, build_import, build_open, wire_import
 from ui.tabs.run_list import COMPARED, FIRST_SORT, RunsInputs, ShowRuns
 from ui.tabs.setup import Setup
 
@@ -67,6 +68,7 @@ class _RunsBox:
     table: gr.HTML
     editor: gr.HTML
     file: gr.DownloadButton  # hidden
+    importing: ImportBox
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ def build_runs(
     around = Around(box.bar, box.message, selected, in_view, refresh)
     wire_dialogs(box.dialogs, around, views, runs, service)
     _wire_export(box, views, service, selected)
+    wire_import(box.importing, service, refresh)
     filled = [*neighbours.setup.filled, frame.notice]
 
     def copy(chosen: Any) -> list[Any]:
@@ -133,6 +136,8 @@ def _build_box() -> _RunsBox:
                 min_width=160,
             )
             html_panel(_columns(), script=script("run_columns.js"), elem_id="run-columns-box")
+            opens = build_open()
+        importing = build_import(opens)
         with gr.Column(elem_id="run-head", min_width=0):
             bar = html_panel(events=BAR, script=script("run_bar.js"), elem_id="run-bar")
             message = html_panel(elem_id="runs-message")
@@ -148,6 +153,7 @@ def _build_box() -> _RunsBox:
             ),
             editor=html_panel(_EDITOR, script=script("run_editor.js"), elem_id="run-editor-box"),
             file=gr.DownloadButton("File", visible="hidden", elem_id="export-file"),
+            importing=importing,
         )
 
 
@@ -230,6 +236,7 @@ def _wire_open(box: _RunsBox, views: Views, selected: gr.Textbox, in_view: list[
         return show_run(next(iter(read_selected(views, chosen)), None))
 
     box.table.open(open_row, None, in_view, **QUIET)
+    box.importing.result.open(open_row, None, in_view, **QUIET)
     box.bar.open(open_selected, selected, in_view, **QUIET)
 
 

@@ -233,7 +233,7 @@ def same_run(runs: Sequence[RunRow], config: RunConfig) -> RunRow | None:
     """A run that waits or goes on with exactly these settings."""
     wanted = config.model_copy(update={"rubric": resolve_rubric(config.rubric)})
     for run in runs:
-        if run.status.is_live:
+        if run.trains_here:
             try:
                 if parse(run.config) == wanted:
                     return run
@@ -275,4 +275,4 @@ def complain(fields: Sequence[Any], problems: Sequence[FieldProblem]) -> list[st
 
 def start_label(runs: Sequence[RunRow]) -> str:
     """What the start button says: another run waits while one goes on."""
-    return QUEUE if any(run.status.is_live for run in runs) else START
+    return QUEUE if any(run.trains_here for run in runs) else START

@@ -20,6 +20,7 @@ from ui.components.html_panel import QUIET, html_panel
 from ui.render.status import banner
 from ui.render.text import esc
 from ui.server.views import Views
+from ui.tabs.foreign_settings import for_form
 from ui.tabs.frame import SKIP, UPLOADED, Frame
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -128,6 +129,9 @@ def copy_run(views: Views, run_id: Any) -> list[Any]:
     run = views.run(run_id)
     if run is None:
         return _not_copied("There are no settings to copy.", "Choose a run first.")
+    if run.source is not None:
+        flat, message = for_form(run, run.source)
+        return [*fill(flat), message]
     return copy_config(run.config, f"“{run.name}”")
 
 

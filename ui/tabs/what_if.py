@@ -11,6 +11,7 @@ from typing import Any
 
 from grpo_core.analysis.what_if import Answer, Changed, Pull
 from grpo_core.config.options import ADVANTAGES
+from ui.render.provenance import empty_place
 from ui.render.recorded_config import criteria_of
 from ui.render.text import count, esc, format_number, is_number, percent, plain, short, signed
 
@@ -160,14 +161,15 @@ def _parse_number(text: Any) -> float:
 # ---- the answer ------------------------------------------------------------------------------
 
 
-def of_group(answer: Answer) -> str:
+def of_group(answer: Answer, absent: str = "") -> str:
     """Every completion of the group, stored and recomputed.
 
-    A flipped sign is also written as a word, because colour alone is not enough.
+    A flipped sign is also written as a word, because colour alone is not enough. absent: why there
+    are no stored advantages.
     """
-    rows = "".join(_completion(r) for r in answer.rollouts)
+    rows = "".join(_completion(r, absent) for r in answer.rollouts)
     return (
-        f'{_summary(answer)}<div class="scroll" tabindex="0" role="region" '
+        f'{_summary(answer, absent)}<div class="scroll" tabindex="0" role="region" '
         'aria-label="Stored and recomputed, by completion"><table class="why"><thead><tr>'
         '<th scope="col"><span class="sr">completion</span></th><th scope="col">reward</th>'
         '<th scope="col">then</th><th scope="col">A stored</th><th scope="col">A then</th>'
@@ -176,20 +178,24 @@ def of_group(answer: Answer) -> str:
     )
 
 
-def _completion(r: Changed) -> str:
-    advantages = "".join(
+def _completion(r: Changed, absent: str) -> str:
+    stored, then = (
         f'<td class="{_side(value)}"><b>{signed(value, 3)}</b></td>'
         for value in (r.advantage, r.advantage_then)
     )
+    if absent:
+        stored = f"<td>{empty_place(absent)}</td>"
     return (
         f'<tr{" class=flips" if r.flips else ""}><th scope="row">#{r.position + 1}</th>'
         f"<td>{_reward(r.reward)}</td><td>{_reward(r.reward_then)}</td>"
-        f"{advantages}<td>{_change(r)}</td></tr>"
+        f"{stored}{then}<td>{'' if absent else _change(r)}</td></tr>"
     )
 
 
-def of_run(answer: Answer) -> str:
+def of_run(answer: Answer, absent: str = "") -> str:
     """The whole run: a summary, and the completions whose sign flips, largest change first."""
+    if absent:
+        return _summary(answer, absent)
     flipped = [r for r in answer.rollouts if r.flips]
     listed = sorted(flipped, key=lambda r: -abs(r.advantage_then - r.advantage))[:LISTED]
     if not listed:
@@ -260,7 +266,9 @@ def _note(text: str) -> str:
     return f'<p class="note">{text} {_KL_STAYS}</p>'
 
 
-def _summary(answer: Answer) -> str:
+def _summary(answer: Answer, absent: str = "") -> str:
+    if absent:
+        return f'<p class="note">{esc(absent)} So nothing can have turned round.</p>'
     groups = f", over {count(answer.num_groups, 'group')}" if answer.num_groups != 1 else ""
     if answer.num_groups > 1:
         tied, tied_then = percent(answer.tied), percent(answer.tied_then)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from grpo_core.analysis.advisor import criteria, groups, length, reward_models, stability, tools
+from grpo_core.analysis.advisor import (
+    criteria,
+    groups,
+    length,
+    records,
+    reward_models,
+    stability,
+    tools,
+)
 from grpo_core.analysis.advisor.facts import Facts
 from grpo_core.store import Store, preferences
 from grpo_core.types import Notice
@@ -12,6 +20,7 @@ GROUPS = 64  # the newest groups, which the diagnoses read
 
 # Notices of one severity are shown in this order: causes before their consequences.
 DIAGNOSES = (
+    records.disagreement,
     stability.non_finite,
     stability.lr_too_high,
     length.end_token,
@@ -95,6 +104,7 @@ def facts_of(store: Store, run_id: str) -> Facts:
         store.newest_groups(run_id, GROUPS),
         run.error,
         preferences.judged_scores(store, run_id),
+        run.source,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_core.store import GroupRow
+from grpo_core.store import GroupRow, Source
 
 START = 10  # steps that count as the start of a run
 RECENT = 20  # steps that count as its present state
@@ -21,6 +21,7 @@ class Facts:
     steps: rows of the table `steps`, in order; metrics: name -> (step, value) points;
     groups: the newest groups, newest first; error: the text with which the run failed.
     judged: scores by criterion of the preferred and of the other completion of each judged pair.
+    source: of a run that another trainer made.
     """
 
     config: Mapping[str, Any]
@@ -29,6 +30,7 @@ class Facts:
     groups: Sequence[GroupRow]
     error: str | None = None
     judged: Sequence[tuple[Mapping[str, float | None], Mapping[str, float | None]]] = ()
+    source: Source | None = None
 
     # ---- settings ----------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.records.formats.chats import Answered, answered, asked, messages
 from grpo_core.records.formats.rows import (
     Row,
@@ -114,6 +114,15 @@ def _groups(paths: Sequence[Path], named: Mapping[str, str]) -> Iterator[tuple[i
                     step = 1 + num_groups // GROUPS_A_STEP
                 num_groups += 1
                 yield step, _group(siblings, columns)
+
+
+def first_columns(path: Path) -> list[str]:
+    """The names of the columns of the first file; [] where nothing can be read."""
+    for file in files(path)[:1]:
+        with suppress(StudioError, OSError):
+            some = islice(_rows(file), FIRST_ROWS)
+            return list(dict.fromkeys(name for row in some for name in row))
+    return []
 
 
 def choose_columns(first: Sequence[Row], named: Mapping[str, str]) -> Columns:

@@ -32,6 +32,7 @@ class Curves:
     metrics: Mapping[str, Sequence[tuple[int, float | None]]]
     interventions: Sequence[Intervention] = ()
     colour: str = ""
+    trainer: str = ""  # of a run that another trainer recorded
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,12 +90,18 @@ def empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
         "axis": unit,
         "legend": [],
         "traces": [],
-        "empty": "Appears after the first step",
+        "empty": _why_empty(runs),
         "layout": {
             "xaxis": {"rangemode": "tozero", "unifiedhovertitle": {"text": f"{unit} %{{x}}"}},
             "yaxis": {},
         },
     }
+
+
+def _why_empty(runs: Sequence[Curves]) -> str:
+    if runs and runs[0].trainer and runs[0].steps:
+        return f"Not recorded by {visible(runs[0].trainer)}"
+    return "Appears after the first step"
 
 
 def finish(out: Figure, runs: Sequence[Curves], view: View) -> Figure:

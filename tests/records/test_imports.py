@@ -1,0 +1,108 @@
+"""Import for the page: uploads, folders, previews, and folders that grow."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from grpo_core.config.places import ROOTS_VARIABLE
+from grpo_core.errors import StudioError
+from grpo_core.records.imports import Imports, Wanted
+from grpo_core.types import RunStatus
+
+ROWS = [
+    {"step": s, "prompt": f"What is {s} + 1?", "completion": f"It is {c}.", "reward": c % 2}
+    for s in (1, 2)
+    for c in range(4)
+]
+
+
+@pytest.fixture
+def imports(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
+    return Imports(store)
+
+
+def written(path, rows=ROWS):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_preview_counts_and_writes_nothing(imports, store, tmp_path):
+    found = imports.preview(Wanted((written(tmp_path / "mine.jsonl"),)))
+    numbers = found.numbers
+    assert (numbers.format, numbers.steps, numbers.groups, numbers.rollouts) == ("table", 2, 2, 8)
+    assert numbers.recomputed == {"advantage": "group_std"}
+    assert "token_ids" in numbers.absent
+    assert found.whole
+    assert store.runs() == []
+
+
+def test_the_same_upload_is_the_same_run(imports, store, tmp_path):
+    (tmp_path / "a").mkdir()
+    first = imports.run(Wanted((written(tmp_path / "mine.jsonl"),)))
+    again = imports.run(Wanted((written(tmp_path / "a" / "mine.jsonl"),)))
+    assert [run.id for run in store.runs()] == [first.run.id] == [again.run.id]
+    assert (first.numbers.added, again.numbers.added) == (2, 0)
+    assert first.run.name == "mine"
+    assert imports.preview(Wanted((tmp_path / "mine.jsonl",))).known == first.run.id
+
+
+def test_uploads_are_not_kept(imports, tmp_path):
+    imports.run(Wanted((written(tmp_path / "mine.jsonl"),)))
+    left = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert left == []
+
+
+def test_named_columns_are_read(imports, tmp_path):
+    rows = [{"q": "2+2", "said": "4", "points": 1}, {"q": "2+2", "said": "5", "points": 0}]
+    file = written(tmp_path / "odd.jsonl", rows)
+    columns = {"prompt": "q", "completion": "said", "reward": "points"}
+    found = imports.run(Wanted((file,), format="table", columns=columns))
+    assert [r.reward for r in found.group.rollouts] == [1.0, 0.0]
+    assert imports.columns(Wanted((file,))) == ["q", "said", "points"]
+
+
+def test_a_path_outside_the_allowed_folders_is_not_looked_at(imports, tmp_path, monkeypatch):
+    monkeypatch.setenv(ROOTS_VARIABLE, str(tmp_path / "allowed"))
+    outside = written(tmp_path / "secret.jsonl")
+    for place in (outside, tmp_path / "not there.jsonl"):
+        with pytest.raises(StudioError, match="does not read files there"):
+            imports.preview(Wanted(place=str(place)))
+    (tmp_path / "allowed").mkdir()
+    inside = written(tmp_path / "allowed" / "mine.jsonl")
+    assert imports.preview(Wanted(place=str(inside))).numbers.rollouts == 8
+
+
+def test_a_server_that_takes_no_more_runs_imports_none(store, tmp_path):
+    def full():
+        raise StudioError("the disk is full")
+
+    with pytest.raises(StudioError, match="the disk is full"):
+        Imports(store, full).run(Wanted((written(tmp_path / "mine.jsonl"),)))
+    assert store.runs() == []
+
+
+def test_a_followed_folder_grows_on_the_page(imports, store, tmp_path):
+    folder = tmp_path / "growing"
+    folder.mkdir()
+    written(folder / "rows.jsonl", ROWS[:4])
+    imports.follow(Wanted(place=str(folder)))
+    assert imports.followed() == [os.path.realpath(folder)]
+    until = time.monotonic() + 20
+    while not (store.runs() and store.runs()[0].steps_done == 1) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert store.runs()[0].status is RunStatus.RUNNING
+    with pytest.raises(StudioError, match="followed already"):
+        imports.follow(Wanted(place=str(folder)))
+    imports.unfollow(os.path.realpath(folder))
+    assert store.runs()[0].status is RunStatus.STOPPED
+    assert imports.followed() == []
+
+
+def test_an_upload_cannot_be_followed(imports, tmp_path):
+    with pytest.raises(StudioError, match="an upload does not grow"):
+        imports.follow(Wanted((written(tmp_path / "mine.jsonl"),)))
