@@ -12,7 +12,7 @@ from foreign import RUN, a_step, record_foreign, with_tokens
 from live_server import Server
 from playwright.sync_api import Page, expect
 from test_accessible import DESK, PHONE, violations
-from views import fits
+from views import fits, look
 
 from grpo_core.store import Store
 
