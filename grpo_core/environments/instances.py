@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, one_line
-from grpo_core.environments.registry import Environment, worker
+from grpo_core.environments.environment import Environment
+from grpo_core.environments.registry import worker
 
 # A call that only waits keeps its process busy, so a small machine has more processes than cores.
 WORKERS = max(4, min(8, os.cpu_count() or 1))
@@ -141,9 +142,9 @@ class _Worker:
     """One process and the instances that live in it. Used by one thread at a time."""
 
     def __init__(self, environment: Environment, seconds: float) -> None:
-        self.child: Child = worker(environment.path)
+        self.child: Child = worker(environment)
         self.instances: dict[int, _Instance] = {}
-        self._name, self._seconds = environment.name, seconds
+        self._name, self._seconds = environment.makes or environment.name, seconds
         self._process = 0  # grows whenever the process was lost
         self.is_stopped = False  # no call is made any more
 

@@ -1,39 +1,28 @@
-"""Environments by name: the built-in one, and the classes of files that the operator names.
+"""Environments by name: the built-in one, games of TextArena, and what the operator names.
 
 The contract is TRL 1.16's: a class with `reset(**row) -> str | None`, whose public methods with
 type hints and docstrings are tools, and perhaps `get_reward() -> float`. A file without such a
-class gives its public functions as the tools of one environment.
+class gives its public functions as the tools of one environment. The operator also names servers
+of OpenEnv; nobody else can, so no visitor makes this machine call an address.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_core.child_process import Child, ChildFailed, module_child
+from grpo_core.environments import games, openenv
+from grpo_core.environments.environment import FILE_HELPER, Environment
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.tasks.columns import NO_ENVIRONMENT
+
+if TYPE_CHECKING:
+    from grpo_core.tasks.table import PromptTable
 
 START_SECONDS = 20.0
-NONE = "none"  # no environment, even where the task has one
-_CHILD = "grpo_core.environments.worker_child"
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """An environment that can be used: its class's name, its file, its tools as JSON Schema."""
-
-    name: str
-    path: str
-    tools: tuple[Mapping[str, Any], ...]
-    has_reward: bool = False
-
-    @property
-    def schemas(self) -> dict[str, Mapping[str, Any]]:
-        """Tool -> its function's schema: name, description, parameters."""
-        return {t["function"]["name"]: t["function"] for t in self.tools}
 
 
 # What describing calculator.py gives; written out, because that takes a second.
@@ -60,11 +49,15 @@ _named: dict[str, Environment] = {}  # from files
 
 
 def add_environments(paths: Sequence[str]) -> None:
-    """Add the environments of these files. Call it once in a process, before one is used.
+    """Add the environments of these files, and servers as openenv:URL.
 
-    Raises StudioError that names a file that cannot be used.
+    Call it once in a process, before one is used. Raises StudioError that names a file or server
+    that cannot be used.
     """
     for path in paths:
+        if path.startswith(openenv.PREFIX):
+            _named[path] = openenv.server(path)
+            continue
         file = _python_file(path)
         try:
             found = describe(file)
@@ -81,7 +74,11 @@ def add_environments(paths: Sequence[str]) -> None:
         for environment in found:
             name = environment.name
             taken = _named.get(name)
-            if name in BUILT_IN or name == NONE or (taken and taken.path != environment.path):
+            if (
+                name in BUILT_IN
+                or name == NO_ENVIRONMENT
+                or (taken and taken.path != environment.path)
+            ):
                 raise StudioError(
                     f"--environments {path!r}: there is another environment {name!r}. "
                     "Rename one of them."
@@ -90,26 +87,47 @@ def add_environments(paths: Sequence[str]) -> None:
 
 
 def known_environments() -> list[str]:
-    """The names that `task.environment` may have."""
-    return [*BUILT_IN, *_named]
+    """The names that `task.environment` may have, but for games whose package is missing."""
+    names = games.GAMES if games.is_installed() else ()
+    return [*BUILT_IN, *_named, *(f"{games.PREFIX}{name}" for name in names)]
 
 
 def check_environment(name: str) -> None:
     """Raises InvalidConfig unless there is such an environment, or the name is empty or none."""
-    if name not in ("", NONE, *known_environments()):
-        hint = f"Known: {', '.join(known_environments())}. Name a file with --environments."
+    if name.startswith(games.PREFIX):
+        games.game(name)
+    elif name not in ("", NO_ENVIRONMENT, *BUILT_IN, *_named):
+        known = ", ".join((*BUILT_IN, *_named))
+        hint = f"Known: {known}, and textarena:GAME. Name a file with --environments."
         problem = "there is no such environment"
+        if name.startswith(openenv.PREFIX):
+            problem = "the operator did not name this server"
+            hint = f"Start with --environments {openenv.PREFIX}URL. Known: {known}."
         raise InvalidConfig([FieldProblem("task.environment", name, problem, hint)])
+
+
+def check_rows(table: PromptTable | None) -> None:
+    """Raises InvalidConfig unless there are all environments that rows of a table name."""
+    for name, row in (table.environments if table is not None else {}).items():
+        try:
+            check_environment(name)
+        except InvalidConfig as error:
+            [problem] = error.problems
+            said = f"row {row:,}, column 'environment' names {name!r:.100}: {problem.problem}"
+            hint = f"{problem.hint} Or set task.environment to none, and no row has one."
+            raise InvalidConfig([FieldProblem("task.path", name, said, hint)]) from None
 
 
 def find_environment(name: str) -> Environment:
     """Raises InvalidConfig if there is none of that name."""
     check_environment(name)
+    if name.startswith(games.PREFIX):
+        return games.game(name)
     return _named[name] if name in _named else BUILT_IN[name]
 
 
 def named_environments() -> list[Environment]:
-    """Those of files, for `use_environments` in another process."""
+    """Those of files and servers, for `use_environments` in another process."""
     return [*_named.values()]
 
 
@@ -118,14 +136,15 @@ def use_environments(environments: Sequence[Environment]) -> None:
     _named.update((e.name, e) for e in environments)
 
 
-def worker(path: str, describes: bool = False) -> Child:
-    """A process for instances of the environments of a file; it starts at the first request."""
-    return module_child(_CHILD, path, str(START_SECONDS), "describe" if describes else "run")
+def worker(environment: Environment) -> Child:
+    """A process for instances of an environment; it starts at the first request."""
+    imports = ",".join(environment.imports)
+    return module_child(environment.helper, environment.path, str(START_SECONDS), "run", imports)
 
 
 def describe(file: Path) -> list[Environment]:
     """The environments of a file. Raises ChildFailed, which says why it cannot be used."""
-    child = worker(str(file), describes=True)
+    child = module_child(FILE_HELPER, str(file), str(START_SECONDS), "describe", "")
     question = {"do": "describe", "arguments": [file.stem], "seconds": START_SECONDS}
 
     def read(answer: Any) -> list[Environment] | str:

@@ -19,7 +19,7 @@ from grpo_core.environments.calls import (
     hermes_calls,
     llama_calls,
 )
-from grpo_core.environments.registry import Environment
+from grpo_core.environments.environment import Environment
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models import Policy, Reader
 from grpo_core.models.chat_template import (

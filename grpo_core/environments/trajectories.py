@@ -15,6 +15,7 @@ from torch import Tensor
 
 from grpo_core.environments.calls import Parsed, ToolCall, arguments_as_text
 from grpo_core.environments.instances import Answer, Call, Instances
+from grpo_core.environments.openenv_child import NO_ROOM
 from grpo_core.environments.tool_chat import ToolChat
 from grpo_core.errors import StudioError
 from grpo_core.models import Policy
@@ -124,9 +125,11 @@ def started(
     seeds = [seed_of(key) for key in keys for _ in range(group_size)]
     answers = world.instances.start(rows, seeds)
     name = world.instances.environment.name
-    if answers and all(a.error for a in answers):
+    # A server without room for all lets some start; the others would have nothing to act in.
+    no_room = next((a.error for a in answers if a.error.startswith(NO_ROOM)), "")
+    if no_room or (answers and all(a.error for a in answers)):
         raise StudioError(
-            f"the environment {name} does not start: {answers[0].error}. "
+            f"the environment {name} does not start: {no_room or answers[0].error}. "
             "Correct its reset, or choose another environment."
         )
     begun = []

@@ -17,7 +17,7 @@ import random
 import signal
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grpo_core.child_process import NoValue, serve
@@ -41,8 +41,13 @@ class Worker:
         self._instances: dict[int, Any] = {}
         self._libraries: dict[types.ModuleType, dict[str, Any]] = {}  # their functions and classes
 
-    def load(self, seconds: float) -> None:
-        """Lock up this process, then run the file. Raises NoValue, which says why it failed."""
+    def load(self, seconds: float, imports: Sequence[str] = ()) -> None:
+        """Import these packages, lock up this process, then run the file.
+
+        Raises NoValue, which says why it failed.
+        """
+        for name in imports:
+            importlib.import_module(name)
         module = self._file.load(MODULE, seconds, MAX_MEMORY)
         own = {
             name: value
@@ -84,14 +89,15 @@ class Worker:
         """Delete all instances."""
         self._instances.clear()
 
-    def reset(self, number: int, name: str, row: dict[str, Any], seed: int) -> str | None:
-        """Make an instance; what is added to its prompt."""
+    def reset(self, number: int, makes: str, row: dict[str, Any], seed: int) -> str | None:
+        """Make an instance; what is added to its prompt. makes: see Environment."""
         _seed(seed)
+        name, _, argument = makes.partition(":")
         self._instances.pop(number, None)
         module = self._run(self._file.run, {"module_name": MODULE})
         instance, text = module, None
         if name in self._classes:
-            instance = self._run(getattr(module, name), {})
+            instance = self._run(getattr(module, name), {"name": argument} if argument else {})
             text = self._run(instance.reset, row)
         if text is not None and not isinstance(text, str):
             raise NoValue(f"reset returned {type(text).__name__}, not a text or None")
@@ -161,14 +167,15 @@ def _seed(seed: int) -> None:
         numpy.random.seed(seed % 2**32)
 
 
-def main(path: str, seconds: float, describes: bool) -> None:
+def main(path: str, seconds: float, describes: bool, imports: Sequence[str]) -> None:
     """Answer questions about the file until the input ends.
 
-    describes: import what makes schemas first, which a locked process could not.
+    describes: import what makes schemas first, which a locked process could not. imports: other
+    packages to import first.
     """
+    # A thread from before the lock would stay outside it, so there may be none.
+    os.environ.update(ONE_THREAD)
     if describes:
-        # A thread from before the lock would stay outside it, so there may be none.
-        os.environ.update(ONE_THREAD)
         importlib.import_module("transformers.utils.chat_template_utils")
     # PR_SET_PDEATHSIG: a tool that ignores its limit must not outlive a run that was killed.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -180,8 +187,13 @@ def main(path: str, seconds: float, describes: bool) -> None:
         "call": worker.call,
         "reward": worker.reward,
     }
-    serve(functions, MAX_MEMORY, lambda: worker.load(seconds))
+    serve(functions, MAX_MEMORY, lambda: worker.load(seconds, imports))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), sys.argv[3] == "describe")
+    main(
+        sys.argv[1],
+        float(sys.argv[2]),
+        sys.argv[3] == "describe",
+        [*filter(None, sys.argv[4].split(","))],
+    )

@@ -20,7 +20,7 @@ from grpo_core.rollout import SamplingHooks, SamplingParams
 from grpo_core.rubric import build_rubric
 from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import CheckpointRow, RunRow, Store
-from grpo_core.tasks import FILE, heldout_prompts, load_task, prompt_id, train_prompts
+from grpo_core.tasks import TASKS, heldout_prompts, load_task, prompt_id, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.beside import session_beside
 from grpo_core.training.checkpoint import WEIGHTS, put_weights
@@ -58,7 +58,7 @@ def _asked(config: RunConfig, request: PlayRequest) -> Prompt:
         if prompt.text == request.text:
             return replace(prompt, answer=request.answer)
     name = config.task.name
-    system = config.task.system if name == FILE.name else ""  # others have none
+    system = config.task.system if name not in TASKS else ""  # built-in ones have none
     meta = {"before": [{"role": "system", "content": system}]} if system else {}
     return Prompt(prompt_id(name, request.text), request.text, request.answer, name, meta)
 

@@ -18,7 +18,7 @@ from grpo_core.environments.worlds import Worlds
 from grpo_core.models import Reader
 from grpo_core.models.chat_template import ChatRefused, Message, ids_of, render
 from grpo_core.preflight.finding import Finding
-from grpo_core.tasks import load_task, train_prompts
+from grpo_core.tasks import environment_of, load_task, train_prompts
 from grpo_core.types import Group, Rollout, Turn, TurnRole
 
 SHOWN = 160  # characters of a tool's answer
@@ -49,14 +49,14 @@ def exchange_findings(config: RunConfig, reader: Reader, groups: Sequence[Group]
     not start, and InvalidConfig for a chat template that cannot show a tool's answer.
     """
     task = load_task(config.task)
-    if not task.environment:
-        return []
     [prompt] = train_prompts(task, config.train.seed, 1, 1)
+    if not (name := environment_of(task, prompt)):
+        return []
     with closing(Worlds(reader, lambda: None)) as worlds:
-        world = worlds.of(task.environment, config.rollout)
+        world = worlds.of(name, config.rollout)
         tools = list(world.instances.environment.schemas)
         if not tools:
-            text = f"The environment {task.environment} has no tools: a completion has one turn."
+            text = f"The environment {name} has no tools: a completion has one turn."
             return [Finding("green", "Tools", text)]
         started(world, [prompt], 1, ["preflight"])
         probe = _probe(world)

@@ -22,7 +22,7 @@ from grpo_core.rubric.reward_model import MODEL_CHECKS
 from grpo_core.rubric.sandbox.plugins import load_plugins
 from grpo_core.rubric.sandbox.snippet import SNIPPET_CHECKS
 from grpo_core.rubric.texts import TEXT_CHECKS
-from grpo_core.tasks import CHOICES, FILE, extract_answer, given_answer
+from grpo_core.tasks import extract_answer, find_task, given_answer
 from grpo_core.types import Completion, Prompt
 
 
@@ -79,12 +79,12 @@ def accuracy(completion: Completion, prompt: Prompt, params: AccuracyParams) -> 
     r"""Is the answer right, by the task's own exact grader?
 
     0 without an answer, None without a right answer. The answer is read from the answer tag; for
-    prompts of a file also from \boxed or after ####, because models have their own formats.
+    prompts of a file or package also from \boxed or after ####: models have their own formats.
     """
-    task = CHOICES.get(prompt.task)
+    task = find_task(prompt.task)
     if task is None or prompt.answer == "":
         return None
-    answer = (given_answer if task is FILE else extract_answer)(completion.text[:MAX_CHARS])
+    answer = (given_answer if task.make is None else extract_answer)(completion.text[:MAX_CHARS])
     return 0.0 if answer is None else float(task.grade(answer, prompt))
 
 

@@ -48,6 +48,8 @@ PRESETS: dict[str, tuple[Criterion, ...]] = {
         _WATCH_REASONING,
     ),
     "accuracy only": (_ACCURACY, _WATCH_REASONING),
+    # The environment itself pays, as a game does.
+    "environment": (Criterion(name="environment", check="environment", weight=1.0, outcome=True),),
     # For prompts of a file: the answer may also be in \boxed or after ####, so tags earn nothing.
     "mathematics": (
         Criterion(name="math", check="math", weight=1.0, outcome=True),

@@ -11,7 +11,7 @@ import re2
 from pydantic import Field, model_validator
 
 from grpo_core.rubric.check import MAX_CHARS, Bounds, Check, Params, length_of
-from grpo_core.tasks import CHOICES, given_answer
+from grpo_core.tasks import find_task, given_answer
 from grpo_core.tasks.markup import strip_markup
 from grpo_core.types import Completion, Prompt
 
@@ -142,7 +142,7 @@ def cosine_length(completion: Completion, prompt: Prompt, params: CosineParams) 
     Yeo et al., arXiv:2502.03373 App. C.1. With the defaults a long wrong answer loses less than a
     short one. None without a right answer.
     """
-    task = CHOICES.get(prompt.task)
+    task = find_task(prompt.task)
     if task is None or not prompt.answer:
         return None
     given = given_answer(completion.text[:MAX_CHARS])

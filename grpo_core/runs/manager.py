@@ -14,7 +14,7 @@ from typing import Any
 
 from grpo_core.config import RunConfig, parse, with_changes
 from grpo_core.config.devices import AUTO
-from grpo_core.environments.registry import check_environment
+from grpo_core.environments.registry import check_environment, check_rows
 from grpo_core.errors import NotFound, StoreError, StudioError
 from grpo_core.rubric import build_rubric, resolve_rubric
 from grpo_core.runs.device_queue import DeviceQueue, Machine, placed
@@ -36,10 +36,15 @@ def prepare(config: RunConfig, check: Callable[[RunConfig], None] | None = None)
     """
     task = load_task(config.task)
     heldout_prompts(task, config.task.heldout_size)
+    tasks = [task]
     if (other := second_task(config.task)) is not None:
-        heldout_prompts(load_task(other), other.heldout_size)
+        tasks.append(load_task(other))
+        heldout_prompts(tasks[1], other.heldout_size)
     build_rubric(config.rubric)
     check_environment(config.task.environment)
+    for each in tasks:
+        if each.by_row:
+            check_rows(each.table)
     if check is not None:
         check(config)
     return config.model_copy(update={"rubric": resolve_rubric(config.rubric)})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpo_core.environments.registry import Environment, use_environments
+from grpo_core.environments.environment import Environment
+from grpo_core.environments.registry import use_environments
 from grpo_core.rubric import add_plugins
 
 

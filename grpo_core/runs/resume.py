@@ -10,7 +10,7 @@ from grpo_core.checkpoint_files import BadCheckpoint, verify
 from grpo_core.config import RunConfig, flatten, nest, parse
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.store import CheckpointRow, RunRow, Store
-from grpo_core.tasks import load_task
+from grpo_core.tasks import is_gym, load_task
 from grpo_core.training.control import Start
 from grpo_core.types import RunStatus
 
@@ -56,7 +56,12 @@ def _check_prompts(run: RunRow, config: RunConfig) -> None:
     if known and table is not None and table.fingerprint != known:
         problem = "its prompts have changed since the run started"
         hint = "Restore the old prompts, or branch from a checkpoint to continue with the new ones."
-        raise InvalidConfig([FieldProblem("task.path", config.task.path, problem, hint)])
+        place = (
+            ("task.name", config.task.name)
+            if is_gym(config.task.name)
+            else ("task.path", config.task.path)
+        )
+        raise InvalidConfig([FieldProblem(*place, problem, hint)])
 
 
 def where_to_start(store: Store, run: RunRow) -> Start:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.tasks.answers import FILE, given_answer, grade_answer
+from grpo_core.tasks.columns import NO_ENVIRONMENT
 from grpo_core.tasks.countdown import COUNTDOWN
-from grpo_core.tasks.short import ARITHMETIC, PRODUCTS, SORT, SUMS
+from grpo_core.tasks.gym_grader import gym_task
+from grpo_core.tasks.reasoning_gym import check_gym, gym_source, is_gym
+from grpo_core.tasks.short import ARITHMETIC, EPISODES, PRODUCTS, SORT, SUMS
 from grpo_core.tasks.source import check_source, check_sources
 from grpo_core.tasks.task import (
     Task,
+    environment_of,
     extract_answer,
     heldout_prompts,
     is_heldout,
@@ -24,13 +28,20 @@ if TYPE_CHECKING:
     from grpo_core.config import TaskConfig
 
 TASKS: dict[str, Task] = {task.name: task for task in (SUMS, ARITHMETIC, SORT, COUNTDOWN, PRODUCTS)}
-CHOICES: dict[str, Task] = {**TASKS, FILE.name: FILE}  # what a user can choose
+CHOICES: dict[str, Task] = {**TASKS, FILE.name: FILE, EPISODES.name: EPISODES}  # without a package
+
+
+def find_task(name: str) -> Task | None:
+    """A task by its name, without the prompts of a file or package; None if there is none."""
+    return CHOICES.get(name) or gym_task(name)
 
 
 def check_task(config: TaskConfig) -> None:
     """Check what needs no rows of a file or dataset. Raises InvalidConfig."""
-    if config.name not in CHOICES:
-        known = f"Known: {', '.join(CHOICES)}."
+    if is_gym(config.name):
+        check_gym(config)
+    elif config.name not in CHOICES:
+        known = f"Known: {', '.join(CHOICES)}, and reasoning_gym:NAME."
         problem = FieldProblem("task.name", config.name, "there is no such task", known)
         raise InvalidConfig([problem])
     if config.name == FILE.name:
@@ -45,7 +56,9 @@ def check_task(config: TaskConfig) -> None:
             "Name another one, or leave it empty.",
         )
         raise InvalidConfig([problem])
-    if config.second not in TASKS:
+    if is_gym(config.second):
+        check_gym(second_of(config), "task.second")
+    elif config.second not in TASKS:
         check_source(config.second, "task.second")
 
 
@@ -58,24 +71,32 @@ def second_task(config: TaskConfig) -> TaskConfig | None:
     if not config.second:
         return None
     check_task(config)
+    return second_of(config)
+
+
+def second_of(config: TaskConfig) -> TaskConfig:
+    """The configuration of the second task, unchecked."""
     new, size = type(config), config.heldout_size
-    if config.second in TASKS:
-        return new(name=config.second, heldout_size=size)
+    if config.second in TASKS or is_gym(config.second):
+        return new(name=config.second, too_long="drop", heldout_size=size)
     return new(name=FILE.name, path=config.second, too_long="drop", heldout_size=size)
 
 
 def load_task(config: TaskConfig) -> Task:
-    """The task that a configuration names. Reads a file or dataset once, then from the cache.
+    """The task that a configuration names. Its prompts are read or made once, then cached.
 
     Raises InvalidConfig naming the field.
     """
     check_task(config)
-    if config.name == FILE.name:
-        from grpo_core.tasks.table import open_table  # numpy and pyarrow, only for files
+    task = find_task(config.name)
+    assert task is not None  # checked above
+    if task.make is None:
+        from grpo_core.tasks.table import open_table  # numpy and pyarrow, only where needed
 
-        task = FILE.with_table(open_table(config), config.instruction)
-    else:
-        task = TASKS[config.name]
+        source = gym_source(config) if is_gym(config.name) else config
+        task = task.with_table(open_table(source), config.instruction)
+    if config.environment != NO_ENVIRONMENT and task.table is not None and task.table.environments:
+        task = replace(task, by_row=True)
     environment = environment_named(config)
     return task if environment == task.environment else replace(task, environment=environment)
 
@@ -83,7 +104,7 @@ def load_task(config: TaskConfig) -> Task:
 def environment_named(config: TaskConfig) -> str:
     """The environment that a configuration or its task names; "": none. Reads no prompts."""
     if config.environment:
-        return "" if config.environment == "none" else config.environment
+        return "" if config.environment == NO_ENVIRONMENT else config.environment
     return TASKS[config.name].environment if config.name in TASKS else ""
 
 
@@ -94,10 +115,13 @@ __all__ = [
     "Task",
     "check_task",
     "environment_named",
+    "environment_of",
     "extract_answer",
+    "find_task",
     "given_answer",
     "grade_answer",
     "heldout_prompts",
+    "is_gym",
     "is_heldout",
     "load_task",
     "prompt_id",

@@ -36,6 +36,8 @@ ANSWER_NAMES = (
     "completion",
     "gold",
 )
+ENVIRONMENT = "environment"  # the column that says what the policy acts in for its row
+NO_ENVIRONMENT = "none"  # names that there is none, even where the task has one
 NO_INPUT = ("", "<noinput>")  # what Alpaca writes where an instruction has no input
 _LISTED = re.compile(r"""\s*\[\s*(?:"([^"\\]*)"|'([^'\\]*)')\s*\]\s*""")
 _PLACEHOLDER = re.compile(r"\{([^{}]{1,100})\}")
@@ -172,6 +174,12 @@ def row_to_prompt(row: Row, columns: Columns, reading: Reading) -> RowPrompt | N
         {k: v for k, v in row.items() if k not in (columns.prompt, columns.answer)},
         is_chat,
     )
+
+
+def row_environment(row: Row) -> str:
+    """What a row's column `environment` names, as text; "" for nothing."""
+    value = row.get(ENVIRONMENT)
+    return value.strip() if isinstance(value, str) else "" if value is None else repr(value)[:100]
 
 
 def _read(row: Row, column: str, read: Callable[[Any], _Value]) -> _Value:

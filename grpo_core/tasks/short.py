@@ -72,6 +72,16 @@ PRODUCTS = Task(
     grade_integer,
     environment="Calculator",
 )
+# For environments whose reset says all that the policy must know: each number is another start.
+EPISODES = Task(
+    "episodes",
+    "Episodes of an environment",
+    "Numbered prompts, Episode 1 and so on, for an environment whose start is the task, "
+    "such as textarena:Sudoku-v0. There is no right answer: use the rubric `environment`.",
+    "",
+    lambda rng: (f"Episode {rng.randint(1, 1_000_000)}.\n", "", {}),
+    lambda answer_text, prompt: 0.0,
+)
 SORT = Task(
     "sort",
     "Sort letters",

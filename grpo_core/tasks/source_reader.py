@@ -17,13 +17,16 @@ from grpo_core.tasks.columns import (
     RowPrompt,
     choose_columns,
     fill_template,
+    row_environment,
     row_to_prompt,
     with_later_columns,
 )
 from grpo_core.tasks.files import BadSource, is_file
+from grpo_core.tasks.reasoning_gym import gym_rows, is_gym
 from grpo_core.tasks.source import Row, read_rows
 
 FIRST_ROWS = 1_000  # their names decide which columns are read
+MAX_NAMES = 1_000  # of environments; a column with more holds something else
 FIRST_CHARACTERS = 64 << 20  # of fewer rows, where rows are large
 CELL_HINT = (
     "A prompt is text or a chat of text messages, an answer one text or number. "
@@ -38,6 +41,7 @@ class SourceReader:
         self.config = config
         self.columns: Columns | None = None  # of the training source, chosen at its first rows
         self.num_rows = self.num_empty = self.num_unanswered = 0
+        self.environments: dict[str, int] = {}  # that rows name, with the first such row
         self.cut = False
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -70,7 +74,9 @@ class SourceReader:
 
     def _read(self, path: str, split: str, *, heldout: bool) -> Iterator[dict[str, Any]]:
         config = self.config
-        rows = islice(read_rows(path, config.subset, split), config.max_rows + 1)
+        is_made = is_gym(config.name)
+        rows = gym_rows(config) if is_made else read_rows(path, config.subset, split)
+        rows = islice(rows, config.max_rows + 1)
         first = _first_rows(rows)
         if not first:
             return
@@ -97,6 +103,8 @@ class SourceReader:
                 self.num_empty += 1
                 continue
             self.num_unanswered += not prompt.answer
+            if (name := row_environment(prompt.meta)) and len(self.environments) < MAX_NAMES:
+                self.environments.setdefault(name, number)
             yield _record(prompt, config.system, heldout)
 
 

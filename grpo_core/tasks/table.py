@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -25,6 +25,7 @@ from grpo_core.config.sections.task import HELDOUT_ONE_IN
 from grpo_core.errors import StudioError
 from grpo_core.tasks.columns import Columns
 from grpo_core.tasks.files import is_file, open_regular
+from grpo_core.tasks.reasoning_gym import gym_identity
 from grpo_core.tasks.source import check_kind
 from grpo_core.tasks.source_reader import SourceReader
 from grpo_core.types import Prompt
@@ -60,30 +61,39 @@ class Counts:
     cut: bool  # the source has more rows than max_rows
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is known of a source. environments: those that rows name, with the first such row."""
+
+    columns: Columns
+    counts: Counts
+    environments: Mapping[str, int]
+
+
 class PromptTable:
     """Rows of a memory-mapped Arrow file.
 
     `train` and `heldout` are row numbers. Only they are in memory: 8 bytes per prompt.
     """
 
-    def __init__(
-        self, path: Path, columns: Columns, counts: Counts, train: np.ndarray, heldout: np.ndarray
-    ):
+    def __init__(self, path: Path, about: About, train: np.ndarray, heldout: np.ndarray):
         self.path = path
-        self.columns = columns
-        self.counts = counts
+        self.about = about
+        self.columns, self.counts = about.columns, about.counts
+        self.environments = about.environments
         self.train = train
         self.heldout = heldout
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
 
-    def prompt(self, row: int) -> Prompt:
+    def prompt(self, row: int, task: str = TASK_NAME) -> Prompt:
+        """The prompt of a row. task: the name of its task, which grades its answers."""
         batch, offset = divmod(int(row), ROWS_PER_BATCH)
         [r] = self._reader.get_batch(batch).slice(offset, 1).to_pylist()
         return Prompt(
             f"{r['key']:016x}",
             r["text"],
             r["answer"],
-            TASK_NAME,
+            task,
             {
                 "before": json.loads(r["before"]),
                 "prompt_column": self.columns.prompt,
@@ -123,8 +133,7 @@ class PromptTable:
         """The same file, with these rows in neither `train` nor `heldout`."""
         return PromptTable(
             self.path,
-            self.columns,
-            self.counts,
+            self.about,
             np.setdiff1d(self.train, rows),
             self.heldout[~np.isin(self.heldout, rows)],
         )
@@ -158,6 +167,7 @@ def open_table(config: TaskConfig) -> PromptTable:
             config.system,
             config.answers,
             config.max_rows,
+            *gym_identity(config),
         ]
     )
     name = blake2b(key.encode("utf-8", "replace"), digest_size=12).hexdigest()
@@ -188,9 +198,9 @@ def _open(name: str, config: TaskConfig) -> PromptTable:
 def _kept(data: Path, about: Path) -> PromptTable:
     """The table of a source that was read before. Raises many errors if there is none."""
     known = json.loads(about.read_text("utf-8"))
-    columns, counts = Columns(**known["columns"]), Counts(**known["counts"])
+    found = About(Columns(**known["columns"]), Counts(**known["counts"]), known["environments"])
     with np.load(data.with_suffix(".npz")) as split:
-        return PromptTable(data, columns, counts, split["train"], split["heldout"])
+        return PromptTable(data, found, split["train"], split["heldout"])
 
 
 def cache_folder() -> Path:
@@ -241,6 +251,7 @@ def _build(config: TaskConfig, data: Path, about: Path) -> None:
             "cut": source.cut,
             **counts,
         },
+        "environments": source.environments,
     }
     temporary = about.with_suffix(f".{os.getpid()}.part")
     temporary.write_text(json.dumps(described), "utf-8")

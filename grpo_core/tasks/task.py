@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from grpo_core.config.sections.task import HELDOUT_ONE_IN, MAX_DEFAULT_HELDOUT
 from grpo_core.errors import FieldProblem, InvalidConfig
+from grpo_core.tasks.columns import NO_ENVIRONMENT, row_environment
 from grpo_core.types import Prompt
 
 if TYPE_CHECKING:
@@ -36,11 +37,22 @@ class Task:
     grade: Callable[[str, Prompt], float]
     table: PromptTable | None = None  # prompts of a file or dataset; then `make` is None
     environment: str = ""  # what the policy acts in; "": nothing, a completion has one turn
+    by_row: bool = False  # a row's column `environment` comes before it
 
     def with_table(self, table: PromptTable, instruction: str | None = None) -> Task:
         """The same task with these prompts and, if given, another instruction."""
         instruction = self.instruction if instruction is None else instruction
         return replace(self, table=table, instruction=instruction)
+
+
+def environment_of(task: Task, prompt: Prompt) -> str:
+    """What the policy acts in to answer a prompt: its row's column, else the task's; "": nothing.
+
+    A row names "none" for nothing, and is empty for the task's.
+    """
+    columns = prompt.meta.get("columns") if task.by_row else None
+    named = row_environment(columns) if isinstance(columns, Mapping) else ""
+    return "" if named == NO_ENVIRONMENT else named or task.environment
 
 
 def instruction(what: str) -> str:
@@ -145,7 +157,7 @@ def _draw(task: Task, key: str, *, heldout: bool, count: int) -> list[Prompt]:
     rng = random.Random(key)
     if (table := task.table) is not None:
         rows = table.heldout[:count] if heldout else sample_distinct(table.train, count, rng)
-        return [table.prompt(row) for row in rows]
+        return [table.prompt(row, task.name) for row in rows]
     prompts: dict[str, Prompt] = {}
     idle = 0
     stream = _generate(task, rng)

@@ -13,7 +13,7 @@ from grpo_core.environments.worlds import Worlds
 from grpo_core.models import Policy, Reader
 from grpo_core.rollout import SamplingParams
 from grpo_core.rubric import build_rubric
-from grpo_core.tasks import load_task
+from grpo_core.tasks import environment_of, load_task
 from grpo_core.training.control import RunControl
 from grpo_core.training.rollout_batch import Session, ask, sample
 from grpo_core.types import Prompt, Rollout
@@ -61,10 +61,13 @@ def as_read(
 
     Too long ones too. Raises StudioError for an environment that does not start.
     """
-    task = load_task(config.task)
-    if not task.environment:
-        return [(p, reader.encode(p, task.instruction)) for p in prompts]
+    task, read = load_task(config.task), []
     with closing(Worlds(reader, lambda: None)) as worlds:
-        world = worlds.of(task.environment, config.rollout)
-        begun = started(world, prompts, 1, [p.id for p in prompts])
-        return [(p, world.chat.encode(p, task.instruction)) for p in begun]
+        for prompt in prompts:
+            encoder, name = reader, environment_of(task, prompt)
+            if name:
+                world = worlds.of(name, config.rollout)
+                [prompt] = started(world, [prompt], 1, [prompt.id])
+                encoder = world.chat
+            read.append((prompt, encoder.encode(prompt, task.instruction)))
+    return read

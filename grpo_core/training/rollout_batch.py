@@ -15,7 +15,7 @@ from grpo_core.models import Policy
 from grpo_core.models.device import is_out_of_memory
 from grpo_core.rollout import SamplingHooks, SamplingParams, sample_groups
 from grpo_core.rubric import Notes, Rubric
-from grpo_core.tasks import Task, train_prompts
+from grpo_core.tasks import Task, environment_of, train_prompts
 from grpo_core.training.async_scoring import AsyncScorer
 from grpo_core.training.control import ControlPoints
 from grpo_core.training.scoring import Progress, PromptRollouts, is_informative, score
@@ -34,14 +34,20 @@ class Session:
     worlds: Worlds | None = None  # only a task with an environment needs them
     pauses_after: int | None = None  # see World; a run never pauses there
 
-    @property
-    def world(self) -> World | None:
-        """What the policy acts in; None for a task without an environment."""
-        if not self.task.environment:
+    def world_of(self, prompt: Prompt) -> World | None:
+        """What the policy acts in to answer a prompt; None without an environment."""
+        if not (name := environment_of(self.task, prompt)):
             return None
         assert self.worlds is not None
-        world = self.worlds.of(self.task.environment, self.config.rollout)
+        world = self.worlds.of(name, self.config.rollout)
         return replace(world, pauses_after=self.pauses_after)
+
+    def by_world(self, prompts: Sequence[Prompt]) -> list[tuple[World | None, list[int]]]:
+        """The worlds of some prompts, each with the places of its prompts in order."""
+        places: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            places.setdefault(environment_of(self.task, prompt), []).append(i)
+        return [(self.world_of(prompts[at[0]]), at) for at in places.values()]
 
     def close(self) -> None:
         """End the processes of its environments."""
@@ -144,9 +150,14 @@ def ask(session: Session, prompts: Sequence[Prompt], group_size: int, step: int)
     does not start.
     """
     keys = [f"{session.config.train.seed}/{step}/{prompt.id}" for prompt in prompts]
-    if (world := session.world) is not None:
-        prompts = started(world, prompts, group_size, keys)
-    return Asked(list(prompts), [encode(session, prompt) for prompt in prompts], keys)
+    begun = list(prompts)
+    for world, places in session.by_world(prompts):
+        if world is not None:
+            asked = [prompts[i] for i in places]
+            texts = started(world, asked, group_size, [keys[i] for i in places])
+            for i, prompt in zip(places, texts, strict=True):
+                begun[i] = prompt
+    return Asked(begun, [encode(session, prompt) for prompt in begun], keys)
 
 
 def sample(
@@ -161,22 +172,45 @@ def sample(
     hooks: by default the run's interruption points alone.
     """
     hooks = hooks or SamplingHooks(session.points.check_interrupt)
-    prompt_ids, world = asked.prompt_ids, session.world
+    size = params.group_size
+    sampled: dict[int, Rollout] = {}  # by the completion's place
     try:
-        if world is None:
-            return sample_groups(session.policy, prompt_ids, params, rng, hooks)
-        prompts = [*zip(asked.keys, prompt_ids, strict=True)]
-        return sample_trajectories(session.policy, prompts, params, rng, world, hooks)
+        for world, places in session.by_world(asked.prompts):
+            found = _sample_in(session, asked, params, rng, (world, places, hooks))
+            for n, rollout in enumerate(found):
+                sampled[places[n // size] * size + n % size] = rollout
+        return [sampled[i] for i in range(len(sampled))]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    num_completions = len(prompt_ids) * params.group_size
-    longest = max(map(len, prompt_ids)) + params.max_new_tokens
+    num_completions = len(asked.prompt_ids) * size
+    longest = max(map(len, asked.prompt_ids)) + params.max_new_tokens
     raise OutOfMemory(
         f"train.group_size: there is not enough memory to sample {num_completions:,} completions "
         f"of up to {longest:,} tokens, prompt included, at once. "
         "Lower prompts_per_step, group_size or max_new_tokens, or use a smaller model."
     )
+
+
+def _sample_in(
+    session: Session,
+    asked: Asked,
+    params: SamplingParams,
+    rng: torch.Generator,
+    part: tuple[World | None, Sequence[int], SamplingHooks],
+) -> list[Rollout]:
+    """Completions of the prompts at some places, which share a world.
+
+    part: the world, the places, and the hooks of all prompts.
+    """
+    world, places, hooks = part
+    if (told := hooks.on_group_done) is not None:
+        hooks = replace(hooks, on_group_done=lambda p, rollouts: told(places[p], rollouts))
+    prompt_ids = [asked.prompt_ids[i] for i in places]
+    if world is None:
+        return sample_groups(session.policy, prompt_ids, params, rng, hooks)
+    prompts = [*zip((asked.keys[i] for i in places), prompt_ids, strict=True)]
+    return sample_trajectories(session.policy, prompts, params, rng, world, hooks)
 
 
 def with_rewards(
@@ -198,7 +232,8 @@ def with_rewards(
 def encode(session: Session, prompt: Prompt) -> list[int]:
     """Prompt ids. Raises InvalidConfig for a prompt that leaves no room for the completion."""
     context, room = session.policy.context, session.config.train.max_new_tokens
-    encoder = session.policy if session.world is None else session.world.chat
+    world = session.world_of(prompt)
+    encoder = session.policy if world is None else world.chat
     ids = encoder.encode(prompt, session.task.instruction)
     if context is not None and len(ids) + room > context:
         problem = FieldProblem(

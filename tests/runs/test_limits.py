@@ -331,6 +331,9 @@ MULTIPLY_WORK = {
 }
 # Whole numbers of formulas, of memory, of the disk (which has its own limit), of rows read.
 OTHERS = {
+    "task.size",  # bounded by the time to make prompts
+    "task.seed",
+    "task.level",
     "model.lora_rank",
     "rollout.max_turns",  # of completions whose tokens count, observations among them
     "task.max_rows",

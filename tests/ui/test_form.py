@@ -11,6 +11,7 @@ from grpo_core.config import PRESETS, RunConfig, flatten, nest, parse, with_pres
 from grpo_core.rubric import PRESETS as RUBRICS
 from grpo_core.rubric import resolve_rubric
 from ui.components import form, form_help
+from ui.components.form_uses import unused
 from ui.tabs import rubric, setup
 from ui.tabs.algorithm import choose_preset
 from ui.tabs.form_fields import default_values
@@ -41,6 +42,7 @@ def test_every_configuration_field_has_a_control_a_label_and_help():
         form.CRITERIA,
         "algorithm.preset",
         *form.MODEL,
+        *form.GYM,
         *form.PROMPTS,
         *form.HELDOUT,
         *form.ENVIRONMENT,
@@ -321,3 +323,14 @@ def test_a_number_that_is_none_says_what_to_enter():
     _, problems = form.read(values(train__learning_rate="fast"))
     said = form_help.messages(problems)["train.learning_rate"]
     assert "Must be a number. Leave it empty, or try 1e-4" in said
+
+
+def test_a_task_of_reasoning_gym_shows_an_example_and_its_own_fields():
+    flat = {**form.DEFAULTS, "task.name": "reasoning_gym:chain_sum"}
+    values = [form.shown(name, flat[name]) for name in form.NAMES]
+    assert "Example: State the final answer" in form_help.notes(values)["task.name"]
+    hidden = unused(dict(zip(form.NAMES, values, strict=True)))
+    assert hidden.isdisjoint((*form.GYM, *form.GYM_PROMPTS))
+    assert {"task.path", "task.template"} <= hidden
+    labels = [label for label, name in form.CHOICES["task.name"] if name == flat["task.name"]]
+    assert labels == ["chain_sum · reasoning-gym, arithmetic"]

@@ -3,6 +3,13 @@
 // drop it.
 window.studioPressed = {}; // the data attributes of the button pressed last, see html_panel.py
 
+// What is typed into a long list searches it, in place of the choice that stands there.
+document.addEventListener('focusin', ({target}) => {
+  if (target.matches('#field-task-name input, #field-task-environment input')) {
+    setTimeout(() => target.select()); // after the press has placed its cursor
+  }
+});
+
 // A small form as {name: value}.
 window.studioForm = id => {
   const values = {};

@@ -15,11 +15,13 @@ from gradio.components import Component
 
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, flatten, nest, parse
 from grpo_core.config.sections.task import MAX_DEFAULT_HELDOUT
+from grpo_core.environments.registry import known_environments
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.rubric import PRESETS as RUBRICS
 from grpo_core.rubric import build_rubric
 from grpo_core.tasks import CHOICES as TASKS
-from grpo_core.tasks import FILE, check_task
+from grpo_core.tasks import FILE, check_task, is_gym
+from grpo_core.tasks.reasoning_gym import PREFIX, gym_tasks
 
 CRITERIA = "rubric.criteria"
 FIELDS = fields_by_name()
@@ -29,6 +31,7 @@ DEFAULTS: dict[str, Any] = flatten(RunConfig())
 EMPTY = {
     "train.learning_rate": "by model size",
     "task.second": "none",
+    "task.level": "usual",
     "task.heldout_size": f"up to {MAX_DEFAULT_HELDOUT}",
 }
 # Columns of the file or dataset; a preview reads their names and offers them.
@@ -38,7 +41,10 @@ LABELS = {"algorithm.preset": "Algorithm"}  # where the label is not the field's
 CHOICES: dict[str, list[Any]] = {
     "model.name": [("bundled · tiny reasoner", "bundled")],
     "model.device": ["auto"],  # build_train puts the server's devices here
-    "task.name": [(task.title, name) for name, task in TASKS.items()],
+    "task.name": [
+        *((task.title, name) for name, task in TASKS.items()),
+        *((f"{n} · reasoning-gym, {k.group}", f"{PREFIX}{n}") for n, k in gym_tasks().items()),
+    ],
     "rubric.name": [*RUBRICS, "custom"],
     "algorithm.preset": list(PRESETS),
 }
@@ -66,9 +72,15 @@ SOURCE = ("task.path", *COLUMNS)
 HELDOUT = ("task.heldout_size", "task.second")
 # What the policy acts in.
 ENVIRONMENT = ("task.environment", *(n for n in NAMES if n.startswith("rollout.")))
+# How a task of reasoning-gym makes its prompts.
+GYM = ("task.size", "task.seed", "task.level")
 PROMPTS = tuple(
-    n for n in NAMES if n.startswith("task.") and n not in ("task.name", *HELDOUT, *ENVIRONMENT)
+    n
+    for n in NAMES
+    if n.startswith("task.") and n not in ("task.name", *GYM, *HELDOUT, *ENVIRONMENT)
 )
+# Those of PROMPTS that hold for the prompts of reasoning-gym too.
+GYM_PROMPTS = ("task.instruction", "task.system", "task.too_long")
 REWARD = tuple(n for n in NAMES if n.startswith("rubric.") and n not in ("rubric.name", CRITERIA))
 ALGORITHM = tuple(n for n in NAMES if n.startswith("algorithm.") and n != "algorithm.preset")
 NUMBERS = (
@@ -124,7 +136,11 @@ def component(name: str) -> Component:
     }
     if name in CHOICES:
         free = name in ("model.name", "model.device")
-        return gr.Dropdown(CHOICES[name], allow_custom_value=free, filterable=free, **common)
+        can_search = free or name == "task.name"
+        return gr.Dropdown(CHOICES[name], allow_custom_value=free, filterable=can_search, **common)
+    if name == "task.environment":  # those that the operator named are known by now
+        choices = [("the task’s own", ""), "none", *known_environments()]
+        return gr.Dropdown(choices, allow_custom_value=True, **common)
     if name in COLUMNS:
         return gr.Dropdown([], allow_custom_value=True, **common)
     if get_origin(kind) is Literal:
@@ -210,9 +226,8 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
             flat[name] = flat[name].strip()
         if flat[name] == "" and _may_be_empty(name):
             flat[name] = None
-    if flat["task.name"] != FILE.name:
-        # These controls are hidden then, so nobody could see or correct what they hold.
-        flat |= {name: DEFAULTS[name] for name in PROMPTS}
+    # These controls are hidden, so nobody could see or correct what they hold.
+    flat |= {name: DEFAULTS[name] for name in unused_prompts(flat["task.name"])}
     try:
         config = parse(nest(flat))
     except InvalidConfig as error:
@@ -230,6 +245,15 @@ def read(values: Sequence[Any]) -> tuple[RunConfig | None, list[FieldProblem]]:
         hint = f"Known: {', '.join(PRESETS)}."
         problems.append(FieldProblem("algorithm.preset", preset, "there is no such preset", hint))
     return (None if problems else config), problems
+
+
+def unused_prompts(task: Any) -> set[str]:
+    """The fields of GYM and PROMPTS that have no effect on this task, which may be anything."""
+    if task == FILE.name:
+        return set(GYM)
+    if isinstance(task, str) and is_gym(task):
+        return set(PROMPTS) - set(GYM_PROMPTS)
+    return {*GYM, *PROMPTS}
 
 
 def _readable(problem: FieldProblem) -> FieldProblem:

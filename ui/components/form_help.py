@@ -9,7 +9,7 @@ from typing import Any
 from grpo_core.config import PRESETS
 from grpo_core.errors import FieldProblem
 from grpo_core.rubric import CHECKS
-from grpo_core.tasks import CHOICES as TASKS
+from grpo_core.tasks import find_task
 from ui.components.form import (
     ALGORITHM,
     CRITERIA,
@@ -107,9 +107,8 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
         if isinstance(value, str) and value in options:
             text = f"{FIELDS[name].description} `{value}`: {options[value]}."
             lines[name] = help_line(name, text)
-    task = flat["task.name"]
-    if isinstance(task, str) and task in TASKS:
-        lines["task.name"] = help_line("task.name", TASKS[task].help)
+    if isinstance(flat["task.name"], str) and (task := find_task(flat["task.name"])):
+        lines["task.name"] = help_line("task.name", task.help)
     if changed := departures(flat):
         text = f"Changed from the preset: {', '.join(changed)}."
         lines["algorithm.preset"] = help_line("algorithm.preset", text)

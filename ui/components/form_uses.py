@@ -7,9 +7,9 @@ from string import Formatter
 from typing import Any
 
 from grpo_core.config import options
-from grpo_core.tasks import FILE, TASKS
+from grpo_core.tasks import FILE, find_task
 from grpo_core.tasks.source import SUFFIXES
-from ui.components.form import ENVIRONMENT, PROMPTS
+from ui.components.form import ENVIRONMENT, GYM, PROMPTS, unused_prompts
 from ui.render.formula import parse_float
 
 Flat = Mapping[str, Any]
@@ -39,15 +39,19 @@ def _from_hub(flat: Flat) -> bool:
 
 def _in_environment(flat: Flat) -> bool:
     named = str(flat["task.environment"] or "").strip()
-    task = TASKS.get(flat["task.name"]) if isinstance(flat["task.name"], str) else None
+    task = find_task(flat["task.name"]) if isinstance(flat["task.name"], str) else None
     return named != "none" and bool(named or (task and task.environment))
+
+
+def _in_prompts(name: str) -> Callable[[Flat], bool]:
+    return lambda flat: name not in unused_prompts(flat["task.name"])
 
 
 _KL = _is_set("algorithm.kl_coef")
 
 # field -> when it is used. Fields that are not here are always used.
 USED_WHEN: dict[str, Callable[[Flat], bool]] = {
-    **{name: _is("task.name", FILE.name) for name in PROMPTS},
+    **{name: _in_prompts(name) for name in (*GYM, *PROMPTS)},
     **{name: _in_environment for name in ENVIRONMENT if name != "task.environment"},
     "task.subset": _from_hub,
     "task.split": _from_hub,

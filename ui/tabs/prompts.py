@@ -41,7 +41,7 @@ def build_prompts(fields: FormFields) -> PromptsBox:
     html_panel("<h2>Prompts</h2>")
     with gr.Row(elem_classes="two-sides"):
         with gr.Column(elem_classes="stack", min_width=0):
-            fields.add("task.name", *form.HELDOUT, *form.ENVIRONMENT)
+            fields.add("task.name", *form.GYM, *form.HELDOUT, *form.ENVIRONMENT)
         with gr.Column(elem_classes="stack", min_width=0):
             upload = gr.File(
                 label="Upload prompts",

@@ -9,7 +9,7 @@ from typing import Any
 from grpo_core.config import RubricConfig
 from grpo_core.errors import InvalidConfig
 from grpo_core.rubric import Rubric, build_rubric
-from grpo_core.tasks import FILE, TASKS, Task, load_task, train_prompts
+from grpo_core.tasks import TASKS, Task, load_task, train_prompts
 from grpo_core.types import Completion
 from ui.components import form
 from ui.render.text import esc, format_number, is_number, plain
@@ -67,9 +67,9 @@ def _task_of(fields: Sequence[Any]) -> Task | None:
     """The chosen task; None if its prompts cannot be read."""
     config, _ = form.read(fields)
     # A built-in task works while other fields are still wrong.
-    if config is None or config.task.name != FILE.name:
-        name = dict(zip(form.NAMES, fields, strict=True))["task.name"]
-        return TASKS.get(name) if isinstance(name, str) else None
+    name = str(dict(zip(form.NAMES, fields, strict=True))["task.name"])
+    if config is None or name in TASKS:
+        return TASKS.get(name)
     try:
         return load_task(config.task)
     except InvalidConfig:

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grpo_core.errors import FieldProblem
-from grpo_core.tasks import CHOICES as TASKS
-from grpo_core.tasks import FILE
+from grpo_core.tasks import FILE, find_task
 from ui.components import form, form_help
 from ui.render.formula import parse_float
 from ui.render.text import esc
@@ -65,7 +64,8 @@ def _model(flat: Mapping[str, Any]) -> str:
 
 def _prompts(flat: Mapping[str, Any]) -> str:
     name = flat["task.name"]
-    title = TASKS[name].title if isinstance(name, str) and name in TASKS else str(name)
+    task = find_task(name) if isinstance(name, str) else None
+    title = task.title if task else str(name)
     if name == FILE.name:
         title = str(flat["task.path"] or "").rstrip("/").rpartition("/")[2] or "no file yet"
     heldout = flat["task.heldout_size"]

@@ -11,6 +11,7 @@ from grpo_core.config.places import Name
 from grpo_core.config.sections.fields import Section, setting
 
 MAX_DEFAULT_HELDOUT = 200  # prompts that are held out where a run does not say how many
+MAX_SIZE = 100_000  # prompts that a task of reasoning-gym makes
 HELDOUT_ONE_IN = 10  # one prompt in ten is held out
 FILE_INSTRUCTION = (
     "Answer the question. You may think first inside <think></think>. "
@@ -27,6 +28,30 @@ class TaskConfig(Section):
         "Where prompts come from, and how an answer is graded.",
         min_length=1,
         max_length=64,
+    )
+    size: int = setting(
+        2000,
+        "Prompts made",
+        "Tasks of reasoning-gym: how many prompts are made before the run. One in ten of them is "
+        "held out.",
+        unit="prompts",
+        ge=10,
+        le=MAX_SIZE,
+    )
+    seed: int = setting(
+        0,
+        "Prompt seed",
+        "Tasks of reasoning-gym: another seed gives other prompts.",
+        ge=0,
+        le=2**31 - 1,
+    )
+    level: int | None = setting(
+        None,
+        "Level",
+        "Tasks of reasoning-gym: the level of its curriculum, from 0, the easiest. "
+        "Empty: the task's usual difficulty.",
+        ge=0,
+        le=100,
     )
     path: Name = setting(
         "",
@@ -109,9 +134,10 @@ class TaskConfig(Section):
     environment: str = setting(
         "",
         "Environment",
-        "What the policy acts in, with tools and in several turns: Calculator, or a class of a "
-        "file that the operator named. Empty: the task's own. none: no environment.",
-        max_length=100,
+        "What the policy acts in, with tools and in several turns: Calculator, a game such as "
+        "textarena:Sudoku-v0, or a class or server that the operator named. A column `environment` "
+        "of the prompts chooses by row. Empty: the task's own. none: no environment.",
+        max_length=300,
     )
     heldout_size: int | None = setting(
         None,

@@ -31,6 +31,12 @@ LIBRARIES = (
 )
 
 
+def package_folders() -> list[str]:
+    """Where packages are imported from: of Python, of its environment and of the person."""
+    folders = [p for p in sys.path if p.endswith(("site-packages", "dist-packages"))]
+    return [sys.prefix, sys.base_prefix, *folders]
+
+
 class LockedFile:
     """A file that runs in this process, and the reasons for its errors.
 
@@ -51,7 +57,7 @@ class LockedFile:
         socket.socketpair = _pipe_pair  # asyncio wakes its loop with one
         sys.dont_write_bytecode = True
         try:
-            lock_up([*LIBRARIES, sys.prefix, sys.base_prefix, self.path], memory)
+            lock_up([*LIBRARIES, *package_folders(), self.path], memory)
         except NoJail as error:
             raise NoValue(str(error)) from None
         signal.setitimer(signal.ITIMER_REAL, seconds)

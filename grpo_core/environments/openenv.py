@@ -1,0 +1,77 @@
+"""Servers of OpenEnv as environments: openenv:URL, named by the operator with --environments."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import urlsplit
+
+from grpo_core.child_process import ChildFailed, module_child
+from grpo_core.environments.environment import Environment
+from grpo_core.errors import StudioError
+
+PREFIX = "openenv:"
+HELPER = "grpo_core.environments.openenv_child"
+INSTALL = 'Install it: pip install "websockets>=15,<18".'
+ASK_SECONDS = 20.0
+MAX_TOOLS = 100
+
+
+def server(name: str) -> Environment:
+    """The environment of a server, asked for its tools. name: openenv:URL.
+
+    Raises StudioError where there is no such server.
+    """
+    url = name.removeprefix(PREFIX)
+    if not _is_address(url):
+        raise StudioError(
+            f"--environments {name!r} is no address of a server. "
+            "Write it as openenv:http://127.0.0.1:8000."
+        )
+    if find_spec("websockets") is None:
+        raise StudioError(
+            f"--environments {name!r}: the package websockets is not installed. {INSTALL}"
+        )
+    child = module_child(HELPER, url)
+    question = {"do": "describe", "arguments": [], "seconds": ASK_SECONDS}
+
+    def read(answer: Any) -> list[dict[str, Any]] | str:
+        return str(answer["null"]) if "null" in answer else [_tool(t) for t in answer["value"]]
+
+    try:
+        tools = child.request(question, ASK_SECONDS + 1, read)
+    except ChildFailed as error:
+        tools = str(error)
+    finally:
+        child.close()
+    if isinstance(tools, str) or not 0 < len(tools) <= MAX_TOOLS:
+        why = tools if isinstance(tools, str) else f"it has {len(tools)} tools"
+        raise StudioError(
+            f"--environments {name!r} cannot be used: {why}. Start the server, or correct the URL."
+        )
+    return Environment(name, url, tuple(tools), has_reward=True, helper=HELPER)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    is_web = parts.scheme in ("http", "https", "ws", "wss") and bool(parts.hostname)
+    return is_web and has_port and url.isprintable() and not any(c in url for c in " ,?#@<>\"'")
+
+
+def _tool(schema: dict[str, Any]) -> dict[str, Any]:
+    """A tool that a server describes. Raises ValueError for a name that could carry markup."""
+    name = schema["name"]
+    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        raise ValueError("no name")
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": str(schema["description"])[:2_000],
+            "parameters": dict(schema["parameters"]),
+        },
+    }
