@@ -114,7 +114,8 @@ def _show(found: Imported, as_json: bool) -> None:
     if as_json:
         names = ("run_id", "format", "steps", "groups", "rollouts")
         fields = {name: getattr(found, name) for name in names}
-        lists = {name: list(getattr(found, name)) for name in ("recorded", "recomputed", "absent")}
+        names = ("recorded", "recomputed", "absent", "others")
+        lists = {name: list(getattr(found, name)) for name in names}
         print(json.dumps(fields | lists))
         return
     added = f"{found.added:,} parts new" if found.added else "nothing new"
@@ -122,6 +123,8 @@ def _show(found: Imported, as_json: bool) -> None:
         f"{found.run_id}: {found.steps:,} steps, {found.groups:,} groups, "
         f"{found.rollouts:,} completions from {FORMATS[found.format].title} ({added})"
     )
+    if found.others:
+        print(f"further runs of the project: {', '.join(found.others)}")
     print(f"recorded: {', '.join(found.recorded) or 'nothing'}")
     for name, how in found.recomputed.items():
         print(f"recomputed: {name} ({how})")

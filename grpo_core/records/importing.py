@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ class Asked:
 class Imported:
     """The run as it is now. added: steps, or parts of steps, that were new or had changed.
 
-    left_out: what of the files could not be read, one line each.
+    left_out: what of the files could not be read, one line each. others: ids of the further runs
+    that a project of trackio had.
     """
 
     run_id: str
@@ -62,6 +64,7 @@ class Imported:
     disagreements: int
     added: int
     left_out: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 Progress = Callable[[int, int], None]  # steps and completions read until now
@@ -70,7 +73,7 @@ Progress = Callable[[int, int], None]  # steps and completions read until now
 def import_folder(
     store: Store, path: str | Path, asked: Asked | None = None, progress: Progress | None = None
 ) -> Imported:
-    """Read a file or folder into its run, which the path identifies: a second import adds nothing.
+    """Read a file or folder into its runs, which the path identifies: a second import adds nothing.
 
     progress is called for each step; what it raises ends the import. What was read until then
     stays. Raises StudioError.
@@ -79,19 +82,23 @@ def import_folder(
     place = allowed(path)
     form = find_format(place, asked.format)
     check_size(form, place, asked.max_bytes)
+    found: list[Imported] = []
     with left_out() as lines:
-        run, steps = read(form, place, asked)
-        with RecordWriter(store, run, batch=BATCH) as writer:
-            if asked.name and store.run(writer.run_id).name != asked.name:
-                store.rename(writer.run_id, asked.name)
-            try:
-                last = copy(writer, steps, progress or _nothing)
-            except BaseException as error:
-                writer.finish(RunStatus.STOPPED, f"The import ended early: {one_line(error)}")
-                raise
-            whole = run.num_steps is None or last >= run.num_steps
-            writer.finish(RunStatus.FINISHED if whole else RunStatus.STOPPED)
-            return summary(store, writer, form, lines)
+        for run, steps in read(form, place, asked):
+            with RecordWriter(store, run, batch=BATCH) as writer:
+                if asked.name and not found and store.run(writer.run_id).name != asked.name:
+                    store.rename(writer.run_id, asked.name)
+                try:
+                    last = copy(writer, steps, progress or _nothing)
+                except BaseException as error:
+                    writer.finish(RunStatus.STOPPED, f"The import ended early: {one_line(error)}")
+                    raise
+                whole = run.num_steps is None or last >= run.num_steps
+                writer.finish(RunStatus.FINISHED if whole else RunStatus.STOPPED)
+                found.append(summary(store, writer, form, lines))
+    if not found:
+        raise StudioError(f"{str(place)!r} has no run with completions.")
+    return replace(found[0], others=tuple(other.run_id for other in found[1:]))
 
 
 def find_format(path: Path, name: str = "") -> Format:
@@ -145,8 +152,13 @@ def check_size(form: Format, path: Path, most: int | None) -> None:
         )
 
 
-def read(form: Format, path: Path, asked: Asked) -> tuple[SourceRun, Iterator[SourceStep]]:
-    """The run of a path as it was asked for, and its steps. Raises StudioError."""
+def read(
+    form: Format, path: Path, asked: Asked
+) -> Iterator[tuple[SourceRun, Iterator[SourceStep]]]:
+    """The runs of a path, as they were asked for, each with its steps. Raises StudioError.
+
+    A path is one run, except a project of trackio, whose newest run comes first.
+    """
     is_table = form.name == "table"
     if asked.columns and not is_table:
         raise InvalidConfig(
@@ -154,16 +166,22 @@ def read(form: Format, path: Path, asked: Asked) -> tuple[SourceRun, Iterator[So
                           "Add --from table.")]
         )  # fmt: skip
     records = read_table(path, asked.columns) if is_table else form.read(path)
-    run = next(records)
-    assert isinstance(run, SourceRun)
     weights = {"reward_weights": dict(asked.weights)} if asked.weights else {}
-    run = replace(
-        run,
-        key=asked.key or run.key,
-        name=asked.name or run.name,
-        settings={**run.settings, **weights},
-    )
-    return run, (record for record in records if isinstance(record, SourceStep))
+    number = -1
+
+    def run_of(record: SourceRun | SourceStep) -> int:
+        nonlocal number
+        number += isinstance(record, SourceRun)
+        return number
+
+    for i, of_run in groupby(records, key=run_of):
+        run = next(of_run)
+        assert isinstance(run, SourceRun)
+        key = f"{asked.key}:{run.key}" if asked.key and i else asked.key or run.key
+        name = run.name if i else asked.name or run.name
+        named = replace(run, key=key, name=name, settings={**run.settings, **weights})
+        steps = (record for record in of_run if isinstance(record, SourceStep))  # noqa: B031
+        yield named, steps
 
 
 def copy(writer: RecordWriter, steps: Iterator[SourceStep], progress: Progress) -> int:

@@ -57,7 +57,7 @@ def watch_folder(
     form = _wait_for(place, asked, stop, rhythm)
     if form is None:
         return None
-    run, _ = read(form, place, asked)
+    run, _ = next(read(form, place, asked))
     with left_out() as lines, RecordWriter(store, run, live=True, batch=BATCH) as writer:
         seen, news_at, took = None, time.monotonic(), 0.0
         while True:
@@ -65,7 +65,7 @@ def watch_folder(
             if files != seen:
                 seen, started, before = files, time.monotonic(), writer.num_written
                 lines.clear()  # the end of a file that is being written is read again
-                run, steps = read(form, place, asked)
+                run, steps = next(read(form, place, asked))
                 writer.describe(run)
                 last = copy(writer, steps, lambda *_: None)
                 writer.settle()

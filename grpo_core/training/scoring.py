@@ -215,7 +215,7 @@ def _siblings(rollouts: Sequence[Rollout], rubric: Rubric) -> SiblingScores:
     has_tools = any(r.completion.has_tools for r in rollouts)
     return SiblingScores(
         [r.reward for r in rollouts],
-        [r.scores[rubric.outcome] for r in rollouts] if rubric.outcome else [],
+        [r.scores.get(rubric.outcome) for r in rollouts] if rubric.outcome else [],
         [r.completion.finish_reason for r in rollouts],
         variance_shares([r.scores for r in rollouts], rubric.weights),
         any(r.completion.num_calls for r in rollouts) if has_tools else None,

@@ -25,7 +25,9 @@ from grpo_core.records.formats import (
     verifiers_v0,
     verl,
 )
+from grpo_core.records.importing import Asked, import_folder
 from grpo_core.records.record import SourceGroup, SourceRun, SourceStep, from_plain, to_plain
+from grpo_core.store import foreign
 from grpo_core.types import TurnRole
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -253,10 +255,11 @@ def test_ms_swift_rows_of_its_ray_trainer_are_one_table(tmp_path):
 
 
 def test_trackio_traces_are_grouped_by_their_id(places):
-    run, *steps = trackio.read(places / "trackio")
+    records = list(trackio.read(places / "trackio"))
+    at = max(i for i, record in enumerate(records) if isinstance(record, SourceRun))
+    run, first = records[at], records[at + 1]
     assert isinstance(run, SourceRun)
     assert (run.name, run.settings["num_generations"]) == ("async-grpo", 2)
-    first = steps[0]
     assert isinstance(first, SourceStep)
     assert first.metrics == {"reward_mean": 0.5, "kl": 0.01}
     (group,) = first.groups
@@ -270,15 +273,12 @@ def test_trackio_traces_are_grouped_by_their_id(places):
 
 
 def test_trackio_project_gives_each_run_with_its_tables(places):
-    runs, of_last = [], list[SourceStep]()
-    for record in trackio.read(places / "trackio" / "sums.db"):
-        if isinstance(record, SourceRun):
-            runs.append(record.name)
-            of_last = []
-        else:
-            of_last.append(record)
-    assert runs == ["async-grpo", "grpo"]
-    (step,) = of_last
+    records = list(trackio.read(places / "trackio" / "sums.db"))
+    runs = [record.name for record in records if isinstance(record, SourceRun)]
+    assert runs == ["grpo", "async-grpo"]
+    step = records[1]
+    assert isinstance(step, SourceStep)
+    assert isinstance(records[2], SourceRun)
     assert (step.step, step.metrics) == (5, {"loss": 0.1})
     assert [(g.prompt, [r.advantage for r in g.rollouts]) for g in step.groups] == [
         ("What is 2+3?", [0.7, -0.7]),
@@ -308,3 +308,27 @@ def test_what_trackio_itself_writes_is_read(tmp_path, monkeypatch):
     (group,) = groups(steps, 3)
     assert [(r.text, r.reward) for r in group.rollouts] == [("a", 0.5), ("b", 0.5)]
     assert steps[0].metrics == {"kl": 0.25}
+
+
+# ---- into the store ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_an_imported_run_has_its_groups_and_comes_only_once(name, places, store):
+    found = import_folder(store, places / PLACES[name][1])
+    assert found.format == name.replace("prime-rl", "verifiers")
+    assert found.left_out == ()
+    records = list(PLACES[name][0].read(places / PLACES[name][1]))
+    expected = sum(len(r.groups) for r in records if isinstance(r, SourceStep))
+    others = sum(foreign.sizes(store, run_id)[1] for run_id in found.others)
+    assert found.groups + others == expected
+    assert import_folder(store, places / PLACES[name][1]).added == 0
+    assert len(store.runs()) == 1 + len(found.others)
+
+
+def test_each_run_of_a_trackio_project_is_a_run_here(places, store):
+    found = import_folder(store, places / "trackio", Asked(name="mine"))
+    assert store.run(found.run_id).name == "mine"
+    (other,) = found.others
+    assert store.run(other).name == "async-grpo"
+    assert foreign.sizes(store, other) == (2, 3, 5)

@@ -59,7 +59,7 @@ def _is_project(file: Path) -> bool:
 
 
 def read(path: Path) -> Iterator[SourceRun | SourceStep]:
-    """Each run of each project, followed by its steps. Raises StoreError."""
+    """Each run of each project, the newest first, followed by its steps. Raises StoreError."""
     for file in files(path):
         if path.is_file() or _is_project(file):
             with ForeignFile(file) as db:
@@ -71,7 +71,7 @@ def _project(db: ForeignFile, place: Path) -> Iterator[SourceRun | SourceStep]:
     curves = _curves(db)
     ordered = ("run_id", "run_name", "step", "key", "trace_index")
     traced = dict.fromkeys(_run(row) for row in db.rows("traces", ("run_id", "run_name")))
-    for run in dict.fromkeys([*settings, *curves, *traced]):
+    for run in reversed(dict.fromkeys([*settings, *curves, *traced])):  # the newest first
         steps = curves.get(run, _Curves())
         if run not in traced and not steps.tables:
             continue  # a run without completions
@@ -131,7 +131,7 @@ class _Curves:
 
 def _curves(db: ForeignFile) -> dict[tuple[str, str], _Curves]:
     runs: dict[tuple[str, str], _Curves] = {}
-    for row in db.rows("metrics", METRICS, ("run_name", "step")):
+    for row in db.rows("metrics", METRICS):
         step = whole(row["step"])
         if step is None:
             continue
