@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
+import logging
 import os
 import traceback
 import uuid
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import TrainerCallback
 
 from grpo_core.errors import StudioError
@@ -32,6 +35,7 @@ from grpo_core.types import RunStatus
 TOKEN_VARIABLE = "GRPO_INGEST_TOKEN"
 GENERATE = "_generate_and_score_completions"
 SCORE = "_calculate_rewards"
+log = logging.getLogger("grpo_studio")
 FOLDER = "grpo-studio"  # in the trainer's output_dir: its run's key, and what waits to be sent
 
 
@@ -61,10 +65,23 @@ def attach(
         return
     sink: Sink
     if db is not None:
+        _check_writing()
         sink = FileSink(os.fspath(db))
     else:
         sink = ServerSink(str(url), token or os.environ.get(TOKEN_VARIABLE, ""))
     trainer._grpo_studio = _Attached(trainer, sink, name)
+
+
+def _check_writing() -> None:
+    """What is recorded is compared with our own arithmetic, which needs this transformers."""
+    try:
+        importlib.import_module("grpo_core.training.scoring")
+    except ImportError as error:
+        raise StudioError(
+            f"db cannot be written beside transformers {transformers.__version__}: {error}. "
+            "Start a server in an environment of its own, python app.py --ingest-token TOKEN, "
+            "and give url and token here instead."
+        ) from None
 
 
 class _Attached(TrainerCallback):
@@ -75,6 +92,7 @@ class _Attached(TrainerCallback):
         self._folder = Path(trainer.args.output_dir or ".") / FOLDER
         self._outbox: Outbox | None = None
         self._scored: Any = None  # what the reward functions of the present generation gave
+        self._told = False  # a fault of ours
         self._values = NewValues()
         self._pending: StepMetrics | None = None  # of the step that is being logged
         self._wrap(GENERATE, self._generate)
@@ -93,9 +111,10 @@ class _Attached(TrainerCallback):
         try:
             work()
         except Exception as error:
-            text = f"recording failed: {type(error).__name__}: {error}"
-            if self._outbox is not None:
-                self._outbox.tell("bug", text)
+            if not self._told:
+                self._told = True
+                text = "GRPO Studio: recording failed: %s: %s. Training goes on."
+                log.warning(text, type(error).__name__, error)
 
     # ---- the trainer's methods ---------------------------------------------------------------
 

@@ -7,9 +7,12 @@ and returns the tensors. Nothing of the trainer is changed, and the tensors are 
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from grpo_core.records.record import SourceRun
@@ -118,14 +121,30 @@ def rewards_of(trainer: Any) -> Rewards:
 
 
 def reader_of(trainer: Any) -> Reader:
-    from grpo_core.models.vocabulary import Vocabulary  # imports torch
-
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     ends = getattr(trainer, "eos_token_ids", None) or [tokenizer.eos_token_id]
     return Reader(
-        piece=functools.cache(Vocabulary(tokenizer).piece),
+        piece=functools.cache(_vocabulary().Vocabulary(tokenizer).piece),
         pad_id=tokenizer.pad_token_id,
         end_ids=frozenset(ends),
         special_ids=frozenset(tokenizer.all_special_ids),
         max_tokens=trainer.max_completion_length,
     )
+
+
+def _vocabulary() -> Any:
+    """The module that knows the bytes of a token; alone where TRL needs an older transformers.
+
+    The package around it, which loads models, needs transformers 5.
+    """
+    try:
+        return importlib.import_module("grpo_core.models.vocabulary")
+    except ImportError:
+        core = importlib.import_module("grpo_core")
+        file = Path(str(core.__file__)).parent / "models" / "vocabulary.py"
+        spec = importlib.util.spec_from_file_location("grpo_studio_vocabulary", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
