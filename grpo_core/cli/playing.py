@@ -137,7 +137,7 @@ def _lines(result: PlayResult) -> Iterator[str]:
 def _answer(title: str, rollout: Rollout) -> Iterator[str]:
     completion = rollout.completion
     scores = ", ".join(f"{name} {format_number(s)}" for name, s in rollout.scores.items())
-    ended = {"": "pauses", "length": "cut"}.get(completion.finish_reason, "ended")
+    ended = {"": "pauses", "length": "cut"}.get(str(completion.finish_reason), "ended")
     yield f"  {title}: {ended}, {completion.num_tokens} tokens" + (f", {scores}" if scores else "")
     for turn in completion.turns:
         said = turn.text
