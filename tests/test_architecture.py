@@ -183,3 +183,11 @@ def test_no_page_hands_foreign_text_to_something_that_interprets_it(path):
         r"trust_remote_code\s*=\s*True|gr\.(State|Chatbot)\("
     )
     assert not re.search(unsafe, path.read_text("utf-8"))
+
+
+def test_test_files_of_different_folders_have_different_names():
+    """pytest imports a file by its name alone, unless its folder is a package."""
+    files = [
+        p for p in (ROOT / "tests").rglob("test_*.py") if not (p.parent / "__init__.py").exists()
+    ]
+    assert len({p.name for p in files}) == len(files)

@@ -114,8 +114,9 @@ def _show(found: Imported, as_json: bool) -> None:
     if as_json:
         names = ("run_id", "format", "steps", "groups", "rollouts")
         fields = {name: getattr(found, name) for name in names}
-        names = ("recorded", "recomputed", "absent", "others")
-        lists = {name: list(getattr(found, name)) for name in names}
+        lists = {n: [*getattr(found, n)] for n in ("recorded", "recomputed", "absent")}
+        if found.others:
+            lists["others"] = [*found.others]
         print(json.dumps(fields | lists))
         return
     added = f"{found.added:,} parts new" if found.added else "nothing new"

@@ -54,10 +54,10 @@ def test_page_updates_do_not_go_through_gradio(page):
     many = {
         event.name for event in page.fns.values() if event.fn is not None and len(event.outputs) > 5
     }
-    # One click each: Start answers beside every field, some fill the form, and the questions of the
-    # Runs tab fill their fields and close one another.
+    # One click each: Start answers beside every field, some fill the form, the questions of the
+    # Runs tab fill their fields and close one another, and an import's preview fills its columns.
     fills = {"use", "copy", "from_defaults", "from_run", "from_address", "copy_file", "take_upload"}
-    asks = {"deletion_of", "branch_of", "push_of"}
+    asks = {"deletion_of", "branch_of", "push_of", "preview"}
     judges = {"judge", "undo"}
     assert many == {"press", "insist", *fills, *asks, *judges}
 
