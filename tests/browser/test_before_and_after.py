@@ -31,7 +31,7 @@ def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_
 
     open_section(page, "model")
     page.get_by_role("button", name="Check model").click()
-    wait_until(lambda: "821,376 parameters" in page.locator("#model-answer").inner_text())
+    wait_until(lambda: "821,888 parameters" in page.locator("#model-answer").inner_text())
     assert "It answers" in page.locator("#model-answer").inner_text()
 
     open_section(page, "rubric")

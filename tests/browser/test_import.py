@@ -77,7 +77,7 @@ def test_every_view_works_on_a_run_of_another_trainer(server, run_id, open_page)
     look(page, "Two runs")
     expect(page.locator("#look-body .two").first).to_contain_text("other run")
     look(page, "Completions")
-    search = page.get_by_placeholder("Text in any prompt or completion")
+    search = page.get_by_placeholder("Text in any prompt")
     search.fill("no idea")
     expect(page.locator(".groups tbody tr")).to_have_count(4)
 

@@ -6,7 +6,8 @@ window.studioPressed = {}; // the data attributes of the button pressed last, se
 // What is typed into a long list searches it, in place of the choice that stands there.
 document.addEventListener('focusin', ({target}) => {
   if (target.matches('#field-task-name input, #field-task-environment input')) {
-    setTimeout(() => target.select()); // after the press has placed its cursor
+    // After the press has placed its cursor. In Chromium select() takes the focus back.
+    setTimeout(() => document.activeElement === target && target.select());
   }
 });
 
