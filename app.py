@@ -213,14 +213,13 @@ def _build(
 
     visitors = Visitors(limits.per_visitor)
 
+    def admit() -> None:
+        limits.check_disk(used_bytes())
+        visitors.admit(visitor())  # last, so that what is refused does not count
+
     def check_reward_model(settings: RewardSettings) -> None:
         limits.check_base(settings.base)
-        limits.check_disk(used_bytes())
-        visitors.admit(visitor())  # last, so that a refused training does not count
-
-    def check_import() -> None:
-        limits.check_disk(used_bytes())
-        visitors.admit(visitor())
+        admit()
 
     service = LateService(
         store,
@@ -228,20 +227,14 @@ def _build(
         lease_seconds=trainer.lease_seconds,
         may_push=not is_public,
         reward_models=RewardModels(store, check_reward_model, limits.minutes),
-        imports=Imports(store, check_import),
+        imports=Imports(store, admit),
     )
 
     def check_room(config: RunConfig) -> None:
         service.release_models()  # its memory is free for the run
         trainer.machine.check_room(config)
 
-    check = _StartCheck(
-        store,
-        limits,
-        used_bytes,
-        lambda config: runs.check_room(config),
-        visitors,
-    )
+    check = _StartCheck(store, limits, used_bytes, lambda config: runs.check_room(config), visitors)
     runs = RunManager(
         store,
         mirrored(trainer.run, store, options.report_to),
@@ -485,47 +478,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="do not show a recorded example run in a new file",
     )
-    parser.add_argument(
-        "--files",
-        metavar="FOLDER",
-        action="append",
-        default=[],
-        help="when others can reach this server: a folder from which models and prompt files may "
-        "be read; may be repeated. Default: none",
-    )
-    parser.add_argument(
-        "--snapshots",
-        metavar="FOLDER",
-        default=os.environ.get("GRPO_SNAPSHOTS"),
-        help="keep a copy of the SQLite file here, renewed every minute, and restore it when the "
-        "file is missing (for containers with a mounted bucket)",
-    )
+    _add_folders_and_files(parser)
     parser.add_argument(
         "--share", action="store_true", help="create a public link through Gradio's servers"
-    )
-    parser.add_argument(
-        "--rewards",
-        metavar="FILE.py",
-        action="append",
-        default=[],
-        help="a plug-in file with reward functions f(completions, prompts, **columns); may be "
-        "repeated. It runs in a sandbox, but load only files that you trust",
-    )
-    parser.add_argument(
-        "--environments",
-        metavar="FILE.py",
-        action="append",
-        default=[],
-        help="a file whose classes are environments with tools, for the field Environment; may be "
-        "repeated. It runs in a sandbox, but load only files that you trust",
-    )
-    parser.add_argument(
-        "--report-to",
-        metavar="TRACKER",
-        action="append",
-        default=[],
-        help="mirror the curves and some groups of every run to trackio, wandb, tensorboard or "
-        "mlflow; may be repeated. Each needs its package, and writes where its own settings say",
     )
     parser.add_argument(
         "--stop-seconds",
@@ -551,6 +506,49 @@ def _parser() -> argparse.ArgumentParser:
         help="offer the named endpoints as tools of the Model Context Protocol, at /gradio_api/mcp",
     )
     return parser
+
+
+def _add_folders_and_files(parser: argparse.ArgumentParser) -> None:
+    """What the server may read, run and write to beside its store."""
+    parser.add_argument(
+        "--files",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="when others can reach this server: a folder from which models and prompt files may "
+        "be read; may be repeated. Default: none",
+    )
+    parser.add_argument(
+        "--snapshots",
+        metavar="FOLDER",
+        default=os.environ.get("GRPO_SNAPSHOTS"),
+        help="keep a copy of the SQLite file here, renewed every minute, and restore it when the "
+        "file is missing (for containers with a mounted bucket)",
+    )
+    parser.add_argument(
+        "--rewards",
+        metavar="FILE.py",
+        action="append",
+        default=[],
+        help="a plug-in file with reward functions f(completions, prompts, **columns); may be "
+        "repeated. It runs in a sandbox, but load only files that you trust",
+    )
+    parser.add_argument(
+        "--environments",
+        metavar="FILE.py|openenv:URL",
+        action="append",
+        default=[],
+        help="a file whose classes are environments with tools, or an OpenEnv server, for the "
+        "field Environment; may be repeated. Files run in a sandbox, but load only what you trust",
+    )
+    parser.add_argument(
+        "--report-to",
+        metavar="TRACKER",
+        action="append",
+        default=[],
+        help="mirror the curves and some groups of every run to trackio, wandb, tensorboard or "
+        "mlflow; may be repeated. Each needs its package, and writes where its own settings say",
+    )
 
 
 if __name__ == "__main__":
