@@ -15,15 +15,15 @@ import resource
 import struct
 from collections.abc import Sequence
 
-from grpo_core.child_process import limit
+from grpo_core.child_process import NoValue, limit
 from grpo_core.rubric.sandbox.syscalls import MACHINES, program
 
 _READ = 1 << 0 | 1 << 2 | 1 << 3  # execute (to map a library), read a file, list a folder
 _WRITE = 1 << 1 | 1 << 14  # write to a file, truncate it
 
 
-class NoJail(Exception):
-    """This system cannot lock up a process, so the plug-in file must not run."""
+class NoJail(NoValue):
+    """This system cannot lock up a process, so somebody's code must not run in it."""
 
 
 def lock_up(readable: Sequence[str], memory: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.child_process import NoValue, TooLate, reason_of
-from grpo_core.rubric.sandbox.jail import NoJail, lock_up
+from grpo_core.rubric.sandbox.jail import lock_up
 
 LIBRARIES = (
     "/usr",
@@ -56,10 +56,7 @@ class LockedFile:
         tempfile.tempdir = "/tmp"  # some libraries look for a folder to write to, at import
         socket.socketpair = _pipe_pair  # asyncio wakes its loop with one
         sys.dont_write_bytecode = True
-        try:
-            lock_up([*LIBRARIES, *package_folders(), self.path], memory)
-        except NoJail as error:
-            raise NoValue(str(error)) from None
+        lock_up([*LIBRARIES, *package_folders(), self.path], memory)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             return self.run(module_name)
