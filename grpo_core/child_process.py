@@ -11,6 +11,7 @@ Every line is JSON. The helper first writes {}, or {"error": why it cannot start
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import logging
 import math
@@ -33,6 +34,8 @@ from grpo_core.time_limit import TIME_IS_UP, seconds_left
 START_SECONDS = 30.0
 KILL_AFTER = 1.0  # seconds over its time limit; then a helper that did not stop itself is killed
 MAX_ANSWER_BYTES = 8 << 20
+# Variables with which numerical libraries start no threads; set before they are imported.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 _children: weakref.WeakSet[Child] = weakref.WeakSet()
 
 
@@ -265,6 +268,11 @@ def serve(
             _write(answers, {"number": number, "answer": _answer(functions, question["ask"])})
         except (TypeError, ValueError, RecursionError):
             _write(answers, {"number": number, "answer": {"null": "its value is not JSON"}})
+
+
+def end_with_parent() -> None:
+    """Kill this helper when its parent is killed, also while it works and reads no input."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def limit(which: int, most: int) -> None:

@@ -7,17 +7,15 @@ Nothing that it reads is run. What the server sends are texts and numbers, or an
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import math
-import signal
 import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from grpo_core.child_process import NoValue, finite_number, one_line, serve
+from grpo_core.child_process import NoValue, end_with_parent, finite_number, one_line, serve
 
 MAX_MEMORY = 2 << 30
 MAX_MESSAGE_BYTES = 1 << 20
@@ -228,8 +226,7 @@ def _reason(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    # PR_SET_PDEATHSIG: a session that waits for the server must not outlive a run that was killed.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent()  # a session that waits for the server must not outlive a killed run
     worker = Worker(sys.argv[1])
     serve(
         {

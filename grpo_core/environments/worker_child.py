@@ -8,27 +8,23 @@ runs anew for it. A function of a library that an instance replaces is put back.
 from __future__ import annotations
 
 import builtins
-import ctypes
 import importlib
 import inspect
 import math
 import os
 import random
-import signal
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from grpo_core.child_process import NoValue, serve
+from grpo_core.child_process import ONE_THREAD, NoValue, end_with_parent, serve
 from grpo_core.rubric.sandbox.locked_file import LockedFile
 
 MAX_MEMORY = 2 << 30
 MAX_RESULT_CHARS = 20_000  # of a tool's result; a longer one is an error
 MODULE = "environments"
 REFUSED = "An environment cannot write files, use the network or start processes"
-# Its numerical libraries use one thread: there are several such processes.
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 class Worker:
@@ -177,8 +173,7 @@ def main(path: str, seconds: float, describes: bool, imports: Sequence[str]) -> 
     os.environ.update(ONE_THREAD)
     if describes:
         importlib.import_module("transformers.utils.chat_template_utils")
-    # PR_SET_PDEATHSIG: a tool that ignores its limit must not outlive a run that was killed.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent()  # a tool that ignores its limit must not outlive a run that was killed
     worker = Worker(path)
     functions: Mapping[str, Callable[..., Any]] = {
         "describe": worker.describe,

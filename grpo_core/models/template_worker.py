@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from grpo_core.child_process import MAX_ANSWER_BYTES, serve
+from grpo_core.child_process import MAX_ANSWER_BYTES, ONE_THREAD, serve
 
 MAX_MEMORY = 512 << 20  # bytes of address space; rendering an ordinary chat needs 190 MiB
 MAX_JSON_BYTES = MAX_ANSWER_BYTES - 1024  # of a text; the rest of the answer is around it
@@ -62,7 +62,7 @@ def parse(template: dict[str, Any], prefix: str, text: str, tools: list[Any]) ->
 
 def warm_up() -> None:
     """Import what rendering needs, with one thread: the buffers of each count as memory."""
-    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    os.environ.update(ONE_THREAD)
     import transformers.utils.chat_template_utils  # noqa: F401
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from grpo_core.child_process import NoValue, TooLate, one_line, serve
+from grpo_core.child_process import ONE_THREAD, NoValue, TooLate, one_line, serve
 from grpo_core.rubric.sandbox.jail import lock_up
 from grpo_core.rubric.sandbox.locked_file import LIBRARIES, package_folders
 
@@ -27,7 +27,7 @@ KEPT = 4_096  # entries whose answers are scored: a step or an evaluation asks f
 def load() -> None:
     """Import the package and lock up. Raises NoValue where that is impossible."""
     # A thread from before the lock would stay outside it, so there may be none.
-    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    os.environ.update(ONE_THREAD)
     sys.dont_write_bytecode = True
     try:
         importlib.import_module("reasoning_gym")
