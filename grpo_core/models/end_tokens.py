@@ -44,7 +44,12 @@ def find_end_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     vLLM; and the end of the template's turn (`template_end`), because base models often name only
     the end of a document. Only if none of these exist, the usual names are tried.
     """
-    named = _named_by_model(model, tokenizer) | as_ids(tokenizer.eos_token_id)
+    return end_ids(_named_by_model(model, tokenizer), tokenizer)
+
+
+def end_ids(by_model: frozenset[int], tokenizer: Any) -> frozenset[int]:
+    """The same from the ends that the generation config names, for a model without its weights."""
+    named = by_model | as_ids(tokenizer.eos_token_id)
     ends = named | as_ids(template_end(tokenizer, named))
     if ends:
         return ends

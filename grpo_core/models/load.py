@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from grpo_core.config import ModelConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models.device import free_memory, host_memory, pick_device, prepare_device
-from grpo_core.models.end_tokens import as_ids, named_by_source, template_end
+from grpo_core.models.end_tokens import end_ids, named_by_source
 from grpo_core.models.folder import BadModel
 from grpo_core.models.lora import add_adapters
 from grpo_core.models.policy import Policy, Reader
@@ -250,8 +250,7 @@ def load_reader(config: ModelConfig) -> Reader:
         source = find_source(config)
         shape = read_shape(source)
         tokenizer = read_tokenizer(source, shape)
-        named = named_by_source(source) | as_ids(tokenizer.eos_token_id)
-        ends = named | as_ids(template_end(tokenizer, named))
+        ends = end_ids(named_by_source(source), tokenizer)
         return Reader(tokenizer, context_tokens(shape), ends)
     except BadModel as error:
         refuse(config, error.problem, error.hint)
