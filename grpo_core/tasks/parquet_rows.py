@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, module_child
+from grpo_core.child_process import KILL_AFTER, ChildFailed, module_child
 from grpo_core.tasks.files import BadSource
 
 SECONDS = 60.0  # to open a file, and for the next rows
@@ -26,14 +26,14 @@ class ParquetReader:
     of this process; the next file gets a new one.
     """
 
+    def __init__(self) -> None:
+        self._child = module_child("grpo_core.tasks.parquet_child")
+
     def __enter__(self) -> ParquetReader:
-        self._child: Child | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
+        self._child.close()
 
     def rows(self, path: str) -> Iterator[dict[str, Any]]:
         """The rows of a file in JSON types. Raises BadSource."""
@@ -42,13 +42,10 @@ class ParquetReader:
             yield from rows
 
     def _ask(self, path: str, do: str, *arguments: str) -> list[dict[str, Any]]:
-        if self._child is None:
-            self._child = module_child("grpo_core.tasks.parquet_child")
         question = {"do": do, "arguments": arguments, "seconds": SECONDS}
         try:
             answer = self._child.request(question, SECONDS + KILL_AFTER, _shaped)
         except ChildFailed as error:
-            self.__exit__()
             problem = f"it is not a readable Parquet file: {error}"
             raise BadSource(path, problem, HINT) from None
         if isinstance(answer, str):
