@@ -53,16 +53,16 @@ class ToolChat:
 
     def __init__(self, policy: Policy | Reader, environment: Environment) -> None:
         """Raises InvalidConfig for a chat template that cannot show a tool's answer."""
-        self._policy, self._environment = policy, environment
+        self._policy = policy
         self.tokenizer, self.context = policy.tokenizer, policy.context
         self._schemas, self.tools = environment.schemas, environment.tools
         texts = (text_of(self.tokenizer, [i]) for i in sorted(policy.end_ids))
         self._ends = [text for text in texts if text]  # of a turn
         self.is_chat = bool(self.tokenizer.chat_template)
-        has_tools = bool(environment.tools)
+        has_tools = bool(self.tools)
         self.stop = "</tool>" if has_tools and not self.is_chat else ""
         self.in_template = (  # whether the chat template tells the model of its tools
-            self.is_chat and has_tools and takes_tools(self.tokenizer, environment.tools)
+            self.is_chat and has_tools and takes_tools(self.tokenizer, self.tools)
         )
         self._parse = self._format() if has_tools else lambda text, schemas: Parsed(text)
         if self.is_chat and has_tools:
@@ -82,10 +82,10 @@ class ToolChat:
     def encode(self, prompt: Prompt, instruction: str) -> list[int]:
         """Ids of the prompt, with the tools where the policy reads chats."""
         if self.in_template:
-            return self._policy.encode(prompt, instruction, self._environment.tools)
-        if not self.is_chat or not self._environment.tools:
+            return self._policy.encode(prompt, instruction, self.tools)
+        if not self.is_chat or not self.tools:
             return self._policy.encode(prompt, instruction)
-        tools = "\n".join(map(json.dumps, self._environment.tools))
+        tools = "\n".join(map(json.dumps, self.tools))
         before = [
             {"role": "system", "content": SYSTEM.format(tools)},
             *prompt.meta.get("before", ()),
@@ -101,7 +101,7 @@ class ToolChat:
             self.tokenizer,
             text_of(self.tokenizer, before),
             text_of(self.tokenizer, action.completion_ids),
-            self._environment.tools,
+            self.tools,
         )
         # Parsed text lacks what the prompt opened; without a call the text stays as it is.
         parsed = calls_of_message(message, self._schemas)
