@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from grpo_core.child_process import ChildFailed, module_child
+from grpo_core.child_process import KILL_AFTER, ChildFailed, module_child
 from grpo_core.environments.environment import Environment
 from grpo_core.errors import StudioError
 
@@ -39,7 +39,7 @@ def server(name: str) -> Environment:
         return str(answer["null"]) if "null" in answer else [_tool(t) for t in answer["value"]]
 
     try:
-        tools = child.request(question, ASK_SECONDS + 1, read)
+        tools = child.request(question, ASK_SECONDS + KILL_AFTER, read)
     except ChildFailed as error:
         tools = str(error)
     finally:

@@ -94,16 +94,8 @@ def known_environments() -> list[str]:
 
 def check_environment(name: str) -> None:
     """Raises InvalidConfig unless there is such an environment, or the name is empty or none."""
-    if name.startswith(games.PREFIX):
-        games.game(name)
-    elif name not in ("", NO_ENVIRONMENT, *BUILT_IN, *_named):
-        known = ", ".join((*BUILT_IN, *_named))
-        hint = f"Known: {known}, and textarena:GAME. Name a file with --environments."
-        problem = "there is no such environment"
-        if name.startswith(openenv.PREFIX):
-            problem = "the operator did not name this server"
-            hint = f"Start with --environments {openenv.PREFIX}URL. Known: {known}."
-        raise InvalidConfig([FieldProblem("task.environment", name, problem, hint)])
+    if name not in ("", NO_ENVIRONMENT):
+        find_environment(name)
 
 
 def check_rows(table: PromptTable | None) -> None:
@@ -120,10 +112,18 @@ def check_rows(table: PromptTable | None) -> None:
 
 def find_environment(name: str) -> Environment:
     """Raises InvalidConfig if there is none of that name."""
-    check_environment(name)
     if name.startswith(games.PREFIX):
         return games.game(name)
-    return _named[name] if name in _named else BUILT_IN[name]
+    known = {**BUILT_IN, **_named}
+    if name in known:
+        return known[name]
+    names = ", ".join(known)
+    hint = f"Known: {names}, and textarena:GAME. Name a file with --environments."
+    problem = "there is no such environment"
+    if name.startswith(openenv.PREFIX):
+        problem = "the operator did not name this server"
+        hint = f"Start with --environments {openenv.PREFIX}URL. Known: {names}."
+    raise InvalidConfig([FieldProblem("task.environment", name, problem, hint)])
 
 
 def named_environments() -> list[Environment]:
