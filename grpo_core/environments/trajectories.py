@@ -290,22 +290,12 @@ class _Play:
     def _answer(self, row: _Trajectory, answers: Sequence[tuple[ToolCall, Answer]]) -> bool:
         """Add the answers to a row's calls; whether it has room for another action."""
         chat = self._world.chat
-        texts = [chat.answer_text(a.value, a.error) for _, a in answers]
+        waiting = _unanswered([call for call, _ in answers])
         turns = [
-            Turn(
-                TurnRole.OBSERVATION,
-                text,
-                0,
-                0,
-                call.tool,
-                arguments_as_text(call),
-                answer.error,
-                answer.seconds,
-            )
-            for (call, answer), text in zip(answers, texts, strict=True)
+            replace(turn, text=chat.answer_text(a.value, a.error), error=a.error, seconds=a.seconds)
+            for turn, (_, a) in zip(waiting, answers, strict=True)
         ]
-        tools = [call.tool for call, _ in answers]
-        ids = chat.observation_ids([*zip(tools, texts, strict=True)])
+        ids = chat.observation_ids([(turn.tool, turn.text) for turn in turns])
         if len(row.ids) + len(ids) >= self._params.max_new_tokens:
             row.finish_reason = "length"
             row.observe([], "", turns)  # it is shown, but the policy has no room to read it
