@@ -232,14 +232,15 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
     lengths = [n for r in rollouts if (n := r.completion.num_tokens) is not None]
     ends = [end for r in rollouts if (end := r.completion.finish_reason) is not None]
     spans = [[r.reward for r in g.rollouts if r.reward is not None] for g in groups]
+    ties = [tie(_siblings(g.rollouts, rubric)) for g in groups] if rubric.outcome else []
     return {
         "reward_mean": mean(rewards),
         "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else None,
         "advantage_std": statistics.pstdev([r.advantage or 0.0 for r in rollouts]),
         "tied_group_frac": mean(bool(s) and max(s) - min(s) <= TIE_TOLERANCE for s in spans),
-        "tied_best_frac": _tie_frac(groups, rubric, "all_right"),
-        "tied_worst_frac": _tie_frac(groups, rubric, "all_wrong"),
-        "tied_middle_frac": _tie_frac(groups, rubric, "tied"),
+        "tied_best_frac": mean(kind == "all_right" for kind in ties),
+        "tied_worst_frac": mean(kind == "all_wrong" for kind in ties),
+        "tied_middle_frac": mean(kind == "tied" for kind in ties),
         "completion_tokens_mean": mean(lengths),
         "completion_tokens_max": max(lengths, default=None),
         "truncated_frac": mean(end == "length" for end in ends),
@@ -264,12 +265,6 @@ def turn_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
         "tool_error_frac": mean(bool(t.error) for t in answers),
         "observation_frac": sum(t.num_tokens for t in answers) / num_tokens if num_tokens else None,
     }
-
-
-def _tie_frac(groups: Sequence[Group], rubric: Rubric, kind: str) -> float | None:
-    if not rubric.outcome:
-        return None
-    return mean(tie(_siblings(g.rollouts, rubric)) == kind for g in groups)
 
 
 def too_many_unscored(groups: Sequence[Group], notes: Mapping[str, Notes]) -> str | None:
