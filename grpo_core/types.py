@@ -112,11 +112,6 @@ class Completion:
         return sum(turn.role == TurnRole.OBSERVATION for turn in self.turns)
 
     @property
-    def calls_tools(self) -> bool:
-        """Whether a call, right or wrong, was answered."""
-        return any(t.role == TurnRole.OBSERVATION for t in self.turns)
-
-    @property
     def graded(self) -> Completion:
         """What a rubric reads: no observation can make an answer right."""
         return self if self.said is None else replace(self, text=self.said)

@@ -59,7 +59,7 @@ def eval_metrics(
     results["reward"] = mean(r.reward for r in scored)
     results["completion_tokens"] = mean(r.completion.num_tokens for r in scored)
     if any(r.completion.turns for r in scored):
-        results["tool_use"] = mean(r.completion.calls_tools for r in scored)
+        results["tool_use"] = mean(r.completion.num_calls > 0 for r in scored)
     if rubric.outcome:
         outcomes = [r.scores[rubric.outcome] for r in scored]
         by_prompt = [
