@@ -37,7 +37,8 @@ def load() -> None:
 
 
 @lru_cache(maxsize=8)
-def _dataset(name: str, size: int, seed: int, level: int | None) -> Any:
+def dataset(name: str, size: int, seed: int, level: int | None) -> Any:
+    """The package's own prompts of a task. level: of its curriculum; None: its defaults."""
     factory = importlib.import_module("reasoning_gym.factory")
     if name not in factory.DATASETS:
         raise NoValue("this version of reasoning-gym has no such task")
@@ -54,7 +55,7 @@ def _dataset(name: str, size: int, seed: int, level: int | None) -> Any:
 
 @lru_cache(maxsize=KEPT)
 def _entry(made: tuple[str, int, int, int | None], index: int) -> Mapping[str, Any]:
-    entry = _dataset(*made)[index]
+    entry = dataset(*made)[index]
     if len(entry["question"]) > MAX_QUESTION:
         raise NoValue(f"prompt {index:,} has more than {MAX_QUESTION:,} characters")
     return entry
@@ -67,7 +68,7 @@ def rows(
     found: list[tuple[str, str, Any]] = []
     ends, chars = time.monotonic() + BATCH_SECONDS, 0
     for index in range(start, size):
-        entry = _dataset(name, size, seed, level)[index]
+        entry = dataset(name, size, seed, level)[index]
         question, answer = str(entry["question"]), str(entry["answer"])
         metadata = _plain(entry["metadata"])
         chars += len(question) + len(answer) + len(str(metadata))
@@ -89,7 +90,7 @@ def score(made: tuple[str, int, int, int | None], index: int, question: str, ans
     if " ".join(str(entry["question"]).split()) != " ".join(question.split()):
         raise NoValue("the installed reasoning-gym makes another prompt of this number")
     try:
-        value = float(_dataset(name, size, seed, level).score_answer(answer, entry))
+        value = float(dataset(name, size, seed, level).score_answer(answer, entry))
     except (TooLate, MemoryError):
         raise
     except BaseException:  # of code that the answer contains, or of a parser that gives up
