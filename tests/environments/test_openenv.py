@@ -11,11 +11,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from locked_server import free_port
 
 from grpo_core.environments import openenv, registry
 from grpo_core.environments.instances import Call, Instances
@@ -23,24 +23,16 @@ from grpo_core.environments.registry import add_environments, check_environment,
 from grpo_core.environments.trajectories import World, started
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.types import Prompt
+from tests.processes import until
 
 SERVER = Path(__file__).with_name("openenv_server.py")
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    ends = time.monotonic() + 60
-    while time.monotonic() < ends and process.poll() is None:
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.fail("the server did not start")
+def takes_connections(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the server takes connections."""
+    assert process.poll() is None, "the server did not start"
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +42,7 @@ def server() -> Iterator[str]:
     port = free_port()
     process = subprocess.Popen([sys.executable, str(SERVER), str(port)])
     try:
-        wait_for(port, process)
+        until(lambda: takes_connections(port, process), 60)
         yield f"openenv:http://127.0.0.1:{port}"
     finally:
         process.kill()

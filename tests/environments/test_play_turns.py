@@ -19,6 +19,7 @@ from grpo_core.preflight.service import PreflightService
 from grpo_core.store import Store
 from grpo_core.types import RunStatus, TurnRole
 from tests.environments.conftest import ASKED
+from tests.processes import until
 
 NUM = 7  # sampled answers beside the greedy one
 
@@ -150,14 +151,14 @@ def test_stop_ends_a_tool_that_hangs(calling_model, tmp_path, store):
 
     thread = threading.Thread(target=ask)
     thread.start()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+
+    def is_calling() -> bool:
         found = service.look_at_play("q")
-        if found and any(
+        return found is not None and any(
             c.turns and c.turns[-1].role is TurnRole.OBSERVATION for c in completions(found[1])
-        ):
-            break
-        time.sleep(0.02)
+        )
+
+    until(is_calling, 20)
     stopped_at = time.monotonic()
     service.stop_play("q")
     thread.join(10)
