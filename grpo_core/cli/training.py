@@ -30,7 +30,8 @@ from grpo_core.cli.terminal import (
 from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
 from grpo_core.config.devices import using_only
 from grpo_core.errors import StudioError
-from grpo_core.runs.mirror import FINISH_SECONDS, TRACKERS, check_trackers, mirrored
+from grpo_core.runs.mirror import FINISH_SECONDS, check_trackers, mirrored
+from grpo_core.runs.tracker_child import TRACKERS
 from grpo_core.store import Store
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
 from grpo_core.training.control import RunControl, Start

@@ -22,12 +22,11 @@ from typing import Any
 from grpo_core.child_process import KILL_AFTER, Child, ChildFailed, one_line
 from grpo_core.config import RunConfig, flatten
 from grpo_core.errors import StopRequested, StudioError
+from grpo_core.runs.tracker_child import TRACKERS
 from grpo_core.store import Store
 from grpo_core.training.control import Emit, RunControl, Train
 from grpo_core.types import Evaluated, Event, Group, GroupsScored, RunStatus, StepCompleted
 
-# Each one's package, which is also what pip installs.
-TRACKERS = ("trackio", "wandb", "tensorboard", "mlflow")
 START_SECONDS, LOG_SECONDS, FINISH_SECONDS = 90.0, 30.0, 60.0
 MAX_WAITING = 256  # messages
 NUM_TABLES = 50  # of a run
@@ -40,8 +39,8 @@ log = logging.getLogger("grpo_studio")
 Say = Callable[[str], object]
 
 
-def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """The trackers without repetition. Raises StudioError for one that is not installed."""
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises StudioError for a tracker that is not known or not installed."""
     for name in names:
         if name not in TRACKERS:
             known = ", ".join(TRACKERS)
@@ -50,7 +49,6 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
             raise StudioError(
                 f"--report-to {name} needs the package {name}. Install it: pip install {name}."
             )
-    return tuple(dict.fromkeys(names))
 
 
 def mirrored(
@@ -58,8 +56,8 @@ def mirrored(
 ) -> Train:
     """`train`, but what it emits goes to these trackers too, after it was recorded.
 
-    say: is told where the trackers are and what fails. wait: seconds for the trackers to end after
-    the run; what is late goes on in the background.
+    names: one that is named twice counts once. say: is told where the trackers are and what fails.
+    wait: seconds for the trackers to end after the run; what is late goes on in the background.
     """
     if not names:
         return train
@@ -73,7 +71,7 @@ def mirrored(
             "config": {k: v if _is_plain(v) else str(v) for k, v in flatten(config).items()},
             "folder": str(store.path.resolve().with_name(f"{store.path.name}.tensorboard")),
         }
-        mirrors = [Mirror(name, run, say) for name in names]
+        mirrors = [Mirror(name, run, say) for name in dict.fromkeys(names)]
         every = max(1, config.train.steps // NUM_TABLES)
 
         def both(event: Event) -> None:

@@ -18,9 +18,8 @@ from typing import Any, Protocol
 from grpo_core.child_process import serve
 
 PROJECT = "grpo-studio"
-MAX_MEMORY = (
-    1 << 42
-)  # of addresses: the servers that trackers start reserve much more than they use
+# Of addresses: the servers that trackers start reserve much more than they use.
+MAX_MEMORY = 1 << 42
 
 Rows = Sequence[Mapping[str, Any]]  # a completion a row: mirror.py makes them
 Metrics = Mapping[str, float]
@@ -202,6 +201,7 @@ class Mlflow:
         self._client.set_terminated(self._id, named.get(status, "FAILED"))
 
 
+# By package, which is also what pip installs.
 TRACKERS: Mapping[str, type[Tracker]] = {
     "trackio": Trackio,
     "wandb": Wandb,

@@ -173,6 +173,14 @@ def test_a_tracker_learns_how_the_run_ended(standing_in, mirrored_run, tmp_path)
     assert log.read_text() == "finish 1\n"
 
 
+def test_a_tracker_that_is_named_twice_is_told_once(standing_in, mirrored_run, said, tmp_path):
+    log = tmp_path / "log"
+    standing_in(WANDB.format(on_log="pass", on_init="pass", log=str(log), asked=""))
+    mirrored_run("wandb", "wandb")
+    assert len(said) == 1
+    assert log.read_text() == "finish 0\n"
+
+
 def test_without_trackers_training_is_what_it_was(store):
     def train(config, emit, control):
         raise NotImplementedError
