@@ -30,7 +30,6 @@ from grpo_core.store.rows import (
 )
 from grpo_core.types import GroupKind, Turn, TurnRole
 
-_PLACE_OF_TURN = ("rollout_id", "position")
 EXCERPT = 200  # characters of a completion in a list of groups
 MAX_PAGE = 1000
 
@@ -396,9 +395,10 @@ class GroupQueries:
             "WHERE r.group_id IN ({}) ORDER BY t.rollout_id, t.position",
             groups,
         ):
-            values = {k: v for k, v in {**row}.items() if k not in _PLACE_OF_TURN}
-            turn = Turn(**{**values, "role": TurnRole(row["role"])})
-            turns.setdefault(row["rollout_id"], []).append(turn)
+            with decoding(self._writer.path):
+                values = {**row, "role": TurnRole(row["role"])}
+            del values["position"]
+            turns.setdefault(values.pop("rollout_id"), []).append(Turn(**values))
         return turns
 
     def _in(self, sql: str, ids: Sequence[int], *before: Any) -> list[sqlite3.Row]:

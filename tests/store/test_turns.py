@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import asdict
 
 import pytest
 
 from grpo_core.config import RunConfig
+from grpo_core.errors import StoreError
 from grpo_core.store import Store
 from grpo_core.store.export import export_messages_jsonl, export_rollouts_jsonl
 from grpo_core.store.recorder import Recorder
@@ -43,6 +46,18 @@ def test_turns_come_back_as_they_were(store: Store) -> None:
     assert found == expected
     assert "\ud800" not in found[2]["error"]
     assert with_turns.num_tokens == 7
+
+
+def test_an_unknown_role_is_damage(store: Store) -> None:
+    run_id = store.create_run(RunConfig(), "r")
+    with Recorder(store, run_id) as record:
+        record(groups(1))
+    store.close()
+    with closing(sqlite3.connect(store.path)) as conn:
+        conn.execute("UPDATE turns SET role = 'nobody'")
+        conn.commit()
+    with pytest.raises(StoreError, match="is damaged"):
+        list(store.iter_groups(run_id))
 
 
 def test_an_export_has_the_turns(store: Store) -> None:
