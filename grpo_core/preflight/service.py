@@ -39,7 +39,7 @@ from grpo_core.rubric.reward_model import RewardModelParams, reward_model
 from grpo_core.runs.device_queue import placed
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store, reward_models
-from grpo_core.tasks import Task, heldout_prompts, load_task, train_prompts
+from grpo_core.tasks import Task, environment_of, heldout_prompts, load_task, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.beside import as_read, sampled_beside
 from grpo_core.training.scoring import Progress, compare_groups, score_groups
@@ -206,7 +206,7 @@ class PreflightService:
             return model_report, ""
         task = load_task(config.task)
         [prompt] = train_prompts(task, config.train.seed, 1, 1)
-        most = SAMPLE_TOKENS_OF_TURNS if task.environment else SAMPLE_TOKENS
+        most = SAMPLE_TOKENS_OF_TURNS if environment_of(task, prompt) else SAMPLE_TOKENS
         train = config.train.model_copy(
             update={"max_new_tokens": min(most, config.train.max_new_tokens)}
         )

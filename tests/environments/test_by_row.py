@@ -11,6 +11,8 @@ from grpo_core.config import nest, parse
 from grpo_core.environments.registry import add_environments
 from grpo_core.environments.worlds import Worlds
 from grpo_core.errors import InvalidConfig
+from grpo_core.preflight import service
+from grpo_core.preflight.service import PreflightService
 from grpo_core.rollout import SamplingHooks, SamplingParams
 from grpo_core.rubric import build_rubric
 from grpo_core.runs.manager import prepare
@@ -113,6 +115,18 @@ def test_rows_of_several_environments_are_answered_in_one_batch(policy, tmp_path
     assert tools["Calculator"] <= {"calculate"}
     assert tools["Doubler"] <= {"twelve"}
     assert tools["Calculator"] | tools["Doubler"] == {"calculate", "twelve"}
+
+
+def test_check_model_leaves_room_for_the_calls_of_a_row(calling_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, "SAMPLE_TOKENS", 1)
+    acting, plain = (
+        PreflightService().check_model(
+            config_of(tmp_path, [name] * 2, **{"model.name": str(calling_model)})
+        )[1]
+        for name in ("Calculator", "none")
+    )
+    assert acting.startswith(plain)
+    assert len(acting) > len(plain) > 0
 
 
 def test_an_unknown_name_is_refused_with_its_row(tmp_path):
