@@ -57,6 +57,12 @@ class Prompt:
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
+def last_message(conversation: str, before: Sequence[Mapping[str, str]]) -> str:
+    """A `Prompt.conversation` without the messages before the last one."""
+    beginning = Prompt("", "", "", "", {"before": before}).conversation
+    return conversation.removeprefix(beginning)
+
+
 class TurnRole(StrEnum):
     """Who wrote a turn: the policy, or its environment."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_core.tasks.cells import BadCell, kind_of
 from grpo_core.tasks.chat import Message, read_chat
-from grpo_core.types import Prompt
+from grpo_core.types import Prompt, last_message
 
 MAX_CHARS = 400_000  # of one text
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -86,9 +86,8 @@ def _asked(prompt: Any, before: Any, name: str, before_name: str) -> list[dict[s
     if not isinstance(prompt, str):
         return _messages(prompt, name)
     earlier = _messages(before, before_name) if before else []
-    beginning = Prompt("", "", "", "", {"before": earlier}).conversation
-    text = _fitting(prompt, name)
-    return [*earlier, {"role": "user", "content": text.removeprefix(beginning)}]
+    text = last_message(_fitting(prompt, name), earlier)
+    return [*earlier, {"role": "user", "content": text}]
 
 
 def _messages(value: Any, name: str) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from grpo_core.errors import StudioError
-from grpo_core.types import STEP_METRICS, GroupKind, Prompt, TurnRole
+from grpo_core.types import STEP_METRICS, GroupKind, TurnRole, last_message
 
 if TYPE_CHECKING:
     from grpo_core.store.rollouts import Wanted
@@ -56,20 +56,15 @@ def export_messages_jsonl(store: Store, run_id: str, out: TextIO) -> None:
     """
     encode = json.JSONEncoder(allow_nan=False).encode
     for group, rollout in _pairs(store, run_id):
-        beginning = [*group.before, {"role": "user", "content": _last_message(group)}]
+        asked = {"role": "user", "content": last_message(group.prompt, group.before)}
         messages = [
-            {"role": str(m["role"]), "content": str(m["content"]), "name": ""} for m in beginning
+            {"role": str(m["role"]), "content": str(m["content"]), "name": ""}
+            for m in (*group.before, asked)
         ]
         row = {"messages": messages + _acts(rollout)}
         more = {name: getattr(group, name) for name in ("prompt_id", "answer", "step", "kind")}
         more |= {name: getattr(rollout, name) for name in ("finish_reason", "reward", "advantage")}
         out.write(encode(row | more) + "\n")
-
-
-def _last_message(group: GroupRow) -> str:
-    """The prompt without the messages before it, which `Prompt.conversation` writes first."""
-    asked = Prompt("", "", "", "", {"before": group.before}).conversation
-    return group.prompt.removeprefix(asked)
 
 
 def _acts(rollout: RolloutRow) -> list[dict[str, str]]:
@@ -90,8 +85,7 @@ def export_found_jsonl(store: Store, run_id: str, wanted: Wanted, out: TextIO) -
 
 
 def export_rollouts_parquet(store: Store, run_id: str, path: str | Path) -> None:
-    """The rows of the JSON Lines export as typed columns; `scores` and `turns` are
-    JSON text.
+    """The rows of the JSON Lines export as typed columns; `scores` and `turns` are JSON text.
 
     Written to a temporary file, then renamed: complete or not there.
     """

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from grpo_core.store.plain import finite_or_none, text, to_json
 from grpo_core.store.problems import decoding
 from grpo_core.store.store import Store
-from grpo_core.types import Prompt
+from grpo_core.types import Prompt, last_message
 
 Verdict = Literal["left", "right", "tie", "skip"]
 VERDICTS: tuple[Verdict, ...] = ("left", "right", "tie", "skip")
@@ -55,8 +55,7 @@ class Preference:
     def asked(self) -> Prompt:
         """The prompt as a criterion of a rubric gets it: its last message, earlier ones in meta."""
         meta = {"before": list(self.before)}
-        beginning = Prompt("", "", "", "", meta).conversation
-        return Prompt(self.prompt_id, self.prompt.removeprefix(beginning), "", "", meta)
+        return Prompt(self.prompt_id, last_message(self.prompt, self.before), "", "", meta)
 
 
 _COLUMNS = [f.name for f in fields(Preference)]
