@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from grpo_core.analysis import provenance
 from grpo_core.analysis.advisor import advise
-from grpo_core.analysis.text import esc, format_number
+from grpo_core.analysis.text import esc, format_number, whole
 from grpo_core.rubric.verdict import VERDICTS
 from grpo_core.store import GroupRow, RolloutRow, RunRow, Store
 from grpo_core.store.downsample import min_max
@@ -92,10 +92,8 @@ def _provenance(run: RunRow) -> str:
         "absent": provenance.absent(source),
     }
     items = "".join(f"<div><dt>{k}</dt><dd>{esc(v or '–')}</dd></div>" for k, v in facts.items())
-    many = (
-        f"{source.disagreements:,} groups have recorded advantages that their rewards do not give."
-    )
-    note = f"<p>{many}</p>" if source.disagreements else ""
+    disagreements = provenance.disagreements(source)
+    note = f"<p>{disagreements}.</p>" if disagreements else ""
     return f"<h2>Recorded by {esc(source.trainer)}</h2><dl>{items}</dl>{note}"
 
 
@@ -191,7 +189,7 @@ def _group(group: GroupRow) -> str:
     for r in group.rollouts:
         rows += (
             f"<tr><td>#{r.position + 1}</td><td>{format_number(r.reward, 3)}</td>"
-            f"<td>{_signed(r.advantage)}</td><td>{_whole(r.num_tokens)}</td>"
+            f"<td>{_signed(r.advantage)}</td><td>{whole(r.num_tokens)}</td>"
             f"<td>{_turns(r) if r.turns else _text(r.text)}</td></tr>"
         )
     return (
@@ -238,10 +236,6 @@ def _leaves(config: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for section, values in config.items():
         for name, value in values.items() if isinstance(values, Mapping) else [("", values)]:
             yield f"{section}.{name}", value
-
-
-def _whole(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
 
 
 def _signed(value: float | None) -> str:

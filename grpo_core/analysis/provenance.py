@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from grpo_core.analysis.text import together
 from grpo_core.config.options import ADVANTAGES
 from grpo_core.store import Source
 
@@ -65,8 +64,8 @@ def absent(source: Source) -> str:
     return together([FIELDS.get(f, f) for f in source.absent])
 
 
-def together(words: Sequence[str]) -> str:
-    """a, b and c."""
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+def disagreements(source: Source) -> str:
+    """How many groups disagree, as a sentence without its full stop; empty if none does."""
+    num = source.disagreements
+    several, their = (f"{num:,} groups have", "their") if num != 1 else ("1 group has", "its")
+    return f"{several} recorded advantages that {their} rewards do not give" if num else ""

@@ -1,9 +1,10 @@
-"""Escaping of untrusted text for HTML, and number format. Pure functions."""
+"""Escaping of untrusted text for HTML, and numbers and lists as text. Pure functions."""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 # Bidirectional overrides and invisible characters. A browser or a terminal would act on them:
 # an override in a completion could reorder the reward beside it.
@@ -42,3 +43,15 @@ def esc(text: object) -> str:
 def format_number(value: float | None, digits: int = 4) -> str:
     """`digits` significant digits; a dash for None."""
     return "–" if value is None else f"{value:.{digits}g}"
+
+
+def whole(n: int | None) -> str:
+    """6,400; a dash for None."""
+    return "–" if n is None else f"{n:,}"
+
+
+def together(words: Sequence[str]) -> str:
+    """a, b and c."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"

@@ -194,6 +194,7 @@ def test_the_report_says_whose_numbers_it_has(store, run):
     out = io.StringIO()
     write_report(store, run.id, out)
     assert "<h2>Recorded by TRL 1.16.0</h2>" in out.getvalue()
+    assert "<p>1 group has recorded advantages that its rewards do not give.</p>" in out.getvalue()
     assert "advantages disagree" in out.getvalue()
 
 

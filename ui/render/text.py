@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from grpo_core.analysis.text import esc, visible
+from grpo_core.analysis.text import esc, visible, whole
 
 __all__ = [
     "MINUS",
@@ -27,6 +27,7 @@ __all__ = [
     "size",
     "visible",
     "when",
+    "whole",
 ]
 
 MINUS, NONE = "−", "–"
@@ -134,11 +135,6 @@ def indexing(unsearched: int) -> str:
         f"{count(unsearched, 'completion')} not searched yet. "
         "This list updates by itself.</p>"
     )
-
-
-def whole(n: int | None) -> str:
-    """6,400; a dash for None."""
-    return NONE if n is None else f"{n:,}"
 
 
 def count(n: int | None, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grpo_core.analysis import provenance
 from grpo_core.analysis.advisor.facts import Facts
 from grpo_core.rubric.verdict import DISAGREES
 from grpo_core.types import Notice
@@ -16,15 +17,14 @@ HOW_KNOWN = {
 
 def disagreement(f: Facts) -> Notice | None:
     """Groups whose recorded advantages are not those that their rewards give."""
-    if f.source is None or not f.source.disagreements:
+    if f.source is None or not (several := provenance.disagreements(f.source)):
         return None
     num, name = f.source.disagreements, f.setting("algorithm.advantage")
-    several, their = (f"{num:,} groups have", "their") if num != 1 else ("1 group has", "its")
     return Notice(
         "disagreement",
         "error",
         f.last_step,
-        f"{several} recorded advantages that {their} rewards do not give with {name}.",
+        f"{several} with {name}.",
         {"groups": num, "estimator": str(name), "how it is known": HOW_KNOWN[f.source.estimator]},
         f.example(DISAGREES),
         "Open the group: both numbers stand there. Check that the completions of one prompt stand "

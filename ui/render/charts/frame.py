@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from grpo_core.analysis.text import together
 from grpo_core.config import fields_by_name
 from ui.render.charts.curves import Axis, Curves, Points, View, rounded, smoothed
 from ui.render.glossary import address, entries
@@ -72,7 +73,7 @@ def each(texts: Sequence[str]) -> str:
     """What is true of each run, in the legend's order: "0.02 and 0". Equal texts stand once."""
     if len(set(texts)) == 1:
         return texts[0]
-    return f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""
+    return together(texts)
 
 
 def empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
