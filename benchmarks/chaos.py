@@ -148,7 +148,7 @@ def rows(db: Path) -> dict[str, Any]:
         {
             **{k: v for k, v in asdict(g).items() if k not in ("id", "run_id")},
             "rollouts": [
-                {k: v for k, v in asdict(r).items() if k not in ("id", "group_id", "turns")}
+                {k: v for k, v in asdict(r).items() if k not in ("id", "group_id")}
                 | {"turns": [replace(t, seconds=None) for t in r.turns]}
                 for r in g.rollouts
             ],

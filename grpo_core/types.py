@@ -104,8 +104,8 @@ class Completion:
     """
 
     text: str
-    finish_reason: str | None  # None, and no number of tokens: another trainer did not record it
-    num_tokens: int | None
+    finish_reason: str | None  # None: another trainer did not record it
+    num_tokens: int | None  # None: the same
     turns: tuple[Turn, ...] = ()  # none without an environment
     said: str | None = None  # None: the text
     environment_reward: float | None = None

@@ -24,8 +24,6 @@ from grpo_core.models.lora import lora_config, merge_adapters
 from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import RunRow, Store
 
-PLAY_STEP = -2  # keys the random numbers of tools; evaluation has -1
-LOOK_SECONDS = 0.2  # between two looks at answers that are being written
 CURVE_ROWS = 10  # about so many rows in the model card's training table
 
 

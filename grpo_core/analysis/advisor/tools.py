@@ -82,7 +82,7 @@ def tool_unused(f: Facts) -> Notice | None:
     unsolved = [g for g in f.groups if g.verdict == "no_call"]
     if len(f.groups) < ENOUGH_GROUPS or len(unsolved) < 0.5 * len(f.groups):
         return None
-    if any(True for g in f.groups for _ in _calls(g.rollouts)):
+    if any(_calls(g.rollouts) for g in f.groups):
         return None
     num = sum(len(g.rollouts) for g in f.groups)
     return Notice(
