@@ -80,8 +80,8 @@ class WalkRow:
 
     @property
     def ratio_span(self) -> tuple[float, float] | None:
-        """The smallest and the largest of them."""
-        return (min(self.ratios), max(self.ratios)) if self.ratios else None
+        """The smallest and the largest of its ratios."""
+        return (min(known), max(known)) if (known := self.ratios) else None
 
     @property
     def policy_loss(self) -> float | None:

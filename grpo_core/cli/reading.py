@@ -38,8 +38,7 @@ def add_commands(command: AddCommand) -> None:
         "export",
         export_command,
         "Write a run to a file: metrics (csv), rollouts (jsonl, parquet; messages: as chats for "
-        "fine-tuning), "
-        "settings (config, command, trl: a TRL script of the same run), "
+        "fine-tuning), settings (config, command, trl: a TRL script of the same run), "
         "the trained model or adapter.",
     )
     advise = command(

@@ -27,7 +27,7 @@ SCALES = {"group_std": "group", "group_mean": "none", "batch_std": "batch"}
 def as_command(config: RunConfig) -> str:
     """The command line that starts this run again: every setting that is not the default.
 
-    Raises StudioError for a run of another trainer, as as_trl_script does.
+    Raises StudioError for a run of another trainer.
     """
     _refuse_recorded(config)
     default, parts = flatten(RunConfig()), ["python -m grpo_core train"]
@@ -41,7 +41,8 @@ def as_command(config: RunConfig) -> str:
 def as_trl_script(config: RunConfig) -> str:
     """A script that trains this run with TRL's GRPOTrainer: same prompts, rubric and settings.
 
-    Settings without a counterpart in TRL are left out, and named in a comment at the top.
+    Settings without a counterpart in TRL are left out, and named in a comment at the top. Raises
+    StudioError for a run of another trainer.
     """
     _refuse_recorded(config)
     environment = trl_environment(config)

@@ -69,7 +69,7 @@ class Environment(Base):
 
 
 def trl_environment(config: RunConfig) -> str:
-    """The script's lines that define the run's environment; "": it has none, or TRL has no such."""
+    """The script's lines that define the run's environment; "" if there is none, or none in TRL."""
     name = environment_named(config.task)
     if not name.isidentifier():  # none, or one that an adapter serves
         return ""

@@ -35,7 +35,7 @@ MADE_UP: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the first step and a made-up call showed. seconds: of each call."""
+    """What the first step and a made-up call showed."""
 
     rollouts: Sequence[Rollout]
     calls: Sequence[Turn]  # of the first step
