@@ -24,14 +24,14 @@ from grpo_core.rubric.sandbox.locked_file import LockedFile
 MAX_MEMORY = 2 << 30
 MAX_RESULT_CHARS = 20_000  # of a tool's result; a longer one is an error
 MODULE = "environments"
-REFUSED = "An environment cannot write files, use the network or start processes"
+CANNOT = "write files, use the network or start processes"
 
 
 class Worker:
     """An environment file and the instances made of its classes, by a number."""
 
     def __init__(self, path: str) -> None:
-        self._file = LockedFile(path, REFUSED, ONE_THREAD)
+        self._file = LockedFile(path, "An environment", CANNOT, ONE_THREAD)
         self._classes: dict[str, type] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
         self._instances: dict[int, Any] = {}

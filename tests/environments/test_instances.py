@@ -70,6 +70,7 @@ def test_plain_functions_are_the_tools_of_one_environment(tmp_path):
     [
         ("x = 1", "defines no class with a method reset and no function"),
         ("import requests_of_nobody", "requests_of_nobody"),
+        ("import refused", "An environment is one file: copy what it needs into it"),
         ("def f(x): return x", "cannot be described"),
         ("open('/etc/passwd').read()", "cannot write files, use the network"),
         ("class Calculator:\n    def reset(self): ...", "there is another environment"),

@@ -40,11 +40,14 @@ def package_folders() -> list[str]:
 class LockedFile:
     """A file that runs in this process, and the reasons for its errors.
 
-    refused: a sentence that says what such a file cannot do. variables: its whole environment.
+    kind, cannot: what the file is and cannot do, as a sentence says it: "A plug-in", "use the
+    network". variables: its whole environment.
     """
 
-    def __init__(self, path: str, refused: str, variables: Mapping[str, str] = {}) -> None:
-        self.path, self._refused, self._variables = path, refused, variables
+    def __init__(
+        self, path: str, kind: str, cannot: str, variables: Mapping[str, str] = {}
+    ) -> None:
+        self.path, self._kind, self._cannot, self._variables = path, kind, cannot, variables
         # Names of the files beside it, which it cannot import; `reason` says so.
         self._siblings = {p.stem for p in Path(path).parent.glob("*.py")}
         self._code: types.CodeType | None = None
@@ -100,9 +103,9 @@ class LockedFile:
             name = (error.name or "").lstrip(".").split(".")[0]
             is_relative = "relative import" in str(error)
             if is_relative or name in self._siblings:
-                text += ". A plug-in is one file: copy what it needs into it"
+                text += f". {self._kind} is one file: copy what it needs into it"
         if isinstance(error, OSError):
-            text += f". {self._refused}"
+            text += f". {self._kind} cannot {self._cannot}"
         return text
 
 

@@ -18,14 +18,14 @@ from grpo_core.rubric.sandbox.locked_file import LockedFile
 
 MAX_MEMORY = 4 << 30
 MODULE = "rewards"
-REFUSED = "A plug-in cannot write files, use the network, start processes or read files beside it"
+CANNOT = "write files, use the network, start processes or read files beside it"
 
 
 class Plugin:
     """A plug-in file and its public functions."""
 
     def __init__(self, path: str) -> None:
-        self._file = LockedFile(path, REFUSED)
+        self._file = LockedFile(path, "A plug-in", CANNOT)
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def load(self, seconds: float) -> None:
