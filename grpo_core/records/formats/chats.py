@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_core.records.formats.rows import text
+from grpo_core.records.formats.rows import loaded, text
 from grpo_core.types import Turn, TurnRole
 
 ROLES = {
@@ -128,21 +128,14 @@ def _calls(message: Mapping[str, Any]) -> list[_Call]:
     """The tool calls of a message, of OpenAI's form or flat, and as JSON text."""
     found, calls = message.get("tool_calls"), list[_Call]()
     for call in found if isinstance(found, list) else []:
-        call = _loaded(call)
+        call = loaded(call)
         if not isinstance(call, dict):
             continue
         function = call.get("function")
         function = function if isinstance(function, dict) else call
-        arguments = _loaded(function.get("arguments"))
+        arguments = loaded(function.get("arguments"))
         calls.append(_Call(text(call.get("id")), text(function.get("name")), arguments))
     return calls
-
-
-def _loaded(value: Any) -> Any:
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +166,12 @@ def answered(chat: Sequence[Mapping[str, Any]], spans: Sequence[tuple[int, int]]
         turns.append(Turn(TurnRole.OBSERVATION, what, first, count, name, written))
     whole = "\n".join(turn.text for turn in turns)
     return Answered(whole, tuple(turns) if len(turns) > 1 else ())
+
+
+def completed(value: Any) -> Answered:
+    """A completion. value: its messages, or its text."""
+    chat = messages(value)
+    return answered(chat) if chat else Answered(text(value))
 
 
 def _answered_call(message: Mapping[str, Any], calls: Sequence[_Call]) -> _Call | None:

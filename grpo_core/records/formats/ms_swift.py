@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from grpo_core.records.formats.chats import Answered, answered, asked, messages
+from grpo_core.records.formats.chats import asked, completed
 from grpo_core.records.formats.rows import (
     Row,
     Teller,
@@ -137,8 +137,7 @@ class _Table:
         )
 
     def _rollout(self, i: int) -> SourceRollout:
-        chat = messages(self._columns["completion"][i])
-        answer = answered(chat) if chat else Answered(self.keys[i][1])
+        answer = completed(self._columns["completion"][i])
         row = {name: values[i] for name, values in self._columns.items()}
         given = scores({name: row[name] for name in _reward_columns(list(row))})
         return SourceRollout(

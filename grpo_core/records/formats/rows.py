@@ -214,6 +214,14 @@ def text(value: Any) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def loaded(value: Any) -> Any:
+    """What the JSON in a cell says; a cell without JSON is itself."""
+    try:
+        return json.loads(value) if isinstance(value, str | bytes) else value
+    except (ValueError, RecursionError):
+        return value
+
+
 def scores(values: Mapping[str, Any]) -> dict[str, float | None]:
     """The cells that are numbers, or a list's missing ones; text is no score."""
     kept = {name: v for name, v in values.items() if v is None or isinstance(v, int | float)}

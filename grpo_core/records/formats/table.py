@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
-from grpo_core.records.formats.chats import Answered, answered, asked, messages
+from grpo_core.records.formats.chats import asked, completed
 from grpo_core.records.formats.rows import (
     Row,
     by_key,
     found,
     group_of,
     in_parts,
+    loaded,
     number,
     rows,
     scores,
@@ -186,11 +187,8 @@ def _group(siblings: Sequence[Row], columns: Columns) -> SourceGroup:
 
 
 def _rollout(row: Row, columns: Columns) -> SourceRollout:
-    value = columns.value(row, "completion")
-    chat = messages(value)
-    answer = answered(chat) if chat else Answered(text(value))
-    given = columns.value(row, "scores")
-    given = _loaded(given) if isinstance(given, str) else given
+    answer = completed(columns.value(row, "completion"))
+    given = loaded(columns.value(row, "scores"))
     own = {name: number(row.get(name)) for name in columns.criteria}
     end = columns.value(row, "finish_reason")
     return SourceRollout(
@@ -202,13 +200,6 @@ def _rollout(row: Row, columns: Columns) -> SourceRollout:
         num_tokens=whole(columns.value(row, "num_tokens")),
         finish_reason=ENDS.get(end, end) if isinstance(end, str) and end else None,
     )
-
-
-def _loaded(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.errors import StoreError
-from grpo_core.records.formats.chats import Answered, answer_starts, answered, asked, messages
+from grpo_core.records.formats.chats import answer_starts, answered, asked, completed, messages
 from grpo_core.records.formats.rows import (
     EVALUATION,
     Row,
     found,
     group_of,
     in_parts,
+    loaded,
     number,
     runs_of,
     scores,
@@ -95,15 +96,8 @@ def _run(row: Row) -> tuple[str, str]:
 
 
 def _object(data: Any) -> dict[str, Any]:
-    value = _loaded(data)
+    value = loaded(data)
     return value if isinstance(value, dict) else {}
-
-
-def _loaded(data: Any) -> Any:
-    try:
-        return json.loads(data)
-    except (TypeError, ValueError, RecursionError):
-        return None
 
 
 # ---- curves, and tables of completions -----------------------------------------------------------
@@ -159,8 +153,7 @@ def _prompt(row: Row) -> str:
 
 
 def _logged(row: Row) -> SourceRollout:
-    chat = messages(row.get("completion"))
-    answer = answered(chat) if chat else Answered(text(row.get("completion")))
+    answer = completed(row.get("completion"))
     given = scores({k: v for k, v in row.items() if k not in NOT_SCORES})
     return SourceRollout(
         text=answer.text,
@@ -184,7 +177,7 @@ def _traced_groups(rows: Iterator[Row]) -> Iterator[tuple[int, SourceGroup]]:
     held: dict[str, list[_Trace]] = {}
     place: tuple[int, str] | None = None
     for row in rows:
-        step, chat = whole(row["step"]), messages(_loaded(row["messages"]))
+        step, chat = whole(row["step"]), messages(loaded(row["messages"]))
         if step is None or not chat:
             continue
         if place != (now := (step, text(row["key"]))):

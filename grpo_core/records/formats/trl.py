@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from grpo_core.errors import InvalidConfig
-from grpo_core.records.formats.chats import Answered, answered, asked, messages
+from grpo_core.records.formats.chats import asked, completed
 from grpo_core.records.formats.rows import (
     MAX_GROUP,
     Row,
@@ -261,8 +261,7 @@ def _fits(rows: Sequence[Row], weights: Mapping[str, float], size: int) -> bool:
 
 
 def _rollout(row: Row, names: Sequence[str], is_evaluation: bool) -> SourceRollout:
-    chat = messages(row["completion"])
-    answer = answered(chat) if chat else Answered(text(row["completion"]))
+    answer = completed(row["completion"])
     return SourceRollout(
         text=answer.text,
         turns=answer.turns,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grpo_core.records.formats.chats import Answered, answered, asked, messages
+from grpo_core.records.formats.chats import asked, completed
 from grpo_core.records.formats.rows import (
     Row,
     by_key,
@@ -72,8 +72,7 @@ def _key(row: Row) -> str | None:
 
 
 def _rollout(row: Row) -> SourceRollout:
-    chat = messages(row["completion"])
-    answer = answered(chat) if chat else Answered(text(row["completion"]))
+    answer = completed(row["completion"])
     metrics = row.get("metrics")
     named = metrics if isinstance(metrics, dict) else _columns(row)
     usage = row.get("token_usage")
