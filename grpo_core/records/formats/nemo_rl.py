@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from grpo_core.records.formats.rows import (
     number,
     numbers,
     one_value,
+    runs_of,
     text,
     token_ids,
     whole,
@@ -107,7 +107,9 @@ class _Sample:
         length = whole(self._row.get("input_lengths"))
         self.ids = ids[:length] if mask else []
         self.mask = [m > 0 for m in mask[:length]]
-        self.actions = _runs(self.mask)  # the tokens of each message of the policy
+        # The tokens of each message of the policy.
+        runs = runs_of(self.mask, len(self.mask))
+        self.actions = [tokens for tokens in runs if self.mask[tokens.start]]
 
     @property
     def _texts(self) -> list[str]:
@@ -133,10 +135,8 @@ class _Sample:
         chat = [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)]
         if not self.actions:
             return answered(chat)
-        begin, spans = self.actions[0].start, list[tuple[int, int]]()
-        for _, group in groupby(range(begin, len(self.ids)), key=self.mask.__getitem__):
-            places = list(group)
-            spans.append((places[0] - begin, len(places)))
+        mask = self.mask[self.actions[0].start :]
+        spans = [(tokens.start, len(tokens)) for tokens in runs_of(mask, len(mask))]
         return answered(chat, spans if len(spans) == len(chat) else ())
 
     def rollout(self, answer: Answered) -> SourceRollout:
@@ -162,14 +162,3 @@ class _Sample:
             return None
         kept = zip(values[start : len(self.ids)], self.mask[start:], strict=True)
         return [v if is_action else math.nan for v, is_action in kept]
-
-
-def _runs(mask: Sequence[bool]) -> list[range]:
-    found = list[range]()
-    place = 0
-    for is_action, group in groupby(mask):
-        length = len(list(group))
-        if is_action:
-            found.append(range(place, place + length))
-        place += length
-    return found

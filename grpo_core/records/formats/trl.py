@@ -77,7 +77,8 @@ def read(path: Path) -> Iterator[SourceRun | SourceStep]:
     state = settings_at(*_states(folder), most=MAX_STATE_BYTES)
     history = _history(state)
     settings = {"max_steps": state["max_steps"]} if "max_steps" in state else {}
-    if weights := reward_weights(history.values()):
+    weights = reward_weights(history.values())
+    if weights:
         settings["reward_weights"] = weights
     yield SourceRun(
         trainer="TRL",
@@ -87,7 +88,7 @@ def read(path: Path) -> Iterator[SourceRun | SourceStep]:
         settings=settings,
         num_steps=whole(state.get("max_steps")) or None,
     )
-    reader = _Files(history)
+    reader = _Files(history, weights)
     told: set[int] = set()
     for step, groups in reader.steps(tables):
         told.add(step)
@@ -145,9 +146,8 @@ def reward_weights(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 class _Files:
     """The groups of the files of a run, each generation batch once."""
 
-    def __init__(self, history: Mapping[int, Mapping[str, Any]]):
-        self._history = history
-        self._weights = reward_weights(history.values())
+    def __init__(self, history: Mapping[int, Mapping[str, Any]], weights: Mapping[str, float]):
+        self._history, self._weights = history, weights
         self._size: int | None = None
         self._seen: list[Any] = []  # the rows of the file before
 
