@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from grpo_core.rubric import RunningStd, resolve_rubric
 from grpo_core.rubric.check import Check, Params
 from grpo_core.rubric.rubric import Rubric
 from grpo_core.rubric.verdict import DISAGREES
-from grpo_core.types import TIE_TOLERANCE, Group, GroupKind
+from grpo_core.types import TIE_TOLERANCE, Group
 
 if TYPE_CHECKING:
     from grpo_core.training.scoring import PromptRollouts
@@ -145,12 +144,9 @@ def step_metrics(groups: Sequence[Group], config: RunConfig) -> dict[str, float 
 @needs_learner
 def evaluated(pairs: Sequence[PromptRollouts]) -> tuple[Group, ...]:
     """The groups of an evaluation: no advantages, and the verdict "evaluation"."""
-    from grpo_core.training.scoring import mean
+    from grpo_core.training.evaluation import eval_group
 
-    groups = []
-    for prompt, rollouts in pairs:
-        rewards = [r.reward for r in rollouts if r.reward is not None]
-        std = statistics.stdev(rewards) if len(rewards) > 1 else None
-        own = tuple(replace(r, advantage=None) for r in rollouts)
-        groups.append(Group(prompt, own, mean(rewards), std, GroupKind.EVALUATION))
-    return tuple(groups)
+    return tuple(
+        eval_group(prompt, tuple(replace(r, advantage=None) for r in rollouts))
+        for prompt, rollouts in pairs
+    )

@@ -39,10 +39,15 @@ def eval_groups(
             replace(r, prompt_ids=(), completion_ids=(), sampling_logprobs=None, action_mask=None)
             for r in scored[i * size : (i + 1) * size]
         )
-        rewards = [r.reward for r in rollouts if r.reward is not None]
-        std = statistics.stdev(rewards) if len(rewards) > 1 else None
-        groups.append(Group(prompt, rollouts, mean(rewards), std, GroupKind.EVALUATION))
+        groups.append(eval_group(prompt, rollouts))
     return tuple(groups)
+
+
+def eval_group(prompt: Prompt, rollouts: tuple[Rollout, ...]) -> Group:
+    """The scored completions of one prompt, which are not compared: their verdict says so."""
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    std = statistics.stdev(rewards) if len(rewards) > 1 else None
+    return Group(prompt, rollouts, mean(rewards), std, GroupKind.EVALUATION)
 
 
 def eval_metrics(
