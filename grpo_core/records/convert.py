@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_core.config import RunConfig, with_changes
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.records.record import SourceGroup, SourceRollout, SourceStep
+from grpo_core.records.record import PER_TOKEN, SourceGroup, SourceRollout, SourceStep
 from grpo_core.records.rubric import SourceRubric
 from grpo_core.types import Group, StepTokens, TokenRecord
 
@@ -19,7 +19,6 @@ log = logging.getLogger("grpo_studio.import")  # one line for everything that wa
 MAX_STEP = 2**53
 MAX_TEXT = 400_000  # characters of a text that are kept; a page shows no more at once
 TASK = "recorded"  # the task and the rubric of such a run
-PER_TOKEN = ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
 
 
 def kept_text(text: str, what: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -95,7 +95,7 @@ def import_folder(
                     raise
                 whole = run.num_steps is None or last >= run.num_steps
                 writer.finish(RunStatus.FINISHED if whole else RunStatus.STOPPED)
-                found.append(summary(store, writer, form, lines))
+                found.append(summary(store, writer.run_id, form.name, writer.num_written, lines))
     if not found:
         raise StudioError(f"{str(place)!r} has no run with completions.")
     return replace(found[0], others=tuple(other.run_id for other in found[1:]))
@@ -199,18 +199,21 @@ def copy(writer: RecordWriter, steps: Iterator[SourceStep], progress: Progress) 
     return last
 
 
-def summary(store: Store, writer: RecordWriter, form: Format, lines: list[str]) -> Imported:
-    source = store.run(writer.run_id).source
+def summary(
+    store: Store, run_id: str, format: str, added: int, lines: Iterable[str] = ()
+) -> Imported:
+    """The run as the store has it now."""
+    source = store.run(run_id).source
     assert source is not None
     return Imported(
-        writer.run_id,
-        form.name,
-        *foreign.sizes(store, writer.run_id),
+        run_id,
+        format,
+        *foreign.sizes(store, run_id),
         source.recorded,
         source.recomputed,
         source.absent,
         source.disagreements,
-        writer.num_written,
+        added,
         tuple(lines),
     )
 

@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
 from grpo_core.config.places import local_path, may_read
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.records.formats.table import first_columns
-from grpo_core.records.importing import Asked, Imported, find_format, import_folder, one_line
+from grpo_core.records.importing import Asked, Imported, import_folder, one_line, summary
 from grpo_core.records.watching import watch_folder
 from grpo_core.store import GroupRow, RunRow, Store, foreign
 from grpo_core.tasks.files import open_regular
@@ -88,10 +88,7 @@ class Imports:
                 try:
                     numbers = import_folder(scratch, path, asked, look)
                 except _Enough:
-                    numbers, whole = (
-                        _numbers_of(scratch, find_format(path, asked.format).name),
-                        False,
-                    )
+                    numbers, whole = _numbers_of(scratch), False
                 run = scratch.run(numbers.run_id)
                 assert run.source is not None
                 known = foreign.run_of(self.store, run.source.key)
@@ -232,14 +229,12 @@ def _kept(files: Sequence[Path]) -> tuple[Path, str]:
 # ---- what was read -------------------------------------------------------------------------------
 
 
-def _numbers_of(store: Store, format: str) -> Imported:
+def _numbers_of(store: Store) -> Imported:
     """Of the only run of a store, whose import ended early."""
     run = store.runs()[0]
-    source = run.source
-    assert source is not None
-    sizes = foreign.sizes(store, run.id)
-    lists = (source.recorded, source.recomputed, source.absent, source.disagreements)
-    return Imported(run.id, format, *sizes, *lists, sizes[0], ())
+    assert run.source is not None
+    numbers = summary(store, run.id, run.source.format, 0)
+    return replace(numbers, added=numbers.steps)
 
 
 def _a_group(store: Store, run_id: str) -> GroupRow | None:

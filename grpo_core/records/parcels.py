@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
-from grpo_core.records.record import SourceRun, SourceStep, from_plain, to_plain
+from grpo_core.records.record import PER_TOKEN, SourceRun, SourceStep, from_plain, to_plain
 from grpo_core.types import RunStatus
 
 MAX_PACKED = 8 << 20  # bytes of a parcel as it is sent
@@ -70,9 +70,7 @@ def without_tokens(parcel: Parcel) -> Parcel:
     return Parcel(parcel.run, events)
 
 
-_NO_TOKENS: dict[str, Any] = dict.fromkeys(
-    ("token_ids", "action_mask", "sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
-)
+_NO_TOKENS: dict[str, Any] = dict.fromkeys(("token_ids", "action_mask", *PER_TOKEN))
 
 
 def pack(parcel: Parcel) -> bytes:

@@ -73,7 +73,7 @@ def watch_folder(
                 if writer.num_written > before:
                     news_at = time.monotonic()
                     if on_news is not None:
-                        on_news(summary(store, writer, form, lines))
+                        on_news(summary(store, writer.run_id, form.name, writer.num_written, lines))
                 num_steps = writer.source.num_steps
                 if num_steps is not None and last >= num_steps:
                     writer.finish(RunStatus.FINISHED)
@@ -87,7 +87,7 @@ def watch_folder(
                 if writer.is_live:
                     writer.finish(RunStatus.STOPPED)
                 break
-        return summary(store, writer, form, lines)
+        return summary(store, writer.run_id, form.name, writer.num_written, lines)
 
 
 def _wait_for(path: Path, asked: Asked, stop: threading.Event, rhythm: Rhythm) -> Format | None:
