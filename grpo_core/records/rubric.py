@@ -115,6 +115,6 @@ def bounded(value: Any) -> float | None:
     """A number that can be reckoned with; None for any other. Squares of larger ones overflow."""
     try:
         value = finite_or_none(value)
-    except OverflowError:  # a whole number of more than 308 digits
+    except (TypeError, ValueError, OverflowError):  # the last: a whole number above 308 digits
         return None
     return value if value is not None and abs(value) <= MAX_SCORE else None

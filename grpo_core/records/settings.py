@@ -22,7 +22,7 @@ def _number(value: Any) -> Any:
 def _whole(value: Any) -> Any:
     """A whole number; trainers write -1 for "not set"."""
     value = _number(value)
-    return int(value) if value is not None and value == int(value) and value >= 0 else None
+    return int(value) if value is not None and value >= 0 and value % 1 == 0 else None
 
 
 def _some(value: Any) -> Any:

@@ -199,6 +199,14 @@ def test_numbers_that_cannot_be_reckoned_with_are_absent(store):
     assert (row["loss"], row["tokens"], row["unscored_frac"]) == (None, None, pytest.approx(3 / 5))
 
 
+@pytest.mark.parametrize("value", ["x", [], {}, True, -1, NAN, math.inf, 10**400])
+def test_settings_that_cannot_be_used_end_no_import(store, value):
+    names = ("max_steps", "seed", "temperature", "model", "loss_type", "beta")
+    settings = {name: value for name in names} | {"reward_weights": {"correct": value}}
+    run_id = written(store, step(1), source=run(settings=settings))
+    assert len(groups(store, run_id)[0].rollouts) == 4
+
+
 # ---- rubric --------------------------------------------------------------------------------------
 
 
