@@ -33,10 +33,6 @@ def _flag(value: Any) -> Any:
     return value if isinstance(value, bool) else None
 
 
-def _level(value: Any) -> Any:
-    return {"token": "token", "sequence": "sequence"}.get(str(value))
-
-
 # our field -> the names that others have for it, best first, and how to read a value
 NAMES: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
     "model.name": (
@@ -96,7 +92,7 @@ NAMES: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
         ("epsilon_high", "clip_ratio_high", "clip_ratio", "ratio_clip_max", "epsilon"),
     ),
     "algorithm.clip_delta": (_number, ("delta", "clip_ratio_c", "ratio_clip_c")),
-    "algorithm.ratio_level": (_level, ("importance_sampling_level",)),
+    "algorithm.ratio_level": (_some, ("importance_sampling_level",)),
     "algorithm.mask_truncated": (_flag, ("mask_truncated_completions", "overlong_filter")),
     "algorithm.kl_ratio_corrected": (_flag, ("use_bias_correction_kl",)),
     "algorithm.off_policy_threshold": (_number, ("off_policy_mask_threshold",)),
@@ -173,9 +169,9 @@ def map_settings(settings: Mapping[str, Any], changes: Mapping[str, Any] | None 
                 found[ours] = (at, value)
                 break
     for name, words in WORDS.items():
-        at = _find(values, name)
-        for ours, value in words.get(str(values[at]), {}).items() if at is not None else ():
-            found[ours] = (at or name, value)
+        if (at := _find(values, name)) is not None:
+            meant = words.get(str(values[at]), {})
+            found |= {ours: (at, value) for ours, value in meant.items()}
     config, kept = parse(nest({**NEUTRAL, **(changes or {})})), {}
     for ours, (at, value) in found.items():
         if changes and ours in changes:

@@ -108,8 +108,8 @@ class ServerSink:
             )
         if not (token.isascii() and token.isprintable()):
             raise StudioError("token: use printable ASCII characters only.")
-        self.name = f"url {parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        self._address = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}{INGEST}"
+        page = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self.name, self._address = f"url {page}", f"{page}{INGEST}"
         self._token = token
 
     def send(self, parcel: Parcel) -> None:

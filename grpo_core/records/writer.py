@@ -219,7 +219,8 @@ class RecordWriter:
         changes = rubric_fields(self._rubric)
         if first and rollouts:
             changes |= self._observed(step, rollouts)
-        if any(flatten(self._config)[name] != value for name, value in changes.items()):
+        known = flatten(self._config)
+        if any(known[name] != value for name, value in changes.items()):
             self._config = changed(self._config, changes)
 
     def _observed(self, step: SourceStep, rollouts: Sequence[SourceRollout]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.records.importing import Asked, import_folder
-from grpo_core.store import Store, export_rollouts_jsonl
+from grpo_core.store import export_rollouts_jsonl
 from grpo_core.types import GroupKind, RunStatus
 
 ROWS = [
@@ -21,11 +21,6 @@ ROWS = [
     {"step": 2, "group": "a", "prompt": "2+2=", "completion": "4", "correct": 1, "brief": 0.5},
     {"step": 1, "group": "b", "prompt": "3+3=", "completion": "6", "correct": 1, "brief": None},
 ]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs.sqlite")
 
 
 def jsonl(path, rows):

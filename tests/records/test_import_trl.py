@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from processes import until
 
 from grpo_core.analysis.what_if import settings, what_if
 from grpo_core.cli import main
@@ -24,11 +24,6 @@ from grpo_core.types import GroupKind, RunStatus
 
 GOLDEN = Path(__file__).parent / "golden"
 QUICK = Rhythm(look_seconds=0.02, silence_seconds=0.3)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs.sqlite")
 
 
 def places(store, run_id, kind):
@@ -101,13 +96,6 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     assert "--from = 'chess': there is no such format" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "no"), "--db", str(tmp_path / "r")]) == 2
     assert "does not exist" in capsys.readouterr().err
-
-
-def until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_growing_folder_is_followed_until_its_last_step(store, tmp_path):

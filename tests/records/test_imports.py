@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 
 import pytest
+from processes import until
 
 from grpo_core.config.places import ROOTS_VARIABLE
 from grpo_core.errors import StudioError
@@ -92,9 +92,7 @@ def test_a_followed_folder_grows_on_the_page(imports, store, tmp_path):
     written(folder / "rows.jsonl", ROWS[:4])
     imports.follow(Wanted(place=str(folder)))
     assert imports.followed() == [os.path.realpath(folder)]
-    until = time.monotonic() + 20
-    while not (store.runs() and store.runs()[0].steps_done == 1) and time.monotonic() < until:
-        time.sleep(0.05)
+    until(lambda: store.runs() and store.runs()[0].steps_done == 1)
     assert store.runs()[0].status is RunStatus.RUNNING
     with pytest.raises(StudioError, match="followed already"):
         imports.follow(Wanted(place=str(folder)))

@@ -24,13 +24,8 @@ from grpo_core.records.record import SourceGroup, SourceRollout
 from grpo_core.records.writer import RecordWriter
 from grpo_core.runs.doctor import examine_store
 from grpo_core.runs.resume import plan_branch, plan_resume
-from grpo_core.store import Page, Store, Wanted
+from grpo_core.store import Page, Wanted
 from grpo_core.types import GroupKind, RunStatus
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "runs.sqlite")
 
 
 def written(store, *steps, source=None, **options):
@@ -202,7 +197,7 @@ def test_numbers_that_cannot_be_reckoned_with_are_absent(store):
 @pytest.mark.parametrize("value", ["x", [], {}, True, -1, NAN, math.inf, 10**400])
 def test_settings_that_cannot_be_used_end_no_import(store, value):
     names = ("max_steps", "seed", "temperature", "model", "loss_type", "beta")
-    settings = {name: value for name in names} | {"reward_weights": {"correct": value}}
+    settings = dict.fromkeys(names, value) | {"reward_weights": {"correct": value}}
     run_id = written(store, step(1), source=run(settings=settings))
     assert len(groups(store, run_id)[0].rollouts) == 4
 

@@ -55,7 +55,7 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def first_row(files: Sequence[Path]) -> Row:
-    """The first readable object of the first file that has one, to tell its format; else {}."""
+    """To tell a format: the object in the first line of one of the first three files; else {}."""
     for path in files[:3]:
         try:
             with path.open("rb") as file:
