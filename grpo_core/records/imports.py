@@ -230,8 +230,8 @@ def _kept(files: Sequence[Path]) -> tuple[Path, str]:
 
 
 def _numbers_of(store: Store) -> Imported:
-    """Of the only run of a store, whose import ended early."""
-    run = store.runs()[0]
+    """Of the first run in a store that an import filled until it was ended."""
+    run = store.runs()[-1]
     assert run.source is not None
     numbers = summary(store, run.id, run.source.format, 0)
     return replace(numbers, added=numbers.steps)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+from pathlib import Path
 
 import pytest
 from processes import until
 
 from grpo_core.config.places import ROOTS_VARIABLE
 from grpo_core.errors import StudioError
+from grpo_core.records import imports as page_imports
 from grpo_core.records.imports import Imports, Wanted
 from grpo_core.types import RunStatus
 
@@ -39,6 +42,15 @@ def test_a_preview_counts_and_writes_nothing(imports, store, tmp_path):
     assert "token_ids" in numbers.absent
     assert found.whole
     assert store.runs() == []
+
+
+def test_a_preview_cut_short_still_shows_the_first_run(imports, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_imports, "PREVIEW_STEPS", 2)  # the first of the project has one
+    with sqlite3.connect(tmp_path / "sums.db") as db:
+        db.executescript((Path(__file__).parent / "golden/trackio.sql").read_text())
+    db.close()
+    found = imports.preview(Wanted((tmp_path / "sums.db",)))
+    assert (found.run.name, found.whole) == ("sums", False)
 
 
 def test_the_same_upload_is_the_same_run(imports, store, tmp_path):
