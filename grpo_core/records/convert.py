@@ -11,12 +11,18 @@ from typing import Any
 
 from grpo_core.config import RunConfig, with_changes
 from grpo_core.errors import FieldProblem, InvalidConfig
-from grpo_core.records.record import PER_TOKEN, SourceGroup, SourceRollout, SourceStep
+from grpo_core.records.record import (
+    MAX_WHOLE,
+    PER_TOKEN,
+    SourceGroup,
+    SourceRollout,
+    SourceRun,
+    SourceStep,
+)
 from grpo_core.records.rubric import SourceRubric
 from grpo_core.types import Group, StepTokens, TokenRecord
 
 log = logging.getLogger("grpo_studio.import")  # one line for everything that was left out
-MAX_STEP = 2**53
 MAX_TEXT = 400_000  # characters of a text that are kept; a page shows no more at once
 TASK = "recorded"  # the task and the rubric of such a run
 
@@ -96,25 +102,40 @@ def reward_weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return weights if isinstance(weights, Mapping) else {}
 
 
+def check_run(run: SourceRun) -> None:
+    """Raises InvalidConfig for what cannot be stored."""
+    if problems := _check_counts({"run.num_steps": run.num_steps}):
+        raise InvalidConfig(problems)
+
+
 def check(step: SourceStep) -> None:
     """Raises InvalidConfig for what cannot be stored."""
-    problems = []
-    for name, value in (("step.step", step.step), ("step.part", step.part)):
-        if not 0 <= value <= MAX_STEP:
-            problems.append(FieldProblem(name, value, "must be a whole number from 0 up", ""))
+    problems = _check_counts({"step.step": step.step, "step.part": step.part})
     for i, group in enumerate(step.groups):
         at = f"step.groups.{i}"
         if not group.rollouts:
             problems.append(FieldProblem(at, (), "has no completions", "Leave the group out."))
         for j, rollout in enumerate(group.rollouts):
-            problems += _check_tokens(f"{at}.rollouts.{j}", rollout)
+            problems += _check_rollout(f"{at}.rollouts.{j}", rollout)
     if problems:
         raise InvalidConfig(problems[:20])
 
 
-def _check_tokens(at: str, rollout: SourceRollout) -> list[FieldProblem]:
+def _check_counts(values: Mapping[str, int | None]) -> list[FieldProblem]:
+    return [
+        FieldProblem(at, value, f"must be a whole number from 0 to {MAX_WHOLE}", "")
+        for at, value in values.items()
+        if value is not None and not 0 <= value <= MAX_WHOLE
+    ]
+
+
+def _check_rollout(at: str, rollout: SourceRollout) -> list[FieldProblem]:
     ids = rollout.token_ids or ()
-    problems = []
+    counts = {f"{at}.num_tokens": rollout.num_tokens}
+    for k, turn in enumerate(rollout.turns):
+        counts[f"{at}.turns.{k}.first_token"] = turn.first_token
+        counts[f"{at}.turns.{k}.num_tokens"] = turn.num_tokens
+    problems = _check_counts(counts)
     if not all(-(2**31) <= i < 2**31 for i in ids):
         problems.append(FieldProblem(f"{at}.token_ids", "…", "an id does not fit 32 bits", ""))
     for name in ("action_mask", *PER_TOKEN):

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.types import GroupKind, Turn
 
+MAX_WHOLE = 2**53  # of a step and of a count: up to here a float is exact
 # Fields of a rollout with a number for each token.
 PER_TOKEN = ("sampling_logprobs", "logprobs", "ref_logprobs", "entropy")
 STRICT = with_config(ConfigDict(extra="forbid"))

@@ -18,6 +18,7 @@ from grpo_core.records.convert import (
     TASK,
     changed,
     check,
+    check_run,
     heldout_metrics,
     kept_text,
     num_tokens,
@@ -62,6 +63,8 @@ class RecordWriter:
     """
 
     def __init__(self, store: Store, source: SourceRun, *, live: bool = False, batch: int = 0):
+        """Raises InvalidConfig for a run that cannot be stored."""
+        check_run(source)
         self.store = store
         self.source = source
         self.live = live
@@ -129,6 +132,7 @@ class RecordWriter:
 
     def describe(self, source: SourceRun) -> None:
         """The source says more of the same run: its settings, or how many steps it will have."""
+        check_run(source)
         self.source = source
         self._rubric.give(reward_weights(source.settings))
 

@@ -130,15 +130,17 @@ def test_bad_lines_are_left_out_with_their_numbers(store, tmp_path):
 def test_values_of_a_wrong_type_are_absent(store, tmp_path):
     rows = [
         {"prompt": "p", "completion": "a", "reward": "good", "step": "one"},
-        {"prompt": "p", "completion": "b", "reward": [1], "step": -3},
+        {"prompt": "p", "completion": "b", "reward": [1], "step": -3, "num_tokens": 10**30},
         {"prompt": "p", "completion": "c", "reward": 1e400},
         {"prompt": "p", "completion": {"deep": ["x"]}, "reward": True},
     ]
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps(r).replace("Infinity", "NaN") + "\n" for r in rows))
     found = import_folder(store, path)
-    rewards = {r.text: r.reward for g in store.iter_groups(found.run_id) for r in g.rollouts}
+    rollouts = [r for g in store.iter_groups(found.run_id) for r in g.rollouts]
+    rewards = {r.text: r.reward for r in rollouts}
     assert rewards == {"a": None, "b": None, "c": None, '{"deep": ["x"]}': 1.0}
+    assert [r.num_tokens for r in rollouts] == [None] * 4
 
 
 def test_a_text_of_five_megabytes_is_cut_and_said(store, tmp_path):

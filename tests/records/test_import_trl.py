@@ -66,6 +66,15 @@ def test_without_the_log_weights_can_be_given(store, tmp_path):
     assert import_folder(store, tmp_path / "run", given).disagreements == 0
 
 
+@pytest.mark.parametrize("value", ["0.5", 10**30, [], None])
+def test_a_log_with_a_wrong_value_ends_no_import(store, tmp_path, value):
+    shutil.copytree(GOLDEN / "trl_repeats", tmp_path / "run")
+    state = json.loads((GOLDEN / "trl_repeats/trainer_state.json").read_text())
+    state["log_history"][0]["reward"] = state["max_steps"] = value
+    (tmp_path / "run/trainer_state.json").write_text(json.dumps(state))
+    assert import_folder(store, tmp_path / "run").rollouts == 16
+
+
 def test_a_damaged_file_costs_only_its_step(store, tmp_path):
     shutil.copytree(GOLDEN / "trl_repeats", tmp_path / "run")
     file = tmp_path / "run/completions/completions_00003.parquet"

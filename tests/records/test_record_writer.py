@@ -25,7 +25,7 @@ from grpo_core.records.writer import RecordWriter
 from grpo_core.runs.doctor import examine_store
 from grpo_core.runs.resume import plan_branch, plan_resume
 from grpo_core.store import Page, Wanted
-from grpo_core.types import GroupKind, RunStatus
+from grpo_core.types import GroupKind, RunStatus, Turn, TurnRole
 
 
 def written(store, *steps, source=None, **options):
@@ -275,11 +275,21 @@ def test_no_recipe_is_written_for_rewards_that_are_not_here(store, recipe):
     [
         ({"token_ids": [1, 2], "logprobs": [-0.1]}, "step.groups.0.rollouts.0.logprobs"),
         ({"token_ids": [2**40]}, "step.groups.0.rollouts.0.token_ids"),
+        ({"num_tokens": 10**30}, "step.groups.0.rollouts.0.num_tokens"),
+        (
+            {"turns": (Turn(TurnRole.ACTION, "4", 0, 10**30),)},
+            "step.groups.0.rollouts.0.turns.0.num_tokens",
+        ),
     ],
 )
-def test_sequences_that_do_not_fit_are_refused_by_name(store, rollout, place):
+def test_sequences_and_counts_that_do_not_fit_are_refused_by_name(store, rollout, place):
     one = step(1, SourceGroup(prompt="p", rollouts=[SourceRollout(text="t", **rollout)]))
     with RecordWriter(store, run()) as writer, pytest.raises(InvalidConfig) as error:
         writer.write(one)
     assert error.value.problems[0].field == place
     assert groups(store, writer.run_id) == []
+
+
+def test_a_number_of_steps_that_does_not_fit_is_refused(store):
+    with pytest.raises(InvalidConfig, match=r"run\.num_steps"):
+        RecordWriter(store, run(num_steps=10**30))

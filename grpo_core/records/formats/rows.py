@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from grpo_core.errors import StudioError
-from grpo_core.records.record import SourceGroup, SourceRollout, SourceStep
+from grpo_core.records.record import MAX_WHOLE, SourceGroup, SourceRollout, SourceStep
 from grpo_core.types import GroupKind
 
 MAX_LINE_BYTES = 64 << 20  # ms-swift writes a whole batch in one line
@@ -200,9 +200,11 @@ def number(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number of 0 or more, such as a step, also as text."""
+    """A whole number from 0 to MAX_WHOLE, such as a step, also as text."""
     result = number(value)
-    return int(result) if result is not None and result >= 0 and result.is_integer() else None
+    if result is None or not 0 <= result <= MAX_WHOLE:
+        return None
+    return int(result) if result.is_integer() else None
 
 
 def text(value: Any) -> str:

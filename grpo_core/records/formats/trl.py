@@ -130,8 +130,8 @@ def reward_weights(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     means = [[number(line.get(n)) for n in names] for line in kept]
     if not names or any(None in row for row in means):
         return {}
-    wanted = [line["reward"] for line in kept]
-    found, _, rank, _ = np.linalg.lstsq(np.array(means, float), np.array(wanted), rcond=1e-4)
+    wanted = np.array([number(line["reward"]) for line in kept], float)
+    found, _, rank, _ = np.linalg.lstsq(np.array(means, float), wanted, rcond=1e-4)
     if rank < len(names) or np.abs(np.array(means, float) @ found - wanted).max() > 1e-4:
         return {}
     return {
