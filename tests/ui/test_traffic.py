@@ -137,7 +137,7 @@ def test_bodies_that_wait_share_a_fixed_amount_of_memory(monkeypatch):
     async def flood():
         app = Traffic(refuse, never_slow)
         full = await ask(app, scope(), b"x" * 1001)
-        return full, app._buffered
+        return full, app._bodies.buffered
 
     full, buffered = run_async(flood())
     assert full[0] == 429

@@ -27,6 +27,32 @@ def announced(scope: Scope) -> int:
     return int(length)
 
 
+class Bodies:
+    """Reads whole bodies; those being read share a fixed amount of memory."""
+
+    def __init__(self, max_buffered: int, full: tuple[int, str, int]):
+        """max_buffered: bytes of all bodies that are being read. full: the Refusal above that."""
+        self.buffered = 0
+        self._max_buffered, self._full = max_buffered, full
+
+    async def read(self, scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+        """The whole body. Raises Refusal."""
+        if announced(scope) > max_bytes:
+            raise too_large(max_bytes)
+        body = bytearray()
+        try:
+            async for part in parts(receive):
+                body += part
+                self.buffered += len(part)
+                if len(body) > max_bytes:
+                    raise too_large(max_bytes)
+                if self.buffered > self._max_buffered:
+                    raise Refusal(*self._full)
+        finally:
+            self.buffered -= len(body)
+        return bytes(body)
+
+
 async def parts(receive: Receive) -> AsyncIterator[bytes]:
     """The blocks of a body that are not empty. Raises Refusal if they come too slowly."""
     deadline = time.monotonic() + RECEIVE_SECONDS

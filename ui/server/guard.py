@@ -185,14 +185,16 @@ def same_origin(headers: Mapping[str, str], method: str, host: str) -> bool:
 
 async def refuse(send: Send, refusal: Refusal) -> None:
     """Answer with the refusal."""
-    body = refusal.text.encode()
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if refusal.after:
-        headers.append((b"retry-after", str(refusal.after).encode()))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    kind = b"text/plain; charset=utf-8"
+    await respond(send, refusal.status, refusal.text.encode(), kind, refusal.after)
+
+
+async def respond(send: Send, status: int, body: bytes, kind: bytes, after: int) -> None:
+    """Send a whole answer. kind: its content type. after: as in Refusal."""
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    if after:
+        headers.append((b"retry-after", str(after).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

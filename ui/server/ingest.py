@@ -22,10 +22,10 @@ from grpo_core.errors import InvalidConfig, StoreError, StoreFull, StudioError
 from grpo_core.records.intake import Intake
 from grpo_core.records.parcels import MAX_BYTES, MAX_PACKED, TooLarge, read, unzip
 from grpo_core.store import Store
-from ui.server.bodies import announced, parts, too_large
-from ui.server.guard import Refusal, read_headers
+from ui.server.bodies import Bodies
+from ui.server.guard import Refusal, read_headers, respond
 from ui.server.lanes import Busy, Lane
-from ui.server.login import Guesses, TooManyGuesses
+from ui.server.login import MAX_SECONDS, Guesses, TooManyGuesses
 from ui.server.visitor import address
 
 INGEST = "/studio/ingest"
@@ -87,7 +87,7 @@ class Ingest:
         """desk: None: there is nothing at this address."""
         self.app, self._desk = app, desk
         self._guesses, self._lane = Guesses(), Lane(**TURNS)
-        self._buffered = 0  # bytes of all bodies that are being read
+        self._bodies = Bodies(MAX_BUFFERED, SLOW_DOWN)
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +108,8 @@ class Ingest:
             content, after = {"error": str(error)}, 5
         except StudioError as error:  # the disk has no room for more
             status, content, after = 507, {"error": str(error)}, 30
-        await _send(send, status, content, after)
+        body = orjson.dumps(content, default=str)
+        await respond(send, status, body, b"application/json", after)
 
     async def _answer(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """Raises Refusal and StudioError."""
@@ -122,7 +123,8 @@ class Ingest:
         if encoding not in ("gzip", "identity"):
             raise Refusal(415, "Content-Encoding must be gzip or identity.")
         is_zipped = encoding == "gzip"
-        body = await self._body(scope, receive, MAX_PACKED if is_zipped else MAX_BYTES)
+        max_bytes = MAX_PACKED if is_zipped else MAX_BYTES
+        body = await self._bodies.read(scope, receive, max_bytes)
         try:
             async with self._lane.turn(sender):
                 return await run_in_threadpool(desk.take, body, is_zipped)
@@ -136,7 +138,8 @@ class Ingest:
         try:
             await self._guesses.turn(sender)
         except TooManyGuesses:
-            raise Refusal(429, "Too many wrong tokens came from here.", 8) from None
+            text = "Too many wrong tokens came from here."
+            raise Refusal(429, text, int(MAX_SECONDS)) from None
         self._guesses.note(sender, right=False)
         raise Refusal(401, "Send Authorization: Bearer TOKEN with the server's --ingest-token.")
 
@@ -151,32 +154,3 @@ class Ingest:
         self._rates.move_to_end(sender)
         if len(self._rates) > MAX_ADDRESSES:
             self._rates.popitem(last=False)
-
-    async def _body(self, scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-        """The whole body. Raises Refusal."""
-        if announced(scope) > max_bytes:
-            raise too_large(max_bytes)
-        body = bytearray()
-        try:
-            async for part in parts(receive):
-                body += part
-                self._buffered += len(part)
-                if len(body) > max_bytes:
-                    raise too_large(max_bytes)
-                if self._buffered > MAX_BUFFERED:
-                    raise Refusal(*SLOW_DOWN)
-        finally:
-            self._buffered -= len(body)
-        return bytes(body)
-
-
-async def _send(send: Send, status: int, content: dict[str, Any], after: int) -> None:
-    body = orjson.dumps(content, default=str)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if after:
-        headers.append((b"retry-after", str(after).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

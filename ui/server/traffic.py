@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grpo_core.errors import StudioError
-from ui.server.bodies import announced, parts, too_large
+from ui.server.bodies import Bodies
 from ui.server.calls import SHOW, read_call
 from ui.server.guard import Refusal, refuse
 from ui.server.lanes import Busy, Lane
@@ -69,7 +69,7 @@ class Traffic:
         self._is_slow = is_slow
         self._lanes = {name: Lane(**limits) for name, limits in LANES.items()}
         self._places: Counter[tuple[str, str]] = Counter()  # (kind, address) -> open requests
-        self._buffered = 0
+        self._bodies = Bodies(MAX_BUFFERED, TOO_MANY)
         self._uploads = Uploads(app)
         self._queued = QueuedCalls()
         self._late: set[asyncio.Task[None]] = set()
@@ -114,7 +114,7 @@ class Traffic:
             async with self._place(visitor, *UPLOAD):
                 await self._uploads(scope, receive, answer, visitor)
             return
-        body = await self._read(scope, receive)
+        body = await self._bodies.read(scope, receive, MAX_BYTES)
         lane = "page" if path in PAGES else "quick"
         if method == "POST" and path != LOGIN:
             content = read_call(scope, body)
@@ -188,25 +188,6 @@ class Traffic:
             self._places[kind, visitor] -= 1
             if not self._places[kind, visitor]:
                 del self._places[kind, visitor]
-
-    # ---- bodies ------------------------------------------------------------------------------
-
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body of a request that is no upload. Raises Refusal."""
-        if announced(scope) > MAX_BYTES:
-            raise too_large(MAX_BYTES)
-        body = bytearray()
-        try:
-            async for part in parts(receive):
-                body += part
-                self._buffered += len(part)
-                if len(body) > MAX_BYTES:
-                    raise too_large(MAX_BYTES)
-                if self._buffered > MAX_BUFFERED:
-                    raise Refusal(*TOO_MANY)
-        finally:
-            self._buffered -= len(body)
-        return bytes(body)
 
 
 class _Answer:
