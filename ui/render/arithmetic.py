@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from grpo_core.config.options import ADVANTAGES
 from grpo_core.rubric.verdict import DISAGREES
@@ -22,11 +23,22 @@ from ui.render.siblings import MANY, Cause, cause_of, merge_equal, positions
 from ui.render.text import digits_apart, esc, format_number, is_number, plain, signed
 from ui.render.verdicts import verdict_line
 
-# estimator -> its formula with the numbers of one completion, where the group's rewards suffice
-WORKED: dict[str, str] = {
-    "group_std": "({r} − {mean})/({std} + 1e-4) = {a}",
-    "group_mean": "{r} − {mean} = {a}",
-    "leave_one_out": "{r} − {siblings} = {a}",
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """A formula to fill in, and the same to compute: of r, mean, std and the siblings' mean."""
+
+    text: str
+    compute: Callable[[float, float, float, float], float]
+
+
+# The estimators for which a group's rewards suffice.
+WORKED: dict[str, Worked] = {
+    "group_std": Worked(
+        "({r} − {mean})/({std} + 1e-4) = {a}", lambda r, mean, std, _: (r - mean) / (std + 1e-4)
+    ),
+    "group_mean": Worked("{r} − {mean} = {a}", lambda r, mean, *_: r - mean),
+    "leave_one_out": Worked("{r} − {siblings} = {a}", lambda r, _, __, siblings: r - siblings),
 }
 
 
@@ -176,6 +188,8 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) ->
     """The estimator's formula, with the numbers of the first scored of `rollouts` where possible.
 
     A = (r − mean)/(std + 1e-4) = (1.60 − 0.850)/(0.598 + 1e-4) = +1.25
+
+    Of a group that disagrees it takes the numbers of the completion that differs most.
     """
     name = estimator_of(config)
     if name not in ADVANTAGES:
@@ -188,47 +202,37 @@ def _formula(group: GroupRow, rollouts: Sequence[RolloutRow], config: Config) ->
     if suffix := _formula_suffix(config):
         return formula + suffix
     scored = [r.reward for r in group.rollouts if is_number(r.reward)]
-    if name not in WORKED or len(scored) < 2:
+    known = [
+        (r.reward, r.advantage) for r in rollouts if is_number(r.reward) and is_number(r.advantage)
+    ]
+    if name not in WORKED or len(scored) < 2 or not known:
         return formula
+    (reward, recorded), worked = known[0], WORKED[name]
+    advantage, but = recorded, ""
+    if group.verdict == DISAGREES:
+        mean, std = statistics.fmean(scored), statistics.stdev(scored)
+
+        def recompute(r: float) -> float:
+            return worked.compute(r, mean, std, _siblings_mean(r, scored))
+
+        reward, recorded = max(known, key=lambda numbers: abs(recompute(numbers[0]) - numbers[1]))
+        advantage = recompute(reward)
+        if signed(advantage) != signed(recorded):
+            but = f", but {signed(recorded)} was recorded"
     digits = reward_digits(group)
-    if group.verdict == DISAGREES:  # of several, the one that differs most
-
-        def apart(r: RolloutRow) -> float:
-            made = recomputed_advantage(name, r.reward or 0.0, scored)
-            return 0.0 if made is None else abs(made - (r.advantage or 0.0))
-
-        rollouts = sorted(rollouts, key=apart, reverse=True)
-    for r in rollouts:
-        if is_number(r.reward) and is_number(r.advantage):
-            siblings_mean = (sum(scored) - r.reward) / (len(scored) - 1)
-            made = recomputed_advantage(name, r.reward, scored)
-            disagrees = made is not None and signed(made) != signed(r.advantage)
-            disagrees = disagrees and group.verdict == DISAGREES
-            numbers = WORKED[name].format(
-                r=format_number(r.reward, digits),
-                mean=format_number(group.reward_mean, digits + 1),
-                std=format_number(group.reward_std, digits + 1),
-                siblings=format_number(siblings_mean, digits + 1),
-                a=signed(made if disagrees else r.advantage),
-            )
-            but = f", but {signed(r.advantage)} was recorded" if disagrees else ""
-            return f"{formula} = {numbers}{but}"
-    return formula
+    numbers = worked.text.format(
+        r=format_number(reward, digits),
+        mean=format_number(group.reward_mean, digits + 1),
+        std=format_number(group.reward_std, digits + 1),
+        siblings=format_number(_siblings_mean(reward, scored), digits + 1),
+        a=signed(advantage),
+    )
+    return f"{formula} = {numbers}{but}"
 
 
-def recomputed_advantage(name: str, reward: float, scored: Sequence[float]) -> float | None:
-    """One advantage from the rewards of a group of at least two; None for other estimators.
-
-    name: a key of WORKED, whose formulas these are.
-    """
-    mean = statistics.fmean(scored)
-    if name == "group_std":
-        return (reward - mean) / (statistics.stdev(scored) + 1e-4)
-    if name == "group_mean":
-        return reward - mean
-    if name == "leave_one_out":
-        return reward - (sum(scored) - reward) / (len(scored) - 1)
-    return None
+def _siblings_mean(reward: float, scored: Sequence[float]) -> float:
+    """Mean reward of the others of a group of at least two."""
+    return (sum(scored) - reward) / (len(scored) - 1)
 
 
 def _formula_suffix(config: Config) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from grpo_core.analysis.what_if import Answer
 from grpo_core.config.options import ADVANTAGES
+from ui.render.arithmetic import reward_text
 from ui.render.recorded_config import Config, estimator_of, source_of
-from ui.render.text import esc, format_number, is_number, signed
+from ui.render.text import esc, signed
 
 DIGITS = 4
 # Source.estimator -> why this estimator
@@ -23,7 +24,7 @@ def disagreement(answer: Answer, config: Config) -> str:
     estimator = source.estimator if source else ""
     formula = ADVANTAGES[name].formula if name in ADVANTAGES else ""
     rows = "".join(
-        f'<tr><th scope="row">#{r.position + 1}</th><td>{_reward(r.reward)}</td>'
+        f'<tr><th scope="row">#{r.position + 1}</th><td>{reward_text(r.reward, 3)}</td>'
         f"<td><b>{signed(r.advantage, DIGITS)}</b></td>"
         f"<td><b>{signed(r.advantage_then, DIGITS)}</b></td>"
         f"<td>{signed(r.advantage - r.advantage_then, DIGITS)}</td></tr>"
@@ -41,7 +42,3 @@ def disagreement(answer: Answer, config: Config) -> str:
         '<th scope="col">A recomputed</th><th scope="col">difference</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
     )
-
-
-def _reward(value: float | None) -> str:
-    return format_number(value, 3) if is_number(value) else "null"
