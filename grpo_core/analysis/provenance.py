@@ -39,6 +39,13 @@ def why_absent(source: Source, field: str) -> str:
     return f"Not known: the records of {whose(source)} have no {FIELDS.get(field, field)}."
 
 
+def why_missing(source: Source | None, field: str) -> str:
+    """The same where the whole run has no value; empty where it has some, and for our own runs."""
+    if source is None or not is_absent(source, field):
+        return ""
+    return why_absent(source, field)
+
+
 def how_made(source: Source, field: str) -> str:
     """How a recomputed field was made; empty for any other."""
     how = source.recomputed.get(field)

@@ -141,7 +141,7 @@ def _why_row(
 ) -> str:
     """drawn: decimals of rewards, and the run's configuration."""
     first, (digits, config) = equal[0], drawn
-    made = esc(provenance.title_of(config, "advantage", "advantage", first.advantage))
+    made = esc(provenance.title_of(config, "advantage", first.advantage))
     unknown = provenance.absent(config, "reward")  # then there are no scores either
     scores = "".join(
         f"<td>{unknown or score_text(first.scores.get(name))}</td>" for name in criteria

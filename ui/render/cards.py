@@ -142,7 +142,7 @@ def completion_card(
     reward = provenance.absent(config, "reward") or "could not be scored"
     if is_number(rollout.reward):
         reward = format_number(rollout.reward, digits)
-    made = esc(provenance.title_of(config, "advantage", "advantage", rollout.advantage))
+    made = esc(provenance.title_of(config, "advantage", rollout.advantage))
     edited = '<span class="score edited">edited</span>' if rollout.edited else ""
     number = rollout.position + 1
     times = ""

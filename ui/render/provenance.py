@@ -50,23 +50,21 @@ def of_config(config: Config) -> str:
     return provenance(source_of(config))
 
 
-def title_of(config: Config, field: str, name: str, value: object) -> str:
+def title_of(config: Config, field: str, value: object) -> str:
     """The tooltip of a number: what it is, and whose; of an empty place the reason."""
     source = source_of(config)
     if source is None:
-        return name
-    if value is None and words.is_absent(source, field):
-        return words.why_absent(source, field)
+        return field
+    if value is None and (why := words.why_missing(source, field)):
+        return why
     made = words.how_made(source, field)
-    return f"{name}. {made}" if made else f"{name}, recorded by {words.whose(source)}"
+    return f"{field}. {made}" if made else f"{field}, recorded by {words.whose(source)}"
 
 
 def absent(config: Config, field: str) -> str:
     """HTML of an empty place with its reason; "" where the field is not absent in the whole run."""
-    source = source_of(config)
-    if source is None or not words.is_absent(source, field):
-        return ""
-    return empty_place(words.why_absent(source, field))
+    why = words.why_missing(source_of(config), field)
+    return empty_place(why) if why else ""
 
 
 def unknown(config: Config, field: str) -> str:

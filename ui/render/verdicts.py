@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grpo_core.analysis.provenance import is_absent, why_absent
+from grpo_core.analysis.provenance import why_missing
 from grpo_core.rubric.verdict import DISAGREES, VERDICTS, SiblingScores, explain, variance_shares
 from grpo_core.store import GroupRow
 from grpo_core.types import GroupKind
@@ -70,9 +70,8 @@ def verdict_sentence(group: GroupRow, config: Config) -> str:
         )
     if group.verdict not in VERDICTS:
         return ""
-    source = source_of(config)
-    if source is not None and is_absent(source, "reward"):
-        return f"{why_absent(source, 'reward')} So there is nothing to compare."
+    if why := why_missing(source_of(config), "reward"):
+        return f"{why} So there is nothing to compare."
     if group.verdict == DISAGREES:
         return _disagreement(config)
     criteria = criteria_of(config)

@@ -13,7 +13,7 @@ import gradio as gr
 
 from grpo_core.analysis import token_loss
 from grpo_core.analysis import what_if as analysis
-from grpo_core.analysis.provenance import is_absent, why_absent
+from grpo_core.analysis.provenance import is_absent, why_missing
 from grpo_core.analysis.update_effect import update_effects
 from grpo_core.config import RunConfig, flatten, parse
 from grpo_core.errors import InvalidConfig, StudioError
@@ -219,7 +219,7 @@ class ShowGroup:
         weights = [(r.advantage or 0.0, r.num_tokens, r.finish_reason) for r in step]
         shares = token_loss.share_of_gradient(weights, run.config)
         by_rollout = {r.rollout_id: share for r, share in zip(step, shares, strict=True)}
-        if run.source is not None and is_absent(run.source, "advantage"):
+        if is_absent(run.source, "advantage"):
             by_rollout = None  # no advantages, no gradient
         num_groups = len({r.group_id for r in step})
         return (
@@ -311,9 +311,7 @@ class ShowGroup:
         group_id = None if whole_run else group.id
         key = views.curves_key(run) if whole_run else ()
         answer = self._cached_answer(run.id, group_id, key, config.model_dump_json())
-        why = ""
-        if run.source is not None and is_absent(run.source, "advantage"):
-            why = why_absent(run.source, "advantage")
+        why = why_missing(run.source, "advantage")
         html = (what_if.of_run if whole_run else what_if.of_group)(answer, why)
         if "kl_coef" not in changed:
             return html

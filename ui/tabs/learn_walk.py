@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from grpo_core.analysis.provenance import is_absent, why_absent
+from grpo_core.analysis.provenance import why_missing
 from grpo_core.analysis.walk import Change, Walk, Walker
 from grpo_core.analysis.walk_picture import ratio_picture
 from grpo_core.errors import InvalidConfig, StudioError
@@ -187,8 +187,7 @@ class ShowWalk:
         if place.position >= len(ids):
             has_none = f"Step {place.step:,} has no group {place.position + 1}"
             return status.empty(has_none, "Choose another group above.")
-        if source.run.source is not None and is_absent(source.run.source, "advantage"):
-            why = why_absent(source.run.source, "advantage")
+        if why := why_missing(source.run.source, "advantage"):
             return status.empty("This run cannot be walked", f"{why} Choose another run above.")
         done = source.run.steps_done >= place.step
         edited = source.store.edited(source.run.id, place.step)
