@@ -11,13 +11,15 @@ import pytest
 
 from grpo_core.analysis.token_loss import TokenTerms
 from grpo_core.store import TokenRow
+from grpo_core.types import Completion
 from ui.render.tokens import SCALES, token_view
 
 
 def drawn(text: str, pieces: list[bytes]) -> tuple[str, str]:
     """What is drawn of the prompt, and of the tokens."""
     row = TokenRow(1, array("i", range(len(pieces))), tuple(pieces), None, None, None, None)
-    shown = token_view(row, None, "kl", text).replace('<i class="sign">↵</i>', "")
+    shown = token_view(row, None, "kl", Completion(text, "stop", len(pieces)))
+    shown = shown.replace('<i class="sign">↵</i>', "")
     prompted = re.findall(r'<span class="of-prompt"[^>]*>(.*?)</span>', shown, re.DOTALL)
     tokens = re.findall(r'<span class="tok[^>]*>(.*?)</span>', shown, re.DOTALL)
     return html.unescape("".join(prompted)), html.unescape("".join(tokens))
@@ -62,7 +64,7 @@ def coloured(logprobs: list[float], by: str = "logprob") -> str:
         gradient=[0.0] * n,
         change=[0.0] * n,
     )
-    return token_view(row, terms, by)
+    return token_view(row, terms, by, Completion("", "stop", n))
 
 
 def test_a_value_has_the_same_colour_in_every_completion():

@@ -176,7 +176,7 @@ def test_tokens_of_observations_are_grey_and_say_so(views, store):
     token_row = store.token_row(stored.rollouts[1].id)
     terms = token_terms(token_row, 1.0, "stop", context)
     for by in tokens.SCALES:
-        shown = tokens.token_view(token_row, terms, by, "", stored.rollouts[1].turns)
+        shown = tokens.token_view(token_row, terms, by, stored.rollouts[1])
         spans = re.findall(r'<span class="tok([^"]*)"[^>]*data-says="([^"]*)"', shown)
         assert {i for i, (kind, _) in enumerate(spans) if "observed" in kind} == grey
         for i, (_, says) in enumerate(spans):
@@ -184,7 +184,8 @@ def test_tokens_of_observations_are_grey_and_say_so(views, store):
             assert ("log p" in says) != (i in grey)
             assert "nan" not in says
         assert shown.count('class="swatch observed"') == 1
-    plain = tokens.token_view(store.token_row(stored.rollouts[0].id), None, "kl")
+    without = stored.rollouts[0]
+    plain = tokens.token_view(store.token_row(without.id), None, "kl", without)
     assert "observed" not in plain
 
 

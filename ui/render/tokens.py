@@ -16,10 +16,10 @@ from typing import Any
 from grpo_core.analysis.provenance import why_absent
 from grpo_core.analysis.token_loss import TokenTerms
 from grpo_core.store import GroupRow, Source, TokenRow
-from grpo_core.types import GroupKind, Turn
+from grpo_core.types import GroupKind
 from ui.render.status import empty
 from ui.render.text import esc, is_number, plain, short, signed
-from ui.render.turns import observed
+from ui.render.turns import Trajectory, observed
 
 MAX_OPENING = 400  # characters of a completion's text that its prompt wrote
 MAX_TOKENS = 4000  # drawn; a note says so where a completion is longer
@@ -170,24 +170,23 @@ def token_view(
     row: TokenRow,
     terms: TokenTerms | None,
     by: str,
-    text: str = "",
-    turns: Sequence[Turn] = (),
+    rollout: Trajectory,
     source: Source | None = None,
 ) -> str:
     """The tokens of a completion in colour, a legend, and a line for the values of one token.
 
-    terms: None if the update left the completion out. by: a key of SCALES. text: the completion's;
-    what its prompt wrote of it has no tokens and is drawn without colour. turns: the completion's;
-    the tokens of observations are drawn in grey. source: of another trainer's run.
+    terms: None if the update left the completion out. by: a key of SCALES. rollout: the completion.
+    What the prompt wrote of its text has no tokens and is drawn without colour; the tokens of
+    observations are drawn in grey. source: of another trainer's run.
     """
     num_drawn = min(len(row.token_ids), MAX_TOKENS)
-    scale, grey = SCALES[by], observed(turns)
+    scale, grey = SCALES[by], observed(rollout.turns)
     values = [
         math.nan if terms is None or i in grey else value_of(by, terms, i) for i in range(num_drawn)
     ]
     known = [value for value in values if math.isfinite(value)]
     colouring = Colouring(scale, values, grey)
-    drawn, at = _of_prompt(text, row.pieces), 0
+    drawn, at = _of_prompt(rollout.text, row.pieces), 0
     for joined, pieces in clusters(row.pieces[:num_drawn]):
         if len(pieces) == 1:
             drawn += _span(at, joined, row, terms, colouring)

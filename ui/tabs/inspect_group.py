@@ -288,7 +288,7 @@ class ShowGroup:
             terms = token_loss.token_terms(row, advantage, rollout.finish_reason or "", context)
         except InvalidConfig:  # a configuration of another version
             terms = None
-        view = tokens.token_view(row, terms, by, rollout.text, rollout.turns, run.source)
+        view = tokens.token_view(row, terms, by, rollout, run.source)
         if by == "change":
             rollouts = group.rollouts[: update_effect.MAX_ROWS]
             effects = update_effects(store, rollouts)
