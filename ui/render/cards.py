@@ -185,13 +185,11 @@ def _end(rollout: RolloutRow, config: Config) -> str:
 
 
 def _text(rollout: RolloutRow, more: Extras) -> str:
-    if not rollout.text:
-        return '<pre class="nothing">(empty)</pre>'
     texts = [esc(text) for text in texts_of(rollout)] if more.texts is None else more.texts
     label = f"Text of completion {rollout.position + 1}"
-    if has_calls(rollout) or LONG.match(rollout.text):
-        return body(more.equal or [rollout], texts, label)
-    return f"<pre>\n{texts[0]}</pre>"
+    if rollout.text and not (has_calls(rollout) or LONG.match(rollout.text)):
+        return f"<pre>\n{texts[0]}</pre>"
+    return body(more.equal or [rollout], texts, label)
 
 
 def _scores(rollout: RolloutRow, config: Config, cause: Cause | None) -> str:

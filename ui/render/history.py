@@ -205,9 +205,7 @@ def _none(why: str) -> str:
 def _card(rollout: RolloutRow, texts: Sequence[str], title: str) -> str:
     """texts: of the completion's turns as HTML, with marks."""
     title = esc(title)
-    text = '<pre class="nothing">(empty)</pre>'
-    if rollout.text:
-        text = body([rollout], texts, f"{title}, text")
+    text = body([rollout], texts, f"{title}, text")
     tokens = f"{num_turns(rollout)} · " if has_calls(rollout) else ""
     tokens += f"{whole(rollout.num_tokens)} tok"
     return (

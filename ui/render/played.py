@@ -189,9 +189,7 @@ def _card(
     """
     title, of_state, note, unfinished = names[0], esc(names[1]), names[2], names[3]
     completion = rollout.completion
-    body = '<pre class="nothing">(empty)</pre>'
-    if completion.text:
-        body = in_turns([completion], texts, f"{title}, {of_state}, text")
+    body = in_turns([completion], texts, f"{title}, {of_state}, text")
     reward = "could not be scored" if rollout.scores else "not scored yet"
     if is_number(rollout.reward):
         reward = f"reward <b>{format_number(rollout.reward, 3)}</b>"

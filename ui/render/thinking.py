@@ -114,9 +114,7 @@ def _card(title: str, group: GroupRow, shown: Shown) -> str:
     query = {"tab": "inspect", "run": group.run_id, "step": place.step, "group": place.position + 1}
     if place.is_evaluation:
         query["kind"] = group.kind
-    text = '<pre class="nothing">(empty)</pre>'
-    if rollout.text:
-        text = body([rollout], [esc(t) for t in texts_of(rollout)], f"{title}, text")
+    text = body([rollout], [esc(t) for t in texts_of(rollout)], f"{title}, text")
     return (
         f'<article class="card" aria-label="{title}, {esc(place.when)}">'
         f'<div class="adv"><b>{title}</b> <a href="?{esc(urlencode(query))}" data-place>'

@@ -56,12 +56,14 @@ def num_turns(rollout: Trajectory) -> str:
 
 
 def body(equal: Sequence[Trajectory], texts: Sequence[str], label: str) -> str:
-    """The text of a card: in turns where a tool was called, else as it was written.
+    """The text of a card: in turns where a tool was called, else as it was written, or “(empty)”.
 
     equal: the completions that share the card, which may differ in seconds only. texts: of the
     turns, as HTML. label: what a screen reader calls it.
     """
     rollout = equal[0]
+    if not rollout.text:
+        return '<pre class="nothing">(empty)</pre>'
     if not has_calls(rollout):
         # The parser drops one line break after <pre>: this one, not the completion's own.
         return f'<pre tabindex="0" role="region" aria-label="{label}">\n{texts[0]}</pre>'
