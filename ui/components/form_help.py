@@ -9,7 +9,6 @@ from typing import Any
 from grpo_core.config import PRESETS
 from grpo_core.errors import FieldProblem
 from grpo_core.rubric import CHECKS
-from grpo_core.tasks import find_task
 from ui.components.form import (
     ALGORITHM,
     CRITERIA,
@@ -29,7 +28,7 @@ from ui.components.form import (
     section_of,
     shown,
 )
-from ui.components.form_uses import unused
+from ui.components.form_uses import task_of, unused
 from ui.render.formula import objective_lines, parse_float
 from ui.render.text import esc
 
@@ -107,7 +106,7 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
         if isinstance(value, str) and value in options:
             text = f"{FIELDS[name].description} `{value}`: {options[value]}."
             lines[name] = help_line(name, text)
-    if isinstance(flat["task.name"], str) and (task := find_task(flat["task.name"])):
+    if task := task_of(flat):
         lines["task.name"] = help_line("task.name", task.help)
     if changed := departures(flat):
         text = f"Changed from the preset: {', '.join(changed)}."

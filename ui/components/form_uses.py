@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any
 
 from grpo_core.config import options
-from grpo_core.tasks import FILE, find_task
+from grpo_core.tasks import FILE, Task, find_task
 from grpo_core.tasks.source import SUFFIXES
 from ui.components.form import ENVIRONMENT, GYM, PROMPTS, unused_prompts
 from ui.render.formula import parse_float
@@ -37,9 +37,15 @@ def _from_hub(flat: Flat) -> bool:
     return flat["task.name"] == FILE.name and bool(path) and not path.endswith(tuple(SUFFIXES))
 
 
+def task_of(flat: Flat) -> Task | None:
+    """The chosen task; None if there is none, or for anything else that a browser may send."""
+    name = flat["task.name"]
+    return find_task(name) if isinstance(name, str) else None
+
+
 def _in_environment(flat: Flat) -> bool:
     named = str(flat["task.environment"] or "").strip()
-    task = find_task(flat["task.name"]) if isinstance(flat["task.name"], str) else None
+    task = task_of(flat)
     return named != "none" and bool(named or (task and task.environment))
 
 

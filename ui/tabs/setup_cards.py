@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grpo_core.errors import FieldProblem
-from grpo_core.tasks import FILE, find_task
+from grpo_core.tasks import FILE
 from ui.components import form, form_help
+from ui.components.form_uses import task_of
 from ui.render.formula import parse_float
 from ui.render.text import esc
 from ui.tabs.frame import token
@@ -64,7 +65,7 @@ def _model(flat: Mapping[str, Any]) -> str:
 
 def _prompts(flat: Mapping[str, Any]) -> str:
     name = flat["task.name"]
-    task = find_task(name) if isinstance(name, str) else None
+    task = task_of(flat)
     title = task.title if task else str(name)
     if name == FILE.name:
         title = str(flat["task.path"] or "").rstrip("/").rpartition("/")[2] or "no file yet"
