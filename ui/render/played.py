@@ -55,6 +55,26 @@ class Asked:
         return name
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What all answers on show share. unfinished: as `played` takes it."""
+
+    result: PlayResult
+    asked: Asked
+    unfinished: str
+
+    def num_pausing(self, side: Side) -> int:
+        """How many answers of a side go on when “Next turn” is pressed."""
+        if self.unfinished != "pauses":
+            return 0
+        return sum(not r.completion.finish_reason for r in _written(side))
+
+
+def _written(side: Side) -> list[Rollout]:
+    """The answers of a side that have begun."""
+    return [r for r in (side.greedy, *side.sampled) if r is not None]
+
+
 def state_name(step: int) -> str:
     return f"after step {step:,}" if step else "before training"
 
@@ -65,19 +85,16 @@ def played(result: PlayResult, asked: Asked, unfinished: str = "pauses") -> str:
     unfinished: what answers without an end do: one "pauses" after a turn, is "writing", or was
     "stopped".
     """
-    sides = result.sides
+    sides, shown = result.sides, _Shown(result, asked, unfinished)
     rows: list[tuple[str, list[Rollout | None]]] = [("Greedy", [side.greedy for side in sides])]
     for number, pair in enumerate(zip_longest(*(side.sampled for side in sides)), 1):
         rows.append((f"Sampled {number}", list(pair)))
-    pairs = "".join(_pair(title, pair, result, asked, unfinished) for title, pair in rows)
-    heads = "".join(_head(side, result.outcome, asked, unfinished) for side in sides)
+    pairs = "".join(_pair(title, pair, shown) for title, pair in rows)
+    heads = "".join(_head(side, shown) for side in sides)
     columns = "two" if len(sides) == 2 else "one"
     marks = MARKS if len(sides) == 2 else ""
     before = [dict(message) for message in result.prompt.meta.get("before", ())]
-    goes_on = unfinished == "pauses" and any(
-        r and not r.completion.finish_reason for s in sides for r in (s.greedy, *s.sampled)
-    )
-    waits = ' data-waits="on"' if goes_on else ""
+    waits = ' data-waits="on"' if any(map(shown.num_pausing, sides)) else ""
     return (
         f'{_heading(result, asked)}<div class="played {columns}"{waits} '
         f'data-prompt="{esc(result.prompt.text)}" data-right="{esc(result.prompt.answer)}" '
@@ -104,18 +121,17 @@ def _heading(result: PlayResult, asked: Asked) -> str:
     )
 
 
-def _head(side: Side, outcome: str | None, asked: Asked, unfinished: str) -> str:
+def _head(side: Side, shown: _Shown) -> str:
     """A state's name, how many of its sampled answers are right, and its held-out accuracy."""
-    facts = []
+    facts, outcome, asked = [], shown.result.outcome, shown.asked
     marks = [mark for r in side.sampled if (mark := _mark(r, outcome)) in (RIGHT, WRONG)]
     if marks:
         facts.append(f"<b>{marks.count(RIGHT)} of {len(marks)}</b> sampled answers right")
-    written = [r for r in (side.greedy, *side.sampled) if r is not None]
+    written = _written(side)
     scored = [r for r in written if r.scores]
     rewards = [r.reward for r in side.sampled or written if is_number(r.reward)]
-    going = sum(not r.completion.finish_reason for r in written)
-    if written and unfinished == "pauses" and going:
-        facts.append(f"<b>{going} of {len(written)}</b> go on: press Next turn")
+    if pausing := shown.num_pausing(side):
+        facts.append(f"<b>{pausing} of {len(written)}</b> go on: press Next turn")
     elif not scored:
         facts.append("answering…" if written else "waits")
     elif rewards:
@@ -125,8 +141,8 @@ def _head(side: Side, outcome: str | None, asked: Asked, unfinished: str) -> str
     accuracy = asked.accuracy.get(side.state)
     if is_number(accuracy):
         facts.append(f"<b>{percent(accuracy)}</b> of held-out prompts right")
-    if any(map(has_calls, (r.completion for r in written))):
-        calls = sum(t.role == TurnRole.OBSERVATION for r in written for t in r.completion.turns)
+    calls = sum(t.role == TurnRole.OBSERVATION for r in written for t in r.completion.turns)
+    if calls:
         facts.append(f"<b>{calls}</b> tool calls" if calls != 1 else "<b>1</b> tool call")
     if side.begun:
         begun = esc(side.begun.strip()[:400])
@@ -147,13 +163,7 @@ def _mark(rollout: Rollout, outcome: str | None) -> str:
     return RIGHT if score >= 1 else WRONG
 
 
-def _pair(
-    title: str,
-    pair: Sequence[Rollout | None],
-    result: PlayResult,
-    asked: Asked,
-    unfinished: str,
-) -> str:
+def _pair(title: str, pair: Sequence[Rollout | None], shown: _Shown) -> str:
     """The answers of all states with the same random numbers; words of only one are marked."""
     texts = [[esc(text) for text in texts_of(r.completion)] if r else [] for r in pair]
     note = ""
@@ -163,14 +173,8 @@ def _pair(
         texts = [*diff(left, right)]
         note = "same text" if left == right else ""
     cards = "".join(
-        _card(
-            rollout,
-            body,
-            (title, asked.title(side.state), note, unfinished),
-            result.outcome,
-            side.state,
-        )
-        for rollout, body, side in zip(pair, texts, result.sides, strict=True)
+        _card(rollout, body, (title, note), side.state, shown)
+        for rollout, body, side in zip(pair, texts, shown.result.sides, strict=True)
         if rollout is not None
     )
     return f'<section class="pair" aria-label="{title}">{cards}</section>'
@@ -179,15 +183,15 @@ def _pair(
 def _card(
     rollout: Rollout,
     texts: Sequence[str],
-    names: tuple[str, str, str, str],
-    outcome: str | None,
+    names: tuple[str, str],
     state: State,
+    shown: _Shown,
 ) -> str:
     """texts: of the answer's turns, or its one text, as HTML with marks.
 
-    names: of the answer and of its state, a note, and what an answer without an end does.
+    names: the answer's title, and a note.
     """
-    title, of_state, note, unfinished = names[0], esc(names[1]), names[2], names[3]
+    (title, note), of_state = names, esc(shown.asked.title(state))
     completion = rollout.completion
     body = in_turns([completion], texts, f"{title}, {of_state}, text")
     reward = "could not be scored" if rollout.scores else "not scored yet"
@@ -197,7 +201,7 @@ def _card(
         f'<span class="score">{esc(name)} <b>{score_text(score)}</b></span>'
         for name, score in rollout.scores.items()
     )
-    pill = PILLS.get(_mark(rollout, outcome), "")
+    pill = PILLS.get(_mark(rollout, shown.result.outcome), "")
     cut = ", cut" if completion.finish_reason == "length" else ""
     turns = f"{num_turns(completion)} · " if has_calls(completion) else ""
     end = f"{turns}{count(completion.num_tokens, 'token')}{cut}"
@@ -213,7 +217,7 @@ def _card(
     else:
         waits_for_tool = bool(completion.turns) and completion.turns[-1].role != TurnRole.ACTION
         what = {"writing": "calls a tool…" if waits_for_tool else "writing…"}
-        end = turns + what.get(unfinished, unfinished)
+        end = turns + what.get(shown.unfinished, shown.unfinished)
     return (
         f'<article class="card" aria-label="{title}, {of_state}"><div class="adv">'
         f'<b>{title}</b><span class="of-state">{of_state}</span>{pill}'
