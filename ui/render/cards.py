@@ -172,14 +172,12 @@ def _end(rollout: RolloutRow, config: Config) -> str:
     if rollout.finish_reason is not None:
         ended = ENDS.get(rollout.finish_reason, esc(rollout.finish_reason))
     own = whole(rollout.num_tokens)
-    if rollout.num_tokens is None:
-        own = provenance.unknown(config, "token_ids")
-    said = f"{ended} · {own} tok"
+    tokens = provenance.unknown(config, "token_ids") if rollout.num_tokens is None else own
+    said = f"{ended} · {tokens} tok"
     if not has_calls(rollout):
         return f'<span class="score end">{said}</span>'
     title, num_read = "", len(observed(rollout.turns))
     if num_read:
-        own = whole(rollout.num_tokens)
         title = f' title="The policy wrote {own} tokens; it read {num_read:,}."'
     return f'<span class="score end"{title}>{num_turns(rollout)} · {said}</span>'
 
