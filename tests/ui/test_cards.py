@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import re
 import time
-from html.parser import HTMLParser
 
 import pytest
 from recorded import CONFIG, HOSTILE, group, record_run, rollout
+from shown import Shown
 
 from grpo_core.analysis.heldout import Estimate
 from grpo_core.store import GroupPage, GroupSummary
@@ -28,23 +28,6 @@ from ui.render import (
 )
 from ui.render.place import Place
 from ui.render.run_bar import Bar, run_bar
-
-
-class Shown(HTMLParser):
-    """The text, the tags and the attributes of some HTML, as a browser parses it."""
-
-    def __init__(self, source: str):
-        super().__init__(convert_charrefs=True)
-        self.text, self.tags, self.attributes = "", [], []
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-    def handle_data(self, data):
-        self.text += data
-
 
 OURS = {
     "div",

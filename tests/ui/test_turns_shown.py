@@ -6,11 +6,11 @@ import html
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 from acting_runs import REASON, action, call, called, failed, guessed, record_acting_run
 from recorded import CONFIG, HOSTILE, group, record_run, rollout
+from shown import Shown
 
 from grpo_core.analysis.token_loss import loss_context, token_terms
 from grpo_core.config import parse
@@ -19,22 +19,6 @@ from ui.render import cards, charts, history, tokens, turns
 from ui.tabs.inspect import FIRST, ShowInspect
 from ui.tabs.learn_walk import ShowWalk
 from ui.tabs.train_view import NUM_OUTPUTS, ShowTrain
-
-
-class Shown(HTMLParser):
-    """The text and the tags of some HTML, as a browser parses it."""
-
-    def __init__(self, source: str):
-        super().__init__(convert_charrefs=True)
-        self.text, self.tags, self.attributes = "", [], []
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [name for name, _ in attrs]
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def row(position: int, completion, reward: float, **more):
