@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +176,7 @@ def wire_import(box: ImportBox, service: Service, refresh: RefreshEvents) -> Non
 
     box.open.click(open_box, None, [box.box, box.followed], **QUIET).success(None, js=SHOW_JS)
     box.close.click(lambda: [gr.update(visible=False), ""], None, [box.box, box.result], **QUIET)
-    is_table = partial(_mapping_for, TABLE)
-    box.format.change(is_table, box.format, box.mapping, **QUIET)
+    box.format.change(_show_mapping, box.format, box.mapping, **QUIET)
     wait = f"() => {READING!r}"
     previewed = box.preview.click(None, None, box.result, js=wait, **QUIET)
     previewed.then(slow(preview), box.given, [box.result, box.mapping, *box.columns], **UPLOADED)
@@ -188,8 +186,9 @@ def wire_import(box: ImportBox, service: Service, refresh: RefreshEvents) -> Non
     refresh.after(box.followed.unfollow(slow(unfollow), None, box.followed, **QUIET))
 
 
-def _mapping_for(table: str, format: Any) -> dict[str, Any]:
-    return gr.update(visible=format == table)
+def _show_mapping(format: Any) -> dict[str, Any]:
+    """Columns are named for the format of tables only."""
+    return gr.update(visible=format == TABLE)
 
 
 # ---- what a person does ----------------------------------------------------------------------
