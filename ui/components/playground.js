@@ -1,7 +1,7 @@
 // The Playground's question travels in a hidden value: {run, id, take, turns}, where `turns` says
-// after which turn to pause, 0: never. It changes with every
-// press, and an answer is shown only while its question stands there: an answer that was overtaken
-// never appears under another run or another prompt.
+// after which turn to pause, 0: never. It changes with every press, and an answer is shown only
+// while its question stands there: an answer that was overtaken never appears under another run or
+// another prompt.
 window.studioAsk = (run, take = '', turns = 0) =>
   JSON.stringify({run, id: `${Date.now()} ${Math.random()}`, take, turns});
 
@@ -55,11 +55,9 @@ window.studioKeepAnswer = () => {
   const {run, step, key} = studioPressed;
   const button = [...document.querySelectorAll('#play-answers [data-do=keep]')]
     .find(b => b.dataset.key === key);
-  const card = button?.closest('.card'), {prompt, right, before} = button?.closest('.played').dataset;
-  const text = button.dataset.text;
+  const {prompt, right, before} = button.closest('.played').dataset, answer = button.dataset.text;
   button.textContent = 'Kept ✓';
-  return JSON.stringify(
-    {run, step: Number(step), prompt, right, before, answer: text, n: Date.now()});
+  return JSON.stringify({run, step: Number(step), prompt, right, before, answer, n: Date.now()});
 };
 
 // When another run comes into view, the question and the answers of the one before are cleared.
