@@ -195,7 +195,7 @@ def _live_facts(run: RunRow, recent: Sequence[Mapping[str, Any]], now: float) ->
     seconds = [row["step_seconds"] for row in rows if is_number(row.get("step_seconds"))]
     tokens = [row["tokens"] for row in rows if is_number(row.get("tokens"))]
     if seconds and sum(seconds) > 0 and run.num_steps:
-        num_left = max(0, (run.num_steps or 0) - run.steps_done)
+        num_left = max(0, run.num_steps - run.steps_done)
         facts.append(f"{duration(sum(seconds) / len(seconds) * num_left)} left")
         facts.append(f"{short(sum(tokens) / sum(seconds))} tokens/s")
     elif run.source is None:
