@@ -213,8 +213,11 @@ def _build(
 
     visitors = Visitors(limits.per_visitor)
 
-    def admit() -> None:
+    def check_disk() -> None:
         limits.check_disk(used_bytes())
+
+    def admit() -> None:
+        check_disk()
         visitors.admit(visitor())  # last, so that what is refused does not count
 
     def check_reward_model(settings: RewardSettings) -> None:
@@ -247,9 +250,9 @@ def _build(
         service.load()  # the page says from the start how much fits into a lease
     asked = cast("Service", service)  # it has every method of PreflightService
     page = build_app(store, runs, asked, bool(os.environ.get("SPACE_ID")), storage)
-    page.check_upload = lambda: limits.check_disk(used_bytes())
+    page.check_upload = check_disk
     if options.ingest_token:
-        page.ingest = Desk(store, options.ingest_token, page.check_upload)
+        page.ingest = Desk(store, options.ingest_token, check_disk)
     return page, runs, service
 
 
