@@ -85,8 +85,10 @@ def test_a_number_leads_to_its_group_in_inspect_and_another_group_is_picked(exam
     choice.select_option(index=2)
     chosen = choice.input_value()
     page.wait_for_url(re.compile(f"at={chosen.replace('/', '%2F')}%3Aadvantages"))
-    page.locator("#walk-numbers th a").first.click()
     step, position = chosen.split("/")
+    link = page.locator("#walk-numbers th a").first
+    expect(link).to_have_attribute("href", re.compile(f"step={step}&group={int(position) + 1}\\b"))
+    link.click()
     page.locator("#look-body article").first.wait_for()
     expect(page.locator("#opened-group")).to_contain_text(f"group {int(position) + 1}")
     page.wait_for_url(re.compile(f"step={step}&group={int(position) + 1}"))
