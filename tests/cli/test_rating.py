@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from processes import ENV, ROOT
@@ -73,6 +74,8 @@ def in_terminal(store, keys: bytes, wait_for: int) -> bytes:
         cwd=ROOT,
         env=ENV,
         start_new_session=True,
+        # A parent that runs in a shell's background ignores Ctrl-C, and hands that on.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     os.close(slave)
     os.write(master, keys)
