@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from grpo_core.environments.calls import Parsed, ToolCall, arguments_as_text
@@ -20,6 +19,7 @@ from grpo_core.environments.tool_chat import ToolChat
 from grpo_core.errors import StudioError
 from grpo_core.models import Policy
 from grpo_core.rollout import (
+    Draws,
     SamplingHooks,
     SamplingParams,
     TurnSampler,
@@ -151,7 +151,7 @@ def sample_trajectories(
     policy: Policy,
     prompts: Sequence[tuple[str, Sequence[int]]],
     params: SamplingParams,
-    generator: torch.Generator,
+    draws: Draws,
     world: World,
     hooks: SamplingHooks,
 ) -> list[Rollout]:
@@ -161,7 +161,7 @@ def sample_trajectories(
     action that calls no tool, with `max_turns` actions, or with max_new_tokens tokens, observations
     among them. The random number of a token depends on its row and place alone.
     """
-    uniforms = random_numbers(len(prompts), params, generator)  # (P, G, T)
+    uniforms = random_numbers(len(prompts), params, draws)  # (P, G, T)
     with sampling(policy, uniforms.numel()):
         rollouts = _Play(policy, prompts, params, world, hooks, uniforms).run()
     return _with_rewards(world.instances, rollouts)

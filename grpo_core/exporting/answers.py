@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-import torch
 from safetensors.torch import load_file
 
 from grpo_core.config import RunConfig, parse
@@ -120,14 +119,13 @@ def _answers(
     ways = [SamplingParams(1, room, 0.0)]
     if request.temperature > 0:
         ways.append(SamplingParams(request.count, room, request.temperature))
-    rng = torch.Generator(session.policy.device).manual_seed(session.config.train.seed)
     read, rollouts = prompt, []
     for params in ways:
         asked = _fitting(session, prompt, params.group_size)
         [read] = asked.prompts
         teller = _Teller(partial(show, read), rollouts, request.turns or 1)
         hooks = SamplingHooks(watch.check, on_look=teller.look, on_calls=teller.tell)
-        rollouts += sample(session, asked, params, rng, hooks)
+        rollouts += sample(session, asked, params, hooks)
     return read, rollouts
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig
-from grpo_core.learner.aggregation import LossNormalizer, entropy_threshold
+from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.batch import Batch
 from grpo_core.learner.critic import Critic, value_loss
 from grpo_core.learner.kl import KL_ESTIMATORS, NEEDS_DISTRIBUTIONS, Divergence
@@ -90,6 +90,14 @@ _SUMS = (
 
 
 @dataclass(frozen=True, slots=True)
+class PassSums:
+    """A worker's share of a pass: its _SUMS, and its largest ratio."""
+
+    sums: list[float]
+    ratio_max: float
+
+
+@dataclass(frozen=True, slots=True)
 class _PartResult:
     """A micro-batch's share of the loss, its _SUMS (float64) and its largest ratio."""
 
@@ -127,8 +135,8 @@ class Passes:
         assert self.reference is not None
         return self.score(self.reference, part, ScoreOptions(entropy=False))
 
-    def backward(self, parts: Sequence[Batch], inputs: PassInputs) -> PassResult:
-        """Leave the step's gradient in `weights`, and each token's numbers in the log."""
+    def backward(self, parts: Sequence[Batch], inputs: PassInputs) -> PassSums:
+        """Leave the gradient of these parts in `weights`, and each token's numbers in the log."""
         device = next(self.model.parameters()).device
         total = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
         ratio_max = torch.zeros((), device=device)
@@ -142,7 +150,12 @@ class Passes:
             # All groups tied. A gradient of 0 instead of None: the optimiser's momentum continues.
             for p in self.weights.parameters():
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
-        sums = dict(zip(_SUMS, total.tolist(), strict=True))
+        return PassSums(total.tolist(), float(ratio_max))
+
+    def result(self, found: Sequence[PassSums], inputs: PassInputs) -> PassResult:
+        """What the shares of all workers come to."""
+        totals = map(sum, zip(*(share.sums for share in found), strict=True))
+        sums = dict(zip(_SUMS, totals, strict=True))
         has_tokens = sums["tokens"] > 0
         num_tokens = max(sums["tokens"], 1)
         return PassResult(
@@ -156,7 +169,7 @@ class Passes:
             high_entropy=sums["high_entropy"],
             entropy_coef=inputs.coef.entropy,
             ratio_mean=sums["ratio"] / num_tokens if has_tokens else 1.0,
-            ratio_max=float(ratio_max) if has_tokens else 1.0,
+            ratio_max=max(share.ratio_max for share in found) if has_tokens else 1.0,
             clip_low_frac=sums["clip_low"] / num_tokens,
             clip_high_frac=sums["clip_high"] / num_tokens,
             off_policy_frac=sums["dropped"] / inputs.size.num_rows,
@@ -240,12 +253,13 @@ class Passes:
     @torch.no_grad()
     def measure(
         self, parts: Iterable[Batch], log: TokenLog, check_interrupt: CheckInterrupt
-    ) -> tuple[float, float]:
-        """KL to the reference and entropy before the first update, means over tokens in nats.
+    ) -> tuple[float, float, int]:
+        """KL to the reference and entropy before the first update: sums in nats; and the tokens.
 
         Numbers of the policy that the log already has are not computed again.
         """
-        kl = entropy = num_tokens = 0.0
+        kl = entropy = 0.0
+        num_tokens = 0
         for part in in_turn(parts, check_interrupt):
             mask = part.completion_mask
             reference = self.score_reference(part)
@@ -261,7 +275,7 @@ class Passes:
             kl += float(KL_ESTIMATORS[self.algorithm.kl_estimator](x)[mask].double().sum())
             entropy += float(policy.entropy[mask].double().sum())
             num_tokens += int(mask.sum())
-        return kl / max(num_tokens, 1), entropy / max(num_tokens, 1)
+        return kl, entropy, num_tokens
 
     @torch.no_grad()
     def log_after(
@@ -274,21 +288,11 @@ class Passes:
             log.write(log.logprobs_after, part, outputs.logprobs)
 
     @torch.no_grad()
-    def with_entropy_threshold(
-        self, parts: Sequence[Batch], size: LossNormalizer, check_interrupt: CheckInterrupt
-    ) -> LossNormalizer:
-        """`size` with the entropy below which tokens have no policy term.
-
-        The threshold is that of the whole step, so it takes a forward pass of its own.
-        """
-        if self.algorithm.entropy_quantile == 1:
-            return size
-        entropies = []
+    def entropies(self, parts: Iterable[Batch], check_interrupt: CheckInterrupt) -> Tensor:
+        """The entropy of every token that trains, (N,)."""
+        entropies = [torch.zeros(0)]
         for part in in_turn(parts, check_interrupt):
             outputs = self.score(self.model, part)
             assert outputs.entropy is not None
             entropies.append(outputs.entropy[part.loss_mask])
-        entropy = torch.cat(entropies)
-        threshold = entropy_threshold(entropy, self.algorithm.entropy_quantile)
-        num_carrying = int((entropy >= threshold).sum())
-        return replace(size, entropy_threshold=threshold, num_carrying=num_carrying)
+        return torch.cat([e.to(entropies[-1]) for e in entropies])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.learner.adam import allocate_averages, take_step
-from grpo_core.learner.aggregation import LossNormalizer
+from grpo_core.learner.aggregation import LossNormalizer, entropy_threshold
 from grpo_core.learner.batch import Batch, packed
 from grpo_core.learner.clipping import clip_gradient
 from grpo_core.learner.controls import KL_CONTROLS, CoefficientState
@@ -31,11 +31,20 @@ from grpo_core.learner.master_weights import MasterWeights
 from grpo_core.learner.memory import MicroBatcher
 from grpo_core.learner.objectives import CONSTRAINED
 from grpo_core.learner.packing import Packing
-from grpo_core.learner.passes import CheckInterrupt, Passes, PassInputs, PassResult, in_turn
+from grpo_core.learner.passes import (
+    CheckInterrupt,
+    Passes,
+    PassInputs,
+    PassResult,
+    PassSums,
+    in_turn,
+)
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.learner.trust_region import Surrogate, TrustRegionStep, trust_region_step
 from grpo_core.learner.update_result import Update, mean_of_known, pass_means
+from grpo_core.learner.workers import ALONE, Workers
 from grpo_core.models.lora import adapter_layers, scale_adapters
+from grpo_core.types import TokenRecord
 
 # A KL that is not trained on is measured on one row in this many, so that its curve costs little.
 ROWS_PER_MEASURED = 8
@@ -69,7 +78,8 @@ class _BatchInputs:
 class Learner:
     """The policy's optimiser, its reference and critic, and the coefficients that move.
 
-    reference None: the KL is never measured.
+    reference None: the KL is never measured. workers: each has a learner of the same weights and
+    gives its batch, the groups that are its share of the step; all then take the same update.
     """
 
     def __init__(
@@ -78,7 +88,9 @@ class Learner:
         reference: nn.Module | None,
         settings: LearnerSettings,
         recompute: bool = False,
+        workers: Workers = ALONE,
     ):
+        self.workers = workers
         self.model, self.reference = model, reference
         self.algorithm, self.train = settings.algorithm, settings.train
         self.learning_rate = settings.learning_rate
@@ -119,10 +131,11 @@ class Learner:
         check_interrupt: CheckInterrupt = lambda: None,
         restart: bool = False,
     ) -> ValueEstimates | None:
-        """A critic's advantages of a batch sampled from the present policy; None without a critic.
+        """A critic's advantages of all B rows of a step; None without a critic.
 
-        rewards (B,), nan = could not be scored. restart: the first batch's rewards have changed,
-        so the critic is initialised with them again.
+        batch: this worker's share, sampled from the present policy. rewards (B,) of the step, nan =
+        could not be scored. restart: the first step's rewards have changed, so the critic is
+        initialised with them again.
         """
         critic = self.critic
         if critic is None:
@@ -137,8 +150,14 @@ class Learner:
                 self.model, in_turn(parts, check_interrupt), batch, self.train.temperature
             )
 
-        found = self.micro_batcher.retry_on_oom(self.packing.grouped_if_exact(batch), values)
-        return value_estimates(found, rewards, batch.completion_mask, self.algorithm)
+        def found() -> tuple[Tensor, Tensor]:
+            grouped = self.packing.grouped_if_exact(batch)
+            return self.micro_batcher.retry_on_oom(grouped, values), batch.completion_mask
+
+        size = len(batch) // len(batch.prompts)
+        shares = zip(*self.workers.gather(found), strict=True)
+        step_values, mask = (joined(tensors, size) for tensors in shares)
+        return value_estimates(step_values.to(rewards), rewards, mask, self.algorithm)
 
     def update(
         self,
@@ -148,9 +167,10 @@ class Learner:
     ) -> Update:
         """Take `updates_per_batch` optimiser steps on a batch sampled from the present policy.
 
-        advantages (B,), or a critic's estimates. `check_interrupt` is called before each
-        micro-batch and may raise; before the first step the weights are then unchanged. Raises
-        NonFinite, with the weights unchanged, if the loss or the gradient is not finite.
+        batch: this worker's share of a step of B rows. advantages (B,) of the whole step, or a
+        critic's estimates. `check_interrupt` is called before each micro-batch and may raise;
+        before the first step the weights are then unchanged. Raises NonFinite, with the weights
+        unchanged, if the loss or the gradient is not finite.
         """
         a = self.algorithm
         estimates = advantages if isinstance(advantages, ValueEstimates) else None
@@ -163,9 +183,7 @@ class Learner:
         norms: list[float] = []
         trust: TrustRegionStep | None = None
         for index in range(a.updates_per_batch):
-            result, size = self.micro_batcher.retry_on_oom(
-                inputs.gradient_rows, lambda parts, index=index: self._pass(parts, index, inputs)
-            )
+            result, size = self._pass(index, inputs)
             if index == 0 and not inputs.needs_kl and self.reference is not None:
                 measured = self._measure(inputs)
             passes.append(result)
@@ -186,7 +204,7 @@ class Learner:
         measured_kl, measured_entropy = measured
         if self.reference is not None:
             kl = _last([measured_kl, *(p.kl for p in passes)])
-            self.coefficients = self.coefficients.after_batch(kl, len(batch), a)
+            self.coefficients = self.coefficients.after_batch(kl, inputs.size.num_rows, a)
         if a.ref_every and self.num_steps % a.ref_every == 0:
             self._move_reference()
         self.midway = False
@@ -207,22 +225,34 @@ class Learner:
     ) -> None:
         """Log what the updated policy says of the last batch's tokens: one forward pass.
 
-        groups: positions in the batch; of these only rows whose log-probabilities the update
+        groups: positions in the step; of these only rows whose log-probabilities the update
         computed. Changes neither weights nor the state of the optimiser, and draws no random
         number.
         """
+        token_log, workers = self.log, self.workers
+        assert token_log is not None
+        own = {p // workers.world for p in groups if p % workers.world == workers.rank}
+        computed, siblings = token_log.computed.tolist(), token_log.batch.siblings
+        measured = {i for p in own for i in siblings[p] if computed[i]}
+
+        def measure() -> None:
+            batch = self.packing.grouped_if_exact(token_log.batch)
+            segments = [
+                (p, [i for i in rows if i in measured]) for p, rows in enumerate(batch.siblings)
+            ]
+            self.micro_batcher.retry_on_oom(
+                batch.select([(p, rows) for p, rows in segments if rows]),
+                lambda parts: self.passes.log_after(parts, token_log, check_interrupt),
+            )
+
+        workers.together(measure)
+
+    def token_records(self) -> list[TokenRecord]:
+        """What was computed of each token of the last step, one record a row."""
         token_log = self.log
         assert token_log is not None
-        computed, siblings = token_log.computed.tolist(), token_log.batch.siblings
-        measured = {i for p in groups for i in siblings[p] if computed[i]}
-        batch = self.packing.grouped_if_exact(token_log.batch)
-        segments = [
-            (p, [i for i in rows if i in measured]) for p, rows in enumerate(batch.siblings)
-        ]
-        self.micro_batcher.retry_on_oom(
-            batch.select([(p, rows) for p, rows in segments if rows]),
-            lambda parts: self.passes.log_after(parts, token_log, check_interrupt),
-        )
+        size = len(token_log.batch) // len(token_log.batch.prompts)
+        return self.workers.in_order(self.workers.gather(token_log.records), size)
 
     # ---- one update ----------------------------------------------------------------------------
 
@@ -231,17 +261,19 @@ class Learner:
     ) -> _BatchInputs:
         """What the updates on this batch share; starts the batch's token log."""
         if isinstance(advantages, ValueEstimates):
-            scored = advantages.scored.tolist()
+            scored = self._own(advantages.scored, batch).tolist()
             trains = [t and s for t, s in zip(batch.trains, scored, strict=True)]
             batch = replace(batch, trains=trains)
             advantages = torch.stack([advantages.advantages, advantages.returns], -1)
-        num_tokens = int(batch.loss_mask.sum())
-        size = LossNormalizer(
-            len(batch), num_tokens, self.train.max_new_tokens, num_carrying=num_tokens
-        )
+        advantages = self._own(advantages, batch)
         dtype = torch.promote_types(output_layer(self.model).weight.dtype, torch.float32)
         self.log = TokenLog(batch, self.algorithm.updates_per_batch, dtype)
-        batch = self.packing.grouped_if_exact(batch)
+        share = self.workers.gather(lambda: (len(batch), int(batch.loss_mask.sum())))
+        num_rows, num_tokens = map(sum, zip(*share, strict=True))
+        size = LossNormalizer(
+            num_rows, num_tokens, self.train.max_new_tokens, num_carrying=num_tokens
+        )
+        batch = self.workers.together(lambda: self.packing.grouped_if_exact(batch))
         return _BatchInputs(
             batch=batch,
             gradient_rows=self._rows_with_gradient(batch, advantages),
@@ -251,15 +283,58 @@ class Learner:
             check_interrupt=check_interrupt,
         )
 
-    def _pass(
-        self, parts: list[Batch], update: int, inputs: _BatchInputs
-    ) -> tuple[PassResult, LossNormalizer]:
+    def _own(self, values: Tensor, batch: Batch) -> Tensor:
+        """This worker's of the step's rows (B, …); their tokens are cut to its batch's length."""
+        workers, size = self.workers, len(batch) // len(batch.prompts)
+        own = values.unflatten(0, (-1, size))[workers.rank :: workers.world].flatten(0, 1)
+        return own if own.dim() == 1 else own[:, : batch.completion_ids.shape[1]]
+
+    def _pass(self, update: int, inputs: _BatchInputs) -> tuple[PassResult, LossNormalizer]:
         """One pass, whose gradient stays in `.grad`; and the normaliser with its threshold."""
+        size = self._with_entropy_threshold(inputs)
+        pass_inputs = self._pass_inputs(update, inputs, size)
+
+        def backward(parts: list[Batch]) -> PassSums:
+            self.optimizer.zero_grad(set_to_none=True)
+            return self.passes.backward(parts, pass_inputs)
+
+        found = self.workers.gather(
+            lambda: self.micro_batcher.retry_on_oom(inputs.gradient_rows, backward)
+        )
+        self._sum_gradients()
+        return self.passes.result(found, pass_inputs), size
+
+    def _sum_gradients(self) -> None:
+        """Every worker gets the gradient of the whole step."""
+        parameters = [
+            *self.weights.parameters(),
+            *(self.critic.parameters() if self.critic else ()),
+        ]
+        self.workers.sum_([p.grad for p in parameters if p.grad is not None])
+
+    def _with_entropy_threshold(self, inputs: _BatchInputs) -> LossNormalizer:
+        """The normaliser with the entropy below which tokens have no policy term.
+
+        The threshold is that of the whole step, so it takes a forward pass of its own.
+        """
+        share = self.algorithm.entropy_quantile
+        if share == 1:
+            return inputs.size
+        found = self.workers.gather(
+            lambda: self.micro_batcher.retry_on_oom(
+                inputs.gradient_rows,
+                lambda parts: self.passes.entropies(parts, inputs.check_interrupt),
+            )
+        )
+        entropy = torch.cat([e.to(found[0].device) for e in found])
+        threshold = entropy_threshold(entropy, share)
+        num_carrying = int((entropy >= threshold).sum())
+        return replace(inputs.size, entropy_threshold=threshold, num_carrying=num_carrying)
+
+    def _pass_inputs(self, update: int, inputs: _BatchInputs, size: LossNormalizer) -> PassInputs:
         assert self.log is not None
-        self.optimizer.zero_grad(set_to_none=True)
-        size = self.passes.with_entropy_threshold(parts, inputs.size, inputs.check_interrupt)
         coefficients = self.coefficients
-        pass_inputs = PassInputs(
+        return PassInputs(
             advantages=inputs.advantages,
             update=update,
             coef=Coefficients(coefficients.kl_coef, coefficients.entropy_weight(self.algorithm)),
@@ -268,18 +343,24 @@ class Learner:
             log=self.log,
             check_interrupt=inputs.check_interrupt,
         )
-        return self.passes.backward(parts, pass_inputs), size
 
     def _measure(self, inputs: _BatchInputs) -> tuple[float, float]:
-        """KL and entropy of the batch's first rows, for a run that does not train on the KL."""
-        token_log = self.log
+        """KL and entropy of the step's first rows, for a run that does not train on the KL."""
+        token_log, workers = self.log, self.workers
         assert token_log is not None
         # At least two rows: siblings are then computed together, as the policy's own were.
-        num_rows = max(2, -(-len(inputs.batch) // ROWS_PER_MEASURED))
-        return self.micro_batcher.retry_on_oom(
-            inputs.batch.first(num_rows),
-            lambda parts: self.passes.measure(parts, token_log, inputs.check_interrupt),
+        num_rows = max(2, -(-inputs.size.num_rows // ROWS_PER_MEASURED))
+        size = len(token_log.batch) // len(token_log.batch.prompts)
+        whole, rest = divmod(num_rows, size)  # groups of the step, and rows of the next one
+        own = len(workers.mine(whole)) * size + rest * (whole % workers.world == workers.rank)
+        found = workers.gather(
+            lambda: self.micro_batcher.retry_on_oom(
+                inputs.batch.first(own),
+                lambda parts: self.passes.measure(parts, token_log, inputs.check_interrupt),
+            )
         )
+        kl, entropy, num_tokens = map(sum, zip(*found, strict=True))
+        return kl / max(num_tokens, 1), entropy / max(num_tokens, 1)
 
     def _optimizer_step(self) -> None:
         """Move the weights by AdamW, at the learning rate of this step."""
@@ -426,6 +507,16 @@ class Learner:
                 if any(has_gradient[i] for i in rows)
             ]
         )
+
+
+def joined(shares: Sequence[Tensor], size: int) -> Tensor:
+    """Rows that groups of `size` were dealt with, (b, t) each worker, in their order: (B, T)."""
+    longest, world = max(share.shape[1] for share in shares), len(shares)
+    num_groups = sum(len(share) // size for share in shares)
+    result = shares[0].new_zeros(num_groups, size, longest)
+    for rank, share in enumerate(shares):
+        result[rank::world, :, : share.shape[1]] = share.unflatten(0, (-1, size)).to(result.device)
+    return result.flatten(0, 1)
 
 
 def _last(values: Sequence[float | None]) -> float:

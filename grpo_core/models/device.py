@@ -211,8 +211,10 @@ def _grow_segments() -> None:
             return
 
 
-def share_cores(num_parameters: int) -> None:
+def share_cores(num_parameters: int, num_processes: int = 1) -> None:
     """Set torch's CPU threads: one for every two million parameters, at most all cores.
+
+    num_processes: those that share the cores.
 
     A tiny model gains a third from a second thread on an idle machine. Beside a browser it loses
     more than half (docs/measurements.md), because each small operation waits for both threads.
@@ -226,7 +228,7 @@ def share_cores(num_parameters: int) -> None:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, min(cores, num_parameters // 2_000_000)))
+    torch.set_num_threads(max(1, min(cores // num_processes, num_parameters // 2_000_000)))
 
 
 def describe_device(device: torch.device) -> str:

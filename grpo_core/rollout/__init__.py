@@ -1,6 +1,7 @@
 """Sampling: many completions of each prompt, fast."""
 
 from grpo_core.rollout.sample import (
+    Draws,
     OnGroupDone,
     OnLook,
     SamplingHooks,
@@ -13,6 +14,7 @@ from grpo_core.rollout.sample import (
 from grpo_core.rollout.turns import TurnSampler
 
 __all__ = [
+    "Draws",
     "OnGroupDone",
     "OnLook",
     "SamplingHooks",

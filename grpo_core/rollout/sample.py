@@ -31,6 +31,8 @@ log = logging.getLogger("grpo_studio")
 # that have ended meanwhile sample on, and what they sample is dropped.
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
+# Where random numbers come from: one generator for all prompts in turn, or one for each of them.
+Draws = torch.Generator | Sequence[torch.Generator]
 # Called with the index of a prompt and all of its completions, as soon as the last one has ended.
 OnGroupDone = Callable[[int, list[Rollout]], None]
 # Called at each look at a decode batch, with a function that reads what its rows have written:
@@ -69,28 +71,33 @@ def sample_groups(
     policy: Policy,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
-    generator: torch.Generator,
+    draws: Draws,
     hooks: SamplingHooks = SamplingHooks(),
 ) -> list[Rollout]:
     """Sample G completions of each of P prompts; row p·G + g is completion g of prompt p.
 
-    Every row has its own random numbers, all from `generator`. So a row depends neither on its
+    Every row has its own random numbers, all from `draws`. So a row depends neither on its
     neighbours nor on when they end, and the process's own random state is neither read nor moved.
     Raises InvalidConfig for a prompt with ids that the model's embedding table lacks, and
     StudioError if a logit is not finite.
     """
-    uniforms = random_numbers(len(prompts), params, generator)
+    uniforms = random_numbers(len(prompts), params, draws)
     with sampling(policy, uniforms.numel()):
         return sample_with(policy, prompts, params, uniforms, hooks)
 
 
-def random_numbers(num_prompts: int, params: SamplingParams, generator: torch.Generator) -> Tensor:
+def random_numbers(num_prompts: int, params: SamplingParams, draws: Draws) -> Tensor:
     """One number in [0, 1) for every token that may be drawn, (P, G, T).
 
     In float64: 24 bits would never draw a token of probability 1e-8.
     """
-    size = (num_prompts, params.group_size, params.max_new_tokens)
-    return torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
+    generators = [draws] * num_prompts if isinstance(draws, torch.Generator) else draws
+    size = (params.group_size, params.max_new_tokens)
+    of_prompts = [
+        torch.rand(size, generator=g, device=g.device, dtype=torch.float64)
+        for g, _ in zip(generators, range(num_prompts), strict=True)
+    ]
+    return torch.stack(of_prompts)
 
 
 @contextmanager

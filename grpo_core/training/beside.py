@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
-import torch
-
 from grpo_core.config import RunConfig
 from grpo_core.environments.trajectories import started
 from grpo_core.environments.worlds import Worlds
@@ -48,10 +46,9 @@ def sampled_beside(
     config: RunConfig, policy: Policy, prompts: Sequence[Prompt], params: SamplingParams
 ) -> tuple[list[Prompt], list[Rollout]]:
     """Prompts with what their environment adds to them, and their completions in it."""
-    rng = torch.Generator(policy.device).manual_seed(config.train.seed)
     with session_beside(config, policy) as session:
         asked = ask(session, prompts, params.group_size, 1)
-        return asked.prompts, sample(session, asked, params, rng)
+        return asked.prompts, sample(session, asked, params)
 
 
 def as_read(

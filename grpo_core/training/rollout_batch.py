@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import blake2b
 
 import torch
 
@@ -11,6 +13,7 @@ from grpo_core.config import RunConfig
 from grpo_core.environments.trajectories import World, sample_trajectories, started
 from grpo_core.environments.worlds import Worlds
 from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
+from grpo_core.learner.workers import ALONE, Workers
 from grpo_core.models import Policy
 from grpo_core.models.device import is_out_of_memory
 from grpo_core.rollout import SamplingHooks, SamplingParams, sample_groups
@@ -33,6 +36,7 @@ class Session:
     points: ControlPoints
     worlds: Worlds | None = None  # only a task with an environment needs them
     pauses_after: int | None = None  # see World; a run never pauses there
+    workers: Workers = ALONE  # each samples and scores every world-th group
 
     def world_of(self, prompt: Prompt) -> World | None:
         """What the policy acts in to answer a prompt; None without an environment."""
@@ -66,6 +70,24 @@ class RolloutBatch:
     scoring_seconds: float = 0.0
     notes: dict[str, Notes] = field(default_factory=dict)  # criterion -> why scores are null
 
+    def add(
+        self, parts: Sequence[RolloutBatch], groups: Sequence[PromptRollouts], places: Sequence[int]
+    ) -> None:
+        """Put further groups at these places, and count what the parts that made them cost.
+
+        Workers work at the same time: the seconds are those of the slowest.
+        """
+        self.groups += groups[len(self.groups) :]
+        for i, group in zip(places, groups, strict=True):
+            self.groups[i] = group
+        self.num_prompts += sum(part.num_prompts for part in parts)
+        self.tokens += sum(part.tokens for part in parts)
+        self.sampling_seconds += max(part.sampling_seconds for part in parts)
+        self.scoring_seconds += max(part.scoring_seconds for part in parts)
+        for part in parts:
+            for name, more in part.notes.items():
+                self.notes.setdefault(name, Notes()).add(more)
+
     @property
     def replaced_groups(self) -> int:
         return self.num_prompts - len(self.groups)
@@ -77,79 +99,90 @@ class RolloutBatch:
 
 
 def collect_rollouts(session: Session, step: int) -> RolloutBatch:
-    """P prompts with G scored completions each.
+    """P prompts with G scored completions each; every worker gets those of all.
 
     With `dynamic_sampling` n, tied groups are replaced by the step's next prompts in up to n
     rounds (DAPO, arXiv:2503.14476 §3.2). What is tied after the last round stays, so that every
     step has P groups.
     """
-    config = session.config
-    batch, rng = RolloutBatch(), generator(session.policy, config.train.seed, step)
+    config, workers, batch = session.config, session.workers, RolloutBatch()
     for _ in range(1 + config.algorithm.dynamic_sampling):
-        replaced = list(range(config.train.prompts_per_step))
+        places = [*range(config.train.prompts_per_step)]
         if batch.groups:
-            replaced = [
+            places = [
                 i
                 for i, (_, rollouts) in enumerate(batch.groups)
                 if not is_informative(rollouts, session.rubric, config.rubric.gate)
             ]
-        if not replaced:
+        if not places:
             break
-        _sample_and_score(session, step, batch, replaced, rng)
+        first = batch.num_prompts  # a group's number counts all prompts of the step
+        numbers = [first + i for i in workers.mine(len(places))]
+        found = workers.gather(partial(_sample_and_score, session, step, numbers))
+        batch.add(found, workers.in_order([part.groups for part in found]), places)
     return batch
 
 
-def _sample_and_score(
-    session: Session, step: int, batch: RolloutBatch, replaced: Sequence[int], rng: torch.Generator
-) -> None:
-    """Put the groups of the step's next prompts at the positions `replaced` of the batch."""
+def _sample_and_score(session: Session, step: int, numbers: Sequence[int]) -> RolloutBatch:
+    """The groups of the step's prompts with these numbers."""
     t, a, points = session.config.train, session.config.algorithm, session.points
     now = points.timer.now
     points.begin_phase(PhaseStarted(Phase.SAMPLING, step, t.steps))
+    if not numbers:
+        return RolloutBatch()
     started = now()
-    num_prompts = batch.num_prompts + len(replaced)
-    prompts = train_prompts(session.task, t.seed, step, num_prompts)[batch.num_prompts :]
-    asked = ask(session, prompts, t.group_size, step)
+    drawn = train_prompts(session.task, t.seed, step, numbers[-1] + 1)
+    asked = ask(session, [drawn[n] for n in numbers], t.group_size, step, numbers)
     keep_logprobs = a.off_policy_threshold is not None or t.token_records > 0
     params = SamplingParams(t.group_size, t.max_new_tokens, t.temperature, keep_logprobs)
     with AsyncScorer(session.rubric, asked.prompts) as scorer:
         on_group_done = scorer.submit if scorer.is_wanted else None
         hooks = SamplingHooks(points.check_interrupt, on_group_done)
-        sampled = sample(session, asked, params, rng, hooks)
+        sampled = sample(session, asked, params, hooks)
         sampled_at = now()
         points.begin_phase(PhaseStarted(Phase.SCORING, step, t.steps))
         progress = Progress(step - 1, t.steps)
         groups, notes = score(asked.prompts, sampled, session.rubric, scorer, progress)
-
-    batch.num_prompts = num_prompts
-    batch.tokens += sum(r.completion.num_tokens or 0 for r in sampled)
-    batch.sampling_seconds += sampled_at - started
-    batch.scoring_seconds += now() - sampled_at
-    for name, more in notes.items():
-        batch.notes.setdefault(name, Notes()).add(more)
-    if not batch.groups:
-        batch.groups = groups
-        return
-    for i, group in zip(replaced, groups, strict=True):
-        batch.groups[i] = group
+    return RolloutBatch(
+        groups,
+        num_prompts=len(numbers),
+        tokens=sum(r.completion.num_tokens or 0 for r in sampled),
+        sampling_seconds=sampled_at - started,
+        scoring_seconds=now() - sampled_at,
+        notes=notes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Prompts as a policy reads them. keys: of the random numbers that their tools may draw."""
+    """Prompts as a policy reads them.
+
+    keys: of the random numbers that their tools may draw. draws: the random numbers of each
+    prompt's tokens.
+    """
 
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
     keys: list[str]
+    draws: list[torch.Generator]
 
 
-def ask(session: Session, prompts: Sequence[Prompt], group_size: int, step: int) -> Asked:
+def ask(
+    session: Session,
+    prompts: Sequence[Prompt],
+    group_size: int,
+    step: int,
+    numbers: Iterable[int] | None = None,
+) -> Asked:
     """Encode prompts. In an environment, first make the instances of their completions.
 
-    Raises InvalidConfig for a prompt that leaves no room, and StudioError for an environment that
-    does not start.
+    numbers: of the prompts in their step; with seed and step they decide the random numbers. None:
+    from 0. An evaluation is step -1. Raises InvalidConfig for a prompt that leaves no room, and
+    StudioError for an environment that does not start.
     """
-    keys = [f"{session.config.train.seed}/{step}/{prompt.id}" for prompt in prompts]
+    seed, device = session.config.train.seed, session.policy.device
+    keys = [f"{seed}/{step}/{prompt.id}" for prompt in prompts]
+    draws = [group_draws(seed, step, n, device) for n in numbers or range(len(prompts))]
     begun = list(prompts)
     for world, places in session.by_world(prompts):
         if world is not None:
@@ -157,14 +190,13 @@ def ask(session: Session, prompts: Sequence[Prompt], group_size: int, step: int)
             texts = started(world, asked, group_size, [keys[i] for i in places])
             for i, prompt in zip(places, texts, strict=True):
                 begun[i] = prompt
-    return Asked(begun, [encode(session, prompt) for prompt in begun], keys)
+    return Asked(begun, [encode(session, prompt) for prompt in begun], keys, draws)
 
 
 def sample(
     session: Session,
     asked: Asked,
     params: SamplingParams,
-    rng: torch.Generator,
     hooks: SamplingHooks | None = None,
 ) -> list[Rollout]:
     """Completions of prompts that are asked. Raises OutOfMemory, naming what to lower.
@@ -176,7 +208,7 @@ def sample(
     sampled: dict[int, Rollout] = {}  # by the completion's place
     try:
         for world, places in session.by_world(asked.prompts):
-            found = _sample_in(session, asked, params, rng, (world, places, hooks))
+            found = _sample_in(session, asked, params, (world, places, hooks))
             for n, rollout in enumerate(found):
                 sampled[places[n // size] * size + n % size] = rollout
         return [sampled[i] for i in range(len(sampled))]
@@ -196,7 +228,6 @@ def _sample_in(
     session: Session,
     asked: Asked,
     params: SamplingParams,
-    rng: torch.Generator,
     part: tuple[World | None, Sequence[int], SamplingHooks],
 ) -> list[Rollout]:
     """Completions of the prompts at some places, which share a world.
@@ -207,10 +238,11 @@ def _sample_in(
     if (told := hooks.on_group_done) is not None:
         hooks = replace(hooks, on_group_done=lambda p, rollouts: told(places[p], rollouts))
     prompt_ids = [asked.prompt_ids[i] for i in places]
+    draws = [asked.draws[i] for i in places]
     if world is None:
-        return sample_groups(session.policy, prompt_ids, params, rng, hooks)
+        return sample_groups(session.policy, prompt_ids, params, draws, hooks)
     prompts = [*zip((asked.keys[i] for i in places), prompt_ids, strict=True)]
-    return sample_trajectories(session.policy, prompts, params, rng, world, hooks)
+    return sample_trajectories(session.policy, prompts, params, draws, world, hooks)
 
 
 def with_rewards(
@@ -247,6 +279,7 @@ def encode(session: Session, prompt: Prompt) -> list[int]:
     return ids
 
 
-def generator(policy: Policy, seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step. Evaluation has step -1."""
-    return torch.Generator(policy.device).manual_seed((seed * 1_000_003 + step + 1) % 2**63)
+def group_draws(seed: int, step: int, number: int, device: torch.device) -> torch.Generator:
+    """The random numbers of one group: they depend on neither other groups nor the workers."""
+    key = blake2b(f"{seed}/{step}/{number}".encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key) >> 1)

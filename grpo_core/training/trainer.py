@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,9 +16,15 @@ import torch
 from grpo_core.config import RunConfig, default_learning_rate, with_changes
 from grpo_core.environments.worlds import Worlds
 from grpo_core.learner import Batch, Learner, LearnerSettings, NonFinite
+from grpo_core.learner.workers import ALONE, Workers
 from grpo_core.models import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.models.context_fit import fit_to_context
-from grpo_core.models.device import environment, peak_memory_mib, reset_peak_memory
+from grpo_core.models.device import (
+    describe_device,
+    environment,
+    peak_memory_mib,
+    reset_peak_memory,
+)
 from grpo_core.models.download import fetch
 from grpo_core.models.precision import why_precision
 from grpo_core.rollout import SamplingParams
@@ -30,12 +40,12 @@ from grpo_core.training.rollout_batch import (
     Session,
     ask,
     collect_rollouts,
-    generator,
     sample,
     with_rewards,
 )
 from grpo_core.training.scoring import (
     Progress,
+    PromptRollouts,
     compare_groups,
     group_metrics,
     mean,
@@ -62,28 +72,36 @@ from grpo_core.types import (
 EvalSets = Mapping[str, tuple[Task, Sequence[Prompt]]]
 
 
-def train(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
+def train(
+    config: RunConfig,
+    emit: Callable[[Event], None],
+    control: RunControl,
+    workers: Workers = ALONE,
+) -> None:
     """Train a policy by GRPO (arXiv:2402.03300). `emit` gets every event; `control` has commands.
 
     With the same settings the same seed gives the same run on the same machine, in one go or
-    resumed: every random number comes from a generator keyed by (seed, step). On a CPU it is the
-    same bit for bit; on CUDA only with `train.deterministic`. Raises InvalidConfig for what cannot
-    be run, and StopRequested when the run is stopped.
+    resumed: every random number comes from a generator keyed by (seed, step, group). On a CPU it is
+    the same bit for bit; on CUDA only with `train.deterministic`.
+
+    workers: the processes that share the run, each of which calls this. All have the same events;
+    only those of worker 0 are the run's record, and only its control is a person's. The others'
+    may ask to stop. Another number of workers gives the same run but for rounding.
+    Raises InvalidConfig for what cannot be run, and StopRequested when the run is stopped.
     """
     with determinism(config.train.deterministic):
-        _train(config, emit, control)
+        _train(config, emit, control, workers)
 
 
-def _train(config: RunConfig, emit: Callable[[Event], None], control: RunControl) -> None:
+def _train(
+    config: RunConfig, emit: Callable[[Event], None], control: RunControl, workers: Workers
+) -> None:
     t, points = config.train, control.points
     points.timer = RunTimer(emit)
-    points.begin_phase(PhaseStarted(Phase.LOADING, 0, t.steps))
-    session, eval_sets = load(config, control)
+    session, eval_sets = workers.together(partial(load, config, control, workers))
     policy = session.policy
-    reference = policy.frozen_copy() if config.algorithm.measure_kl else None
     rate = learning_rate(config, policy)
-    settings = LearnerSettings(config.algorithm, t, rate)
-    learner = Learner(policy.model, reference, settings, recomputes_layers(config, policy))
+    learner = workers.together(partial(make_learner, session, rate))
     resolved = {} if t.learning_rate else {"train.learning_rate": rate}
     points.emit(ModelLoaded(run_environment(session, learner), resolved))
 
@@ -92,31 +110,32 @@ def _train(config: RunConfig, emit: Callable[[Event], None], control: RunControl
         closing(session),
         CheckpointManager(policy.model, learner, config, control) as checkpoints,
     ):
-        step, reward_scale, evaluated = checkpoints.restore()
+        step, reward_scale, evaluated = workers.together(checkpoints.restore)
         while True:
             due = step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)
             if due and not evaluated:
-                changed = replace(session, config=with_changes(config, control.settings(step)))
+                settings = workers.first(partial(control.settings, step))
+                changed = replace(session, config=with_changes(config, settings))
                 accuracy = evaluate(changed, step, eval_sets)
                 checkpoints.mark(step, reward_scale, True, accuracy)
-            checkpoints.save_if_due()
+            workers.together(checkpoints.save_if_due)
             if step == t.steps:
                 return
             step, evaluated = step + 1, False
             reward_scale, metrics = take_step(session, learner, vocabulary, step, reward_scale)
             checkpoints.mark(step, reward_scale, evaluated)
-            points.end_step(step, metrics)
+            workers.first(partial(points.end_step, step, metrics))
 
 
 def take_step(
     session: Session, learner: Learner, vocabulary: Vocabulary, step: int, reward_scale: RunningStd
 ) -> tuple[RunningStd, dict[str, Any]]:
     """One step of GRPO. Returns the scale of all rewards so far, and the step's metrics."""
-    points, rubric = session.points, session.rubric
+    points, rubric, workers = session.points, session.rubric, session.workers
     timer = points.timer
     started = timer.now()
     reset_peak_memory(session.policy.device)
-    config = with_changes(session.config, points.begin_step(step))
+    config = with_changes(session.config, workers.first(partial(points.begin_step, step)))
     session = replace(session, config=config)
     rate = learning_rate(config, session.policy)
     learner.apply_settings(LearnerSettings(config.algorithm, config.train, rate))
@@ -127,7 +146,8 @@ def take_step(
     batch = learner_batch(session, sampled)
     edited = False
     while True:  # once, and again whenever a person edits a reward before the update
-        pairs = with_rewards(sampled.groups, points.edited_rewards(step))
+        rewards = workers.first(partial(points.edited_rewards, step))
+        pairs = with_rewards(sampled.groups, rewards)
         groups, comparison = compare_groups(pairs, rubric, config, reward_scale)
         # A critic estimates values before the policy moves.
         estimates = learner.estimate_values(
@@ -137,11 +157,13 @@ def take_step(
             groups = with_advantages(groups, estimates.row_advantages.tolist())
         points.emit(GroupsScored(step, groups))
         numbers = group_metrics(groups, rubric)
-        edited = points.review(step, groups, numbers, too_many_unscored(groups, sampled.notes))
+        warning = too_many_unscored(groups, sampled.notes)
+        edited = workers.first(partial(points.review, step, groups, numbers, warning))
         if not edited:
             break
 
-    points.begin_phase(PhaseStarted(Phase.UPDATING, step, config.train.steps))
+    updating = PhaseStarted(Phase.UPDATING, step, config.train.steps)
+    workers.first(partial(points.begin_phase, updating))
     rollouts = [r for group in groups for r in group.rollouts]
     advantages = torch.tensor([r.advantage for r in rollouts], device=batch.device)  # (B,)
     measured: dict[str, Any] = {"num_updates": 0}
@@ -162,10 +184,9 @@ def take_step(
             )
             tokens = step_tokens(groups, learner, vocabulary)
     except NonFinite as problem:
-        points.hold(
-            f"The update of step {step} was refused, {problem}. The weights are as before. "
-            "Press Resume to skip it and go on, or Stop."
-        )
+        refused = f"The update of step {step} was refused, {problem}. The weights are as before. "
+        choice = "Press Resume to skip it and go on, or Stop."
+        workers.first(partial(points.hold, refused + choice))
 
     now = timer.now()
     metrics = StepMetrics(
@@ -178,7 +199,7 @@ def take_step(
         scoring_seconds=sampled.scoring_seconds,
         update_seconds=now - update_from,
         step_seconds=now - started,
-        peak_memory_mib=peak_memory_mib(session.policy.device),
+        peak_memory_mib=largest(workers.gather(partial(peak_memory_mib, session.policy.device))),
     )
     extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
     for name, notes in sampled.notes.items():
@@ -192,9 +213,10 @@ def take_step(
 # ---- the parts of a run and of a step --------------------------------------------------------
 
 
-def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
+def load(config: RunConfig, control: RunControl, workers: Workers) -> tuple[Session, EvalSets]:
     """Task, rubric, policy and evaluation sets. Raises InvalidConfig naming the field."""
     points = control.points
+    points.begin_phase(PhaseStarted(Phase.LOADING, 0, config.train.steps))
     task, rubric = load_task(config.task), build_rubric(config.rubric)
     fetch(
         config.model,
@@ -213,32 +235,54 @@ def load(config: RunConfig, control: RunControl) -> tuple[Session, EvalSets]:
         encoder = worlds.encoder(second, config.rollout)
         second = fit_to_context(second, encoder, config.model_copy(update={"task": other}))
         eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
-    share_cores(policy.num_parameters)
+    share_cores(policy.num_parameters, workers.world)
     with_prompts = {name: pair for name, pair in eval_sets.items() if pair[1]}
-    return Session(config, policy, task, rubric, points, worlds), with_prompts
+    return Session(config, policy, task, rubric, points, worlds, workers=workers), with_prompts
+
+
+def make_learner(session: Session, rate: float) -> Learner:
+    """The learner of a run's policy, with its reference where the KL is measured."""
+    config, policy = session.config, session.policy
+    reference = policy.frozen_copy() if config.algorithm.measure_kl else None
+    settings = LearnerSettings(config.algorithm, config.train, rate)
+    recompute = recomputes_layers(config, policy)
+    return Learner(policy.model, reference, settings, recompute, session.workers)
 
 
 def run_environment(session: Session, learner: Learner) -> dict[str, Any]:
     """What a reader of the record needs to repeat the run: versions, device, prompts."""
     config, table, device = session.config, session.task.table, session.policy.device
+    shared = shared_by(session.workers, device) if session.workers.world > 1 else {}
     prompts = {"prompts": table.fingerprint} if table else {}
     said = {
         "precision": why_precision(config.model, device),
         "repeats": how_it_repeats(device, config.train.deterministic),
     }
-    return environment(session.policy, learner.learning_rate) | said | prompts
+    return environment(session.policy, learner.learning_rate) | said | prompts | shared
+
+
+def shared_by(workers: Workers, device: torch.device) -> dict[str, Any]:
+    """How many workers share a run, on which devices of how many nodes."""
+    places = workers.gather(lambda: (platform.node(), describe_device(device)))
+    devices = Counter(name for _, name in places)
+    return {
+        "workers": len(places),
+        "devices": "; ".join(f"{count} × {name}" for name, count in devices.items()),
+        "nodes": len({node for node, _ in places}),
+    }
 
 
 def learner_batch(session: Session, sampled: RolloutBatch) -> Batch:
-    """The rollouts of a step as token ids."""
+    """The rollouts of a step that this worker learns from, as token ids."""
     masks_truncated, policy = session.config.algorithm.mask_truncated, session.policy
-    rollouts = sampled.rollouts
+    groups = [sampled.groups[p] for p in session.workers.mine(len(sampled.groups))]
+    rollouts = [r for _, siblings in groups for r in siblings]
     logprobs = [r.sampling_logprobs for r in rollouts if r.sampling_logprobs]
     actions = None
-    if any(r.action_mask for r in rollouts):
+    if any(r.action_mask for r in sampled.rollouts):
         actions = [r.action_mask or [True] * len(r.completion_ids) for r in rollouts]
     return Batch(
-        prompts=[siblings[0].prompt_ids for _, siblings in sampled.groups],
+        prompts=[siblings[0].prompt_ids for _, siblings in groups],
         completions=[r.completion_ids for r in rollouts],
         trains=[not (masks_truncated and r.completion.finish_reason == "length") for r in rollouts],
         pad_id=policy.pad_id,
@@ -261,11 +305,14 @@ def step_tokens(
     groups: Sequence[Group], learner: Learner, vocabulary: Vocabulary
 ) -> StepTokens | None:
     """What the update computed of each token, by the position of its rollout in the step."""
-    assert learner.log is not None
     positions = [(p, i) for p, group in enumerate(groups) for i in range(len(group.rollouts))]
-    records = dict(zip(positions, learner.log.records(), strict=True))
+    records = dict(zip(positions, learner.token_records(), strict=True))
     ids = [r.completion_ids for group in groups for r in group.rollouts]
     return StepTokens(records, vocabulary.new_pieces(ids))
+
+
+def largest(values: Sequence[float | None]) -> float | None:
+    return max((v for v in values if v is not None), default=None)
 
 
 def first_informative(groups: Sequence[Group], count: int) -> list[int]:
@@ -282,24 +329,34 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
     """
     if not eval_sets:
         return None
-    t, policy = session.config.train, session.policy
-    session.points.begin_phase(PhaseStarted(Phase.EVALUATING, step, t.steps))
-    temperature = t.temperature if t.eval_mode == "sampled" else 0.0
-    params = SamplingParams(t.eval_samples, t.max_new_tokens, temperature)
+    t, points, workers = session.config.train, session.points, session.workers
+    workers.first(partial(points.begin_phase, PhaseStarted(Phase.EVALUATING, step, t.steps)))
     metrics: dict[str, float | None] = {}
     kept: tuple[Group, ...] = ()
     for name, (task, prompts) in eval_sets.items():
         of_task = replace(session, task=task)
-        asked = ask(of_task, prompts, t.eval_samples, -1)
-        prompts = asked.prompts
-        rollouts = sample(of_task, asked, params, generator(policy, t.seed, -1))
-        scored = with_scores(prompts, rollouts, session.rubric, Progress(step, t.steps))
+        answered = workers.in_order(workers.gather(partial(answer, of_task, step, prompts)))
+        prompts = [prompt for prompt, _ in answered]
+        scored = [r for _, rollouts in answered for r in rollouts]
         results = eval_metrics(prompts, scored, session.rubric)
         if name == "heldout":
             kept = eval_groups(prompts, scored, t.eval_records)
         metrics |= {f"{name}/{what}": value for what, value in results.items()}
     session.points.emit(Evaluated(step, metrics, kept))
     return metrics.get("heldout/accuracy")
+
+
+def answer(session: Session, step: int, prompts: Sequence[Prompt]) -> list[PromptRollouts]:
+    """This worker's share of an evaluation set, with scored completions."""
+    t, numbers = session.config.train, session.workers.mine(len(prompts))
+    if not numbers:
+        return []
+    temperature = t.temperature if t.eval_mode == "sampled" else 0.0
+    params = SamplingParams(t.eval_samples, t.max_new_tokens, temperature)
+    asked = ask(session, [prompts[n] for n in numbers], t.eval_samples, -1, numbers)
+    rollouts = sample(session, asked, params)
+    scored = iter(with_scores(asked.prompts, rollouts, session.rubric, Progress(step, t.steps)))
+    return [(prompt, tuple(islice(scored, t.eval_samples))) for prompt in asked.prompts]
 
 
 def learning_rate(config: RunConfig, policy: Policy) -> float:

@@ -104,6 +104,7 @@ def test_a_class_written_for_trl_runs_from_a_file(calling_model, tmp_path):
         "task.environment": "GuessGame",
         "rubric.criteria": json.dumps(criteria),
         "train.steps": 1,
+        "train.seed": 1,
         "train.checkpoint_every": 0,
     }
     done = cli("train", "--db", str(path), "--json", "--environments", str(file), *sets(changed))

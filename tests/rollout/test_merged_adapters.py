@@ -14,7 +14,6 @@ from grpo_core.models.lora import adapter_layers
 from grpo_core.models.merged_adapters import adapters_merged, dithered
 from grpo_core.rollout import SamplingHooks, SamplingParams, sample_groups
 from grpo_core.training.memory_estimate import ModelSize, memory
-from grpo_core.training.rollout_batch import generator
 
 
 def policy_of(model) -> Policy:
@@ -26,7 +25,7 @@ def drawn(model, hooks: SamplingHooks | None = None):
         policy_of(model),
         ragged(2).prompts,
         SamplingParams(4, 20, 1.0, keep_logprobs=True),
-        generator(policy_of(model), 5, 0),
+        torch.Generator().manual_seed(5),
         hooks or SamplingHooks(),
     )
 
