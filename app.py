@@ -31,7 +31,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
 from grpo_core.config import RunConfig
-from grpo_core.config.devices import CPU, describe_cpu, has_only_cpu, use_only
+from grpo_core.config.devices import AUTO, CPU, describe_cpu, has_only_cpu, use_only
 from grpo_core.errors import StudioError
 from grpo_core.types import RunStatus
 
@@ -134,6 +134,8 @@ def _serve(
     if page.ingest is not None:
         page.ingest.close()
     service.imports.close()
+    if (cluster := runs.machine.cluster) is not None:
+        cluster.close()
     page.close(verbose=False)
     return 0
 
@@ -204,6 +206,7 @@ def _build(
             store,
             ServiceOptions(
                 in_use=lambda: runs.running,
+                place=lambda config: runs.place(config),
                 check=_check_reading(limits, used_bytes),
                 train=trainer.run,
                 lease_seconds=trainer.lease_seconds,
@@ -357,6 +360,7 @@ def _trainer(rewards: Sequence[str]) -> _Trainer:
     from grpo_core.environments.registry import named_environments
     from grpo_core.runs.device_queue import Machine
     from grpo_core.runs.operator_files import load_operator_files
+    from grpo_core.runs.ray_cluster import RayCluster, cluster_of
     from grpo_core.runs.subprocess_trainer import in_subprocess, train_later, warm_up
 
     if spaces is None:
@@ -364,6 +368,9 @@ def _trainer(rewards: Sequence[str]) -> _Trainer:
         warm_up()
         load = partial(load_operator_files, rewards, named_environments())
         run = in_subprocess(train_later, load)
+        if address := cluster_of(os.environ):
+            # Its devices are named by kind only: Ray chooses among them.
+            return _Trainer(run, Machine(devices=(AUTO, CPU), cluster=RayCluster(address)))
         if has_only_cpu(os.environ):
             return _Trainer(run, Machine(describe_cpu(), (CPU,)))
 
@@ -372,14 +379,15 @@ def _trainer(rewards: Sequence[str]) -> _Trainer:
 
         return _Trainer(run, Machine(describe_machine(), device_names(), check_room))
 
-    from grpo_core.runs.zerogpu import leased, seconds_from
+    from grpo_core.runs.zerogpu import leased, one_device, seconds_from
     from grpo_core.training.trainer import train
 
     # Outside a lease there is no GPU: questions about models are answered on the CPU.
     use_only(CPU)
     seconds = seconds_from(os.environ)
     in_lease = leased(train, spaces.GPU, seconds)
-    return _Trainer(in_lease, Machine(f"ZeroGPU, leases of {seconds} s"), seconds)
+    machine = Machine(f"ZeroGPU, leases of {seconds} s", check_room=one_device)
+    return _Trainer(in_lease, machine, seconds)
 
 
 def _launch(page: Page, options: argparse.Namespace, auth: tuple[str, str] | None) -> None:

@@ -535,6 +535,9 @@ class Notice:
     advice: str = ""
 
 
+WAITING = "workers/waiting"  # code of the notice that a run waits for devices
+
+
 # ---- events: everything that train() emits ---------------------------------------------------
 
 
@@ -641,7 +644,11 @@ class Intervened:
 
 @dataclass(frozen=True, slots=True)
 class Noticed:
-    """A notice about a step. The run's alerts keep the last one of each code."""
+    """A notice about a step. The run's alerts keep the last one of each code.
+
+    An empty message takes it back. A code with a slash, such as WAITING, is no diagnosis of the
+    advisor: it stays until then.
+    """
 
     step: int
     code: str

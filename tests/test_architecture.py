@@ -17,8 +17,8 @@ ORDER = (
     "grpo_core.time_limit", "grpo_core.child_process",
     "grpo_core.config", "grpo_core.store", "grpo_core.tasks", "grpo_core.models",
     "grpo_core.rollout", "grpo_core.rubric", "grpo_core.environments", "grpo_core.learner",
-    "grpo_core.training", "grpo_core.analysis", "grpo_core.preferences", "grpo_core.records",
-    "grpo_core.runs",
+    "grpo_core.training", "grpo_core.cluster", "grpo_core.analysis", "grpo_core.preferences",
+    "grpo_core.records", "grpo_core.runs",
     "grpo_core.exporting", "grpo_core.preflight", "grpo_core.cli", "grpo_core.__main__",
     "ui.render", "ui.components", "ui.server", "ui.tabs", "ui.page", "app",
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -36,7 +37,7 @@ from ui.tabs.setup import restore_draft
 from ui.tabs.train import Train, build_train
 
 POLL_SECONDS = 1.0
-STORAGE_SECONDS = 15.0
+SELDOM_SECONDS = 15.0
 TABS = ("train", "inspect", "runs", "playground", "learn")
 DAY = 24 * 3600
 # setup.js opens the section that was open last.
@@ -93,7 +94,7 @@ def build_app(
         analytics_enabled=False,
     ) as page:
         build_api(views, runs)  # first: the endpoints' names are then still free
-        run, pill = _build_header(runs.device, space)
+        brand, run, pill = _build_header(runs, space)
         if storage is not None:
             _build_storage(storage)
         notice = html_panel(elem_id="notice", script=script("history.js"))
@@ -103,6 +104,9 @@ def build_app(
         tabs = _build_tabs(frame, views, runs, service)
         poll = InView(frame.tab, tabs.by_name(), always=("train",))  # Train fills the header too
         _wire_poll(poll, frame)
+        if runs.has_many_devices:  # a cluster grows and shrinks
+            for event in (page.load, gr.Timer(SELDOM_SECONDS).tick):
+                event(partial(_brand, runs), None, brand, **QUIET)
         _wire_why(tabs)
         _wire_address(tabs, frame)
         arrival = _arrival(poll, tabs, frame, views)
@@ -118,16 +122,20 @@ def build_app(
     return page
 
 
-def _build_header(device: str, space: bool) -> tuple[gr.Dropdown, gr.HTML]:
-    """The run picker and the state of the run in view."""
+def _build_header(runs: Runs, space: bool) -> tuple[gr.HTML, gr.Dropdown, gr.HTML]:
+    """The devices, the run picker and the state of the run in view."""
     with gr.Row(elem_id="header"):
-        html_panel(status.brand(device), script=script("theme.js"), elem_id="brand")
+        brand = html_panel(_brand(runs), script=script("theme.js"), elem_id="brand")
         run = gr.Dropdown([], label="Run", elem_id="run", interactive=True, scale=0, min_width=240)
         pill = html_panel(status.run_pill(None), elem_id="run-pill")
         html_panel(NEW_RUN, elem_id="new-run")
         if space:
             gr.DuplicateButton("Duplicate this Space", size="sm", scale=0, min_width=180)
-    return run, pill
+    return brand, run, pill
+
+
+def _brand(runs: Runs) -> str:
+    return status.brand(runs.device, runs.device_details)
 
 
 def _build_storage(storage: Callable[[], str]) -> None:
@@ -135,7 +143,7 @@ def _build_storage(storage: Callable[[], str]) -> None:
         return status.storage_note(storage())
 
     panel = html_panel(read(), elem_id="storage")
-    gr.Timer(STORAGE_SECONDS).tick(read, None, panel, **QUIET)
+    gr.Timer(SELDOM_SECONDS).tick(read, None, panel, **QUIET)
 
 
 def _build_tabs(frame: Frame, views: Views, runs: Runs, service: Service) -> _Tabs:

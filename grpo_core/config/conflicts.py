@@ -68,6 +68,12 @@ CONFLICTS: tuple[Conflict, ...] = (
         "Use another objective, or a LoRA rank of 0.",
     ),
     Conflict(
+        "train.workers",
+        lambda c: c.train.workers > 1 and c.algorithm.objective == "trust_region",
+        "the trust region's line search goes over all weights in one process",
+        "Use 1, or another objective.",
+    ),
+    Conflict(
         "train.eval_samples",
         lambda c: c.train.eval_mode == "greedy" and c.train.eval_samples > 1,
         "all greedy answers to a prompt are equal",

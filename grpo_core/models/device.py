@@ -132,17 +132,17 @@ def head_width(shape: PreTrainedConfig) -> int:
 def device_names() -> tuple[str, ...]:
     """The devices of this machine by the names of `model.device`, the fastest kind first.
 
-    Only the one that the environment variable GRPO_DEVICE names, if it names one.
+    Only those that the environment variable GRPO_DEVICE names, if it names any.
     """
-    if (only := devices.only_device(os.environ)) is not None:
-        return (only,)
+    if only := devices.only_devices(os.environ):
+        return only
     if torch.cuda.is_available():
         return (*(f"cuda:{n}" for n in range(torch.cuda.device_count())), devices.CPU)
     return ("mps", devices.CPU) if torch.backends.mps.is_available() else (devices.CPU,)
 
 
 def pick_device(wanted: str = devices.AUTO) -> torch.device:
-    """The device that is wanted, by default the first of the fastest kind.
+    """The first device that is wanted, by default the first of the fastest kind.
 
     Raises InvalidConfig on `model.device` if it is not there.
     """

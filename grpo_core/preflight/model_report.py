@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from grpo_core.config import ModelConfig, RunConfig
+from grpo_core.config.devices import shares
 from grpo_core.models.device import describe_device, free_memory, pick_device
 from grpo_core.models.end_tokens import as_ids, named_by_source, template_end
 from grpo_core.models.folder import BadModel
@@ -27,7 +28,7 @@ ENDS_DIFFER = (
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """The result of "Check model". Bytes are estimates for the settings of this run.
+    """The result of "Check model". Bytes are estimates for one worker, with this run's settings.
 
     `problems` stop a run; `remarks` do not.
     """
@@ -44,6 +45,7 @@ class ModelReport:
     ends_agree: bool
     bytes_by_part: dict[str, int]
     free_bytes: int
+    workers: int  # each needs those bytes of that room
     fitting_micro_batch: int  # tokens
     problems: tuple[str, ...]
     remarks: tuple[str, ...]
@@ -67,7 +69,10 @@ def report(config: RunConfig) -> ModelReport:
     except BadModel as error:
         refuse(m, error.problem, error.hint)
     size = model_size(m, shape, model)
+    workers = config.train.workers
     free = free_memory(device, another_process=True)
+    if device.type == "cpu":
+        free //= workers  # they share it
     recomputes = config.train.gradient_checkpointing == "on"
     parts, per_token = memory(config, size, recomputes)
     is_automatic = config.train.gradient_checkpointing == "auto"
@@ -94,6 +99,8 @@ def report(config: RunConfig) -> ModelReport:
             f"train.max_new_tokens is {new_tokens:,}, and the context holds {context:,} tokens."
         )
     remarks = [why_precision(m, device)]
+    if shared := shares(config.train.prompts_per_step, workers):
+        remarks.append(shared)
     if recomputes:
         remarks.append(
             "Each layer is computed twice to save memory: about a third more time, several times "
@@ -116,6 +123,7 @@ def report(config: RunConfig) -> ModelReport:
         ends_agree=ends_agree,
         bytes_by_part=parts,
         free_bytes=free,
+        workers=workers,
         fitting_micro_batch=max(0, int(room / per_token)),
         problems=tuple(problems),
         remarks=tuple(remarks),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_core.config import RunConfig, TaskConfig
+from grpo_core.config.devices import shares
 from grpo_core.preflight.finding import LEVELS, Finding
 from grpo_core.preflight.model_report import ENDS_DIFFER, ModelReport
 from grpo_core.rubric import build_rubric
@@ -112,6 +113,7 @@ def findings(
         *_prompt_findings(counts, config),
         *_rubric_findings(first),
         *_group_findings(config, first),
+        *_worker_findings(config),
         *turns,
         *_length_findings(config, metrics),
         *_baseline_findings(config, first),
@@ -127,7 +129,8 @@ def _model_findings(m: ModelReport) -> list[Finding]:
         results.append(Finding("amber", "Model", ENDS_DIFFER))
     if results:
         return results
-    text = f"{m.parameters:,} parameters in {m.dtype} on {m.device}; its end tokens agree."
+    workers = f"{m.workers} × " if m.workers > 1 else ""
+    text = f"{m.parameters:,} parameters in {m.dtype} on {workers}{m.device}; its end tokens agree."
     return [Finding("green", "Model", text)]
 
 
@@ -186,6 +189,16 @@ def _group_findings(config: RunConfig, first: FirstStep) -> list[Finding]:
     return [Finding(level, "Groups", text)]
 
 
+def _worker_findings(config: RunConfig) -> list[Finding]:
+    """How the groups are shared out among the workers."""
+    groups, workers = config.train.prompts_per_step, config.train.workers
+    if not (text := shares(groups, workers)):
+        return []
+    if groups % workers:
+        text += " Set Prompts per step to a multiple of Workers."
+    return [Finding("amber" if groups % workers else "green", "Workers", text)]
+
+
 def _length_findings(config: RunConfig, m: StepMetrics) -> list[Finding]:
     cut = m.truncated_frac or 0.0
     if cut <= 0.3:
@@ -238,7 +251,8 @@ def _update_findings(config: RunConfig, m: StepMetrics) -> list[Finding]:
         f"{_duration(seconds * steps)}; first steps are slower than later ones."
     )
     results.append(Finding("green", "Time", text))
-    text = f"{m.peak_memory_mib:,.0f} MiB at most in this step."
+    where = " on worker 1" if config.train.workers > 1 else ""
+    text = f"{m.peak_memory_mib:,.0f} MiB at most in this step{where}."
     results.append(Finding("green", "Memory", text))
     return results
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from grpo_core.config import RunConfig
-from grpo_core.config.devices import candidates
+from grpo_core.config.devices import AUTO, CPU, candidates
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models import check_model, pick_device
 from grpo_core.models.device import device_names, free_memory, total_memory
 from grpo_core.models.folder import BadModel
 from grpo_core.models.load import examine, refuse
 from grpo_core.preflight.model_report import model_size
-from grpo_core.runs.device_queue import placed
+from grpo_core.runs.device_queue import Machine, placed
+from grpo_core.runs.ray_cluster import RayCluster, cluster_of
 from grpo_core.training.memory_estimate import memory
 
 # The parts of the memory that do not shrink with smaller waves or micro-batches.
@@ -24,28 +27,41 @@ CONTEXT_BYTES = 600 * 2**20  # what CUDA itself and its libraries take in a proc
 def check_start(config: RunConfig) -> None:
     """Check model, device and room before a run is created. Raises InvalidConfig."""
     check_model(config.model)
+    if address := cluster_of(os.environ):
+        cluster = RayCluster(address)
+        try:
+            Machine(devices=(AUTO, CPU), cluster=cluster).candidates(config)
+        finally:
+            cluster.close()
     choose_device(config)
 
 
 def choose_device(config: RunConfig) -> str:
-    """The device for a run of this process: an idle one if there is one, and with room for it.
+    """The device for a run of this process, for `placed`; several names for several workers.
 
-    If no device has room, raises the InvalidConfig of the first one.
+    Idle ones if there are enough, and with room for it. Where too few have room, raises the
+    InvalidConfig of the first one without.
     """
-    problems, shared = [], list[str]()
-    # Stops at the first unused card: CUDA takes half a gigabyte on each card that is looked at.
-    for name in candidates(config.model.device, device_names()):
+    if cluster_of(os.environ):
+        return AUTO  # Ray chooses
+    names = candidates(config.model.device, device_names(), config.train.workers)
+    needed = 1 if names == (CPU,) else config.train.workers
+    problems, idle, shared = [], list[str](), list[str]()
+    # Stops at the last unused card that it needs: CUDA takes half a gigabyte on each that is
+    # looked at.
+    for name in names:
         try:
             check_room(placed(config, name))
         except InvalidConfig as problem:
             problems.append(problem)
             continue
-        if not _is_in_use(name):
-            return name
-        shared.append(name)
-    if not shared:
+        (shared if _is_in_use(name) else idle).append(name)
+        if len(idle) == needed:
+            break
+    chosen = (idle + shared)[:needed]
+    if len(chosen) < needed:
         raise problems[0]
-    return shared[0]
+    return ",".join(chosen)
 
 
 def _is_in_use(name: str) -> bool:
@@ -58,6 +74,8 @@ def _is_in_use(name: str) -> bool:
 
 def check_room(config: RunConfig) -> None:
     """Raise InvalidConfig on `model.device` if the least that a run needs is not free on its GPU.
+
+    Of several GPUs only the first is looked at.
 
     What other processes use is not free: on a shared card a run starts if it fits beside them.
     With less than the estimate of "Check model" it starts too, and works in smaller parts. A CPU is

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from grpo_core.config import RunConfig
-from grpo_core.config.devices import AUTO, CPU, first_free
+from grpo_core.config.devices import AUTO, CPU, candidates, free_devices
 from grpo_core.environments.worlds import Worlds
 from grpo_core.errors import StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayResult
@@ -109,12 +109,15 @@ class Trial:
 class ServiceOptions:
     """How a server differs from a local program.
 
-    in_use: names of the devices that runs use. check: raises for a configuration that is not
-    allowed. train: the trainer that takes preflight's step. lease_seconds: length of a ZeroGPU
-    lease; None elsewhere. may_push: whether users may push models with the server's own Hub token.
+    in_use: names of the devices that runs use. place: the configuration as a run would be trained
+    now, None if it would wait; without it, on this machine's devices. check: raises for a
+    configuration that is not allowed. train: the trainer that takes preflight's step.
+    lease_seconds: length of a ZeroGPU lease; None elsewhere. may_push: whether users may push
+    models with the server's own Hub token.
     """
 
     in_use: Callable[[], Collection[str]] = tuple
+    place: Callable[[RunConfig], RunConfig | None] | None = None
     check: Callable[[RunConfig], None] = lambda config: None
     train: Train = train
     lease_seconds: int | None = None
@@ -146,12 +149,21 @@ class PreflightService:
 
         A recorded run may name a device of another machine; then any free one does.
         """
-        wanted = wanted if wanted in device_names() else AUTO
-        return torch.device(self._free_device(wanted) or CPU)
+        there = device_names()
+        names = candidates(wanted if wanted in there else AUTO, there)
+        [device] = free_devices(names, self._options.in_use()) or (CPU,)
+        return torch.device(device)
 
-    def _free_device(self, wanted: str) -> str | None:
-        """The first device of those wanted that no run uses. Raises InvalidConfig."""
-        return first_free(wanted, device_names(), self._options.in_use())
+    def _placed(self, config: RunConfig) -> RunConfig | None:
+        """As ServiceOptions.place. Raises InvalidConfig."""
+        if self._options.place is not None:
+            return self._options.place(config)
+        workers = config.train.workers
+        names = candidates(config.model.device, device_names(), workers)
+        free = free_devices(names, self._options.in_use(), workers)
+        if free is None or self.lease_seconds is not None:
+            return config if free else None  # the process of a lease finds its GPU by itself
+        return placed(config, ",".join(free))
 
     def release_models(self) -> None:
         """Leave the GPU to a run that starts. An answer that takes over a minute keeps it."""
@@ -200,8 +212,7 @@ class PreflightService:
         The answer is "" without `sample`, or if the report has problems.
         """
         self._options.check(config)
-        device = self._free_device(config.model.device)
-        model_report = report(placed(config, device or config.model.device))
+        model_report = report(self._placed(config) or config)
         if not sample or model_report.problems:
             return model_report, ""
         task = load_task(config.task)
@@ -220,15 +231,14 @@ class PreflightService:
         """The report before step 1; takes a real first step on a copy of the model."""
         self._options.check(config)
         key = _settings(config)
-        device = self._free_device(config.model.device)
-        if device is None:
+        now = self._placed(config)
+        if now is None:
             raise StudioError(
                 "A run is using this device, and Preflight needs the device for one step. "
                 "Stop the run, wait, or name another device."
             )
+        config = now
         self._models.clear()
-        if self.lease_seconds is None:  # the process of a lease finds its GPU by itself
-            config = placed(config, device)
         task = load_task(config.task)
         heldout_prompts(task, config.task.heldout_size)  # raises if there are too few
         model_report, reader = report(config), load_reader(config.model)

@@ -17,14 +17,15 @@ from grpo_core.config.devices import AUTO
 from grpo_core.environments.registry import check_environment, check_rows
 from grpo_core.errors import NotFound, StoreError, StudioError
 from grpo_core.rubric import build_rubric, resolve_rubric
-from grpo_core.runs.device_queue import DeviceQueue, Machine, placed
+from grpo_core.runs.device_queue import DeviceQueue, Devices, Machine
 from grpo_core.runs.execution import Job, Limit, execute, with_traceback
 from grpo_core.runs.resume import plan_branch, plan_resume, refuse_foreign, where_to_start
-from grpo_core.store import Store
+from grpo_core.runs.run_log import RunLog
+from grpo_core.store import Recorder, Store
 from grpo_core.tasks import heldout_prompts, load_task, second_task
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
 from grpo_core.training.control import Emit, RunControl, Start, Train
-from grpo_core.types import RunStatus
+from grpo_core.types import WAITING, Noticed, RunStatus
 
 log = logging.getLogger("grpo_studio")
 
@@ -71,15 +72,15 @@ class RunManager:
     ):
         """foresee: raises StudioError if `check` would refuse one of several runs."""
         self.store, self.machine = store, machine or Machine()
-        # For the page.
-        self.device, self.devices = self.machine.text, (AUTO, *self.machine.named)
+        self.devices = (AUTO, *self.machine.named)  # for the page
         self._train, self._check, self._limit = train, check, limit
         self._foresee = foresee
         self._lock = threading.RLock()  # resume() holds it when check_room() takes it again
-        self._jobs = DeviceQueue(self.machine.devices)
+        self._jobs = DeviceQueue(self.machine)
         self._threads: set[threading.Thread] = set()
         self._closed = False
         self._told = ""  # why the store could not be recovered
+        self._lacks: dict[str, str] = {}  # id of a waiting run -> why no device would do now
         self.recover()
 
     # ---- starting ------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ class RunManager:
 
         conditions: its breakpoints. Raises InvalidConfig, StoreError.
         """
-        config, breakpoints = prepare(config, self._check), parse_breakpoints(conditions)
+        config, breakpoints = self._prepare(config), parse_breakpoints(conditions)
         with self._lock:
             self._refuse_if_closed()
             name = (name or "").strip() or default_name(config)
@@ -101,6 +102,8 @@ class RunManager:
         """Why these runs could not all be started now, one after another; "" if they could."""
         try:
             self._refuse_if_closed()
+            for config in configs:
+                self.machine.candidates(config)
             if self._foresee is not None:
                 self._foresee(configs)
         except StudioError as error:
@@ -123,7 +126,7 @@ class RunManager:
                 raise self._not_ours(run_id)
             self._refuse_if_closed()
             config, start = plan_resume(self.store, run_id)
-            config = prepare(config, self._check)
+            config = self._prepare(config)
             self.store.set_status(run_id, RunStatus.QUEUED)
             self._note(run_id, "resume")
             self._enqueue(run_id, config, start)
@@ -140,13 +143,17 @@ class RunManager:
         step: of the checkpoint, None for the last one. Raises StudioError.
         """
         config, start = plan_branch(self.store, run_id, step, changes or {})
-        config = prepare(config, self._check)
+        config = self._prepare(config)
         with self._lock:
             self._refuse_if_closed()
             name = (name or "").strip() or f"{self.store.run(run_id).name}, from step {start.step}"
             child = self.store.create_run(config, name, parent=(run_id, start.step))
             self._enqueue(child, config, start)
         return child
+
+    def _prepare(self, config: RunConfig) -> RunConfig:
+        self.machine.candidates(config)
+        return prepare(config, self._check)
 
     def _enqueue(self, run_id: str, config: RunConfig, start: Start | None) -> None:
         control = RunControl(self.store.checkpoint_folder(run_id), start)
@@ -171,14 +178,22 @@ class RunManager:
         problem, tried = None, list[str]()
         while True:
             with self._lock:
-                device = self._jobs.free_device(config, tried)
-            if device is None:
+                devices = self._jobs.free(config, tried)
+            if devices is None:
                 break
-            if (problem := self.machine.no_room(config, device)) is None:
+            if (lack := self.machine.no_room(config, devices)) is None:
                 return
-            tried.append(device)
+            full, problem = lack
+            tried.append(full)
         if problem is not None:
             raise problem
+
+    def place(self, config: RunConfig) -> RunConfig | None:
+        """The configuration as it would be trained now; None: it would wait. Raises StudioError."""
+        self.machine.candidates(config)
+        with self._lock:
+            devices = self._jobs.free(config)
+        return None if devices is None else self.machine.placed(config, devices)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -265,6 +280,21 @@ class RunManager:
     # ---- lifetime ------------------------------------------------------------------------------
 
     @property
+    def device(self) -> str:
+        """What runs train on, in a few words."""
+        return self.machine.header[0]
+
+    @property
+    def device_details(self) -> str:
+        """More about it, for a tooltip."""
+        return self.machine.header[1]
+
+    @property
+    def has_many_devices(self) -> bool:
+        """Whether a run can have several devices."""
+        return self.machine.has_many
+
+    @property
     def running(self) -> dict[str, str]:
         """The runs that this process is training: name of the device -> id."""
         with self._lock:
@@ -276,7 +306,10 @@ class RunManager:
         Returns the ids of the interrupted runs. Cheap: the server calls it regularly while idle.
         """
         with self._lock:
-            if self._closed or self._jobs:
+            if self._closed:
+                return []
+            if self._jobs:
+                self._look_again()
                 return []
             try:
                 lost, adopted = self.store.recover(), self.store.adopt_queued()
@@ -289,12 +322,40 @@ class RunManager:
             for run_id in adopted:
                 try:
                     run = self.store.run(run_id)
+                    config = parse(run.config)
+                    if self.machine.cluster is None:  # that of this server waits for devices
+                        self.machine.candidates(config)
                     continues = run.steps_done or run.parent_run_id
                     start = where_to_start(self.store, run) if continues else None
-                    self._enqueue(run_id, parse(run.config), start)
+                    self._enqueue(run_id, config, start)
                 except StudioError as problem:
                     self.store.set_status(run_id, RunStatus.FAILED, str(problem))
             return lost
+
+    def _look_again(self) -> None:
+        """A cluster may have grown, or shrunk below what a waiting run needs."""
+        self._start_waiting()
+        waiting = {job.run_id: self.machine.lack(job.config) for job in self._jobs.waiting}
+        for run_id in {*waiting, *self._lacks}:
+            lack = waiting.get(run_id, "")
+            if lack != self._lacks.get(run_id, ""):
+                self._notice(
+                    run_id, f"It waits until the cluster has grown. {lack}" if lack else ""
+                )
+        self._lacks = {run_id: lack for run_id, lack in waiting.items() if lack}
+
+    def _notice(self, run_id: str, text: str) -> None:
+        """Tell on the page and in the run's log why it waits; "" takes that back."""
+        notice = Noticed(0, WAITING, "warning", text)
+        try:
+            with (
+                Recorder(self.store, run_id) as record,
+                RunLog(self.store.log_file(run_id), run_id) as run_log,
+            ):
+                record(notice)
+                run_log.event(notice)
+        except StudioError as problem:
+            log.warning("run %s: %s (not recorded: %s)", run_id, text, problem)
 
     def close(self, timeout: float = 8.0) -> None:
         """Stop all runs and wait up to `timeout` seconds for them to end.
@@ -313,19 +374,21 @@ class RunManager:
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _work(self, job: Job, device: str) -> None:
-        """Train a run on the device that is kept for it, or on another free one where it fits."""
-        tried, train = [device], self._train
+    def _work(self, job: Job, devices: Devices) -> None:
+        """Train a run on the devices that are kept for it, or on other free ones where it fits."""
+        tried, train, kept = list[str](), self._train, job
         try:
-            while (problem := self.machine.no_room(job.config, device)) is not None:
+            while (lack := self.machine.no_room(job.config, devices)) is not None:
+                full, problem = lack
+                tried.append(full)
                 with self._lock:
-                    other = self._jobs.move(device, tried)
+                    others = self._jobs.move(job, tried)
                     self._start_waiting()
-                if other is None:
+                if others is None:
                     train = _refusing(problem)
                     break
-                tried.append(device := other)
-            job = replace(job, config=placed(job.config, device))
+                devices = others
+            job = replace(job, config=self.machine.placed(job.config, devices))
             job.context.run(execute, self.store, job, train, limit=self._limit)
         except NotFound:
             log.warning("run %s was deleted", job.run_id)
@@ -336,7 +399,7 @@ class RunManager:
             self._mark_failed(job.run_id, with_traceback(problem))
         finally:
             with self._lock:
-                del self._jobs.running[device]
+                self._jobs.release(kept)
                 self._threads.discard(threading.current_thread())
                 self._start_waiting()
 

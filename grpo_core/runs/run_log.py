@@ -20,6 +20,7 @@ from grpo_core.types import (
     Event,
     Intervened,
     ModelLoaded,
+    Noticed,
     Paused,
     Resumed,
     StepCompleted,
@@ -97,6 +98,8 @@ class RunLog(logging.Handler):
             case Checkpointed():
                 saved = asdict(event)
                 self.write("info", f"checkpoint of step {saved.pop('step')}", saved)
+            case Noticed(message=message, severity=severity) if message:
+                self.write(severity, message)
             case Paused(reason):
                 self.write("warning", f"paused: {reason}")
             case Resumed():

@@ -112,12 +112,21 @@ def seconds_from(environment: Mapping[str, str]) -> int:
     return int(text)
 
 
+def one_device(config: RunConfig) -> None:
+    """Raise InvalidConfig for several workers: a lease has one GPU."""
+    if config.train.workers > 1:
+        problem = "ZeroGPU lends one GPU"
+        raise InvalidConfig(
+            [FieldProblem("train.workers", config.train.workers, problem, "Use 1.")]
+        )
+
+
 def same_size(a: RunConfig, b: RunConfig) -> bool:
     """Whether the steps of two runs take about the same time."""
 
     def size(config: RunConfig) -> tuple[Any, ...]:
         t, updates = config.train, config.algorithm.updates_per_batch
-        return config.model, t.prompts_per_step, t.group_size, t.max_new_tokens, updates
+        return config.model, t.prompts_per_step, t.group_size, t.max_new_tokens, t.workers, updates
 
     return size(a) == size(b)
 

@@ -156,7 +156,10 @@ class Recorder:
         )
 
     def _noticed(self, db: sqlite3.Connection, event: Noticed) -> None:
-        """Keep the last notice of each code, and none of a code that a person dismissed."""
+        """Keep the last notice of each code, and none of a code that a person dismissed.
+
+        An empty message takes the last one back.
+        """
         db.execute(
             "DELETE FROM alerts WHERE run_id = ? AND code = ? AND dismissed_at IS NULL",
             (self.run_id, text(event.code)),
@@ -164,7 +167,7 @@ class Recorder:
         db.execute(
             "INSERT INTO alerts (run_id, step, code, severity, message) "
             "SELECT ?1, ?2, ?3, ?4, ?5 "
-            "WHERE NOT EXISTS (SELECT 1 FROM alerts WHERE run_id = ?1 AND code = ?3)",
+            "WHERE ?5 != '' AND NOT EXISTS (SELECT 1 FROM alerts WHERE run_id = ?1 AND code = ?3)",
             (
                 self.run_id,
                 event.step,

@@ -299,10 +299,10 @@ class Store(Queries):
         """Replace the advisor's alerts of a run; dismissed ones stay dismissed."""
         run_id = text(run_id)
         with self.writing() as writer, writer.transaction() as db:
-            # Notices of graders come as events, not from the advisor.
+            # Notices of graders and of a cluster come as events, not from the advisor.
             db.execute(
                 "DELETE FROM alerts WHERE run_id = ? AND dismissed_at IS NULL "
-                "AND code NOT LIKE 'grader/%'",
+                "AND code NOT LIKE '%/%'",
                 (run_id,),
             )
             dismissed = {

@@ -37,6 +37,8 @@ class ModelSize:
 def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[str, int], float]:
     """Estimated bytes by purpose, and bytes of activations for one token of a micro-batch.
 
+    Those of one worker: it has the whole model and its gradient, its share of the groups, and of
+    trained weights without LoRA its share of the masters and of the optimiser's averages.
     Activations: those of `layer_bytes` and `attention_bytes` for every layer. With `recomputes` the
     inputs of the layers, and one whole layer.
     """
@@ -53,14 +55,18 @@ def memory(config: RunConfig, model: ModelSize, recomputes: bool) -> tuple[dict[
     half_bytes = model.trained * size if size < 4 and not config.model.lora_rank else 0
     # Of LoRA the reference is the model itself without its adapters.
     has_copy = config.algorithm.measure_kl and not config.model.lora_rank
-    step_tokens = t.prompts_per_step * t.group_size * (t.max_new_tokens + PROMPT_TOKENS)
+    groups = math.ceil(t.prompts_per_step / t.workers)
+    step_tokens = groups * t.group_size * (t.max_new_tokens + PROMPT_TOKENS)
+    optimiser = 2 * trained_bytes + (trained_bytes if half_bytes else 0)
+    if t.workers > 1 and not config.model.lora_rank:
+        optimiser = 3 * trained_bytes // t.workers  # there float32 weights have masters too
     part_tokens = min(max_part_tokens(t.micro_batch_tokens, device), step_tokens)
     vocabulary = getattr(shape, "vocab_size", None) or 0
     parts = {
         "weights": _weight_bytes(config, model, hidden),
         "reference": model.parameters * size if has_copy else 0,
         "gradients": trained_bytes + half_bytes,
-        "optimiser": 2 * trained_bytes + (trained_bytes if half_bytes else 0),
+        "optimiser": optimiser,
         "cache while sampling": step_tokens * cache_bytes(model.shape, size),
         "logits": _logits_bytes(part_tokens * vocabulary, device),
         "activations": per_token * part_tokens,

@@ -13,7 +13,7 @@ from pretended_cards import GB, pretend_cards
 from stuck_trainers import tells_its_device
 
 from grpo_core.config import nest, parse
-from grpo_core.config.devices import VARIABLE, candidates, first_free, using_only
+from grpo_core.config.devices import VARIABLE, candidates, free_devices, using_only
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.models import check_model
 from grpo_core.models.device import describe_machine, device_names, pick_device
@@ -99,10 +99,11 @@ def test_auto_means_every_device_of_the_fastest_kind():
 
 def test_auto_is_the_first_card_that_no_run_uses():
     """Row `policy.py:76` of the reading: always GPU 0."""
-    assert first_free("auto", TWO, ()) == "cuda:0"
-    assert first_free("auto", TWO, {"cuda:0"}) == "cuda:1"
-    assert first_free("auto", TWO, {"cuda:0", "cuda:1"}) is None  # never the slow CPU instead
-    assert first_free("cpu", TWO, {"cuda:0"}) == "cpu"
+    cards = candidates("auto", TWO)
+    assert free_devices(cards, ()) == ("cuda:0",)
+    assert free_devices(cards, {"cuda:0"}) == ("cuda:1",)
+    assert free_devices(cards, {"cuda:0", "cuda:1"}) is None  # never the slow CPU instead
+    assert free_devices(candidates("cpu", TWO), {"cuda:0"}) == ("cpu",)
 
 
 @pytest.mark.parametrize("named", ["cuda:2", "cuda", "gpu", "mps"])
@@ -207,14 +208,14 @@ def test_pause_resume_and_stop_reach_one_run_and_not_the_other(manager, trainer)
 
 
 def test_a_resumed_run_waits_for_its_own_last_thread():
-    queue = DeviceQueue(TWO)
+    queue = DeviceQueue(Machine("two", TWO))
     old, again, other = (Job(i, config(), RunControl()) for i in ("a", "a", "b"))
     queue.waiting.extend([old, again, other])
-    assert queue.start_next() == (old, "cuda:0")
-    assert queue.start_next() == (other, "cuda:1")  # not `again`: its old thread is not done
+    assert queue.start_next() == (old, ("cuda:0",))
+    assert queue.start_next() == (other, ("cuda:1",))  # not `again`: its old thread is not done
     assert queue.start_next() is None
-    del queue.running["cuda:0"]
-    assert queue.start_next() == (again, "cuda:0")
+    queue.release(old)
+    assert queue.start_next() == (again, ("cuda:0",))
 
 
 def test_a_queued_run_is_stopped_beside_two_that_go_on(manager):

@@ -43,6 +43,7 @@ class FakeRuns:
 
     device = "CPU · 2 threads"
     devices = ("auto", "cpu")
+    device_details, has_many_devices = "the device that trains", False
 
     def __init__(self, store: Store):
         self.store, self.refuse = store, None

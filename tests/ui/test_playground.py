@@ -84,6 +84,7 @@ def test_output_of_models_files_and_graders_is_shown_as_text(payload):
         free_bytes=1,
         needed_bytes=1,
         fitting_micro_batch=1,
+        workers=1,
         problems=(),
         remarks=(payload,),
     )

@@ -90,6 +90,7 @@ NUMBERS = (
     "train.group_size",
     "train.max_new_tokens",
     "train.learning_rate",
+    "train.workers",
 )
 EVALUATION = tuple(f"train.eval_{name}" for name in ("every", "samples", "mode", "records"))
 SAVING = (

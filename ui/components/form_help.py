@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_core.config import PRESETS
+from grpo_core.config.devices import shares
 from grpo_core.errors import FieldProblem
 from grpo_core.rubric import CHECKS
 from ui.components.form import (
@@ -108,6 +109,9 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
             lines[name] = help_line(name, text)
     if task := task_of(flat):
         lines["task.name"] = help_line("task.name", task.help)
+    if shared := shares_of(flat):
+        text = f"{FIELDS['train.workers'].description} {shared}"
+        lines["train.workers"] = help_line("train.workers", text)
     if changed := departures(flat):
         text = f"Changed from the preset: {', '.join(changed)}."
         lines["algorithm.preset"] = help_line("algorithm.preset", text)
@@ -116,6 +120,13 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
     for name in unused(flat):
         lines[name] = lines[name].replace('class="help"', 'class="help unused"')
     return lines
+
+
+def shares_of(flat: Mapping[str, Any]) -> str:
+    """How the workers share a step's groups; "" for one worker, or while one number is wrong."""
+    numbers = [parse_float(flat[f"train.{name}"]) for name in ("prompts_per_step", "workers")]
+    counts = [int(n) for n in numbers if n is not None and n >= 1 and n.is_integer()]
+    return shares(*counts) if len(counts) == 2 else ""
 
 
 def _usual(name: str, flat: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from grpo_core.analysis.advisor import SHOWN
-from grpo_core.types import Notice
+from grpo_core.types import WAITING, Notice
 from ui.render.text import count, esc, plain
 
 TITLES = {
@@ -25,6 +25,7 @@ TITLES = {
     "lr_too_high": "Learning rate too high",
     "noise": "Only noise",
     "disagreement": "Advantages do not follow from the rewards",
+    WAITING: "Waits for devices",
 }
 SEVERITIES = {"error": "bad", "warning": "warn", "info": "plain"}
 
@@ -66,8 +67,11 @@ def _notice(notice: Notice, group_ref: tuple[int, int] | None) -> str:
         f'<button type="button" data-do="dismiss" data-code="{esc(notice.code)}" '
         f'aria-label="Dismiss: {title}">Dismiss</button>'
     )
+    tried = f"<em>Try</em> {esc(notice.advice)} " if notice.advice else ""
+    note = f'<span class="note">{evidence}</span>' if evidence else ""
+    below = f"<p>{tried}{note}</p>" if tried or note else ""
     return (
         f'<article class="notice {tone}"><div><b>{title}</b> <span>{esc(notice.message)}</span>'
-        f'<p><em>Try</em> {esc(notice.advice)} <span class="note">{evidence}</span></p></div>'
+        f"{below}</div>"
         f'<div class="tools">{show}{dismiss}</div></article>'
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_core.config.devices import kind_of
 from grpo_core.store import RunRow
 from grpo_core.types import Phase, RunStatus
 from ui.render.provenance import badge
@@ -69,16 +70,28 @@ def run_pill(run: RunRow | None) -> str:
 
 
 def device_of(run: RunRow) -> str:
-    """The device that the run trains on, or did, e.g. "cuda:1"; "" in older files."""
-    return str((run.env or {}).get("device_name") or "")
+    """What the run trains on, or did: "cuda:1", or "4 × cuda, 2 nodes"; "" in older files."""
+    env = run.env or {}
+    device, workers, nodes = str(env.get("device_name") or ""), env.get("workers"), env.get("nodes")
+    if not (device and is_number(workers) and workers > 1):
+        return device
+    where = f", {nodes:,.0f} nodes" if is_number(nodes) and nodes > 1 else ""
+    return f"{workers:,.0f} × {kind_of(device)}{where}"
+
+
+def workers_of(run: RunRow) -> int:
+    """How many workers the run asks for; 1 in older files and for other trainers' runs."""
+    workers = (run.config.get("train") or {}).get("workers")
+    return int(workers) if is_number(workers) else 1
 
 
 def _device_fact(run: RunRow) -> list[str]:
-    """Device and precision, with the reason for it as a title; empty in older files."""
+    """Devices and precision, with their names and the reason as a title; empty in older files."""
     if not (device := device_of(run)):
         return []
     env = run.env or {}
-    why, dtype = str(env.get("precision") or ""), str(env.get("dtype") or "")
+    dtype = str(env.get("dtype") or "")
+    why = ". ".join(str(env[key]) for key in ("devices", "precision") if env.get(key))
     return [f'<span title="{esc(why)}">on {esc(device)} in {esc(dtype)}</span>']
 
 
@@ -88,10 +101,10 @@ def example_pill() -> str:
     return f'<span class="pill plain" title="{title}">example</span>'
 
 
-def brand(device: str) -> str:
+def brand(device: str, details: str) -> str:
     return (
         '<div class="brand"><h1>GRPO Studio</h1>'
-        f'<span class="chip" title="the device that trains">{esc(device)}</span>'
+        f'<span class="chip" title="{esc(details)}">{esc(device)}</span>'
         '<button type="button" class="icon" data-toggle="theme" '
         'aria-label="Light or dark">◐</button></div>'
     )
@@ -208,7 +221,9 @@ def _live_facts(run: RunRow, recent: Sequence[Mapping[str, Any]], now: float) ->
 def _ended_facts(run: RunRow, blocking: RunRow | None) -> list[str]:
     if run.status is RunStatus.QUEUED:
         if blocking is None:
-            return ["starts as soon as a device for it is free"]
+            workers = workers_of(run)
+            what = f"{workers:,} devices" if workers > 1 else "a device"
+            return [f"starts as soon as {what} for it {'are' if workers > 1 else 'is'} free"]
         return [f"waits for “{esc(blocking.name)}”, then starts by itself"]
     facts = []
     if is_number(run.duration_seconds):

@@ -32,8 +32,16 @@ CURVES = ("reward", "kl", "criteria", "loss", "length", "detail", *charts.OF_TUR
 class Runs(Protocol):
     """What the page needs of RunManager."""
 
-    device: str
     devices: tuple[str, ...]  # the names that model.device takes here
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def device_details(self) -> str: ...
+
+    @property
+    def has_many_devices(self) -> bool: ...
 
     def start(self, config: RunConfig, name: str | None = None, conditions: str = "") -> str: ...
 

@@ -64,17 +64,19 @@ def model_card(report: Any, sample: str) -> str:
     parts = ", ".join(f"{name} {size(n)}" for name, n in report.bytes_by_part.items() if n)
     memory = f"about {size(report.needed_bytes)} of {size(report.free_bytes)} free: {parts}"
     fits = "" if report.problems else "✓ "
+    several = report.workers > 1
+    on, each = (f"{report.workers} × ", " on each worker") if several else ("", "")
     chips = [
         report.architecture,
         f"{parameters}, {trained}",
-        f"{report.dtype} on {report.device}",
+        f"{report.dtype} on {on}{report.device}",
         f"context {report.context:,} tokens" if report.context else "context not given",
         "chat template" if report.chat_template else "no chat template: prompts are plain text",
-        f"{fits}{size(report.needed_bytes)} of {size(report.free_bytes)} free",
+        f"{fits}{size(report.needed_bytes)} of {size(report.free_bytes)} free{each}",
     ]
     rows = [
         ("End tokens", ends + (" (they agree)" if report.ends_agree else " (they differ)")),
-        ("Memory", memory),
+        ("Memory of each worker" if several else "Memory", memory),
         ("Micro-batch that fits", f"about {count(report.fitting_micro_batch, 'token')}"),
     ]
     if not report.problems:

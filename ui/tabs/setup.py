@@ -102,9 +102,10 @@ def build_summary() -> Summary:
         return Summary(shown, start_from, advisor)
 
 
-def build_pane(fields: FormFields) -> Pane:
+def build_pane(fields: FormFields, has_many_devices: bool) -> Pane:
     """The five sections. Call it inside gr.Blocks."""
-    with gr.Column(elem_id="new-run-pane", elem_classes="card-box", scale=1, min_width=0):
+    classes = "card-box" if has_many_devices else "card-box one-device"
+    with gr.Column(elem_id="new-run-pane", elem_classes=classes, scale=1, min_width=0):
         head = html_panel(PANE_HEAD, events=("go",), script=script("setup.js"), elem_id="pane-head")
         with gr.Tabs(selected="none", elem_id="sections") as tabs:
             gr.Tab("The run", id="none")

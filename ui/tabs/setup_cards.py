@@ -98,6 +98,7 @@ def _run(flat: Mapping[str, Any]) -> str:
         f"{flat['train.max_new_tokens']} tokens",
         *([f"rate {rate}"] if rate not in (None, "") else []),
         f"seed {flat['train.seed']}",
+        *([f"{flat['train.workers']} workers"] if parse_float(flat["train.workers"]) != 1 else []),
     ]
     return " · ".join(parts)
 

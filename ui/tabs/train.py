@@ -61,7 +61,7 @@ def build_train(frame: Frame, tabs: gr.Tabs, views: Views, runs: Runs, service: 
     """Build the tab and connect its events. Call it inside gr.Blocks. tabs: those of the page."""
     fields = FormFields()
     with gr.Row(elem_id="train-row", equal_height=False):
-        summary, pane = build_summary(), build_pane(fields)
+        summary, pane = build_summary(), build_pane(fields, runs.has_many_devices)
         fields.controls["model.device"].choices = [(n, n) for n in runs.devices]
         with gr.Column(elem_id="live", elem_classes="stack", min_width=0, scale=1):
             live = _build_live()

@@ -33,10 +33,11 @@ class ModelConfig(Section):
     device: Name = setting(
         AUTO,
         "Device",
-        "`auto`: the first NVIDIA card that no run uses, else the CPU. `cpu`, or a card such as "
-        "`cuda:0`. Runs on different devices train side by side; on one device they queue.",
+        "`auto`: the first NVIDIA cards that no run uses, one for each worker, else the CPU. "
+        "`cpu`, or cards such as `cuda:0` or `cuda:2,cuda:3`. Runs on different devices train side "
+        "by side; on one device they queue.",
         min_length=1,
-        max_length=16,
+        max_length=200,
         hint="Write auto, cpu, or cuda:0 for the first NVIDIA card.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(

@@ -36,6 +36,15 @@ class TrainConfig(Section):
         le=1024,
         hint="Use 8; 2 is the least that can be compared.",
     )
+    workers: int = setting(
+        1,
+        "Workers",
+        "Processes that share each step, one on each device. The result is the same.",
+        unit="workers",
+        ge=1,
+        le=4096,
+        hint="Use 1, or as many as there are devices.",
+    )
     max_new_tokens: int = setting(
         48,
         "Max new tokens",

@@ -1,0 +1,1 @@
+"""Runs on several devices and machines: Ray places the workers and restarts them."""
