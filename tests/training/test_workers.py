@@ -6,7 +6,17 @@ import pytest
 from many_workers import last_checkpoint, run_alone, run_of_workers
 
 from grpo_core.config import with_preset
-from grpo_core.types import Evaluated, GroupsScored, ModelLoaded, StepCompleted
+from grpo_core.training.breakpoints import parse_breakpoints
+from grpo_core.types import (
+    Evaluated,
+    GroupsScored,
+    Intervened,
+    ModelLoaded,
+    Paused,
+    Phase,
+    PhaseStarted,
+    StepCompleted,
+)
 
 STEPS = 10
 BASE = {
@@ -31,6 +41,20 @@ RUNS = {
 }
 
 
+def person(control, event, rank):
+    """Changes a setting, edits a reward before the update of step 2, and stops in step 4."""
+    if rank == 0 and isinstance(event, PhaseStarted) and event.phase is Phase.SAMPLING:
+        if event.step == 1:
+            control.set_knob("train.learning_rate", 3e-4)
+            control.set_breakpoints([*parse_breakpoints("step = 2")])
+        if event.step == 4:
+            control.stop()
+    if isinstance(event, Paused):
+        control.edit_reward(2, 1, 0, 5.0)  # of the second group, which worker 1 sampled
+        control.resume()
+
+
+PERSON = {**BASE, "algorithm.kl_coef": 0.02, "test.watch": person}
 FLOAT32 = {**BASE, "test.float64": False, "train.steps": 1, "algorithm.kl_coef": 0.02}
 
 
@@ -58,9 +82,9 @@ def both(tmp_path_factory):
     def runs(kind):
         return [settings_of(name, **{"test.folder": folder / f"{name}-{kind}"}) for name in RUNS]
 
-    two = run_of_workers(2, [*runs("two"), FLOAT32], folder / "meet")
-    one = run_alone([*runs("one"), FLOAT32])
-    return dict(zip([*RUNS, "float32"], zip(one, two, strict=True), strict=True))
+    two = run_of_workers(2, [*runs("two"), FLOAT32, PERSON], folder / "meet")
+    one = run_alone([*runs("one"), FLOAT32, PERSON])
+    return dict(zip([*RUNS, "float32", "person"], zip(one, two, strict=True), strict=True))
 
 
 @pytest.mark.slow
@@ -110,6 +134,21 @@ def test_in_float32_the_first_step_is_the_same_but_for_rounding(both):
     assert texts(one) == texts(two)
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)
     assert losses(one)[0] != 0
+
+
+@pytest.mark.slow
+def test_what_a_person_changes_reaches_all_workers_in_the_same_step(both):
+    one, two = both["person"]
+    assert [type(e) for e in one] == [type(e) for e in two]
+    changes = [
+        [i for e in events if isinstance(e, Intervened) for i in e.interventions]
+        for events in both["person"]
+    ]
+    assert changes[0] == changes[1]
+    assert {(i.step, i.kind) for i in changes[0]} == {(2, "setting"), (2, "reward")}
+    assert len(losses(one)) == 3
+    assert losses(one) == pytest.approx(losses(two), abs=1e-9)
+    assert losses(one)[2] != pytest.approx(losses(both["grpo"][0])[2], abs=1e-6)
 
 
 @pytest.mark.slow
