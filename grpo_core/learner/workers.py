@@ -1,6 +1,8 @@
 """The processes that compute a run together: every one runs the same loop on its share of a step.
 
-They wait for each other only in the methods below, which all of them call in the same order.
+They wait for each other only in the methods below, which all of them call in the same order. So
+the work that is given to a method must not call one itself: where it raises before that call, the
+others would wait for ever.
 """
 
 from __future__ import annotations

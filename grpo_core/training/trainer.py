@@ -100,6 +100,8 @@ def _train(
     points.timer = RunTimer(emit)
     session, eval_sets = workers.together(partial(load, config, control, workers))
     policy = session.policy
+    beside = workers.gather(platform.node).count(platform.node())  # workers on this machine
+    share_cores(policy.num_parameters, beside)
     rate = learning_rate(config, policy)
     learner = workers.together(partial(make_learner, session, rate))
     resolved = {} if t.learning_rate else {"train.learning_rate": rate}
@@ -235,7 +237,6 @@ def load(config: RunConfig, control: RunControl, workers: Workers) -> tuple[Sess
         encoder = worlds.encoder(second, config.rollout)
         second = fit_to_context(second, encoder, config.model_copy(update={"task": other}))
         eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
-    share_cores(policy.num_parameters, workers.world)
     with_prompts = {name: pair for name, pair in eval_sets.items() if pair[1]}
     return Session(config, policy, task, rubric, points, worlds, workers=workers), with_prompts
 
