@@ -19,7 +19,8 @@ from typing import Any
 from grpo_core.errors import StudioError
 
 MANIFEST = "checkpoint.json"
-FORMAT = 1
+# 1: two files of one process. 2: shards of several workers.
+ONE_PROCESS, IN_SHARDS = 1, 2
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -47,10 +48,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, without checking any hash. Raises BadCheckpoint."""
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in (ONE_PROCESS, IN_SHARDS):
             raise BadCheckpoint(
                 f"checkpoint {str(path)!r} has format {manifest['format']!r}, but this GRPO "
-                f"Studio reads format {FORMAT}. Update GRPO Studio."
+                f"Studio reads formats {ONE_PROCESS} and {IN_SHARDS}. Update GRPO Studio."
             )
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:

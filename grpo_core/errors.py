@@ -69,5 +69,9 @@ class StopRequested(Exception):
     """Raised in the trainer, at one of its interruption points, when a user stops the run."""
 
 
+class NonFinite(ArithmeticError):
+    """The loss or the gradient is nan or inf. The weights are unchanged."""
+
+
 class DiskFull(StudioError):
     """The disk has no room for what the run must keep. The run waits until there is room."""

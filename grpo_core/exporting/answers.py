@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from safetensors.torch import load_file
-
 from grpo_core.config import RunConfig, parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.exporting.play_request import PlayRequest, PlayResult, PlayWatch, Side
@@ -22,7 +20,7 @@ from grpo_core.store import CheckpointRow, RunRow, Store
 from grpo_core.tasks import TASKS, heldout_prompts, load_task, prompt_id, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.beside import session_beside
-from grpo_core.training.checkpoint import WEIGHTS, put_weights
+from grpo_core.training.checkpoint import load_weights, put_weights
 from grpo_core.training.rollout_batch import Asked, Session, ask, sample
 from grpo_core.training.scoring import Progress, score_groups
 from grpo_core.types import Completion, Prompt, Rollout, TurnRole
@@ -33,7 +31,7 @@ LOOK_SECONDS = 0.2  # between two looks at answers that are being written
 
 def load_checkpoint(policy: Policy, row: CheckpointRow) -> None:
     """Set the policy's trained weights to those of a checkpoint."""
-    put_weights(policy.model, load_file(row.path / WEIGHTS))
+    put_weights(policy.model, load_weights(row.path))
 
 
 def heldout_prompt(config: RunConfig, number: int) -> Prompt:

@@ -3,7 +3,6 @@
 from grpo_core.learner.advantages import ADVANTAGES, Siblings, advantage_parts
 from grpo_core.learner.aggregation import AGGREGATIONS
 from grpo_core.learner.batch import Batch, packed, separate
-from grpo_core.learner.clipping import NonFinite
 from grpo_core.learner.controls import KL_CONTROLS
 from grpo_core.learner.critic import Critic, ValueEstimates
 from grpo_core.learner.grouping import GROUPINGS
@@ -12,10 +11,12 @@ from grpo_core.learner.logprobs import token_logprobs
 from grpo_core.learner.objectives import OBJECTIVES, RATIO_LEVELS
 from grpo_core.learner.packing import packing_is_exact
 from grpo_core.learner.update import Learner, LearnerSettings
+from grpo_core.learner.workers import ALONE, Workers
 
 __all__ = [
     "ADVANTAGES",
     "AGGREGATIONS",
+    "ALONE",
     "GROUPINGS",
     "KL_CONTROLS",
     "KL_ESTIMATORS",
@@ -25,9 +26,9 @@ __all__ = [
     "Critic",
     "Learner",
     "LearnerSettings",
-    "NonFinite",
     "Siblings",
     "ValueEstimates",
+    "Workers",
     "advantage_parts",
     "packed",
     "packing_is_exact",

@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from grpo_core.errors import NonFinite
 from grpo_core.learner.master_weights import MasterWeights
-
-
-class NonFinite(ArithmeticError):
-    """The loss or the gradient is nan or inf. The weights are unchanged."""
 
 
 def clip_gradient(
@@ -19,24 +16,17 @@ def clip_gradient(
 
     Raises NonFinite if the loss or the norm is nan or inf.
     """
-    parameters = [p for p in weights.parameters() if p.grad is not None]
-    total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    total = weights.gradient_norm()
     norm = float(total)
     # Before clipping, which would spread a nan over every gradient.
     if not torch.tensor([loss, norm]).isfinite().all():
         raise NonFinite(
-            f"loss {loss}, gradient norm {norm}: first not finite in {_non_finite_name(weights)}"
+            f"loss {loss}, gradient norm {norm}: first not finite in {weights.first_non_finite()}"
         )
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
+    for gradient in weights.gradients().values():
+        gradient.mul_(scale)
     if critic is not None:
         # Separately: the critic's large first errors would shrink the policy's step.
         nn.utils.clip_grad_norm_(critic.parameters(), max_norm)
     return norm
-
-
-def _non_finite_name(weights: MasterWeights) -> str:
-    """The first parameter whose gradient is not finite."""
-    for name, p in weights.named_parameters():
-        if p.grad is not None and not p.grad.isfinite().all():
-            return name
-    return "the loss"

@@ -146,10 +146,6 @@ class Passes:
             self.weights.collect_gradients()
             total += result.sums
             ratio_max = torch.maximum(ratio_max, result.ratio_max)
-        if not parts:
-            # All groups tied. A gradient of 0 instead of None: the optimiser's momentum continues.
-            for p in self.weights.parameters():
-                p.grad = torch.zeros_like(p) if p.requires_grad else None
         return PassSums(total.tolist(), float(ratio_max))
 
     def result(self, found: Sequence[PassSums], inputs: PassInputs) -> PassResult:

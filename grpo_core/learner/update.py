@@ -27,7 +27,7 @@ from grpo_core.learner.critic import (
 )
 from grpo_core.learner.logprobs import output_layer
 from grpo_core.learner.loss import Coefficients, Tokens, loss_of
-from grpo_core.learner.master_weights import MasterWeights
+from grpo_core.learner.master_weights import MasterWeights, sum_gradients
 from grpo_core.learner.memory import MicroBatcher
 from grpo_core.learner.objectives import CONSTRAINED
 from grpo_core.learner.packing import Packing
@@ -95,7 +95,7 @@ class Learner:
         self.algorithm, self.train = settings.algorithm, settings.train
         self.learning_rate = settings.learning_rate
         self.critic = Critic(model) if self.algorithm.advantage == "value" else None
-        self.weights = MasterWeights(model)
+        self.weights = weights_of(model, workers)
         self.passes = Passes(
             model,
             self.weights,
@@ -175,7 +175,7 @@ class Learner:
         a = self.algorithm
         estimates = advantages if isinstance(advantages, ValueEstimates) else None
         if a.objective not in CONSTRAINED:
-            allocate_averages(self.optimizer)
+            self.workers.together(partial(allocate_averages, self.optimizer))
         inputs = self._batch_inputs(batch, advantages, check_interrupt)
         self.num_steps += 1
         measured: tuple[float | None, float | None] = (None, None)
@@ -295,7 +295,7 @@ class Learner:
         pass_inputs = self._pass_inputs(update, inputs, size)
 
         def backward(parts: list[Batch]) -> PassSums:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients()
             return self.passes.backward(parts, pass_inputs)
 
         found = self.workers.gather(
@@ -304,13 +304,16 @@ class Learner:
         self._sum_gradients()
         return self.passes.result(found, pass_inputs), size
 
+    def _clear_gradients(self) -> None:
+        self.weights.clear_gradients()
+        if self.critic is not None:
+            self.critic.zero_grad(set_to_none=True)
+
     def _sum_gradients(self) -> None:
-        """Every worker gets the gradient of the whole step."""
-        parameters = [
-            *self.weights.parameters(),
-            *(self.critic.parameters() if self.critic else ()),
-        ]
-        self.workers.sum_([p.grad for p in parameters if p.grad is not None])
+        """The gradient of the whole step, for the weights that this worker's optimiser moves."""
+        self.weights.reduce_gradients(self.workers)
+        if self.critic is not None:
+            sum_gradients(self.critic.parameters(), self.workers)
 
     def _with_entropy_threshold(self, inputs: _BatchInputs) -> LossNormalizer:
         """The normaliser with the entropy below which tokens have no policy term.
@@ -368,7 +371,7 @@ class Learner:
         warmup = min(1.0, self.num_steps / steps) if steps else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * warmup * group["speed"]
-        take_step(self.optimizer)
+        self.workers.together(partial(take_step, self.optimizer))
         self.weights.publish()
 
     def _trust_region_step(self, inputs: _BatchInputs, size: LossNormalizer) -> TrustRegionStep:
@@ -414,9 +417,7 @@ class Learner:
         if layers := adapter_layers(self.model):
             scale_adapters(layers, 1 - STEP_BACK)
             return
-        for p, ref in zip(self.weights.parameters(), self.reference.parameters(), strict=True):
-            p.lerp_(ref.to(p.dtype), STEP_BACK)
-        self.weights.publish()
+        self.weights.move_towards(self.reference.parameters(), STEP_BACK)
 
     @torch.no_grad()
     def _move_reference(self) -> None:
@@ -433,7 +434,7 @@ class Learner:
         A coefficient that a person has changed continues from its new value. Also frees the last
         update's gradient, as large as the model, because sampling comes next.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         for name in COEFS:
             value = getattr(settings.algorithm, name)
             if value != getattr(self.algorithm, name):
@@ -468,7 +469,7 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`. apply_settings() then applies coefficients changed meanwhile."""
         self.algorithm = self.algorithm.model_copy(update=state["set"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(dict(self.weights.own_averages(state["optimizer"])))
         self.weights.load_state(state.get("master_weights"))
         for group in self.optimizer.param_groups:  # a branch may have other betas
             group["betas"] = self.train.adam_beta1, self.train.adam_beta2
@@ -507,6 +508,15 @@ class Learner:
                 if any(has_gradient[i] for i in rows)
             ]
         )
+
+
+def weights_of(model: nn.Module, workers: Workers) -> MasterWeights:
+    """What the optimiser moves: in shards where several workers train the whole model."""
+    if workers.world == 1 or adapter_layers(model):
+        return MasterWeights(model)
+    from grpo_core.learner.sharded_weights import ShardedWeights
+
+    return ShardedWeights(model, workers)
 
 
 def joined(shares: Sequence[Tensor], size: int) -> Tensor:

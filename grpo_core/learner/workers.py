@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from grpo_core.errors import StopRequested, StudioError
-from grpo_core.learner.clipping import NonFinite
+from grpo_core.errors import NonFinite, StopRequested, StudioError
 
 T = TypeVar("T")
 

@@ -49,7 +49,7 @@ class Found:
     """What an import read or wrote: its numbers, its run, and one group.
 
     whole: everything was read; else only the first steps. known: id of the run, if the store has it
-    already. others: the further runs that a project of trackio had.
+    already.
     """
 
     numbers: Imported
@@ -57,7 +57,6 @@ class Found:
     group: GroupRow | None
     whole: bool = True
     known: str | None = None
-    others: tuple[RunRow, ...] = ()
 
 
 class _Enough(Exception):
@@ -93,8 +92,7 @@ class Imports:
                 run = scratch.run(numbers.run_id)
                 assert run.source is not None
                 known = foreign.run_of(self.store, run.source.key)
-                others = tuple(map(scratch.run, numbers.others))
-                return Found(numbers, run, _a_group(scratch, run.id), whole, known, others)
+                return Found(numbers, run, _a_group(scratch, run.id), whole, known)
             finally:
                 scratch.close()
 
@@ -110,8 +108,7 @@ class Imports:
             # A breath after each step: the page answers others meanwhile.
             numbers = import_folder(self.store, path, asked, lambda *_: time.sleep(BREATH_SECONDS))
         run = self.store.run(numbers.run_id)
-        others = tuple(map(self.store.run, numbers.others))
-        return Found(numbers, run, _a_group(self.store, run.id), others=others)
+        return Found(numbers, run, _a_group(self.store, run.id))
 
     # ---- folders that still grow ---------------------------------------------------------------
 

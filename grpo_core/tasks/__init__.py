@@ -16,7 +16,6 @@ from grpo_core.tasks.source import check_source, check_sources
 from grpo_core.tasks.task import (
     Task,
     environment_of,
-    environments_of,
     extract_answer,
     heldout_prompts,
     is_heldout,
@@ -117,7 +116,6 @@ __all__ = [
     "check_task",
     "environment_named",
     "environment_of",
-    "environments_of",
     "extract_answer",
     "find_task",
     "given_answer",

@@ -9,9 +9,9 @@ import logging
 import os
 import re
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from grpo_core.checkpoint_files import (
-    FORMAT,
+    IN_SHARDS,
     MANIFEST,
+    ONE_PROCESS,
     BadCheckpoint,
     file_hash,
-    folder_bytes,
     folder_name,
     read_manifest,
     remove,
-    saved_steps,
-    superfluous,
     sync,
     verify,
 )
-from grpo_core.config import RunConfig
-from grpo_core.errors import DiskFull, StopRequested
-from grpo_core.learner import Learner
+from grpo_core.errors import DiskFull
+from grpo_core.learner import ALONE, Workers
 from grpo_core.rubric import RunningStd
-from grpo_core.training.control import RunControl
-from grpo_core.types import Checkpointed, Phase, PhaseStarted
 
 log = logging.getLogger("grpo_studio")
 
 WEIGHTS, STATE = "policy.safetensors", "state.safetensors"
+POLICY_PREFIX, STATE_PREFIX = "policy.", "state."  # of names, where shards share files
+
+Room = Callable[[Sequence[int], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,49 +55,72 @@ class Snapshot:
     heldout: float | None  # its accuracy, if any
 
 
-# ---- one checkpoint --------------------------------------------------------------------------
-
-
-def save(folder: Path, snapshot: Snapshot) -> Path:
+def save(folder: Path, snapshot: Snapshot, workers: Workers = ALONE) -> Path:
     """Write a checkpoint to a temporary folder, sync it, then rename it: whole or not there.
 
-    Returns its folder. Raises DiskFull if the file system refuses it, for whatever reason.
+    workers: those of a learner in shards; all of them call it, and each writes its own. Returns its
+    folder. Raises DiskFull, on all, if the file system refuses it on one, for whatever reason.
     """
     name = folder_name(snapshot.step)
     target, part = folder / name, folder / f".{name}.part"
     tensors: dict[str, Tensor] = {}
     state = pack({"learner": snapshot.learner, "spread": asdict(snapshot.reward_scale)}, tensors)
+    manifest = {
+        "step": snapshot.step,
+        "evaluated": snapshot.evaluated,
+        "heldout": snapshot.heldout,
+        "state": state,
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*"):  # of a process that was killed while it saved
-            shutil.rmtree(leftover, ignore_errors=True)
-        part.mkdir()
-        for file, content in ((WEIGHTS, snapshot.weights), (STATE, tensors)):
-            save_file({k: v.detach().contiguous() for k, v in content.items()}, part / file)
-            sync(part / file)
-        manifest = {
-            "format": FORMAT,
-            "step": snapshot.step,
-            "evaluated": snapshot.evaluated,
-            "heldout": snapshot.heldout,
-            "state": state,
-            "files": {file: file_hash(part / file) for file in (WEIGHTS, STATE)},
-        }
-        (part / MANIFEST).write_text(json.dumps(manifest), "utf-8")
-        sync(part / MANIFEST)
-        sync(part)
-        remove(target)  # the same step, saved before the run was resumed; it has been read
-        part.rename(target)
-        sync(folder)
+        workers.first(lambda: _make_room(folder, part))
+        manifest |= _write_tensors(part, snapshot.weights, tensors, workers)
+        workers.first(lambda: _complete(part, target, manifest))
     except Exception as error:
-        shutil.rmtree(part, ignore_errors=True)
-        number = _error_number(error)
+        if workers.is_first:
+            shutil.rmtree(part, ignore_errors=True)
+        numbers = workers.gather(partial(_error_number, error))
+        number = next((n for n in numbers if n is not None), None)
         if number is None:
             raise
         saved = (*snapshot.weights.values(), *tensors.values())
         needed = sum(t.numel() * t.element_size() for t in saved)
         raise DiskFull(_why_not_saved(folder, snapshot.step, number, needed)) from None
     return target
+
+
+def _make_room(folder: Path, part: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".step-*"):  # of a process that was killed while it saved
+        shutil.rmtree(leftover, ignore_errors=True)
+    part.mkdir()
+
+
+def _write_tensors(
+    part: Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], workers: Workers
+) -> dict[str, Any]:
+    """What the manifest says of the files: their format and hashes."""
+    if workers.world == 1:
+        for file, content in ((WEIGHTS, weights), (STATE, state)):
+            save_file({k: v.detach().contiguous() for k, v in content.items()}, part / file)
+            sync(part / file)
+        hashes = {file: file_hash(part / file) for file in (WEIGHTS, STATE)}
+        return {"format": ONE_PROCESS, "files": hashes}
+    from grpo_core.training import sharded_checkpoint
+
+    named = {POLICY_PREFIX + k: v.detach() for k, v in weights.items()}
+    named |= {STATE_PREFIX + k: v.detach() for k, v in state.items()}
+    hashes = sharded_checkpoint.write(part, named, workers)
+    sharded = sharded_checkpoint.in_shards(named)
+    return {"format": IN_SHARDS, "files": hashes, "sharded": sharded}
+
+
+def _complete(part: Path, target: Path, manifest: Mapping[str, Any]) -> None:
+    (part / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    sync(part / MANIFEST)
+    sync(part)
+    remove(target)  # the same step, saved before the run was resumed; it has been read
+    part.rename(target)
+    sync(target.parent)
 
 
 def _error_number(error: Exception) -> int | None:
@@ -126,18 +147,40 @@ def _why_not_saved(folder: Path, step: int, number: int, needed: int) -> str:
     )
 
 
-def load(path: Path, sha256: str) -> Snapshot:
-    """Read a checkpoint back after checking every byte. Raises BadCheckpoint."""
-    manifest = verify(path, sha256)
-    state = unpack(manifest["state"], load_file(path / STATE))
+def load(path: Path, sha256: str, room: Room | None = None) -> Snapshot:
+    """Read a checkpoint back after checking every byte. Raises BadCheckpoint.
+
+    room: makes what tensors in shards are read into; by default they are read whole.
+    """
+    return read(path, verify(path, sha256), room)
+
+
+def read(path: Path, manifest: Mapping[str, Any], room: Room | None = None) -> Snapshot:
+    """The same, of a checkpoint that was checked."""
+    if manifest["format"] == ONE_PROCESS:
+        tensors = load_file(path / STATE)
+    else:
+        from grpo_core.training import sharded_checkpoint
+
+        tensors = sharded_checkpoint.read(path, STATE_PREFIX, set(manifest["sharded"]), room)
+    state = unpack(manifest["state"], tensors)
     return Snapshot(
         manifest["step"],
-        load_file(path / WEIGHTS),
+        load_weights(path),
         state["learner"],
         RunningStd(**state["spread"]),
         manifest["evaluated"],
         manifest["heldout"],
     )
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The trained weights of a checkpoint of any number of workers."""
+    if read_manifest(path)["format"] == ONE_PROCESS:
+        return load_file(path / WEIGHTS)
+    from grpo_core.training import sharded_checkpoint
+
+    return sharded_checkpoint.read(path, POLICY_PREFIX)
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -160,8 +203,10 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _name_of(value: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
     """Tied weights are one tensor; safetensors refuses to save it under two names."""
+    if not value.data_ptr():  # empty, or in shards: those are never tied
+        return None
     for name, t in tensors.items():
-        if value.numel() and t.data_ptr() == value.data_ptr() and t.shape == value.shape:
+        if t.data_ptr() == value.data_ptr() and t.shape == value.shape:
             return name
     return None
 
@@ -195,99 +240,3 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         )
     for name, p in own.items():
         p.copy_(weights[name])
-
-
-# ---- the checkpoints of a run ----------------------------------------------------------------
-
-
-class CheckpointManager:
-    """Saves a run's last whole step: when it is due, on request, and when the run is stopped."""
-
-    def __init__(self, model: nn.Module, learner: Learner, config: RunConfig, control: RunControl):
-        self._model, self._learner, self._train = model, learner, config.train
-        self._control, self._points = control, control.points
-        self._last: Snapshot | None = None
-        self._saved_step = 0  # the newest step on the disk
-
-    def __enter__(self) -> CheckpointManager:
-        self._points.save = self.save
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._points.save = None
-        if kind is StopRequested and self._train.checkpoint_every:
-            self.save()
-
-    def restore(self) -> tuple[int, RunningStd, bool]:
-        """Load the checkpoint that the run starts from, if any.
-
-        Returns its step, the reward scale until then, and whether the step was evaluated.
-        """
-        start = self._control.start
-        if start is None or start.path is None:
-            return 0, RunningStd(), False
-        snapshot = load(start.path, start.sha256)
-        put_weights(self._model, snapshot.weights)
-        self._learner.load_state(dict(snapshot.learner))
-        if start.path.parent == self._control.folder:
-            self._saved_step = snapshot.step
-        self.mark(snapshot.step, snapshot.reward_scale, snapshot.evaluated, snapshot.heldout)
-        return snapshot.step, snapshot.reward_scale, snapshot.evaluated
-
-    def mark(
-        self, step: int, reward_scale: RunningStd, evaluated: bool, heldout: float | None = None
-    ) -> None:
-        """A step is whole: save this state until the next step is."""
-        self._learner.midway = False  # also after a refused update
-        self._last = Snapshot(
-            step, trained(self._model), self._learner.state(), reward_scale, evaluated, heldout
-        )
-
-    def save_if_due(self) -> None:
-        t, step = self._train, self._last.step if self._last else 0
-        if t.checkpoint_every and (step % t.checkpoint_every == 0 or step == t.steps):
-            self.save()
-
-    def save(self) -> None:
-        """Save the last whole step unless it is saved, and delete what need not be kept."""
-        folder, last = self._control.folder, self._last
-        if folder is None or last is None or last.step <= self._saved_step:
-            return
-        self._points.emit(PhaseStarted(Phase.SAVING, last.step, self._train.steps))
-        saved_to = self._save_or_wait(folder, last)
-        if saved_to is None:
-            return
-        path, seconds = saved_to
-        self._saved_step = last.step
-        saved = {
-            step: self._heldout(p) for step, p in saved_steps(folder).items() if step <= last.step
-        }
-        dropped = superfluous(saved, self._train.checkpoint_keep, self._train.checkpoint_keep_every)
-        # The row is written before older folders are deleted: whatever the store lists exists,
-        # and a folder that it does not list does no harm.
-        size, digest = folder_bytes(path), file_hash(path / MANIFEST)
-        self._points.emit(Checkpointed(last.step, str(path), size, digest, dropped, seconds))
-        for step in dropped:
-            remove(folder / folder_name(step))
-
-    def _save_or_wait(self, folder: Path, snapshot: Snapshot) -> tuple[Path, float] | None:
-        """The checkpoint's folder and the seconds that saving took.
-
-        Waits for a person while it cannot be written; None if the run is stopped meanwhile.
-        """
-        while True:
-            started = time.perf_counter()
-            try:
-                return save(folder, snapshot), time.perf_counter() - started
-            except DiskFull as problem:
-                if self._control.stop_requested:  # nobody makes room: the last checkpoint must do
-                    log.warning("%s", problem)
-                    return None
-                self._points.hold(str(problem))
-
-    @staticmethod
-    def _heldout(path: Path) -> float | None:
-        try:
-            return read_manifest(path)["heldout"]
-        except BadCheckpoint:
-            return None

@@ -15,7 +15,8 @@ import torch
 
 from grpo_core.config import RunConfig, default_learning_rate, with_changes
 from grpo_core.environments.worlds import Worlds
-from grpo_core.learner import Batch, Learner, LearnerSettings, NonFinite
+from grpo_core.errors import NonFinite
+from grpo_core.learner import Batch, Learner, LearnerSettings
 from grpo_core.learner.workers import ALONE, Workers
 from grpo_core.models import Policy, Vocabulary, load_policy, share_cores
 from grpo_core.models.context_fit import fit_to_context
@@ -30,7 +31,7 @@ from grpo_core.models.precision import why_precision
 from grpo_core.rollout import SamplingParams
 from grpo_core.rubric import RunningStd, build_rubric
 from grpo_core.tasks import Task, heldout_prompts, load_task, remarks, second_task
-from grpo_core.training.checkpoint import CheckpointManager
+from grpo_core.training.checkpoint_manager import CheckpointManager
 from grpo_core.training.control import RunControl
 from grpo_core.training.determinism import determinism, how_it_repeats
 from grpo_core.training.evaluation import eval_groups, eval_metrics, with_scores
@@ -112,7 +113,7 @@ def _train(
         closing(session),
         CheckpointManager(policy.model, learner, config, control) as checkpoints,
     ):
-        step, reward_scale, evaluated = workers.together(checkpoints.restore)
+        step, reward_scale, evaluated = checkpoints.restore()
         while True:
             due = step in (0, t.steps) or (t.eval_every and step % t.eval_every == 0)
             if due and not evaluated:
@@ -120,7 +121,7 @@ def _train(
                 changed = replace(session, config=with_changes(config, settings))
                 accuracy = evaluate(changed, step, eval_sets)
                 checkpoints.mark(step, reward_scale, True, accuracy)
-            workers.together(checkpoints.save_if_due)
+            checkpoints.save_if_due()
             if step == t.steps:
                 return
             step, evaluated = step + 1, False

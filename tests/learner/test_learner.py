@@ -9,13 +9,13 @@ import torch
 from tiny_lm import NAN, ROWS, A, NoMaskLM, TinyLM, make_batch, make_learner
 
 from grpo_core.config import AlgorithmConfig
+from grpo_core.errors import NonFinite
 from grpo_core.learner import (
     ADVANTAGES,
     AGGREGATIONS,
     KL_ESTIMATORS,
     OBJECTIVES,
     Batch,
-    NonFinite,
     Siblings,
     packed,
     packing_is_exact,

@@ -108,3 +108,15 @@ def test_a_trust_region_moves_masters_and_weights():
     masters = dict(learner.weights.named_parameters())
     for name, weight in learner.model.named_parameters():
         assert torch.equal(weight, masters[name].bfloat16())
+
+
+def test_a_pass_that_ended_early_leaves_no_gradient_to_the_next():
+    # As after a lack of memory: the weights hold a part of a gradient when the pass begins again.
+    clean, interrupted = trained(torch.bfloat16, steps=0), trained(torch.bfloat16, steps=0)
+    for weight in interrupted.model.parameters():
+        weight.grad = torch.ones_like(weight)
+    for learner in (clean, interrupted):
+        learner.update(ragged(4), torch.tensor([1.0, -1.0] * 6))
+    expected = dict(clean.weights.named_parameters())
+    for name, master in interrupted.weights.named_parameters():
+        assert torch.equal(master, expected[name]), name

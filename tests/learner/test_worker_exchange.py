@@ -8,8 +8,7 @@ import pytest
 import torch
 from many_workers import in_workers
 
-from grpo_core.errors import OutOfMemory, StopRequested, StudioError
-from grpo_core.learner.clipping import NonFinite
+from grpo_core.errors import NonFinite, OutOfMemory, StopRequested, StudioError
 from grpo_core.learner.workers import ALONE
 
 

@@ -129,6 +129,18 @@ def test_a_run_of_two_workers_goes_on_with_one(both, tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_save_their_shards_of_a_whole_model_and_adapters_are_saved_once(both):
+    saved = {"grpo": 5, "lora": 3}
+    files = {
+        name: {p.name for p in last_checkpoint(both[name][1], step).path.iterdir()}
+        for name, step in saved.items()
+    }
+    shards = {f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)}
+    assert files["grpo"] == {*shards, "checkpoint.json"}
+    assert files["lora"] == {"policy.safetensors", "state.safetensors", "checkpoint.json"}
+
+
+@pytest.mark.slow
 def test_in_float32_the_first_step_is_the_same_but_for_rounding(both):
     one, two = both["float32"]
     assert texts(one) == texts(two)
