@@ -58,7 +58,8 @@ def make(tmp_path, trainer):
 
 
 def config(workers=1, device="auto", **settings):
-    return parse(nest({"train.workers": workers, "model.device": device, **settings}))
+    given = {"train.workers": workers, "train.prompts_per_step": 16, "model.device": device}
+    return parse(nest({**given, **settings}))
 
 
 def until(wanted, seconds=5.0):
