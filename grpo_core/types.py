@@ -445,13 +445,13 @@ class StepMetrics:
     turns_mean: float | None = metric(
         "Turns",
         "turns",
-        "Mean number of times that the policy wrote, in an environment.",
+        "How often the policy wrote: the mean over completions in an environment.",
         "1: it never called a tool. At rollout.max_turns trajectories are cut.",
     )
     tool_calls_mean: float | None = metric(
         "Tool calls",
         "calls",
-        "Mean number of tool calls of a completion.",
+        "Mean number of tool calls of a completion in an environment.",
         "0 from the start: the policy does not know the tools, so it cannot learn to use them.",
     )
     tool_error_frac: float | None = metric(

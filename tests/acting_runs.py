@@ -120,6 +120,12 @@ def groups_of(step: int) -> tuple[Group, ...]:
     )
 
 
+def two_trajectories(step: int) -> tuple[Group, ...]:
+    """A group of two: one calls well, one is answered with an error."""
+    prompt = Prompt(f"p{step}", f"Q: {step}?", "1938", "products")
+    return (scored(prompt, [called(), failed()], "healthy"),)
+
+
 def record_acting_run(store: Store, name: str = "products", groups=groups_of) -> str:
     """NUM_STEPS steps of two groups of four, with tokens."""
     settings = {

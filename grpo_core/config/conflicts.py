@@ -69,6 +69,12 @@ CONFLICTS: tuple[Conflict, ...] = (
     ),
     Conflict(
         "train.workers",
+        lambda c: c.train.workers > c.train.prompts_per_step,
+        "a step has fewer prompts, so some workers would have nothing to do",
+        "Use at most train.prompts_per_step, or more prompts.",
+    ),
+    Conflict(
+        "train.workers",
         lambda c: c.train.workers > 1 and c.algorithm.objective == "trust_region",
         "the trust region's line search goes over all weights in one process",
         "Use 1, or another objective.",

@@ -120,12 +120,10 @@ def free_devices(
 
 
 def shares(groups: int, workers: int) -> str:
-    """How a step's groups are shared out, for a person; "" for one worker."""
+    """How a step's groups (as many as workers or more) are dealt out; "" for one worker."""
     if workers < 2:
         return ""
     each, more = divmod(groups, workers)
-    if not each:
-        return f"{workers - more} of {workers} workers have no group in a step of {groups} prompts."
     if not more:
         return f"Each worker takes {each} of the {groups} groups of a step."
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from grpo_core.config.sections import RolloutConfig
 from grpo_core.environments.instances import Instances
@@ -10,7 +10,22 @@ from grpo_core.environments.registry import find_environment
 from grpo_core.environments.tool_chat import ToolChat
 from grpo_core.environments.trajectories import World
 from grpo_core.models import Policy, Reader
-from grpo_core.tasks import Task
+from grpo_core.tasks import Task, environment_of, environments_of
+from grpo_core.types import Prompt
+
+
+class RowEncoder:
+    """Makes ids of a task's prompts, each with the tools of what the policy acts in for it."""
+
+    def __init__(self, task: Task, policy: Policy | Reader, chats: Mapping[str, ToolChat]) -> None:
+        """chats: by environment."""
+        self._task, self._policy, self._chats = task, policy, chats
+        self.tokenizer, self.context = policy.tokenizer, policy.context
+
+    def encode(self, prompt: Prompt, instruction: str) -> list[int]:
+        """Ids of the prompt. Raises as the policy's own does."""
+        chat = self._chats.get(environment_of(self._task, prompt))
+        return (chat or self._policy).encode(prompt, instruction)
 
 
 class Worlds:
@@ -30,11 +45,10 @@ class Worlds:
             self._known[key] = chat, instances
         return World(*self._known[key], config.max_turns)
 
-    def encoder(self, task: Task, config: RolloutConfig) -> ToolChat | Policy | Reader:
-        """What makes ids of the task's prompts."""
-        if not task.environment:
-            return self._policy
-        return self.of(task.environment, config).chat
+    def encoder(self, task: Task, config: RolloutConfig) -> RowEncoder:
+        """What makes ids of the task's prompts. Raises InvalidConfig as `of` does."""
+        chats = {name: self.of(name, config).chat for name in environments_of(task) if name}
+        return RowEncoder(task, self._policy, chats)
 
     def close(self) -> None:
         """End all processes."""

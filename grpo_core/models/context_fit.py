@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -12,12 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from grpo_core.config import RunConfig
 from grpo_core.errors import FieldProblem, InvalidConfig
 from grpo_core.models.chat_template import ChatTooLong
-from grpo_core.tasks import Task
+from grpo_core.tasks import Task, environments_of
+from grpo_core.tasks.columns import ENVIRONMENT, NO_ENVIRONMENT
 from grpo_core.types import Prompt
 
 
 class Encoder(Protocol):
-    """A Policy, a Reader, or the ToolChat of an environment, which adds its tools to a prompt."""
+    """A Policy, a Reader, or a RowEncoder, which adds the tools of a row's environment."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -80,7 +82,8 @@ def too_long_rows(task: Task, policy: Encoder, config: RunConfig) -> np.ndarray:
     """Row numbers of prompts whose tokens plus `max_new_tokens` exceed the context.
 
     Tokenises only candidates. A prompt of n bytes has at most n tokens, plus the tokens of the
-    chat template around it; the first prompt gives an upper bound for those.
+    chat template and of the tools around it; the first prompt gives an upper bound for those, in
+    each of the environments that rows name.
     """
     assert task.table is not None
     assert policy.context is not None
@@ -88,14 +91,24 @@ def too_long_rows(task: Task, policy: Encoder, config: RunConfig) -> np.ndarray:
     rows = np.concatenate([table.train, table.heldout])
     room = policy.context - config.train.max_new_tokens
 
-    def num_tokens(row: int) -> float:
+    def num_tokens(prompt: Prompt) -> float:
         try:
-            return len(policy.encode(table.prompt(row), task.instruction))
+            return len(policy.encode(prompt, task.instruction))
         except ChatTooLong:
             return math.inf
 
     # Includes the first prompt's own text, so the bound is loose and misses no candidate.
-    template_tokens = min(room, num_tokens(int(rows[0])))
+    first = table.prompt(int(rows[0]))
+    template_tokens = min(
+        room, max(num_tokens(_in_environment(first, name)) for name in environments_of(task))
+    )
     candidates = table.longer_than(max(0, int(room - template_tokens)))
     candidates = candidates[np.isin(candidates, rows)]
-    return np.array([row for row in candidates if num_tokens(row) > room], dtype=np.int64)
+    too_long = [row for row in candidates if num_tokens(table.prompt(row)) > room]
+    return np.array(too_long, dtype=np.int64)
+
+
+def _in_environment(prompt: Prompt, name: str) -> Prompt:
+    """The prompt as its row would be with this in its column `environment`."""
+    columns = {**prompt.meta.get("columns", {}), ENVIRONMENT: name or NO_ENVIRONMENT}
+    return replace(prompt, meta={**prompt.meta, "columns": columns})

@@ -12,7 +12,7 @@ from grpo_core.rubric import RunningStd, resolve_rubric
 from grpo_core.rubric.check import Check, Params
 from grpo_core.rubric.rubric import Rubric
 from grpo_core.rubric.verdict import DISAGREES
-from grpo_core.types import TIE_TOLERANCE, Group
+from grpo_core.types import TIE_TOLERANCE, Group, Rollout, Turn, TurnRole
 
 if TYPE_CHECKING:
     from grpo_core.training.scoring import PromptRollouts
@@ -135,10 +135,21 @@ def step_metrics(groups: Sequence[Group], config: RunConfig) -> dict[str, float 
     """What the groups of a step tell, under the names of StepMetrics."""
     from grpo_core.training.scoring import group_metrics
 
+    if any(r.completion.turns for g in groups for r in g.rollouts):
+        groups = [replace(g, rollouts=tuple(map(_in_turns, g.rollouts))) for g in groups]
+
     lengths = [r.completion.num_tokens for g in groups for r in g.rollouts]
     whole = [n for n in lengths if n is not None]
     numbers = group_metrics(groups, rubric_of(config)) if groups else {}
     return numbers | ({"tokens": sum(whole)} if whole and len(whole) == len(lengths) else {})
+
+
+def _in_turns(rollout: Rollout) -> Rollout:
+    """Sources give turns to completions of several only. Beside such, another has one."""
+    if rollout.completion.turns:
+        return rollout
+    turn = Turn(TurnRole.ACTION, "", 0, rollout.completion.num_tokens or 0)
+    return replace(rollout, completion=replace(rollout.completion, turns=(turn,)))
 
 
 @needs_learner

@@ -49,7 +49,7 @@ class Found:
     """What an import read or wrote: its numbers, its run, and one group.
 
     whole: everything was read; else only the first steps. known: id of the run, if the store has it
-    already.
+    already. others: the further runs that a project of trackio had.
     """
 
     numbers: Imported
@@ -57,6 +57,7 @@ class Found:
     group: GroupRow | None
     whole: bool = True
     known: str | None = None
+    others: tuple[RunRow, ...] = ()
 
 
 class _Enough(Exception):
@@ -92,7 +93,8 @@ class Imports:
                 run = scratch.run(numbers.run_id)
                 assert run.source is not None
                 known = foreign.run_of(self.store, run.source.key)
-                return Found(numbers, run, _a_group(scratch, run.id), whole, known)
+                others = tuple(map(scratch.run, numbers.others))
+                return Found(numbers, run, _a_group(scratch, run.id), whole, known, others)
             finally:
                 scratch.close()
 
@@ -108,7 +110,8 @@ class Imports:
             # A breath after each step: the page answers others meanwhile.
             numbers = import_folder(self.store, path, asked, lambda *_: time.sleep(BREATH_SECONDS))
         run = self.store.run(numbers.run_id)
-        return Found(numbers, run, _a_group(self.store, run.id))
+        others = tuple(map(self.store.run, numbers.others))
+        return Found(numbers, run, _a_group(self.store, run.id), others=others)
 
     # ---- folders that still grow ---------------------------------------------------------------
 

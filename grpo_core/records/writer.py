@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from grpo_core.config import flatten, parse
+from grpo_core.records.advice import Advice
 from grpo_core.records.compare import compare, evaluated, find_estimator
 from grpo_core.records.convert import (
     TASK,
@@ -97,6 +98,7 @@ class RecordWriter:
             run_id = self._create()
         self.run_id: str = run_id
         self._recorder = PartRecorder(self.store, run_id)
+        self._advice = Advice(self.store, run_id)
         known = self.store.run(run_id)
         assert known.source is not None
         self._config = self._written_config = parse(known.config)
@@ -162,6 +164,7 @@ class RecordWriter:
         self.settle()
         self._start()
         self._recorder(PhaseStarted(Phase.UPDATING, step, self.source.num_steps or step))
+        self._advice.look()
         self._recorder.heartbeat()
 
     @property
@@ -177,6 +180,7 @@ class RecordWriter:
     def heartbeat(self) -> None:
         """A sign of life."""
         self._commit()
+        self._advice.look()
         self._recorder.heartbeat()
 
     def finish(self, status: RunStatus, error: str | None = None) -> None:
@@ -185,6 +189,7 @@ class RecordWriter:
         known = self.store.run(self.run_id)
         if (known.status, known.error) != (status, error) or self.num_written:
             self.store.set_status(self.run_id, status, error)
+            self._advice.last_look()
         self._is_live = status.is_live
 
     # ---- from records to events -----------------------------------------------------------------
@@ -315,6 +320,8 @@ class RecordWriter:
             self._describe()
             self._in_transaction, self._pending = False, 0
             self._transaction.close()
+            if self.live:
+                self._advice.look(is_news=True)
 
     def _start(self) -> None:
         if self.live and not self._is_live:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
-from grpo_core.analysis.advisor import advise
+from grpo_core.analysis.advisor import keep_advice
 from grpo_core.config import RunConfig
-from grpo_core.errors import StopRequested, StoreError, StudioError
+from grpo_core.errors import StopRequested, StudioError
 from grpo_core.runs.disk_reserve import Reserve
 from grpo_core.runs.recording import Recording
 from grpo_core.runs.run_log import RunLog
@@ -92,7 +92,7 @@ def execute(
         reserve.leave()
         run_log.write("error" if error else "info", f"{status}{f': {error}' if error else ''}")
         recording.write(lambda: store.set_status(run_id, status, error))
-        _update_advice(store, run_id)
+        keep_advice(store, run_id)
         return status
 
 
@@ -119,15 +119,5 @@ def _heartbeat(recording: Recording, done: threading.Event, job: Job, limit: Lim
     while not done.wait(HEARTBEAT_SECONDS):
         if limit is not None and (why := limit(time.monotonic() - started)):
             job.control.stop(why)
-        _update_advice(recording.store, job.run_id)
+        keep_advice(recording.store, job.run_id)
         recording.heartbeat()
-
-
-def _update_advice(store: Store, run_id: str) -> None:
-    """Write the advisor's notices to `alerts`."""
-    try:
-        store.set_alerts(run_id, advise(store, run_id))
-    except StoreError:  # the heartbeat meets it too, and tells it
-        return
-    except Exception:  # a failing advisor must not end the run
-        log.warning("no advice on run %s", run_id, exc_info=True)

@@ -16,6 +16,7 @@ from grpo_core.tasks.source import check_source, check_sources
 from grpo_core.tasks.task import (
     Task,
     environment_of,
+    environments_of,
     extract_answer,
     heldout_prompts,
     is_heldout,
@@ -116,6 +117,7 @@ __all__ = [
     "check_task",
     "environment_named",
     "environment_of",
+    "environments_of",
     "extract_answer",
     "find_task",
     "given_answer",

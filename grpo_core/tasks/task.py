@@ -55,6 +55,14 @@ def environment_of(task: Task, prompt: Prompt) -> str:
     return "" if named == NO_ENVIRONMENT else named or task.environment
 
 
+def environments_of(task: Task) -> list[str]:
+    """All that `environment_of` may name for a prompt of the task; "": nothing."""
+    named = task.table.environments if task.by_row and task.table is not None else ()
+    return list(
+        dict.fromkeys([task.environment, *("" if n == NO_ENVIRONMENT else n for n in named)])
+    )
+
+
 def instruction(what: str) -> str:
     """The instruction to a chat model. A model without a chat template reads the bare prompt."""
     return (

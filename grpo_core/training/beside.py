@@ -60,11 +60,9 @@ def as_read(
     """
     task, read = load_task(config.task), []
     with closing(Worlds(reader, lambda: None)) as worlds:
+        encoder = worlds.encoder(task, config.rollout)
         for prompt in prompts:
-            encoder, name = reader, environment_of(task, prompt)
-            if name:
-                world = worlds.of(name, config.rollout)
-                [prompt] = started(world, [prompt], 1, [prompt.id])
-                encoder = world.chat
+            if name := environment_of(task, prompt):
+                [prompt] = started(worlds.of(name, config.rollout), [prompt], 1, [prompt.id])
             read.append((prompt, encoder.encode(prompt, task.instruction)))
     return read

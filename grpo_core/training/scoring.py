@@ -253,15 +253,16 @@ def group_metrics(groups: Sequence[Group], rubric: Rubric) -> dict[str, float | 
 
 
 def turn_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """Metrics of trajectories; none of rollouts without an environment."""
-    if not any(r.completion.turns for r in rollouts):
+    """Metrics of the rollouts in an environment: means over them alone; empty without any."""
+    acting = [r for r in rollouts if r.completion.turns]
+    if not acting:
         return {}
-    turns = [t for r in rollouts for t in r.completion.turns]
+    turns = [t for r in acting for t in r.completion.turns]
     answers = [t for t in turns if t.role == TurnRole.OBSERVATION]
-    num_tokens = sum(len(r.completion_ids) for r in rollouts)
+    num_tokens = sum(len(r.completion_ids) for r in acting)
     return {
-        "turns_mean": (len(turns) - len(answers)) / len(rollouts),
-        "tool_calls_mean": len(answers) / len(rollouts),
+        "turns_mean": (len(turns) - len(answers)) / len(acting),
+        "tool_calls_mean": len(answers) / len(acting),
         "tool_error_frac": mean(bool(t.error) for t in answers),
         "observation_frac": sum(t.num_tokens for t in answers) / num_tokens if num_tokens else None,
     }

@@ -105,6 +105,7 @@ def test_a_table_is_imported_by_upload_with_named_columns(server, open_page, tmp
     page = open_page(server, "?tab=runs")
     page.emulate_media(reduced_motion="reduce")
     page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.locator("#import-files")).to_have_css("border-style", "dashed")
     page.locator("#import-files input[type=file]").set_input_files(file)
     expect(page.locator("#import-files")).to_contain_text("mine.jsonl")
     page.get_by_role("button", name="Preview import").click()

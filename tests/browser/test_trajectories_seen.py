@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from acting_runs import REASON, record_acting_run
+from acting_runs import REASON, record_acting_run, two_trajectories
 from axe_playwright_python.base import AXE_SCRIPT
 from live_server import Server
 from playwright.sync_api import expect
@@ -16,14 +16,15 @@ from grpo_core.store import Store
 
 @pytest.fixture(scope="module")
 def acting_server(tmp_path_factory):
-    """A server over a run with turns, "acting", and one without, "plain"."""
+    """A server over runs with turns, "acting" and "judged", and one without, "plain"."""
     db = tmp_path_factory.mktemp("acting") / "runs.sqlite"
     store = Store(db)
     record_run(store, "plain")
-    run_id = record_acting_run(store, "acting")
+    acting = record_acting_run(store, "acting")
+    judged = record_acting_run(store, "judged", two_trajectories)
     store.close()
     server = Server(db)
-    server.acting = run_id
+    server.acting, server.judged = acting, judged
     yield server
     server.close()
 
@@ -121,4 +122,38 @@ def test_trajectories_are_accessible_and_fit_in_both_themes(acting_server, open_
     page.locator("#look-controls select").select_option("1")
     page.locator("#look-body .tok.observed").first.wait_for()
     check("#look-body")
+    assert not problems
+
+
+def test_trajectories_are_judged_in_turns_by_keyboard(acting_server, open_page):
+    page = open_page(acting_server, f"?run={acting_server.judged}&tab=inspect")
+    page.emulate_media(reduced_motion="reduce")
+    page.evaluate(AXE_SCRIPT)
+    mode, problems = page.locator("#inspect-mode"), []
+
+    def check() -> None:
+        for dark in (False, True):
+            for size in (PHONE, DESK):
+                problems.extend(violations(page, dark, size, None, ("#pairs",)))
+                assert fits(page), size
+
+    mode.get_by_role("radio", name="Rank the group").check(force=True)
+    items, last = page.locator(".ranking > li"), page.locator(".ranking summary").last
+    last.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".ranking dl").last).to_be_visible()
+    page.keyboard.press("Alt+ArrowUp")  # moves the answer, not its turn
+    expect(page.locator(".pair-title")).to_contain_text("Answer B is 1 of 2.")
+    expect(items.first).to_have_attribute("data-letter", "B")
+    check()
+    mode.get_by_role("radio", name="Compare").check(force=True)
+    turns = page.locator(".side .turns")
+    expect(turns).to_have_count(2)
+    turns.first.press("ArrowDown")  # scrolls, and is no verdict
+    expect(page.locator(".pair-title b")).to_have_text("Pair 1")
+    page.locator(".side summary").first.click()
+    expect(page.locator(".side dl").first).to_be_visible()
+    check()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".pair-title b")).to_have_text("Pair 2")
     assert not problems

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from grpo_core.config import nest, parse
+from grpo_core.config import nest, parse, with_changes
 from grpo_core.environments.registry import add_environments
 from grpo_core.environments.worlds import Worlds
 from grpo_core.errors import InvalidConfig
+from grpo_core.models import Reader
+from grpo_core.models.context_fit import fit_to_context, too_long_rows
 from grpo_core.preflight import service
 from grpo_core.preflight.service import PreflightService
 from grpo_core.rollout import SamplingHooks, SamplingParams
@@ -19,6 +21,7 @@ from grpo_core.tasks import environment_of, load_task, train_prompts
 from grpo_core.training.control import RunControl
 from grpo_core.training.rollout_batch import Session, ask, sample
 from tests.environments.conftest import ASKED
+from tests.environments.test_tool_chat import chat_policy
 
 DOUBLER = '''
 class Doubler:
@@ -125,6 +128,23 @@ def test_check_model_leaves_room_for_the_calls_of_a_row(calling_model, tmp_path,
     )
     assert acting.startswith(plain)
     assert len(acting) > len(plain) > 0
+
+
+def test_prompts_are_measured_with_the_tools_of_their_own_row(policy, tmp_path):
+    """A chat with tools is longer: what does not fit is known before the run, row by row."""
+    chatty = chat_policy(policy, "qwen3", "<|im_end|>")
+    names = ["", "Calculator", "none", "Doubler"]  # the first row has no tools
+    config = config_of(tmp_path, names, **{"train.max_new_tokens": 10})
+    task = load_task(config.task)
+    assert task.table.train[0] == 0
+    plain = len(chatty.encode(task.table.prompt(0), task.instruction))
+    reader = Reader(chatty.tokenizer, plain + 10, chatty.end_ids)
+    worlds = Worlds(reader, lambda: None)
+    encoder = worlds.encoder(task, config.rollout)
+    assert sorted(too_long_rows(task, encoder, config)) == [1, 3]
+    assert len(too_long_rows(task, reader, config)) == 0
+    kept = fit_to_context(task, encoder, with_changes(config, {"task.too_long": "drop"}))
+    assert sorted([*kept.table.train, *kept.table.heldout]) == [0, 2]
 
 
 def test_an_unknown_name_is_refused_with_its_row(tmp_path):

@@ -8,12 +8,11 @@ import time
 import pytest
 import torch
 
-from grpo_core.config import ModelConfig, nest, parse
+from grpo_core.config import nest, parse
 from grpo_core.environments.registry import add_environments
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.exporting import answers
 from grpo_core.exporting.play_request import PlayRequest, PlayStopped, PlayWatch, State
-from grpo_core.models import load_policy
 from grpo_core.models.model_cache import ModelCache
 from grpo_core.preflight.service import PreflightService
 from grpo_core.store import Store
@@ -196,26 +195,3 @@ def test_a_prompt_that_leaves_no_room_is_refused_in_one_line(played):
     long = PlayRequest("Q: " + "1" * 200, "", [State(run_id, 0)], 1, 1.0)
     with pytest.raises(StudioError, match=r"leaves no room for the answer.*Shorten it"):
         service.play(run_id, long)
-
-
-def test_prompts_are_counted_with_their_tools(calling_model, tmp_path, monkeypatch):
-    """A chat with tools is longer than the prompt: what does not fit is known before the run."""
-    from grpo_core.environments.registry import BUILT_IN
-    from grpo_core.environments.tool_chat import ToolChat
-    from grpo_core.models import Reader
-    from grpo_core.models.context_fit import too_long_rows
-    from grpo_core.tasks import load_task
-    from tests.environments.test_tool_chat import chat_policy
-
-    monkeypatch.setenv("GRPO_STUDIO_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "p.csv").write_text("question,answer\n" + "What is 1+1?,2\n" * 3)
-    file = {"task.name": "file", "task.path": str(tmp_path / "p.csv")}
-    asked = config(calling_model, **file, **{"task.heldout_size": 0, "train.max_new_tokens": 10})
-    policy = load_policy(ModelConfig(name=str(calling_model)), 0, torch.device("cpu"))
-    chatty = chat_policy(policy, "qwen3", "<|im_end|>")
-    task = load_task(asked.task)
-    plain = len(chatty.encode(task.table.prompt(int(task.table.train[0])), task.instruction))
-    reader = Reader(chatty.tokenizer, plain + 10, chatty.end_ids)
-    assert len(too_long_rows(task, reader, asked)) == 0
-    with_tools = ToolChat(reader, BUILT_IN["Calculator"])
-    assert len(too_long_rows(task, with_tools, asked)) == len(task.table.train)

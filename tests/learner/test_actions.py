@@ -19,7 +19,7 @@ from grpo_core.learner.loss import Coefficients, Tokens, loss_of
 from grpo_core.learner.packed_attention import attend_by_kernel
 from grpo_core.learner.varlen_attention import REFERENCE
 from grpo_core.rubric import build_rubric
-from grpo_core.training.scoring import group_metrics
+from grpo_core.training.scoring import group_metrics, turn_metrics
 from grpo_core.types import Completion, Group, Prompt, Rollout, Turn, TurnRole
 from tests.tiny_lm import VOCABULARY, TinyLM, make_learner
 from tests.tiny_shapes import make_model
@@ -300,6 +300,18 @@ def test_lengths_and_rewards_of_a_step_count_what_the_policy_wrote():
     assert (numbers["completion_tokens_mean"], numbers["completion_tokens_max"]) == (2, 3)
     assert numbers["observation_frac"] == 4 / 8
     assert (numbers["turns_mean"], numbers["tool_calls_mean"]) == (1.5, 0.5)
+
+
+def test_rows_without_an_environment_are_no_trajectories_of_no_turns():
+    turns = tuple(
+        Turn(TurnRole.OBSERVATION if i % 2 else TurnRole.ACTION, "ab", 2 * i, 2) for i in range(3)
+    )
+    acting = Rollout(Completion("ababab", "stop", 4, turns), completion_ids=range(6))
+    plain = Rollout(Completion("c" * 18, "stop", 18), completion_ids=range(18))
+    numbers = turn_metrics([acting, plain, plain])
+    assert (numbers["turns_mean"], numbers["tool_calls_mean"]) == (2, 1)
+    assert numbers["observation_frac"] == 2 / 6
+    assert turn_metrics([plain]) == {}
 
 
 def test_a_critic_steps_from_action_to_action():

@@ -15,6 +15,7 @@ from grpo_core.errors import StudioError
 from grpo_core.records import imports as page_imports
 from grpo_core.records.imports import Imports, Wanted
 from grpo_core.types import RunStatus
+from ui.render import imported
 
 ROWS = [
     {"step": s, "prompt": f"What is {s} + 1?", "completion": f"It is {c}.", "reward": c % 2}
@@ -34,6 +35,14 @@ def written(path, rows=ROWS):
     return path
 
 
+def project(tmp_path) -> Path:
+    """trackio's file of two runs."""
+    with sqlite3.connect(tmp_path / "sums.db") as db:
+        db.executescript((Path(__file__).parent / "golden/trackio.sql").read_text())
+    db.close()
+    return tmp_path / "sums.db"
+
+
 def test_a_preview_counts_and_writes_nothing(imports, store, tmp_path):
     found = imports.preview(Wanted((written(tmp_path / "mine.jsonl"),)))
     numbers = found.numbers
@@ -46,11 +55,19 @@ def test_a_preview_counts_and_writes_nothing(imports, store, tmp_path):
 
 def test_a_preview_cut_short_still_shows_the_first_run(imports, tmp_path, monkeypatch):
     monkeypatch.setattr(page_imports, "PREVIEW_STEPS", 2)  # the first of the project has one
-    with sqlite3.connect(tmp_path / "sums.db") as db:
-        db.executescript((Path(__file__).parent / "golden/trackio.sql").read_text())
-    db.close()
-    found = imports.preview(Wanted((tmp_path / "sums.db",)))
+    found = imports.preview(Wanted((project(tmp_path),)))
     assert (found.run.name, found.whole) == ("sums", False)
+
+
+def test_all_runs_of_a_project_are_named_and_can_be_opened(imports, store, tmp_path):
+    wanted = Wanted((project(tmp_path),))
+    before, done = imports.preview(wanted), imports.run(wanted)
+    assert [r.name for r in before.others] == [r.name for r in done.others] == ["async-grpo"]
+    assert "1 further run of the project: “async-grpo”." in imported.preview(before)
+    said = imported.result(done)
+    assert all(f'data-run="{run.id}"' in said for run in store.runs())
+    store.rename(done.others[0].id, "<img src=x>")
+    assert "<img" not in imported.result(imports.run(wanted))
 
 
 def test_the_same_upload_is_the_same_run(imports, store, tmp_path):

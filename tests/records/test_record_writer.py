@@ -20,6 +20,7 @@ from grpo_core.analysis.what_if import settings, what_if
 from grpo_core.config import parse
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.exporting.recipes import as_command, as_trl_script
+from grpo_core.records.advice import Advice
 from grpo_core.records.record import SourceGroup, SourceRollout
 from grpo_core.records.writer import RecordWriter
 from grpo_core.runs.doctor import examine_store
@@ -246,6 +247,37 @@ def test_only_a_live_run_is_running(store):
         writer.write(step(6))
         assert store.run(writer.run_id).status is RunStatus.RUNNING
         writer.finish(RunStatus.FINISHED)
+
+
+WRONG = [-a for a in GROUP_STD]
+NAMED = {"scale_rewards": "group"}  # by which the advantages are wrong
+
+
+def test_a_live_run_is_advised_on_as_it_comes_and_at_its_end(store):
+    def codes(run_id):
+        return [notice.code for notice in store.alerts(run_id)]
+
+    with RecordWriter(store, run(settings=NAMED), live=True) as writer:
+        writer.write(step(1, group(advantages=WRONG)))
+        assert codes(writer.run_id) == ["disagreement"]
+    with RecordWriter(store, run("other", settings=NAMED), live=True) as writer:
+        writer.write(step(1))
+        writer.write(step(2, group(advantages=WRONG)))
+        assert codes(writer.run_id) == []  # the last look was just now
+        writer.finish(RunStatus.FINISHED)
+        assert codes(writer.run_id) == ["disagreement"]
+
+
+def test_rows_that_came_after_a_look_are_read_at_the_next_sign_of_life(store):
+    run_id, now = written(store, step(1), source=run(settings=NAMED)), [100.0]
+    advice = Advice(store, run_id, lambda: now[0])
+    advice.look(is_news=True)
+    written(store, step(2, group(advantages=WRONG)), source=run(settings=NAMED))
+    store.set_alerts(run_id, [])
+    for seconds, num in ((4.9, 0), (0.1, 1), (60.0, 1)):
+        now[0] += seconds
+        advice.look(is_news=num == 0)
+        assert len(store.alerts(run_id)) == num
 
 
 def test_recovery_and_doctor_leave_an_imported_run_alone(store):

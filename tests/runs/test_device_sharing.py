@@ -165,11 +165,15 @@ def test_the_trust_region_refuses_workers_and_says_what_to_do():
     ]
 
 
+def test_more_workers_than_prompts_of_a_step_are_refused():
+    with pytest.raises(InvalidConfig, match=r"8: a step has fewer prompts.*Use at most"):
+        config(8, **{"train.prompts_per_step": 7})
+
+
 def test_what_each_worker_takes_of_a_step_is_said():
     assert shares(8, 1) == ""
     assert shares(8, 4) == "Each worker takes 2 of the 8 groups of a step."
     assert shares(10, 4).startswith("2 of 4 workers take 3 groups of a step and the others 2:")
-    assert shares(3, 8) == "5 of 8 workers have no group in a step of 3 prompts."
 
 
 # ---- a cluster -----------------------------------------------------------------------------------

@@ -173,9 +173,10 @@ def test_two_runs_on_two_cards_go_side_by_side_and_a_third_waits(manager, traine
     until(manager, ids[1], RunStatus.FINISHED)
     until(manager, ids[2], RunStatus.FINISHED)  # on the card that became free
     assert manager.store.run(ids[0]).status is RunStatus.RUNNING
-    assert trainer.trained == ["cuda:0", "cuda:1", "cuda:1"]
     assert [manager.store.run(i).config["model"]["device"] for i in ids] == ["auto"] * 3
-    assert [manager.store.run(i).env["device_name"] for i in ids] == trainer.trained
+    used = [manager.store.run(i).env["device_name"] for i in ids]
+    assert used == ["cuda:0", "cuda:1", "cuda:1"]
+    assert sorted(trainer.trained) == used  # the first two begin in any order
 
 
 def test_a_run_that_waits_for_its_card_holds_up_no_other(manager, trainer):

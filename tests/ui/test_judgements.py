@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from acting_runs import REASON, record_acting_run, two_trajectories
 from recorded import record_run
 from stored import group, recorded
 
 from grpo_core.errors import StoreBusy
 from grpo_core.preferences.agreement import Agreement, Summary
+from grpo_core.preferences.pairs import pair_of
 from grpo_core.store import preferences
 from grpo_core.types import GroupsScored
 from ui.render import pairs as render
+from ui.server import pair_ref
 from ui.tabs.frame import SKIP
 from ui.tabs.pair_files import load_preferences, read_columns, save_preferences
 from ui.tabs.pairs import ShowPairs
@@ -147,6 +151,32 @@ def test_a_file_that_another_process_holds_is_said(views, run_id, monkeypatch):
     assert unchanged == [SKIP] * 5
     assert "Nothing was stored." in notice
     assert "another process is writing to it" in notice
+
+
+@pytest.mark.parametrize("mode", ["compare", "rank"])
+def test_trajectories_are_judged_in_turns_as_cards_show_them(views, store, mode):
+    acting = record_acting_run(store, groups=two_trajectories)
+    html, *_ = ShowPairs(views)(*given(acting, mode=mode))
+    assert html.count('<li class="action">') == 4
+    assert html.count("<summary>") == 2
+    assert f"error:</b> {REASON}" in html
+    assert "0.25" not in html  # no reward
+    assert "&lt;result&gt;" not in html  # the flat text
+
+
+def test_a_judged_trajectory_comes_again_in_turns(views, store):
+    acting = record_acting_run(store, groups=two_trajectories)
+    show = ShowPairs(views)
+    _, _, shown, made, _ = show(*given(acting))
+    *_, made, _, _ = press(show, given(acting, shown, made), verdict="left")
+    [row] = preferences.read(store)
+    pair = replace(pair_of(row).swapped, group_id=row.group_id)
+    left, right = pair_ref.answers_of(store, pair)
+    assert [left.text, right.text] == [row.right, row.left]
+    assert all(answer.turns for answer in (left, right))
+    store.delete(acting)
+    recorded(store, GroupsScored(1, [group()]))  # it may get the deleted group's id
+    assert [a.turns for a in pair_ref.answers_of(store, pair)] == [(), ()]
 
 
 def test_when_every_pair_is_judged_the_page_says_so(views, store, run_id):

@@ -14,7 +14,7 @@ element.addEventListener('click', event => {
   busy = performance.now() + 1500; // until the next pair is here; see watch
   button.dataset.seconds = ((performance.now() - shownAt) / 1000).toFixed(2);
   if (button.dataset.do === 'rank') {
-    button.dataset.order = [...element.querySelectorAll('.ranking li')].map(li => li.dataset.at);
+    button.dataset.order = [...element.querySelectorAll('.ranking > li')].map(li => li.dataset.at);
   }
 }, true);
 
@@ -23,6 +23,8 @@ function onKey(event) {
   const target = event.target;
   const isInside = target === document.body || element.contains(target);
   if (!isShown() || !isInside || event.altKey || event.shiftKey || event.metaKey) return;
+  // In the turns of an answer this key scrolls.
+  if (event.key === 'ArrowDown' && target.closest('.turns')) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const press = event.ctrlKey ? {z: '[data-do=undo]'}[key] : {
     ArrowLeft: '[data-verdict=left]', ArrowRight: '[data-verdict=right]',
@@ -62,7 +64,7 @@ element.addEventListener('click', event => {
   if (button) (button.dataset.move === 'up' ? up : down)(button.closest('li'));
 });
 element.addEventListener('keydown', event => {
-  const item = event.target.closest('.ranking li');
+  const item = event.target.closest('.ranking > li');
   const go = {ArrowUp: up, ArrowDown: down}[event.key];
   if (!item || !go || !event.altKey) return;
   event.preventDefault();
@@ -70,13 +72,13 @@ element.addEventListener('keydown', event => {
 });
 let dragged = null;
 element.addEventListener('dragstart', event => {
-  dragged = event.target.closest?.('.ranking li');
+  dragged = event.target.closest?.('.ranking > li');
   if (!dragged) return;
   event.dataTransfer.effectAllowed = 'move';
   event.dataTransfer.setData('text/plain', ''); // Firefox drags nothing without data
 });
 element.addEventListener('dragover', event => {
-  const over = event.target.closest?.('.ranking li');
+  const over = event.target.closest?.('.ranking > li');
   if (!dragged) return;
   event.preventDefault();
   if (!over || over === dragged) return;

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from grpo_core.analysis import provenance as words
 from grpo_core.records.formats import FORMATS
 from grpo_core.records.imports import Found
-from grpo_core.store import GroupRow
+from grpo_core.store import GroupRow, RunRow
 from ui.render.provenance import badge
 from ui.render.text import count, esc, short, whole
 
 MAX_CHARS = 400  # of a text
 MAX_TEXTS = 4  # completions of the group
 MAX_LINES = 6  # about what was left out
+MAX_RUNS = 20  # of a project, that are named
 
 
 def preview(found: Found) -> str:
@@ -32,6 +33,11 @@ def preview(found: Found) -> str:
     if source.disagreements:
         many = count(source.disagreements, "group")
         lines.append(f"{many} with advantages that the rewards do not give")
+    if found.others:
+        names = ", ".join(f"“{other.name}”" for other in found.others[:MAX_RUNS])
+        more = len(found.others) - MAX_RUNS
+        names += f" and {more:,} more" if more > 0 else ""
+        lines.append(f"{count(len(found.others), 'further run')} of the project: {names}")
     if found.known is not None:
         lines.append("it was imported before: only what is new will be added")
     listed = "".join(f"<li>{esc(line)}.</li>" for line in lines)
@@ -43,17 +49,33 @@ def preview(found: Found) -> str:
 
 
 def result(found: Found) -> str:
-    """What was written, and a button that opens the run."""
+    """What was written, and buttons that open the run and the further ones of a project."""
     name = esc(found.run.name)
     what = f"Imported “{name}”: {_counts(found)}."
     if not found.numbers.added:
         what = f"“{name}” was there already: nothing was added."
     return (
         f'<div class="banner good" role="status"><b>{what}</b>'
-        '<span class="acts"><button type="button" data-do="open" '
-        f'data-run="{esc(found.run.id)}">Open</button></span></div>'
-        f"{_left_out(found.numbers.left_out)}"
+        f'<span class="acts">{_open(found.run)}</span></div>'
+        f"{_others(found.others)}{_left_out(found.numbers.left_out)}"
     )
+
+
+def _others(runs: Sequence[RunRow]) -> str:
+    """The further runs of a project, each with a button that opens it."""
+    if not runs:
+        return ""
+    rows = "".join(f"<li>“{esc(run.name)}” {_open(run, run.name)}</li>" for run in runs[:MAX_RUNS])
+    more = len(runs) - MAX_RUNS
+    rows += f"<li>and {more:,} more, in the table below</li>" if more > 0 else ""
+    said = f"{count(len(runs), 'further run')} of the project:"
+    return f'<div class="followed"><p class="help">{said}</p><ul>{rows}</ul></div>'
+
+
+def _open(run: RunRow, name: str = "") -> str:
+    """name: for a screen reader, where several runs can be opened."""
+    label = f' aria-label="Open {esc(name)}"' if name else ""
+    return f'<button type="button" data-do="open" data-run="{esc(run.id)}"{label}>Open</button>'
 
 
 def followed(places: Sequence[str]) -> str:

@@ -5,37 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from grpo_core.preferences.agreement import Agreement, Summary
-from grpo_core.preferences.pairs import Pair
 from ui.render.cards import LONG
 from ui.render.status import empty
 from ui.render.text import count, esc, format_number, percent
+from ui.render.turns import Trajectory, body, has_calls, texts_of
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def pair_view(pair: Pair, number: int, said: str = "") -> str:
+def pair_view(
+    prompt: str, answers: tuple[Trajectory, Trajectory], number: int, said: str = ""
+) -> str:
     """One pair with its buttons; pairs.js presses them from the keyboard.
 
-    number: 1 for a person's first pair. said: what became of the last one, for a screen reader.
+    answers: left and right. number: 1 for a person's first pair. said: what became of the last
+    one, for a screen reader.
     """
+    left, right = answers
     return (
         f"{_begin(f'Pair {number}', said, 'ArrowLeft ArrowRight ArrowDown S U Control+Z')}"
-        f'{_prompt(pair.prompt)}<div class="sides">'
-        f"{_side('Left', pair.left, '←')}{_side('Right', pair.right, '→')}</div>"
+        f'{_prompt(prompt)}<div class="sides">'
+        f"{_side('Left', left, '←')}{_side('Right', right, '→')}</div>"
         f'<div class="tools">{_verdict("tie", "Tie", "↓")}{_verdict("skip", "Skip", "S")}{_UNDO}'
         "</div></div>"
     )
 
 
-def ranking_view(prompt: str, texts: Sequence[str], said: str = "") -> str:
+def ranking_view(prompt: str, answers: Sequence[Trajectory], said: str = "") -> str:
     """The answers of one group, to be put in order; pairs.js moves them."""
     items = "".join(
         f'<li draggable="true" tabindex="0" data-at="{i}" data-letter="{LETTERS[i]}" '
         f'aria-label="Answer {LETTERS[i]}" aria-keyshortcuts="Alt+ArrowUp Alt+ArrowDown">'
-        f'<b class="letter" aria-hidden="true">{LETTERS[i]}</b>{_text(text, LETTERS[i])}'
+        f'<b class="letter" aria-hidden="true">{LETTERS[i]}</b>'
+        f"{_text(answer, f'Text of answer {LETTERS[i]}', scrolls=True)}"
         f'<span class="moves">{_move(LETTERS[i], "up", "↑")}{_move(LETTERS[i], "down", "↓")}</span>'
         "</li>"
-        for i, text in enumerate(texts)
+        for i, answer in enumerate(answers)
     )
     return (
         f"{_begin('A group to rank', said, 'S U Control+Z')}{_prompt(prompt)}"
@@ -96,21 +101,22 @@ def _prompt(prompt: str) -> str:
     return f'<pre class="asked" aria-label="Prompt" role="group">\n{esc(prompt)}</pre>'
 
 
-def _side(name: str, text: str, key: str) -> str:
+def _side(name: str, answer: Trajectory, key: str) -> str:
     better = f"{name} is better"
     return (
-        f'<section class="side" aria-label="{name} answer">{_text(text)}'
+        f'<section class="side" aria-label="{name} answer">'
+        f"{_text(answer, f'Text of the {name.lower()} answer')}"
         f"{_verdict(name.lower(), better, key)}</section>"
     )
 
 
-def _text(text: str, letter: str = "") -> str:
-    """letter: of an answer to rank, whose long text scrolls; the keyboard must be able to."""
-    if not text:
-        return '<pre class="nothing">(empty)</pre>'
-    label = f' tabindex="0" role="region" aria-label="Text of answer {letter}"'
-    # The parser drops one line break after <pre>: this one, not the completion's own.
-    return f"<pre{label if letter and LONG.match(text) else ''}>\n{esc(text)}</pre>"
+def _text(answer: Trajectory, label: str, scrolls: bool = False) -> str:
+    """In turns where a tool was called. scrolls: if it is long; the keyboard must be able to."""
+    texts = [esc(text) for text in texts_of(answer)]
+    if answer.text and not has_calls(answer) and not (scrolls and LONG.match(answer.text)):
+        # The parser drops one line break after <pre>: this one, not the completion's own.
+        return f"<pre>\n{texts[0]}</pre>"
+    return body([answer], texts, label)
 
 
 def _button(do: str, name: str, key: str, data: str = "") -> str:

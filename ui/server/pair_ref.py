@@ -12,8 +12,9 @@ from typing import Any
 
 from grpo_core.errors import NotFound
 from grpo_core.preferences.pairs import Pair, key_of, pair_of
-from grpo_core.store import GroupRow, Store
+from grpo_core.store import GroupRow, RolloutRow, Store
 from grpo_core.store.preferences import Preference
+from grpo_core.types import Completion
 
 
 def of_pair(store: Store, pair: Pair, mine: Sequence[Preference]) -> str:
@@ -51,6 +52,23 @@ def _pairs_at(group: GroupRow | None, ref: Mapping[str, Any]) -> list[Pair]:
     if group is None or left is None or right is None or left == right:
         return []
     return [Pair(group.prompt_id, group.prompt, group.before, left, right, group.run_id, group.id)]
+
+
+def answers_of(store: Store, pair: Pair) -> tuple[RolloutRow | Completion, RolloutRow | Completion]:
+    """Left and right as they were written, in turns; the text alone if the group is gone."""
+    group = _group(store, {"group": pair.group_id})
+    if group is None or group.prompt != pair.prompt:
+        return _alone(pair.left), _alone(pair.right)
+    return in_turns(group, pair.left), in_turns(group, pair.right)
+
+
+def in_turns(group: GroupRow, text: str) -> RolloutRow | Completion:
+    """The group's first completion with this text; the text alone if it has none."""
+    return next((r for r in group.rollouts if r.text == text), _alone(text))
+
+
+def _alone(text: str) -> Completion:
+    return Completion(text, None, None)
 
 
 def ranking_at(store: Store, ref: Mapping[str, Any]) -> tuple[GroupRow, list[str]] | None:

@@ -290,11 +290,14 @@ class ShowPairs:
     def _pair(self, asked: _Asked, pair: Pair, said: str) -> list[Any]:
         mine = self._mine(asked)
         shown = pair_ref.of_pair(self.store, pair, mine)
-        html = render.pair_view(pair, len({row.ranking or row.id for row in mine}) + 1, said)
+        answers = pair_ref.answers_of(self.store, pair)
+        number = len({row.ranking or row.id for row in mine}) + 1
+        html = render.pair_view(pair.prompt, answers, number, said)
         return self._outputs(asked, html, shown)
 
     def _ranking(self, asked: _Asked, group: GroupRow, texts: list[str], said: str) -> list[Any]:
-        html = render.ranking_view(group.prompt, texts, said)
+        answers = [pair_ref.in_turns(group, text) for text in texts]
+        html = render.ranking_view(group.prompt, answers, said)
         return self._outputs(asked, html, pair_ref.of_ranking(group, texts))
 
 

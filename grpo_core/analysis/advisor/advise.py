@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from grpo_core.analysis.advisor import (
     criteria,
     groups,
@@ -12,8 +14,11 @@ from grpo_core.analysis.advisor import (
     tools,
 )
 from grpo_core.analysis.advisor.facts import Facts
+from grpo_core.errors import StoreError
 from grpo_core.store import Store, preferences
 from grpo_core.types import Notice
+
+log = logging.getLogger("grpo_studio")
 
 SHOWN = 3  # notices on the page at a time
 GROUPS = 64  # the newest groups, which the diagnoses read
@@ -111,3 +116,13 @@ def facts_of(store: Store, run_id: str) -> Facts:
 def advise(store: Store, run_id: str) -> list[Notice]:
     """The diagnoses of a stored run, the most severe first. Raises NotFound."""
     return assess(facts_of(store, run_id))
+
+
+def keep_advice(store: Store, run_id: str) -> None:
+    """Write the diagnoses of a run to its alerts. What goes wrong here ends no run."""
+    try:
+        store.set_alerts(run_id, advise(store, run_id))
+    except StoreError:  # whoever records the run meets it too, and tells it
+        return
+    except Exception:
+        log.warning("no advice on run %s", run_id, exc_info=True)
