@@ -58,7 +58,7 @@ def make(tmp_path, trainer):
 
 
 def config(workers=1, device="auto", **settings):
-    given = {"train.workers": workers, "train.prompts_per_step": 16, "model.device": device}
+    given = {"train.workers": workers, "train.prompts_per_step": 32, "model.device": device}
     return parse(nest({**given, **settings}))
 
 
