@@ -30,6 +30,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no request leaves 
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**40))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for the same sums
 
+from grpo_core.cluster.address import use_cluster
 from grpo_core.config import RunConfig
 from grpo_core.config.devices import AUTO, CPU, describe_cpu, has_only_cpu, use_only
 from grpo_core.errors import StudioError
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         auth = _credentials(options.auth)
         if options.mcp and not importlib.util.find_spec("mcp"):
             raise StudioError("--mcp needs the package mcp. Install it: pip install 'gradio[mcp]'.")
+        use_cluster(options.ray)
         if options.report_to:
             from grpo_core.runs.mirror import check_trackers
 
@@ -490,6 +492,12 @@ def _parser() -> argparse.ArgumentParser:
         help="do not show a recorded example run in a new file",
     )
     _add_folders_and_files(parser)
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="train on a Ray cluster: auto for that of this machine, or HOST:PORT (default: on "
+        "this machine; see docs/scale.md)",
+    )
     parser.add_argument(
         "--share", action="store_true", help="create a public link through Gradio's servers"
     )

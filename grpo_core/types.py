@@ -536,6 +536,7 @@ class Notice:
 
 
 WAITING = "workers/waiting"  # code of the notice that a run waits for devices
+LOST = "workers/lost"  # code of the notice that workers were lost, and from where others go on
 
 
 # ---- events: everything that train() emits ---------------------------------------------------
@@ -619,6 +620,17 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Restarted:
+    """The workers of a run were lost, and others go on after `step` (-1: from the beginning).
+
+    What was recorded after that step is dropped: it comes again.
+    """
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Intervention:
     """What a person did to a running run.
 
@@ -665,6 +677,7 @@ Event = (
     | Checkpointed
     | Paused
     | Resumed
+    | Restarted
     | Intervened
     | Noticed
 )

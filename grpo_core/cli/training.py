@@ -27,7 +27,8 @@ from grpo_core.cli.terminal import (
     printable,
     run_line,
 )
-from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_preset
+from grpo_core.cluster.address import use_cluster
+from grpo_core.config import PRESETS, RunConfig, fields_by_name, with_changes, with_preset
 from grpo_core.config.devices import using_only
 from grpo_core.errors import StudioError
 from grpo_core.runs.mirror import FINISH_SECONDS, check_trackers, mirrored
@@ -35,7 +36,16 @@ from grpo_core.runs.tracker_child import TRACKERS
 from grpo_core.store import Store
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
 from grpo_core.training.control import RunControl, Start
-from grpo_core.types import Evaluated, Event, Paused, Phase, PhaseStarted, RunStatus, StepCompleted
+from grpo_core.types import (
+    Evaluated,
+    Event,
+    Paused,
+    Phase,
+    PhaseStarted,
+    Restarted,
+    RunStatus,
+    StepCompleted,
+)
 
 NOTE_SECONDS = 2.0  # to store that the run was stopped
 
@@ -64,6 +74,7 @@ def add_commands(command: AddCommand) -> None:
         help="a plug-in file with reward functions; its checks are named file.function",
     )
     _add_report_option(train)
+    _add_workers_options(train)
     train.add_argument(
         "--preflight",
         action="store_true",
@@ -90,6 +101,7 @@ def add_commands(command: AddCommand) -> None:
     add_set_option(resume, "branch with one field changed; may be repeated")
     add_environments_option(resume)
     _add_report_option(resume)
+    _add_workers_options(resume)
     resume.add_argument("--name", help="a name for the branch")
     resume.add_argument(
         "--wait-when", metavar="CONDITIONS", help="replace the run's breakpoints; '' for none"
@@ -105,6 +117,21 @@ def _add_report_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         help=f"mirror the curves and some groups to {', '.join(TRACKERS)}; may be repeated. Each "
         "needs its package, and writes where its own settings say",
+    )
+
+
+def _add_workers_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="share each step among N processes, one on each device; the result is the same",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="let a Ray cluster place them: auto, or HOST:PORT (default: Ray is started on this "
+        "machine for the run)",
     )
 
 
@@ -124,7 +151,9 @@ def train_command(arguments: argparse.Namespace) -> int:
         from grpo_core.rubric import add_plugins
 
         add_plugins(arguments.rewards)
-    config = build_config(arguments.config, arguments.preset, arguments.set)
+    use_cluster(arguments.ray)
+    workers = [f"train.workers={arguments.workers}"] if arguments.workers is not None else []
+    config = build_config(arguments.config, arguments.preset, [*arguments.set, *workers])
     parse_breakpoints(arguments.wait_when or "")
     # Imported late: torch takes seconds to import, and a refused configuration does not need it.
     from grpo_core.preflight.room import check_start
@@ -170,6 +199,7 @@ def resume_command(arguments: argparse.Namespace) -> int:
     from grpo_core.runs.manager import prepare
     from grpo_core.runs.resume import plan_branch, plan_resume
 
+    use_cluster(arguments.ray)
     check_trackers(arguments.report_to)
     parse_breakpoints(arguments.wait_when or "")
     store = Store(arguments.db)
@@ -177,9 +207,12 @@ def resume_command(arguments: argparse.Namespace) -> int:
     changes = dict(map(assignment, arguments.set))
     if "algorithm.preset" in changes:
         changes = with_preset(changes, changes["algorithm.preset"])
+    branches = bool(changes or arguments.step is not None or arguments.name)
+    if branches and arguments.workers is not None:
+        changes["train.workers"] = arguments.workers
     with store.writing():
         store.recover()
-        if changes or arguments.step is not None or arguments.name:
+        if branches:
             config, start = plan_branch(store, parent.id, arguments.step, changes)
             config = prepare(config, check_start)
             run_id = store.create_run(
@@ -191,6 +224,8 @@ def resume_command(arguments: argparse.Namespace) -> int:
         else:
             run_id = parent.id
             config, start = plan_resume(store, parent.id)
+            if arguments.workers is not None:  # the result is the same, so it is the same run
+                config = with_changes(config, {"train.workers": arguments.workers})
             config = prepare(config, check_start)
         origin = f"continues after step {start.step}"
         if not start.path:
@@ -210,7 +245,7 @@ def _train_here(
     from grpo_core.runs.device_queue import placed
     from grpo_core.runs.execution import Job, execute
     from grpo_core.runs.stop_in_time import Patience
-    from grpo_core.training.trainer import train
+    from grpo_core.runs.subprocess_trainer import train_later
 
     config = placed(config, choose_device(config))
     control = RunControl(store.checkpoint_folder(run_id), start)
@@ -239,7 +274,7 @@ def _train_here(
         ) as bar,
     ):
         say = partial(bar.write, file=sys.stderr)
-        told = mirrored(train, store, arguments.report_to, say, FINISH_SECONDS)
+        told = mirrored(train_later, store, arguments.report_to, say, FINISH_SECONDS)
         execute(store, Job(run_id, config, control), told, listen)
     seconds = time.monotonic() - started
     row = store.run(run_id)
@@ -313,6 +348,9 @@ def _show_progress(bar: tqdm, event: Event) -> None:
                 {k: f"{v:.3g}" for k, v in shown.items() if v is not None}, refresh=False
             )
             bar.update()
+        case Restarted(step=step, reason=reason):
+            bar.n = max(step, 0)
+            bar.write(f"{printable(reason)} Going on after step {bar.n}.", file=sys.stderr)
         case Evaluated(
             step=step,
             metrics={

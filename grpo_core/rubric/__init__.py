@@ -4,7 +4,7 @@ Only reward_model.py imports torch.
 """
 
 from grpo_core.rubric.check import Check, Notes, RunState
-from grpo_core.rubric.criteria import CHECKS, add_plugins
+from grpo_core.rubric.criteria import CHECKS, add_plugins, plugin_files
 from grpo_core.rubric.rubric import PRESETS, Rubric, Scored, build_rubric, resolve_rubric, total
 from grpo_core.rubric.shaping import RunningStd, gated, shaped
 from grpo_core.rubric.verdict import (
@@ -33,6 +33,7 @@ __all__ = [
     "dominant",
     "explain",
     "gated",
+    "plugin_files",
     "resolve_rubric",
     "shaped",
     "tie",

@@ -229,6 +229,8 @@ CHECKS: dict[str, Check] = {
     **JUDGE_CHECKS,
 }
 
+_plugin_files: list[str] = []
+
 
 def add_plugins(paths: Sequence[str]) -> None:
     """Add the functions of plug-in files to CHECKS. Call it once, before CHECKS is used.
@@ -236,3 +238,9 @@ def add_plugins(paths: Sequence[str]) -> None:
     Raises StudioError for a file that cannot be used.
     """
     CHECKS.update(load_plugins(paths))
+    _plugin_files.extend(paths)
+
+
+def plugin_files() -> list[str]:
+    """The files of `add_plugins`, for another process."""
+    return [*_plugin_files]

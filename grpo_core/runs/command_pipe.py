@@ -9,9 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from grpo_core.errors import StudioError
-from grpo_core.training.control import Command, Emit
-from grpo_core.training.timing import RunTimer
-from grpo_core.types import Event, Paused
+from grpo_core.training.control import Command
 
 SEND_SECONDS = 1.0  # for a command; a process that reads takes microseconds
 ANSWER_SECONDS = 5.0  # for the one command that is answered, edit_reward
@@ -69,22 +67,3 @@ class CommandPipe:
             f"The run's process did not answer within {ANSWER_SECONDS:.0f} s. "
             "Check whether the reward was edited. Then try again, or press Stop."
         )
-
-
-class DistantTimer(RunTimer):
-    """While the record makes the run wait, the timer of the subprocess stands still too."""
-
-    def __init__(self, emit: Emit, send: CommandPipe) -> None:
-        super().__init__(self._emit_pause)
-        self._record, self._send = emit, send
-
-    def _emit_pause(self, event: Event) -> None:
-        """A full disk pauses the run in this process."""
-        self._record(event)
-        self._send.deliver(("held" if isinstance(event, Paused) else "released", ()))
-
-    def pause(self) -> None:
-        self._send.deliver(("held", ()))
-
-    def resume(self) -> None:
-        self._send.deliver(("released", ()))

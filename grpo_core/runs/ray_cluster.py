@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_core.child_process import KILL_AFTER, Child, ChildFailed
+from grpo_core.cluster.address import LOCAL, address_in
 from grpo_core.config.devices import CPU
 from grpo_core.errors import StudioError
 
@@ -22,8 +23,8 @@ _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 def cluster_of(environment: Mapping[str, str]) -> str:
     """The address of the cluster on which all runs train; "" for this machine alone."""
-    address = environment.get("GRPO_RAY", "")
-    return "" if address == "local" else address
+    address = address_in(environment)
+    return "" if address == LOCAL else address
 
 
 @dataclass(frozen=True, slots=True)

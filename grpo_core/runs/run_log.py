@@ -22,6 +22,7 @@ from grpo_core.types import (
     ModelLoaded,
     Noticed,
     Paused,
+    Restarted,
     Resumed,
     StepCompleted,
 )
@@ -104,6 +105,8 @@ class RunLog(logging.Handler):
                 self.write("warning", f"paused: {reason}")
             case Resumed():
                 self.write("info", "resumed")
+            case Restarted(step, reason):
+                self.write("warning", f"workers restarted after step {step}: {reason}")
             case Intervened(interventions):
                 for i in interventions:
                     known = {name: v for name, v in asdict(i).items() if v is not None}

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import sys
@@ -20,52 +19,49 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from traceback import format_exc, print_exc
+from traceback import print_exc
 from typing import Any, NoReturn
 
 from grpo_core.child_process import kill_all
+from grpo_core.cluster.address import address_in, remove_folders
 from grpo_core.config import RunConfig
 from grpo_core.config.devices import use_only
 from grpo_core.errors import StopRequested, StudioError
-from grpo_core.runs.command_pipe import CommandPipe, DistantTimer
+from grpo_core.runs.command_pipe import CommandPipe
 from grpo_core.runs.stop_in_time import GRACE_SECONDS, LATE, Patience, killed_if_late
 from grpo_core.training.control import Emit, RunControl, Start, Train
-from grpo_core.types import Checkpointed, Event
+from grpo_core.training.distant import (
+    KEPT,
+    DistantTimer,
+    Ended,
+    Logged,
+    Message,
+    Outbox,
+    ended,
+    obey,
+)
+from grpo_core.types import Checkpointed
 
-MAX_UNSENT = 32  # events, a few steps; the trainer then waits, so that no event is lost
 DEATH_SECONDS = 2.0  # from a kill until the system has removed the process
 # On macOS a forked process cannot use the GPU (Metal).
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
-KEPT = "What was recorded is kept: press Resume to continue from the last checkpoint."
-
 log = logging.getLogger("grpo_studio")
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last message of the subprocess. how: "finished", "stopped" or "failed"."""
-
-    how: str
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """A log message of the subprocess, for the run's log in this process."""
-
-    level: int
-    text: str
-
-
-Unsent = queue.Queue[Event | Ended | Logged]
-
-
 def train_later(config: RunConfig, emit: Emit, control: RunControl) -> None:
-    """trainer.train for a process that must not import torch only to name the function."""
-    from grpo_core.training.trainer import train
+    """trainer.train, or by Ray if it has several workers or the operator named a cluster.
 
-    train(config, emit, control)
+    For a process that must import neither torch nor Ray only to name the function.
+    """
+    if config.train.workers > 1 or address_in(os.environ):
+        from grpo_core.cluster.driver import train_on_cluster
+
+        train_on_cluster(config, emit, control)
+    else:
+        from grpo_core.training.trainer import train
+
+        train(config, emit, control)
 
 
 def warm_up() -> None:
@@ -153,6 +149,7 @@ def _end_process(child: Any) -> None:
     child.join(GRACE_SECONDS)
     child.kill()
     child.join(DEATH_SECONDS)
+    remove_folders(child.pid)
     if child.exitcode is None:  # it hangs in the system, for example on a network disk
         log.warning("process %s of the run cannot be ended", child.pid)
     else:
@@ -173,9 +170,7 @@ def _kill(child: Any, events: Connection) -> None:
         end.shutdown(socket.SHUT_RDWR)
 
 
-def _next(
-    events: Connection, child: Any, control: RunControl, late: threading.Event
-) -> Event | Ended | Logged:
+def _next(events: Connection, child: Any, control: RunControl, late: threading.Event) -> Message:
     try:
         return events.recv()
     except (EOFError, OSError):
@@ -219,49 +214,27 @@ def _train_here(run: _Run, events: Connection, commands: Connection) -> None:
     # The fork server may have started before an environment variable was set.
     os.environ.update(run.environment)
     use_only(run.config.model.device)
-    control, recorded = RunControl(run.folder, run.start), threading.Semaphore(0)
+    control, outbox = RunControl(run.folder, run.start), Outbox()
     # Ctrl-C reaches every process of a terminal. The parent process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _end_in_time(control))
-    unsent: Unsent = queue.Queue(MAX_UNSENT)
-    sender = threading.Thread(target=_or_end, args=(_send_events, unsent, events), name="events")
+    sender = threading.Thread(target=_or_end, args=(_send_events, outbox, events), name="events")
     sender.start()
     receiver = threading.Thread(
-        target=_or_end, args=(_obey, commands, control, recorded), name="control", daemon=True
+        target=_or_end, args=(_obey, commands, control, outbox), name="control", daemon=True
     )
     receiver.start()
-    log.addHandler(_LogSender(unsent))
-    log.propagate = False
+    outbox.say_log()
 
-    def emit(event: Event) -> None:
-        unsent.put(event)
-        if isinstance(event, Checkpointed):
-            # The trainer deletes older checkpoints next. The record must name the new one first.
-            recorded.acquire()
-
-    try:
+    def work() -> None:
         if run.prepare is not None:
             run.prepare()
-        run.train(run.config, emit, control)
-        end = Ended("finished")
-    except StopRequested as request:
-        end = Ended("stopped", str(request))
-    except StudioError as problem:
-        end = Ended("failed", str(problem))
-    except BaseException as problem:  # the parent process records it
-        end = Ended("failed", f"{type(problem).__name__}: {problem}\n\n{format_exc()}")
+        run.train(run.config, outbox.emit, control)
+
+    end = ended(work)
     kill_all()
-    unsent.put(end)
+    outbox.unsent.put(end)
     sender.join()
-
-
-class _LogSender(logging.Handler):
-    def __init__(self, unsent: Unsent):
-        super().__init__()
-        self._unsent = unsent
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._unsent.put(Logged(record.levelno, self.format(record)))
 
 
 def _or_end(work: Callable[..., None], *arguments: Any) -> None:
@@ -278,38 +251,26 @@ def _end() -> NoReturn:
     os._exit(1)
 
 
-def _send_events(unsent: Unsent, events: Connection) -> None:
+def _send_events(outbox: Outbox, events: Connection) -> None:
     while True:
-        event = unsent.get()
+        message = outbox.unsent.get()
         try:
-            events.send(event)
+            events.send(message)
         except OSError:
             _end()  # the parent process has died, so no event would be recorded
-        if isinstance(event, Ended):
+        if isinstance(message, Ended):
             return
 
 
-def _obey(commands: Connection, control: RunControl, recorded: threading.Semaphore) -> None:
+def _obey(commands: Connection, control: RunControl, outbox: Outbox) -> None:
     while True:
         try:
             name, values, *question = commands.recv()
         except (EOFError, OSError):
             _end()  # the parent process has died; the run can resume from its last checkpoint
-        if name == "recorded":
-            recorded.release()
-        elif name == "held":
-            control.points.timer.pause()
-        elif name == "released":
-            control.points.timer.resume()
-        elif name == "edit_reward":
-            refusal = ""
-            try:
-                control.edit_reward(*values)
-            except StudioError as problem:
-                refusal = str(problem)
+        refusal = obey((name, values), control, outbox)
+        if question:
             commands.send((*question, refusal))
-        else:
-            getattr(control, name)(*values)
 
 
 def _end_in_time(control: RunControl) -> None:

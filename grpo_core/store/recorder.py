@@ -17,6 +17,7 @@ from grpo_core.store.plain import finite_or_none, text, to_json
 from grpo_core.store.schema import SUMMARY
 from grpo_core.store.store import Store
 from grpo_core.types import (
+    LOST,
     STEP_METRICS,
     Checkpointed,
     Evaluated,
@@ -31,6 +32,7 @@ from grpo_core.types import (
     Paused,
     Phase,
     PhaseStarted,
+    Restarted,
     Resumed,
     Rollout,
     RunStatus,
@@ -78,6 +80,8 @@ class Recorder:
             lasts = event.phase in (Phase.LOADING, Phase.EVALUATING)
             if not lasts and time.monotonic() - self._written_at < PHASE_SECONDS:
                 return
+        if isinstance(event, Restarted):
+            self.store.rewind(self.run_id, event.step)
         with self.store.writing() as writer, writer.transaction() as db:
             self._touch(db, changed=True)
             self._write(db, event)
@@ -118,6 +122,10 @@ class Recorder:
                 )
             case Noticed():
                 self._noticed(db, event)
+            case Restarted(step, reason):
+                place = f"after step {step}" if step > 0 else "from the beginning"
+                told = f"{reason} Ray started the workers again, and the run went on {place}."
+                self._noticed(db, Noticed(max(step, 0), LOST, "warning", told))
 
     def _model_loaded(
         self, db: sqlite3.Connection, env: Mapping[str, Any], resolved: Mapping[str, float]

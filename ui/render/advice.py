@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from grpo_core.analysis.advisor import SHOWN
-from grpo_core.types import WAITING, Notice
+from grpo_core.types import LOST, WAITING, Notice
 from ui.render.text import count, esc, plain
 
 TITLES = {
@@ -26,6 +26,7 @@ TITLES = {
     "noise": "Only noise",
     "disagreement": "Advantages do not follow from the rewards",
     WAITING: "Waits for devices",
+    LOST: "Workers were lost",
 }
 SEVERITIES = {"error": "bad", "warning": "warn", "info": "plain"}
 
