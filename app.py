@@ -271,6 +271,7 @@ def _storage(snapshots: Snapshots | None) -> Callable[[], str] | None:
 def _limits(folders: Sequence[str], is_public: bool) -> Limits:
     """The limits in the environment; on a public server also those on files and judges."""
     from grpo_core.config.places import ROOTS_VARIABLE
+    from grpo_core.config.server_urls import ROLLOUT_HOSTS
     from grpo_core.rubric.judge import HOSTS_VARIABLE
     from grpo_core.runs.limits import from_environment
     from grpo_core.tasks.table import cache_folder
@@ -279,8 +280,9 @@ def _limits(folders: Sequence[str], is_public: bool) -> Limits:
         return from_environment(os.environ, None)
     roots = [*map(Path, folders), cache_folder().parent / "uploads"]
     os.environ[ROOTS_VARIABLE] = os.pathsep.join(map(str, roots))
-    # The address of a judge that a visitor types must not reach hosts of the inner network.
+    # The address of a server that a visitor types must not reach hosts of the inner network.
     os.environ.setdefault(HOSTS_VARIABLE, "")
+    os.environ.setdefault(ROLLOUT_HOSTS, "")
     return from_environment(os.environ, roots)
 
 

@@ -360,6 +360,20 @@ class StepMetrics:
         "Share of completions that train nothing because they drifted too far.",
         "Always 0 without an off-policy threshold.",
     )
+    sampler_kl: float | None = metric(
+        "Sampler gap",
+        "nats/token",
+        "Mean of e^d - 1 - d over completion tokens; d: the learner's log-probability before the "
+        "first update minus the sampler's. It estimates KL(sampler, learner).",
+        "Rounding alone: below 1e-9 in float32, some 1e-3 in bfloat16. A jump: the rollout server "
+        "has other weights. Empty where no log-probabilities are kept.",
+    )
+    sampler_ratio_max: float | None = metric(
+        "Sampler gap, max",
+        "1",
+        "Largest ratio of probabilities e^d, learner/sampler, over completion tokens.",
+        "Above rollout.correction_max a token is cut or left out, if there is a correction.",
+    )
     micro_batch_tokens: int | None = metric(
         "Micro-batch",
         "tokens",

@@ -187,7 +187,9 @@ CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
         "algorithm.off_policy_threshold",
         lambda c: (
-            c.algorithm.off_policy_threshold is not None and c.algorithm.updates_per_batch == 1
+            c.algorithm.off_policy_threshold is not None
+            and c.algorithm.updates_per_batch == 1
+            and c.rollout.engine == "own"
         ),
         "with one update per batch every completion comes from the current policy, "
         "so none is ever dropped",
@@ -273,6 +275,24 @@ CONFLICTS: tuple[Conflict, ...] = (
         lambda c: _critic(c) and c.algorithm.dynamic_sampling > 0,
         "with a critic a tied group can still have advantages other than 0",
         "Use 0, or an advantage without a critic.",
+    ),
+    Conflict(
+        "rollout.url",
+        lambda c: c.rollout.engine == "vllm" and not c.rollout.url,
+        "no server is given",
+        "Write the address that `vllm serve` prints, or set rollout.engine to own.",
+    ),
+    Conflict(
+        "rollout.correction",
+        lambda c: c.rollout.engine == "own" and c.rollout.correction != "none",
+        "the own engine samples from the model that is trained",
+        "Use none, or set rollout.engine to vllm.",
+    ),
+    Conflict(
+        "rollout.correction",
+        lambda c: c.rollout.correction != "none" and c.algorithm.objective == "trust_region",
+        "the trust region's line search does not know the server's probabilities",
+        "Use none, or another objective.",
     ),
 )
 

@@ -158,3 +158,24 @@ AGGREGATIONS = {
         "sum over tokens / (completions · {max_new_tokens})",
     ),
 }
+
+ENGINES = {
+    "own": Option("the model that is trained writes the completions itself"),
+    "vllm": Option(
+        "a vLLM server that you run writes them, from the weights or adapters that it is given "
+        "before each step"
+    ),
+}
+
+CORRECTIONS = {
+    "none": Option("no correction; only measured, as sampler_kl"),
+    "truncate": Option(
+        "each token's policy term is multiplied by its ratio of probabilities, learner/server, "
+        "of which what is above the limit is cut off",
+        "× min(p_old/p_server, C)",
+    ),
+    "mask": Option(
+        "the same, but a token whose ratio is above the limit trains nothing",
+        "× p_old/p_server, 0 above C",
+    ),
+}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -30,18 +30,34 @@ from grpo_core.rubric.sandbox.plugins import columns, messages_of
 from grpo_core.types import Completion, Prompt, Rollout, Turn, TurnRole
 
 
+class Sampler(Protocol):
+    """What acts in a world: see TurnSampler."""
+
+    def first(self) -> list[Rollout]: ...
+
+    def next(
+        self, rows: Sequence[int], texts: Sequence[Sequence[int]], limits: Sequence[int]
+    ) -> list[Rollout]: ...
+
+
+# Called as TurnSampler is.
+Turns = Callable[[Policy, Sequence[Sequence[int]], SamplingParams, Tensor, SamplingHooks], Sampler]
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """What a policy acts in. max_turns: actions of a trajectory at most.
 
     pauses_after: sample so many actions and leave the trajectories that go on unfinished, without
     a finish reason; with the same random numbers and one more they go on alike.
+    turns: who samples.
     """
 
     chat: ToolChat
     instances: Instances
     max_turns: int
     pauses_after: int | None = None
+    turns: Turns = TurnSampler
 
 
 @dataclass(slots=True)
@@ -162,7 +178,9 @@ def sample_trajectories(
     among them. The random number of a token depends on its row and place alone.
     """
     uniforms = random_numbers(len(prompts), params, draws)  # (P, G, T)
-    with sampling(policy, uniforms.numel()):
+    # Adapters are merged for the own sampler alone.
+    num_tokens = uniforms.numel() if world.turns is TurnSampler else 0
+    with sampling(policy, num_tokens):
         rollouts = _Play(policy, prompts, params, world, hooks, uniforms).run()
     return _with_rewards(world.instances, rollouts)
 
@@ -181,7 +199,7 @@ class _Play:
     ) -> None:
         self._policy, self._world = policy, world
         self._params, self._hooks = params, hooks
-        self._sampler = TurnSampler(
+        self._sampler = world.turns(
             policy,
             [ids for _, ids in prompts],
             replace(params, stop=world.chat.stop),

@@ -151,6 +151,7 @@ def _missing_comment(config: RunConfig) -> str:
         "rubric.clip_low": r.clip_low is None,
         "rubric.clip_high": r.clip_high is None,
         "task.environment": not environment_named(config.task) or bool(trl_environment(config)),
+        "rollout.engine": config.rollout.engine == "own",
         "rollout.tool_seconds": not environment_named(config.task),
     }
     values = flatten(config)

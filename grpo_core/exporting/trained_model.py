@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
 
 import grpo_core
 from grpo_core.analysis.text import format_number
@@ -20,7 +19,7 @@ from grpo_core.errors import StudioError
 from grpo_core.exporting.answers import load_checkpoint
 from grpo_core.exporting.recipes import as_command
 from grpo_core.models import Policy, load_policy
-from grpo_core.models.lora import lora_config, merge_adapters
+from grpo_core.models.lora import merge_adapters, save_adapter
 from grpo_core.runs.resume import checkpoint_of
 from grpo_core.store import RunRow, Store
 
@@ -54,7 +53,7 @@ def export_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if adapter_only:
-            _save_adapter(policy, config, folder)
+            save_adapter(policy.model, config.model, folder)
         else:
             merge_adapters(policy.model)
             policy.model.save_pretrained(folder)
@@ -69,19 +68,6 @@ def export_model(
             "Choose another."
         ) from None
     return folder
-
-
-def _save_adapter(policy: Policy, config: RunConfig, folder: Path) -> None:
-    weights = {
-        f"base_model.model.{name.replace('.default', '')}": p.detach().contiguous()
-        for name, p in policy.model.named_parameters()
-        if p.requires_grad
-    }
-    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
-    described = lora_config(config.model, policy.model)
-    described.base_model_name_or_path = config.model.name
-    described.inference_mode = True
-    described.save_pretrained(str(folder))
 
 
 def _generation_config(policy: Policy, config: RunConfig) -> transformers.GenerationConfig:

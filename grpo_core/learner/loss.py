@@ -27,6 +27,7 @@ class Tokens:
     ref_logprobs: Tensor | None = None  # None: the KL is neither trained on nor measured
     policy_distribution: Tensor | None = None  # (B, T, V), only for an estimator that needs it
     ref_distribution: Tensor | None = None
+    correction: Tensor | None = None  # of the policy term, see sampler_gap.correction
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Loss:
 class TokenLosses:
     """The loss of each token before the aggregation; (B, T), or (B, 1) if a row shares it."""
 
-    policy: Tensor  # the objective, 0 where a token does not carry the policy term
+    # The objective, corrected for the sampler; 0 where a token does not carry the policy term.
+    policy: Tensor
     kl: Tensor | None  # the estimate
     kl_term: Tensor | None  # that, times the ratio if the algorithm corrects it
     ratio: Tensor
@@ -113,7 +115,10 @@ def token_losses(x: Tokens, a: AlgorithmConfig, size: LossNormalizer) -> TokenLo
         loss_mask=x.loss_mask,
         carries=carries,
     )
-    policy = torch.where(carries, OBJECTIVES[a.objective](terms, a), 0.0)
+    losses = OBJECTIVES[a.objective](terms, a)
+    if x.correction is not None:
+        losses = losses * torch.where(mask, x.correction, 0.0)
+    policy = torch.where(carries, losses, 0.0)
     kl = kl_term = None
     if x.ref_logprobs is not None:
         ref_log_ratio = torch.where(mask, x.ref_logprobs - x.logprobs, 0.0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig
+from grpo_core.config.sections import RolloutConfig
 from grpo_core.learner.aggregation import LossNormalizer
 from grpo_core.learner.batch import Batch
 from grpo_core.learner.critic import Critic, value_loss
@@ -17,6 +18,7 @@ from grpo_core.learner.logprobs import ScoreOptions, TokenOutputs, score_tokens
 from grpo_core.learner.loss import Coefficients, Loss, Tokens, loss_of
 from grpo_core.learner.master_weights import MasterWeights
 from grpo_core.learner.objectives import clip_range
+from grpo_core.learner.sampler_gap import correction, gap
 from grpo_core.learner.tokens import TokenLog
 from grpo_core.models.lora import AdapterOff
 
@@ -48,6 +50,8 @@ class PassMeans:
     clip_low_frac: float
     clip_high_frac: float
     off_policy_frac: float  # of rows
+    sampler_kl: float | None  # nats; None: the sampler's log-probabilities were not kept
+    sampler_ratio_max: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,24 +90,28 @@ _SUMS = (
     "clip_high",
     "dropped",
     "tokens",
+    "sampler_kl",
+    "sampler_tokens",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PassSums:
-    """A worker's share of a pass: its _SUMS, and its largest ratio."""
+    """A worker's share of a pass: its _SUMS, and its largest ratios."""
 
     sums: list[float]
     ratio_max: float
+    sampler_ratio_max: float
 
 
 @dataclass(frozen=True, slots=True)
 class _PartResult:
-    """A micro-batch's share of the loss, its _SUMS (float64) and its largest ratio."""
+    """A micro-batch's share of the loss, its _SUMS (float64) and its largest ratios."""
 
     loss: Tensor
     sums: Tensor
     ratio_max: Tensor
+    sampler_ratio_max: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ class Passes:
     algorithm: AlgorithmConfig
     temperature: float
     recompute: bool = False  # layers keep only their inputs for the backward pass
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def score(
         self, model: nn.Module, part: Batch, options: ScoreOptions | None = None
@@ -139,14 +148,15 @@ class Passes:
         """Leave the gradient of these parts in `weights`, and each token's numbers in the log."""
         device = next(self.model.parameters()).device
         total = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
-        ratio_max = torch.zeros((), device=device)
+        ratio_max = sampler_ratio_max = torch.zeros((), device=device)
         for part in in_turn(parts, inputs.check_interrupt):
             result = self._part(part, inputs)
             result.loss.backward()
             self.weights.collect_gradients()
             total += result.sums
             ratio_max = torch.maximum(ratio_max, result.ratio_max)
-        return PassSums(total.tolist(), float(ratio_max))
+            sampler_ratio_max = torch.maximum(sampler_ratio_max, result.sampler_ratio_max)
+        return PassSums(total.tolist(), float(ratio_max), float(sampler_ratio_max))
 
     def result(self, found: Sequence[PassSums], inputs: PassInputs) -> PassResult:
         """What the shares of all workers come to."""
@@ -154,6 +164,7 @@ class Passes:
         sums = dict(zip(_SUMS, totals, strict=True))
         has_tokens = sums["tokens"] > 0
         num_tokens = max(sums["tokens"], 1)
+        compared = sums["sampler_tokens"]
         return PassResult(
             loss=sums["loss"],
             policy_loss=sums["policy_loss"],
@@ -169,6 +180,8 @@ class Passes:
             clip_low_frac=sums["clip_low"] / num_tokens,
             clip_high_frac=sums["clip_high"] / num_tokens,
             off_policy_frac=sums["dropped"] / inputs.size.num_rows,
+            sampler_kl=sums["sampler_kl"] / compared if compared else None,
+            sampler_ratio_max=max(s.sampler_ratio_max for s in found) if compared else None,
         )
 
     def _part(self, part: Batch, inputs: PassInputs) -> _PartResult:
@@ -203,6 +216,7 @@ class Passes:
             old_logprobs = policy.logprobs.detach()  # the first ratio is exactly 1
         token_log.write(token_log.logprobs[inputs.update], part, policy.logprobs)
         token_log.write(token_log.entropy[inputs.update], part, policy.entropy)
+        sampled = part.padded_sampling_logprobs
         x = Tokens(
             logprobs=policy.logprobs,
             old_logprobs=old_logprobs,
@@ -210,15 +224,18 @@ class Passes:
             completion_mask=mask,
             loss_mask=part.loss_mask,
             advantages=advantages,
-            sampling_logprobs=part.padded_sampling_logprobs,
+            sampling_logprobs=sampled,
+            correction=None
+            if sampled is None
+            else correction(old_logprobs, sampled, mask, self.rollout),
             ref_logprobs=reference.logprobs if reference else None,
             policy_distribution=policy.distribution,
             ref_distribution=reference.distribution if reference else None,
         )
         loss = loss_of(x, self.algorithm, inputs.coef, inputs.size)
-        return self._part_result(x, loss, value)
+        return self._part_result(x, loss, value, is_first=inputs.update == 0)
 
-    def _part_result(self, x: Tokens, loss: Loss, value: Tensor) -> _PartResult:
+    def _part_result(self, x: Tokens, loss: Loss, value: Tensor, is_first: bool) -> _PartResult:
         mask = x.completion_mask
         total = loss.total + self.algorithm.value_coef * value
         ratio = torch.where(mask, loss.ratio, 1.0)
@@ -227,6 +244,10 @@ class Passes:
         if loss.kl is not None:
             kl = torch.where(mask, loss.kl.detach(), 0.0).sum()
             kl_tokens = mask.sum()
+        sampler_kl = sampler_tokens = sampler_ratio_max = ratio.new_zeros(())
+        if is_first and x.sampling_logprobs is not None:
+            sampler_kl, sampler_ratio_max = gap(x.logprobs, x.sampling_logprobs, mask)
+            sampler_tokens = mask.sum()
         sums = {
             "loss": total.detach(),
             "policy_loss": loss.policy.detach(),
@@ -242,9 +263,11 @@ class Passes:
             "clip_high": ((ratio > highest) & (x.advantages > 0) & mask).sum(),
             "dropped": loss.num_dropped,
             "tokens": mask.sum(),
+            "sampler_kl": sampler_kl,
+            "sampler_tokens": sampler_tokens,
         }
         stacked = torch.stack([sums[name] for name in _SUMS])
-        return _PartResult(total, stacked.double(), ratio.max())
+        return _PartResult(total, stacked.double(), ratio.max(), sampler_ratio_max)
 
     @torch.no_grad()
     def measure(

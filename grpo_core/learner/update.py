@@ -6,7 +6,7 @@ One update is a pass over the batch's micro-batches, gradient clipping and a ste
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo_core.config import AlgorithmConfig, TrainConfig
+from grpo_core.config.sections import RolloutConfig
 from grpo_core.learner.adam import allocate_averages, take_step
 from grpo_core.learner.aggregation import LossNormalizer, entropy_threshold
 from grpo_core.learner.batch import Batch, packed
@@ -61,6 +62,7 @@ class LearnerSettings:
     algorithm: AlgorithmConfig
     train: TrainConfig
     learning_rate: float
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Learner:
             self.algorithm,
             self.train.temperature,
             recompute,
+            settings.rollout,
         )
         self.micro_batcher = MicroBatcher(model, self.train.micro_batch_tokens)
         parameters: list[dict[str, Any]] = [{"params": self.weights.parameters(), "speed": 1.0}]
@@ -442,7 +445,10 @@ class Learner:
         self.algorithm, self.train = settings.algorithm, settings.train
         self.learning_rate = settings.learning_rate
         self.passes = replace(
-            self.passes, algorithm=self.algorithm, temperature=self.train.temperature
+            self.passes,
+            algorithm=self.algorithm,
+            temperature=self.train.temperature,
+            rollout=settings.rollout,
         )
 
     def state(self) -> dict[str, Any]:

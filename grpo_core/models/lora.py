@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from grpo_core.config import ModelConfig
@@ -50,6 +52,20 @@ def lora_config(config: ModelConfig, model: nn.Module, task: str = "CAUSAL_LM") 
         exclude_modules=special or None,
         task_type=task,
     )
+
+
+def save_adapter(model: nn.Module, config: ModelConfig, folder: Path) -> None:
+    """Write the adapters of `add_adapters` alone, in peft's format."""
+    weights = {
+        f"base_model.model.{name.replace('.default', '')}": p.detach().contiguous()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+    described = lora_config(config, model)
+    described.base_model_name_or_path = config.name
+    described.inference_mode = True
+    described.save_pretrained(str(folder))
 
 
 @torch.no_grad()

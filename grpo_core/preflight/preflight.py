@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_core.config import RunConfig, TaskConfig
 from grpo_core.config.devices import shares
+from grpo_core.errors import StopRequested, StudioError
 from grpo_core.preflight.finding import LEVELS, Finding
 from grpo_core.preflight.model_report import ENDS_DIFFER, ModelReport
 from grpo_core.rubric import build_rubric
@@ -31,6 +32,9 @@ from grpo_core.types import (
 # Largest KL at step 1, in nats per token. Rounding in bfloat16 gives a tenth of it, and a fault
 # a thousand times as much.
 MAX_FIRST_KL = 1e-3
+# Of a rollout server: its kernels in bfloat16 give a quarter of it.
+MAX_SAMPLER_KL = 1e-2
+MAX_PAUSES = 8  # of the first step
 MAX_HELDOUT = 64  # held-out prompts for the baseline
 # A share of 0.999 or more counts as all completions or groups.
 ALL = 0.999
@@ -64,7 +68,10 @@ class FirstStep:
                 reason
             ):  # nobody can resume a preflight, so it reports the pause and goes on
                 self.pauses.append(reason)
-                self.control.resume()
+                if len(self.pauses) < MAX_PAUSES:
+                    self.control.resume()
+                else:  # nothing changes without a person
+                    self.control.stop(reason)
 
 
 def first_step(config: RunConfig, train: Callable[..., None] = train) -> FirstStep:
@@ -78,7 +85,10 @@ def first_step(config: RunConfig, train: Callable[..., None] = train) -> FirstSt
         }
     )
     first = FirstStep()
-    train(short, first, first.control)
+    try:
+        train(short, first, first.control)
+    except StopRequested as stopped:  # by itself, after MAX_PAUSES
+        raise StudioError(str(stopped)) from None
     return first
 
 
@@ -118,6 +128,7 @@ def findings(
         *_length_findings(config, metrics),
         *_baseline_findings(config, first),
         *_update_findings(config, metrics),
+        *_sampler_findings(first.env, metrics),
         *_lease_findings(config, first.env, metrics),
     ]
     return sorted(results, key=lambda f: LEVELS.index(f.level))
@@ -255,6 +266,17 @@ def _update_findings(config: RunConfig, m: StepMetrics) -> list[Finding]:
     text = f"{m.peak_memory_mib:,.0f} MiB at most in this step{where}."
     results.append(Finding("green", "Memory", text))
     return results
+
+
+def _sampler_findings(env: Mapping[str, Any], m: StepMetrics) -> list[Finding]:
+    """A server that samples: how far its probabilities are from the learner's."""
+    if "sampler" not in env or m.sampler_kl is None:
+        return []
+    text = (
+        f"{env['sampler']} writes the completions. KL to the learner: {m.sampler_kl:.1e} nats a "
+        f"token, largest ratio {m.sampler_ratio_max:.3g}."
+    )
+    return [Finding("amber" if m.sampler_kl > MAX_SAMPLER_KL else "green", "Rollouts", text)]
 
 
 def _lease_findings(config: RunConfig, env: Mapping[str, Any], m: StepMetrics) -> list[Finding]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from pydantic import Field, field_validator
 
+from grpo_core.config.server_urls import check_host, checked_url
 from grpo_core.rubric.check import MAX_CHARS, Check, Notes, Params, batched
 from grpo_core.time_limit import seconds_left
 from grpo_core.types import Completion, Prompt
@@ -68,19 +69,9 @@ class JudgeParams(Params):
     @field_validator("url")
     @classmethod
     def _is_allowed(cls, url: str) -> str:
-        try:
-            parts = httpx.URL(url)  # as it is opened, so that no other host is judged
-        except httpx.InvalidURL:
-            parts = httpx.URL()
-        is_http = parts.scheme in ("http", "https") and bool(parts.host)
-        if not is_http or parts.userinfo or not 0 < (parts.port or 80) < 65536:
-            raise ValueError("write http(s)://host/v1, without a name or key in it")
-        allowed = os.environ.get(HOSTS_VARIABLE)
-        if allowed is not None and parts.host not in [h.strip() for h in allowed.split(",")]:
-            raise ValueError(
-                f"this server allows only the hosts of {HOSTS_VARIABLE}: {allowed or 'none'}"
-            )
-        return url.rstrip("/")
+        url = checked_url(url)
+        check_host(url, HOSTS_VARIABLE)
+        return url
 
 
 class NoVerdict(Exception):

@@ -14,6 +14,7 @@ from threading import Lock
 
 from grpo_core.config import RunConfig
 from grpo_core.config.places import is_below, local_path
+from grpo_core.config.server_urls import ROLLOUT_HOSTS, check_host
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.runs.work import num_evaluations, work
 from grpo_core.tasks import FILE, environment_named
@@ -43,6 +44,7 @@ class Limits:
         """Check a run before it starts. Raises InvalidConfig with every field beyond a limit."""
         problems = self._sizes(config)
         problems += self._not_offered("model.name", config.model.name)
+        problems += _not_asked(config)
         if self.waiting is not None and num_queued >= self.waiting:
             problem = f"{num_queued} runs are already queued"
             hint = "Come back when one has ended."
@@ -205,6 +207,18 @@ class Visitors:
         return InvalidConfig([FieldProblem("train.steps", num_runs, problem, hint)])
 
 
+def _not_asked(config: RunConfig) -> list[FieldProblem]:
+    """A rollout server that this one may not ask."""
+    if config.rollout.engine == "own":
+        return []
+    try:
+        check_host(config.rollout.url, ROLLOUT_HOSTS)
+    except ValueError as error:
+        hint = "Set rollout.engine to own."
+        return [FieldProblem("rollout.url", config.rollout.url, str(error), hint)]
+    return []
+
+
 def _paths(config: RunConfig) -> list[tuple[str, str]]:
     """Field and value of every setting that may be a path on this machine."""
     task = config.task
@@ -212,6 +226,8 @@ def _paths(config: RunConfig) -> list[tuple[str, str]]:
     if task.name == "file":
         paths += [("task.path", task.path), ("task.heldout_source", task.heldout_source)]
     paths.append(("task.second", task.second))
+    if config.rollout.engine != "own":
+        paths.append(("rollout.shared_folder", config.rollout.shared_folder))
     for i, criterion in enumerate(config.rubric.criteria):
         if criterion.check == "reward_model":
             model = str(criterion.params.get("model") or "")

@@ -16,7 +16,8 @@ from grpo_core.errors import FieldProblem, InvalidConfig, OutOfMemory
 from grpo_core.learner.workers import ALONE, Workers
 from grpo_core.models import Policy
 from grpo_core.models.device import is_out_of_memory
-from grpo_core.rollout import SamplingHooks, SamplingParams, sample_groups
+from grpo_core.rollout import SamplingHooks, SamplingParams, TurnSampler, sample_groups
+from grpo_core.rollout.vllm_engine import VllmEngine
 from grpo_core.rubric import Notes, Rubric
 from grpo_core.tasks import Task, environment_of, train_prompts
 from grpo_core.training.async_scoring import AsyncScorer
@@ -37,6 +38,7 @@ class Session:
     worlds: Worlds | None = None  # only a task with an environment needs them
     pauses_after: int | None = None  # see World; a run never pauses there
     workers: Workers = ALONE  # each samples and scores every world-th group
+    engine: VllmEngine | None = None  # None: the policy samples itself
 
     def world_of(self, prompt: Prompt) -> World | None:
         """What the policy acts in to answer a prompt; None without an environment."""
@@ -44,7 +46,8 @@ class Session:
             return None
         assert self.worlds is not None
         world = self.worlds.of(name, self.config.rollout)
-        return replace(world, pauses_after=self.pauses_after)
+        turns = TurnSampler if self.engine is None else self.engine.turns
+        return replace(world, pauses_after=self.pauses_after, turns=turns)
 
     def by_world(self, prompts: Sequence[Prompt]) -> list[tuple[World | None, list[int]]]:
         """The worlds of some prompts, each with the places of its prompts in order."""
@@ -54,9 +57,17 @@ class Session:
         return [(self.world_of(prompts[at[0]]), at) for at in places.values()]
 
     def close(self) -> None:
-        """End the processes of its environments."""
+        """End the processes of its environments, and leave the server."""
         if self.worlds is not None:
             self.worlds.close()
+        if self.engine is not None:
+            self.engine.close()
+
+    def give_weights(self) -> None:
+        """Before sampling: a server gets the policy's weights where they have changed."""
+        if (engine := self.engine) is not None and engine.is_stale:
+            temperature = self.config.train.temperature
+            engine.use(self.workers.first(lambda: engine.load(temperature)))
 
 
 @dataclass(slots=True)
@@ -106,6 +117,7 @@ def collect_rollouts(session: Session, step: int) -> RolloutBatch:
     step has P groups.
     """
     config, workers, batch = session.config, session.workers, RolloutBatch()
+    session.give_weights()
     for _ in range(1 + config.algorithm.dynamic_sampling):
         places = [*range(config.train.prompts_per_step)]
         if batch.groups:
@@ -120,6 +132,8 @@ def collect_rollouts(session: Session, step: int) -> RolloutBatch:
         numbers = [first + i for i in workers.mine(len(places))]
         found = workers.gather(partial(_sample_and_score, session, step, numbers))
         batch.add(found, workers.in_order([part.groups for part in found]), places)
+    if session.engine is not None:
+        session.engine.is_stale = True  # an update follows
     return batch
 
 
@@ -133,7 +147,9 @@ def _sample_and_score(session: Session, step: int, numbers: Sequence[int]) -> Ro
     started = now()
     drawn = train_prompts(session.task, t.seed, step, numbers[-1] + 1)
     asked = ask(session, [drawn[n] for n in numbers], t.group_size, step, numbers)
-    keep_logprobs = a.off_policy_threshold is not None or t.token_records > 0
+    keep_logprobs = (
+        a.off_policy_threshold is not None or t.token_records > 0 or session.engine is not None
+    )
     params = SamplingParams(t.group_size, t.max_new_tokens, t.temperature, keep_logprobs)
     with AsyncScorer(session.rubric, asked.prompts) as scorer:
         on_group_done = scorer.submit if scorer.is_wanted else None
@@ -240,7 +256,8 @@ def _sample_in(
     prompt_ids = [asked.prompt_ids[i] for i in places]
     draws = [asked.draws[i] for i in places]
     if world is None:
-        return sample_groups(session.policy, prompt_ids, params, draws, hooks)
+        groups = sample_groups if session.engine is None else session.engine.sample_groups
+        return groups(session.policy, prompt_ids, params, draws, hooks)
     prompts = [*zip((asked.keys[i] for i in places), prompt_ids, strict=True)]
     return sample_trajectories(session.policy, prompts, params, draws, world, hooks)
 

@@ -44,6 +44,7 @@ from grpo_core.training.rollout_batch import (
     sample,
     with_rewards,
 )
+from grpo_core.training.sampling_engine import sampling_engine
 from grpo_core.training.scoring import (
     Progress,
     PromptRollouts,
@@ -141,7 +142,7 @@ def take_step(
     config = with_changes(session.config, workers.first(partial(points.begin_step, step)))
     session = replace(session, config=config)
     rate = learning_rate(config, session.policy)
-    learner.apply_settings(LearnerSettings(config.algorithm, config.train, rate))
+    learner.apply_settings(LearnerSettings(config.algorithm, config.train, rate, config.rollout))
 
     sampled = collect_rollouts(session, step)
     report_unscored(session, step, sampled)
@@ -239,14 +240,17 @@ def load(config: RunConfig, control: RunControl, workers: Workers) -> tuple[Sess
         second = fit_to_context(second, encoder, config.model_copy(update={"task": other}))
         eval_sets["second"] = second, heldout_prompts(second, other.heldout_size)
     with_prompts = {name: pair for name, pair in eval_sets.items() if pair[1]}
-    return Session(config, policy, task, rubric, points, worlds, workers=workers), with_prompts
+    engine = sampling_engine(config, policy, control, workers)
+    return Session(
+        config, policy, task, rubric, points, worlds, None, workers, engine
+    ), with_prompts
 
 
 def make_learner(session: Session, rate: float) -> Learner:
     """The learner of a run's policy, with its reference where the KL is measured."""
     config, policy = session.config, session.policy
     reference = policy.frozen_copy() if config.algorithm.measure_kl else None
-    settings = LearnerSettings(config.algorithm, config.train, rate)
+    settings = LearnerSettings(config.algorithm, config.train, rate, config.rollout)
     recompute = recomputes_layers(config, policy)
     return Learner(policy.model, reference, settings, recompute, session.workers)
 
@@ -260,6 +264,8 @@ def run_environment(session: Session, learner: Learner) -> dict[str, Any]:
         "precision": why_precision(config.model, device),
         "repeats": how_it_repeats(device, config.train.deterministic),
     }
+    if session.engine is not None:
+        said["sampler"] = f"vLLM {session.engine.served.version}"
     return environment(session.policy, learner.learning_rate) | said | prompts | shared
 
 
@@ -333,6 +339,7 @@ def evaluate(session: Session, step: int, eval_sets: EvalSets) -> float | None:
         return None
     t, points, workers = session.config.train, session.points, session.workers
     workers.first(partial(points.begin_phase, PhaseStarted(Phase.EVALUATING, step, t.steps)))
+    session.give_weights()
     metrics: dict[str, float | None] = {}
     kept: tuple[Group, ...] = ()
     for name, (task, prompts) in eval_sets.items():

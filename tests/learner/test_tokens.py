@@ -136,6 +136,10 @@ def test_a_run_is_the_same_with_and_without_token_records(store, tiny_settings):
     settings = {**tiny_settings, "train.learning_rate": 1e-2, "algorithm.updates_per_batch": 2}
     runs = [train_run(store, {**settings, "train.token_records": n}, f"{n}") for n in (0, 1)]
     without, with_records = (recorded(store, run_id) for run_id in runs)
+    # Only for the records the sampler's log-probabilities are kept.
+    for run, is_kept in ((without, False), (with_records, True)):
+        gaps = [s.pop(n) for s in run["steps"] for n in ("sampler_kl", "sampler_ratio_max")]
+        assert [gap is not None for gap in gaps] == [is_kept] * 6
     assert with_records == without
     measured = [
         [store.token_row(r.id) for g in store.iter_groups(run_id) for r in g.rollouts]

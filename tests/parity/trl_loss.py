@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
 from types import SimpleNamespace
 
@@ -26,6 +27,37 @@ ADVANTAGE_LINES = compile(
     "trl",
     "exec",
 )
+
+
+CORRECTION_LINES = compile(
+    textwrap.dedent(
+        _SOURCE[
+            _SOURCE.index("                mask = completion_mask if tool_mask is None else") :
+            _SOURCE.index("            # Compute the per-token log probabilities for the reference")
+        ]
+    ),
+    "trl",
+    "exec",
+)  # fmt: skip
+
+
+def sampler_ratio(learner, sampled, mask, mode: str, most: float) -> torch.Tensor:
+    """TRL's own lines from log-probabilities of learner and vLLM to the ratio, (B, T) each."""
+    scope = {
+        "torch": torch,
+        "math": math,
+        "completion_mask": mask.to(learner.dtype),
+        "tool_mask": None,
+        "old_per_token_logps": learner,
+        "sampling_per_token_logps": sampled,
+        "self": SimpleNamespace(
+            vllm_importance_sampling_mode=mode,
+            vllm_importance_sampling_clip_min=None,
+            vllm_importance_sampling_clip_max=most,
+        ),
+    }
+    exec(CORRECTION_LINES, scope)
+    return scope["vllm_importance_sampling_ratio"]
 
 
 class Metrics(dict):
@@ -54,7 +86,8 @@ def trainer(max_new_tokens: int, **options) -> SimpleNamespace:
         _metrics={"train": Metrics()},
         current_gradient_accumulation_steps=1,
         aux_loss_enabled=False,
-        use_vllm=False,
+        use_vllm=o["use_vllm"],
+        vllm_importance_sampling_correction=o["vllm_importance_sampling_correction"],
         loss_type=o["loss_type"],
         beta=o["beta"],
         importance_sampling_level=o["importance_sampling_level"],
@@ -84,6 +117,7 @@ def loss(
     sampled=None,
     gmpo: bool = False,
     tool_mask=None,
+    sampler_ratio=None,
 ) -> torch.Tensor:
     """TRL's loss on these (B, T) tensors. `t` keeps its metrics and its entropy coefficient."""
     t._get_per_token_logps_and_entropies = lambda *_, **__: (new, entropy, None)
@@ -100,6 +134,7 @@ def loss(
     inputs |= {} if tool_mask is None else {"tool_mask": tool_mask.to(new.dtype)}
     inputs |= {} if ref is None else {"ref_per_token_logps": ref}
     inputs |= {} if sampled is None else {"sampling_per_token_logps": sampled}
+    inputs |= {} if sampler_ratio is None else {"importance_sampling_ratio": sampler_ratio}
     return (GMPOTrainer if gmpo else GRPOTrainer)._compute_loss(t, None, inputs)
 
 

@@ -52,6 +52,7 @@ def test_every_configuration_field_has_a_control_a_label_and_help():
         *form.EVALUATION,
         *form.SAVING,
         *form.OPTIMISER,
+        *form.SERVER,
     }
     assert placed == set(form.NAMES)
     notes = form_help.notes(values())
@@ -296,6 +297,13 @@ def test_a_judge_is_not_called_at_every_key():
         ({"algorithm__advantage": "value"}, "algorithm.gae_lambda", "task.path"),
         ({"algorithm__kl_control": "hard"}, "algorithm.kl_target", "algorithm.kl_horizon"),
         ({"model__lora_rank": 8}, "model.lora_alpha", "model.revision"),
+        ({}, "rollout.engine", "rollout.url"),
+        ({"rollout__engine": "vllm"}, "rollout.url", "rollout.correction_max"),
+        (
+            {"rollout__engine": "vllm", "rollout__correction": "mask"},
+            "rollout.correction_max",
+            "rollout.max_turns",
+        ),
         ({"task__name": "file", "task__path": "a.csv"}, "task.template", "task.split"),
         ({"task__name": "file", "task__path": "openai/gsm8k"}, "task.split", "model.lora_alpha"),
     ],

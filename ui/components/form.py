@@ -71,7 +71,9 @@ MODEL = tuple(n for n in NAMES if n.startswith("model.") and n != "model.name")
 SOURCE = ("task.path", *COLUMNS)
 HELDOUT = ("task.heldout_size", "task.second")
 # What the policy acts in.
-ENVIRONMENT = ("task.environment", *(n for n in NAMES if n.startswith("rollout.")))
+ENVIRONMENT = ("task.environment", "rollout.max_turns", "rollout.tool_seconds")
+# Who samples; all but the first belong to a server.
+SERVER = tuple(n for n in NAMES if n.startswith("rollout.") and n not in ENVIRONMENT)
 # How a task of reasoning-gym makes its prompts.
 GYM = ("task.size", "task.seed", "task.level")
 PROMPTS = tuple(
@@ -108,7 +110,7 @@ OPTIMISER = tuple(
 def section_of(name: str) -> str:
     """The key in SECTIONS of a field's section."""
     prefix = name.partition(".")[0]
-    return _SECTION_OF.get(prefix, prefix)
+    return "run" if name in SERVER else _SECTION_OF.get(prefix, prefix)
 
 
 # ---- controls --------------------------------------------------------------------------------

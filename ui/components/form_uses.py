@@ -9,7 +9,7 @@ from typing import Any
 from grpo_core.config import options
 from grpo_core.tasks import FILE, Task, find_task
 from grpo_core.tasks.source import SUFFIXES
-from ui.components.form import ENVIRONMENT, GYM, PROMPTS, unused_prompts
+from ui.components.form import ENVIRONMENT, GYM, PROMPTS, SERVER, unused_prompts
 from ui.render.formula import parse_float
 
 Flat = Mapping[str, Any]
@@ -77,6 +77,10 @@ USED_WHEN: dict[str, Callable[[Flat], bool]] = {
     "algorithm.ref_alpha": _is_set("algorithm.ref_every"),
     "algorithm.entropy_coef_delta": _is_set("algorithm.entropy_target"),
     "algorithm.entropy_coef_max": _is_set("algorithm.entropy_target"),
+    **{name: _is("rollout.engine", "vllm") for name in SERVER if name != "rollout.engine"},
+    "rollout.correction_max": lambda flat: (
+        flat["rollout.engine"] == "vllm" and flat["rollout.correction"] != "none"
+    ),
     "train.checkpoint_keep": _is_set("train.checkpoint_every"),
     "train.checkpoint_keep_every": _is_set("train.checkpoint_every"),
     "train.after_records": _is_set("train.token_records"),

@@ -48,6 +48,7 @@ SPIKED = (
     "clip_high_frac",
     "grad_norm",
     "tool_error_frac",
+    "sampler_kl",
 )
 # choice of the last curve -> its columns
 SPREAD = "line:spread"  # what the legend switches off
@@ -55,6 +56,7 @@ DETAILS = {
     "entropy": ("entropy",),
     "clip": ("clip_low_frac", "clip_high_frac"),
     "gradient": ("grad_norm",),
+    "sampler": ("sampler_kl",),
 }
 
 
@@ -146,7 +148,7 @@ def criteria(runs: Sequence[Curves], view: View) -> Figure:
 
 
 def detail(runs: Sequence[Curves], view: View) -> Figure:
-    """Entropy, clipping or the gradient norm, as `view.detail` says. Clipping: the first run."""
+    """The columns of DETAILS that `view.detail` names. Clipping: those of the first run."""
     columns = DETAILS.get(view.detail, DETAILS["entropy"])
     if len(columns) == 1:
         return metric(columns[0], runs, view)
