@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -24,6 +25,14 @@ def test_of_two_servers_that_start_together_one_gets_the_port():
     assert line.startswith(f"--port {port} on 127.0.0.1 cannot be used: Address already in use.")
     assert f"--port {port + 1}" in line
     app._reserved_port("127.0.0.1", port).close()  # free again at once
+
+
+def test_a_start_that_fails_leaves_garbage_collection_on():
+    with app._no_collections():
+        assert not gc.isenabled()
+    with pytest.raises(StudioError), app._no_collections():
+        raise StudioError("no page")
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
