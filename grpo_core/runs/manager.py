@@ -22,7 +22,8 @@ from grpo_core.runs.execution import Job, Limit, execute, with_traceback
 from grpo_core.runs.resume import plan_branch, plan_resume, refuse_foreign, where_to_start
 from grpo_core.runs.run_log import RunLog
 from grpo_core.store import Recorder, Store
-from grpo_core.tasks import heldout_prompts, load_task, second_task
+from grpo_core.tasks import FILE, heldout_prompts, load_task, second_task
+from grpo_core.tasks.source import short_name
 from grpo_core.training.breakpoints import as_text, parse_breakpoints
 from grpo_core.training.control import Emit, RunControl, Start, Train
 from grpo_core.types import WAITING, Noticed, RunStatus
@@ -52,7 +53,9 @@ def prepare(config: RunConfig, check: Callable[[RunConfig], None] | None = None)
 
 
 def default_name(config: RunConfig) -> str:
-    return f"{config.task.name}, {config.algorithm.preset}, seed {config.train.seed}"
+    """For a run without a name: its task, or the name of its file, its preset and its seed."""
+    task = config.task.path if config.task.name == FILE.name else config.task.name
+    return f"{short_name(task)}, {config.algorithm.preset}, seed {config.train.seed}"
 
 
 class RunManager:

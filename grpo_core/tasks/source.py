@@ -51,6 +51,11 @@ def check_source(path: str, field: str = "task.path") -> None:
         raise BadSource(path, "there is no such file, and it is not a Hub dataset", HINT, field)
 
 
+def short_name(path: str) -> str:
+    """A source in few letters, such as "sums.csv" of "/data/sums.csv": the end of its path."""
+    return path.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+
+
 def check_kind(path: str, field: str = "task.path") -> None:
     """Raise BadSource unless files with this ending are read."""
     suffix = Path(path).suffix.lower()

@@ -303,9 +303,10 @@ def _split(
 
 
 def keep_upload(source: Path) -> Path:
-    """Copy an upload to the cache and return its new path. Equal content is stored once.
+    """Copy an upload to the cache and return its new path, which ends in its name.
 
-    Raises BadSource for a kind of file that is not read, and OSError.
+    Equal content under one name is stored once. Raises BadSource for a kind of file that is not
+    read, and OSError.
     """
     check_kind(str(source))
     digest = blake2b(digest_size=8)
@@ -313,9 +314,10 @@ def keep_upload(source: Path) -> Path:
         while block := file.read(1 << 20):
             digest.update(block)
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", source.stem).strip("-")[:60] or "prompts"
-    name = f"{readable}-{digest.hexdigest()}{source.suffix.lower()}"
-    target = cache_folder().parent / "uploads" / name
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    uploads = cache_folder().parent / "uploads"
+    target = uploads / digest.hexdigest() / f"{readable}{source.suffix.lower()}"
+    for folder in (uploads, target.parent):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not target.exists():
         part = target.with_suffix(".part")
         with open_regular(source) as file, part.open("wb") as out:

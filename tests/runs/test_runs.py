@@ -10,7 +10,7 @@ from processes import another_process
 
 from grpo_core.config import RunConfig, nest, parse
 from grpo_core.errors import InvalidConfig, StopRequested, StoreBusy, StudioError
-from grpo_core.runs.manager import RunManager
+from grpo_core.runs.manager import RunManager, default_name
 from grpo_core.store import Store
 from grpo_core.types import ModelLoaded, Phase, PhaseStarted, RunStatus, StepCompleted, StepMetrics
 
@@ -31,6 +31,18 @@ class Script:
             if self.error:
                 raise self.error
             emit(StepCompleted(step, StepMetrics(reward_mean=float(step)), {}))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("", "sums, GRPO, seed 0"),
+        ("/data/my sums.csv", "my sums.csv, GRPO, seed 0"),
+        ("openai/gsm8k", "gsm8k, GRPO, seed 0"),
+    ],
+)
+def test_a_run_without_a_name_is_named_by_its_prompts(path, name):
+    assert default_name(parse(nest({"task.path": path}))) == name
 
 
 @pytest.fixture

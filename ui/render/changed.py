@@ -20,6 +20,7 @@ SECTIONS = ("algorithm", "train", "task", "model", "rubric")
 IN_COLUMNS = {
     "model.name",
     "task.name",
+    "task.path",
     "rubric.name",
     "rubric.criteria",
     "algorithm.preset",

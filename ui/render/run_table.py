@@ -8,6 +8,8 @@ from typing import Any
 from grpo_core.analysis.provenance import is_absent, whose
 from grpo_core.records.settings import map_settings
 from grpo_core.store import RunRow, Source
+from grpo_core.tasks import FILE
+from grpo_core.tasks.source import short_name
 from ui.render.changed import changed, chips
 from ui.render.provenance import badge, empty_place
 from ui.render.recorded_config import criteria_of, estimator_of
@@ -136,12 +138,13 @@ def _name_cell(run: RunRow, depth: int, names: Mapping[str, str]) -> str:
 
 
 def _cells(run: RunRow) -> str:
-    # A folder's path is long: show its last part, and the whole path in the tooltip.
-    model = run.model.replace("\\", "/").rstrip("/").rpartition("/")[2] or run.model
+    # A path is long: show its last part, and the whole path in the tooltip.
+    task = (run.config.get("task") or {}).get("path") if run.task == FILE.name else None
+    task = str(task or run.task)
     cells = {
         "status": _status(run),
-        "model": _cut(model, run.model),
-        "task": _cut(run.task),
+        "model": _cut(short_name(run.model) or run.model, run.model),
+        "task": _cut(short_name(task), task),
         "rubric": _cut(run.rubric),
         "algorithm": _cut(algorithm_of(run)),
         "changed": chips(run),

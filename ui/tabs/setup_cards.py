@@ -11,6 +11,7 @@ from typing import Any
 
 from grpo_core.errors import FieldProblem
 from grpo_core.tasks import FILE
+from grpo_core.tasks.source import short_name
 from ui.components import form, form_help
 from ui.components.form_uses import task_of
 from ui.render.formula import parse_float
@@ -68,7 +69,7 @@ def _prompts(flat: Mapping[str, Any]) -> str:
     task = task_of(flat)
     title = task.title if task else str(name)
     if name == FILE.name:
-        title = str(flat["task.path"] or "").rstrip("/").rpartition("/")[2] or "no file yet"
+        title = short_name(str(flat["task.path"] or "")) or "no file yet"
     heldout = flat["task.heldout_size"]
     kept = f"up to {form.MAX_DEFAULT_HELDOUT}" if heldout in (None, "") else str(heldout)
     return f"{title} · {kept} held out"
