@@ -9,7 +9,10 @@ from grpo_core.store.rows import PromptVisits
 
 
 def repeated(readers: Readers, run_id: str, limit: int) -> list[PromptVisits]:
-    """The prompts that came up more than once in a run: held-out ones first, most visits first."""
+    """The prompts that came up more than once in a run.
+
+    Held-out ones come first, then those with most visits, then those whose mean reward rose most.
+    """
     return _found(readers, "run_id = ?", "HAVING COUNT(*) > 1", (run_id, limit))
 
 
@@ -23,22 +26,32 @@ def _found(
     readers: Readers, where: str, having: str, values: tuple[Any, ...]
 ) -> list[PromptVisits]:
     rows = readers.all(
-        "SELECT prompt_id, MIN(id) AS first, COUNT(*) AS num_visits, "
+        "SELECT prompt_id, MIN(id) AS first, MAX(id) AS last, COUNT(*) AS num_visits, "
         f"MAX(kind = 'evaluation') AS is_heldout FROM groups g WHERE {where} "
         f"GROUP BY prompt_id {having} "
         "ORDER BY is_heldout DESC, num_visits DESC, first LIMIT ?",
         values,
     )
     # The texts of these rows only: they are long.
-    marks = ", ".join("?" * len(rows))
-    found = readers.all(
-        f"SELECT id, prompt FROM groups WHERE id IN ({marks})", [row["first"] for row in rows]
-    )
-    texts = {row["id"]: row["prompt"] for row in found}
+    ids = sorted({row[end] for row in rows for end in ("first", "last")})
+    marks = ", ".join("?" * len(ids))
+    ends = {
+        row["id"]: row
+        for row in readers.all(
+            f"SELECT id, prompt, reward_mean FROM groups WHERE id IN ({marks})", ids
+        )
+    }
+
+    def rise(row: Any) -> float:
+        """Of the mean reward, from the first visit to the last; 0 if one was not scored."""
+        means = [ends[row[end]]["reward_mean"] for end in ("first", "last") if row[end] in ends]
+        return means[1] - means[0] if len(means) == 2 and None not in means else 0.0
+
+    rows = sorted(rows, key=lambda row: (-row["is_heldout"], -row["num_visits"], -rise(row)))
     return [
         PromptVisits(
             row["prompt_id"],
-            texts.get(row["first"], ""),
+            ends[row["first"]]["prompt"] if row["first"] in ends else "",
             row["num_visits"],
             bool(row["is_heldout"]),
         )

@@ -80,6 +80,19 @@ def test_prompts_that_came_up_again_are_listed(store):
     assert [(p.prompt, p.num_visits) for p in store.shared_prompts(run_id)] == [("2+0=", 2)]
 
 
+def test_of_equally_many_visits_the_prompt_whose_reward_rose_comes_first(store):
+    first, last = {1: 0.0, 2: 1.0, 3: 0.0}, {1: 0.0, 2: 0.0, 3: 1.0}
+    run_id = recorded(
+        store,
+        *(
+            evaluated(step, *(heldout(n, "x", r) for n, r in rewards.items()))
+            for step, rewards in ((0, first), (2, last))
+        ),
+    )
+    found = [p.prompt_id for p in store.repeated_prompts(run_id)]
+    assert found == ["held-3", "held-1", "held-2"]
+
+
 def test_an_evaluation_that_comes_again_replaces_the_first(store):
     run_id = recorded(store, *events())
     with Recorder(store, run_id) as record:
