@@ -9,7 +9,7 @@ import codecs
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,94 +19,12 @@ from grpo_core.store import GroupRow, Source, TokenRow
 from grpo_core.types import GroupKind
 from ui.render.status import empty
 from ui.render.text import esc, is_number, plain, short, signed
+from ui.render.token_scales import SCALES, Scale, colour_of, value_of
 from ui.render.turns import Trajectory, observed
 
 MAX_OPENING = 400  # characters of a completion's text that its prompt wrote
 MAX_TOKENS = 4000  # drawn; a note says so where a completion is longer
 OBSERVED = "written by the environment, not trained on"
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How a quantity becomes a colour, the same in every completion, group and run.
-
-    part: value -> how strong its colour is, -1 to 1: orange below 0, none at 0, blue above 0.
-    marks: values that the legend names; at the first and the last the colour is at its end.
-    """
-
-    title: str
-    help: str
-    part: Callable[[float], float]
-    marks: Sequence[float]
-
-
-def _unlikely(logprob: float) -> float:
-    """1 − p, the probability of all other tokens."""
-    return -math.expm1(min(0.0, logprob))
-
-
-def _root(highest: float) -> Callable[[float], float]:
-    """The square root, so that small values are seen beside large ones."""
-    return lambda value: math.sqrt(min(1.0, max(0.0, value) / highest))
-
-
-def _likelier(ratio: float) -> float:
-    """The root of |log2 ratio|, with its sign: 2 and 1/2 are as far from 1."""
-    log = math.log2(ratio) if ratio > 0 else -math.inf
-    return math.copysign(math.sqrt(min(1.0, abs(log))), log)
-
-
-def _magnitude(gradient: float) -> float:
-    """The order of magnitude from 1e-6 to 1e-2, with its sign."""
-    size = min(1.0, max(0.0, (math.log10(abs(gradient) or 1e-9) + 6) / 4))
-    return math.copysign(size, gradient)
-
-
-def _moved(change: float) -> float:
-    """The root of the change in nats up to 1, with its sign."""
-    return math.copysign(math.sqrt(min(1.0, abs(change))), change)
-
-
-SCALES: dict[str, Scale] = {
-    "logprob": Scale(
-        "log-probability",
-        "The darker, the less the policy expected it.",
-        _unlikely,
-        (0, -0.1, -0.5, -1, -2, -5),
-    ),
-    "ratio": Scale(
-        "ratio",
-        "New over old policy: blue has become likelier, orange less likely. "
-        "1 in the first update of a batch.",
-        _likelier,
-        (0.5, 0.8, 0.95, 1, 1.05, 1.25, 2),
-    ),
-    "kl": Scale(
-        "KL", "Distance from the reference at this token.", _root(1), (0, 0.01, 0.1, 0.3, 1)
-    ),
-    "entropy": Scale(
-        "entropy",
-        "How open the choice was. Forking tokens are dark.",
-        _root(3),
-        (0, 0.1, 0.5, 1, 3),
-    ),
-    "clip": Scale(
-        "clip", "Dark where clipping removed the token's gradient.", lambda value: value, (0, 1)
-    ),
-    "gradient": Scale(
-        "gradient",
-        "The update's direction: blue is made likelier, orange less likely.",
-        _magnitude,
-        (-1e-2, -1e-3, -1e-4, 0, 1e-4, 1e-3, 1e-2),
-    ),
-    "change": Scale(
-        "what the update did",
-        "Log-probability after the step’s update, minus before: blue has become likelier, "
-        "orange less likely.",
-        _moved,
-        (-1, -0.3, -0.1, -0.01, 0, 0.01, 0.1, 0.3, 1),
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +34,6 @@ class Colouring:
     scale: Scale
     values: Sequence[float]
     observed: Container[int] = ()
-
-
-def value_of(by: str, terms: TokenTerms, i: int) -> float:
-    """The quantity `by`, a key of SCALES, of token i. "gradient" is −∂loss/∂log π: the update."""
-    if by == "clip":
-        return float(terms.clipped[i])
-    if by == "gradient":
-        return -terms.gradient[i]
-    return {
-        "logprob": terms.logprob,
-        "ratio": terms.ratio,
-        "kl": terms.kl,
-        "entropy": terms.entropy,
-        "change": terms.change,
-    }[by][i]
 
 
 def controls(group: GroupRow, chosen: int, by: str) -> str:
@@ -196,25 +99,7 @@ def token_view(
             )
             drawn += f'<span class="cluster">{esc(joined)}{spans}</span>'
         at += len(pieces)
-    note = ""
-    if source is not None:
-        note = _of_source(source, by, bool(known))
-    elif terms is None:
-        note = (
-            '<p class="note">This group was tied, and the loss had neither KL nor an entropy '
-            "bonus, so only the tokens themselves were recorded.</p>"
-        )
-    elif by == "kl" and not known:
-        note = (
-            '<p class="note">KL was not measured on this completion. Without a coefficient it is '
-            "measured on an eighth of the completions; with measure_kl off, on none.</p>"
-        )
-    elif by == "change" and not known:
-        note = (
-            '<p class="note">The update was not measured on this group. Measured after the update '
-            "(section Run) says on how many groups of a step it is; older versions measured "
-            "none.</p>"
-        )
+    note = _of_source(source, by, bool(known)) if source else _unknown(terms, by, bool(known))
     if num_drawn < len(row.token_ids):
         note += f'<p class="note">The first {num_drawn:,} of {len(row.token_ids):,} tokens.</p>'
     return (
@@ -223,6 +108,28 @@ def token_view(
         '<p class="token-says" role="status">'
         f"Point at a token, tap it, or walk with the arrow keys.</p>{note}"
     )
+
+
+def _unknown(terms: TokenTerms | None, by: str, is_known: bool) -> str:
+    """Why tokens have no colour."""
+    if terms is None:
+        said = (
+            "This group was tied, and the loss had neither KL nor an entropy bonus, so only the "
+            "tokens themselves were recorded."
+        )
+    elif by == "kl" and not is_known:
+        said = (
+            "KL was not measured on this completion. Without a coefficient it is measured on an "
+            "eighth of the completions; with measure_kl off, on none."
+        )
+    elif by == "change" and not is_known:
+        said = (
+            "The update was not measured on this group. Measured after the update (section Run) "
+            "says on how many groups of a step it is; older versions measured none."
+        )
+    else:
+        return ""
+    return f'<p class="note">{said}</p>'
 
 
 # key of SCALES -> the field of a record that it needs
@@ -321,19 +228,13 @@ def _span(
     drawn = text.hex(" ").upper() if is_part else _visible(text)
     is_observed = i in colouring.observed
     numbers = esc(token_numbers(i, row, terms, is_observed))
-    kind, style = _colour(colouring.scale, colouring.values[i])
+    kind, style = colour_of(colouring.scale, colouring.values[i])
     kind += " observed" if is_observed else ""
     byte = " byte" if is_part else ""
     return (
         f'<span class="tok{byte}{kind}" style="{style}" data-says="{numbers}" title="{numbers}">'
         f"{drawn}</span>"
     )
-
-
-def _colour(scale: Scale, value: float) -> tuple[str, str]:
-    """Class and style of a value's colour; a value that is not known has none."""
-    part = scale.part(value) if is_number(value) else 0.0
-    return " down" if part < 0 else "", f"--v:{abs(part):.3f}"
 
 
 def _visible(text: str) -> str:
@@ -370,7 +271,7 @@ def _legend(scale: Scale, has_observed: bool) -> str:
     """The marks of the scale in their colours, and what grey means where something is grey."""
     swatches = ""
     for value in scale.marks:
-        kind, style = _colour(scale, value)
+        kind, style = colour_of(scale, value)
         swatches += f'<span class="swatch{kind}" style="{style}">{plain(value)}</span>'
     grey = ""
     if has_observed:
