@@ -9,6 +9,7 @@ from live_server import Server
 from playwright.sync_api import Page
 from recorded import record_run
 from views import views
+from watch import watched
 
 from grpo_core.store import Recorder, Store
 from grpo_core.types import Completion, Group, GroupsScored, Prompt, Rollout, StepCompleted
@@ -68,25 +69,7 @@ def sideways(page: Page, size: dict[str, int]) -> list[str]:
     page.set_viewport_size(size)
     if page.evaluate(STICKS_OUT):
         page.wait_for_timeout(400)  # a chart fits itself to its new place
-    found = []
-    for theme in ("dark", "light"):
-        page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
-        found += [f"{theme}, {size['width']} px: {w}" for w in page.evaluate(STICKS_OUT)]
-    return found
-
-
-def test_no_view_scrolls_sideways_with_long_names_and_prompts(long_texts, open_page):
-    page = open_page(long_texts)
-    found = []
-    for name, go in views(page, tokens=False):
-        page.set_viewport_size(SIZES[1])
-        go()
-        if name == "playground":
-            page.get_by_role("textbox", name="Prompt", exact=True).fill(LONG)
-            page.get_by_role("textbox", name="Right answer").fill(LONG)
-        found += [f"{name}, {what}" for size in SIZES for what in sideways(page, size)]
-    if found:
-        pytest.fail("\n".join(found))
+    return [f"{size['width']} px: {what}" for what in page.evaluate(STICKS_OUT)]
 
 
 # Notes which elements get the focus, and whether each then looks different.
@@ -125,14 +108,36 @@ MISSED = """() => {
 }"""
 
 
-def test_tab_reaches_every_control_and_shows_where_it_is(long_texts, open_page):
-    page = open_page(long_texts)
-    found = []
-    for name, go in views(page, tokens=False):
-        go()
-        page.evaluate("document.activeElement.blur()")
-        for _ in range(page.evaluate(WATCH_FOCUS) + 10):
-            page.keyboard.press("Tab")
-        found += [f"{name}, {what}" for what in page.evaluate(MISSED)]
-    if found:
-        pytest.fail("\n".join(dict.fromkeys(found)))
+def missed(page: Page) -> list[str]:
+    """The controls that Tab does not reach, or on which the focus cannot be seen."""
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(page.evaluate(WATCH_FOCUS) + 10):
+        page.keyboard.press("Tab")
+    return page.evaluate(MISSED)
+
+
+@pytest.fixture(scope="module")
+def walked(long_texts, browser) -> dict[str, list[str]]:
+    """Every view opened once: what scrolls sideways in it, and what the keyboard misses."""
+    found: dict[str, list[str]] = {"sideways": [], "missed": []}
+    with watched(browser) as context:
+        page = context.new_page()
+        page.goto(long_texts.url)
+        for name, go in views(page, tokens=False):
+            page.set_viewport_size(SIZES[1])
+            go()
+            found["missed"] += [f"{name}, {what}" for what in missed(page)]
+            if name == "playground":
+                page.get_by_role("textbox", name="Prompt", exact=True).fill(LONG)
+                page.get_by_role("textbox", name="Right answer").fill(LONG)
+            wide = [what for size in SIZES for what in sideways(page, size)]
+            found["sideways"] += [f"{name}, {what}" for what in wide]
+    return found
+
+
+def test_no_view_scrolls_sideways_with_long_names_and_prompts(walked):
+    assert walked["sideways"] == []
+
+
+def test_tab_reaches_every_control_and_shows_where_it_is(walked):
+    assert list(dict.fromkeys(walked["missed"])) == []
