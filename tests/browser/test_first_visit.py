@@ -24,8 +24,12 @@ def meet(page) -> None:
     pane, run = (page.locator(s).bounding_box() for s in ("#new-run-pane", "#live"))
     assert pane["x"] + pane["width"] <= run["x"]
     assert run["x"] + run["width"] <= 1440
+    welcome = page.get_by_text("Every setting may stay as it is.")
+    assert welcome.bounding_box()["y"] < 250  # what to press is said first
+    expect(page.locator("#pane-head")).to_contain_text("a recorded example")
     page.locator("#setup-cards [data-section=rubric]").click()  # takes the whole width
     expect(page.locator("#live")).to_be_hidden()
+    expect(welcome).to_be_hidden()
     page.keyboard.press("Escape")
     for _ in range(2):
         expect(page.locator("#curve-kl")).to_be_visible()

@@ -195,6 +195,7 @@ def test_through_time_and_two_runs_begin_with_something_to_show(recorded_server,
     look(page, "Two runs")
     expect(body.locator(".two").first).to_contain_text("first")
     expect(body.locator(".two").first).to_contain_text("second")
+    assert {p.bounding_box()["height"] < 30 for p in body.locator(".two .verdict").all()} == {True}
     expect(body).to_contain_text("Q: 3+0=?")  # both runs met the open group's prompt
     controls.get_by_label("Prompt").select_option(label="H: 41+9=? (held-out, 2 visits)")
     expect(body).to_contain_text("says")

@@ -155,6 +155,9 @@ def test_a_result_for_earlier_settings_says_so(page, tiny_settings):
     fill(page, "Seed", "5")
     expect(bar).to_contain_text("for earlier settings", use_inner_text=True)
     expect(report.locator(".earlier")).to_be_visible()
+    page.set_viewport_size({"width": 380, "height": 820})
+    assert fits(page)
+    page.set_viewport_size({"width": 1440, "height": 1000})
     fill(page, "Seed", "0")  # as before: the result counts again
     expect(report.locator(".earlier")).to_be_hidden()
     page.get_by_role("button", name="Close").click()
@@ -220,4 +223,4 @@ def test_the_bar_is_one_row_and_new_run_is_in_reach(page, width, height):
     close(page)
     assert 0 <= new.bounding_box()["y"] < height
     if width < 1000:  # the run comes first
-        assert page.locator("#live").bounding_box()["y"] < card(page, "model").bounding_box()["y"]
+        assert page.locator("#line").bounding_box()["y"] < card(page, "model").bounding_box()["y"]

@@ -310,6 +310,12 @@ def test_cards_and_their_group_come_before_the_loss_on_the_first_screen(view):
     assert card["y"] < page.locator("#curve-loss").bounding_box()["y"]
     for tool in ("Smoothing", "Overlay"):
         expect(page.get_by_label(tool).first).to_be_hidden()
+    cards, box = (page.locator(s).bounding_box() for s in ("#group article >> nth=-1", "#group"))
+    assert box["y"] + box["height"] - cards["y"] - cards["height"] < 20  # three cards, one row
+    page.set_viewport_size({"width": 380, "height": 820})
+    tops = [page.locator(s).bounding_box()["y"] for s in ("#line", "#advisor", "#run-banner")]
+    assert tops == sorted(tops)  # on a phone the run's state comes first
+    page.set_viewport_size({"width": 1440, "height": 900})
     ask_for(page, "Chart tools")
     for tool in ("Horizontal axis", "Smoothing", "Logarithmic", "Overlay"):
         expect(page.locator("#curve-tools").get_by_text(tool)).to_be_visible()

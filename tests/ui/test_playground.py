@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace as Record
@@ -114,6 +115,16 @@ def test_output_of_models_files_and_graders_is_shown_as_text(payload):
     for page in shown:
         assert payload not in page or "<" not in payload
         assert page.count("<script") == 0
+
+
+def test_equal_completions_of_a_tried_group_share_a_row_best_first():
+    texts = ["no", "yes", "no", "no"]
+    rows = [rollout("{x}" + t, accuracy=float(t == "yes")) for t in texts]
+    rows[1] = replace(rows[1], advantage=1.5)
+    group = Record(prompt=Prompt("p", "1+1=?", "2", "sums"), rollouts=rows)
+    html = tried(Record(groups=[group], seconds={"accuracy": 0.1}, notes={}, tied={2: 0.5}))
+    shown = re.findall(r"<pre>(.*?)</pre></td><td class=.number.>(.*?)</td>", html)
+    assert shown == [("{x}yes", ""), ("{x}no", "×3")]
 
 
 def test_both_sides_are_sampled_in_one_request_with_the_fields(views, store):
@@ -418,7 +429,7 @@ def test_an_upload_without_prompts_changes_nothing_and_a_good_one_becomes_the_ta
     (tmp_path / "my prompts.csv").unlink()
     assert task == "file"
     assert "1+1?" in Path(kept).read_text()
-    assert "/my-prompts-" in kept
+    assert kept.endswith("/my-prompts.csv")  # the name that cards, runs and fields show
 
 
 def test_preflight_problems_hold_a_start_until_a_person_confirms(views, runs):

@@ -14,6 +14,7 @@ function show(section) {
 window.studioOpen = (section, field) => {
   if (!page.dataset.setup) opener = document.activeElement;
   delete page.dataset.beside; // what a person opens takes the whole width
+  delete page.dataset.welcome;
   show(section);
   if (field) focusSoon(`#field-${field.replace(/[._]/g, '-')}`);
   else reveal();
@@ -30,6 +31,7 @@ window.studioWelcome = own => {
     if (!matchMedia('(min-width: 1240px)').matches || welcomed) return;
     page.dataset.beside = 'on';
   }
+  page.dataset.welcome = 'on';
   show('model');
 };
 
@@ -37,6 +39,7 @@ window.studioClose = () => {
   if (!page.dataset.setup) return;
   page.dataset.setup = '';
   delete page.dataset.beside;
+  delete page.dataset.welcome;
   try { localStorage.setItem(WELCOMED, 'yes'); } catch { /* as above */ }
   marked();
   window.dispatchEvent(new Event('resize')); // charts that were hidden

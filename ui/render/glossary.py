@@ -23,6 +23,7 @@ OPTION_TITLES = {
     "task": "Options of the prompts",
     "rubric": "Options of the rubric",
     "algorithm": "Options of the algorithm",
+    "rollout": "Options of rollouts",
     "train": "Options of the run",
 }
 # What a formula's placeholder stands for, where it is not the field of that name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grpo_core.preferences.judged_pairs import MIN_PAIRS
 from grpo_core.store.reward_models import RewardModelRow
 from grpo_core.types import RunStatus
 from ui.render.status import empty
@@ -15,12 +16,12 @@ WIDTH, HEIGHT, PAD = 280, 150, 36
 
 def reward_models(rows: Sequence[RewardModelRow], num_judged: int) -> str:
     """The panel: how many judgements there are, and every reward model, newest first."""
-    head = (
-        f'<p class="note">{count(num_judged, "judged pair")} in this file. A fifth of the '
-        "prompts are held out, to measure the model.</p>"
-    )
+    then = "A fifth of the prompts are held out, to measure the model."
+    if num_judged < MIN_PAIRS:
+        then = f"A reward model needs at least {MIN_PAIRS}."
+    head = f'<p class="note">{count(num_judged, "judged pair")} in this file. {then}</p>'
     if not rows:
-        how = "Judge pairs of answers first, then press “Train reward model”."
+        how = "Compare pairs of answers on Inspect, then press “Train reward model”."
         return head + empty("Reward models appear here", how)
     return head + "".join(_model(row, i == 0) for i, row in enumerate(rows))
 

@@ -139,7 +139,7 @@ def status_line(
     if num_queued:
         facts.append(f"{count(num_queued, 'run')} queued")
     return (
-        '<div class="status">'
+        f'<div class="status{" live" if live else ""}">'
         f'<b class="phase">{esc(_headline(run))}</b>'
         f"{example_pill() if run.example else badge(run)}"
         f'<span class="fact">{_progress(run)}</span>{_progress_bar(run)}'

@@ -50,9 +50,9 @@ def build_prompts(fields: FormFields) -> PromptsBox:
                 elem_id="upload-prompts",
             )
             html_panel(f'<p class="help">{UPLOAD_HELP}</p>')
-    fields.add_group("", *form.SOURCE)
-    preview = gr.Button("Preview prompts", size="sm", elem_classes="narrow-button")
-    result = html_panel(script=MARK, elem_id="prompt-preview")
+            fields.add_group("", *form.SOURCE)
+            preview = gr.Button("Preview prompts", size="sm", elem_classes="narrow-button")
+            result = html_panel(script=MARK, elem_id="prompt-preview")
     with gr.Accordion("Template, split and limits", open=False, elem_classes="fold-box"):
         fields.add_group("", *REST)
     return PromptsBox(upload, preview, result)

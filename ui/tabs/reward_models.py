@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from grpo_core.errors import StudioError
+from grpo_core.preferences.judged_pairs import MIN_PAIRS
 from grpo_core.store import preferences, reward_models
 from grpo_core.store.reward_models import RewardModelRow
 from grpo_core.types import RunStatus
@@ -49,7 +50,8 @@ class ShowRewardModels:
         rows = reward_models.read(store)
         judged = sum(p.verdict != "skip" for p in preferences.read(store))
         goes_on = any(row.status is RunStatus.RUNNING for row in rows)
-        buttons = [gr.update(interactive=not goes_on), gr.update(interactive=goes_on)]
+        can_train = not goes_on and judged >= MIN_PAIRS
+        buttons = [gr.update(interactive=can_train), gr.update(interactive=goes_on)]
         return [render.reward_models(rows, judged), *buttons, now]
 
 
@@ -104,7 +106,9 @@ def _build_box() -> _RewardBox:
                 scale=1,
                 min_width=200,
             )
-            train = gr.Button("Train reward model", size="sm", scale=0, min_width=160)
+            train = gr.Button(
+                "Train reward model", size="sm", scale=0, min_width=160, interactive=False
+            )
             stop = gr.Button("Stop training", size="sm", scale=0, min_width=120, interactive=False)
         message = html_panel(elem_id="reward-message")
         panel = html_panel(events=("use", "remove"), elem_id="reward-models")

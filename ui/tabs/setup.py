@@ -34,6 +34,9 @@ SELECT_JS = """() => {
 # Settings that a person copied are shown; a draft is restored without a word.
 SHOW_FILLED_JS = """text => { if (text.startsWith('filled')) window.studioOpen?.(''); }"""
 PANE_HEAD = (
+    '<p class="welcome"><b>Press Start training</b> to watch a small model learn sums on this '
+    "machine, in about a minute. Every setting may stay as it is. "
+    "<span>The run on the right is a recorded example.</span></p>"
     '<div class="pane-head"><button type="button" class="quiet" data-close-setup>'
     "Back to the run</button></div>"
 )

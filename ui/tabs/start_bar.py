@@ -44,7 +44,7 @@ def build_start_bar() -> StartBar:
     """Build the bar, and above it what it answers. Call it inside gr.Blocks."""
     with gr.Column(elem_id="start-dock", min_width=0):
         summary = html_panel(elem_id="start-problems")
-        answer = html_panel(events=("start",), script=MARK, elem_id="start-answer")
+        answer = html_panel(events=("start", "close"), script=MARK, elem_id="start-answer")
         report = html_panel(script=MARK, elem_id="preflight-report")
         with gr.Row(elem_id="start-bar"):
             return StartBar(
@@ -125,7 +125,7 @@ def _counts(results: Sequence[Any]) -> tuple[int, int]:
     return levels.count("red"), levels.count("amber")
 
 
-LEVEL_WORDS = {"red": "stops", "amber": "look", "green": "fine"}
+LEVEL_WORDS = {"red": "stops", "amber": "warning", "green": "fine"}
 
 
 def findings(results: Sequence[Any]) -> str:
@@ -212,7 +212,7 @@ class Starter:
         what, _, then = reason.partition(". ")
         is_final = bool(self.service.refusal(config, True))
         offer = "" if is_final else _offer("Start anyway", anyway=True)
-        return banner(f"{what}.", then, tone="warn") + offer
+        return banner(f"{what}.", then, tone="warn", more=_acts(offer))
 
     def _twin(self, config: RunConfig, anyway: bool, again: bool) -> str:
         """A question if a run with the same settings waits or goes on; empty if there is none."""
@@ -221,7 +221,13 @@ class Starter:
             return ""
         what = f"“{twin.name}” has exactly these settings."
         then = "With the same seed another run would give the same result."
-        return banner(what, then, tone="warn") + _offer("Queue it again", anyway=anyway, again=True)
+        offer = _offer("Queue it again", anyway=anyway, again=True)
+        return banner(what, then, tone="warn", more=_acts(offer))
+
+
+def _acts(offer: str) -> str:
+    """The buttons at the end of an answer."""
+    return f'<span class="acts">{offer}<button type="button" data-do="close">Close</button></span>'
 
 
 def _offer(words: str, **flags: bool) -> str:

@@ -298,6 +298,7 @@ def _wire_start(setup: Setup, frame: Frame, pin: gr.Textbox, starter: Starter) -
 
     for event, start in ((bar.start.click, starter.press), (bar.answer.start, insist)):
         event(start, inputs, outputs, **QUIET).then(None, None, None, js=TO_THE_RUN_JS)
+    bar.answer.close(lambda: "", None, bar.answer, **QUIET)
 
 
 # ---- what a person does ----------------------------------------------------------------------

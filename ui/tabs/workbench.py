@@ -13,6 +13,7 @@ from grpo_core.config import RunConfig
 from grpo_core.errors import StudioError
 from ui.components import form, form_help
 from ui.components.html_panel import MARK, QUIET, html_panel
+from ui.render.arithmetic import score_text, side_of
 from ui.render.text import esc, format_number, percent, signed
 from ui.render.turns import body as in_turns
 from ui.render.turns import has_calls, texts_of
@@ -182,24 +183,33 @@ def tried(result: Any) -> str:
         for reason, n in reasons.items()
     )
     return (
-        f'<div class="bench">{notes}<p class="help">Groups that would tie, by group size: {ties}. '
+        '<div class="bench" tabindex="0" role="region" aria-label="Groups">'
+        f'{notes}<p class="help">Groups that would tie, by group size: {ties}. '
         f"Time a completion: {times}.</p>{tables}</div>"
     )
 
 
 def _group(g: Any, names: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col">{esc(n)}</th>' for n in names)
-    rows = "".join(
-        f'<tr><td class="said">{_said(r.completion)}</td>'
-        + "".join(f"<td>{format_number(r.scores[n], 2)}</td>" for n in names)
-        + f"<td><b>{format_number(r.reward, 3)}</b></td><td>{signed(r.advantage, 2)}</td></tr>"
-        for r in g.rollouts
+    head = "".join(f'<th scope="col" class="number">{esc(n)}</th>' for n in names)
+    rows: dict[tuple[str, str], int] = {}  # equal completions share a row
+    for r in sorted(g.rollouts, key=lambda r: -(r.advantage or 0.0)):
+        numbers = "".join(f'<td class="number">{score_text(r.scores[n])}</td>' for n in names)
+        numbers += f'<td class="number"><b>{format_number(r.reward, 3)}</b></td>'
+        numbers += f'<td class="number {side_of(r.advantage)}"><b>{signed(r.advantage, 2)}</b></td>'
+        row = (_said(r.completion), numbers)
+        rows[row] = rows.get(row, 0) + 1
+    body = "".join(
+        f'<tr><td class="said">{said}</td><td class="number">{f"×{n}" if n > 1 else ""}</td>'
+        f"{numbers}</tr>"
+        for (said, numbers), n in rows.items()
     )
     return (
-        f'<p class="help">{esc(g.prompt.text[:SHOWN_CHARS])} → {esc(g.prompt.answer[:100])}</p>'
-        f'<table class="bench-table"><thead><tr><th scope="col">completion</th>{head}'
-        '<th scope="col">reward</th><th scope="col">advantage</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
+        f'<p class="tried"><b>{esc(g.prompt.text[:SHOWN_CHARS])}</b> → '
+        f"{esc(g.prompt.answer[:100])}</p>"
+        '<table class="bench-table"><thead><tr><th scope="col">completion</th>'
+        f'<th scope="col"><span class="sr">how often</span></th>{head}'
+        '<th scope="col" class="number">reward</th><th scope="col" class="number">advantage</th>'
+        f"</tr></thead><tbody>{body}</tbody></table>"
     )
 
 
