@@ -35,6 +35,8 @@ class ShardedWeights(MasterWeights):
     def __init__(self, model: nn.Module, workers: Workers):
         self._workers = workers
         device = next(model.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # FSDP2 works on the present one
         self._mesh = init_device_mesh(device.type, (workers.world,))
         self._blocks: list[tuple[_Block, list[nn.Parameter]]] = []
         self._summed: dict[str, Tensor] = {}  # float32 gradients of half-precision weights

@@ -63,10 +63,11 @@ class CheckpointManager:
 
         Returns its step, the reward scale until then, and whether the step was evaluated.
         """
-        start = self._control.start
+        workers = self._learner.workers
+        start = workers.first(lambda: self._control.start)
         if start is None or start.path is None:
             return 0, RunningStd(), False
-        path, workers = start.path, self._learner.workers
+        path = start.path
         manifest = workers.first(partial(verify, path, start.sha256))
         snapshot = workers.together(partial(self._read, path, manifest))
         self._learner.load_state(dict(snapshot.learner))

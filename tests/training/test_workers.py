@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 from many_workers import last_checkpoint, run_alone, run_of_workers
+from transformers import AutoModelForCausalLM
 
-from grpo_core.config import with_preset
+from grpo_core.config import nest, parse, with_preset
+from grpo_core.exporting.trained_model import export_model
+from grpo_core.runs.execution import Job, execute
+from grpo_core.runs.resume import plan_branch
 from grpo_core.training.breakpoints import parse_breakpoints
+from grpo_core.training.checkpoint import load_weights
+from grpo_core.training.control import RunControl
 from grpo_core.types import (
     Evaluated,
     GroupsScored,
@@ -15,6 +21,7 @@ from grpo_core.types import (
     Paused,
     Phase,
     PhaseStarted,
+    RunStatus,
     StepCompleted,
 )
 
@@ -138,6 +145,27 @@ def test_workers_save_their_shards_of_a_whole_model_and_adapters_are_saved_once(
     shards = {f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)}
     assert files["grpo"] == {*shards, "checkpoint.json"}
     assert files["lora"] == {"policy.safetensors", "state.safetensors", "checkpoint.json"}
+
+
+@pytest.mark.slow
+def test_a_run_of_two_workers_is_branched_and_exported_as_one_folder(both, store, tmp_path):
+    settings = settings_of("grpo")
+    config = parse(nest({k: v for k, v in settings.items() if not k.startswith("test.")}))
+    run_id = store.create_run(config, "two", status=RunStatus.LOADING)
+
+    def play_back(config, emit, control):
+        for event in both["grpo"][1]:
+            emit(event)
+
+    job = Job(run_id, config, RunControl(store.checkpoint_folder(run_id)))
+    assert execute(store, job, play_back) is RunStatus.FINISHED
+    _, start = plan_branch(store, run_id, 5, {"train.learning_rate": 1e-4})
+    assert start.sha256 == last_checkpoint(both["grpo"][1], 5).sha256
+    folder = export_model(store, run_id, tmp_path / "model")
+    exported = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    alone = load_weights(last_checkpoint(both["grpo"][0], STEPS).path)
+    for name, weight in alone.items():
+        assert (exported[name] - weight).abs().max() <= 1e-6, name
 
 
 @pytest.mark.slow
