@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TextIO
 
-from grpo_core.store.plain import integer, text, to_json
+from grpo_core.store.plain import insertion, integer, text, to_json
 from grpo_core.store.problems import decoding
 from grpo_core.store.store import Store
 
@@ -43,11 +43,6 @@ class KeptAnswer:
 
 
 _STORED = [f.name for f in fields(KeptAnswer) if f.name != "id"]
-# A run that was deleted meanwhile is left out.
-_VALUES = [
-    "(SELECT id FROM runs WHERE id = :run_id)" if name == "run_id" else f":{name}"
-    for name in _STORED
-]
 
 
 def add(store: Store, kept: KeptAnswer) -> None:
@@ -56,10 +51,7 @@ def add(store: Store, kept: KeptAnswer) -> None:
     values |= {name: text(v) for name, v in values.items() if isinstance(v, str)}
     values |= {"step": integer(kept.step), "before": to_json(kept.before)}
     with store.writing() as writer, writer.transaction() as db:
-        db.execute(
-            f"INSERT INTO kept_answers ({', '.join(_STORED)}) VALUES ({', '.join(_VALUES)})",
-            values,
-        )
+        db.execute(insertion("kept_answers", _STORED), values)
 
 
 def remove(store: Store, ids: Iterable[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -47,3 +47,13 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_clean(v) for v in value]
     return text(value)
+
+
+def insertion(table: str, names: Sequence[str]) -> str:
+    """SQL that inserts a row. A run or group that was deleted meanwhile is left out of it."""
+    tables = {"run_id": "runs", "group_id": "groups"}
+    values = [
+        f"(SELECT id FROM {tables[name]} WHERE id = :{name})" if name in tables else f":{name}"
+        for name in names
+    ]
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(values)})"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from grpo_core.store.plain import finite_or_none, text, to_json
+from grpo_core.store.plain import finite_or_none, insertion, text, to_json
 from grpo_core.store.problems import decoding
 from grpo_core.store.store import Store
 from grpo_core.types import Prompt, last_message
@@ -59,16 +59,8 @@ class Preference:
 
 
 _COLUMNS = [f.name for f in fields(Preference)]
-# A run or a group that was deleted meanwhile is left out of its judgement.
-_VALUES = {
-    "run_id": "(SELECT id FROM runs WHERE id = :run_id)",
-    "group_id": "(SELECT id FROM groups WHERE id = :group_id)",
-}
 _STORED = [name for name in _COLUMNS if name != "id"]
-_INSERT = (
-    f"INSERT INTO preferences ({', '.join(_STORED)}) "
-    f"VALUES ({', '.join(_VALUES.get(name, f':{name}') for name in _STORED)})"
-)
+_INSERT = insertion("preferences", _STORED)
 
 
 def add(store: Store, rows: Iterable[Preference]) -> list[int]:
