@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_core.rubric.sandbox.reasoning_gym_child import dataset
+from grpo_core.rubric.sandbox.reasoning_gym_child import dataset, score
 
 PATH = Path(__file__).parents[1] / "grpo_core" / "tasks" / "reasoning_gym.json"
 ITEMS, LEVEL_ITEMS = 20, 3
@@ -62,7 +62,9 @@ def _described(name: str, group: str) -> dict[str, Any] | str:
         return "it gives no answer, so nobody can check how it scores one"
     if any(data.score_answer(e["answer"], e) != 1 for e in entries):
         return "its scorer does not give its own answer full score"
-    if all(_score(data, text, e) == 1 for e in entries for text in NONSENSE):
+    made = name, ITEMS, 0, None
+    questions = [(i, entry["question"]) for i, entry in enumerate(entries)]
+    if all(score(made, i, question, text) == 1 for i, question in questions for text in NONSENSE):
         return "its scorer gives any answer full score"
     shown = min(entries, key=lambda e: len(e["question"]))
     return {
@@ -72,13 +74,6 @@ def _described(name: str, group: str) -> dict[str, Any] | str:
         "example": _line(shown["question"], EXAMPLE_CHARS),
         "answer": _line(shown["answer"], ANSWER_CHARS),
     }
-
-
-def _score(data: Any, text: str, entry: Any) -> float:
-    try:
-        return data.score_answer(text, entry)
-    except Exception:  # a scorer that cannot read a text may raise anything; a run counts 0 too
-        return 0.0
 
 
 def _num_levels(name: str) -> int:
