@@ -202,9 +202,9 @@ class Child:
             self._process = None
 
 
-def module_child(module: str, *arguments: str) -> Child:
-    """A helper that runs a module of this package. Its environment holds no secrets."""
-    return _child(["-m", module, *arguments])
+def module_child(module: str, *arguments: str, secrets: Mapping[str, str] | None = None) -> Child:
+    """A helper that runs a module of this package. Its environment holds these secrets alone."""
+    return _child(["-m", module, *arguments], secrets)
 
 
 def script_child(path: Path) -> Child:
@@ -212,11 +212,11 @@ def script_child(path: Path) -> Child:
     return _child(["-P", str(path)])
 
 
-def _child(arguments: Sequence[str]) -> Child:
+def _child(arguments: Sequence[str], more: Mapping[str, str] | None = None) -> Child:
     root = str(Path(__file__).parents[1])
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "LANG": "C.UTF-8"}
     environment["PYTHONHASHSEED"] = "0"  # sets have the same order in a run and its resume
-    return Child(arguments, environment, root)
+    return Child(arguments, {**environment, **(more or {})}, root)
 
 
 class NoValue(Exception):

@@ -15,7 +15,7 @@ class Environment:
 
     makes: the class of the file and its argument, "Game:Sudoku-v0"; "": a class of the name.
     imports: packages that its process loads before it locks itself up. helper: the module of that
-    process.
+    process. token_variable: the environment variable with the token of a server; "": it needs none.
     """
 
     name: str
@@ -25,6 +25,12 @@ class Environment:
     makes: str = ""
     imports: tuple[str, ...] = ()
     helper: str = FILE_HELPER
+    token_variable: str = ""
+
+    @property
+    def is_server(self) -> bool:
+        """Whether its calls only wait for a server, which has the instances."""
+        return self.helper != FILE_HELPER
 
     @property
     def schemas(self) -> dict[str, Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,6 +16,8 @@ from grpo_core.environments.registry import worker
 
 # A call that only waits keeps its process busy, so a small machine has more processes than cores.
 WORKERS = max(4, min(8, os.cpu_count() or 1))
+# So many once a call reached its time limit, and for a server, where calls only wait.
+MOST_WORKERS = 32
 LOOK_SECONDS = 0.1  # between two looks whether the run is to stop
 
 
@@ -53,6 +55,11 @@ class Instances:
     again when they are next used: reset, and their calls that came to an end, in order. So a
     rollout whose tool hangs does not change its siblings, which it is compared with. A call that
     was cut off has no effect: its own instance is made again without it.
+
+    A call waits for those before it in its process. Once one of them reached its limit, all that
+    still wait go to MOST_WORKERS processes, where their instances are made again. So n calls that
+    all hang take 1 + ceil((n - WORKERS) / MOST_WORKERS) times the limit and KILL_AFTER, and not
+    n / WORKERS times. No call is cut off because another hangs.
     """
 
     def __init__(
@@ -61,9 +68,11 @@ class Instances:
         """seconds: for each call. check_interrupt: may raise; then all calls end at once."""
         self.environment = environment
         self._seconds, self._check_interrupt = seconds, check_interrupt
-        self._workers = [_Worker(environment, seconds) for _ in range(WORKERS)]
-        self._threads = ThreadPoolExecutor(WORKERS, "environment")
-        self._under_way: list[Future[list[Answer]]] = []
+        # A process starts when it is first used.
+        self._workers = [_Worker(environment, seconds) for _ in range(MOST_WORKERS)]
+        self._homes: dict[int, int] = {}  # instance -> the worker that has it
+        self._threads = ThreadPoolExecutor(MOST_WORKERS, "environment")
+        self._under_way: list[Future[dict[int, Answer]]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -95,8 +104,10 @@ class Instances:
         """New instances, one for each row; the values are what reset returns."""
         for each in self._workers:
             each.forget()
+        num_workers = MOST_WORKERS if self.environment.is_server else WORKERS
         for number, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
-            self._of(number).instances[number] = _Instance(dict(row), seed)
+            self._homes[number] = number % num_workers
+            self._workers[self._homes[number]].instances[number] = _Instance(dict(row), seed)
         return self._each(range(len(rows)), lambda worker, number: worker.reset(number))
 
     def call(self, calls: Sequence[Call]) -> list[Answer]:
@@ -107,9 +118,6 @@ class Instances:
         """What get_reward returns for the first `count` instances."""
         return self._each(range(count), lambda worker, number: worker.reward(number))
 
-    def _of(self, number: int) -> _Worker:
-        return self._workers[number % len(self._workers)]
-
     def _each(
         self,
         items: Sequence[Any],
@@ -117,25 +125,51 @@ class Instances:
         instance_of: Callable[[Any], int] = lambda number: number,
     ) -> list[Answer]:
         """Do it for each item, one after the other in each process, all processes at once."""
-        shares: dict[int, list[int]] = {}
-        for i, item in enumerate(items):
-            shares.setdefault(instance_of(item) % len(self._workers), []).append(i)
+        found: dict[int, Answer] = {}
+        while left := [i for i in range(len(items)) if i not in found]:
+            numbers = [instance_of(items[i]) for i in left]
+            if found and not self.environment.is_server:
+                self._spread(dict.fromkeys(numbers))
+            shares: dict[int, list[int]] = {}
+            for i, number in zip(left, numbers, strict=True):
+                shares.setdefault(self._homes[number], []).append(i)
+            found |= self._round(shares, lambda worker, i: do(worker, items[i]))
+        return [found[i] for i in range(len(items))]
 
-        def work(w: int) -> list[Answer]:
-            return [do(self._workers[w], items[i]) for i in shares[w]]
+    def _round(
+        self, shares: Mapping[int, Sequence[int]], do: Callable[[_Worker, int], Answer]
+    ) -> dict[int, Answer]:
+        """Do the shares of all processes at once, each until one of its items hangs."""
 
-        futures = {w: self._threads.submit(work, w) for w in shares}
-        self._under_way = [*futures.values()]
+        def work(w: int) -> dict[int, Answer]:
+            done: dict[int, Answer] = {}
+            for i in shares[w]:
+                done[i] = answer = do(self._workers[w], i)
+                if answer.error and answer.seconds >= self._seconds:
+                    break
+            return done
+
+        self._under_way = [self._threads.submit(work, w) for w in shares]
         try:
             while wait(self._under_way, LOOK_SECONDS).not_done:
                 self._check_interrupt()
         except BaseException:
             self._stop_all()
             raise
-        found = {
-            i: a for w, f in futures.items() for i, a in zip(shares[w], f.result(), strict=True)
-        }
-        return [found[i] for i in range(len(items))]
+        return {i: answer for each in self._under_way for i, answer in each.result().items()}
+
+    def _spread(self, numbers: Iterable[int]) -> None:
+        """Give these instances to all processes alike; one that moves is made again there."""
+        loads = [0] * MOST_WORKERS
+        for number in numbers:
+            home = self._homes[number]
+            w = home if not loads[home] else loads.index(min(loads))
+            loads[w] += 1
+            if w != home:
+                instance = self._workers[home].instances.pop(number)
+                instance.process = -1
+                self._workers[w].instances[number] = instance
+                self._homes[number] = w
 
 
 class _Worker:
@@ -146,17 +180,19 @@ class _Worker:
         self.instances: dict[int, _Instance] = {}
         self._name, self._seconds = environment.makes or environment.name, seconds
         self._process = 0  # grows whenever the process was lost
+        self._has_made = False  # whether the process may have instances
         self.is_stopped = False  # no call is made any more
 
     def forget(self) -> None:
         """Delete all instances. A process that has none has nothing to delete."""
         self.is_stopped = False
-        if any(i.process == self._process for i in self.instances.values()):
+        if self._has_made:
             self._ask("forget", [])
+        self._has_made = False
         self.instances.clear()
 
     def reset(self, number: int) -> Answer:
-        instance = self.instances[number]
+        instance, self._has_made = self.instances[number], True
         answer = self._ask("reset", [number, self._name, instance.row, instance.seed])
         instance.process = -1 if answer.error else self._process
         return answer
@@ -211,5 +247,6 @@ class _Worker:
             value, error = self.child.request(question, self._seconds + KILL_AFTER, read)
         except ChildFailed as failed:
             self._process += 1
+            self._has_made = False
             value, error = None, str(failed)
         return Answer(value, error, time.monotonic() - started)

@@ -1,7 +1,8 @@
 """The process that holds sessions of an OpenEnv server: a connection for each instance.
 
 It calls one address, which the operator named, follows no redirects and reads bounded messages.
-Nothing that it reads is run. What the server sends are texts and numbers, or an error.
+Nothing that it reads is run. What the server sends are texts and numbers, or an error. The token of
+a server that asks for one is in this process's environment alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -23,13 +25,14 @@ MAX_TEXT_CHARS = 20_000  # of an observation
 CONNECT_SECONDS = 10.0
 MESSAGE_SECONDS = 600.0  # the time limit of a call ends it before
 NO_ROOM = "the server has no room for so many sessions at once"
+TOKEN = "GRPO_OPENENV_TOKEN"
 STEP = "step"  # the one tool of a server whose actions are no tool calls
 
 
 class Session:
     """One connection, which is one instance on the server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str = "") -> None:
         """Raises NoValue where the server does not answer."""
         from websockets.exceptions import (  # pyright: ignore[reportMissingImports]
             WebSocketException,
@@ -52,11 +55,13 @@ class Session:
                 ping_interval=None,
                 max_size=MAX_MESSAGE_BYTES,
                 proxy=None,
+                additional_headers=_headers(token),
             )
         except (*self._errors, ValueError) as error:
             raise NoValue(f"the server does not answer ({_reason(error)})") from None
         self.is_over = False
         self.reward = 0.0
+        self._token = token
 
     def ask(self, kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
         """The data of the answer to a message. Raises NoValue for an error."""
@@ -64,7 +69,7 @@ class Session:
             with contextlib.suppress(*self._errors):  # a full server says so, then hangs up
                 self._connection.send(json.dumps({"type": kind, "data": data}))
             answer = json.loads(
-                self._connection.recv(MESSAGE_SECONDS),
+                self._without_token(self._connection.recv(MESSAGE_SECONDS)),
                 parse_constant=finite_number,
                 parse_float=finite_number,
             )
@@ -92,6 +97,11 @@ class Session:
             text = f"{text}\nThe episode is over.".strip()
         return text
 
+    def _without_token(self, message: str | bytes) -> str:
+        """A server that repeats its token must not bring it into the record."""
+        text = message if isinstance(message, str) else message.decode()
+        return text.replace(self._token, "(token)") if self._token else text
+
     def close(self) -> None:
         self._connection.close()
 
@@ -99,15 +109,15 @@ class Session:
 class Worker:
     """The sessions of this process, by a number."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, token: str = "") -> None:
+        self._url, self._token = url, token
         self._sessions: dict[int, Session] = {}
 
     def describe(self) -> list[dict[str, Any]]:
         """The server's tools: those that it lists, else one, `step`, with its actions' fields."""
         import httpx
 
-        session = Session(self._url)
+        session = Session(self._url, self._token)
         try:
             asked = {"jsonrpc": "2.0", "method": "tools/list", "params": {}, "id": 1}
             result = session.ask("mcp", asked).get("result")
@@ -130,7 +140,8 @@ class Worker:
         where = f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/schema"
         try:
             with httpx.Client(trust_env=False, timeout=CONNECT_SECONDS) as client:
-                action = client.get(where).raise_for_status().json()["action"]
+                found = client.get(where, headers=_headers(self._token))
+                action = found.raise_for_status().json()["action"]
             return [_schema(STEP, action.get("description"), action)]
         except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
             raise NoValue("the server does not say which actions it takes") from None
@@ -145,7 +156,7 @@ class Worker:
         """Begin a session; the text of its first observation. makes: the server's name, unused."""
         if (old := self._sessions.pop(number, None)) is not None:
             old.close()
-        session = Session(self._url)
+        session = Session(self._url, self._token)
         columns = {name: value for name, value in row.items() if name != "prompt"}
         text = session.observe("reset", {**columns, "seed": seed % 2**31})
         self._sessions[number] = session
@@ -168,6 +179,10 @@ class Worker:
         if (session := self._sessions.get(number)) is None:
             raise NoValue("its session did not start")
         return session.reward
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _schema(name: str, description: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +242,7 @@ def _reason(error: BaseException) -> str:
 
 if __name__ == "__main__":
     end_with_parent()  # a session that waits for the server must not outlive a killed run
-    worker = Worker(sys.argv[1])
+    worker = Worker(sys.argv[1], os.environ.get(TOKEN, ""))
     serve(
         {
             "describe": worker.describe,

@@ -49,14 +49,15 @@ _named: dict[str, Environment] = {}  # from files
 
 
 def add_environments(paths: Sequence[str]) -> None:
-    """Add the environments of these files, and servers as openenv:URL.
+    """Add the environments of these files, and servers as openenv:URL or openenv:URL,VARIABLE.
 
     Call it once in a process, before one is used. Raises StudioError that names a file or server
     that cannot be used.
     """
     for path in paths:
         if path.startswith(openenv.PREFIX):
-            _named[path] = openenv.server(path)
+            server = openenv.server(path)
+            _named[server.name] = server
             continue
         file = _python_file(path)
         try:
@@ -138,6 +139,8 @@ def use_environments(environments: Sequence[Environment]) -> None:
 
 def worker(environment: Environment) -> Child:
     """A process for instances of an environment; it starts at the first request."""
+    if environment.helper == openenv.HELPER:
+        return openenv.worker(environment.path, environment.token_variable)
     imports = ",".join(environment.imports)
     return module_child(environment.helper, environment.path, str(START_SECONDS), "run", imports)
 

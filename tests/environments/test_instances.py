@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_core.environments import instances as module
 from grpo_core.environments import registry
 from grpo_core.environments.instances import WORKERS, Call, Instances
 from grpo_core.environments.registry import add_environments, describe, find_environment
@@ -143,6 +144,35 @@ def test_the_other_instances_of_a_killed_process_go_on_where_they_were(bad):
     assert one(bad, "ignore_the_limit").error
     answers = bad.call([Call(i, "add", {"number": 1}, 0) for i in range(count)])
     assert [a.value for a in answers] == [str(11 + i) for i in range(count)]
+
+
+@pytest.mark.parametrize("tool", ["loop", "ignore_the_limit"])
+def test_calls_behind_a_hanging_one_go_to_other_processes(bad_environment, monkeypatch, tool):
+    """One hangs, then four, then one: three rounds instead of six, and nobody is cut off."""
+    monkeypatch.setattr(module, "WORKERS", 1)
+    monkeypatch.setattr(module, "MOST_WORKERS", 4)
+    before, num_rounds = children(), []
+
+    class Counted(Instances):
+        def _round(self, shares, do):
+            num_rounds.append(len(shares))
+            return super()._round(shares, do)
+
+    with Counted(find_environment(bad_environment), 0.4, lambda: None) as instances:
+        start(instances, 8)
+        instances.call([Call(i, "add", {"number": 10 + i}, 0) for i in range(8)])
+        assert len(children() - before) == 1
+        num_rounds.clear()
+        calls = [Call(i, tool, {}, 0) for i in range(6)]
+        mixed = [*calls, Call(6, "add", {"number": 1}, 0), Call(7, "add", {"number": 1}, 0)]
+        answers = instances.call(mixed)
+        assert num_rounds == [1, 4, 3]  # in the last, two are answered at once
+        assert all("took longer" in a.error for a in answers[:6])
+        assert [a.value for a in answers[6:]] == ["17", "18"]
+        totals = instances.rewards(8)
+        assert [a.value for a in totals] == [*range(10, 16), 17, 18]
+        start(instances, 8)  # nothing is left of the instances that moved
+        assert [a.value for a in instances.rewards(8)] == [0] * 8
 
 
 def test_a_stop_ends_all_calls_within_two_seconds(bad_environment):

@@ -159,6 +159,9 @@ def hostile() -> Iterator[tuple[str, list[str]]]:
             response = connection.respond(302, "")
             response.headers["Location"] = f"ws://127.0.0.1:{other}/stolen"
             return response
+        if request.path.startswith("/locked"):
+            is_known = request.headers.get("Authorization") == f"Bearer {SECRET}"
+            return None if is_known else connection.respond(401, "")
         return None
 
     async def main() -> None:
@@ -185,7 +188,9 @@ def observation(text: str, **more) -> str:
     return json.dumps({"type": "observation", "data": {"observation": {"text": text}, **more}})
 
 
+SECRET = "open-sesame-1234"
 BAD: dict[str, str | None] = {
+    "echo": observation(f"You sent {SECRET}."),
     "silent": None,
     "huge": observation("x" * 2_000_000),
     "long": observation("x" * 30_000),
@@ -228,3 +233,37 @@ def test_a_redirect_to_another_machine_is_not_followed(hostile):
     with pytest.raises(StudioError, match="does not answer"):
         add_environments([f"{name}/moved"])
     assert visited == []
+
+
+# ---- a server that asks for a token --------------------------------------------------------------
+
+
+def test_a_server_that_asks_for_a_token_gets_it_and_no_record_does(hostile, monkeypatch):
+    name = f"{hostile[0]}/locked"
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    with pytest.raises(StudioError, match=r"HTTP 401.*openenv:URL,VARIABLE"):
+        add_environments([name])
+    add_environments([f"{name},MY_TOKEN"])
+    environment = find_environment(name)  # the configuration does not name the variable
+    assert SECRET not in repr(environment)
+    with Instances(environment, 10, lambda: None) as instances:
+        assert instances.start([{}], [0])[0].value == "Begin."
+        assert instances.call([Call(0, "echo", {}, 0)])[0].value == "You sent (token)."
+    registry._named.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "token", "said"),
+    [
+        ("ws://127.0.0.1:1,", SECRET, "is no name of an environment variable"),
+        ("ws://127.0.0.1:1,a b", SECRET, "is no name of an environment variable"),
+        ("ws://127.0.0.1:1,MY_TOKEN", "", "MY_TOKEN is not set"),
+        ("ws://127.0.0.1:1,MY_TOKEN", "a\nb", "characters that cannot be sent"),
+        ("http://10.0.0.1,MY_TOKEN", SECRET, "over https only"),
+    ],
+)
+def test_a_token_that_cannot_be_sent_is_refused_before(asked, token, said, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", token)
+    with pytest.raises(StudioError, match=said) as refusal:
+        add_environments([f"openenv:{asked}"])
+    assert SECRET not in str(refusal.value)
