@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # In the order in which they are tried: the usual ones first.
 CANDIDATES = ("group_std", "group_mean", "leave_one_out", "batch_std", "rank", "per_criterion")
 NOT_RECOMPUTABLE = "value"  # a critic gives it
+# Divided by the spread of a whole step: of a part of it they are known but for one factor.
+STEP_WIDE = ("batch_std", "per_criterion")
 # A recorded advantage may differ by this from the recomputed one: absolute, relative, and for the
 # 1e-6 that some add to the standard deviation where we add 1e-4. float32 rounds less.
 ABSOLUTE, RELATIVE, EPS = 1e-4, 1e-3, 1e-4
@@ -74,21 +77,26 @@ class Compared:
 
 
 @needs_learner
-def compare(pairs: Sequence[PromptRollouts], config: RunConfig) -> Compared:
-    """Compare siblings by the run's estimator. Recorded advantages stay, others are filled."""
+def compare(pairs: Sequence[PromptRollouts], config: RunConfig, is_cut: bool = False) -> Compared:
+    """Compare siblings by the run's estimator. Recorded advantages stay, others are filled.
+
+    is_cut: these are not all groups of their step. Then one factor of STEP_WIDE advantages is not
+    known: it is taken from the recorded ones, and none are filled.
+    """
     from grpo_core.training.scoring import group
 
     rubric = rubric_of(config)
     groups = [group(prompt, rollouts, rubric) for prompt, rollouts in pairs]
     if not groups or config.algorithm.advantage == NOT_RECOMPUTABLE:
         return Compared(tuple(groups), (False,) * len(groups), 0)
-    values = _recomputed(pairs, config)
+    values = _recomputed(pairs, config, is_cut)
+    fills = not (is_cut and config.algorithm.advantage in STEP_WIDE)
     wrong = disagreeing(groups, values)
     remaining, num_filled = iter(values), 0
     for place, g in enumerate(groups):
         own = [next(remaining) for _ in g.rollouts]
         # Without a reward there is nothing to compare: its advantage is not 0, it is not known.
-        missing = [r.advantage is None and r.reward is not None for r in g.rollouts]
+        missing = [fills and r.advantage is None and r.reward is not None for r in g.rollouts]
         if any(missing):
             num_filled += sum(missing)
             pairs_of = zip(g.rollouts, own, missing, strict=True)
@@ -98,7 +106,9 @@ def compare(pairs: Sequence[PromptRollouts], config: RunConfig) -> Compared:
 
 
 @needs_learner
-def find_estimator(pairs: Sequence[PromptRollouts], config: RunConfig) -> str | None:
+def find_estimator(
+    pairs: Sequence[PromptRollouts], config: RunConfig, is_cut: bool = False
+) -> str | None:
     """The estimator that gives all recorded advantages of a step, the configured one first.
 
     None if no group can tell: no advantages, or tied rewards. Also if no estimator gives them.
@@ -116,18 +126,26 @@ def find_estimator(pairs: Sequence[PromptRollouts], config: RunConfig) -> str | 
         return None
     for name in dict.fromkeys((config.algorithm.advantage, *CANDIDATES)):
         changed = with_changes(config, {"algorithm.advantage": name})
-        if name != NOT_RECOMPUTABLE and not any(disagreeing(groups, _recomputed(telling, changed))):
+        if name == NOT_RECOMPUTABLE:
+            continue
+        if not any(disagreeing(groups, _recomputed(telling, changed, is_cut))):
             return name
     return None
 
 
-def _recomputed(pairs: Sequence[PromptRollouts], config: RunConfig) -> list[float]:
+def _recomputed(pairs: Sequence[PromptRollouts], config: RunConfig, is_cut: bool) -> list[float]:
     from grpo_core.training.scoring import StepScores, compare_scores, sibling_keys
 
     rollouts = [r for _, siblings in pairs for r in siblings]
     keys = sibling_keys([p for p, _ in pairs], [len(siblings) for _, siblings in pairs], config)
     scores = StepScores([r.scores for r in rollouts], [None] * len(rollouts), keys)
-    return compare_scores(scores, rubric_of(config), config, RunningStd()).advantages.tolist()
+    values = compare_scores(scores, rubric_of(config), config, RunningStd()).advantages.tolist()
+    if not (is_cut and config.algorithm.advantage in STEP_WIDE):
+        return values
+    both = zip((r.advantage for r in rollouts), values, strict=True)
+    factors = [a / b for a, b in both if a is not None and abs(b) > TIE_TOLERANCE]
+    factor = statistics.median(factors) if factors else 1.0
+    return [factor * value for value in values]
 
 
 @needs_learner

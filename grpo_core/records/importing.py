@@ -17,6 +17,7 @@ from grpo_core.records.formats import FORMATS, Format
 from grpo_core.records.formats.rows import log
 from grpo_core.records.formats.table import read as read_table
 from grpo_core.records.formats.table import why_not
+from grpo_core.records.moved import follow_move, marks_of
 from grpo_core.records.record import SourceRun, SourceStep
 from grpo_core.records.writer import RecordWriter
 from grpo_core.store import Store, foreign
@@ -85,7 +86,9 @@ def import_folder(
     found: list[Imported] = []
     with left_out() as lines:
         for run, steps in read(form, place, asked):
+            follow_move(store, run, form, place)
             with RecordWriter(store, run, batch=BATCH) as writer:
+                writer.marks = marks_of(form, place)
                 if asked.name and not found and store.run(writer.run_id).name != asked.name:
                     store.rename(writer.run_id, asked.name)
                 try:

@@ -88,7 +88,8 @@ class SourceStep:
 
     The same (step, part) again adds nothing if it is equal, and replaces the earlier one if not.
     metrics: under our names (types.STEP_METRICS) where they mean the same, else the source's.
-    pieces: token id -> its text, or its bytes if they are not whole characters.
+    pieces: token id -> its text, or its bytes if they are not whole characters. is_cut: groups of
+    other parts were compared with these, so their advantages may have a scale of all of them.
     """
 
     step: int
@@ -96,6 +97,7 @@ class SourceStep:
     groups: Sequence[SourceGroup] = ()
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     pieces: Mapping[int, str | bytes] = field(default_factory=dict)
+    is_cut: bool = field(default=False, repr=False)  # so a whole step has the digest of before
 
 
 RECORDS: dict[str, type] = {"run": SourceRun, "step": SourceStep}

@@ -40,9 +40,14 @@ class Events:
                 part = self._next_part(item.step)
                 yield "step", SourceStep(step=item.step, part=part, metrics=metrics)
         else:
-            for some in _packed(groups(item, self.rewards, self.reader)):
+            for some, is_cut in _packed(groups(item, self.rewards, self.reader)):
                 part, pieces = self._next_part(item.step), self._pieces(some)
-                yield "step", SourceStep(step=item.step, part=part, groups=some, pieces=pieces)
+                yield (
+                    "step",
+                    SourceStep(
+                        step=item.step, part=part, groups=some, pieces=pieces, is_cut=is_cut
+                    ),
+                )
 
     def _next_part(self, step: int) -> int:
         part = self._parts[step]
@@ -58,15 +63,16 @@ class Events:
         return {t: self.reader.piece(t) for t in sorted(fresh)}
 
 
-def _packed(found: Iterator[SourceGroup]) -> Iterator[tuple[SourceGroup, ...]]:
-    """Groups together until they have PART_TOKENS tokens."""
-    some, size = list[SourceGroup](), 0
+def _packed(found: Iterator[SourceGroup]) -> Iterator[tuple[tuple[SourceGroup, ...], bool]]:
+    """Groups together until they have PART_TOKENS tokens, and whether there are others."""
+    some, size, is_cut = list[SourceGroup](), 0, False
     for group in found:
         tokens = sum(len(r.token_ids or r.text) for r in group.rollouts)
         if some and size + tokens > PART_TOKENS:
-            yield tuple(some)
+            is_cut = True
+            yield tuple(some), is_cut
             some, size = [], 0
         some.append(group)
         size += tokens
     if some:
-        yield tuple(some)
+        yield tuple(some), is_cut

@@ -21,6 +21,7 @@ from grpo_core.records.importing import (
     read,
     summary,
 )
+from grpo_core.records.moved import follow_move, marks_of
 from grpo_core.records.writer import RecordWriter
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -58,6 +59,7 @@ def watch_folder(
     if form is None:
         return None
     run, _ = next(read(form, place, asked))
+    follow_move(store, run, form, place)
     with left_out() as lines, RecordWriter(store, run, live=True, batch=BATCH) as writer:
         seen, news_at, took = None, time.monotonic(), 0.0
         while True:
@@ -67,6 +69,7 @@ def watch_folder(
                 lines.clear()  # the end of a file that is being written is read again
                 run, steps = next(read(form, place, asked))
                 writer.describe(run)
+                writer.marks = marks_of(form, place)
                 last = copy(writer, steps, lambda *_: None)
                 writer.settle()
                 took = time.monotonic() - started

@@ -71,6 +71,7 @@ class RecordWriter:
         self.live = live
         self.batch = batch
         self.num_written = 0  # steps, or parts of steps, that were new or changed
+        self.marks: tuple[tuple[str, int, str], ...] = ()  # of its files, see Source
         self._holding = ExitStack()
         self._transaction = ExitStack()
         self._in_transaction = False
@@ -142,7 +143,7 @@ class RecordWriter:
         """Write a step, or a part of one. False: it was there already, and nothing changed."""
         check(step)
         # Its rewards depend on the weights too, which may come later.
-        content = f"{step!r}{sorted(self._rubric.given.items())}"
+        content = f"{step!r}{sorted(self._rubric.given.items())}{'cut' * step.is_cut}"
         digest = blake2b(content.encode("utf-8", "replace"), digest_size=16).hexdigest()
         self._begin()
         if self._recorder.digest(step.step, step.part) == digest:
@@ -202,8 +203,8 @@ class RecordWriter:
         ]
         training = [g for g in step.groups if g.kind == GroupKind.TRAINING]
         pairs = [self._pair(group) for group in training]
-        self._settle_estimator(pairs)
-        found = compare(pairs, self._config)
+        self._settle_estimator(pairs, step.is_cut)
+        found = compare(pairs, self._config, step.is_cut)
         if found.num_filled:
             self._provenance.fill({"advantage": self._config.algorithm.advantage})
         if training:
@@ -242,11 +243,11 @@ class RecordWriter:
         }
         return {name: value for name, value in seen.items() if value and name not in self._named}
 
-    def _settle_estimator(self, pairs: Sequence[Any]) -> None:
+    def _settle_estimator(self, pairs: Sequence[Any], is_cut: bool) -> None:
         """Without a word in the settings: the estimator that gives the recorded advantages."""
         if self._estimator != "assumed" or self._tries >= MAX_TRIES or not pairs:
             return
-        name = find_estimator(pairs, self._config)
+        name = find_estimator(pairs, self._config, is_cut)
         self._tries += any(r.advantage for _, rollouts in pairs for r in rollouts)
         if name is not None:
             self._config = changed(self._config, {"algorithm.advantage": name})
@@ -338,6 +339,7 @@ class RecordWriter:
             absent=absent,
             estimator=self._estimator,
             disagreements=self._recorder.disagreements(),
+            marks=self.marks or self._source.marks,
         )
         if (source, self._config) != (self._source, self._written_config):
             foreign.describe(self.store, self.run_id, self._config, source)

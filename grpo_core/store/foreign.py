@@ -36,6 +36,25 @@ def run_of(store: Store, key: str) -> str | None:
     return rows[0]["id"] if rows else None
 
 
+def of_format(store: Store, format: str) -> dict[str, Source]:
+    """Run id -> source of the runs that were read in this format, the oldest first."""
+    rows = store._readers.all(
+        "SELECT id, source FROM runs WHERE json_extract(source, '$.format') = ? "
+        "ORDER BY created_at",
+        (text(format),),
+    )
+    return {row["id"]: source_of(row["source"]) for row in rows}
+
+
+def set_key(store: Store, run_id: str, key: str) -> None:
+    """The run's source is found under another key from now on."""
+    with store.writing() as writer, writer.transaction() as db:
+        db.execute(
+            "UPDATE runs SET source = json_set(source, '$.key', ?) WHERE id = ?",
+            (text(key), text(run_id)),
+        )
+
+
 def create(
     store: Store, config: RunConfig, name: str, source: Source, num_steps: int | None
 ) -> str:

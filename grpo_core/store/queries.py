@@ -304,7 +304,8 @@ def source_of(stored: str) -> Source:
     """A Source from its JSON."""
     values = json.loads(stored)
     lists = {name: tuple(values[name]) for name in ("recorded", "absent")}
-    return Source(**values | lists)
+    marks = tuple(tuple(mark) for mark in values.get("marks", ()))
+    return Source(**values | lists | {"marks": marks})
 
 
 def no_run(run_id: str) -> NotFound:

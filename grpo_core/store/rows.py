@@ -45,7 +45,8 @@ class Source:
     the source has; recomputed: field -> how we filled it, as advantage -> group_std; absent: the
     rest. estimator: "settings" if the source names its advantage estimator, "found" if it is the
     one that gives the recorded advantages, else "assumed". disagreements: groups whose recorded
-    advantages differ from what the estimator gives.
+    advantages differ from what the estimator gives. marks: of the first and the last file, by which
+    it is known where it was moved to: name, size, digest.
     """
 
     trainer: str
@@ -57,6 +58,7 @@ class Source:
     absent: tuple[str, ...] = ()
     estimator: str = "assumed"
     disagreements: int = 0
+    marks: tuple[tuple[str, int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import random
+import statistics
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +14,8 @@ import pytest
 
 from grpo_core.errors import InvalidConfig, StudioError
 from grpo_core.records.importing import Asked, import_folder
+from grpo_core.records.record import SourceGroup, SourceRollout, SourceRun, SourceStep
+from grpo_core.records.writer import RecordWriter
 from grpo_core.store import export_rollouts_jsonl
 from grpo_core.types import GroupKind, RunStatus
 
@@ -205,3 +210,43 @@ def test_limits_and_roots_are_kept(store, tmp_path, monkeypatch):
     monkeypatch.setenv("GRPO_STUDIO_ROOTS", str(tmp_path / "elsewhere"))
     with pytest.raises(StudioError, match="outside the folders"):
         import_folder(store, path)
+
+
+@pytest.mark.parametrize("estimator", ["batch_std", "per_criterion"])
+def test_advantages_in_the_scale_of_a_step_are_checked_in_its_parts(store, tmp_path, estimator):
+    """40 groups are read in two parts, of which the second has far larger rewards."""
+    draw, rows = random.Random(0), []
+    for g in range(40):
+        rewards = [draw.random() * (9 if g > 31 else 1) for _ in range(4)]
+        mean, std = statistics.mean(rewards), statistics.stdev(rewards)
+        scale = std + 1e-4 if estimator == "per_criterion" else 1
+        rows += [
+            {"step": 1, "group": g, "prompt": f"p{g}", "completion": f"{g} {i}", "correct": r}
+            | {"advantage": (r - mean) / scale}
+            for i, r in enumerate(rewards)
+        ]
+    of = "advantage" if estimator == "per_criterion" else "correct"
+    spread = statistics.stdev(row[of] for row in rows) + 1e-4
+    rows = [row | {"advantage": row["advantage"] / spread} for row in rows]
+    found = import_folder(store, jsonl(tmp_path / "t.jsonl", rows))
+    run = store.run(found.run_id)
+    assert run.config["algorithm"]["advantage"] == estimator
+    assert (run.source.estimator, found.disagreements) == ("found", 0)
+    rows[150]["advantage"] *= -1
+    wrong = import_folder(store, jsonl(tmp_path / "t.jsonl", rows))
+    assert (wrong.run_id, wrong.disagreements, wrong.added) == (found.run_id, 1, 1)
+
+
+def test_a_part_of_a_step_fills_no_advantage_in_the_scale_of_all(store):
+    theirs = SourceRun(
+        trainer="x", format="table", key="k", name="n", settings={"scale_rewards": "batch"}
+    )
+    group = SourceGroup(
+        prompt="p", rollouts=[SourceRollout(text=str(r), scores={"s": r}) for r in (0.0, 1.0)]
+    )
+    for is_cut, expected in ((True, [None, None]), (False, [-0.70701, 0.70701])):
+        with RecordWriter(store, replace(theirs, key=f"{is_cut}")) as writer:
+            writer.write(SourceStep(step=1, groups=(group,), is_cut=is_cut))
+        [kept] = store.iter_groups(writer.run_id)
+        # (1 - 1/2) / (sqrt(1/2) + 1e-4)
+        assert [r.advantage for r in kept.rollouts] == pytest.approx(expected, abs=1e-5)

@@ -6,9 +6,11 @@ import threading
 import time
 
 import pytest
+from foreign_steps import step
 from processes import until
 
 from grpo_core.records import outbox
+from grpo_core.records.intake import Intake
 from grpo_core.records.outbox import Outbox
 from grpo_core.records.parcels import Finish, TooLarge, read, unzip
 from grpo_core.records.record import SourceRun, SourceStep
@@ -16,6 +18,8 @@ from grpo_core.records.sinks import Away, Refused
 from grpo_core.types import RunStatus
 
 ENDED = Finish(RunStatus.FINISHED)
+TIMES = ("FIRST_RETRY", "LAST_RETRY", "BEAT_SECONDS", "PATIENCE_SECONDS")
+FAST = {name: getattr(outbox, name) / 100 for name in TIMES}  # 20 s are 0.2 s
 
 
 def source(key: str = "k") -> SourceRun:
@@ -211,3 +215,58 @@ def test_signs_of_life_come_while_nothing_else_does(there, tmp_path, monkeypatch
     until(lambda: len(beats) >= 4)
     box.close()
     assert set(map(str, beats)) == {"[('progress', 0)]"}
+
+
+class Restarted:
+    """A server that takes step 10, dies before it answers, and is back after AWAY seconds."""
+
+    name, AWAY = "a server", 20 / 100
+
+    def __init__(self, store):
+        self._store, self._intake = store, Intake(store)
+        self.left_at = self.back_at = 0.0
+        self.num_known = 0  # steps that it had already
+
+    def send(self, parcel):
+        now = time.monotonic()
+        if self.left_at and not self.back_at:
+            if now - self.left_at < self.AWAY:
+                raise Away("it does not answer")
+            self._intake.close()
+            self._intake, self.back_at = Intake(self._store), now
+        self.num_known += self._intake.take(parcel).known
+        if not self.left_at and any(k == "step" and v.step == 10 for k, v in parcel.events):
+            self.left_at = now
+            raise Away("the answer was lost")
+
+    def resend(self, packed):
+        self.send(read(unzip(packed)))
+
+    def close(self):
+        self._intake.close()
+
+
+def test_a_server_away_for_20_s_loses_nothing_and_gets_nothing_twice(store, tmp_path, monkeypatch):
+    for name, seconds in FAST.items():
+        monkeypatch.setattr(outbox, name, seconds)
+    server = Restarted(store)
+    box = Outbox(source(), server, tmp_path, as_groups)
+    for number in range(1, 11):
+        box.put(number)
+    until(lambda: server.left_at)
+    for number in range(11, 26):
+        box.put(number)
+    until(lambda: server.back_at)
+    for number in (*range(26, 31), ENDED):
+        box.put(number)
+    box.close()
+    late = server.back_at - server.left_at - server.AWAY
+    assert 0 <= late < 2 * FAST["LAST_RETRY"]  # it is asked at least so often
+    [run] = store.runs()
+    assert [g.step for g in store.iter_groups(run.id)] == [*range(1, 31)]
+    assert (run.status, run.steps_done, server.num_known) == ("finished", 30, 1)
+    assert list(tmp_path.rglob("*.gz")) == []
+
+
+def as_groups(item):
+    yield ("finish", item) if isinstance(item, Finish) else ("step", step(item))

@@ -280,15 +280,15 @@ def in_parts(
     held: list[SourceGroup] = []
     now: int | None = None
 
-    def part(step: int) -> SourceStep:
+    def part(step: int, goes_on: bool = False) -> SourceStep:
         at = parts.get(step, 0)
         parts[step] = at + 1
-        known = metrics.get(step, {}) if at == 0 else {}
-        return SourceStep(step=step, part=at, groups=tuple(held), metrics=known)
+        known, is_cut = metrics.get(step, {}) if at == 0 else {}, goes_on or at > 0
+        return SourceStep(step=step, part=at, groups=tuple(held), metrics=known, is_cut=is_cut)
 
     for step, group in groups:
         if held and now is not None and (step != now or len(held) == GROUPS_A_PART):
-            yield part(now)
+            yield part(now, goes_on=step == now)
             held = []
         now = step
         held.append(group)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _steps(paths: Sequence[Path], folder: Path) -> Iterator[SourceStep]:
     yield from in_parts((g for f in trained for g in _groups(f, seen, keep=True)), metrics)
     dropped = [f for f in paths if f.parent.name == "all" and _effective(f).exists()]
     for step in in_parts(g for f in dropped for g in _groups(f, seen, keep=False)):
-        yield SourceStep(step=step.step, part=LATER + step.part, groups=step.groups)
+        yield replace(step, part=LATER + step.part)
 
 
 def _effective(path: Path) -> Path:
