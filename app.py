@@ -570,8 +570,9 @@ def _add_folders_and_files(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py|openenv:URL[,VARIABLE]",
         action="append",
         default=[],
-        help="a file whose classes are environments with tools, or an OpenEnv server and perhaps the "
-        "environment variable with its token; may be repeated. Load only files that you trust",
+        help="a file whose classes are environments with tools, or an OpenEnv server and perhaps "
+        "the variable with its token; may be repeated. Files run in a sandbox, but load only what "
+        "you trust",
     )
     parser.add_argument(
         "--report-to",

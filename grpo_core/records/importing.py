@@ -86,7 +86,7 @@ def import_folder(
     found: list[Imported] = []
     with left_out() as lines:
         for run, steps in read(form, place, asked):
-            follow_move(store, run, form, place)
+            follow_move(store, run.key, form, place)
             with RecordWriter(store, run, batch=BATCH) as writer:
                 writer.marks = marks_of(form, place)
                 if asked.name and not found and store.run(writer.run_id).name != asked.name:

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from grpo_core.config.places import local_path, may_read
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
+from grpo_core.records.formats import FORMATS
 from grpo_core.records.formats.table import first_columns
 from grpo_core.records.importing import Asked, Imported, import_folder, one_line, summary
+from grpo_core.records.moved import run_at
 from grpo_core.records.watching import watch_folder
-from grpo_core.store import GroupRow, RunRow, Store, foreign
+from grpo_core.store import GroupRow, RunRow, Store
 from grpo_core.tasks.files import open_regular
 from grpo_core.tasks.table import cache_folder
 
@@ -92,7 +94,8 @@ class Imports:
                     numbers, whole = _numbers_of(scratch), False
                 run = scratch.run(numbers.run_id)
                 assert run.source is not None
-                known = foreign.run_of(self.store, run.source.key)
+                key, form = run.source.key, FORMATS[numbers.format]
+                known = run_at(self.store, key, form, path.resolve())
                 others = tuple(map(scratch.run, numbers.others))
                 return Found(numbers, run, _a_group(scratch, run.id), whole, known, others)
             finally:

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 
 from grpo_core.records.formats import Format
-from grpo_core.records.record import SourceRun
 from grpo_core.store import Store, foreign
 
 BYTES = 4096  # compared at the beginning of a file and at its end
@@ -30,15 +29,25 @@ def marks_of(form: Format, place: Path) -> tuple[Mark, ...]:
         return ()
 
 
-def follow_move(store: Store, run: SourceRun, form: Format, place: Path) -> None:
-    """Let the run of a place that is gone be found here, if its files are; they may have grown."""
-    if foreign.run_of(store, run.key) is not None or not run.key.endswith(f":{place}"):
-        return
+def run_at(store: Store, key: str, form: Format, place: Path) -> str | None:
+    """The id of the run with this key, or of one whose place is gone and whose files are here.
+
+    The files may have grown. None if there is no such run.
+    """
+    known = foreign.run_of(store, key)
+    if known is not None or not key.endswith(f":{place}"):
+        return known
     for run_id, source in foreign.of_format(store, form.name).items():
         before = Path(source.key.partition(":")[2])
         if before.is_absolute() and not before.exists() and _are_here(source.marks, place):
-            foreign.set_key(store, run_id, run.key)
-            return
+            return run_id
+    return None
+
+
+def follow_move(store: Store, key: str, form: Format, place: Path) -> None:
+    """Let the run be found under this key from now on, if its files were moved here."""
+    if (run_id := run_at(store, key, form, place)) is not None:
+        foreign.set_key(store, run_id, key)
 
 
 def _are_here(marks: tuple[Mark, ...], place: Path) -> bool:

@@ -59,7 +59,7 @@ def watch_folder(
     if form is None:
         return None
     run, _ = next(read(form, place, asked))
-    follow_move(store, run, form, place)
+    follow_move(store, run.key, form, place)
     with left_out() as lines, RecordWriter(store, run, live=True, batch=BATCH) as writer:
         seen, news_at, took = None, time.monotonic(), 0.0
         while True:

@@ -50,7 +50,8 @@ def set_key(store: Store, run_id: str, key: str) -> None:
     """The run's source is found under another key from now on."""
     with store.writing() as writer, writer.transaction() as db:
         db.execute(
-            "UPDATE runs SET source = json_set(source, '$.key', ?) WHERE id = ?",
+            "UPDATE runs SET source = json_set(source, '$.key', ?1) "
+            "WHERE id = ?2 AND json_extract(source, '$.key') != ?1",
             (text(key), text(run_id)),
         )
 

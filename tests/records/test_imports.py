@@ -80,6 +80,14 @@ def test_the_same_upload_is_the_same_run(imports, store, tmp_path):
     assert imports.preview(Wanted((tmp_path / "mine.jsonl",))).known == first.run.id
 
 
+def test_a_preview_of_a_moved_folder_says_that_it_is_known(imports, tmp_path):
+    (tmp_path / "before").mkdir()
+    written(tmp_path / "before" / "rows.jsonl")
+    first = imports.run(Wanted(place=str(tmp_path / "before")))
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert imports.preview(Wanted(place=str(tmp_path / "after"))).known == first.run.id
+
+
 def test_uploads_are_not_kept(imports, tmp_path):
     imports.run(Wanted((written(tmp_path / "mine.jsonl"),)))
     left = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
