@@ -280,7 +280,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         "rollout.url",
         lambda c: c.rollout.engine == "vllm" and not c.rollout.url,
         "no server is given",
-        "Write the address that `vllm serve` prints, or set rollout.engine to own.",
+        "Write its address, such as http://127.0.0.1:8000, or set rollout.engine to own.",
     ),
     Conflict(
         "rollout.correction",

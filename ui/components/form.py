@@ -32,6 +32,8 @@ EMPTY = {
     "train.learning_rate": "by model size",
     "task.second": "none",
     "task.level": "usual",
+    "rollout.url": "http://127.0.0.1:8000",
+    "rollout.shared_folder": "a temporary one",
     "task.heldout_size": f"up to {MAX_DEFAULT_HELDOUT}",
 }
 # Columns of the file or dataset; a preview reads their names and offers them.

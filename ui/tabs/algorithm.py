@@ -63,5 +63,5 @@ def build_run(fields: FormFields) -> gr.Textbox:
     fields.add_group("Evaluation", *form.EVALUATION)
     fields.add_group("Saving", *form.SAVING)
     fields.add_group("Sampling, optimiser and memory", *form.OPTIMISER)
-    fields.add_group("Rollout engine", *form.SERVER)
+    fields.add_group("Completions", *form.SERVER)
     return name

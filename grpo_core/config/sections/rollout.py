@@ -50,7 +50,7 @@ class RolloutConfig(Section):
         "Address of the vLLM server, such as http://127.0.0.1:8000. A key comes from the "
         "environment variable GRPO_ROLLOUT_KEY.",
         max_length=500,
-        hint="Write the address that `vllm serve` prints, such as http://127.0.0.1:8000.",
+        hint="Write its address, such as http://127.0.0.1:8000.",
     )
     shared_folder: Name = setting(
         "",
