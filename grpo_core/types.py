@@ -633,6 +633,9 @@ class Resumed:
     """The run goes on where it waited."""
 
 
+RESTART = "restart"  # kind of an Intervention: workers were lost, and others go on after its step
+
+
 @dataclass(frozen=True, slots=True)
 class Restarted:
     """The workers of a run were lost, and others go on after `step` (-1: from the beginning).
@@ -650,7 +653,7 @@ class Intervention:
 
     kind "setting": `field` (a dotted name) has `value` from `step` on. kind "reward": the
     completion at (`group`, `completion`), both counted from 0, has the reward `value` in `step`.
-    Other kinds name the command: "pause", "resume", "step", "checkpoint", "stop".
+    Other kinds name the command: "pause", "resume", "step", "checkpoint", "stop"; or RESTART.
     """
 
     step: int

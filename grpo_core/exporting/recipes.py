@@ -146,6 +146,7 @@ def _missing_comment(config: RunConfig) -> str:
         "algorithm.dynamic_sampling": not a.dynamic_sampling,
         "algorithm.entropy_coef": not a.entropy_coef,
         "algorithm.entropy_target": a.entropy_target is None,
+        "train.workers": config.train.workers == 1,
         "rubric.scale": not r.scale,
         "rubric.gate": not r.gate,
         "rubric.clip_low": r.clip_low is None,

@@ -108,7 +108,7 @@ def model_card(store: Store, run: RunRow, step: int) -> str:
     )
     machine = (
         f"Versions: {', '.join(versions)}. "
-        f"Device: {_line(str(env.get('device', 'not recorded')))}. "
+        f"Device: {_line(str(env.get('devices') or env.get('device', 'not recorded')))}. "
         f"Precision: {env.get('dtype', 'not recorded')}. {_line(str(env.get('repeats', '')))}"
     ).rstrip()
     return f"""---

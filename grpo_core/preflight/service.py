@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import tempfile
 from collections import OrderedDict
@@ -37,13 +38,14 @@ from grpo_core.rubric.predict import GROUP_SIZES, tied_share
 from grpo_core.rubric.probes import Probe, probe
 from grpo_core.rubric.reward_model import RewardModelParams, reward_model
 from grpo_core.runs.device_queue import placed
+from grpo_core.runs.ray_cluster import cluster_of
+from grpo_core.runs.subprocess_trainer import train_later
 from grpo_core.runs.zerogpu import Train, measured_before, outlook
 from grpo_core.store import Store, reward_models
 from grpo_core.tasks import Task, environment_of, heldout_prompts, load_task, train_prompts
 from grpo_core.time_limit import SCORING_SECONDS, time_limit
 from grpo_core.training.beside import as_read, sampled_beside
 from grpo_core.training.scoring import Progress, compare_groups, score_groups
-from grpo_core.training.trainer import train
 from grpo_core.types import Completion, Group, Prompt, Rollout
 
 GREEDY = 0.0
@@ -119,7 +121,7 @@ class ServiceOptions:
     in_use: Callable[[], Collection[str]] = tuple
     place: Callable[[RunConfig], RunConfig | None] | None = None
     check: Callable[[RunConfig], None] = lambda config: None
-    train: Train = train
+    train: Train = train_later
     lease_seconds: int | None = None
     may_push: bool = True
 
@@ -158,6 +160,8 @@ class PreflightService:
         """As ServiceOptions.place. Raises InvalidConfig."""
         if self._options.place is not None:
             return self._options.place(config)
+        if cluster_of(os.environ):
+            return config  # Ray chooses
         workers = config.train.workers
         names = candidates(config.model.device, device_names(), workers)
         free = free_devices(names, self._options.in_use(), workers)

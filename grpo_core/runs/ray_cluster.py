@@ -38,7 +38,7 @@ class Node:
 
     def __str__(self) -> str:
         gpus = f"{self.gpus} × {self.kind or 'GPU'}, " if self.gpus else ""
-        return f"{self.name}: {gpus}{self.cores} cores"
+        return f"{self.name}: {gpus}{_count(self.cores, 'core')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Cluster:
         if not self.nodes:
             return "Ray: not reachable"
         gpus, nodes = sum(node.gpus for node in self.nodes), len(self.nodes)
-        what = f"{gpus} GPU{'s' * (gpus != 1)}" if gpus else f"{self.cores} cores"
-        return f"Ray: {what}, {nodes} node{'s' * (nodes != 1)}"
+        what = _count(gpus, "GPU") if gpus else _count(self.cores, "core")
+        return f"Ray: {what}, {_count(nodes, 'node')}"
 
     @property
     def details(self) -> str:
@@ -117,7 +117,7 @@ class RayCluster:
         question = {"do": "look", "arguments": [self._address], "seconds": LOOK_SECONDS}
         try:
             return self._child.request(question, LOOK_SECONDS + KILL_AFTER, _read)
-        except ChildFailed as problem:
+        except (ChildFailed, OSError, ValueError) as problem:  # the others while Python ends
             return Cluster(problem=f"{self._address}: {problem}")
 
 
@@ -130,6 +130,10 @@ def _read(answer: Any) -> Cluster:
         for n in answer["value"]
     ]
     return Cluster(tuple(sorted(nodes, key=lambda node: (-node.gpus, node.name))))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from grpo_core.store.schema import SUMMARY
 from grpo_core.store.store import Store
 from grpo_core.types import (
     LOST,
+    RESTART,
     STEP_METRICS,
     Checkpointed,
     Evaluated,
@@ -82,6 +83,7 @@ class Recorder:
                 return
         if isinstance(event, Restarted):
             self.store.rewind(self.run_id, event.step)
+            self.store.add_intervention(self.run_id, RESTART)
         with self.store.writing() as writer, writer.transaction() as db:
             self._touch(db, changed=True)
             self._write(db, event)

@@ -278,7 +278,7 @@ class Store(Queries):
                 raise no_run(run_id)
 
     def add_intervention(self, run_id: str, kind: str) -> None:
-        """A person gave the run a command: "pause", "resume", "step", "checkpoint" or "stop"."""
+        """A person gave the run a command, or its workers were lost: see Intervention."""
         with self.writing() as writer, writer.transaction() as db:
             db.execute(
                 "INSERT INTO interventions (run_id, step, kind, created_at) "

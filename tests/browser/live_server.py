@@ -16,6 +16,8 @@ ROOT = Path(__file__).parent.parent.parent
 class Server:
     """app.py on a free port. example: a new file shows the recorded example run."""
 
+    program = "app.py"
+
     def __init__(self, db: Path, example: bool = False):
         self.db, self.flags = db, [] if example else ["--no-example"]
         with socket.socket() as probe:
@@ -26,7 +28,10 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(self.port), "--db", str(self.db), *self.flags],
+            [
+                *(sys.executable, self.program),
+                *("--port", str(self.port), "--db", str(self.db), *self.flags),
+            ],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -126,7 +126,7 @@ def shares_of(flat: Mapping[str, Any]) -> str:
     """How the workers share a step's groups; "" for one worker, or while one number is wrong."""
     numbers = [parse_float(flat[f"train.{name}"]) for name in ("prompts_per_step", "workers")]
     counts = [int(n) for n in numbers if n is not None and n >= 1 and n.is_integer()]
-    return shares(*counts) if len(counts) == 2 else ""
+    return shares(*counts) if len(counts) == 2 and counts[0] >= counts[1] else ""
 
 
 def _usual(name: str, flat: Mapping[str, Any]) -> str:

@@ -46,12 +46,14 @@ def run_banner(
     heldout: Sequence[Estimate] = (),
     can_try: bool = False,
     telling: Telling | None = None,
+    num_restarts: int = 0,
 ) -> str:
     """The card of a run that is paused or has ended.
 
     can_try: the playground has a trained state of its model. telling: what “See why” opens.
+    num_restarts: how often its workers were lost and started again.
     """
-    acts = _acts(run, can_try, telling)
+    acts = _restarts(num_restarts) + _acts(run, can_try, telling)
     if run.source is not None:
         return _foreign(run, acts)
     if run.status is RunStatus.FINISHED:
@@ -143,6 +145,13 @@ def _verdict(heldout: Sequence[Estimate]) -> str:
     if is_number(before.low) and is_number(after.high) and after.high < before.low:
         return "Clearly worse: the 95 % intervals do not overlap."
     return "No clear change: the 95 % intervals overlap."
+
+
+def _restarts(number: int) -> str:
+    if not number:
+        return ""
+    how_often = "once" if number == 1 else f"{number:,} times"
+    return f"<span>Workers were lost {how_often}; it went on from its last checkpoint.</span>"
 
 
 def _acts(run: RunRow, can_try: bool, telling: Telling | None) -> str:

@@ -18,7 +18,7 @@ from grpo_core.analysis.advisor import advise
 from grpo_core.config import RunConfig
 from grpo_core.errors import NotFound
 from grpo_core.store import Cursor, PromptVisits, RunRow, Store, VerdictCounts
-from grpo_core.types import Notice, RunStatus
+from grpo_core.types import LOST, RESTART, Notice, RunStatus
 from ui.render import advice, cards, charts, provenance, run_end, status
 from ui.render.recorded_config import shown_config
 from ui.render.run_colours import run_colours
@@ -208,9 +208,9 @@ class Views:
             return ""
         heldout = run_end.accuracies(self.curves(run).metrics)
         can_try = bool(self.store.checkpoints(run.id))
-        return run_end.run_banner(
-            run, heldout, can_try, self._telling(run.id, self.curves_key(run))
-        )
+        telling = self._telling(run.id, self.curves_key(run))
+        restarts = sum(i.kind == RESTART for i in self.curves(run).interventions)
+        return run_end.run_banner(run, heldout, can_try, telling, restarts)
 
     def _read_telling(self, run_id: str, key: tuple[Any, ...]) -> run_end.Telling | None:
         run = self.run(run_id)
@@ -277,12 +277,17 @@ class Views:
     def notices(self, run: RunRow) -> list[Notice]:
         """The advisor's diagnoses of a run, without the dismissed ones.
 
-        A live run's are stored; those of an ended run are computed from its rows.
+        A live run's are stored; those of an ended run are computed from its rows, but for what
+        happened to its workers.
         """
+        stored = self.store.alerts(run.id)
         if run.status.is_live:
-            return self.store.alerts(run.id)
+            return stored
         dismissed = self.store.dismissed(run.id)
-        return [n for n in self._advice(run.id, self.curves_key(run)) if n.code not in dismissed]
+        computed = [
+            n for n in self._advice(run.id, self.curves_key(run)) if n.code not in dismissed
+        ]
+        return [*(n for n in stored if n.code == LOST), *computed]
 
     def advice(self, run: RunRow | None) -> str:
         return self._advised(run.id, run.revision) if run else ""

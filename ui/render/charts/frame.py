@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo_core.analysis.text import together
 from grpo_core.config import fields_by_name
+from grpo_core.types import RESTART
 from ui.render.charts.curves import Axis, Curves, Points, View, rounded, smoothed
 from ui.render.glossary import address, entries
 from ui.render.text import is_number, plain, short, shorten, visible
@@ -135,7 +136,7 @@ def _make_logarithmic(out: Figure) -> None:
 
 
 def _changes(run: Curves, view: View) -> list[tuple[float, str]]:
-    """(x, text) of every setting that a person changed during the run, in order."""
+    """(x, text) of every setting that a person changed, and of lost workers, in order."""
     axis = Axis(run.steps, view.x)
     settings = sorted(
         (i.step, i.field or "", i.value)
@@ -146,7 +147,9 @@ def _changes(run: Curves, view: View) -> list[tuple[float, str]]:
     for step, name, value in settings:
         title = FIELDS[name].title if name in FIELDS else visible(name)
         changes.append((axis.at(step), f"{title} {plain(value)} from step {step:,}"))
-    return changes
+    lost = {i.step for i in run.interventions if i.kind == RESTART}
+    changes += [(axis.at(step), f"workers lost, on from step {step:,}") for step in lost]
+    return sorted(changes, key=lambda change: change[0])
 
 
 def _spoken(run: Curves, changes: Sequence[tuple[float, str]], named: bool) -> str:
