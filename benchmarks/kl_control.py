@@ -22,8 +22,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_core.config import RunConfig, nest, parse
-from grpo_core.learner.batch import Batch
-from grpo_core.learner.passes import Passes, PassInputs, PassResult
+from grpo_core.learner.passes import Passes, PassInputs, PassResult, PassSums
 from grpo_core.training.control import RunControl
 from grpo_core.training.trainer import train
 from grpo_core.types import Evaluated, StepCompleted, StepMetrics
@@ -62,17 +61,17 @@ def inside(values: list[float], target: float) -> str:
 
 def hard(config: RunConfig) -> str:
     batches: list[list[float]] = []  # of each batch, the KL that each pass measured
-    backward = Passes.backward
+    result_of = Passes.result
 
-    def watched(self: Passes, parts: Sequence[Batch], inputs: PassInputs) -> PassResult:
-        result = backward(self, parts, inputs)
+    def watched(self: Passes, found: Sequence[PassSums], inputs: PassInputs) -> PassResult:
+        result = result_of(self, found, inputs)
         if inputs.update == 0:  # a new batch
             batches.append([])
         assert result.kl is not None, "the hard control measures KL in every pass"
         batches[-1].append(result.kl)
         return result
 
-    with patch.object(Passes, "backward", watched):
+    with patch.object(Passes, "result", watched):
         steps, accuracy = run(config)
     limit, passes = config.algorithm.kl_target, [kl for batch in batches for kl in batch]
     num_above = sum(kl > limit for kl in passes)
