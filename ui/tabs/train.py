@@ -26,12 +26,8 @@ from ui.tabs.start_from import wire_start_from
 from ui.tabs.train_view import ShowTrain, TrainInputs, breakpoints_of, no_group
 
 AXES = [("step", "step"), ("time", "time"), ("tokens", "tokens")]
-DETAILS = [
-    ("entropy", "entropy"),
-    ("clip", "clip"),
-    ("gradient", "gradient"),
-    ("sampler", "sampler"),
-]
+# Short, because the chart's title stands beside them.
+DETAILS = [("entropy", "entropy"), ("clip", "clip"), ("grad", "gradient"), ("gap", "sampler")]
 
 # A started run takes the place of the set-up.
 TO_THE_RUN_JS = """() => {
