@@ -340,6 +340,7 @@ OTHERS = {
     "algorithm.kl_horizon",
     "algorithm.ref_every",
     "train.seed",
+    "train.workers",  # bounded by the devices that are there
     "train.warmup_steps",
     "train.micro_batch_tokens",
     "train.checkpoint_every",
