@@ -209,7 +209,6 @@ def _build(
     is_public = options.host not in LOOPBACK or options.share
     limits = _limits([*options.files, str(folder_of(store))], is_public)
     trainer = _trainer(options.rewards)
-
     used_bytes = _used_bytes(store, limits)
 
     def make_service() -> PreflightService:
@@ -267,8 +266,7 @@ def _build(
     asked = cast("Service", service)  # it has every method of PreflightService
     page = build_app(store, runs, asked, bool(os.environ.get("SPACE_ID")), storage)
     page.check_upload = check_disk
-    if options.ingest_token:
-        page.ingest = Desk(store, options.ingest_token, check_disk)
+    page.ingest = Desk(store, options.ingest_token, check_disk) if options.ingest_token else None
     return page, runs, service
 
 

@@ -133,7 +133,7 @@ def test_trajectories_are_judged_in_turns_by_keyboard(acting_server, open_page):
     def check() -> None:
         for dark in (False, True):
             for size in (PHONE, DESK):
-                problems.extend(violations(page, dark, size, None, ("#pairs",)))
+                problems.extend(violations(page, dark, size, ("#pairs",)))
                 assert fits(page), size
 
     mode.get_by_role("radio", name="Rank the group").check(force=True)
