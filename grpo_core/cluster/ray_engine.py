@@ -21,12 +21,14 @@ from grpo_core.environments.registry import named_environments
 from grpo_core.errors import FieldProblem, InvalidConfig, StudioError
 from grpo_core.rubric import plugin_files
 from grpo_core.training.control import Command, Start
+from grpo_core.training.distant import LAST
 
 TAKE_SECONDS = 1.0
 PATIENCE_SECONDS = 30 * 24 * 3600  # of workers that wait for a paused worker 0
 STORE_BYTES = 256 << 20  # of Ray's own memory for events, when it is started here
 RETRY_SECONDS = 1.0
 LEAVE_SECONDS = 0.2  # for this process to leave Ray, before Ray is killed
+TRAINER_SECONDS = 3.0  # for Ray Train to see that the workers have ended
 # Read by Ray. A worker's death is then noticed soon; no usage report, no metrics, no change of
 # the current folder, no copies of what workers print.
 SETTINGS = {
@@ -65,6 +67,8 @@ class RayEngine:
         self._lost: list[Letter] = []
         self._problem: StudioError | None = None
         self._there, self._over = threading.Event(), threading.Event()
+        # Ray ends the process if a thread of it uses Ray after it has left.
+        self._telling, self._left = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="ray", daemon=True)
         self._thread.start()
 
@@ -95,8 +99,10 @@ class RayEngine:
         self._mailbox.start.remote(life, start)
 
     def tell(self, command: Command, life: int | None = None, question: int | None = None) -> None:
-        if self._mailbox is not None:  # else the driver says it again when there are workers
-            self._mailbox.tell.remote(command, life, question)
+        with self._telling:
+            # Without a mailbox the driver says it again when there are workers.
+            if self._mailbox is not None and not self._over.is_set():
+                self._mailbox.tell.remote(command, life, question)
 
     def missing(self) -> str:
         if not self._there.is_set():
@@ -110,10 +116,16 @@ class RayEngine:
         )
 
     def stop(self) -> None:
-        self._over.set()
+        with self._telling:
+            self._over.set()
+        LAST.append(self._leave)
+
+    def _leave(self) -> None:
+        """Leave Ray, and end it if it was started here."""
         if self._there.is_set():
             import ray
 
+            self._left.wait(TRAINER_SECONDS)
             processes = _processes_of(self._folder)
             # Ray waits for its processes one after another, which takes seconds. This process must
             # have left before: it ends when its raylet does.
@@ -141,6 +153,7 @@ class RayEngine:
         self._there.set()
         if self._problem is None:
             self._train()
+        self._left.set()
         self._over.wait()
         time.sleep(60)  # until the process ends: the system ends Ray's processes with this thread
 

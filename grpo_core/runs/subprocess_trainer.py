@@ -32,6 +32,7 @@ from grpo_core.runs.stop_in_time import GRACE_SECONDS, LATE, Patience, killed_if
 from grpo_core.training.control import Emit, RunControl, Start, Train
 from grpo_core.training.distant import (
     KEPT,
+    LAST,
     DistantTimer,
     Ended,
     Logged,
@@ -233,8 +234,11 @@ def _train_here(run: _Run, events: Connection, commands: Connection) -> None:
 
     end = ended(work)
     kill_all()
+    outbox.is_over = True
     outbox.unsent.put(end)
     sender.join()
+    for leave in LAST:
+        leave()
 
 
 def _or_end(work: Callable[..., None], *arguments: Any) -> None:
@@ -267,6 +271,8 @@ def _obey(commands: Connection, control: RunControl, outbox: Outbox) -> None:
         try:
             name, values, *question = commands.recv()
         except (EOFError, OSError):
+            if outbox.is_over:  # the parent process knows how the run ended
+                return
             _end()  # the parent process has died; the run can resume from its last checkpoint
         refusal = obey((name, values), control, outbox)
         if question:

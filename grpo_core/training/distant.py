@@ -43,12 +43,17 @@ Message = Event | Ended | Logged
 # ---- where the trainer is ----------------------------------------------------------------------
 
 
+# What a trainer's process does once it has said how the run ended: it may end the process.
+LAST: list[Callable[[], None]] = []
+
+
 class Outbox:
     """What the trainer says, until another thread sends it."""
 
     def __init__(self) -> None:
         self.unsent: queue.Queue[Message] = queue.Queue(MAX_UNSENT)
         self.recorded = threading.Semaphore(0)  # released for each checkpoint on record
+        self.is_over = False  # the last message is among the unsent, or sent
 
     def emit(self, event: Event) -> None:
         """Say an event; wait while too many are unsent, and until a checkpoint is on record."""

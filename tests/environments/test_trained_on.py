@@ -30,7 +30,7 @@ SIZE = 3  # of a group, as naive_logprobs has it
 @pytest.fixture(scope="module", autouse=True)
 def game(tmp_path_factory):
     file = tmp_path_factory.mktemp("environments") / "game.py"
-    file.write_text(GAME)
+    file.write_text(GAME.replace("GuessGame", "PaidGame"))  # other files' game has that name
     add_environments([str(file)])
 
 
@@ -40,7 +40,7 @@ def config_of(tmp_path, **more):
     path.write_text("prompt,answer\n" + "".join(f"{ASKED}{c},12\n" for c in "abcdefghijklmnop"))
     settings = {
         "task.path": str(path),
-        "task.environment": "GuessGame",
+        "task.environment": "PaidGame",
         "task.heldout_size": 0,
         "rubric.criteria": [{"name": "environment", "check": "environment", "weight": 1.0}],
         "train.prompts_per_step": 3,

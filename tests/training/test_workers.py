@@ -27,11 +27,11 @@ from grpo_core.types import (
 
 STEPS = 10
 BASE = {
-    "task.heldout_size": 7,
+    "task.heldout_size": 3,
     "train.steps": STEPS,
-    "train.prompts_per_step": 5,
+    "train.prompts_per_step": 3,  # shared unevenly
     "train.group_size": 4,
-    "train.max_new_tokens": 20,
+    "train.max_new_tokens": 12,
     "train.eval_every": 5,
     "train.checkpoint_every": 5,
     "test.float64": True,
