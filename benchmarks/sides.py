@@ -126,7 +126,7 @@ def _ours(work: Workload, folder: str, recorded: bool) -> Measured:
         # Random weights may end a text at any token. No text may end early.
         return replace(load(*args, **options), end_ids=frozenset({-1}))
 
-    def keep_threads(num_parameters: int) -> None:
+    def keep_threads(num_parameters: int, num_processes: int) -> None:
         """Both sides use the threads of the command line."""
 
     endless = work.shape and not work.ragged
