@@ -68,8 +68,7 @@ def _others(runs: Sequence[RunRow]) -> str:
     rows = "".join(f"<li>“{esc(run.name)}” {_open(run, run.name)}</li>" for run in runs[:MAX_RUNS])
     more = len(runs) - MAX_RUNS
     rows += f"<li>and {more:,} more, in the table below</li>" if more > 0 else ""
-    said = f"{count(len(runs), 'further run')} of the project:"
-    return f'<div class="followed"><p class="help">{said}</p><ul>{rows}</ul></div>'
+    return _listed("followed", f"{count(len(runs), 'further run')} of the project:", rows)
 
 
 def _open(run: RunRow, name: str = "") -> str:
@@ -88,7 +87,7 @@ def followed(places: Sequence[str]) -> str:
         "</button></li>"
         for place in places
     )
-    return f'<div class="followed"><p class="help">Followed now:</p><ul>{rows}</ul></div>'
+    return _listed("followed", "Followed now:", rows)
 
 
 def _counts(found: Found) -> str:
@@ -107,7 +106,12 @@ def _left_out(lines: Sequence[str]) -> str:
     listed = "".join(f"<li>{esc(line)}</li>" for line in lines[:MAX_LINES])
     more = len(lines) - MAX_LINES
     listed += f"<li>and {more:,} more</li>" if more > 0 else ""
-    return f'<div class="left-out"><p class="help">Left out:</p><ul>{listed}</ul></div>'
+    return _listed("left-out", "Left out:", listed)
+
+
+def _listed(kind: str, said: str, rows: str) -> str:
+    """A list with a line above it. rows: its <li> elements."""
+    return f'<div class="{kind}"><p class="help">{said}</p><ul>{rows}</ul></div>'
 
 
 def _group(group: GroupRow | None) -> str:
