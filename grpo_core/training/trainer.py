@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 
 from grpo_core.config import RunConfig, default_learning_rate, with_changes
 from grpo_core.environments.worlds import Worlds
@@ -29,7 +30,7 @@ from grpo_core.models.device import (
 from grpo_core.models.download import fetch
 from grpo_core.models.precision import why_precision
 from grpo_core.rollout import SamplingParams
-from grpo_core.rubric import RunningStd, build_rubric
+from grpo_core.rubric import Notes, Rubric, RunningStd, build_rubric
 from grpo_core.tasks import Task, heldout_prompts, load_task, remarks, second_task
 from grpo_core.training.checkpoint_manager import CheckpointManager
 from grpo_core.training.control import RunControl
@@ -65,6 +66,7 @@ from grpo_core.types import (
     Phase,
     PhaseStarted,
     Prompt,
+    Rollout,
     StepCompleted,
     StepMetrics,
     StepTokens,
@@ -105,7 +107,8 @@ def _train(
     beside = workers.gather(platform.node).count(platform.node())  # workers on this machine
     share_cores(policy.num_parameters, beside)
     rate = learning_rate(config, policy)
-    learner = workers.together(partial(make_learner, session, rate))
+    reference = workers.together(partial(reference_of, session))
+    learner = make_learner(session, reference, rate)  # workers meet in it, to share the weights
     resolved = {} if t.learning_rate else {"train.learning_rate": rate}
     points.emit(ModelLoaded(run_environment(session, learner), resolved))
 
@@ -205,9 +208,7 @@ def take_step(
         step_seconds=now - started,
         peak_memory_mib=largest(workers.gather(partial(peak_memory_mib, session.policy.device))),
     )
-    extra = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
-    for name, notes in sampled.notes.items():
-        extra |= {f"used/{name}/{what}": amount for what, amount in notes.used.items()}
+    extra = criterion_metrics(rubric, rollouts, sampled.notes)
     if config.rubric.scale:
         extra["reward_scale"] = comparison.reward_scale.std
     points.emit(StepCompleted(step, metrics, extra, tokens))
@@ -246,10 +247,14 @@ def load(config: RunConfig, control: RunControl, workers: Workers) -> tuple[Sess
     ), with_prompts
 
 
-def make_learner(session: Session, rate: float) -> Learner:
-    """The learner of a run's policy, with its reference where the KL is measured."""
+def reference_of(session: Session) -> nn.Module | None:
+    """A frozen copy of a run's policy, where the KL to it is measured."""
+    return session.policy.frozen_copy() if session.config.algorithm.measure_kl else None
+
+
+def make_learner(session: Session, reference: nn.Module | None, rate: float) -> Learner:
+    """The learner of a run's policy."""
     config, policy = session.config, session.policy
-    reference = policy.frozen_copy() if config.algorithm.measure_kl else None
     settings = LearnerSettings(config.algorithm, config.train, rate, config.rollout)
     recompute = recomputes_layers(config, policy)
     return Learner(policy.model, reference, settings, recompute, session.workers)
@@ -307,6 +312,19 @@ def report_unscored(session: Session, step: int, sampled: RolloutBatch) -> None:
             reasons = "; ".join(f"{n} × {reason}" for reason, n in notes.most_common(3))
             text = f"{criterion} could not score: {reasons}"
             session.points.emit(Noticed(step, f"grader/{criterion}", "warning", text))
+
+
+def criterion_metrics(
+    rubric: Rubric, rollouts: Sequence[Rollout], notes: Mapping[str, Notes]
+) -> dict[str, float | None]:
+    """The mean score of each criterion, and what its grader used of each of its means."""
+    means = {f"score/{name}": mean(r.scores[name] for r in rollouts) for name in rubric.weights}
+    used = {
+        f"used/{name}/{what}": amount
+        for name, note in notes.items()
+        for what, amount in note.used.items()
+    }
+    return means | used
 
 
 def step_tokens(
