@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from set_up import choose, fill, open_section
 from test_main_job import start, wait_until
+from views import wait_for_answers
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -57,6 +58,7 @@ def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_
     page.get_by_role("tab", name="Playground").click()
     wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
     wait_until(lambda: page.locator("#play-answers section").count() == 1 + 4, 60)
+    wait_for_answers(page)
     assert page.get_by_role("textbox", name="Prompt", exact=True).input_value()
     assert [t.lower() for t in page.locator("#play-answers h3").all_inner_texts()] == [
         "before training",

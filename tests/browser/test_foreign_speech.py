@@ -11,7 +11,7 @@ from live_server import Server
 from test_live_page import PAYLOADS
 from test_main_job import wait_until
 from trained_runs import train_run
-from views import look
+from views import look, wait_for_answers
 
 from grpo_core.store import Store
 from scripts.bundled_model.make import END, PAD
@@ -138,10 +138,12 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
     page.get_by_role("tab", name="Playground").click()
     wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
     wait_until(lambda: page.locator("#play-answers section").count() == 1 + 4, 60)
+    wait_for_answers(page)
     no_payload_became_an_element()
     page.get_by_role("textbox", name="Prompt", exact=True).fill("".join(SAID))
     page.get_by_label("Answers", exact=True).fill("16")
     page.get_by_role("button", name="Answer", exact=True).click()
     wait_until(lambda: page.locator("#play-answers section").count() == 1 + 16, 60)
+    wait_for_answers(page)
     assert len(shown("#play-answers")) >= 40
     no_payload_became_an_element()

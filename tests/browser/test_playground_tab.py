@@ -12,7 +12,7 @@ from live_server import Server
 from playwright.sync_api import expect
 from set_up import field
 from trained_runs import train_run
-from views import pick_run
+from views import pick_run, wait_for_answers
 
 from grpo_core.config import nest, parse
 from grpo_core.store import Store
@@ -78,6 +78,7 @@ def test_a_prompt_is_answered_when_the_tab_is_opened(trained, open_page):
     answers = page.locator("#play-answers")
     # The first answer waits until the server has imported torch and loaded the model.
     expect(answers.locator("article")).to_have_count(2 * (1 + 4), timeout=30_000)
+    wait_for_answers(page)
     expect(answers).to_contain_text("Answers of second to")
     prompt = page.get_by_role("textbox", name="Prompt", exact=True).input_value()
     assert page.get_by_label("Right answer").input_value()
@@ -105,6 +106,7 @@ def test_another_prompt_is_answered_at_once(trained, open_page):
     page = open_page(trained, "?tab=playground")
     quoted = page.locator("#play-answers q")
     first = quoted.inner_text()
+    wait_for_answers(page)
     page.get_by_role("button", name="Another prompt").click()
     expect(quoted).not_to_have_text(first)
     assert page.get_by_role("textbox", name="Prompt", exact=True).input_value() in (
@@ -190,6 +192,7 @@ def test_a_kept_answer_is_a_prompt_file_row_that_survives_a_reload(trained, open
     page = open_page(trained, "?tab=playground")
     card = page.locator("#play-answers article").first
     expect(card).to_contain_text("accuracy", timeout=30_000)
+    wait_for_answers(page)
     text = card.locator("pre").inner_text()
     asked = page.get_by_role("textbox", name="Prompt", exact=True).input_value()
     right = page.get_by_label("Right answer").input_value()

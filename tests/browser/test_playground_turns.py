@@ -10,7 +10,7 @@ from live_server import Server
 from playwright.sync_api import expect
 from set_up import choose, open_section
 from trained_runs import train_run
-from views import FITS, pick_run
+from views import FITS, pick_run, wait_for_answers
 from watch import watched
 
 from grpo_core.store import Store
@@ -48,6 +48,7 @@ def page(trained, browser):
         page.goto(f"{trained.url}?tab=playground")
         answers = page.locator("#play-answers article")
         expect(answers).to_have_count(2 * (1 + 4), timeout=40_000)
+        wait_for_answers(page)
         yield page
 
 
@@ -76,7 +77,7 @@ def test_next_turn_goes_turn_by_turn_to_the_same_end(page):
         actions = answers.locator(".turns li.action").count()
         button.click()
         expect(answers.locator(".turns li.action")).not_to_have_count(actions, timeout=20_000)
-        expect(page.locator("html")).to_have_attribute("data-playing", "")
+        wait_for_answers(page)
         if not answers.locator("[data-waits]").count():
             break
     expect(answers.locator("[data-waits]")).to_have_count(0)

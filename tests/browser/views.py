@@ -75,6 +75,15 @@ def learn_part(page: Page, title: str) -> None:
     ).filter(visible=True).first.wait_for()
 
 
+def wait_for_answers(page: Page) -> None:
+    """Wait until the Playground's answers to the question asked last are whole.
+
+    Before that they are shown while they are written.
+    """
+    whole = "html[data-playing='']:not(:has(#play-answers [data-revision]))"
+    page.locator(whole).wait_for(timeout=60_000)
+
+
 def _ask_for_tools(page: Page) -> None:
     for name in ("Run control", "Chart tools"):
         page.get_by_role("button", name=name, exact=True).click()
