@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[Callable[[Scale], dict[str, Any]], float]] = {
     "bounds": (gpu_parts.bounds, 40),
     "correctness": (gpu_parts.correctness, 60),
     "decoding": (gpu_parts.decoding, 60),
+    "waiting": (gpu_parts.waiting, 60),
     "turns": (gpu_parts.turns, 60),
     "update": (gpu_parts.update, 60),
     "lora": (gpu_parts.lora, 60),

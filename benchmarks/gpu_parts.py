@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -34,6 +35,8 @@ from grpo_core.models import Policy, load_policy
 from grpo_core.models.device import cache_bytes
 from grpo_core.models.lm_head import LogprobsFromStates
 from grpo_core.rollout import SamplingParams, TurnSampler, sample_groups
+from grpo_core.rollout import sample as rollout_sample
+from grpo_core.rollout.fixed_caches import FixedCaches
 from grpo_core.store import Store
 from grpo_core.training.control import RunControl
 from grpo_core.training.memory_estimate import ModelSize
@@ -252,6 +255,32 @@ def _synchronisations(policy: Policy, prompts: list[list[int]], work: Workload) 
         _sample(policy, prompts, params)
     count = sum(e.count for e in profiled.key_averages() if e.key in waits)
     return {"host_waits_per_token": count / params.max_new_tokens}
+
+
+def waiting(scale: Scale) -> dict[str, Any]:
+    """Tokens a second where memory has room for a quarter of the prompts and texts end early.
+
+    Waiting prompts begin in the place of ended rows, or (waves) when all others have ended.
+    """
+    work = scale.work
+    params = SamplingParams(work.group_size, work.new_tokens, 1.0)
+    # Of random weights, so that a text has a third of the tokens on average.
+    ends = frozenset(range(max(1, 3 * work.shape["vocab_size"] // work.new_tokens)))
+    batches = [([*range(work.prompts)], max(1, work.prompts // 4))]
+    result = {}
+    with (
+        _policy(work, scale) as policy,
+        patch.object(rollout_sample, "decode_batches", lambda *_: batches),
+    ):
+        policy, prompts = replace(policy, end_ids=ends), _prompts(work)
+        for name, joins in (("joined", True), ("waves", False)):
+            with patch.object(FixedCaches, "can_join", joins):
+                _sample(policy, prompts, params)
+                started = now()
+                rollouts = _sample(policy, prompts, params)
+                num_tokens = sum(len(r.completion_ids) for r in rollouts)
+                result[f"{name}_tokens_per_second"] = num_tokens / (now() - started)
+    return result
 
 
 def turns(scale: Scale) -> dict[str, Any]:

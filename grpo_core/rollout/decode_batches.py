@@ -14,9 +14,9 @@ SHARE = 0.4
 
 def decode_batches(
     policy: Policy, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
-) -> Iterator[list[int]]:
-    """Indices of the prompts of each decode batch; at least one prompt a batch."""
-    pads = _can_pad(policy)
+) -> Iterator[tuple[list[int], int]]:
+    """Indices of the prompts of each decode batch, and how many of them memory has room for."""
+    pads = can_pad(policy)
     by_length: dict[int, list[int]] = {}
     for p, prompt in enumerate(prompts):
         by_length.setdefault(0 if pads else len(prompt), []).append(p)
@@ -26,10 +26,10 @@ def decode_batches(
         row_bytes = _row_bytes(policy, longest + max_new_tokens)
         prompt_bytes = group_size * row_bytes + _reading_bytes(policy, longest)
         size = max(1, int(budget // prompt_bytes))
-        yield from (members[start : start + size] for start in range(0, len(members), size))
+        yield members, min(size, len(members))
 
 
-def _can_pad(policy: Policy) -> bool:
+def can_pad(policy: Policy) -> bool:
     """Whether padding before a prompt does no harm.
 
     With a sliding window a padded row can attend to nothing, which gives nan in some attention

@@ -21,6 +21,7 @@ from grpo_core.rollout.own_forward import FixedOwnForward, OwnForward
 class Decoder(Protocol):
     moves_at: float  # compact the caches once at most this share of the rows is left
     is_fixed: bool  # after `read`: whether it is a FixedDecoder
+    can_join: bool  # after `read`: whether it is a FixedDecoder that further rows can join
 
     def read(
         self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
@@ -44,6 +45,13 @@ class FixedDecoder(Decoder, Protocol):
 
     def changing(self) -> list[Tensor]:
         """What a step changes in place, but for the caches. If reset, the step can be repeated."""
+        ...
+
+    def join(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
+        """`read` further prompts, whose rows follow the b rows. Out of memory changes nothing.
+
+        From then on a row that is full may be decoded further, until it leaves.
+        """
         ...
 
 

@@ -13,8 +13,8 @@ BLOCK = 256  # tokens of the vocabulary that are summed together
 class Rows:
     """What the B rows of a decode batch have written, b of which are still decoded.
 
-    All of it is kept in tensors that `draw` changes in place, the column of the next token too. So
-    `draw` can be recorded as a part of a CUDA graph. uniforms (B, T): the random numbers of all
+    All of it is kept in tensors that `draw` changes in place, the columns of the next tokens too.
+    So `draw` can be recorded as a part of a CUDA graph. uniforms (B, T): the random numbers of all
     tokens, in [0, 1).
     """
 
@@ -27,18 +27,20 @@ class Rows:
         keep_logprobs: bool,
     ) -> None:
         (num_rows, length), device = uniforms.shape, uniforms.device
-        self._uniforms, self._temperature = uniforms, temperature
+        # One column more, for what a full row draws until somebody looks.
+        self._uniforms = torch.nn.functional.pad(uniforms, (0, 1))  # (B, T + 1)
+        self._temperature = temperature
         self._keeps_logprobs = keep_logprobs
         self._end_ids = torch.tensor(end_ids, dtype=torch.long, device=device)
-        self.tokens = torch.full((num_rows, length), pad_id, device=device)  # (B, T)
-        self.logprobs = torch.zeros((num_rows, length if keep_logprobs else 0), device=device)
+        self.tokens = torch.full((num_rows, length + 1), pad_id, device=device)  # (B, T + 1)
+        self.logprobs = torch.zeros((num_rows, length + 1 if keep_logprobs else 0), device=device)
         self.lengths = torch.full((num_rows,), length, device=device)
         self.ended = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)  # all logits so far
         self.alive = torch.arange(num_rows, device=device)  # (b,) which rows are still decoded
         self.last = torch.full((num_rows,), pad_id, device=device)  # (b,) their last tokens
         self.top = torch.zeros(0, device=device)  # (b,) their largest logits, of the last draw
-        self._column = torch.zeros(1, dtype=torch.long, device=device)  # of the next token
+        self._column = torch.zeros_like(self.last)  # (b,) of their next tokens
 
     def draw(self, logits: Tensor) -> None:
         """Draw and note the next token of every row that is still decoded. logits (b, V)."""
@@ -56,10 +58,21 @@ class Rows:
         column += 1
         self.lengths[alive] = torch.where(newly_ended, column, self.lengths[alive])
         self.ended[alive] = before | newly_ended
+        column.clamp_(max=self.tokens.shape[1] - 1)
+
+    def begin(self, rows: Sequence[int], logits: Tensor) -> None:
+        """Draw the first token of further rows, and decode them after the present ones."""
+        before = self.alive, self.last, self._column
+        self.alive = torch.tensor(rows, device=self.alive.device)
+        self.last, self._column = torch.zeros_like(self.alive), torch.zeros_like(self.alive)
+        self.draw(logits)
+        after = self.alive, self.last, self._column
+        self.alive, self.last, self._column = map(torch.cat, zip(before, after, strict=True))
 
     def keep(self, rows: Tensor) -> None:
         """Decode only these of the b rows from now on."""
         self.alive, self.last = self.alive[rows], self.last[rows]
+        self._column = self._column[rows]
 
     def changing(self) -> list[Tensor]:
         """All that `draw` changes in place: everything but `top`."""

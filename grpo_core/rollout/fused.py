@@ -53,7 +53,10 @@ class GrowingCaches:
 
     moves_at = 0.75
     is_fixed = False
+    # On a CPU it is slower, as measured: who begins late reads as many columns as the longest row.
+    can_join = False
     keeps_ended = False  # rows that leave keep their caches, for `go_on`
+    _shares: bool | None = None  # None: the length of the prompts decides
     _place: Tensor  # (b,) position of the next token
 
     def __init__(self, policy: Policy, family: FusedDecoder):
@@ -66,6 +69,25 @@ class GrowingCaches:
     def read(
         self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
     ) -> Tensor:
+        states = self._read(prompts, group_size, max_new_tokens)
+        num_rows = len(self._alive)
+        self._layers = [fuse_layer(layer, num_rows) for layer in self._family.body.layers]
+        # A full row is decoded until the others are: its places go on, though nobody reads them.
+        self._set_angles(states, self._width + max_new_tokens * (2 if self.keeps_ended else 1))
+        if type(self._head) is torch.nn.Linear:
+            self._to_logits = prepared_linear(self._head.weight, self._head.bias, num_rows)
+        return self._to_logits(states).repeat_interleave(group_size, 0)
+
+    def _set_angles(self, states: Tensor, num_places: int) -> None:
+        where = torch.arange(num_places, device=states.device)[None]
+        self._angles = torch.stack(self._family.body.rotary_emb(states[:, None], where))[
+            :, 0, :, : self._family.head_dim // 2
+        ]  # (2, places, d/2)
+
+    def _read(
+        self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
+    ) -> Tensor:
+        """Fill the caches. Returns the states of the prompts' last tokens, (P, H)."""
         ids, mask = padded(self._policy, prompts)
         num_prompts, width = ids.shape
         num_rows, dtype, device = len(prompts) * group_size, self._head.weight.dtype, ids.device
@@ -74,7 +96,7 @@ class GrowingCaches:
         # Padding attends to itself: a row of nothing but -inf is nan.
         sees |= torch.eye(width, dtype=torch.bool, device=device)
         attend = masked_attention(additive(sees, dtype)[:, None])
-        shares = width > SHORT and group_size > 1
+        shares = width > SHORT and group_size > 1 if self._shares is None else self._shares
         self._written = 0 if shares else width  # of each row's own cache
         # Of each layer: shared keys (P·K, d, L) and values (P·K, L, d) of the prompts.
         self._prompt: list[tuple[Tensor, Tensor]] = []
@@ -102,8 +124,9 @@ class GrowingCaches:
             self._own.append((own[0], own[1]))
             return attend(layer, q, k, v)
 
-        last = self._family.states(ids, positions(mask), keeping)[:, -1]  # (P, H)
+        last = self._family.states(ids, positions(mask), keeping)[:, -1]
         self._num_prompts, self._group_size, self._shares = num_prompts, group_size, shares
+        self._width = width  # L
         self._prompt_lengths = mask.sum(1).repeat_interleave(group_size)  # (B,)
         # The first columns of a row's own cache that it does not use.
         self._first = [0] * num_rows
@@ -118,16 +141,7 @@ class GrowingCaches:
                 self._first = (width - self._prompt_lengths).tolist()
         self._alive = torch.arange(num_rows, device=ids.device)
         self._place = self._prompt_lengths.clone()
-        self._layers = [fuse_layer(layer, num_rows) for layer in self._family.body.layers]
-        # A full row is decoded until the others are: its places go on, though nobody reads them.
-        places = width + max_new_tokens * (2 if self.keeps_ended else 1)
-        where = torch.arange(places, device=ids.device)[None]
-        self._angles = torch.stack(self._family.body.rotary_emb(last[:, None], where))[
-            :, 0, :, : self._family.head_dim // 2
-        ]  # (2, places, d/2)
-        if type(self._head) is torch.nn.Linear:
-            self._to_logits = prepared_linear(self._head.weight, self._head.bias, num_rows)
-        return self._to_logits(last).repeat_interleave(group_size, 0)
+        return last
 
     def go_on(
         self,
@@ -273,9 +287,7 @@ class GrowingCaches:
         )  # (b·K, R, t)
         if (hidden := self._own_hidden) is not None:
             scores.view(len(q), -1, scores.shape[-1])[..., : hidden.shape[1]] += hidden[:, None]
-        return torch.bmm(self._of_written(scores).softmax(-1), values.flatten(0, 1)).view(
-            len(q), -1
-        )
+        return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(len(q), -1)
 
     def _with_prompt(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (b, heads, d) -> (b, heads·d): one softmax over prompt and own tokens."""
@@ -286,7 +298,7 @@ class GrowingCaches:
         to_prompt = self._rows(torch.bmm(self._grid(q), prompt_keys), kv_heads)
         if self._prompt_hidden is not None:
             to_prompt = to_prompt + self._prompt_hidden[:, None, None]
-        to_own = self._of_written(q @ keys.transpose(2, 3))
+        to_own = q @ keys.transpose(2, 3)
         if (hidden := self._own_hidden) is not None:
             to_own[..., : hidden.shape[1]] += hidden[:, None, None]
         weights = torch.cat([to_prompt, to_own], -1).softmax(-1)
@@ -296,10 +308,6 @@ class GrowingCaches:
             .add_(on_own @ values)
             .reshape(len(q), -1)
         )
-
-    def _of_written(self, scores: Tensor) -> Tensor:
-        """(…, t) scores of a row's own places."""
-        return scores
 
     def _grid(self, rows: Tensor) -> Tensor:
         """(b, K, R, n) -> (P·K, G·R, n): the rows of a prompt side by side, ended rows empty."""
@@ -328,3 +336,16 @@ def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(
         ~sees, torch.finfo(dtype).min
     )
+
+
+def below(rows: Tensor, more: Tensor, dim: int, fill: float = 0.0, *, left: bool = False) -> Tensor:
+    """Two tensors below each other; the shorter is filled up along `dim`, on the right or left."""
+    width = max(rows.shape[dim], more.shape[dim])
+    outside = [0, 0] * (rows.ndim - 1 - dim)
+
+    def filled(t: Tensor) -> Tensor:
+        missing = width - t.shape[dim]
+        inside = [missing, 0] if left else [0, missing]
+        return torch.nn.functional.pad(t, [*outside, *inside], value=fill) if missing else t
+
+    return torch.cat([filled(rows), filled(more)])

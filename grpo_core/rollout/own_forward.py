@@ -24,7 +24,8 @@ from grpo_core.models.attention_spans import (
 from grpo_core.models.decoder import REFUSALS, forward, positions
 from grpo_core.models.device import is_out_of_memory
 from grpo_core.models.once import say_once
-from grpo_core.rollout.fused import additive, padded
+from grpo_core.rollout.decode_batches import can_pad
+from grpo_core.rollout.fused import additive, below, padded
 
 # Two ways to compute the same logits differ by rounding, in half precision by a hundredth of their
 # size. Wrong masks or positions change them by about the size itself.
@@ -36,6 +37,8 @@ class OwnForward:
 
     moves_at = 0.75  # moving the cache costs about one token's work
     is_fixed = False
+    can_join = False  # as in GrowingCaches
+    _cache: Any
 
     def __init__(self, policy: Policy):
         self._policy = policy
@@ -124,11 +127,12 @@ class FixedOwnForward(OwnForward):
         self, prompts: Sequence[Sequence[int]], group_size: int, max_new_tokens: int
     ) -> Tensor:
         logits = self._read(prompts)
-        self._width = self._ids.shape[1] + max_new_tokens
+        self._group_size, self._width = group_size, self._ids.shape[1] + max_new_tokens
         rows = _siblings(len(logits), group_size, logits.device)
         self.is_fixed = self._computes_the_same()
         if self.is_fixed:
             self.moves_at = 0.5  # recording anew costs several tokens' work
+            self.can_join = can_pad(self._policy)
             self._fix(rows)
         else:
             say_once(
@@ -145,6 +149,35 @@ class FixedOwnForward(OwnForward):
         super().keep(rows)
         if self.is_fixed:
             self._readable, self._key_places = self._readable[rows], self._key_places[rows]
+            self._set_at(self._at[rows])
+
+    def join(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
+        new, size = FixedOwnForward(self._policy, self._why_own), self._group_size
+        logits = new._read(prompts).repeat_interleave(size, 0)
+        new._width = new._ids.shape[1] + max_new_tokens
+        new._fix(_siblings(len(prompts), size, logits.device))
+        caches = [
+            (below(mine.keys, more.keys, 2), below(mine.values, more.values, 2))
+            for mine, more in zip(self._cache.layers, new._cache.layers, strict=True)
+        ]
+        # Nothing below takes much memory.
+        for layer, (keys, values) in zip(self._cache.layers, caches, strict=True):
+            layer.keys, layer.values = keys, values
+        self._ids = below(self._ids, new._ids, 1, left=True)
+        self._mask = below(self._mask, new._mask, 1, left=True)
+        self._place = torch.cat([self._place, new._place])
+        self._set_at(torch.cat([self._at, new._at]))
+        self._width = max(self._width, new._width)
+        self._columns = torch.arange(self._width, device=logits.device)
+        first = torch.cat([self._key_places[:, :1], new._key_places[:, :1]])
+        self._key_places = first + self._columns
+        self._readable = self._key_places >= 0
+        return logits
+
+    def _set_at(self, at: Tensor) -> None:
+        self._at = at
+        for layer in self._cache.layers:
+            layer.at = at
 
     def changing(self) -> list[Tensor]:
         """The counters that a step advances, as in FixedCaches."""
@@ -181,11 +214,12 @@ class FixedOwnForward(OwnForward):
     def _fix(self, rows: Tensor) -> None:
         """Give these rows, each an index of a prompt, a cache of fixed shape."""
         read, device = self._ids.shape[1], rows.device
-        # Where the next token is written, on the device: a recorded step repeats the Python numbers
-        # that it read while it was recorded.
-        self._at = torch.tensor([read], device=device)
-        layers = [_FixedLayer(layer, rows, self._at, self._width) for layer in self._cache.layers]
+        # Where a row's next token is written, on the device: a recorded step repeats the Python
+        # numbers that it read while it was recorded.
+        at = torch.full_like(rows, read)
+        layers = [_FixedLayer(layer, rows, read, self._width) for layer in self._cache.layers]
         self._cache = Cache(layers=[*layers])
+        self._set_at(at)
         self._ids, self._mask, self._place = self._ids[rows], self._mask[rows], self._place[rows]
         self._columns = torch.arange(self._width, device=device)
         self._key_places = self._columns - (read - self._place)  # (b, W), < 0 on padding
@@ -193,7 +227,7 @@ class FixedOwnForward(OwnForward):
 
     def _fixed_step(self, tokens: Tensor) -> Tensor:
         model = self._policy.model
-        sees = self._readable & (self._columns <= self._at)
+        sees = self._readable & (self._columns <= self._at[:, None])
         mask = additive(sees, model.dtype)[:, None, None]  # (b, 1, 1, W)
         places = Places(self._place, self._key_places, self._width)
         out = forward(
@@ -208,34 +242,37 @@ class FixedOwnForward(OwnForward):
         logits = out.logits[:, -1]
         self.states = logits.clone()  # drawing changes the logits in place
         self._place.add_(1).clamp_(max=self._last_place)
-        self._at += 1
+        self._at.add_(1).clamp_(max=self._width - 1)
         return logits
 
 
 class _FixedLayer(DynamicLayer):
-    """Keys and values of one layer with all W places. at: where the next token is written."""
+    """Keys and values of one layer with all W places, of which `read` are written."""
 
-    def __init__(self, layer: Any, rows: Tensor, at: Tensor, width: int):
+    at: Tensor  # (b,) where each row's next token is written
+
+    def __init__(self, layer: Any, rows: Tensor, read: int, width: int):
         super().__init__()
-        self.keys, self.values = (_widened(t, rows, at, width) for t in (layer.keys, layer.values))
+        self.keys, self.values = (
+            _widened(t, rows, read, width) for t in (layer.keys, layer.values)
+        )
         self.is_initialized = True
-        self._at = at
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         assert self.keys is not None
         assert self.values is not None
-        self.keys.index_copy_(2, self._at, key_states)
-        self.values.index_copy_(2, self._at, value_states)
+        places = self.at[:, None, None, None].expand_as(key_states)
+        self.keys.scatter_(2, places, key_states)
+        self.values.scatter_(2, places, value_states)
         return self.keys, self.values
 
 
-def _widened(cache: Tensor, rows: Tensor, at: Tensor, width: int) -> Tensor:
-    """(P, K, n, d) -> (b, K, W, d). The n tokens, the last ones of a window, end before `at`."""
+def _widened(cache: Tensor, rows: Tensor, stop: int, width: int) -> Tensor:
+    """(P, K, n, d) -> (b, K, W, d). The n tokens, the last ones of a window, end before `stop`."""
     _, kv_heads, num_tokens, head_dim = cache.shape
     out = cache.new_zeros(len(rows), kv_heads, width, head_dim)
-    stop = int(at)
     out[:, :, stop - num_tokens : stop] = cache[rows]
     return out
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from grpo_core.models.merged_adapters import adapters_merged
 from grpo_core.models.token_ids import FITTING, beyond_table, num_embeddings
 from grpo_core.models.weights import first_not_finite
 from grpo_core.rollout.decode_batches import decode_batches
-from grpo_core.rollout.decoders import Decoder, decoder
+from grpo_core.rollout.decoders import Decoder, FixedDecoder, decoder
 from grpo_core.rollout.draw import Rows
 from grpo_core.rollout.steps import records, step_taker
 from grpo_core.rollout.stop_text import StopText
@@ -129,33 +130,37 @@ def sample_with(
     """`sample_groups` with given random numbers (P, G, T), in decode batches.
 
     limits: tokens of each prompt's completions at most; None: max_new_tokens. A batch that runs out
-    of memory is split in two.
+    of memory goes on with half as many prompts at once.
     """
     check_ids(policy, prompts)
     size = params.group_size
     groups: dict[int, list[Rollout]] = {}
     waiting = [*decode_batches(policy, prompts, size, params.max_new_tokens)]
     while waiting:
-        members = waiting.pop(0)
+        members, at_once = waiting.pop(0)
         most = limits and [limits[p] for p in members]
         batch = DecodeBatch(policy, [prompts[p] for p in members], params, uniforms[members], most)
         done = _for_members(hooks.on_group_done, members)
         look = _looks_at_members(hooks.on_look, members, size)
         try:
-            batch.decode(replace(hooks, on_group_done=done, on_look=look))
+            batch.decode(replace(hooks, on_group_done=done, on_look=look), at_once=at_once)
         except (RuntimeError, MemoryError) as error:
             # Groups that were reported stay as they are; rows draw the same tokens again.
             groups |= {members[i]: siblings for i, siblings in batch.reported.items()}
             left = [p for p in members if p not in groups]
-            if not is_out_of_memory(error) or len(left) < 2:
+            at_once = min(at_once, len(left))
+            if not is_out_of_memory(error) or at_once < 2:
                 raise
-            waiting = [left[: len(left) // 2], left[len(left) // 2 :], *waiting]
+            at_once = (at_once + 1) // 2
+            waiting.insert(0, (left, at_once))
         else:
-            groups |= zip(members, batch.groups(), strict=True)
+            groups |= {members[i]: siblings for i, siblings in batch.groups().items()}
+            if left := [p for p in members if p not in groups]:
+                waiting.insert(0, (left, min(at_once, len(left))))
             continue
         # Outside the handler: the traceback would keep the failed batch's tensors alive.
         del batch
-        log.warning("Out of memory: sampling %d prompts at once.", len(waiting[0]))
+        log.warning("Out of memory: sampling %d prompts at once.", at_once)
         release_memory()
     return [rollout for p in range(len(prompts)) for rollout in groups[p]]
 
@@ -200,7 +205,11 @@ def _looks_at_members(look: OnLook | None, members: list[int], size: int) -> OnL
 
 
 class DecodeBatch:
-    """The B rows of prompts that are decoded together. uniforms (P, G, T), one for each token."""
+    """The B rows of prompts that are decoded together. uniforms (P, G, T), one for each token.
+
+    Where memory has no room for all, waiting prompts begin in the place of rows that have ended.
+    At step t the rows of a prompt that began at step s have drawn t - s tokens.
+    """
 
     def __init__(
         self,
@@ -221,85 +230,133 @@ class DecodeBatch:
         )
         most = limits or [params.max_new_tokens] * len(prompts)
         self._limits = [n for n in most for _ in range(params.group_size)]  # of each row
-        self.reported: dict[int, list[Rollout]] = {}  # groups that `done` was called with
+        self.reported: dict[int, list[Rollout]] = {}  # groups that have ended
+        self._since = dict.fromkeys(range(len(prompts)), 0)  # prompts that have begun, and when
+        self._waiting: list[int] = []
         self._stops = StopText(policy, params.stop, self.rows) if params.stop else None
 
-    def decode(self, hooks: SamplingHooks, source: Decoder | None = None) -> None:
+    def decode(
+        self, hooks: SamplingHooks, source: Decoder | None = None, at_once: int | None = None
+    ) -> None:
         """Sample until every row has ended or is full. source: a decoder to use; None: a new one.
 
-        hooks.on_group_done: called with the index of each group in this batch.
+        at_once: prompts that memory has room for; None: all. Others that did not begin after all
+        are not among `groups`. hooks.on_group_done: called with the index of each group.
         """
         check_interrupt, params = hooks.check_interrupt, self.params
+        first = at_once or len(self.prompts)
+        self._since = dict.fromkeys(range(first), 0)
+        self._waiting = [*range(first, len(self.prompts))]
         if source is None:
             longest = max(map(len, self.prompts)) + params.max_new_tokens
             source = decoder(self.policy, longest, records(self.policy))
         check_interrupt()
-        logits = source.read(self.prompts, params.group_size, params.max_new_tokens)  # (B, V)
+        prompts = self.prompts[:first]
+        logits = source.read(prompts, params.group_size, params.max_new_tokens)  # (b, V)
         check_interrupt()
         self.draw_all(source, logits, hooks)
 
     def draw_all(self, source: Decoder, logits: Tensor, hooks: SamplingHooks) -> None:
-        """`decode` from a decoder that has read the prompts. logits (B, V): what it found."""
-        check_interrupt, done = hooks.check_interrupt, hooks.on_group_done
-        params, rows, model, limits = self.params, self.rows, self.policy.model, self._limits
+        """`decode` from a decoder that has read the first prompts. logits (b, V): what it found."""
+        rows, model, device = self.rows, self.policy.model, self.policy.device
+        alive = [*range(len(logits))]  # the row of each row still decoded
+        rows.keep(torch.arange(len(alive), device=device))
         rows.draw(logits)
         del logits
         take_step = step_taker(model, source, rows)
-        look_every = LOOK_EVERY.get(self.policy.device.type, 8)
-        alive = [*range(len(rows.ended))]  # the row of each row still decoded
-        for t in range(1, params.max_new_tokens):
+        look_every = LOOK_EVERY.get(device.type, 8)
+        t, end, at_once = 1, self.params.max_new_tokens, len(alive)
+        while t < end:
             if t % look_every == 0:
-                if self._stops is not None:
-                    self._stops.look(t)
-                ended = rows.ended.tolist()
-                if done is not None:
-                    self._report_ended(done, ended)
-                if hooks.on_look is not None:
-                    hooks.on_look(partial(self._written, t))
-                going = [i for i, row in enumerate(alive) if not ended[row] and t < limits[row]]
+                going = self._look(t, alive, hooks)
                 if not going:
                     break
                 if len(going) <= source.moves_at * len(alive):
-                    kept = torch.tensor(going, device=rows.alive.device)
+                    kept = torch.tensor(going, device=device)
                     source.keep(kept)
                     rows.keep(kept)
                     alive = [alive[i] for i in going]
+                    if joined := self._join(source, at_once - len(alive), t):
+                        alive += joined
+                        end = t - 1 + self.params.max_new_tokens
                     take_step = step_taker(model, source, rows)
-            check_interrupt()
+            hooks.check_interrupt()
             take_step()
+            t += 1
         if not rows.finite:  # read once, because reading it at each token would wait for the GPU
             raise _NotFinite
         if self._stops is not None:
-            self._stops.look(params.max_new_tokens)
-        if done is not None:
-            self._report_ended(done, [True] * len(rows.ended))
+            self._stops.look(self.params.max_new_tokens)
+        if hooks.on_group_done is not None:
+            self._report(hooks.on_group_done, self._unreported())
 
-    def _report_ended(self, done: OnGroupDone, ended: Sequence[bool]) -> None:
+    def _look(self, t: int, alive: Sequence[int], hooks: SamplingHooks) -> list[int]:
+        """Tell what has happened. Returns the places in `alive` of rows that go on."""
+        if self._stops is not None:
+            self._stops.look(t)
+        size, ended = self.params.group_size, self.rows.ended.tolist()
+
+        def is_over(row: int) -> bool:
+            return ended[row] or t - self._since[row // size] >= self._limits[row]
+
+        if hooks.on_group_done is not None or len(self._since) < len(self.prompts):
+            over = [
+                p for p in self._unreported() if all(map(is_over, range(p * size, (p + 1) * size)))
+            ]
+            self._report(hooks.on_group_done or (lambda *_: None), over)
+        if hooks.on_look is not None:
+            hooks.on_look(partial(self._written, t))
+        return [i for i, row in enumerate(alive) if not is_over(row)]
+
+    def _join(self, source: Decoder, free: int, t: int) -> list[int]:
+        """Begin waiting prompts in place of `free` rows that have ended. Returns their rows."""
+        size, most = self.params.group_size, self.params.max_new_tokens
+        fresh = self._waiting[: free // size]
+        if not fresh or not source.can_join or self._stops is not None:
+            return []
+        prompts = [self.prompts[p] for p in fresh]
+        try:
+            logits = cast("FixedDecoder", source).join(prompts, most)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logits = None
+        if logits is None:  # outside the handler, as in sample_with
+            log.warning("Out of memory: waiting prompts begin when all others have ended.")
+            self._waiting = []
+            release_memory()
+            return []
+        del self._waiting[: len(fresh)]
+        self._since |= dict.fromkeys(fresh, t - 1)
+        rows = [row for p in fresh for row in range(p * size, (p + 1) * size)]
+        self.rows.begin(rows, logits)
+        return rows
+
+    def _report(self, done: OnGroupDone, ended: Sequence[int]) -> None:
         """Call `done` with each group once, as soon as all of its rows have ended."""
-        size = self.params.group_size
-        have_ended = [p for p in self._unreported() if all(ended[p * size : (p + 1) * size])]
-        for p, rollouts in self._rollouts(have_ended).items():
+        for p, rollouts in self._rollouts(ended).items():
             self.reported[p] = rollouts
             done(p, rollouts)
 
-    def _written(self, num_tokens: int) -> dict[int, Completion]:
-        """What each row has written when `num_tokens` tokens were drawn."""
-        tokens, lengths = self.rows.tokens[:, :num_tokens].tolist(), self.rows.lengths.tolist()
-        openings = [self.policy.opening(prompt) for prompt in self.prompts]
-        size = self.params.group_size
-        return {
-            row: Completion(openings[row // size] + self.policy.decode(ids[:length]), "", length)
-            for row, (ids, drawn) in enumerate(zip(tokens, lengths, strict=True))
-            for length in (min(drawn, self._limits[row]),)
-        }
+    def _written(self, t: int) -> dict[int, Completion]:
+        """What each row that has begun has written at step t."""
+        tokens, lengths = self.rows.tokens.tolist(), self.rows.lengths.tolist()
+        size, found = self.params.group_size, {}
+        for p, since in self._since.items():
+            opening = self.policy.opening(self.prompts[p])
+            for row in range(p * size, (p + 1) * size):
+                length = min(lengths[row], self._limits[row], t - since)
+                text = opening + self.policy.decode(tokens[row][:length])
+                found[row] = Completion(text, "", length)
+        return found
 
-    def groups(self) -> list[list[Rollout]]:
-        """The completions of every prompt, as text too."""
+    def groups(self) -> dict[int, list[Rollout]]:
+        """The completions of every prompt that has begun, as text too."""
         found = self._rollouts(self._unreported()) | self.reported
-        return [found[p] for p in range(len(self.prompts))]
+        return {p: found[p] for p in self._since}
 
     def _unreported(self) -> list[int]:
-        return [p for p in range(len(self.prompts)) if p not in self.reported]
+        return [p for p in self._since if p not in self.reported]
 
     def _rollouts(self, groups: Sequence[int]) -> dict[int, list[Rollout]]:
         """The completions of these prompts, as text too.

@@ -94,10 +94,10 @@ class TurnSampler:
         """Whether there is a decoder that keeps its caches, and one batch holds all rows."""
         policy, prompts, params = self._policy, self._prompts, self._params
         check_ids(policy, prompts)
-        batches = decode_batches(policy, prompts, params.group_size, params.max_new_tokens)
+        batches = [*decode_batches(policy, prompts, params.group_size, params.max_new_tokens)]
         longest = max(map(len, prompts)) + params.max_new_tokens
         source = decoder(policy, longest, records(policy))
-        if len([*batches]) > 1 or not isinstance(source, GrowingCaches):
+        if batches[0][1] < len(prompts) or not isinstance(source, GrowingCaches):
             return False
         source.keeps_ended = True
         self._source = source
@@ -118,7 +118,7 @@ class TurnSampler:
 
     def _noted(self, rows: Sequence[int], batch: DecodeBatch) -> list[Rollout]:
         """The rollouts of a batch, whose tokens but the last of each row are in the caches now."""
-        rollouts = [r for group in batch.groups() for r in group]
+        rollouts = [r for group in batch.groups().values() for r in group]
         for i, r in zip(rows, rollouts, strict=True):
             before = len(r.prompt_ids) - len(self._prompts[i // self._params.group_size])
             self._read[i] = before + len(r.completion_ids) - 1

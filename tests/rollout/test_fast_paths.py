@@ -94,12 +94,10 @@ def test_groups_too_large_for_memory_are_sampled_in_turn_and_equal(monkeypatch):
     whole = sample_groups(
         policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5)
     )
-    assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [[0, 1, 2]]
+    assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [([0, 1, 2], 3)]
     monkeypatch.setattr(decode_batches, "room_for_sampling", lambda device: 0)
     assert list(decode_batches.decode_batches(policy, prompts, 4, 12)) == [
-        [0],
-        [1],
-        [2],
+        ([0, 1, 2], 1)
     ]  # one prompt at least, whatever it takes
     assert (
         sample_groups(policy, prompts, SamplingParams(4, 12, 1.0), torch.Generator().manual_seed(5))
@@ -159,7 +157,7 @@ def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_prompts(monkeypatch
     monkeypatch.setattr("grpo_core.rollout.sample.decoder", full_after_five_tokens)
     reported = []
     assert draw(reported) == whole
-    assert sizes == [3, 1, 2, 1, 1]
+    assert sizes == [3, 2, 1, 1, 1]
     assert sorted(p for p, _ in reported) == [0, 1, 2], "each group is reported once"
     assert sorted(reported) == sorted(whole_reported)
 
@@ -177,12 +175,8 @@ def test_a_single_prompt_that_does_not_fit_in_memory_raises(monkeypatch):
 
 def test_sliding_window_models_get_no_padding_before_their_prompts():
     policy = Policy(make_model("Gemma 2"), IdsAsText(), frozenset(), 0, 128)
-    assert sorted(
-        map(sorted, decode_batches.decode_batches(policy, [[2], [3, 4], [5], [6, 7]], 2, 4))
-    ) == [
-        [0, 2],
-        [1, 3],
-    ]
+    batches = decode_batches.decode_batches(policy, [[2], [3, 4], [5], [6, 7]], 2, 4)
+    assert [members for members, _ in batches] == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["whole", "adapters"])
