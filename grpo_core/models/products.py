@@ -70,9 +70,21 @@ class _Linear(torch.autograd.Function):
         rows = gradient.reshape(-1, len(weight))
         return (
             _onednn_linear(gradient, weight.T) if of_x else None,
-            _onednn_linear(rows.T, x.reshape(-1, x.shape[-1]).T) if of_weight else None,
+            _weight_gradient(rows, x.reshape(-1, x.shape[-1])) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
+
+
+def _weight_gradient(rows: Tensor, x: Tensor) -> Tensor:
+    """∂yᵀ·x of ∂y (N, V) and x (N, H), as (V, H).
+
+    The kernel copies its first factor if it is transposed. Of a vocabulary that is ∂y, by far the
+    larger one: then (xᵀ·∂y)ᵀ copies only x and the result. Of a layer that gains nothing.
+    """
+    (num_rows, outputs), inputs = rows.shape, x.shape[1]
+    if 8 * inputs < outputs and 2 * inputs < num_rows:
+        return _onednn_linear(x.T, rows.T).T
+    return _onednn_linear(rows.T, x.T)
 
 
 def prepared_linear(

@@ -259,6 +259,27 @@ def test_a_large_vocabulary_gets_the_same_gradient_in_place_per_micro_batch(tied
     assert by_autograd == (None,), "the gradient was made beside .grad"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_embedding_gets_the_same_gradient_in_place(tied, monkeypatch):
+    model = make_model("Qwen3", torch.float64, tie_word_embeddings=tied)
+    batch, table = ragged(6), model.get_input_embeddings().weight
+
+    def loss():
+        return score_tokens(model, batch, 0.7, ScoreOptions(in_place=True)).logprobs.sum()
+
+    loss().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    monkeypatch.setattr(logprobs, "LARGE_TABLE", table.numel())
+    for _ in range(2):  # micro-batches
+        loss().backward()
+    found = {name: p.grad / 2 for name, p in model.named_parameters()}
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    if not tied:
+        by_autograd = torch.autograd.grad(loss(), [table], allow_unused=True)
+        assert by_autograd == (None,), "the gradient was made beside .grad"
+
+
 def test_a_model_that_caps_its_logits_is_never_computed_in_chunks(monkeypatch):
     class Capped(TinyLM):
         def forward(self, input_ids, attention_mask):

@@ -9,7 +9,12 @@ from torch import nn
 
 from grpo_core.models import products
 
-SHAPES = {"many rows": (400, 384, 128), "a large weight": (3, 512, 1024), "no row": (0, 512, 1024)}
+SHAPES = {
+    "many rows": (400, 384, 128),
+    "a large weight": (3, 512, 1024),
+    "a vocabulary": (400, 64, 4096),  # its weight's gradient is made transposed
+    "no row": (0, 512, 1024),
+}
 
 
 def by_linear(product, x, weight, bias, slope):
