@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "ui"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from live_server import Server
-from watch import watched
+from views import arrive
+from watch import PATIENCE, watched
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -65,7 +66,7 @@ def idle_server(tmp_path_factory) -> Iterator[Server]:
 def browser():
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=20_000)
+    expect.set_options(timeout=PATIENCE)  # costs nothing where a test passes
     assert CHROMIUM, "REQUIRE_BROWSER is set, but there is no chromium: apt-get install chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -82,11 +83,6 @@ def context(browser):
 @pytest.fixture
 def open_page(context) -> Callable:
     def open_page(server: Server, query: str = ""):
-        page = context.new_page()
-        page.goto(server.url + "/" + query)
-        page.get_by_role("tab", name="Train").wait_for()
-        # The first answer is shown, whatever tab the address names.
-        page.wait_for_function("window.studioRefresh?.failed === 0")
-        return page
+        return arrive(context.new_page(), server.url + "/" + query)
 
     return open_page

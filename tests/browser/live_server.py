@@ -37,15 +37,15 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
-                urllib.request.urlopen(self.url + "/config", timeout=2).close()
+                urllib.request.urlopen(self.url + "/config", timeout=10).close()
                 return
             except OSError:
                 assert self.process.poll() is None, self.process.stderr.read()
                 time.sleep(0.2)
-        raise AssertionError("the server did not answer within a minute")
+        raise AssertionError("the server did not answer within two minutes")
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -53,4 +53,4 @@ class Server:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(timeout=15)
+        self.process.wait(timeout=60)

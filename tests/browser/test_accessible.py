@@ -70,7 +70,10 @@ def violations(
         "exclude": [[where] for where, _ in GRADIOS_OWN.values() if where],
     }
     found = page.evaluate(
-        "([context, options]) => axe.run(context, options)",
+        """async ([context, options]) => {
+             for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);  // drawn anew
+             return axe.run(context, options);
+           }""",
         [context, options],
     )["violations"]
     where = f"{'dark' if dark else 'light'}, {size['width']} px"
@@ -124,6 +127,7 @@ def test_the_whole_inspector_is_reached_and_used_by_keyboard(finished, open_page
     expect(page.locator("#chips button[aria-pressed=true]")).not_to_have_text(re.compile("^all"))
     page.locator("#search input").fill("")
     page.locator("#chips button").first.press("Enter")
+    expect(page.locator("#chips button").first).to_have_attribute("aria-pressed", "true")
     page.locator(
         "#verdicts-over-time .js-plotly-plot .trace"
     ).first.wait_for()  # drawn: plotly.js comes after the page
@@ -138,11 +142,13 @@ def test_the_whole_inspector_is_reached_and_used_by_keyboard(finished, open_page
     page.keyboard.press("Enter")
     expect(page.locator("#group-table th[aria-sort=descending]")).to_contain_text("Mean")
     tab_to(page, "#group-table tr:nth-child(4) .row-button")
+    prompt = page.locator("#group-table tr:nth-child(4) .row-button").inner_text()
     page.keyboard.press("Enter")
     expect(page.locator("#group-table tr:nth-child(4)")).to_have_attribute("aria-current", "true")
 
     # The group: the arrows walk to the next one, a button turns the order round.
     head = page.locator("#opened-group .group-head")
+    expect(head).to_contain_text(prompt)
     before = head.inner_text()
     tab_to(page, "#opened-group [data-by='1']")
     page.keyboard.press("ArrowRight")

@@ -6,9 +6,10 @@ answers in the Playground.
 
 from __future__ import annotations
 
+from playwright.sync_api import expect
 from set_up import choose, fill, open_section
-from test_main_job import start, wait_until
-from views import wait_for_answers
+from test_main_job import start
+from views import wait_for_answers, wait_until
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -25,26 +26,26 @@ def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_
     choose(page, "Task", "Your own prompts")
     fill(page, "Prompts from", str(prompts))
     page.get_by_role("button", name="Preview prompts").click()
-    wait_until(lambda: "62 rows read" in page.locator("#prompt-preview").inner_text())
-    shown = page.locator("#prompt-preview").inner_text()
-    assert "1 duplicate removed" in shown
-    assert "=?" in page.locator("#prompt-preview pre").first.inner_text()
+    shown = page.locator("#prompt-preview")
+    expect(shown).to_contain_text("62 rows read")
+    expect(shown).to_contain_text("1 duplicate removed")
+    expect(shown.locator("pre").first).to_contain_text("=?")
 
     open_section(page, "model")
     page.get_by_role("button", name="Check model").click()
-    wait_until(lambda: "821,888 parameters" in page.locator("#model-answer").inner_text())
-    assert "It answers" in page.locator("#model-answer").inner_text()
+    expect(page.locator("#model-answer")).to_contain_text("821,888 parameters")
+    expect(page.locator("#model-answer")).to_contain_text("It answers")
 
     open_section(page, "rubric")
     page.get_by_role("tab", name="Probe").click()
     page.get_by_role("button", name="Probe rubric").click()
-    wait_until(lambda: "honest answer" in page.locator("#probe-result").inner_text())
+    expect(page.locator("#probe-result")).to_contain_text("honest answer")
     page.get_by_role("tab", name="Preview groups").click()
     page.get_by_role("button", name="Preview groups").click()
-    wait_until(lambda: page.locator("#workbench .tried").count() == 3)
+    expect(page.locator("#workbench .tried")).to_have_count(3)
     fill(page, "Steps", "3")
     page.get_by_role("button", name="Preflight", exact=True).click()
-    wait_until(lambda: "KL at first" in page.locator("#preflight-report").inner_text(), 60)
+    expect(page.locator("#preflight-report")).to_contain_text("KL at first", timeout=120_000)
 
     start(page)  # so few prompts are held out that Preflight warned of it
     page.locator("#start-answer").get_by_role("button", name="Close").click()
@@ -52,16 +53,14 @@ def test_own_prompts_are_previewed_checked_trained_on_and_compared(server, open_
     start(page)
     page.get_by_role("button", name="Start anyway").click()
     store = Store(server.db)
-    wait_until(lambda: store.runs() and store.runs()[0].status == RunStatus.FINISHED, 60)
+    wait_until(lambda: store.runs() and store.runs()[0].status == RunStatus.FINISHED, 120)
     assert (store.runs()[0].task, store.runs()[0].steps_done) == ("file", 3)
 
     page.get_by_role("tab", name="Playground").click()
-    wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
-    wait_until(lambda: page.locator("#play-answers section").count() == 1 + 4, 60)
+    expect(page.locator("#play-about")).to_contain_text("1 saved state")
     wait_for_answers(page)
     assert page.get_by_role("textbox", name="Prompt", exact=True).input_value()
-    assert [t.lower() for t in page.locator("#play-answers h3").all_inner_texts()] == [
-        "before training",
-        "after step 3",
-    ]
-    assert page.locator("#play-answers article").count() == 10
+    sides = page.locator("#play-answers h3")
+    expect(sides).to_have_text(["before training", "after step 3"], ignore_case=True)
+    expect(page.locator("#play-answers section")).to_have_count(1 + 4)
+    expect(page.locator("#play-answers article")).to_have_count(10)

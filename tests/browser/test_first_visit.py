@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from live_server import Server
 from playwright.sync_api import expect
+from views import wait_until
 
 from grpo_core.store import Store
 
@@ -16,16 +17,22 @@ def server(tmp_path):
     server.close()
 
 
+def ends(place, start: str = "y", size: str = "height") -> float:
+    """Where a box ends."""
+    box = place.bounding_box()
+    return box[start] + box[size]
+
+
 def meet(page) -> None:
     """The set-up opens by itself with the example beside it, until a person closes it."""
     page.set_viewport_size({"width": 1440, "height": 900})
     expect(page.get_by_role("button", name="Check model")).to_be_visible()
     expect(page.locator("#group article").first).to_be_visible()
-    pane, run = (page.locator(s).bounding_box() for s in ("#new-run-pane", "#live"))
-    assert pane["x"] + pane["width"] <= run["x"]
-    assert run["x"] + run["width"] <= 1440
+    pane, run = page.locator("#new-run-pane"), page.locator("#live")
+    wait_until(lambda: ends(pane, "x", "width") <= run.bounding_box()["x"])
+    wait_until(lambda: ends(run, "x", "width") <= 1440)
     welcome = page.get_by_text("Every setting may stay as it is.")
-    assert welcome.bounding_box()["y"] < 250  # what to press is said first
+    wait_until(lambda: welcome.bounding_box()["y"] < 250)  # what to press is said first
     expect(page.locator("#pane-head")).to_contain_text("a recorded example")
     page.locator("#setup-cards [data-section=rubric]").click()  # takes the whole width
     expect(page.locator("#live")).to_be_hidden()
@@ -34,8 +41,8 @@ def meet(page) -> None:
     for _ in range(2):
         expect(page.locator("#curve-kl")).to_be_visible()
         expect(page.locator("#new-run-pane")).to_be_hidden()
-        card = page.locator("#group article").first.bounding_box()
-        assert card["y"] + card["height"] <= page.locator("#start-dock").bounding_box()["y"]
+        card, bar = page.locator("#group article").first, page.locator("#start-dock")
+        wait_until(lambda card=card, bar=bar: ends(card) <= bar.bounding_box()["y"])
         page.reload()
         page.locator("#group article").first.wait_for()
 
@@ -43,8 +50,8 @@ def meet(page) -> None:
 def test_a_first_visit_finds_an_example_in_every_tab(server, open_page):
     page = open_page(server)
     meet(page)
-    assert page.get_by_label("Run", exact=True).input_value() == "Sums of three numbers (example)"
-    assert "example" in page.locator(".status").inner_text()
+    expect(page.get_by_label("Run", exact=True)).to_have_value("Sums of three numbers (example)")
+    expect(page.locator(".status")).to_contain_text("example")
     page.get_by_role("tab", name="Inspect").click()
     page.locator("table.groups tbody tr").first.wait_for()
     page.get_by_role("tab", name="Playground").click()

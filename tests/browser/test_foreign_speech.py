@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from live_server import Server
+from playwright.sync_api import expect
 from test_live_page import PAYLOADS
-from test_main_job import wait_until
 from trained_runs import train_run
 from views import look, wait_for_answers
 
@@ -131,19 +131,19 @@ def test_hostile_text_is_literal_in_tokens_what_if_and_playground(speaking, open
     look(page, "What if")
     page.locator("#look-controls output").first.wait_for()
     page.get_by_label("Weight of repetition").fill("0")
-    wait_until(lambda: page.locator("#look-controls output").first.inner_text() == "0")
-    wait_until(lambda: page.locator("#look-body").inner_text())
+    expect(page.locator("#look-controls output").first).to_have_text("0")
+    expect(page.locator("#look-body")).not_to_be_empty()
     no_payload_became_an_element()
 
     page.get_by_role("tab", name="Playground").click()
-    wait_until(lambda: "1 saved state" in page.locator("#play-about").inner_text())
-    wait_until(lambda: page.locator("#play-answers section").count() == 1 + 4, 60)
+    expect(page.locator("#play-about")).to_contain_text("1 saved state")
     wait_for_answers(page)
+    expect(page.locator("#play-answers section")).to_have_count(1 + 4)
     no_payload_became_an_element()
     page.get_by_role("textbox", name="Prompt", exact=True).fill("".join(SAID))
     page.get_by_label("Answers", exact=True).fill("16")
     page.get_by_role("button", name="Answer", exact=True).click()
-    wait_until(lambda: page.locator("#play-answers section").count() == 1 + 16, 60)
+    expect(page.locator("#play-answers section")).to_have_count(1 + 16)
     wait_for_answers(page)
     assert len(shown("#play-answers")) >= 40
     no_payload_became_an_element()

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import time
 
 import pytest
-from set_up import field, fill
+from playwright.sync_api import expect
+from set_up import fill
+from views import wait_until
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
-
-
-def wait_until(ask, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not (found := ask()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert found, "it did not happen in time"
-    return found
 
 
 def step_in(panel: str) -> int | None:
@@ -44,7 +37,7 @@ def start(page) -> None:
 
 def stop(page, store, run_id) -> None:
     page.get_by_role("button", name="Stop", exact=True).click()
-    wait_until(lambda: store.run(run_id).status == RunStatus.STOPPED, 5)
+    wait_until(lambda: store.run(run_id).status == RunStatus.STOPPED)
 
 
 def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_deletes(
@@ -52,10 +45,9 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
 ):
     page = open_page(server)
     store = Store(server.db)
-    clicked = time.monotonic()
+    fill(page, "Steps", "1000")  # it must not end by itself
     start(page)
-    page.locator("#group article pre").first.wait_for(timeout=20_000)
-    assert time.monotonic() - clicked < 20, "the first group takes seconds, not minutes"
+    page.locator("#group article pre").first.wait_for()
 
     # live groups: eight siblings, each with a signed advantage; the panel follows the newest step
     assert siblings_shown(page) == 8
@@ -75,7 +67,8 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
 
     # a second tab of the same browser shows the same run; closing it changes nothing
     second = open_page(server, f"?run={run.id}")
-    wait_until(lambda: abs(step_shown(second) - step_shown(page)) <= 6)
+    reached = step_shown(page)
+    wait_until(lambda: step_shown(second) >= reached)
     second.close()
 
     stop(page, store, run.id)
@@ -89,7 +82,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     )
     page.reload()
     page.locator("#group article pre").first.wait_for()
-    assert step_shown(page) == at
+    wait_until(lambda: step_shown(page) == at)
     page.get_by_text("stopped").first.wait_for()
 
     # a second, shorter run with another seed, to the end
@@ -97,20 +90,19 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     fill(page, "Seed", "1")
     start(page)
     wait_until(
-        lambda: store.runs()[0].id != run.id and store.runs()[0].status == RunStatus.FINISHED, 60
+        lambda: store.runs()[0].id != run.id and store.runs()[0].status == RunStatus.FINISHED, 120
     )
     other = store.runs()[0]
     assert (other.steps_done, other.config["train"]["seed"]) == (3, 1)
 
     # inspect a group of it
     page.get_by_role("tab", name="Inspect").click()
-    rows = page.locator("#group-table tbody tr")
-    rows.first.wait_for()
-    assert rows.count() == 24  # 3 steps of 8 prompts
-    page.locator("#group-table tbody tr [data-do=open]").nth(5).click()
-    page.locator("#opened article pre").first.wait_for()
-    prompt = page.locator("#group-table tbody tr [data-do=open]").nth(5).inner_text()
+    rows = page.locator("#group-table tbody tr [data-do=open]")
+    expect(rows).to_have_count(24)  # 3 steps of 8 prompts
+    prompt = rows.nth(5).inner_text()
+    rows.nth(5).click()
     wait_until(lambda: prompt in page.locator("#opened-group").inner_text())
+    page.locator("#opened article pre").first.wait_for()
     wait_until(lambda: "group=" in page.url and f"run={other.id}" in page.url)
     shared = context.new_page()
     shared.goto(page.url)
@@ -123,20 +115,16 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     boxes.first.wait_for()
     for i in range(2):
         boxes.nth(i).click()
-        wait_until(
-            lambda i=i: (
-                page.locator("#run-table [role=checkbox][aria-checked=true]").count() == i + 1
-            )
-        )
+        expect(page.locator("#run-table [role=checkbox][aria-checked=true]")).to_have_count(i + 1)
     page.locator("#compare-reward .js-plotly-plot .scatterlayer .trace").nth(1).wait_for()
-    differing = page.locator("#differences").inner_text()
-    assert "train.steps" in differing
-    assert "train.seed" in differing
-    assert "kl_coef" not in differing
+    differing = page.locator("#differences")
+    expect(differing).to_contain_text("train.steps")
+    expect(differing).to_contain_text("train.seed")
+    expect(differing).not_to_contain_text("kl_coef")
 
     # export one
     boxes.nth(1).click()
-    wait_until(lambda: page.locator("#run-table [role=checkbox][aria-checked=true]").count() == 1)
+    expect(page.locator("#run-table [role=checkbox][aria-checked=true]")).to_have_count(1)
     page.get_by_role("button", name="Export", exact=True).click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Export JSONL").click()
@@ -173,15 +161,12 @@ def test_wrong_input_is_reported_beside_its_field_and_kept(
     idle_server, open_page, label, value, says
 ):
     page = open_page(idle_server)
-    control = field(page, label)
+    control = fill(page, label, value)
     if label == "Model":
-        control.fill(value)
         control.press("Enter")
         control.blur()
-    else:
-        fill(page, label, value)
     start(page)
     page.get_by_text(says).first.wait_for()
     page.locator("#start-problems").get_by_role("button", name=label).wait_for()
-    assert control.input_value() == value
+    expect(control).to_have_value(value)
     assert Store(idle_server.db).runs() == []

@@ -76,8 +76,8 @@ def test_a_prompt_is_answered_when_the_tab_is_opened(trained, open_page):
     page = open_page(trained)
     page.get_by_role("tab", name="Playground").click()
     answers = page.locator("#play-answers")
-    # The first answer waits until the server has imported torch and loaded the model.
-    expect(answers.locator("article")).to_have_count(2 * (1 + 4), timeout=30_000)
+    wait_for_answers(page)
+    expect(answers.locator("article")).to_have_count(2 * (1 + 4))
     wait_for_answers(page)
     expect(answers).to_contain_text("Answers of second to")
     prompt = page.get_by_role("textbox", name="Prompt", exact=True).input_value()
@@ -105,8 +105,8 @@ def test_a_prompt_is_answered_when_the_tab_is_opened(trained, open_page):
 def test_another_prompt_is_answered_at_once(trained, open_page):
     page = open_page(trained, "?tab=playground")
     quoted = page.locator("#play-answers q")
-    first = quoted.inner_text()
     wait_for_answers(page)
+    first = quoted.inner_text()
     page.get_by_role("button", name="Another prompt").click()
     expect(quoted).not_to_have_text(first)
     assert page.get_by_role("textbox", name="Prompt", exact=True).input_value() in (
@@ -118,7 +118,8 @@ def test_another_prompt_is_answered_at_once(trained, open_page):
 def test_answers_never_stand_under_another_run(trained, open_page):
     page = open_page(trained, "?tab=playground")
     answers = page.locator("#play-answers")
-    expect(answers).to_contain_text("Answers of second to", timeout=30_000)
+    wait_for_answers(page)
+    expect(answers).to_contain_text("Answers of second to")
     page.route("**/gradio_api/run/**", lambda route: None)  # the answer is on its way
     page.get_by_role("button", name="Answer", exact=True).click()
     expect(answers).to_contain_text("Answering")
@@ -138,7 +139,8 @@ def test_answers_never_stand_under_another_run(trained, open_page):
 def test_a_typed_prompt_is_asked_of_the_next_run_too(trained, open_page):
     page = open_page(trained, "?tab=playground")
     answers = page.locator("#play-answers")
-    expect(answers).to_contain_text("Answers of second to", timeout=30_000)
+    wait_for_answers(page)
+    expect(answers).to_contain_text("Answers of second to")
     page.get_by_role("textbox", name="Prompt", exact=True).fill("Q: 1+1+1=?")
     page.get_by_label("Right answer").fill("3")
     pick_run(page, "first")
@@ -147,7 +149,7 @@ def test_a_typed_prompt_is_asked_of_the_next_run_too(trained, open_page):
 
 def test_a_server_that_is_away_is_named(trained, open_page):
     page = open_page(trained, "?tab=playground")
-    expect(page.locator("#play-answers article")).to_have_count(10, timeout=30_000)
+    wait_for_answers(page)
     page.route("**/gradio_api/run/**", lambda route: route.fulfill(status=503, body="{}"))
     page.get_by_role("button", name="Answer", exact=True).click()
     expect(page.locator("#play-answers")).to_contain_text("The server did not answer")
@@ -162,7 +164,7 @@ def test_answers_appear_while_they_are_written_and_can_be_stopped(trained, open_
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
     page.get_by_role("button", name="Answer", exact=True).click()
     written = answers.locator("article pre:not(.nothing)").first
-    expect(answers.locator("article").first).to_contain_text("writing…", timeout=30_000)
+    expect(answers.locator("article").first).to_contain_text("writing…")
     began = written.text_content()
     page.wait_for_function(
         "began => document.querySelector('#play-answers article pre').textContent.length > began",
@@ -177,7 +179,8 @@ def test_answers_appear_while_they_are_written_and_can_be_stopped(trained, open_
 def test_two_runs_answer_side_by_side(trained, open_page):
     page = open_page(trained, "?tab=playground")
     answers = page.locator("#play-answers")
-    expect(answers).to_contain_text("Answers of second to", timeout=30_000)
+    wait_for_answers(page)
+    expect(answers).to_contain_text("Answers of second to")
     page.get_by_label("Left run").click()
     page.get_by_role("option", name="first").click()
     expect(page.get_by_label("Left", exact=True)).to_have_value("after step 3")
@@ -191,7 +194,6 @@ def test_two_runs_answer_side_by_side(trained, open_page):
 def test_a_kept_answer_is_a_prompt_file_row_that_survives_a_reload(trained, open_page):
     page = open_page(trained, "?tab=playground")
     card = page.locator("#play-answers article").first
-    expect(card).to_contain_text("accuracy", timeout=30_000)
     wait_for_answers(page)
     text = card.locator("pre").inner_text()
     asked = page.get_by_role("textbox", name="Prompt", exact=True).input_value()

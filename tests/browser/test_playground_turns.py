@@ -46,9 +46,8 @@ def page(trained, browser):
     with watched(browser) as context:
         page = context.new_page()
         page.goto(f"{trained.url}?tab=playground")
-        answers = page.locator("#play-answers article")
-        expect(answers).to_have_count(2 * (1 + 4), timeout=40_000)
         wait_for_answers(page)
+        expect(page.locator("#play-answers article")).to_have_count(2 * (1 + 4))
         yield page
 
 
@@ -69,14 +68,15 @@ def test_next_turn_goes_turn_by_turn_to_the_same_end(page):
     ended = [re.sub(r"\s+", " ", t) for t in answers.locator("article").all_inner_texts()]
     button = page.get_by_role("button", name="Next turn")
     button.click()
-    expect(answers.locator(".played")).to_have_attribute("data-waits", "on", timeout=20_000)
+    expect(answers.locator(".played")).to_have_attribute("data-waits", "on")
+    wait_for_answers(page)
     expect(answers.locator(".heads").first).to_contain_text("go on: press Next turn")
     expect(answers).to_contain_text("pauses")
     assert answers.locator(".turns li.action").count() > 0
     for _ in range(8):
         actions = answers.locator(".turns li.action").count()
         button.click()
-        expect(answers.locator(".turns li.action")).not_to_have_count(actions, timeout=20_000)
+        expect(answers.locator(".turns li.action")).not_to_have_count(actions)
         wait_for_answers(page)
         if not answers.locator("[data-waits]").count():
             break
@@ -90,8 +90,9 @@ def test_a_changed_prompt_begins_with_the_first_turn(page):
     answers = page.locator("#play-answers")
     page.get_by_role("textbox", name="Prompt", exact=True).fill("Q: 31*42=?")
     page.get_by_role("button", name="Next turn").click()
-    expect(answers.locator("q").first).to_have_text("Q: 31*42=?", timeout=20_000)
-    expect(answers.locator(".played")).to_have_attribute("data-waits", "on", timeout=20_000)
+    expect(answers.locator("q").first).to_have_text("Q: 31*42=?")
+    expect(answers.locator(".played")).to_have_attribute("data-waits", "on")
+    wait_for_answers(page)
     counts = {len(o.locator("li.action").all()) for o in answers.locator("div.turns").all()}
     assert counts == {1}
 
@@ -113,13 +114,13 @@ def test_preview_groups_of_products_shows_turns(open_page, trained):
     page.get_by_role("tab", name="Preview groups").click()
     page.get_by_role("button", name="Preview groups").click()
     bench = page.locator("#workbench")
-    expect(bench.locator("div.turns").first).to_be_visible(timeout=30_000)
+    expect(bench.locator("div.turns").first).to_be_visible()
     expect(bench).to_contain_text("calculate")
 
 
 def test_turns_fit_every_width(page, trained):
     page.goto(f"{trained.url}?tab=playground")
-    expect(page.locator("#play-answers div.turns").first).to_be_visible(timeout=30_000)
+    expect(page.locator("#play-answers div.turns").first).to_be_visible()
     for width in (380, 1440, 2560):
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_function(FITS)

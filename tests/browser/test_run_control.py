@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from playwright.sync_api import expect
 from set_up import fill, fill_until_kept
-from test_main_job import start, step_shown, wait_until
+from test_main_job import start, step_shown
+from views import wait_until
 
 from grpo_core.store import Store
 from grpo_core.types import RunStatus
@@ -17,7 +19,7 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
         page.get_by_role("button", name=name, exact=True).first.click()
 
     def is_now(status: RunStatus):
-        return wait_until(lambda: (run := store.runs()[0]).status is status and run, 20)
+        return wait_until(lambda: (run := store.runs()[0]).status is status and run)
 
     fill(page, "Group size", "4")
     fill(page, "Steps", "1000")
@@ -51,7 +53,8 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
     edited = store.group(store.group_ids(run.id, at)[0]).rollouts[1]
     assert (edited.reward, edited.edited) == (4.25, True)
     assert edited.advantage > 1
-    assert "4.25" in page.locator("#group article").first.inner_text()  # now the best of its group
+    best = page.locator("#group article").first
+    expect(best).to_contain_text("4.25")
     assert store.run(run.id).steps_done == at - 1  # still before the update
 
     press("Step")
@@ -79,7 +82,7 @@ def test_a_person_pauses_edits_a_reward_steps_resumes_stops_and_branches(server,
     page.get_by_role("tab", name="Runs").click()
     page.locator("#run-table [role=checkbox]").first.click()
     page.get_by_role("button", name="Branch from step…").click()
-    page.get_by_label("Changed settings").fill("train.learning_rate=0.00002")
+    fill_until_kept(page.get_by_label("Changed settings"), "train.learning_rate=0.00002")
     press("Start branch")
     wait_until(lambda: len(store.runs()) == 2)
     wait_until(lambda: store.runs()[0].steps_done > store.runs()[0].parent_step)

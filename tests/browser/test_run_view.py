@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from live_server import Server
 from playwright.sync_api import Page, expect
-from views import fits, pick_run
+from views import fits, pick_run, wait_until
 from watch import watched
 
 from grpo_core.config import nest, parse
@@ -136,6 +136,12 @@ def drawn_rewards(page: Page) -> list[float]:
     )
 
 
+def ends(place, start: str = "y", size: str = "height") -> float:
+    """Where a box ends."""
+    box = place.bounding_box()
+    return box[start] + box[size]
+
+
 def ask_for(page: Page, what: str) -> None:
     page.get_by_role("button", name=what, exact=True).click()
 
@@ -145,6 +151,7 @@ def overlay(page: Page, name: str) -> None:
     page.get_by_label("Overlay").click()
     page.get_by_role("option", name=name.strip()).click()
     expect(page.locator("#curve-kl .legend button")).to_have_count(2)
+    page.wait_for_function("s => document.querySelector(s).data.length === 2", arg=SECOND)
 
 
 def test_charts_show_a_run_that_was_chosen_on_another_tab(view):
@@ -170,8 +177,9 @@ def test_a_long_run_name_ends_in_an_ellipsis_and_is_whole_on_hover(view):
     for width in (380, 1440, 2560):
         page.set_viewport_size({"width": width, "height": 900})
         assert fits(page), width
-        box, card = entry.bounding_box(), page.locator("#curve-kl").bounding_box()
-        assert box["x"] + box["width"] <= card["x"] + card["width"]
+        wait_until(
+            lambda: ends(entry, "x", "width") <= ends(page.locator("#curve-kl"), "x", "width")
+        )
     names = page.evaluate("s => document.querySelector(s).data.map(t => t.name)", FIRST)
     assert all(len(name) < 60 for name in names)
 
@@ -207,9 +215,10 @@ def test_legend_switches_survive_a_reload(view):
     page.wait_for_function(f"s => ({lines})(s) === 1", arg=criteria)
     page.reload()
     page.wait_for_function("s => document.querySelector(s)?.data", arg=criteria)
-    assert page.evaluate(lines, criteria) == 1
+    page.wait_for_function(f"s => ({lines})(s) === 1", arg=criteria)
     overlay(page, LONG_NAME)
     page.locator("#curve-kl .legend button").last.click()
+    page.wait_for_function(f"s => ({lines})(s) === 1", arg=SECOND)
     page.reload()
     overlay(page, LONG_NAME)
     page.wait_for_function(f"s => ({lines})(s) === 1", arg=SECOND)
@@ -233,17 +242,17 @@ def test_a_slow_train_tab_holds_up_no_other_region(stored, view):
     pick_run(page, "large groups")
     expect(page.locator("#look-body article").first).to_contain_text("×27")
     page.wait_for_url(f"**run={ids['large']}**")
-    assert len(held) == 1  # Train still waits
-    held[0].continue_()
+    assert held  # Train still waits
     page.unroute("**/studio/show")
+    for route in held:
+        route.continue_()
 
 
 def test_verdicts_of_a_run_of_one_step_are_drawn(stored, open_page):
     server, ids = stored
     page = open_page(server, f"?tab=inspect&run={ids['one step']}")
     bar = page.locator("#verdicts-over-time .barlayer .point path").first
-    bar.wait_for()
-    assert bar.bounding_box()["width"] > 10
+    wait_until(lambda: bar.bounding_box()["width"] > 10)
 
 
 def test_run_control_of_a_finished_run_is_disabled_with_its_reason(view):
@@ -274,8 +283,8 @@ def test_a_pressed_card_shows_its_own_arithmetic_and_what_cost_it_most(view):
     expect(page.locator("#group article[aria-current]")).to_have_count(1)
     cards.nth(2).press("Enter")
     expect(line).to_contain_text("#8 A =")
-    assert cards.nth(2).locator("mark").all_inner_texts() == ["6"]  # the best one has 4
-    assert cards.first.locator("mark").count() == 0
+    expect(cards.nth(2).locator("mark")).to_have_text(["6"])  # the best one has 4
+    expect(cards.first.locator("mark")).to_have_count(0)
 
 
 def test_a_group_of_64_opens_as_a_histogram_with_its_distinct_completions(view):
@@ -304,17 +313,18 @@ def test_a_finished_run_says_its_result_and_leads_on(view):
 def test_cards_and_their_group_come_before_the_loss_on_the_first_screen(view):
     page = view("first")
     expect(page.get_by_role("region", name="Advisor")).to_contain_text("KL spike")
-    bar = page.locator("#start-dock").bounding_box()
-    card = page.locator("#group article").first.bounding_box()
-    assert card["y"] + card["height"] <= bar["y"]  # above the bar, beside a notice and the result
-    assert card["y"] < page.locator("#curve-loss").bounding_box()["y"]
+    bar, loss, group = (page.locator(s) for s in ("#start-dock", "#curve-loss", "#group"))
+    card = group.locator("article").first
+    # above the bar, beside a notice and the result
+    wait_until(lambda: ends(card) <= bar.bounding_box()["y"])
+    wait_until(lambda: card.bounding_box()["y"] < loss.bounding_box()["y"])
     for tool in ("Smoothing", "Overlay"):
         expect(page.get_by_label(tool).first).to_be_hidden()
-    cards, box = (page.locator(s).bounding_box() for s in ("#group article >> nth=-1", "#group"))
-    assert box["y"] + box["height"] - cards["y"] - cards["height"] < 20  # three cards, one row
+    wait_until(lambda: ends(group) - ends(group.locator("article").last) < 20)  # three, one row
     page.set_viewport_size({"width": 380, "height": 820})
-    tops = [page.locator(s).bounding_box()["y"] for s in ("#line", "#advisor", "#run-banner")]
-    assert tops == sorted(tops)  # on a phone the run's state comes first
+    parts = [page.locator(s) for s in ("#line", "#advisor", "#run-banner")]
+    # on a phone the run's state comes first
+    wait_until(lambda: (tops := [p.bounding_box()["y"] for p in parts]) == sorted(tops))
     page.set_viewport_size({"width": 1440, "height": 900})
     ask_for(page, "Chart tools")
     for tool in ("Horizontal axis", "Smoothing", "Logarithmic", "Overlay"):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from live_server import Server
-from playwright.sync_api import Page, TimeoutError, expect
+from playwright.sync_api import Page, expect
 from recorded import record_run
-from views import FITS, fits
+from views import fits, wait_until
 
 from grpo_core.store import Recorder, Store
 from grpo_core.types import Checkpointed, RunStatus
@@ -64,7 +64,7 @@ def test_the_branch_dialog_shows_its_steps_at_a_usable_width(page):
     action(page, "Branch from step…").click()
     step = page.get_by_label("From step")
     expect(step).to_have_value("step 3 · 1.5 MB")
-    assert step.bounding_box()["width"] >= 120
+    wait_until(lambda: step.bounding_box()["width"] >= 120)
     expect(page.locator("#branch-question")).to_contain_text("Saved steps: 2, 3.")
     expect(page.get_by_label("Train until step")).to_have_value("6")  # 3 steps more
 
@@ -84,10 +84,7 @@ def test_a_long_name_never_scrolls_the_page_sideways(page):
     def fits_each_width(what: str) -> None:
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 900})
-            try:  # charts take the new width a moment later
-                page.wait_for_function(FITS, timeout=5_000)
-            except TimeoutError:
-                raise AssertionError(f"the page scrolls sideways: {what}, {width} px") from None
+            assert fits(page), f"the page scrolls sideways: {what}, {width} px"
 
     fits_each_width("two compared")
     page.get_by_label("Run", exact=True).click()
@@ -105,7 +102,7 @@ def test_a_long_name_never_scrolls_the_page_sideways(page):
 
 def test_a_cut_name_is_whole_under_the_pointer(page):
     name = page.locator("#run-table td.name .link").last
-    assert name.evaluate("e => e.scrollWidth > e.clientWidth")
+    wait_until(lambda: name.evaluate("e => e.scrollWidth > e.clientWidth"))
     name.hover()
     expect(name).to_have_attribute("title", LONG)
     page.get_by_label("Run", exact=True).click()
@@ -187,10 +184,8 @@ def test_the_chosen_columns_survive_a_reload(page):
 
 
 def test_every_run_shows_its_date_and_time(page):
-    cells = page.locator("#run-table td.c-created").all_inner_texts()
-    assert len(cells) == 3
-    for cell in cells:
-        assert re.search(r"\d+ [A-Z][a-z]{2} \d\d:\d\d", cell)
+    date = re.compile(r"\d+ [A-Z][a-z]{2} \d\d:\d\d")
+    expect(page.locator("#run-table td.c-created")).to_have_text([date] * 3, use_inner_text=True)
 
 
 def test_the_report_is_downloaded_from_the_page(page):
@@ -210,19 +205,21 @@ def test_two_runs_are_compared_with_their_held_out_difference(page):
     page.locator("#compare-reward .scatterlayer .trace").first.wait_for()
     expect(page.locator("#results tbody tr")).to_have_count(2)
     expect(page.locator("#results")).to_contain_text("40 % [30 to 50]")
+    expect(page.locator("#compare-reward .legend .mark")).to_have_count(2)
     curves = page.locator("#compare-reward .legend .mark").evaluate_all(LOOKS)
     assert len(set(curves)) == 2
     for table in ("#results", "#differences"):  # as the curves are drawn
-        assert page.locator(f"{table} .mark").evaluate_all(LOOKS) == curves
+        marks = page.locator(f"{table} .mark")
+        wait_until(lambda marks=marks: marks.evaluate_all(LOOKS) == curves)
 
 
 def test_runs_are_cards_on_a_phone(page):
     page.set_viewport_size({"width": 380, "height": 820})
     row = page.locator("#run-table tbody tr").first
-    assert row.evaluate("e => getComputedStyle(e).display") == "flex"
-    assert row.bounding_box()["width"] <= 380
-    assert row.locator("td.c-heldout").bounding_box()["x"] < 380
+    expect(row).to_have_css("display", "flex")
+    wait_until(lambda: row.bounding_box()["width"] <= 380)
+    wait_until(lambda: row.locator("td.c-heldout").bounding_box()["x"] < 380)
     select(page, "kl", "stopped")
     assert fits(page)
     cell = page.locator("#differences tbody th").first
-    assert cell.bounding_box()["width"] >= 96, "one letter a line"
+    wait_until(lambda: cell.bounding_box()["width"] >= 96)  # else one letter a line

@@ -9,7 +9,7 @@ import pytest
 from live_server import Server
 from playwright.sync_api import expect
 from set_up import card, field, fill, open_section
-from views import FITS
+from views import fits
 
 
 class FourCards(Server):
@@ -37,7 +37,7 @@ def test_workers_take_devices_from_the_form_to_the_table_of_runs(cards, open_pag
     expect(page.locator("#new-run-pane")).to_contain_text(
         "This run can use 4 devices here. Use at most 4."
     )
-    assert page.evaluate(FITS)
+    assert fits(page)
     fill(page, "Workers", "4")
     open_section(page, "model")
     page.get_by_role("button", name="Check model").click()
@@ -52,7 +52,7 @@ def test_workers_take_devices_from_the_form_to_the_table_of_runs(cards, open_pag
     expect(status).to_contain_text("then starts by itself")
     page.get_by_role("tab", name="Runs").click()
     expect(page.locator("#run-table")).to_contain_text("on 4 × cuda, 2 nodes")
-    assert page.evaluate(FITS)
+    assert fits(page)
 
 
 def test_one_device_shows_workers_only_where_settings_ask_for_them(

@@ -5,9 +5,10 @@ The order matters: each view opens from the one before.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, TimeoutError
 from set_up import open_section
 
 from ui.components import form
@@ -47,9 +48,30 @@ def views(page: Page, tokens: bool = True) -> Iterator[tuple[str, Callable[[], N
                 yield "learn, walk: ratio and clip", lambda: _walk_to(page, "ratio")
 
 
+def wait_until(ask: Callable, seconds: float = 60.0):
+    """The first true answer; it fails without one for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (found := ask()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert found, "it did not happen in time"
+    return found
+
+
 def fits(page: Page) -> bool:
-    """Whether the page does not scroll sideways."""
-    return page.evaluate(FITS)
+    """Whether the page does not scroll sideways, once its charts have taken their new width."""
+    try:
+        page.wait_for_function(FITS, timeout=10_000)
+    except TimeoutError:
+        return False
+    return True
+
+
+def arrive(page: Page, address: str) -> Page:
+    """Open an address, and wait for the first answer, whatever tab it names."""
+    page.goto(address)
+    page.get_by_role("tab", name="Train").wait_for()
+    page.wait_for_function("window.studioRefresh?.failed === 0")
+    return page
 
 
 def pick_run(page: Page, name: str) -> None:
@@ -78,10 +100,11 @@ def learn_part(page: Page, title: str) -> None:
 def wait_for_answers(page: Page) -> None:
     """Wait until the Playground's answers to the question asked last are whole.
 
-    Before that they are shown while they are written.
+    Before that they are shown while they are written. A question is asked by itself where a run
+    has saved states, so there must be answers too.
     """
-    whole = "html[data-playing='']:not(:has(#play-answers [data-revision]))"
-    page.locator(whole).wait_for(timeout=60_000)
+    whole = "html[data-playing='']:has(#play-answers article):not(:has([data-revision]))"
+    page.locator(whole).wait_for(timeout=120_000)
 
 
 def _ask_for_tools(page: Page) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+PATIENCE = 60_000  # ms that a page waits for a state: a busy machine may take long
+
 
 class Watch:
     """What must not happen on a page: a dialog, an error, a request to another machine."""
@@ -32,7 +34,7 @@ def watched(browser) -> Iterator:
     """A new browser context. Its end fails if one of its pages did what it must not do."""
     watch = Watch()
     context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE)
     context.on("page", watch.follow)
     yield context
     context.close()
