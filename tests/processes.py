@@ -25,7 +25,7 @@ def another_process(code: str, *arguments: object, **options) -> subprocess.Pope
     )
 
 
-def until(condition, seconds=30.0):
+def until(condition, seconds=120.0):
     """The first true result of `condition`, called again and again for up to `seconds`."""
     deadline = time.monotonic() + seconds
     while not (result := condition()) and time.monotonic() < deadline:
@@ -34,7 +34,7 @@ def until(condition, seconds=30.0):
     return result
 
 
-def cli(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+def cli(*arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, without a terminal."""
     return subprocess.run(
         [sys.executable, "-m", "grpo_core", *arguments],

@@ -251,8 +251,8 @@ def test_a_visitor_does_not_wait_for_the_helper_of_another(tmp_path):
     helpers = [Child(["-I", "-S", str(script)]) for _ in range(3)]
 
     def hang():
-        with time_limit(2), contextlib.suppress(ChildFailed):
-            free_one(helpers).request("hang", 9)
+        with time_limit(50), contextlib.suppress(ChildFailed):
+            free_one(helpers).request("hang", 50)
 
     assert free_one(helpers) is helpers[0]  # a run, which has no time limit
     hanging = threading.Thread(target=hang)
@@ -260,11 +260,12 @@ def test_a_visitor_does_not_wait_for_the_helper_of_another(tmp_path):
     while not helpers[1].is_busy:
         time.sleep(0.01)
     started = time.monotonic()
-    with time_limit(2):
+    with time_limit(50):
         assert free_one(helpers) is helpers[2]
         assert honest(free_one(helpers)) == 0.5
         assert honest(free_one(helpers)) == 0.5
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 30
+    helpers[1]._process.kill()
     hanging.join()
     for helper in helpers:
         helper.close()

@@ -70,7 +70,7 @@ def train_run(store: Store, settings, name: str, saves: bool = False) -> str:
     return run_id
 
 
-def wait_for(manager, run_id, status, seconds=30.0, **fields):
+def wait_for(manager, run_id, status, seconds=120.0, **fields):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         run = manager.store.run(run_id)

@@ -8,6 +8,9 @@ from playwright.sync_api import Locator, Page
 
 from ui.components import form
 
+TWELVE_FRAMES = """async () => {
+  for (let i = 0; i < 12; i++) await new Promise(requestAnimationFrame);
+}"""
 NAMES = {form.label(name): name for name in form.NAMES}
 
 
@@ -50,13 +53,13 @@ def fill_until_kept(control: Locator, text: str) -> None:
     """Type into a control whose section was just opened, and leave it.
 
     A moment after a section was built Gradio once restores the old value of a control in it, so
-    type until the text stays.
+    type until the text stays for some frames: a slow page draws them late.
     """
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         control.fill(text)
         control.blur()
-        control.page.wait_for_timeout(200)
+        control.page.evaluate(TWELVE_FRAMES)
         if control.input_value() == text:
             return
     raise AssertionError(f"{control} did not keep {text!r}")

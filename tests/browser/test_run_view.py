@@ -243,9 +243,9 @@ def test_a_slow_train_tab_holds_up_no_other_region(stored, view):
     expect(page.locator("#look-body article").first).to_contain_text("×27")
     page.wait_for_url(f"**run={ids['large']}**")
     assert held  # Train still waits
-    page.unroute("**/studio/show")
     for route in held:
         route.continue_()
+    page.unroute("**/studio/show")
 
 
 def test_verdicts_of_a_run_of_one_step_are_drawn(stored, open_page):

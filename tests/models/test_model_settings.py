@@ -138,10 +138,10 @@ def test_a_tokenizer_that_makes_texts_endless_is_refused(folder):
 @pytest.mark.parametrize("init", ["weights", "random"])
 def test_absurd_sizes_are_refused_at_once_and_before_memory_is_taken(folder, sizes, init):
     change_json(folder / "config.json", **sizes)
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(InvalidConfig) as caught:
         load(folder, init=init)
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
     assert "\n" not in str(caught.value)
 
 

@@ -118,15 +118,15 @@ def test_a_growing_folder_is_followed_until_its_last_step(store, tmp_path):
     watching.start()
     try:
         shutil.copyfile(GOLDEN / "trl_repeats" / names[0], folder / names[0])
-        until(lambda: store.runs() and store.runs()[0].status is RunStatus.RUNNING)
+        until(lambda: store.runs() and store.runs()[0].steps_done == 1)
         until(lambda: store.runs()[0].status is RunStatus.INTERRUPTED)
         shutil.copyfile(GOLDEN / "trl_repeats" / names[2], folder / names[2])
         until(lambda: store.runs()[0].status is RunStatus.RUNNING)
         shutil.copyfile(GOLDEN / "trl_repeats/trainer_state.json", folder / "trainer_state.json")
-        watching.join(20)
+        watching.join(120)
     finally:
         stop.set()
-        watching.join(20)
+        watching.join(120)
     assert (result[0].rollouts, result[0].disagreements) == (16, 0)  # with the weights of the log
     assert store.runs()[0].status is RunStatus.FINISHED
 

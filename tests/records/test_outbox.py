@@ -106,7 +106,7 @@ def test_the_trainer_never_waits_for_a_destination_that_hangs(there, tmp_path):
     started = time.monotonic()
     for item in range(100):
         box.put(item)
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 5  # and not until it answers
     there.delay.set()
     box.close()
     assert [what for _, what in there.got] == list(range(100))
@@ -261,7 +261,7 @@ def test_a_server_away_for_20_s_loses_nothing_and_gets_nothing_twice(store, tmp_
         box.put(number)
     box.close()
     late = server.back_at - server.left_at - server.AWAY
-    assert 0 <= late < 1  # it is asked every 0.15 s; a busy machine may be slow
+    assert 0 <= late < 5  # it is asked every 0.15 s; a busy machine may be slow
     [run] = store.runs()
     assert [g.step for g in store.iter_groups(run.id)] == [*range(1, 31)]
     assert (run.status, run.steps_done, server.num_known) == ("finished", 30, 1)

@@ -99,8 +99,8 @@ def test_no_text_makes_the_reader_fail_otherwise(text):
     ],
 )  # fmt: skip
 def test_no_formula_takes_long(bomb):
-    started = time.perf_counter()
+    started = time.process_time()
     for pair in ((bomb, "1"), (bomb, f"{bomb}+1")):
         with suppress(Unread):
             assert math_equal(*pair) == 0.0
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3

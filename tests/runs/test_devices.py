@@ -74,7 +74,7 @@ def config(device="auto", steps=2, **settings):
     return parse(nest({"model.device": device, "train.steps": steps, **settings}))
 
 
-def until(manager, run_id, status, seconds=5.0):
+def until(manager, run_id, status, seconds=60.0):
     deadline = time.monotonic() + seconds
     while (now := manager.store.run(run_id).status) != status and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -127,7 +127,7 @@ def test_a_tracker_that_hangs_is_left_out(
     started = time.monotonic()
     _, recorded = mirrored_run("wandb")
     assert recorded == [*EVENTS]
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 50
     assert said[1:] == ["wandb failed: it took longer than 0.5 s. The run goes on without it."]
 
 
@@ -144,7 +144,7 @@ def test_a_slow_tracker_loses_steps_and_never_the_end(
 ):
     monkeypatch.setattr(mirror, "MAX_WAITING", 2)
     log = tmp_path / "log"
-    standing_in(WANDB.format(on_log="time.sleep(0.05)", on_init="pass", log=str(log), asked=""))
+    standing_in(WANDB.format(on_log="time.sleep(0.3)", on_init="pass", log=str(log), asked=""))
     events = [StepCompleted(i, StepMetrics(reward_mean=0.5), {}) for i in range(200)]
     started = time.monotonic()
     _, recorded = mirrored_run("wandb", events=events)
@@ -152,7 +152,7 @@ def test_a_slow_tracker_loses_steps_and_never_the_end(
     assert said[0] == "wandb does not keep up, so it lacks some steps of the run."
     assert len(said) == 2
     assert log.read_text() == "finish 0\n"
-    assert time.monotonic() - started < 10  # 200 steps would sleep for 10 s
+    assert time.monotonic() - started < 40  # 200 steps would sleep for 60 s
 
 
 def test_a_package_reports_nothing_to_its_makers_unasked(

@@ -160,7 +160,7 @@ time.sleep(60)
         assert store.recover() == []
         server.kill()
         server.wait()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not (recovered := store.recover()) and time.monotonic() < until:
             time.sleep(0.05)  # until the worker has got so far as to let go of what it inherited
         assert recovered == [run_id]

@@ -217,7 +217,7 @@ def test_a_number_in_any_form_is_itself_and_never_its_negative(number, minus):
 
 
 def test_a_hostile_text_takes_no_time():
-    started = time.perf_counter()
+    started = time.process_time()
     for part in (
         "9",
         "1,",
@@ -234,4 +234,4 @@ def test_a_hostile_text_takes_no_time():
     ):
         last_number(part * (20_000 // len(part)))
         strip_markup(part * (20_000 // len(part)))
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4

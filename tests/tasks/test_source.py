@@ -27,7 +27,7 @@ def refusal(path: object, **more: object) -> str:
     begun = time.monotonic()
     with pytest.raises(InvalidConfig) as caught:
         load_task(TaskConfig.model_validate({"path": str(path), **more}))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     [problem] = caught.value.problems
     assert "\n" not in str(problem)
     return str(problem)

@@ -302,11 +302,11 @@ HOSTILE = [
 @each_task
 def test_hostile_text_is_graded_wrong_and_in_no_time(task):
     p = heldout_prompts(task, 1)[0]
-    start = time.perf_counter()
+    start = time.process_time()
     for text in HOSTILE:
         assert task.grade(text, p) == 0.0
         assert task.grade(extract_answer(text) or "", p) == 0.0
-    assert time.perf_counter() - start < 0.5  # some milliseconds; a quadratic reader takes seconds
+    assert time.process_time() - start < 1  # some milliseconds; a quadratic reader takes seconds
 
 
 @each_task

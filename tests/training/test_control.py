@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
+from processes import until
 from trained_runs import configured, record, started_paused, wait_for
 
 import grpo_core.training.rollout_batch as draw
@@ -37,7 +38,7 @@ def test_pause_takes_effect_within_a_token_and_changes_no_number(manager, tiny_s
         tabs = [threading.Thread(target=manager.pause, args=(run_id,)) for _ in range(10)]
         for tab in tabs:
             tab.start()
-        wait_for(manager, run_id, RunStatus.PAUSED, seconds=2)
+        wait_for(manager, run_id, RunStatus.PAUSED)
         steps = manager.store.run(run_id).steps_done
         time.sleep(0.2)
         assert manager.store.run(run_id).steps_done == steps
@@ -119,12 +120,8 @@ def test_an_edited_reward_acts_as_if_the_rubric_had_given_it(
     run_id = started_paused(manager, config)
     group = store.group(store.group_ids(run_id, 1)[1])
     manager.edit_reward(run_id, 1, 1, 2, 3.5)
-    deadline = time.monotonic() + 5
-    while (
-        not (edited := store.group(store.group_ids(run_id, 1)[1])).rollouts[2].edited
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.01)
+    until(lambda: store.group(store.group_ids(run_id, 1)[1]).rollouts[2].edited)
+    edited = store.group(store.group_ids(run_id, 1)[1])
     assert store.run(run_id).status is RunStatus.PAUSED  # and still before the update
     rewards = [3.5 if r.position == 2 else r.reward for r in group.rollouts]
     assert [r.reward for r in edited.rollouts] == rewards
@@ -191,9 +188,7 @@ def test_checkpoint_now_saves_the_last_whole_step_even_while_the_run_waits(manag
         manager, configured(tiny_settings, **{"train.checkpoint_every": 0}), "step = 4"
     )
     manager.checkpoint(run_id)
-    deadline = time.monotonic() + 5
-    while not manager.store.checkpoints(run_id) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: manager.store.checkpoints(run_id))
     assert [c.step for c in manager.store.checkpoints(run_id)] == [3]
     assert manager.store.run(run_id).status is RunStatus.PAUSED
     manager.stop(run_id)

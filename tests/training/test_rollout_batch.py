@@ -272,11 +272,11 @@ def test_errors_in_async_scoring_count_and_a_persons_mistake_ends_the_step(
 def test_a_stop_does_not_wait_for_a_judge_in_async_scoring(policy, tiny_settings, far):
     policy = dataclasses.replace(policy, end_ids=frozenset(range(0, len(policy.tokenizer), 4)))
     asked, let_go, control, tokens = threading.Event(), threading.Event(), RunControl(), [0]
-    far.answer = lambda completions: asked.set() or (let_go.wait(20) and [0.0] * len(completions))
+    far.answer = lambda completions: asked.set() or (let_go.wait(120) and [0.0] * len(completions))
 
     def stopped():
         tokens[0] += 1
-        if tokens[0] > 8 and asked.wait(10):
+        if tokens[0] > 8 and asked.wait(60):
             raise StopRequested
 
     control.points.check_interrupt = stopped
@@ -289,7 +289,7 @@ def test_a_stop_does_not_wait_for_a_judge_in_async_scoring(policy, tiny_settings
             ),
             1,
         )
-    assert time.monotonic() - started < 15  # and not the 20 s of the judge
+    assert time.monotonic() - started < 90  # and not the 120 s of the judge
     let_go.set()
     for thread in [t for t in threading.enumerate() if t.name == "async scoring"]:
         thread.join(10)

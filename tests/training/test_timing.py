@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from grpo_core.training import timing
 from grpo_core.training.timing import RunTimer
 from grpo_core.types import Evaluated, Paused, Phase, PhaseStarted, Resumed
 from ui.render.status import time_bar
 
 
-def test_evaluation_and_writing_are_measured_and_every_lap_begins_anew():
+class Clock:
+    """A clock that only sleep() moves."""
+
+    now = 100.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_evaluation_and_writing_are_measured_and_every_lap_begins_anew(clock):
     heard = []
-    clock = RunTimer(lambda event: (heard.append(event), time.sleep(0.01)))
-    clock(PhaseStarted(Phase.EVALUATING, 0, 2))
-    time.sleep(0.05)
-    clock(Evaluated(0, {}))
-    clock(PhaseStarted(Phase.SAMPLING, 1, 2))
-    time.sleep(0.05)  # sampling is the step's own
-    told = clock.lap()
+    timer = RunTimer(lambda event: (heard.append(event), clock.sleep(1)))
+    timer(PhaseStarted(Phase.EVALUATING, 0, 2))
+    clock.sleep(5)
+    timer(Evaluated(0, {}))
+    timer(PhaseStarted(Phase.SAMPLING, 1, 2))
+    clock.sleep(7)  # sampling is the step's own
+    told = timer.lap()
     assert [type(e).__name__ for e in heard] == ["PhaseStarted", "Evaluated", "PhaseStarted"]
-    assert told["writing_seconds"] >= 0.03
-    assert 0.05 <= told["evaluation_seconds"] < told["evaluation_seconds"] + told["writing_seconds"]
-    assert clock.lap() == {"evaluation_seconds": 0.0, "writing_seconds": 0.0}
+    # 5 s, after 1 s in which the beginning was written
+    assert told == {"evaluation_seconds": 6.0, "writing_seconds": 3.0}
+    assert timer.lap() == {"evaluation_seconds": 0.0, "writing_seconds": 0.0}
 
 
-def test_a_held_clock_stands_still_and_does_not_end_a_persons_pause():
-    clock = RunTimer(lambda event: None)
-    before = clock.now()
-    clock.pause()
-    time.sleep(0.05)
-    assert clock.now() - before < 0.04
-    clock.resume()
-    time.sleep(0.02)
-    assert 0.02 <= clock.now() - before < 0.04 + 0.02
-    clock(Paused("by a person"))
-    clock.pause()
-    clock.resume()
-    at = clock.now()
-    time.sleep(0.02)
-    assert clock.now() == at
-    clock(Resumed())
-    time.sleep(0.02)
-    assert clock.now() > at
+def test_a_held_clock_stands_still_and_does_not_end_a_persons_pause(clock):
+    timer = RunTimer(lambda event: None)
+    before = timer.now()
+    timer.pause()
+    clock.sleep(5)
+    assert timer.now() == before
+    timer.resume()
+    clock.sleep(2)
+    assert timer.now() == before + 2
+    timer(Paused("by a person"))
+    timer.pause()
+    timer.resume()
+    clock.sleep(2)
+    assert timer.now() == before + 2
+    timer(Resumed())
+    clock.sleep(3)
+    assert timer.now() == before + 5
 
 
 def test_the_time_bar_names_its_parts_and_is_empty_before_step_1():

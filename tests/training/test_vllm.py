@@ -79,7 +79,7 @@ class Run:
         return [e for e in self.events if isinstance(e, kind)]
 
     def wait_for(self, kind):
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while not self.of(kind) and time.monotonic() < until and self._thread.is_alive():
             time.sleep(0.01)
         return self.of(kind)[0]
@@ -229,16 +229,16 @@ def test_stop_ends_a_run_that_waits_for_a_slow_server(tiny_settings, server):
     run_.control.stop()
     run_.end()
     assert isinstance(run_.error, StopRequested)
-    assert time.monotonic() - pressed < 2
+    assert time.monotonic() - pressed < 20  # and not the 30 s of the server
 
 
 def test_a_slow_server_is_named_and_then_a_person_decides(tiny_settings, server, monkeypatch):
     monkeypatch.setattr(vllm_engine, "SLOW_SECONDS", 0.1)
     server.delay = 30
-    more = {"rollout.server_seconds": 0.4, "task.heldout_size": 0, "train.steps": 1}
+    more = {"rollout.server_seconds": 2.0, "task.heldout_size": 0, "train.steps": 1}
     run_ = Run(tiny_settings, server.url, **more).start()
     reason = run_.wait_for(Paused).reason
-    assert "did not answer within 0.4 s" in reason
+    assert "did not answer within 2 s" in reason
     assert "rollout.server_seconds" in reason
     assert any("has answered 0 of 2 prompts" in n.message for n in run_.of(Noticed))
     server.delay = 0

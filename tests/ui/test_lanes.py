@@ -31,7 +31,7 @@ def test_one_visitors_flood_does_not_delay_another():
         return waited, time.monotonic() - started
 
     waited, all_of_it = run_async(flood())
-    assert waited < 0.3 < all_of_it
+    assert waited < all_of_it / 3
 
 
 def test_free_places_go_to_the_visitors_in_turn():
@@ -76,6 +76,6 @@ def test_a_request_that_gives_up_or_fails_leaves_its_place():
 
         with pytest.raises(ZeroDivisionError):
             await fail()
-        await asyncio.wait_for(hold(lane, "c"), 1)
+        await asyncio.wait_for(hold(lane, "c"), 60)
 
     run_async(queue())
