@@ -29,12 +29,18 @@ from grpo_core.records.parcels import Finish
 from grpo_core.records.sinks import FileSink, ServerSink, Sink
 from grpo_core.records.trl_events import Events, StepMetrics
 from grpo_core.records.trl_metrics import NewValues
-from grpo_core.records.trl_trainer import copied, generation_of, reader_of, rewards_of, source_run
+from grpo_core.records.trl_trainer import (
+    copied,
+    generation_of,
+    note_logs,
+    reader_of,
+    rewards_of,
+    source_run,
+)
 from grpo_core.types import RunStatus
 
 TOKEN_VARIABLE = "GRPO_INGEST_TOKEN"
 GENERATE = "_generate_and_score_completions"
-SCORE = "_calculate_rewards"
 log = logging.getLogger("grpo_studio")
 FOLDER = "grpo-studio"  # in the trainer's output_dir: its run's key, and what waits to be sent
 
@@ -91,13 +97,11 @@ class _Attached(TrainerCallback):
         self._trainer, self._sink, self._name = trainer, sink, name
         self._folder = Path(trainer.args.output_dir or ".") / FOLDER
         self._outbox: Outbox | None = None
-        self._scored: Any = None  # what the reward functions of the present generation gave
         self._told = False  # a fault of ours
         self._values = NewValues()
         self._pending: StepMetrics | None = None  # of the step that is being logged
+        note_logs(trainer)
         self._wrap(GENERATE, self._generate)
-        if hasattr(trainer, SCORE):
-            self._wrap(SCORE, self._score)
         self._wrap("train", self._train)
         trainer.add_callback(self)
 
@@ -136,15 +140,9 @@ class _Attached(TrainerCallback):
         self, original: Callable[..., Any], inputs: Any, *args: Any, **options: Any
     ) -> Any:
         prompts = [copied(row.get("prompt")) for row in inputs]
-        self._scored = None
         made = original(inputs, *args, **options)
         self._guarded(lambda: self._keep(inputs, prompts, made))
-        self._scored = None
         return made
-
-    def _score(self, original: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        self._scored = original(*args, **options)
-        return self._scored
 
     # ---- callbacks ---------------------------------------------------------------------------
 
@@ -201,7 +199,7 @@ class _Attached(TrainerCallback):
 
     def _keep(self, inputs: Any, prompts: Sequence[Any], made: Mapping[str, Any]) -> None:
         self._begin(resumed=False)
-        generation = generation_of(self._trainer, inputs, prompts, made, self._scored)
+        generation = generation_of(self._trainer, inputs, prompts, made)
         self._put(generation, generation.num_bytes)
 
 

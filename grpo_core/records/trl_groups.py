@@ -73,10 +73,10 @@ class Generation:
     kind: str
     group_size: int
     prompts: Sequence[Any]
-    completions: Sequence[Any]  # empty: from the tokens
+    completions: Sequence[Any]
     answers: Sequence[str | None]
     scores: Sequence[Sequence[float]]  # (rows, reward functions), nan: could not be scored
-    advantages: Sequence[float] | None
+    advantages: Sequence[float]
     tensors: Mapping[str, Any]
 
     @property
@@ -105,17 +105,15 @@ def groups(made: Generation, rewards: Rewards, reader: Reader) -> Iterator[Sourc
 def _rollout(
     made: Generation, row: int, rewards: Rewards, reader: Reader, tokens: Mapping[str, Any]
 ) -> SourceRollout:
-    scores = [finite(value) for value in made.scores[row]] or [None] * len(rewards.names)
-    completion = made.completions[row] if made.completions else None
+    scores, completion = list(map(finite, made.scores[row])), made.completions[row]
     ids, mask = tokens.get("token_ids"), tokens.get("mask")
     turns = _turns(completion, ids, mask, reader) if ids is not None and mask is not None else ()
-    advantage = None if made.advantages is None else finite(made.advantages[row])
     return SourceRollout(
         text=_text(completion, ids, turns, reader),
         finish_reason=None if ids is None else reader.finish_reason(ids),
         scores=dict(zip(rewards.names, scores, strict=True)),
         reward=rewards.total(scores),
-        advantage=None if made.kind == GroupKind.EVALUATION else advantage,
+        advantage=None if made.kind == GroupKind.EVALUATION else finite(made.advantages[row]),
         num_tokens=None if ids is None else len(ids) if mask is None else sum(mask),
         token_ids=ids,
         action_mask=mask,

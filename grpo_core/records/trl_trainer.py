@@ -10,8 +10,8 @@ import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,39 @@ from grpo_core.records.trl_groups import ANSWERS, LOGPROBS, Generation, Reader, 
 from grpo_core.types import GroupKind
 
 TENSORS = ("prompt_ids", "completion_ids", "completion_mask", "tool_mask", *LOGPROBS.values())
+LOGS = ("prompt", "completion", "advantages")
 SECRET = ("token", "secret", "password", "api_key")
 
 
-def generation_of(
-    trainer: Any, inputs: Any, prompts: Sequence[Any], made: Mapping[str, Any], scored: Any
-) -> Generation:
-    """A copy of what the trainer keeps of its last generation. scored: by its reward functions.
+class _Noted(deque[Any]):
+    """A log of the trainer that knows what came last as a whole, even if it holds less."""
 
-    Its logs end with the rows of all processes; they may be too short for those of an evaluation.
-    """
-    trains, names = bool(trainer.model.training), trainer.reward_func_names
-    logs = getattr(trainer, "_logs", None) or trainer._textual_logs
-    n = len(prompts) * trainer.accelerator.num_processes
-    shown = _tail(logs["prompt"], n)
-    if shown is None:
-        n = len(prompts)
-    if shown is None or (n == len(prompts) and type(shown[0]) is not type(prompts[0])):
+    newest: Sequence[Any] = ()
+
+    def extend(self, values: Iterable[Any]) -> None:
+        self.newest = list(values)
+        super().extend(self.newest)
+
+
+def note_logs(trainer: Any) -> None:
+    """From now on the trainer's logs know what came last. For the trainer they are as before."""
+    logs = _logs(trainer)
+    for log, names in ((logs, LOGS), (logs["rewards"], trainer.reward_func_names)):
+        log.update({name: _Noted(log[name], log[name].maxlen) for name in names})
+
+
+def _logs(trainer: Any) -> Any:
+    return getattr(trainer, "_logs", None) or trainer._textual_logs
+
+
+def generation_of(
+    trainer: Any, inputs: Any, prompts: Sequence[Any], made: Mapping[str, Any]
+) -> Generation:
+    """A copy of what the trainer made last. Its logs have the rows of all processes in order."""
+    trains, logs = bool(trainer.model.training), _logs(trainer)
+    shown = logs["prompt"].newest
+    if len(shown) == len(prompts) and type(shown[0]) is not type(prompts[0]):
         shown = prompts  # older versions log the rendered template
-    scores = None if scored is None else scored[:n].tolist()
-    if scores is None:
-        scores = list(zip(*(_tail(logs["rewards"][name], n) or [] for name in names), strict=True))
     size = trainer.num_generations
     if not trains:
         size = getattr(trainer, "num_generations_eval", None) or size
@@ -49,21 +61,18 @@ def generation_of(
         kind=GroupKind.TRAINING if trains else GroupKind.EVALUATION,
         group_size=size,
         prompts=shown,
-        completions=_tail(logs["completion"], n) or (),
+        completions=logs["completion"].newest,
         answers=[_answer(row) for row in inputs],
-        scores=scores or [[float("nan")] * len(names)] * n,
-        advantages=_tail(logs["advantages"], n),
+        scores=list(
+            zip(*(logs["rewards"][name].newest for name in trainer.reward_func_names), strict=True)
+        ),
+        advantages=logs["advantages"].newest,
         tensors={
             name: values.detach().to("cpu", copy=True)
             for name in TENSORS
             if (values := made.get(name)) is not None
         },
     )
-
-
-def _tail(values: Sequence[Any], n: int) -> list[Any] | None:
-    """The last n values of a deque; None if it has fewer."""
-    return list(islice(values, len(values) - n, None)) if n <= len(values) else None
 
 
 def copied(prompt: Any) -> Any:
