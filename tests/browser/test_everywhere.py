@@ -72,6 +72,8 @@ def sideways(page: Page, size: dict[str, int]) -> list[str]:
     return [f"{size['width']} px: {what}" for what in page.evaluate(STICKS_OUT)]
 
 
+TOPS = "menus => menus.map(e => Math.round(e.getBoundingClientRect().top))"
+
 # Notes which elements get the focus, and whether each then looks different.
 WATCH_FOCUS = """() => {
   const look = e => {
@@ -124,7 +126,7 @@ def missed(page: Page) -> list[str]:
 @pytest.fixture(scope="module")
 def walked(long_texts, browser) -> dict[str, list[str]]:
     """Every view opened once: what scrolls sideways in it, and what the keyboard misses."""
-    found: dict[str, list[str]] = {"sideways": [], "missed": []}
+    found: dict[str, list[str]] = {"sideways": [], "missed": [], "tall": []}
     with watched(browser) as context:
         page = context.new_page()
         page.goto(long_texts.url)
@@ -137,11 +139,18 @@ def walked(long_texts, browser) -> dict[str, list[str]]:
                 page.get_by_role("textbox", name="Right answer").fill(LONG)
             wide = [what for size in SIZES for what in sideways(page, size)]
             found["sideways"] += [f"{name}, {what}" for what in wide]
+            if name == "playground":  # at the last size, a phone's
+                tops = page.locator("#play-sides .block").evaluate_all(TOPS)
+                found["tall"] += [] if len(set(tops)) == 2 else [f"menus at {tops}"]
     return found
 
 
 def test_no_view_scrolls_sideways_with_long_names_and_prompts(walked):
     assert walked["sideways"] == []
+
+
+def test_the_menus_of_a_side_share_a_line_on_a_phone(walked):
+    assert walked["tall"] == []
 
 
 def test_tab_reaches_every_control_and_shows_where_it_is(walked):

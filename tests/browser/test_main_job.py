@@ -72,6 +72,7 @@ def test_a_stranger_starts_watches_stops_reloads_inspects_overlays_exports_and_d
     second.close()
 
     stop(page, store, run.id)
+    expect(page.locator("#outlook")).to_contain_text(f"measured in “{run.name}”")
     kept = store.run(run.id).steps_done
     assert kept >= 2
     assert len(store.steps(run.id)) == kept

@@ -213,6 +213,29 @@ def test_two_runs_are_compared_with_their_held_out_difference(page):
         wait_until(lambda marks=marks: marks.evaluate_all(LOOKS) == curves)
 
 
+def test_a_menu_sorts_the_cards_on_a_phone(page):
+    menu = page.get_by_label("Sort by")
+    expect(menu).to_be_hidden()
+    page.set_viewport_size({"width": 380, "height": 820})
+    expect(page.locator("#run-table thead")).to_be_hidden()
+    expect(menu).to_have_value("created")
+    menu.select_option("Name")
+    names = page.locator("#run-table td.name .link")
+    expect(names).to_have_text(["kl", LONG, "stopped"])
+    page.get_by_role("button", name="Reverse the order, now ascending").click()
+    expect(names).to_have_text(["stopped", LONG, "kl"])
+
+
+@pytest.mark.parametrize("width", [380, 1440])
+def test_the_form_of_a_run_stays_inside_its_table(page, width):
+    page.set_viewport_size({"width": width, "height": 820})
+    table = page.locator("#run-table").bounding_box()
+    page.get_by_role("button", name="Rename stopped", exact=True).click()
+    form = page.locator("#run-editor").bounding_box()
+    assert form["x"] >= table["x"]
+    assert form["x"] + form["width"] <= table["x"] + table["width"] + 1
+
+
 def test_runs_are_cards_on_a_phone(page):
     page.set_viewport_size({"width": 380, "height": 820})
     row = page.locator("#run-table tbody tr").first

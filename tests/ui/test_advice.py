@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 from recorded import HOSTILE, record_run
 
+from grpo_core.analysis.advisor.advise import CODES
 from grpo_core.types import Notice, RunStatus
-from ui.render.advice import advice
+from ui.render.advice import TITLES, advice
 from ui.tabs.train import dismiss
 
 
@@ -24,6 +25,10 @@ def notice(code="truncation", **more):
             **more,
         }
     )
+
+
+def test_every_notice_has_a_title_in_words():
+    assert set(CODES) <= set(TITLES)
 
 
 def test_at_most_three_notices_show_evidence_a_hint_and_a_group():

@@ -49,6 +49,9 @@ OURS = {
     "h2",
     "p",
     "br",
+    "label",
+    "select",
+    "option",
 }
 
 
@@ -245,6 +248,13 @@ def test_each_card_holds_its_own_arithmetic_and_marks_what_earned_or_cost_it_mos
 def test_a_tied_completion_has_no_cause():
     tied = group([rollout(0, 1.0, 0.0), rollout(1, 1.0, 0.0, "other")], 1.0, 0.0, "all_right")
     assert "most:" not in cards.group_view(tied, 8, CONFIG)
+
+
+def test_only_a_group_that_may_fill_two_rows_keeps_room_for_them():
+    rows = [rollout(i, float(i), i - 2.0, f"text {i}") for i in range(5)]
+    for n, few in ((4, True), (5, False)):
+        html = cards.card_grid(group(rows[:n]), rows[:n], CONFIG)
+        assert ('<div class="cards few">' in html) == few
 
 
 def test_equal_completions_share_a_card_with_their_number():

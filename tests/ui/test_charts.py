@@ -11,7 +11,7 @@ from recorded import HOSTILE
 from grpo_core.store import VerdictCounts
 from grpo_core.types import STEP_METRICS
 from ui.render import charts
-from ui.render.charts import Axis, Curves, View, figure, smoothed
+from ui.render.charts import Axis, Curves, View, figure, smoothed, thinking
 from ui.render.run_colours import NUM_COLOURS, run_colours
 
 STEPS = [
@@ -85,6 +85,11 @@ def test_a_run_has_its_own_colour_in_every_chart():
     assert [(e["run"], e["value"]) for e in legend] == [("run-1", "0.0300"), ("a", "0.0300")]
 
 
+def test_the_legend_of_lengths_has_the_colour_of_the_line():
+    drawn = thinking.lengths([Curves("run-1", "first", STEPS, METRICS, colour="--run-2")])
+    assert drawn["legend"][0]["colour"] == drawn["traces"][0]["line"]["color"] == "--run-2"
+
+
 def test_runs_in_a_row_never_share_a_colour_and_keep_theirs():
     ids = [f"2026-{i}" for i in range(60)]
     colours = run_colours(ids)
@@ -97,6 +102,13 @@ def test_every_chart_explains_its_metric():
     for name in charts.FIGURES:
         assert len(figure(name, [RUN], View())["definition"]["help"]) > 20, name
     assert figure("kl", [RUN], View())["definition"]["unit"] == "nats/token"
+
+
+def test_a_chart_without_values_says_whether_a_step_was_taken():
+    no_calls = Curves("run-1", "first", [{**STEPS[0], "tool_error_frac": None}], {})
+    assert figure("tool_error_frac", [no_calls], View())["empty"] == "Nothing to measure so far"
+    before = Curves("run-1", "first", [], {})
+    assert figure("tool_error_frac", [before], View())["empty"] == "Appears after the first step"
 
 
 def test_long_run_names_are_shortened_in_the_chart_and_whole_on_hover():

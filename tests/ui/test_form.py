@@ -33,6 +33,15 @@ def test_the_untouched_form_is_the_default_run_with_its_rubric_written_out():
     assert config == default.model_copy(update={"rubric": resolve_rubric(default.rubric)})
 
 
+def test_the_name_of_a_prompt_file_is_said_first():
+    def said(path: str) -> str:
+        return form_help.notes(values(task__name="file", task__path=path))["task.path"]
+
+    assert '<p class="help">The file <code>sums.csv</code>. A CSV' in said("/a/long/path/sums.csv")
+    for path in ("", "sums.csv", "openai/gsm8k"):
+        assert '<p class="help">A CSV' in said(path)
+
+
 def test_every_configuration_field_has_a_control_a_label_and_help():
     assert set(form.NAMES) == set(flatten(RunConfig()))
     placed = {

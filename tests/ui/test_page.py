@@ -36,6 +36,7 @@ from ui.server.views import CURVES, Newest
 from ui.tabs import runs
 from ui.tabs.form_fields import default_values
 from ui.tabs.run_control import RunCommands, states
+from ui.tabs.setup_live import show_setup
 from ui.tabs.start_bar import start_run
 from ui.tabs.train import pinned_step
 from ui.tabs.train_view import ShowTrain
@@ -359,6 +360,16 @@ def test_only_the_curve_that_was_switched_is_drawn_again(views, store):
         AT,
         SEEN,
     ]
+
+
+def test_the_estimate_is_asked_again_when_a_run_ends(views, store):
+    run_id = record_run(store, status=RunStatus.RUNNING)
+    *first, seen = show_setup(views, run_id, "{}")
+    assert first[2] == SKIP
+    store.set_status(run_id, RunStatus.FINISHED)
+    *_, ended, seen = show_setup(views, run_id, seen)
+    assert ended == "1"
+    assert show_setup(views, run_id, seen) == [SKIP] * 4
 
 
 def test_a_second_tab_costs_no_second_drawing(views, store):

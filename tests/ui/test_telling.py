@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import fmean, stdev
+
 from recorded import record_run
 
 from grpo_core.store import Recorder, Store
-from grpo_core.types import Completion, Evaluated, Group, Prompt, Rollout
-from ui.server.telling import telling_group
+from grpo_core.types import Completion, Evaluated, Group, GroupsScored, Prompt, Rollout
+from ui.server.telling import opening_group, telling_group
 
 
 def evaluate(store: Store, run_id: str, step: int, accuracy: float, **rewards: float) -> None:
@@ -46,3 +48,20 @@ def test_a_worse_run_shows_a_held_out_prompt_that_became_wrong(store):
 
 def test_without_held_out_groups_the_rewards_of_the_last_step_decide(store):
     assert telling(store, record_run(store)) == ("3/0", "cards")  # group 2 is tied
+
+
+def test_an_ended_run_opens_a_group_that_teaches(store):
+    run_id = record_run(store)  # of two groups a step the first is healthy
+    assert opening_group(store, run_id, 3) == 0
+    tied = group(1.0, 1.0)
+    with Recorder(store, run_id) as record:
+        record(GroupsScored(4, (tied, group(1.0, 0.8), group(1.0, 0.0), tied)))
+        record(GroupsScored(5, (tied, tied)))
+    assert opening_group(store, run_id, 4) == 2
+    assert opening_group(store, run_id, 5) == 0
+
+
+def group(*rewards: float) -> Group:
+    """A group with these rewards."""
+    rollouts = tuple(Rollout(Completion("said", "stop", 4), {"a": r}, r, 0.0) for r in rewards)
+    return Group(Prompt("p", "Q", "1", "sums"), rollouts, fmean(rewards), stdev(rewards), "any")

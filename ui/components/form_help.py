@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from grpo_core.config import PRESETS
 from grpo_core.config.devices import shares
 from grpo_core.errors import FieldProblem
 from grpo_core.rubric import CHECKS
+from grpo_core.tasks.source import SUFFIXES, short_name
 from ui.components.form import (
     ALGORITHM,
     CRITERIA,
@@ -109,6 +111,7 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
             lines[name] = help_line(name, text)
     if task := task_of(flat):
         lines["task.name"] = help_line("task.name", task.help)
+    lines["task.path"] = path_line(flat["task.path"])
     if shared := shares_of(flat):
         text = f"{FIELDS['train.workers'].description} {shared}"
         lines["train.workers"] = help_line("train.workers", text)
@@ -120,6 +123,14 @@ def notes(values: Sequence[Any]) -> dict[str, str]:
     for name in unused(flat):
         lines[name] = lines[name].replace('class="help"', 'class="help unused"')
     return lines
+
+
+def path_line(path: Any) -> str:
+    """The help of the prompts' source. Of a long path the field shows only the beginning."""
+    name = short_name(str(path or ""))
+    is_named = name != path and Path(name).suffix.lower() in SUFFIXES
+    file = f"The file `{name}`. " if is_named else ""
+    return help_line("task.path", f"{file}{FIELDS['task.path'].description}")
 
 
 def shares_of(flat: Mapping[str, Any]) -> str:

@@ -8,7 +8,9 @@ window.studioEditRun = button => {
   }
   form.showPopover({source: button});
   const cell = button.closest('td').getBoundingClientRect();
-  const left = Math.max(8, Math.min(cell.left, document.body.clientWidth - form.offsetWidth - 8));
+  const table = button.closest('.scroll').getBoundingClientRect(); // the form keeps inside of it
+  form.style.width = `${Math.min(340, table.width)}px`;
+  const left = Math.max(table.left, Math.min(cell.left, table.right - form.offsetWidth));
   const top = Math.max(8, Math.min(cell.top, innerHeight - form.offsetHeight - 8));
   form.style.left = `${left + scrollX}px`;
   form.style.top = `${top + scrollY}px`;

@@ -24,6 +24,8 @@ TITLES = {
     "lr_too_low": "Learning rate too low",
     "lr_too_high": "Learning rate too high",
     "noise": "Only noise",
+    "tool_errors": "Tool calls fail",
+    "tool_unused": "No tool is called",
     "disagreement": "Advantages do not follow from the rewards",
     WAITING: "Waits for devices",
     LOST: "Workers were lost",

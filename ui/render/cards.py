@@ -38,6 +38,7 @@ from ui.render.turns import body, has_calls, num_turns, observed, texts_of
 LONG_CHARS = 300
 # A text that scrolls in its card; the keyboard must be able to reach it.
 LONG = re.compile(r"(?s).{240}|(?:[^\n]*\n){5}")
+ONE_ROW = 4  # cards that stand beside each other on a wide screen
 ENDS = {"length": "cut at the limit", "stop": "ended"}
 
 
@@ -112,7 +113,8 @@ def card_grid(
         cards += completion_card(equal[0], config, scale, digits, more)
     lengths = [len(equal[0].text) > LONG_CHARS for equal in merged]
     long = " long" if sum(lengths) * 2 > len(lengths) else ""
-    return f'<div class="cards{long}">{cards}</div>'
+    few = " few" if len(group.rollouts) <= ONE_ROW else ""
+    return f'<div class="cards{long}{few}">{cards}</div>'
 
 
 @dataclass(frozen=True, slots=True)

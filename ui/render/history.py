@@ -12,7 +12,7 @@ from ui.render.arithmetic import side_of
 from ui.render.differences import marked
 from ui.render.place import Place
 from ui.render.status import empty
-from ui.render.text import count, esc, format_number, is_number, percent, signed, whole
+from ui.render.text import count, esc, format_number, is_number, percent, shorten, signed, whole
 from ui.render.turns import body, has_calls, num_turns, texts_of
 from ui.render.verdicts import verdict_pill
 
@@ -115,10 +115,11 @@ def two_runs(name: str, group: GroupRow, other: RunRow, other_group: GroupRow | 
     best, other_best = _best(group), _best(other_group)
     if best is None or other_best is None:
         return empty("Nothing to compare", "In one of the runs no completion could be scored.")
-    cards = _pair(best, other_best, "Best")
+    names = name, other.name
+    cards = _pair((best, other_best), names, "Best")
     worst, other_worst = _worst(group), _worst(other_group)
     if worst is not None and other_worst is not None:
-        cards += _pair(worst, other_worst, "Worst")
+        cards += _pair((worst, other_worst), names, "Worst")
     return (
         f'<p class="calc"><span>{esc(group.prompt[:200])}</span></p>'
         f'<div class="two">{_facts(name, group)}{_facts(other.name, other_group)}</div>'
@@ -126,9 +127,12 @@ def two_runs(name: str, group: GroupRow, other: RunRow, other_group: GroupRow | 
     )
 
 
-def _pair(left: RolloutRow, right: RolloutRow, title: str) -> str:
-    texts = diff(texts_of(left), texts_of(right))
-    return _card(left, texts[0], title) + _card(right, texts[1], title)
+def _pair(pair: tuple[RolloutRow, RolloutRow], runs: tuple[str, str], title: str) -> str:
+    texts = diff(texts_of(pair[0]), texts_of(pair[1]))
+    return "".join(
+        _card(rollout, text, title, run)
+        for rollout, text, run in zip(pair, texts, runs, strict=True)
+    )
 
 
 def _facts(run_name: str, group: GroupRow) -> str:
@@ -202,16 +206,22 @@ def _none(why: str) -> str:
     return f'<span class="by">{why}</span>'
 
 
-def _card(rollout: RolloutRow, texts: Sequence[str], title: str) -> str:
-    """texts: of the completion's turns as HTML, with marks."""
+def _card(rollout: RolloutRow, texts: Sequence[str], title: str, run: str = "") -> str:
+    """texts: of the completion's turns as HTML, with marks.
+
+    run: its run's name, shown where the cards stand below each other.
+    """
     title = esc(title)
     text = body([rollout], texts, f"{title}, text")
     tokens = f"{num_turns(rollout)} · " if has_calls(rollout) else ""
     tokens += f"{whole(rollout.num_tokens)} tok"
+    made = f'<b title="advantage">{signed(rollout.advantage)}</b>'
+    made = made if is_number(rollout.advantage) else ""  # an evaluation has none
+    of = f'<span class="of-state">{esc(shorten(run, 40))} · </span>' if run else ""
     return (
         f'<article class="card {side_of(rollout.advantage)}" aria-label="{title}">'
-        f'<div class="adv"><b title="advantage">{signed(rollout.advantage)}</b>'
-        f'<span class="fact">{title} · reward <b>{format_number(rollout.reward, 3)}</b> · '
-        f'{tokens}</span><span class="place">#{rollout.position + 1}</span>'
+        f'<div class="adv">{made}<span class="fact">{of}{title} · reward '
+        f"<b>{format_number(rollout.reward, 3)}</b> · {tokens}</span>"
+        f'<span class="place">#{rollout.position + 1}</span>'
         f"</div>{text}</article>"
     )

@@ -93,9 +93,24 @@ def run_table(
     for run, depth in as_tree(runs):
         body += _row(run, depth, run.id in selected, run.id == in_view, names)
     return (
-        '<div class="scroll"><table class="list runs"><thead><tr>'
+        f'{_sort_menu(sort)}<div class="scroll"><table class="list runs"><thead><tr>'
         f'<th scope="col"><span class="sr">selected</span></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _sort_menu(sort: Sort) -> str:
+    """On a phone, where rows are cards, it sorts in place of the headings."""
+    options = "".join(
+        f'<option value="{key}"{" selected" if key == sort.key else ""}>{column.title}</option>'
+        for key, column in RUN_COLUMNS.items()
+        if column.sortable
+    )
+    arrow, way = ("↓", "descending") if sort.descending else ("↑", "ascending")
+    return (
+        f'<div class="sort-menu"><label class="knob">Sort by <select>{options}</select></label>'
+        f'<button type="button" class="icon" data-do="sort" data-key="{sort.key}" '
+        f'aria-label="Reverse the order, now {way}">{arrow}</button></div>'
     )
 
 

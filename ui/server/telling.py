@@ -21,6 +21,20 @@ def telling_group(store: Store, run: RunRow, repeated: Sequence[PromptVisits]) -
     return _changed_prompt(store, run, repeated) or _widest_group(store, run)
 
 
+def opening_group(store: Store, run_id: str, step: int) -> int:
+    """Position of the group that an ended run opens with: its first of this step.
+
+    If that one is tied, as often in the last step, the one whose rewards differ most.
+    """
+    found = store.groups(
+        run_id, step_from=step, step_to=step, sort="reward_std", descending=True, limit=NEWEST
+    ).rows
+    first = next((g for g in found if g.position == 0), None)
+    if not found or (first is not None and first.reward_std):
+        return 0
+    return found[0].position if found[0].reward_std else 0
+
+
 def _changed_prompt(store: Store, run: RunRow, repeated: Sequence[PromptVisits]) -> Telling | None:
     before, after = run.heldout_before, run.heldout_after
     if before is None or after is None or before == after:

@@ -22,7 +22,7 @@ from grpo_core.types import LOST, RESTART, Notice, RunStatus
 from ui.render import advice, cards, charts, provenance, run_end, status
 from ui.render.recorded_config import shown_config
 from ui.render.run_colours import run_colours
-from ui.server.telling import telling_group
+from ui.server.telling import opening_group, telling_group
 
 POINTS = 5_000  # steps read for a curve; charts.DRAWN of them are drawn
 # In the order of the page.
@@ -113,6 +113,7 @@ class Views:
         self._acts = Newest(64, self._read_acts)
         self._tools = Newest(16, lambda run_id, key: store.tools(run_id))
         self._telling = Newest(16, self._read_telling)
+        self._opening = Newest(64, lambda run_id, step: opening_group(store, run_id, step))
         self._repeated = Newest(8, lambda run_id, key: store.repeated_prompts(run_id))
         self._shared = Newest(8, lambda run_id, key: store.shared_prompts(run_id))
         self._group = lru_cache(maxsize=64)(self._draw_group)
@@ -211,6 +212,13 @@ class Views:
         telling = self._telling(run.id, self.curves_key(run))
         restarts = sum(i.kind == RESTART for i in self.curves(run).interventions)
         return run_end.run_banner(run, heldout, can_try, telling, restarts)
+
+    def newest_group(self, run: RunRow) -> tuple[int, int] | None:
+        """(step, position) of the group that stands there while none is chosen."""
+        step = self.store.last_step_with_groups(run.id)
+        if step is None:
+            return None
+        return step, 0 if run.status.is_live else self._opening(run.id, step)
 
     def _read_telling(self, run_id: str, key: tuple[Any, ...]) -> run_end.Telling | None:
         run = self.run(run_id)

@@ -92,7 +92,7 @@ def take_upload(path: Any) -> list[Any]:
     except (StudioError, OSError, shutil.Error) as error:
         problem = f'<p class="problem" role="alert">{esc(error)}</p>'
         return [SKIP, SKIP, SKIP, SKIP, problem, None]
-    return [FILE.name, kept, "", "", form_help.help_line("task.path"), None]
+    return [FILE.name, kept, "", "", form_help.path_line(kept), None]
 
 
 def show_preview(service: Service, values: Sequence[Any]) -> list[Any]:

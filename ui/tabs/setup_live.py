@@ -30,18 +30,23 @@ def beside(
         *given, was = values
         return [*show(*given), *show_setup(views, given[0], was)]
 
-    more = [setup.bar.start, setup.summary.start_from.links, seen]
+    more = [setup.bar.start, setup.summary.start_from.links, setup.bar.ended, seen]
     return [*inputs, seen], [*outputs, *more], show_both
 
 
 def show_setup(views: Views, run_id: Any, seen: Any) -> list[Any]:
-    """The start button, and where settings can be copied from; SKIP for what has not changed."""
+    """The start button, where settings can be copied from, and how many runs have ended.
+
+    SKIP for what has not changed.
+    """
     label, links = start_label(views.runs()), start_links(views.run(run_id))
-    was, now = parse_tokens(seen), {"label": label, "links": token(links)}
+    ended = str(sum(not run.status.is_live for run in views.runs()))
+    was, now = parse_tokens(seen), {"label": label, "links": token(links), "ended": ended}
     if was == now:
-        return [SKIP, SKIP, SKIP]
+        return [SKIP, SKIP, SKIP, SKIP]
     return [
         gr.update(value=label) if was.get("label") != label else SKIP,
         links if was.get("links") != now["links"] else SKIP,
+        ended if was.get("ended", ended) != ended else SKIP,  # the page came with the first
         json.dumps(now),
     ]

@@ -20,7 +20,7 @@ from ui.server.calls import slow
 from ui.server.service import Service
 from ui.server.views import Runs, Views
 from ui.tabs.form_fields import FormFields
-from ui.tabs.frame import SKIP
+from ui.tabs.frame import SKIP, hidden_values
 from ui.tabs.setup_cards import cards, dated
 
 START, QUEUE = "Start training", "Queue another"
@@ -29,7 +29,10 @@ NOT_CHECKED = '<span class="by">Preflight: not run</span>'
 
 @dataclass(frozen=True, slots=True)
 class StartBar:
-    """`answer` says why a run was not started, and offers to start it all the same."""
+    """`answer` says why a run was not started, and offers to start it all the same.
+
+    `ended` is hidden: how many runs have ended. Each may have measured what the form asks for.
+    """
 
     summary: gr.HTML
     answer: gr.HTML
@@ -38,6 +41,7 @@ class StartBar:
     state: gr.HTML  # of Preflight
     preflight: gr.Button
     start: gr.Button
+    ended: gr.Textbox
 
 
 def build_start_bar() -> StartBar:
@@ -55,6 +59,7 @@ def build_start_bar() -> StartBar:
                 state=html_panel(NOT_CHECKED, script=MARK, elem_id="preflight-state"),
                 preflight=gr.Button("Preflight", elem_id="preflight", scale=0, min_width=0),
                 start=gr.Button(START, variant="primary", elem_id="start", scale=0, min_width=0),
+                ended=hidden_values("state-bar-", ended="")[0],
             )
 
 
@@ -71,6 +76,11 @@ def wire_preflight(fields: FormFields, bar: StartBar, service: Service) -> None:
         slow(preflight), fields.values, [bar.state, bar.report, bar.answer, bar.outlook], **QUIET
     )
     asked.then(None, None, None, js=done)
+
+    def measured(*values: Any) -> str:
+        return show_outlook(service, values)
+
+    bar.ended.change(slow(measured), fields.values, bar.outlook, **QUIET)
 
 
 # ---- Preflight -------------------------------------------------------------------------------

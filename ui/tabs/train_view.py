@@ -117,11 +117,9 @@ class ShowTrain:
         run_id = given.run if views.cursor(given.run) else views.default_run()
         run = views.run(run_id)
         overlay = given.overlay if isinstance(given.overlay, list) else []
-        last = views.store.last_step_with_groups(run.id) if run else None
+        newest = views.newest_group(run) if run else None
         pinned = group_ref.parse(given.pin)
-        ref = None
-        if run is not None:
-            ref = pinned or ((last, 0) if last is not None else None)
+        ref = (pinned or newest) if run else None
         return _Shown(
             run_id=run_id,
             run=run,
@@ -129,7 +127,7 @@ class ShowTrain:
             view=_curve_view(given),
             follow=pinned is None,
             ref=ref,
-            last=last or 0,
+            last=newest[0] if newest else 0,
             order=one_of(given.order, ("best", "sampled"), "best"),
         )
 

@@ -103,6 +103,8 @@ def empty_figure(title: str, runs: Sequence[Curves], view: View) -> Figure:
 def _why_empty(runs: Sequence[Curves]) -> str:
     if runs and runs[0].trainer and runs[0].steps:
         return f"Not recorded by {visible(runs[0].trainer)}"
+    if runs and runs[0].steps:
+        return "Nothing to measure so far"  # such as the errors of tools that were never called
     return "Appears after the first step"
 
 

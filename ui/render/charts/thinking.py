@@ -10,6 +10,7 @@ from ui.render.charts.frame import (
     COLOURS,
     Figure,
     LineStyle,
+    colour_of,
     definition,
     empty_figure,
     finish,
@@ -47,6 +48,6 @@ def lengths(runs: Sequence[Curves]) -> Figure:
     """Completion length in tokens, and held-out accuracy on the right axis."""
     out = figure("length", runs, View())
     if out["traces"]:
-        out["legend"] = [{"name": "length", "colour": COLOURS[0]}]
+        out["legend"] = [{"name": "length", "colour": colour_of(runs, 0)}]
         add_accuracies(out, runs, View())
     return out

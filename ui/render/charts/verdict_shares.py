@@ -46,7 +46,7 @@ def verdicts(series: Sequence[VerdictCounts], key: str) -> Figure:
         out["legend"].append(entry)
     if len(series) == 1:
         _show_one_column(out, series[0].first)
-    out["layout"]["yaxis"] = {"range": [0, 1], "tickformat": ".0%", "tickvals": [0, 0.5, 1]}
+    out["layout"]["yaxis"] = {"range": [0, 1.03], "tickformat": ".0%", "tickvals": [0, 0.5, 1]}
     num_steps = series[0].last - series[0].first + 1
     groups = "each step's groups" if num_steps == 1 else f"the groups of {num_steps} steps"
     out["definition"] = definition("verdict")
