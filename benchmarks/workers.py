@@ -88,6 +88,9 @@ def worker(rank: int, world: int, folder: str, config: RunConfig) -> None:
     train(config, emit, RunControl(), workers)
     if not rank:
         Path(folder, "steps.json").write_text(json.dumps(steps[WARM_UP:]))
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def run(world: int, config: RunConfig) -> list[dict[str, float]]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from grpo_core.config import nest, parse
 from grpo_core.errors import StopRequested
+from grpo_core.learner import update
 from grpo_core.learner.workers import ALONE, PATIENCE, Distributed, Workers
 from grpo_core.models import Policy, load_policy
 from grpo_core.training import trainer
@@ -70,6 +71,7 @@ def trained(settings: Settings, workers: Workers = ALONE) -> list[Event]:
     """The events of a run. Settings that begin with `test.` are for the test itself.
 
     test.float64: the model in float64. test.folder: of checkpoints. test.start: a Start.
+    test.shards: the workers share what is learned, however small it is.
     test.watch: a function that sees control, event and rank at each event of every worker.
     """
     own: dict[str, Any] = {
@@ -90,7 +92,12 @@ def trained(settings: Settings, workers: Workers = ALONE) -> list[Event]:
         return policy
 
     load = load_in_float64 if own.get("float64") else load_policy
-    with suppress(StopRequested), mock.patch.object(trainer, "load_policy", load):
+    whole = 0 if own.get("shards") else update.WHOLE_PARAMETERS
+    with (
+        suppress(StopRequested),
+        mock.patch.object(trainer, "load_policy", load),
+        mock.patch.object(update, "WHOLE_PARAMETERS", whole),
+    ):
         trainer.train(config, emit, control, workers)
     return events
 

@@ -53,6 +53,8 @@ COEFS = ("kl_coef", "entropy_coef")  # set by a person, moved by a controller
 # Fraction of the way to the reference above a hard KL limit. KL falls by about a fifth, several
 # times what one update adds.
 STEP_BACK = 0.1
+# Up to so many trained parameters, every worker keeps all that is learned: 4 GiB, with gradients.
+WHOLE_PARAMETERS = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,8 +519,13 @@ class Learner:
 
 
 def weights_of(model: nn.Module, workers: Workers) -> MasterWeights:
-    """What the optimiser moves: in shards where several workers train the whole model."""
-    if workers.world == 1 or adapter_layers(model):
+    """What the optimiser moves. In shards if several workers fine-tune a large model fully.
+
+    Adapters, and up to WHOLE_PARAMETERS trained parameters, are whole on every worker: their
+    gradients are summed, and all take the same step.
+    """
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if workers.world == 1 or adapter_layers(model) or num_trained <= WHOLE_PARAMETERS:
         return MasterWeights(model)
     from grpo_core.learner.sharded_weights import ShardedWeights
 

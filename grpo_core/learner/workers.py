@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 # A paused worker 0 makes the others wait; whoever started the processes notices one that died.
 PATIENCE = timedelta(days=30)
+LARGE = 2**18  # elements of a tensor that is summed by itself
 
 
 class Workers:
@@ -104,7 +105,13 @@ class Distributed(Workers):
         return _values(outcomes, self.rank, error)[0]
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        for same in _by_kind(tensors):
+        # Large ones where they are: a copy of all would cost as much memory as the model.
+        for t in (t.detach() for t in tensors if t.numel() >= LARGE):
+            whole = t.contiguous()
+            dist.all_reduce(whole)
+            if whole.data_ptr() != t.data_ptr():
+                t.copy_(whole)
+        for same in _by_kind(t for t in tensors if t.numel() < LARGE):
             flat = torch.cat([t.detach().flatten() for t in same])
             dist.all_reduce(flat)
             for t, summed in zip(same, flat.split([t.numel() for t in same]), strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from many_workers import in_workers
@@ -19,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from grpo_core.checkpoint_files import MANIFEST, file_hash
 from grpo_core.config import AlgorithmConfig, TrainConfig
 from grpo_core.errors import DiskFull, NonFinite
-from grpo_core.learner import Batch, Learner, LearnerSettings
+from grpo_core.learner import Batch, Learner, LearnerSettings, update
 from grpo_core.learner.clipping import clip_gradient
 from grpo_core.learner.packing import ANY_SIZE
 from grpo_core.learner.workers import ALONE, Workers
@@ -41,6 +42,7 @@ class Steps:
     recompute: bool = False
     tied: bool = True
     with_reference: bool = True
+    whole: bool = False  # every worker keeps all that is learned, instead of its shards
     silent: tuple[int, ...] = ()  # groups whose advantages are 0
     algorithm: dict[str, Any] = field(default_factory=dict)
 
@@ -56,7 +58,8 @@ def make(steps: Steps, workers: Workers = ALONE) -> Learner:
     # One row a micro-batch, and gradients that are clipped.
     train = TrainConfig(warmup_steps=0, micro_batch_tokens=64, max_grad_norm=0.5)
     settings = LearnerSettings(algorithm, train, steps.rate)
-    learner = Learner(model, reference, settings, steps.recompute, workers)
+    with mock.patch.object(update, "WHOLE_PARAMETERS", 2**28 if steps.whole else 0):
+        learner = Learner(model, reference, settings, steps.recompute, workers)
     learner.packing.exact_to = ANY_SIZE  # the test of it computes norms in float32
     return learner
 
@@ -76,8 +79,8 @@ def one_step(learner: Learner, steps: Steps, number: int) -> tuple[float, float]
     share = Batch(
         batch.prompts[workers.rank :: workers.world], own, [True] * len(own), 0, batch.device
     )
-    update = learner.update(share, advantages)
-    return update.loss, update.grad_norm
+    taken = learner.update(share, advantages)
+    return taken.loss, taken.grad_norm
 
 
 def learn(steps: Steps, workers: Workers = ALONE) -> dict[str, Any]:
@@ -116,7 +119,9 @@ def learn_and_save(steps: Steps, folder: Path, workers: Workers = ALONE) -> Path
     learner = make(steps, workers)
     for n in range(steps.count):
         one_step(learner, steps, n)
-    return save(folder, snapshot(learner), workers)
+    if learner.weights.in_shards:
+        return save(folder, snapshot(learner), workers)
+    return workers.first(lambda: save(folder, snapshot(learner)))
 
 
 def go_on(steps: Steps, saved: Path, more: int, workers: Workers = ALONE) -> dict[str, Any]:
@@ -174,7 +179,7 @@ def saves_when_asked(settings: dict[str, object], workers: Workers) -> list[int]
         if event == PhaseStarted(Phase.SAMPLING, 2, 3):
             control.checkpoint()
 
-    events = trained_run({**settings, "test.watch": ask}, workers)
+    events = trained_run({**settings, "test.watch": ask, "test.shards": True}, workers)
     return [e.step for e in events if isinstance(e, Checkpointed)]
 
 

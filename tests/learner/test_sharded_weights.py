@@ -38,11 +38,14 @@ LEARNED = {
     "over the KL limit": (2, Steps(count=2, algorithm={"kl_control": "hard", "kl_target": 1e-9})),
     "moving reference": (2, Steps(count=3, algorithm={"ref_every": 1, "ref_alpha": 0.5})),
     "workers without rows": (3, Steps(silent=(0, 2))),
+    "whole on each": (2, Steps(whole=True)),
+    "whole on each, some without rows": (3, Steps(silent=(0, 2), whole=True)),
     "no rows": (2, Steps(count=2, silent=(0, 1, 2), with_reference=False)),
 }
 HALF = Steps(torch.bfloat16, rate=1e-3)
 SINGLE = Steps(torch.float32, count=1)
 BEGUN, HALF_BEGUN = replace(PLAIN, count=2), replace(HALF, count=2)
+WHOLE_HALF = replace(HALF_BEGUN, whole=True)
 SHORT = {
     "task.heldout_size": 0,
     "train.steps": 3,
@@ -73,6 +76,10 @@ def found(tmp_path_factory, tiny_model):
         "asked": (2, saves_when_asked, (short,)),
         "nan": (2, not_finite, (PLAIN,)),
         "from two": (3, go_on, (BEGUN, folder / "two" / STEP_2, 3)),
+        "whole half saved": (2, learn_and_save, (WHOLE_HALF, folder / "whole half")),
+        "whole from two": (3, go_on, (replace(BEGUN, whole=True), folder / "two" / STEP_2, 3)),
+        "whole half from two": (3, go_on, (WHOLE_HALF, folder / "half" / STEP_2, 0)),
+        "half from whole": (3, go_on, (HALF_BEGUN, folder / "whole half" / STEP_2, 0)),
         "half from two": (3, go_on, (HALF_BEGUN, folder / "half" / STEP_2, 0)),
     }
     return run_all(checks, folder)
@@ -139,6 +146,7 @@ def test_a_checkpoint_of_two_workers_goes_on_with_one_or_three(found):
     expected["numbers"] = expected["numbers"][2:]
     same(go_on(BEGUN, found["saved"], 3), expected)
     same(found["from two"], expected)
+    same(found["whole from two"], expected)
 
 
 @pytest.mark.slow
@@ -153,6 +161,8 @@ def test_masters_and_averages_are_read_back_to_the_bit(found):
     pairs = (
         (found["half saved"], go_on(HALF_BEGUN, found["half saved"], 0)),
         (found["half saved"], found["half from two"]),
+        (found["half saved"], found["whole half from two"]),
+        (found["whole half saved"], found["half from whole"]),
         (found["half saved"].parents[1] / "alone" / STEP_2, found["half from one"]),
     )
     for path, started in pairs:

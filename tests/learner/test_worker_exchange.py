@@ -9,7 +9,7 @@ import torch
 from many_workers import in_workers
 
 from grpo_core.errors import NonFinite, OutOfMemory, StopRequested, StudioError
-from grpo_core.learner.workers import ALONE
+from grpo_core.learner.workers import ALONE, LARGE
 
 
 def failing(workers, rank, error):
@@ -41,12 +41,15 @@ def stop_on_both(workers):
 def exchange(workers, given):
     numbers = torch.arange(3.0) + workers.rank, torch.ones(2, dtype=torch.float64)
     workers.sum_(numbers)
+    large = (torch.arange(2.0 * LARGE).view(2, LARGE) + workers.rank).T  # not contiguous
+    workers.sum_([large])
     started = time.perf_counter()
     return {
         "gather": workers.gather(lambda: workers.rank * 10),
         "together": workers.together(lambda: workers.rank),
         "first": workers.first(lambda: f"from {workers.rank}"),
         "sum": [t.tolist() for t in numbers],
+        "large": torch.equal(large, 2 * torch.arange(2.0 * LARGE).view(2, LARGE).T + 1),
         "mine": [*workers.mine(5)],
         "in_order": workers.in_order(workers.gather(lambda: [*workers.mine(5)])),
         "pairs": workers.in_order(
@@ -72,6 +75,7 @@ def test_results_come_in_rank_order_to_all(found):
     assert [f["together"] for f in found] == [0, 1]
     assert [f["first"] for f in found] == ["from 0"] * 2
     assert [f["sum"] for f in found] == [[[1.0, 3.0, 5.0], [2.0, 2.0]]] * 2
+    assert all(f["large"] for f in found)
 
 
 def test_things_are_dealt_in_turn_and_put_back_in_order(found):

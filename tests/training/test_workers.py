@@ -37,7 +37,7 @@ BASE = {
     "test.float64": True,
 }
 RUNS = {
-    "grpo": {"algorithm.kl_coef": 0.02},
+    "grpo": {"algorithm.kl_coef": 0.02, "test.shards": True},
     "dapo": with_preset({"algorithm.entropy_quantile": 0.2}, "DAPO"),
     "gspo": with_preset({"algorithm.updates_per_batch": 2}, "GSPO"),
     "task": {"task.name": "arithmetic", "algorithm.grouping": "task"},
@@ -136,15 +136,19 @@ def test_a_run_of_two_workers_goes_on_with_one(both, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_save_their_shards_of_a_whole_model_and_adapters_are_saved_once(both):
-    saved = {"grpo": 5, "lora": 3}
+def test_workers_save_their_shards_and_what_each_has_whole_is_saved_once(both):
+    saved = {"grpo": 5, "dapo": 5, "lora": 3}
     files = {
         name: {p.name for p in last_checkpoint(both[name][1], step).path.iterdir()}
         for name, step in saved.items()
     }
     shards = {f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)}
     assert files["grpo"] == {*shards, "checkpoint.json"}
-    assert files["lora"] == {"policy.safetensors", "state.safetensors", "checkpoint.json"}
+    assert (
+        files["dapo"]
+        == files["lora"]
+        == {"policy.safetensors", "state.safetensors", "checkpoint.json"}
+    )
 
 
 @pytest.mark.slow
