@@ -33,6 +33,9 @@ def _flag(value: Any) -> Any:
     return value if isinstance(value, bool) else None
 
 
+# Models beside the policy: verl has actor.optim.lr and critic.optim.lr.
+OTHERS = {"critic", "reward_model", "ref", "teacher"}
+
 # our field -> the names that others have for it, best first, and how to read a value
 NAMES: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
     "model.name": (
@@ -186,8 +189,12 @@ def map_settings(settings: Mapping[str, Any], changes: Mapping[str, Any] | None 
 
 
 def _find(values: Mapping[str, Any], name: str) -> str | None:
-    """The dotted name that is `name`, or that ends in it, the shortest first."""
-    ends = [at for at in values if at == name or at.endswith(f".{name}")]
+    """The dotted name of a setting of the policy that is `name` or ends in it, the shortest."""
+    ends = [
+        at
+        for at in values
+        if (at == name or at.endswith(f".{name}")) and OTHERS.isdisjoint(at.split("."))
+    ]
     return min(ends, key=len, default=None)
 
 
