@@ -6,6 +6,7 @@ Each has a folder and a database of its own, to see which of them writes. TRL's 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -34,4 +35,6 @@ attach(trainer, db=folder / "runs.sqlite")
 trainer.train()
 logged = json.dumps({"generations": logs.generations, "history": logs.history})
 (root / f"logs-{rank}.json").write_text(logged)
-PartialState().destroy_process_group()
+PartialState().wait_for_everyone()
+# gloo's threads may abort a process that ends while its model still holds their group.
+os._exit(0)
