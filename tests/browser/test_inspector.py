@@ -117,7 +117,7 @@ def test_runs_are_selected_and_sorted_as_fast_as_one_clicks(server, open_page):
     boxes.nth(0).click()
     boxes.nth(1).click()
     expect(page.get_by_text("Where their settings differ")).to_be_visible()
-    name = page.locator("#run-table [data-key=name]")
+    name = page.locator("#run-table th [data-key=name]")
     name.click()
     expect(page.locator("#run-table th[aria-sort=ascending]")).to_contain_text("Name")
     name.click()
