@@ -287,7 +287,7 @@ class DecodeBatch:
             raise _NotFinite
         if self._stops is not None:
             self._stops.look(self.params.max_new_tokens)
-        if hooks.on_group_done is not None:
+        if hooks.on_group_done is not None:  # else `groups` makes their texts
             self._report(hooks.on_group_done, self._unreported())
 
     def _look(self, t: int, alive: Sequence[int], hooks: SamplingHooks) -> list[int]:
@@ -303,7 +303,7 @@ class DecodeBatch:
             over = [
                 p for p in self._unreported() if all(map(is_over, range(p * size, (p + 1) * size)))
             ]
-            self._report(hooks.on_group_done or (lambda *_: None), over)
+            self._report(hooks.on_group_done, over)
         if hooks.on_look is not None:
             hooks.on_look(partial(self._written, t))
         return [i for i, row in enumerate(alive) if not is_over(row)]
@@ -332,15 +332,16 @@ class DecodeBatch:
         self.rows.begin(rows, logits)
         return rows
 
-    def _report(self, done: OnGroupDone, ended: Sequence[int]) -> None:
-        """Call `done` with each group once, as soon as all of its rows have ended."""
+    def _report(self, done: OnGroupDone | None, ended: Sequence[int]) -> None:
+        """Keep each group as soon as all of its rows have ended, and call `done` with it once."""
         for p, rollouts in self._rollouts(ended).items():
             self.reported[p] = rollouts
-            done(p, rollouts)
+            if done is not None:
+                done(p, rollouts)
 
     def _written(self, t: int) -> dict[int, Completion]:
         """What each row that has begun has written at step t."""
-        tokens, lengths = self.rows.tokens.tolist(), self.rows.lengths.tolist()
+        tokens, lengths = self.rows.tokens[:, :t].tolist(), self.rows.lengths.tolist()
         size, found = self.params.group_size, {}
         for p, since in self._since.items():
             opening = self.policy.opening(self.prompts[p])

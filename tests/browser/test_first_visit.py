@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from live_server import Server
 from playwright.sync_api import expect
-from views import wait_until
+from views import ends, wait_until
 
 from grpo_core.store import Store
 
@@ -15,12 +15,6 @@ def server(tmp_path):
     server = Server(tmp_path / "runs.sqlite", example=True)
     yield server
     server.close()
-
-
-def ends(place, start: str = "y", size: str = "height") -> float:
-    """Where a box ends."""
-    box = place.bounding_box()
-    return box[start] + box[size]
 
 
 def meet(page) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from live_server import Server
 from playwright.sync_api import Page, expect
-from views import fits, pick_run, wait_until
+from views import ends, fits, pick_run, wait_until
 from watch import watched
 
 from grpo_core.config import nest, parse
@@ -134,12 +134,6 @@ def drawn_rewards(page: Page) -> list[float]:
     return page.evaluate(
         "s => document.querySelector(s).data.find(t => t.hoverinfo !== 'skip').y", FIRST
     )
-
-
-def ends(place, start: str = "y", size: str = "height") -> float:
-    """Where a box ends."""
-    box = place.bounding_box()
-    return box[start] + box[size]
 
 
 def ask_for(page: Page, what: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from playwright.sync_api import Page, TimeoutError
+from playwright.sync_api import Locator, Page, TimeoutError
 from set_up import open_section
 
 from ui.components import form
@@ -64,6 +64,13 @@ def fits(page: Page) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def ends(place: Locator, start: str = "y", size: str = "height") -> float:
+    """The lower edge of an element on the page, in pixels; with "x" and "width" its right edge."""
+    box = place.bounding_box()
+    assert box is not None, f"{place} is not on the page"
+    return box[start] + box[size]
 
 
 def arrive(page: Page, address: str) -> Page:

@@ -29,10 +29,9 @@ def opening_group(store: Store, run_id: str, step: int) -> int:
     found = store.groups(
         run_id, step_from=step, step_to=step, sort="reward_std", descending=True, limit=NEWEST
     ).rows
-    first = next((g for g in found if g.position == 0), None)
-    if not found or (first is not None and first.reward_std):
+    if any(g.position == 0 and g.reward_std for g in found):
         return 0
-    return found[0].position if found[0].reward_std else 0
+    return next((g.position for g in found if g.reward_std), 0)  # the widest comes first
 
 
 def _changed_prompt(store: Store, run: RunRow, repeated: Sequence[PromptVisits]) -> Telling | None:

@@ -77,10 +77,8 @@ def wire_preflight(fields: FormFields, bar: StartBar, service: Service) -> None:
     )
     asked.then(None, None, None, js=done)
 
-    def measured(*values: Any) -> str:
-        return show_outlook(service, values)
-
-    bar.ended.change(slow(measured), fields.values, bar.outlook, **QUIET)
+    again = slow(lambda *values: show_outlook(service, values))
+    bar.ended.change(again, fields.values, bar.outlook, **QUIET)
 
 
 # ---- Preflight -------------------------------------------------------------------------------
