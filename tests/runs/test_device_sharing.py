@@ -265,8 +265,9 @@ def test_a_run_waits_until_its_cluster_has_grown_and_says_so(make, trainer, clus
 def test_a_cluster_that_does_not_answer_is_said_before_a_start(make, cluster):
     manager = make(cluster.machine)
     cluster.has()
-    cluster.until("Ray: not reachable")
-    assert manager.device_details == "here: nobody is there"
+    # Before the first answer the cluster is not reachable either, for another reason.
+    until(lambda: manager.device_details == "here: nobody is there")
+    assert manager.device == "Ray: not reachable"
     with pytest.raises(StudioError, match="cluster cannot be used: here: nobody is there"):
         manager.start(config(1))
     assert manager.store.runs() == []
