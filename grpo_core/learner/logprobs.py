@@ -78,7 +78,7 @@ def score_tokens(
     chosen = batch.completion_ids[mask]  # (N,)
     if predicted.logits is not None:
         logprobs, entropy = LogprobsFromLogits.apply(
-            predicted.logits, chosen, temperature, options.entropy
+            predicted.logits, chosen, temperature, options.entropy, predicted.may_overwrite
         )
     else:
         head = output_layer(model)
@@ -139,6 +139,9 @@ class Predicted:
 
     logits: Tensor | None  # (N, V)
     states: Tensor | None  # (N, H)
+    # No backward pass needs the logits' values but that of the loss. A model's own code may: the
+    # gradient of a cap, c·tanh(z/c), is computed from them.
+    may_overwrite: bool = False
 
 
 def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicted:
@@ -171,8 +174,10 @@ def predict(model: nn.Module, batch: Batch, options: ForwardOptions) -> Predicte
     )[layout.predicted_at]
     if holds_back:
         return Predicted(None, states)
-    logits = products.apply(output_layer(model), states)
-    return Predicted(logits, states if options.keep_states else None)
+    head = output_layer(model)
+    logits = products.apply(head, states)
+    kept = states if options.keep_states else None
+    return Predicted(logits, kept, may_overwrite=products.is_plain(head))
 
 
 def make_flat_attention(model: nn.Module, decoder: FusedDecoder) -> MakeAttend | None:

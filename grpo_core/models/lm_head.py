@@ -89,17 +89,23 @@ class LogprobsFromLogits(torch.autograd.Function):
 
         ∂ log π(c)/∂ logits = (e_c - π)/T,   ∂H/∂ logits = -π·(log π + H)/T
 
-    On a CPU one cache-sized block of rows at a time.
+    On a CPU one cache-sized block of rows at a time. in_place: the gradient takes the place of the
+    logits, so memory holds them once. If anything still needs their values, torch raises an error.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, chosen: Tensor, temperature: float, with_entropy: bool
+        ctx: Any,
+        logits: Tensor,
+        chosen: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        in_place: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         results = _Results.empty(logits, with_entropy)
         _fill(results, logits, chosen, temperature)
         ctx.save_for_backward(logits, chosen, results.entropy, results.normalizer)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.in_place = temperature, in_place
         ctx.set_materialize_grads(False)
         return results.logprobs, results.entropy
 
@@ -110,7 +116,8 @@ class LogprobsFromLogits(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         logits, chosen, entropy, normalizer = ctx.saved_tensors
         saved = _Saved(chosen, normalizer, entropy, by_logprob, by_entropy, ctx.temperature)
-        return _logits_gradient(logits, saved, torch.empty_like(logits)), None, None, None
+        gradient = _logits_gradient(logits if ctx.in_place else logits.clone(), saved)
+        return gradient, None, None, None, None
 
 
 class LogprobsFromStates(torch.autograd.Function):
@@ -162,7 +169,7 @@ class LogprobsFromStates(torch.autograd.Function):
             by_bias = torch.zeros_like(bias, dtype=wide)
         for rows in _chunks(states, weight):
             logits = linear(states[rows], weight, bias)
-            slope = _logits_gradient(logits, saved.at(rows), logits)
+            slope = _logits_gradient(logits, saved.at(rows))
             by_states[rows] = linear(slope, weight.T)
             if by_weight is not None and slope.dtype == wide:
                 by_weight.addmm_(slope.T, states[rows])
@@ -188,25 +195,21 @@ def _fill(results: _Results, logits: Tensor, chosen: Tensor, temperature: float)
             results.entropy[rows] = logprobs.exp().mul_(logprobs).sum(-1).neg_()
 
 
-def _logits_gradient(logits: Tensor, saved: _Saved, out: Tensor) -> Tensor:
-    """∂loss/∂ logits (n, V), written to `out`, which may be the logits themselves."""
+def _logits_gradient(logits: Tensor, saved: _Saved) -> Tensor:
+    """∂loss/∂ logits (n, V), written in place of the logits."""
     normalizer, temperature = saved.normalizer, saved.temperature
     by_logprob = torch.zeros_like(normalizer) if saved.by_logprob is None else saved.by_logprob
     for rows in _blocks(logits):
         scaled = _scaled(logits[rows].to(normalizer.dtype), temperature)
-        logprobs = scaled - normalizer[rows, None]
+        logprobs = scaled.sub_(normalizer[rows, None])
         weight = by_logprob[rows, None]
         if saved.by_entropy is not None:
             assert saved.entropy is not None
             surprise = logprobs + saved.entropy[rows, None]
             weight = weight + saved.by_entropy[rows, None] * surprise
-        same_dtype = out.dtype == logprobs.dtype
-        target = out[rows] if same_dtype else logprobs
-        torch.mul(logprobs.exp_(), weight / -temperature, out=target)
-        if not same_dtype:
-            out[rows] = logprobs
-    at_chosen = (by_logprob / temperature).to(out.dtype)[:, None]
-    return out.scatter_add_(-1, saved.chosen[:, None], at_chosen)
+        torch.mul(logprobs.exp_(), weight / -temperature, out=logits[rows])
+    at_chosen = (by_logprob / temperature).to(logits.dtype)[:, None]
+    return logits.scatter_add_(-1, saved.chosen[:, None], at_chosen)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

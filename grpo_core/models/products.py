@@ -1,17 +1,18 @@
-"""x·Wᵀ + b on a CPU by oneDNN's kernels, with and without a gradient.
+"""x·Wᵀ + b on a CPU by the faster of two libraries, oneDNN and MKL, with and without a gradient.
 
 torch's default is MKL. It is slow for the few rows of decoding on every processor, and on AMD's it
-does not use AVX-512: there an update's products are half as fast as oneDNN's (docs/measurements.md,
-2026-11-28). Decoding also keeps each weight in the order that the kernel reads. torch's compiler
-uses the same private operations. Without them, and for small products, F.linear computes the
-product, which is what the tests compare with.
+does not use AVX-512: there an update's products are half as fast as oneDNN's. Where a processor has
+AVX2 only, MKL computes an update's products faster (docs/measurements.md, "Products of an update").
+Decoding also keeps each weight in the order that the kernel reads. torch's compiler uses the same
+private operations. Without them, and for small products, F.linear computes the product, which is
+what the tests compare with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from torch.autograd.function import once_differentiable
 # least MIN_PRODUCTS. A call costs some 20 µs more: 64 rows x 128 x 384 take 90 µs against 68.
 MIN_ELEMENTS = 2**17
 MIN_PRODUCTS = 2**23
+# Rows above which MKL is the faster one on a processor with AVX2 and no AVX-512.
+MAX_ROWS_WITH_AVX2 = 128
 # Elements of a weight above which no reordered copy is kept: 256 MiB in float32.
 MAX_REORDERED_ELEMENTS = 2**26
 
@@ -31,6 +34,9 @@ MIN_SHARED_PRODUCTS = 2**24
 
 _has_onednn = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, n) for n in ("_linear_pointwise", "_reorder_linear_weight")
+)
+_has_fast_mkl = (
+    torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
 )
 
 
@@ -46,9 +52,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def apply(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x), by `linear` for a plain linear layer without hooks."""
-    if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks):
+    if is_plain(layer):
         return linear(x, layer.weight, layer.bias)
     return layer(x)
+
+
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it computes x·Wᵀ + b and nothing else."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class _Linear(torch.autograd.Function):
@@ -122,6 +133,7 @@ def _uses_onednn(weight: Tensor, num_rows: int) -> bool:
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and (size >= MIN_ELEMENTS or num_rows * size >= MIN_PRODUCTS)
+        and not (_has_fast_mkl and num_rows > MAX_ROWS_WITH_AVX2)
     )
 
 

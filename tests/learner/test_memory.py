@@ -15,7 +15,7 @@ from grpo_core.config import AlgorithmConfig, TrainConfig, parse
 from grpo_core.errors import OutOfMemory
 from grpo_core.learner import Batch, Learner, LearnerSettings, logprobs, token_logprobs
 from grpo_core.learner import batch as batches
-from grpo_core.learner.batch import micro_batches
+from grpo_core.learner.batch import micro_batches, separate
 from grpo_core.learner.logprobs import ScoreOptions, score_tokens
 from grpo_core.learner.packing import ANY_SIZE
 from grpo_core.models import Policy
@@ -319,6 +319,41 @@ def test_logprobs_entropy_and_their_gradient_equal_log_softmax(temperature, monk
     ):
         torch.testing.assert_close(picked, plain.gather(-1, chosen[:, None])[:, 0])
         torch.testing.assert_close(entropy, -(plain.exp() * plain).sum(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_gradient_in_place_of_the_logits_is_the_same(temperature, dtype, monkeypatch):
+    monkeypatch.setattr(head, "BLOCK", 2 * 13)
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (
+        torch.randn(*s, generator=generator).to(dtype).requires_grad_() for s in ((7, 5), (13, 5))
+    )
+    chosen = torch.randint(0, 13, (7,), generator=generator)
+    gradients = []
+    for in_place in (False, True):
+        logits = states @ weight.T
+        at = []
+        logits.register_hook(lambda gradient, at=at: at.append(gradient.data_ptr()))
+        picked, entropy = head.LogprobsFromLogits.apply(logits, chosen, temperature, True, in_place)
+        gradients.append(torch.autograd.grad((picked + 0.3 * entropy).sum(), (states, weight)))
+        assert (at == [logits.data_ptr()]) == in_place
+    assert all(map(torch.equal, *gradients))
+
+
+def test_logits_that_a_models_own_code_needs_are_not_overwritten():
+    class Capped(TinyLM):
+        def forward(self, input_ids, attention_mask):
+            out = super().forward(input_ids, attention_mask)
+            out.logits = torch.tanh(out.logits)  # its gradient, 1 - tanh², is made from its result
+            return out
+
+    model, batch = Capped(), make_batch()
+    logprobs, _ = token_logprobs(model, batch, 1.0)
+    found = torch.autograd.grad(logprobs.sum(), [*model.parameters()])
+    one_by_one = token_logprobs(model, batch, 1.0, separate)[0]
+    expected = torch.autograd.grad(one_by_one.sum(), [*model.parameters()])
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("function", ["whole", "in chunks"])

@@ -1,4 +1,4 @@
-"""Linear layers on a CPU by oneDNN's kernels, beside float64."""
+"""Linear layers on a CPU by oneDNN's or MKL's kernels, beside float64."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def by_linear(product, x, weight, bias, slope):
     return [y.detach(), *torch.autograd.grad(y, leaves, slope)]
 
 
+@pytest.mark.parametrize("fast_mkl", [True, False])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_a_linear_layers_output_and_gradients_are_those_of_float64(shape):
+def test_a_linear_layers_output_and_gradients_are_those_of_float64(shape, fast_mkl, monkeypatch):
+    monkeypatch.setattr(products, "_has_fast_mkl", fast_mkl)
     generator = torch.Generator().manual_seed(0)
     rows, width, out = shape
     x, weight, bias, slope = (
@@ -35,6 +37,16 @@ def test_a_linear_layers_output_and_gradients_are_those_of_float64(shape):
     exact = by_linear(F.linear, *(t.double() for t in (x, weight, bias, slope)))
     for a, b in zip(found, exact, strict=True):
         assert (a.double() - b).norm() <= 2e-6 * b.norm()
+
+
+@pytest.mark.skipif(not products._has_onednn, reason="torch was built without oneDNN")
+def test_without_avx512_mkl_computes_many_rows_and_onednn_few(monkeypatch):
+    weight = torch.zeros(512, 512)
+    few, many = products.MAX_ROWS_WITH_AVX2, products.MAX_ROWS_WITH_AVX2 + 1
+    monkeypatch.setattr(products, "_has_fast_mkl", True)
+    assert [products._uses_onednn(weight, n) for n in (few, many)] == [True, False]
+    monkeypatch.setattr(products, "_has_fast_mkl", False)
+    assert [products._uses_onednn(weight, n) for n in (few, many)] == [True, True]
 
 
 def test_a_hook_on_a_linear_layer_is_called():
