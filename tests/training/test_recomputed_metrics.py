@@ -519,6 +519,7 @@ def test_updates_learning_rate_clock_and_memory_are_in_order(recorded):
             + s["entropy_loss"]
             + a.value_coef * (s["value_loss"] or 0.0),
             abs=1e-5,
+            rel=3e-7,  # a few roundings of float32: a critic's first loss is 450
         )
         assert (
             (s["value_loss"] is None)
